@@ -1,0 +1,263 @@
+"""What an objective is to the rest of bstune, and the `Trial` that a training loop sees.
+
+An objective travels to a worker process once, is prepared there (its data loaded), and is then run many times, each
+time in a process of its own: `describe` says what it is, `measure` runs a few real steps for the probe, `train` runs
+one trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from ..tuner.errors import ObjectiveError, TrialPruned
+
+Verdict = Literal["go", "stop"]
+OptimizerFamily = Literal["sgd", "adam", "other"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a worker learned about an objective by loading it and building its model once."""
+
+    name: str | None
+    kind: str
+    """`supervised`, `loop` or `command`."""
+    n_samples: int
+    epochs: float
+    n_val_samples: int | None = None
+    evals: int = 16
+    """Equal points of a full run at which it is validated."""
+    schedule: str = "unknown"
+    """`constant`, `linear`, `cosine`, `wsd`, `callable`; `unknown` where the user owns the loop."""
+    optimizer: str | None = None
+    """Class name, or None where it cannot be known before training."""
+    optimizer_family: OptimizerFamily = "other"
+    precision: str = "fp32"
+    batch_norm: bool = False
+    parameter_bytes: int | None = None
+    can_continue: bool = False
+    """A stopped trial can go on from a checkpoint."""
+    metrics: tuple[str, ...] = ()
+    source_hash: str | None = None
+    """Of the file or the code that defines the objective."""
+
+    @property
+    def full_run_samples(self) -> float:
+        """Training samples in one full run, before rounding to whole steps."""
+        return self.epochs * self.n_samples
+
+    def full_run_steps(self, global_batch_size: int) -> int:
+        """Return the optimizer steps of a full run: floor(epochs * n_samples / global_batch_size)."""
+        return math.floor(self.full_run_samples / global_batch_size + 1e-9)
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One run of one setting, exactly as a worker is to do it."""
+
+    number: int
+    """The number of the trial in the study."""
+    stage: str
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    learning_rate: float
+    seed: int
+    end_samples: int
+    """Where this run ends: a multiple of the global batch size."""
+    points: tuple[int, ...]
+    """Samples at which a report is wanted, ascending. The last may lie past `end_samples` by less than one step;
+    it is then due at the end."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    eval_batch_size: int | None = None
+    world_size: int = 1
+    start_samples: int = 0
+    """Samples already trained by the run that this one continues."""
+    resume_from: str | None = None
+    """Checkpoint file to continue from."""
+    checkpoint_to: str | None = None
+    """Checkpoint file to write when the run ends or is stopped, so that another can continue it."""
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps from zero to the planned end."""
+        return self.end_samples // self.global_batch_size
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """A validation loss on its way from a worker to the one who decides."""
+
+    number: int
+    points: tuple[int, ...]
+    """The wanted points that this report is the first to reach."""
+    samples: int
+    val_loss: float
+    metrics: Mapping[str, float]
+    seconds: float
+    """Wall seconds of this run so far, validation included."""
+
+
+class Trial:
+    """The setting that a training loop runs, and the door through which it reports.
+
+    Attributes:
+        micro_batch_size: Samples in one forward and backward pass.
+        accumulation_steps: Micro-batches in one optimizer step.
+        global_batch_size: Samples in one optimizer step.
+        eval_batch_size: Samples in one validation batch that are known to fit.
+        world_size: Processes that train together; 1 here.
+        learning_rate: The learning rate of this setting.
+        params: Values of the extra dimensions of the space.
+        seed: Seed for initialisation, data order and dropout.
+        device: What to train on, as torch spells it: `cpu`, `cuda:0`.
+        max_samples: Samples at which this run ends.
+        next_report: Samples at which the next report is wanted.
+    """
+
+    def __init__(self, spec: TrialSpec, *, device: str, send: Callable[[TrialReport], Verdict], clock: Callable[[], float]) -> None:
+        """Bind a setting to the function that carries its reports and brings back the verdict."""
+        self._spec = spec
+        self._send = send
+        self._clock = clock
+        self._start_s = clock()
+        self._last_samples = spec.start_samples
+        self._next = sum(point <= spec.start_samples for point in spec.points)
+        self.n_reports = 0
+        self.stopped_at: int | None = None
+        self.read: set[str] = set()
+        """Names of the attributes that the loop has looked at."""
+        self.number = spec.number
+        self.micro_batch_size = spec.micro_batch_size
+        self.accumulation_steps = spec.accumulation_steps
+        self.global_batch_size = spec.global_batch_size
+        self.world_size = spec.world_size
+        self.learning_rate = spec.learning_rate
+        self.params = dict(spec.params)
+        self.seed = spec.seed
+        self.device = device
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Samples in one validation batch that are known to fit."""
+        self.read.add("eval_batch_size")
+        return self._spec.eval_batch_size or self._spec.micro_batch_size
+
+    @property
+    def max_samples(self) -> int:
+        """Samples at which this run ends; train until this many have been seen."""
+        self.read.add("max_samples")
+        return self._spec.end_samples
+
+    @property
+    def next_report(self) -> int:
+        """Samples at which the next report is wanted; `max_samples` once all others were made."""
+        points = self._spec.points
+        return min(points[self._next], self._spec.end_samples) if self._next < len(points) else self._spec.end_samples
+
+    def report(self, val_loss: float, *, samples: int, **metrics: float) -> None:
+        """Tell the validation loss after `samples` cumulative training samples of this trial.
+
+        Report as often as you like: only the first report at or after each wanted point counts.
+
+        Args:
+            val_loss: The validation loss, to be minimised. To tune accuracy, report 1 - accuracy.
+            samples: Training samples seen by this trial since its beginning.
+            metrics: Other numbers to record beside it.
+
+        Raises:
+            TrialPruned: The trial is to stop. Let it pass; it is raised again at each later call.
+            ObjectiveError: `samples` went down, or `val_loss` is not one number.
+        """
+        loss, samples = _number(val_loss, "val_loss"), int(_number(samples, "samples"))
+        if samples < self._last_samples:
+            raise ObjectiveError(
+                f"trial.report got samples={samples} after {self._last_samples}: expected the cumulative number of training samples "
+                "of this trial, which never goes down."
+            )
+        self._last_samples = samples
+        self.n_reports += 1
+        if self.stopped_at is not None:
+            raise TrialPruned(f"trial {self.number} was stopped at {self.stopped_at} samples")
+        due = self._due(samples)
+        if not due and math.isfinite(loss):
+            return
+        self._next += len(due)
+        numbers = {name: _number(value, name) for name, value in metrics.items()}
+        verdict = self._send(TrialReport(self.number, due, samples, loss, numbers, self._clock() - self._start_s))
+        if verdict == "stop":
+            self.stopped_at = samples
+            raise TrialPruned(f"trial {self.number} was stopped at {samples} samples")
+        if samples >= self._spec.end_samples:
+            self.stopped_at = samples  # The end: this call returns as usual, a later one is told to stop.
+
+    def _due(self, samples: int) -> tuple[int, ...]:
+        wanted = self._spec.points[self._next :]
+        return tuple(point for point in wanted if samples >= min(point, self._spec.end_samples))
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ObjectiveError(f"trial.report got {name}={value!r}: expected one number.") from error
+
+
+class Meter(Protocol):
+    """What an objective calls while it is measured; the worker knows the device behind it."""
+
+    def phase(self, name: str) -> None:
+        """Say what comes next: `build`, `data`, `train` or `validation`."""
+
+    def step(self) -> AbstractContextManager[None]:
+        """Wrap one whole optimizer step; it is timed and its peak is read when it ends."""
+
+    def holds(self, *, parameters: int, gradients: int, optimizer_state: int) -> None:
+        """Say how many bytes are held by what, after a step, with gradients resident."""
+
+
+@dataclass(frozen=True)
+class MeasureSpec:
+    """A few real steps that the probe wants to see."""
+
+    micro_batch_size: int
+    eval_batch_size: int
+    accumulation_steps: int
+    n_steps: int
+    seed: int
+    timed_s: float = 0.0
+    """Go on stepping for about this many seconds after `n_steps`, to time them."""
+    validate: bool = True
+
+
+@dataclass(frozen=True)
+class MeasureNotes:
+    """What an objective says of a measurement besides what the meter saw."""
+
+    steps: int
+    samples: int
+    eval_batch_size: int | None
+    """The validation batch size that was really run; None when none was seen."""
+    warnings: tuple[str, ...] = ()
+
+
+class Objective(Protocol):
+    """A training problem, as a worker runs it. Each method but `prepare` is called in a process of its own."""
+
+    name: str | None
+
+    def prepare(self) -> None:
+        """Load the data, once, before any process is made for a trial."""
+
+    def describe(self) -> Facts:
+        """Build the model once and say what this objective is."""
+
+    def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
+        """Run real optimizer steps and a validation batch at one size."""
+
+    def train(self, trial: Trial, spec: TrialSpec) -> None:
+        """Run one trial to its end, or until `trial.report` raises `TrialPruned`; write the checkpoint if asked to."""

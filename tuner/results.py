@@ -1,0 +1,418 @@
+"""What comes back: frozen dataclasses whose names bear their units, and which survive a trip through JSON.
+
+Every result has `to_dict()`, `to_json()` and `from_dict()`. A number that is not finite becomes None when the
+result is made, so a result always equals what is read back from its own JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import BstuneError
+
+if TYPE_CHECKING:
+    import pandas
+    from typing_extensions import Self
+
+Outcome = Literal["ok", "oom", "limit", "error"]
+LimitedBy = Literal["memory", "dataset", "max_batch", "plateau", "timeout"]
+Proof = Literal["bracket", "model", "cap", "noise"]
+Goal = Literal["loss", "time", "largest"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A frozen dataclass that can be written as JSON and read back equal."""
+
+    def __post_init__(self) -> None:
+        """Replace what JSON cannot say: numbers that are not finite become None, lists become tuples."""
+        for item in dataclasses.fields(self):
+            object.__setattr__(self, item.name, _finite(getattr(self, item.name)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists, strings and numbers; `json.dumps` takes them as they are."""
+        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """Return `to_dict()` as one JSON document."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read back what `to_dict` wrote; keys that a newer version added are ignored.
+
+        Raises:
+            BstuneError: A key is missing or a value has another type than the field.
+        """
+        if not isinstance(data, Mapping):
+            raise BstuneError(f"Not a {cls.__name__}: expected a JSON object, found {type(data).__name__}.")
+        hints = typing.get_type_hints(cls)
+        values = {}
+        for item in dataclasses.fields(cls):
+            if item.name in data:
+                values[item.name] = _typed(hints[item.name], data[item.name], f"{cls.__name__}.{item.name}")
+            elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+                raise BstuneError(f"Not a {cls.__name__}: the key {item.name!r} is missing.")
+        return cls(**values)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (list, tuple)):
+        return tuple(_finite(item) for item in value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _typed(next(option for option in options if option is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise BstuneError(f"{where}: expected a list, found {value!r}.")
+        inner = typing.get_args(hint)
+        if inner[-1] is Ellipsis:
+            return tuple(_typed(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(inner) != len(value):
+            raise BstuneError(f"{where}: expected {len(inner)} values, found {len(value)}.")
+        return tuple(_typed(part, item, where) for part, item in zip(inner, value, strict=True))
+    if origin in (dict, Mapping) or hint in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise BstuneError(f"{where}: expected an object, found {value!r}.")
+        return dict(value)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise BstuneError(f"{where}: expected one of {', '.join(map(repr, typing.get_args(hint)))}, found {value!r}.")
+        return value
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_dict(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if isinstance(hint, type) and type(value) is not hint:
+        raise BstuneError(f"{where}: expected {hint.__name__}, found {value!r}.")
+    return value
+
+
+# --- what the probe returns ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeviceInfo(Record):
+    """The device as it was when it was used."""
+
+    kind: str
+    """`cpu` or `cuda`."""
+    name: str
+    uuid: str | None = None
+    total_bytes: int | None = None
+    threads: int | None = None
+    """Threads per worker on CPU."""
+
+
+@dataclass(frozen=True)
+class Attempt(Record):
+    """One size that was tried, in a process of its own."""
+
+    size: int
+    """The micro-batch size, in samples."""
+    outcome: Outcome
+    peak_bytes: int | None
+    seconds: float
+    steps: int
+    """Optimizer steps that were completed."""
+    eval_batch_size: int | None = None
+    phase: str | None = None
+    """Where it failed: `build`, `data`, `train` or `validation`; None when it did not."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class MemoryLine(Record):
+    """Peak memory as a line in the micro-batch size, near the answer."""
+
+    fixed_bytes: float
+    bytes_per_sample: float
+    predicted_bytes: int | None
+    """What was predicted for the answer before it was run; None when nothing was predicted."""
+    measured_bytes: int
+    relative_error: float | None
+    """(predicted - measured) / measured."""
+
+
+@dataclass(frozen=True)
+class MemoryByCategory(Record):
+    """What the peak at the answer is made of; None where it could not be told apart."""
+
+    parameters_bytes: int | None
+    gradients_bytes: int | None
+    optimizer_state_bytes: int | None
+    activations_bytes: int | None
+    workspace_bytes: int | None
+    """Everything else: kernels' scratch space, the allocator's spare blocks; on CPU also the interpreter."""
+
+
+@dataclass(frozen=True)
+class ThroughputRow(Record):
+    """Step time at one micro-batch size, alone on the device, after warm-up."""
+
+    batch_size: int
+    samples_per_s: float
+    s_per_step: float
+    """Median over the timed steps."""
+    spread: float
+    """Interquartile range over the median."""
+
+
+@dataclass(frozen=True)
+class StepTimeLine(Record):
+    """Seconds per step as a line in the micro-batch size: t(n) = a + c * n."""
+
+    a_s: float
+    c_s_per_sample: float
+    saturation_batch: float | None
+    """a / c: the size at which half of the peak throughput is reached."""
+
+    def step_s(self, micro_batch_size: int, accumulation_steps: int = 1) -> float:
+        """Return the seconds that one optimizer step takes with this many accumulated micro-batches."""
+        return accumulation_steps * (self.a_s + self.c_s_per_sample * micro_batch_size)
+
+
+@dataclass(frozen=True)
+class ProbeResult(Record):
+    """The largest micro-batch that fits, how that is known, and what a step costs."""
+
+    micro_batch_size: int
+    eval_batch_size: int | None
+    limited_by: LimitedBy
+    proof: Proof
+    capacity_bytes: int
+    usable_bytes: int
+    budget_bytes: int
+    peak_bytes: int
+    memory_line: MemoryLine | None
+    memory_by_category: MemoryByCategory | None
+    throughput: tuple[ThroughputRow, ...]
+    step_time_line: StepTimeLine | None
+    attempts: tuple[Attempt, ...]
+    device: DeviceInfo
+    n_train_samples: int
+    warnings: tuple[str, ...] = ()
+    samples: int = 0
+    """Training samples that the probe used; not charged to a search."""
+    seconds: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The arguments that the answer depends on, as the probe was called."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+# --- what the search returns --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting(Record):
+    """A point of the search: what is trained with. The device decides how it is split into micro-batches."""
+
+    global_batch_size: int
+    learning_rate: float
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LossEstimate(Record):
+    """Validation loss at the end of a full run."""
+
+    mean: float | None
+    sd: float | None
+    """None with one seed."""
+    n_seeds: int
+    low: float | None = None
+    """90 % prediction interval for one fresh full run."""
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class LrRule(Record):
+    """Double the batch, multiply the learning rate by 2**alpha; learned from the trials of this search."""
+
+    alpha: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidate(Record):
+    """A setting that was run, with what it reached and what a full run of it costs."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    learning_rate: float
+    params: dict[str, Any]
+    val_loss: LossEstimate
+    seconds_per_full_run: float | None
+    samples_per_s: float | None
+    seconds_to_target: float | None = None
+    samples_to_target: float | None = None
+    verified: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Recommendation(Record):
+    """One setting that was really run, with the reason, its uncertainty and its cost."""
+
+    micro_batch_size: int
+    accumulation_steps: int
+    world_size: int
+    global_batch_size: int
+    """`micro_batch_size * accumulation_steps * world_size`, exactly."""
+    eval_batch_size: int | None
+    learning_rate: float
+    params: dict[str, Any]
+    val_loss: LossEstimate
+    seconds_to_target: float | None
+    samples_to_target: float | None
+    samples_per_s: float | None
+    peak_bytes: int | None
+    verified: bool
+    """It was run to the full budget, on a seed that it was not chosen on, as recommended."""
+    reason: str
+    batch_interval: tuple[int, ...]
+    """Smallest and largest global batch size that could not be told from the best."""
+    lr_rule: LrRule | None
+    fastest: Candidate | None
+    smallest_within_tolerance: Candidate | None
+    alternatives: tuple[Candidate, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spent(Record):
+    """What the search trained, confirmation included and the probe not."""
+
+    full_runs: float
+    samples: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Limits(Record):
+    """The batch size that each of the three allows, in samples; None where it was not measured."""
+
+    memory: int | None = None
+    """Largest micro-batch that fits."""
+    hardware: float | None = None
+    """Saturation batch a / c of the step-time line."""
+    noise: float | None = None
+    """Critical batch size."""
+
+
+TRIAL_COLUMNS = (
+    "number",
+    "stage",
+    "state",
+    "reason",
+    "global_batch_size",
+    "micro_batch_size",
+    "accumulation_steps",
+    "learning_rate",
+    "seed",
+    "samples",
+    "val_loss",
+    "best_val_loss",
+    "seconds",
+    "samples_per_s",
+    "peak_bytes",
+)
+
+
+@dataclass(frozen=True)
+class TrialRecord(Record):
+    """One trial, as one row of `SearchResult.trials`."""
+
+    number: int
+    stage: str
+    state: str
+    """`complete`, `pruned`, `failed` or `running`."""
+    reason: str
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    learning_rate: float
+    seed: int
+    samples: int
+    """Training samples at its end, those of the run that it continues included."""
+    val_loss: float | None
+    best_val_loss: float | None
+    seconds: float | None
+    samples_per_s: float | None
+    peak_bytes: int | None
+    params: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    values: tuple[tuple[int, float | None], ...] = ()
+    """The learning curve: (samples, validation loss)."""
+
+
+@dataclass(frozen=True)
+class SearchResult(Record):
+    """The recommendation and everything that it rests on."""
+
+    recommendation: Recommendation
+    probe: ProbeResult | None
+    records: tuple[TrialRecord, ...]
+    spent: Spent
+    stopped_by: str
+    """`budget`, `n_trials`, `timeout`, `interrupted` or `converged`."""
+    target: float | None
+    limits: Limits
+    study: str
+    storage: str
+    versions: dict[str, str] = field(default_factory=dict)
+    goal: Goal = "loss"
+
+    @property
+    def trials(self) -> pandas.DataFrame:
+        """One row per trial; the extra parameters and metrics follow the fixed columns."""
+        import pandas
+
+        rows = []
+        for record in self.records:
+            row = {name: getattr(record, name) for name in TRIAL_COLUMNS}
+            rows.append(row | record.params | record.metrics)
+        return pandas.DataFrame(rows, columns=None if rows else list(TRIAL_COLUMNS))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; the trials stand under `trials`, one object each."""
+        data = super().to_dict()
+        data["trials"] = data.pop("records")
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read back what `to_dict` wrote."""
+        if isinstance(data, Mapping) and "trials" in data:
+            data = {**data, "records": data["trials"]}
+        return super().from_dict(data)
