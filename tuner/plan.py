@@ -48,3 +48,20 @@ class Proposal:
     continues: int | None = None
     """Number of the trial that this one goes on from."""
     start_samples: int = 0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a search is expected to cost, said before it trains anything."""
+
+    n_trials: int
+    """About this many trials, most of them stopped early."""
+    full_runs: float
+    """At most this much training, in full runs."""
+    samples: int
+    seconds: float | None
+    """From the step-time line; None where no step time is known."""
+    n_batches: int
+    """Global batch sizes that are considered."""
+    batch_range: tuple[int, int]
+    learning_rate_range: tuple[float, float]

@@ -374,6 +374,16 @@ class TrialRecord(Record):
     metrics: dict[str, Any] = field(default_factory=dict)
     values: tuple[tuple[int, float | None], ...] = ()
     """The learning curve: (samples, validation loss)."""
+    end_samples: int | None = None
+    """Where the run was planned to end."""
+    start_samples: int = 0
+    """Samples that it took over from the run that it continues; the search is charged for `samples - start_samples`."""
+    continues: int | None = None
+    """Number of the trial that it went on from; the values of that trial stand at the head of `values`."""
+    cause: str | None = None
+    """Of a failed trial: `oom`, `killed`, `crashed`, `hung`, `error`, `no_report`, or `orphan` when the search itself was killed."""
+    checkpoint: str | None = None
+    """A checkpoint that a new trial can continue from; None when there is none (any more)."""
 
 
 @dataclass(frozen=True)
