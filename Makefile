@@ -1,0 +1,59 @@
+# `make demo` and `make test` need nothing but Python 3.10 or newer: each creates .venv and installs into it what constraints.txt pins.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TYPING := .typing/bstune
+
+.DEFAULT_GOAL := help
+.PHONY: help dev demo format lint type test check test-gpu docs bench clean
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[examples]' --group dev
+	touch $@
+
+# Type checkers look for `bstune` in a folder of that name, and the checkout may be called anything.
+$(TYPING):
+	mkdir -p $(@D)
+	ln -sfn .. $@
+
+dev: $(INSTALLED) $(TYPING) ## Create .venv with bstune, editable, and the tools.
+
+demo: $(INSTALLED) ## Search examples/digits.py down to a recommendation.
+	$(BIN)/bstune search examples/digits.py
+
+format: $(INSTALLED) ## Rewrite the code as ruff formats it.
+	$(BIN)/ruff check --quiet --select I --fix .
+	$(BIN)/ruff format .
+
+lint: $(INSTALLED) ## Check format and lint rules; change nothing.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+type: $(INSTALLED) $(TYPING) ## Check types, strictly, tests and examples included.
+	$(BIN)/mypy -p bstune
+
+test: $(INSTALLED) ## Run the tests.
+	$(BIN)/python -m pytest
+
+check: lint type test ## All that CI runs.
+
+test-gpu: $(INSTALLED) ## Run the tests that repeat a claim on a CUDA device.
+	$(BIN)/python -m pytest -m gpu
+
+docs: $(INSTALLED) ## Write docs/cli.md from the --help texts.
+	$(BIN)/python docs/make_cli.py
+
+bench: $(INSTALLED) ## Measure start-up time, and hold the demo's recommendation against its truth grid.
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/demo_truth.py --check
+
+clean: ## Remove .venv, caches and builds; studies (*.db) are kept.
+	rm -rf $(VENV) .typing build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
