@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 from ..tuner.errors import ObjectiveError, TrialPruned
@@ -119,11 +119,23 @@ class Trial:
         next_report: Samples at which the next report is wanted.
     """
 
-    def __init__(self, spec: TrialSpec, *, device: str, send: Callable[[TrialReport], Verdict], clock: Callable[[], float]) -> None:
-        """Bind a setting to the function that carries its reports and brings back the verdict."""
+    def __init__(
+        self,
+        spec: TrialSpec,
+        *,
+        device: str,
+        send: Callable[[TrialReport], Verdict],
+        clock: Callable[[], float],
+        overrun: Callable[[], None] | None = None,
+    ) -> None:
+        """Bind a setting to the function that carries its reports and brings back the verdict.
+
+        `overrun` is called when the loop goes on for more than one report interval after it was told to stop.
+        """
         self._spec = spec
         self._send = send
         self._clock = clock
+        self._overrun = overrun
         self._start_s = clock()
         self._last_samples = spec.start_samples
         self._next = sum(point <= spec.start_samples for point in spec.points)
@@ -182,6 +194,7 @@ class Trial:
         self._last_samples = samples
         self.n_reports += 1
         if self.stopped_at is not None:
+            self.check_overrun(samples)
             raise TrialPruned(f"trial {self.number} was stopped at {self.stopped_at} samples")
         due = self._due(samples)
         if not due and math.isfinite(loss):
@@ -194,6 +207,22 @@ class Trial:
             raise TrialPruned(f"trial {self.number} was stopped at {samples} samples")
         if samples >= self._spec.end_samples:
             self.stopped_at = samples  # The end: this call returns as usual, a later one is told to stop.
+
+    @property
+    def last_samples(self) -> int:
+        """Samples of the last report."""
+        return self._last_samples
+
+    @property
+    def report_interval(self) -> int:
+        """The longest way, in samples, from one wanted point to the next."""
+        points = (0, *self._spec.points)
+        return max(after - before for before, after in pairwise(points))
+
+    def check_overrun(self, samples: int) -> None:
+        """End a loop that was told to stop and has gone on for more than one report interval since."""
+        if self._overrun and self.stopped_at is not None and samples > self.stopped_at + self.report_interval:
+            self._overrun()
 
     def _due(self, samples: int) -> tuple[int, ...]:
         wanted = self._spec.points[self._next :]
@@ -213,10 +242,10 @@ class Meter(Protocol):
     def phase(self, name: str) -> None:
         """Say what comes next: `build`, `data`, `train` or `validation`."""
 
-    def step(self) -> AbstractContextManager[None]:
-        """Wrap one whole optimizer step; it is timed and its peak is read when it ends."""
+    def step_done(self) -> None:
+        """Say that one whole optimizer step has ended; the time since the last one is its step time."""
 
-    def holds(self, *, parameters: int, gradients: int, optimizer_state: int) -> None:
+    def holds(self, *, parameters_bytes: int, gradients_bytes: int, optimizer_state_bytes: int) -> None:
         """Say how many bytes are held by what, after a step, with gradients resident."""
 
 
@@ -231,17 +260,18 @@ class MeasureSpec:
     seed: int
     timed_s: float = 0.0
     """Go on stepping for about this many seconds after `n_steps`, to time them."""
-    validate: bool = True
+    max_timed_steps: int = 20
 
 
 @dataclass(frozen=True)
 class MeasureNotes:
     """What an objective says of a measurement besides what the meter saw."""
 
-    steps: int
     samples: int
     eval_batch_size: int | None
     """The validation batch size that was really run; None when none was seen."""
+    optimizer: str | None = None
+    """Class name of the optimizer that stepped."""
     warnings: tuple[str, ...] = ()
 
 

@@ -1,0 +1,144 @@
+"""Data sets as bstune wants them: checked, streamed without end in full batches, and moved to the device.
+
+One epoch's order depends on the seed and the number of the epoch alone, so a run can be entered at any sample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from ..tuner.errors import ObjectiveError
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+EPOCH_SEED_STRIDE = 1_000_003
+"""Epoch e of seed s is shuffled with seed s * stride + e; a prime far above any number of epochs keeps them apart."""
+
+
+def check_data(data: Any, name: str) -> None:
+    """Raise an ObjectiveError unless `data` is a map-style data set with at least one sample.
+
+    Raises:
+        ObjectiveError: Says what was given, what was expected and what to pass instead.
+    """
+    torch_data = sys.modules.get("torch.utils.data")
+    if torch_data is not None and isinstance(data, torch_data.DataLoader):
+        raise ObjectiveError(
+            f"{name} is a DataLoader: bstune chooses the batch size itself, so it needs the data set behind it. Pass `loader.dataset`, "
+            "and `num_workers=` and `collate_fn=` where you use them."
+        )
+    if torch_data is not None and isinstance(data, torch_data.IterableDataset):
+        raise ObjectiveError(
+            f"{name} is an IterableDataset: bstune needs a length and random access to compare batch sizes at equal samples. Pass a "
+            "map-style Dataset (with __len__ and __getitem__), or write your own loop with @bstune.objective."
+        )
+    if isinstance(data, tuple):
+        raise ObjectiveError(f"{name} is a tuple of {len(data)}: expected a Dataset. Pass `torch.utils.data.TensorDataset(*{name})`.")
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise ObjectiveError(
+            f"{name} is a {type(data).__name__}: expected a map-style Dataset (with __len__ and __getitem__), or a function without "
+            "arguments that returns one."
+        )
+    if len(data) == 0:
+        raise ObjectiveError(f"{name} is empty: expected at least one sample.")
+
+
+def is_factory(data: Any) -> bool:
+    """Tell whether `data` is a function that makes a data set, rather than a data set."""
+    return callable(data) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
+
+
+class MicroBatches:
+    """The indices of micro-batches, without end and always full: a partial batch carries into the next epoch."""
+
+    def __init__(self, n_samples: int, size: int, *, seed: int, start_samples: int = 0) -> None:
+        """Shuffle `n_samples` anew each epoch and cut the endless stream, from `start_samples` on, into pieces of `size`."""
+        self._n_samples = n_samples
+        self._size = size
+        self._seed = seed
+        self._start_samples = start_samples
+
+    def __iter__(self) -> Iterator[list[int]]:
+        import torch
+
+        epoch, offset = divmod(self._start_samples, self._n_samples)
+        batch: list[int] = []
+        while True:
+            shuffle = torch.Generator().manual_seed(self._seed * EPOCH_SEED_STRIDE + epoch)
+            order = torch.randperm(self._n_samples, generator=shuffle).tolist()[offset:]
+            for index in order:
+                batch.append(index)
+                if len(batch) == self._size:
+                    yield batch
+                    batch = []
+            epoch, offset = epoch + 1, 0
+
+
+def training_batches(
+    data: Any,
+    size: int,
+    *,
+    seed: int,
+    start_samples: int,
+    collate_fn: Callable[[list[Any]], Any] | None,
+    num_workers: int,
+    pin_memory: bool,
+) -> Iterator[Any]:
+    """Return the endless stream of training micro-batches, from `start_samples` on."""
+    import torch
+
+    loader: DataLoader[Any] = torch.utils.data.DataLoader(
+        data,
+        batch_sampler=cast(Any, MicroBatches(len(data), size, seed=seed, start_samples=start_samples)),
+        collate_fn=collate_fn,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(seed),  # Else the loader draws from the trial's own generator.
+    )
+    return iter(loader)
+
+
+def validation_batches(
+    data: Any, size: int, *, collate_fn: Callable[[list[Any]], Any] | None, num_workers: int, pin_memory: bool
+) -> Iterator[tuple[int, Any]]:
+    """Yield (samples, batch) over the whole validation set, in order; the last batch may be smaller."""
+    import torch
+
+    loader: DataLoader[Any] = torch.utils.data.DataLoader(
+        data,
+        batch_size=size,
+        collate_fn=collate_fn,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(0),
+    )
+    left = len(data)
+    for batch in loader:
+        yield min(size, left), batch
+        left -= size
+
+
+def to_device(batch: Any, device: str) -> Any:
+    """Return the batch with every tensor in it on `device`, whatever its nesting: mappings, sequences, named tuples, dataclasses."""
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(item, device) for item in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(item, device) for item in batch)
+    if type(batch) is dict:
+        return {key: to_device(item, device) for key, item in batch.items()}
+    if hasattr(batch, "to"):  # Batches that know how, such as those of tokenizers and graph libraries.
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(item, device) for key, item in batch.items()}
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        moved = {item.name: to_device(getattr(batch, item.name), device) for item in dataclasses.fields(batch) if item.init}
+        return dataclasses.replace(batch, **moved)
+    return batch

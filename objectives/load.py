@@ -1,0 +1,108 @@
+"""A reference to an objective in a file or module; the file is executed only in workers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..tuner.errors import ObjectiveError
+
+DEFAULT_NAME = "objective"
+
+
+@dataclass(frozen=True)
+class ObjectiveRef:
+    """Where an objective stands, before its file was ever executed.
+
+    Attributes:
+        target: As it was given: `model.py`, `model.py:name` or `package.module:name`.
+        path: Absolute path of the file, or None for a module.
+        module: Dotted name of the module, or None for a file.
+        name: Name of the objective in it.
+        source_hash: Hash of the file's content, or None for a module.
+    """
+
+    target: str
+    path: str | None
+    module: str | None
+    name: str
+    source_hash: str | None
+
+    @property
+    def default_study_name(self) -> str:
+        """The file's stem, and the objective's name where it is not the usual one."""
+        stem = Path(self.path).stem if self.path else str(self.module).rsplit(".", 1)[-1]
+        return stem if self.name == DEFAULT_NAME else f"{stem}-{self.name}"
+
+    def resolve(self) -> Any:
+        """Execute the file and return its objective. Called in workers only.
+
+        Raises:
+            ObjectiveError: There is no such objective; the message lists what was found.
+        """
+        module = self._import()
+        found = getattr(module, self.name, None)
+        if is_objective(found):
+            return found
+        others = [name for name, value in vars(module).items() if is_objective(value)]
+        public = [name for name in vars(module) if not name.startswith("_")]
+        what = f"has no {self.name!r}" if found is None else f"has a {self.name!r} that is a {type(found).__name__}, not an objective"
+        hint = (
+            f"Name the one you mean: {self.target.split(':')[0]}:{others[0]}"
+            if others
+            else f"Write `{self.name} = bstune.Supervised(...)` or decorate a function `{self.name}` with @bstune.objective"
+        )
+        raise ObjectiveError(
+            f"{self.target} {what}. Looked for a module-level bstune.Supervised or a function under @bstune.objective; found "
+            f"{', '.join(public[:12]) or 'nothing'}. {hint}."
+        )
+
+    def _import(self) -> ModuleType:
+        if self.path is None:
+            return importlib.import_module(str(self.module))
+        # The file's folder comes first, as it does for `python model.py`, so that its neighbours can be imported.
+        sys.path.insert(0, str(Path(self.path).parent))
+        name = f"bstune_user_{Path(self.path).stem}"
+        spec = importlib.util.spec_from_file_location(name, self.path)
+        if spec is None or spec.loader is None:
+            raise ObjectiveError(f"{self.target} is not a Python file: expected a path that ends in .py.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+
+def load(target: str | Path) -> ObjectiveRef:
+    """Return a reference to the objective in a file or module, without executing it.
+
+    Args:
+        target: `model.py` (its module-level `objective`), `model.py:name` or `package.module:name`.
+
+    Raises:
+        ObjectiveError: The file is missing, or is not a Python file.
+    """
+    text = str(target)
+    place, _, name = text.rpartition(":") if ":" in text else (text, "", DEFAULT_NAME)
+    name = name or DEFAULT_NAME
+    path = Path(place)
+    if path.suffix == ".py" or path.exists() or "/" in place:
+        if not path.is_file():
+            raise ObjectiveError(f"{place}: no such file. Give the path of a Python file that defines an objective.")
+        if path.suffix != ".py":
+            raise ObjectiveError(f"{place} is not a Python file: expected a path that ends in .py.")
+        path = path.resolve()
+        return ObjectiveRef(text, str(path), None, name, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    if not place or not all(part.isidentifier() for part in place.split(".")) or ":" not in text:
+        raise ObjectiveError(f"{text}: no such file. Give model.py, model.py:name or package.module:name.")
+    return ObjectiveRef(text, None, place, name, None)
+
+
+def is_objective(value: Any) -> bool:
+    """Tell whether `value` is an objective: it can be prepared, described, measured and trained."""
+    return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in ("prepare", "describe", "measure", "train"))

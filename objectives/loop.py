@@ -1,0 +1,214 @@
+"""The user's own training loop as an objective."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..tuner.errors import ArgumentError, ObjectiveError, TrialPruned
+from .base import Facts, MeasureNotes, MeasureSpec, Meter, Trial, TrialReport, TrialSpec, Verdict
+from .source import optimizer_family, source_hash
+from .supervised import optimizer_bytes, seed_everything
+
+ENDED_EARLY = 0.9
+"""A loop may end a little before `max_samples` (whole epochs, dropped last batches); below this share of it, it has not run."""
+
+
+class _Enough(BaseException):
+    """Ends a measured loop from within; not an Exception, so that the loop's own `except Exception` lets it pass."""
+
+
+def objective(
+    *, n_samples: int, epochs: float = 1, evals: int = 16, optimizer: str | None = None, name: str | None = None
+) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
+    """Make an objective of a function that trains a model.
+
+    The function gets a `bstune.Trial`: it trains with its batch sizes and learning rate until `trial.max_samples`, and calls
+    `trial.report(val_loss=..., samples=...)` on the way.
+
+    Args:
+        n_samples: Samples in the training data set.
+        epochs: Passes over them in one full run.
+        evals: Equal points of a full run at which a report is wanted, besides the rungs of the search.
+        optimizer: Name of the optimizer's class, such as `"SGD"`; default: seen in the probe.
+        name: Name of the study; default: the name of the file.
+
+    Raises:
+        ArgumentError: A number is wrong on its face.
+
+    Example:
+        >>> @objective(n_samples=1000, epochs=3)
+        ... def train(trial):
+        ...     trial.report(val_loss=abs(trial.learning_rate - 0.1), samples=trial.max_samples)
+        >>> train.n_samples
+        1000
+    """
+    wrong = []
+    if not (isinstance(n_samples, int) and n_samples >= 1):
+        wrong.append(f"n_samples={n_samples!r}: expected a whole number of at least 1")
+    if not epochs > 0:
+        wrong.append(f"epochs={epochs!r}: expected a number above 0")
+    if evals < 1:
+        wrong.append(f"evals={evals!r}: expected a whole number of at least 1")
+    if wrong:
+        raise ArgumentError("objective: " + "; ".join(wrong) + ".")
+    return lambda function: LoopObjective(function, n_samples=n_samples, epochs=epochs, evals=evals, optimizer=optimizer, name=name)
+
+
+class LoopObjective:
+    """A training loop with the size of its data; made by `@bstune.objective`."""
+
+    kind = "loop"
+
+    def __init__(
+        self, function: Callable[[Trial], Any], *, n_samples: int, epochs: float, evals: int, optimizer: str | None, name: str | None
+    ) -> None:
+        """Wrap the function; it can still be called as it is."""
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.n_samples = n_samples
+        self.epochs = epochs
+        self.evals = evals
+        self.optimizer = optimizer
+        self.name = name
+        self.source_hash = source_hash(function, n_samples, epochs, evals)
+
+    def __call__(self, trial: Trial) -> Any:
+        """Call the user's function."""
+        return self.function(trial)
+
+    @property
+    def facts(self) -> Facts:
+        """What is known without running anything."""
+        return Facts(
+            name=self.name,
+            kind=self.kind,
+            n_samples=self.n_samples,
+            epochs=self.epochs,
+            evals=self.evals,
+            optimizer=self.optimizer,
+            optimizer_family=optimizer_family(self.optimizer),
+            source_hash=self.source_hash,
+        )
+
+    def prepare(self) -> None:
+        """Nothing to load: the loop owns its data."""
+
+    def describe(self) -> Facts:
+        """Say what is known without running anything."""
+        return self.facts
+
+    def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
+        """Run the loop for a few optimizer steps, counted by torch's global hook, and see what it does."""
+        seed_everything(spec.seed)
+        global_batch = spec.micro_batch_size * spec.accumulation_steps
+        timed = spec.max_timed_steps if spec.timed_s > 0 else 0
+        end_samples = (spec.n_steps + timed) * global_batch
+        trial_spec = TrialSpec(
+            number=-1,
+            stage="probe",
+            global_batch_size=global_batch,
+            micro_batch_size=spec.micro_batch_size,
+            accumulation_steps=spec.accumulation_steps,
+            learning_rate=1e-6,
+            seed=spec.seed,
+            end_samples=end_samples,
+            points=(end_samples,),
+            eval_batch_size=spec.eval_batch_size,
+        )
+        reported: list[TrialReport] = []
+
+        def send(report: TrialReport) -> Verdict:
+            reported.append(report)
+            return "go"
+
+        trial = Trial(trial_spec, device=device, send=send, clock=time.perf_counter)
+        watch = _StepWatch(meter, n_steps=spec.n_steps, timed_s=spec.timed_s, max_steps=spec.n_steps + timed)
+        meter.phase("train")
+        with watch.hooked():
+            try:
+                self.function(trial)
+            except (_Enough, TrialPruned):
+                pass
+        return MeasureNotes(
+            samples=watch.steps * global_batch,
+            eval_batch_size=spec.eval_batch_size if reported and "eval_batch_size" in trial.read else None,
+            optimizer=watch.optimizer_name,
+            warnings=self._unseen(trial, watch, reported, spec),
+        )
+
+    def _unseen(self, trial: Trial, watch: _StepWatch, reported: list[TrialReport], spec: MeasureSpec) -> tuple[str, ...]:
+        warnings = []
+        if watch.steps < spec.n_steps:
+            raise ObjectiveError(
+                f"The loop made {watch.steps} optimizer steps where {spec.n_steps} were wanted: expected it to train until "
+                f"trial.max_samples ({trial.max_samples} samples at global batch {trial.global_batch_size})."
+            )
+        if "max_samples" not in trial.read:
+            warnings.append("The loop does not look at trial.max_samples, so bstune ended it from within and saw no validation.")
+        elif not reported:
+            warnings.append("The loop was not seen to validate and report, so the memory of validation is not part of the answer.")
+        return tuple(warnings)
+
+    def train(self, trial: Trial, spec: TrialSpec) -> None:
+        """Run one trial.
+
+        Raises:
+            ObjectiveError: The loop ended without reporting, or well before `trial.max_samples`.
+        """
+        self.function(trial)
+        if trial.n_reports == 0:
+            raise ObjectiveError(
+                "The loop ended without a report: expected trial.report(val_loss=..., samples=...) at least once, at its end."
+            )
+        if trial.stopped_at is None and trial.last_samples < ENDED_EARLY * spec.end_samples:
+            raise ObjectiveError(
+                f"The loop ended after reporting {trial.last_samples} samples: expected it to train until trial.max_samples ({spec.end_samples})."
+            )
+
+
+class _StepWatch:
+    """Counts the optimizer steps of a loop that bstune does not own, and ends it once enough were seen."""
+
+    def __init__(self, meter: Meter, *, n_steps: int, timed_s: float, max_steps: int) -> None:
+        self.steps = 0
+        self.optimizer_name: str | None = None
+        self._meter = meter
+        self._n_steps = n_steps
+        self._max_steps = max_steps
+        self._timed_s = timed_s
+        self._first: Any = None
+        self._deadline_s = float("inf")
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Watch every torch optimizer of this process while the block runs."""
+        from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+        handles = (register_optimizer_step_pre_hook(self._before), register_optimizer_step_post_hook(self._after))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._first is None:
+            # The first optimizer to step counts the steps; a second one, as a GAN has, does not count them twice.
+            self._first, self.optimizer_name = optimizer, type(optimizer).__name__
+        late = self.steps >= self._n_steps and time.perf_counter() > self._deadline_s
+        if optimizer is self._first and (self.steps >= self._max_steps or late):
+            raise _Enough
+
+    def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if optimizer is not self._first:
+            return
+        self.steps += 1
+        self._meter.step_done()
+        if self.steps == self._n_steps:
+            self._meter.holds(**optimizer_bytes([optimizer], []))
+            self._meter.phase("timing" if self._timed_s else "validation")
+            self._deadline_s = time.perf_counter() + self._timed_s if self._timed_s else float("inf")

@@ -1,0 +1,471 @@
+"""The short form of an objective: a model, a training set and a validation set. bstune owns the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..tuner.errors import ArgumentError, ObjectiveError, TrialPruned
+from .base import Facts, MeasureNotes, MeasureSpec, Meter, Trial, TrialSpec
+from .data import check_data, is_factory, to_device, training_batches, validation_batches
+from .schedule import SCHEDULES, learning_rate_factor
+from .source import optimizer_family, source_hash
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+FINITE_CHECK_STEPS = 20
+"""On a GPU the training loss is looked at every so many steps only: each look waits for the device."""
+
+
+class Supervised:
+    """Train `model` on `train_data`, judge it on `val_data`.
+
+    Args:
+        model: A class or function without arguments that returns a fresh `torch.nn.Module`.
+        train_data: A map-style Dataset, or a function without arguments that returns one; called once per search.
+        val_data: The same, for validation. All of it is used at every validation.
+        training_step: `(model, batch) -> loss`, the mean over the batch as one scalar tensor. Default: the loss of `(x, y)` pairs.
+        validation_step: The same for validation, called under `eval()` and `no_grad`. Default: `training_step`.
+        loss: `(output, target) -> scalar` for pairs. Default: cross-entropy for integer targets, mean squared error for float ones.
+        optimizer: `(parameters, lr) -> torch.optim.Optimizer`. Default: `torch.optim.AdamW`.
+        epochs: Passes over the training data in one full run.
+        evals: Equal points of a full run at which it is validated, besides the rungs of the search.
+        schedule: `constant`, `linear`, `cosine`, `wsd`, or a function of progress in [0, 1] that returns a factor. Progress is
+            samples over the planned end of the run.
+        precision: `fp32`, `bf16` or `fp16` (autocast; fp16 with loss scaling).
+        metrics: `{name: (model, batch) -> float}`, recorded beside the validation loss as means weighted by samples.
+        collate_fn: As in `torch.utils.data.DataLoader`.
+        num_workers: As in `torch.utils.data.DataLoader`.
+        worst_batch: `(n) -> batch`: the n samples that take the most memory, for the probe; for data of varying size.
+        clip_grad_norm: Largest norm of the gradient, or None.
+        name: Name of the study; default: the name of the file.
+
+    Raises:
+        ArgumentError: An argument is wrong on its face.
+        ObjectiveError: The data cannot be used; the message says what to pass instead.
+
+    Example:
+        >>> import torch
+        >>> data = torch.utils.data.TensorDataset(torch.randn(64, 4), torch.randint(3, (64,)))
+        >>> Supervised(model=lambda: torch.nn.Linear(4, 3), train_data=data, val_data=data, epochs=2).epochs
+        2
+    """
+
+    kind = "supervised"
+
+    def __init__(
+        self,
+        model: Callable[[], torch.nn.Module],
+        train_data: Any,
+        val_data: Any,
+        *,
+        training_step: Callable[[Any, Any], Any] | None = None,
+        validation_step: Callable[[Any, Any], Any] | None = None,
+        loss: Callable[[Any, Any], Any] | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        epochs: float = 10,
+        evals: int = 16,
+        schedule: str | Callable[[float], float] = "constant",
+        precision: str = "fp32",
+        metrics: Mapping[str, Callable[[Any, Any], float]] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+        worst_batch: Callable[[int], Any] | None = None,
+        clip_grad_norm: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Check what can be checked without running anything."""
+        torch_nn = sys.modules.get("torch.nn")
+        wrong = []
+        if torch_nn is not None and isinstance(model, torch_nn.Module):
+            wrong.append("model is a module that was already built: expected a class or function that builds one (model=Net, not Net())")
+        elif not callable(model):
+            wrong.append(f"model={model!r}: expected a class or function without arguments that returns a module")
+        if not epochs > 0:
+            wrong.append(f"epochs={epochs!r}: expected a number above 0")
+        if evals < 1:
+            wrong.append(f"evals={evals!r}: expected a whole number of at least 1")
+        if not callable(schedule) and schedule not in SCHEDULES:
+            wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)} or a function of progress")
+        if precision not in PRECISIONS:
+            wrong.append(f"precision={precision!r}: expected {', '.join(PRECISIONS)}")
+        if training_step is not None and loss is not None:
+            wrong.append("training_step and loss were both given: training_step owns the loss, so leave out one of them")
+        if wrong:
+            raise ArgumentError("Supervised: " + "; ".join(wrong) + ".")
+        for data, role in ((train_data, "train_data"), (val_data, "val_data")):
+            if not is_factory(data):
+                check_data(data, role)
+        self.model = model
+        self.train_data = train_data
+        self.val_data = val_data
+        self.loss = loss or default_loss
+        self.training_step = training_step or self._pair_step
+        self.validation_step = validation_step or self.training_step
+        self.optimizer = optimizer
+        self.epochs = epochs
+        self.evals = evals
+        self.schedule = schedule
+        self.precision = precision
+        self.metrics = dict(metrics or {})
+        self.collate_fn = collate_fn
+        self.num_workers = num_workers
+        self.worst_batch = worst_batch
+        self.clip_grad_norm = clip_grad_norm
+        self.name = name
+        parts = (model, training_step, validation_step, loss, optimizer, schedule, collate_fn, *self.metrics.values())
+        self.source_hash = source_hash(*parts, epochs, evals, precision, clip_grad_norm, sorted(self.metrics))
+
+    def prepare(self) -> None:
+        """Call the data factories and check what they return."""
+        for role in ("train_data", "val_data"):
+            data = getattr(self, role)
+            if is_factory(data):
+                data = data()
+                check_data(data, role)
+                setattr(self, role, data)
+
+    def describe(self) -> Facts:
+        """Build the model and its optimizer once, on CPU, and say what this objective is."""
+        import torch
+
+        seed_everything(0)
+        model = self.build_model()
+        optimizer = self.build_optimizer(model, 1e-3)
+        return Facts(
+            name=self.name,
+            kind=self.kind,
+            n_samples=len(self.train_data),
+            n_val_samples=len(self.val_data),
+            epochs=self.epochs,
+            evals=self.evals,
+            schedule="callable" if callable(self.schedule) else self.schedule,
+            optimizer=type(optimizer).__name__,
+            optimizer_family=optimizer_family(type(optimizer).__name__),
+            precision=self.precision,
+            batch_norm=any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()),
+            parameter_bytes=sum(parameter.nbytes for parameter in model.parameters()),
+            can_continue=self.schedule == "constant",
+            metrics=tuple(self.metrics),
+            source_hash=self.source_hash,
+        )
+
+    def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
+        """Run real optimizer steps at one micro-batch size, then one validation batch with gradients still held."""
+        meter.phase("build")
+        run = Run(self, device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None)
+        meter.phase("data")
+        run.open_stream(spec.micro_batch_size, spec.accumulation_steps, worst_batch=self.worst_batch)
+        meter.phase("train")
+        for _ in range(spec.n_steps):
+            run.step()
+            meter.step_done()
+        meter.holds(**run.held_bytes())
+        meter.phase("validation")
+        n_validated = run.validate_once(spec.eval_batch_size)
+        steps = spec.n_steps
+        if spec.timed_s > 0:
+            meter.phase("timing")
+            end_s = time.perf_counter() + spec.timed_s
+            while steps < spec.n_steps + spec.max_timed_steps and (time.perf_counter() < end_s or steps < spec.n_steps + 3):
+                run.step()
+                meter.step_done()
+                steps += 1
+        samples = steps * spec.micro_batch_size * spec.accumulation_steps
+        return MeasureNotes(samples=samples, eval_batch_size=n_validated, optimizer=type(run.optimizer).__name__)
+
+    def train(self, trial: Trial, spec: TrialSpec) -> None:
+        """Run one trial to its planned end, or until it is told to stop; write the checkpoint if one is wanted."""
+        run = Run(self, device=trial.device, learning_rate=trial.learning_rate, seed=trial.seed, horizon_samples=spec.end_samples)
+        if spec.resume_from:
+            run.load(spec.resume_from)
+        run.open_stream(spec.micro_batch_size, spec.accumulation_steps)
+        try:
+            while run.samples < spec.end_samples:
+                run.step()
+                if not run.loss_is_finite():
+                    trial.report(math.nan, samples=run.samples)
+                if run.samples >= trial.next_report:
+                    trial.report(samples=run.samples, **run.validate(trial.eval_batch_size))
+        except TrialPruned:
+            if spec.checkpoint_to and run.loss_is_finite():
+                run.save(spec.checkpoint_to)
+            raise
+        if spec.checkpoint_to:
+            run.save(spec.checkpoint_to)
+
+    def build_model(self) -> torch.nn.Module:
+        """Return a fresh model.
+
+        Raises:
+            ObjectiveError: `model` returned something else than a module with parameters to train.
+        """
+        import torch
+
+        model = self.model()
+        if not isinstance(model, torch.nn.Module):
+            raise ObjectiveError(f"model() returned a {type(model).__name__}: expected a torch.nn.Module.")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ObjectiveError("model() returned a module without parameters to train: expected at least one with requires_grad.")
+        return model
+
+    def build_optimizer(self, model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+        """Return the optimizer of the model's trainable parameters.
+
+        Raises:
+            ObjectiveError: `optimizer` returned something else than an Optimizer.
+        """
+        import torch
+
+        make = self.optimizer or torch.optim.AdamW
+        optimizer = make([parameter for parameter in model.parameters() if parameter.requires_grad], learning_rate)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ObjectiveError(f"optimizer() returned a {type(optimizer).__name__}: expected a torch.optim.Optimizer.")
+        return optimizer
+
+    def _pair_step(self, model: Any, batch: Any) -> Any:
+        if not (isinstance(batch, (list, tuple)) and len(batch) == 2):
+            raise ObjectiveError(
+                f"A batch is a {type(batch).__name__}: without training_step, bstune expects pairs (x, y). Give "
+                "training_step=(model, batch) -> loss."
+            )
+        return self.loss(model(batch[0]), batch[1])
+
+
+def default_loss(output: Any, target: Any) -> Any:
+    """Return cross-entropy for integer targets and mean squared error for float ones of the output's shape.
+
+    Raises:
+        ObjectiveError: Neither applies.
+    """
+    import torch
+
+    if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
+        if not target.is_floating_point():
+            return torch.nn.functional.cross_entropy(output, target)
+        if target.shape == output.shape:
+            return torch.nn.functional.mse_loss(output, target)
+    shapes = f"output {_shape(output)}, target {_shape(target)}"
+    raise ObjectiveError(
+        f"No default loss fits ({shapes}): it is cross-entropy for integer targets and mean squared error for float targets of the "
+        "output's shape. Give loss= or training_step=."
+    )
+
+
+def _shape(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if hasattr(value, "dtype") and hasattr(value, "shape") else type(value).__name__
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators that user code draws from: Python's, NumPy's and torch's."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class Run:
+    """One model in training: built from a seed, stepped, validated, saved and loaded."""
+
+    def __init__(self, objective: Supervised, *, device: str, learning_rate: float, seed: int, horizon_samples: int | None) -> None:
+        """Build everything from the seed; `horizon_samples` is where the schedule ends, None for a constant rate."""
+        import torch
+
+        seed_everything(seed)
+        self.objective = objective
+        self.device = device
+        self.seed = seed
+        self.samples = 0
+        self.steps = 0
+        self.horizon_samples = horizon_samples
+        self.cuda = device.startswith("cuda")
+        self.model = objective.build_model().to(device)
+        self.optimizer = objective.build_optimizer(self.model, learning_rate)
+        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._scaler = torch.amp.GradScaler("cuda") if objective.precision == "fp16" and self.cuda else None
+        self._last_loss: torch.Tensor | None = None
+        self.model.train()
+
+    def open_stream(self, micro_batch_size: int, accumulation_steps: int, *, worst_batch: Callable[[int], Any] | None = None) -> None:
+        """Start the endless stream of training micro-batches where this run stands."""
+        self._micro_batch_size = micro_batch_size
+        self._accumulation_steps = accumulation_steps
+        if worst_batch is not None:
+            self._batches = iter(lambda: worst_batch(micro_batch_size), None)
+            return
+        self._batches = training_batches(
+            self.objective.train_data,
+            micro_batch_size,
+            seed=self.seed,
+            start_samples=self.samples,
+            collate_fn=self.objective.collate_fn,
+            num_workers=self.objective.num_workers,
+            pin_memory=self.cuda,
+        )
+
+    def step(self) -> None:
+        """Do one optimizer step. Gradients stay until the next one begins, as they do in most training loops."""
+        self._set_learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(self._accumulation_steps):
+            self._backward(to_device(next(self._batches), self.device))
+        if self._scaler:
+            self._scaler.unscale_(self.optimizer)
+        if self.objective.clip_grad_norm is not None:
+            import torch
+
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.objective.clip_grad_norm)
+        if self._scaler:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        else:
+            self.optimizer.step()
+        self.steps += 1
+        self.samples += self._micro_batch_size * self._accumulation_steps
+
+    def _backward(self, batch: Any) -> None:
+        with self._autocast():
+            loss = self.objective.training_step(self.model, batch)
+        check_loss(loss, "training_step", needs_grad=True)
+        loss = loss.reshape(()) / self._accumulation_steps
+        (self._scaler.scale(loss) if self._scaler else loss).backward()
+        self._last_loss = loss.detach()
+
+    def _set_learning_rate(self) -> None:
+        if self.horizon_samples is None:
+            return
+        factor = learning_rate_factor(self.objective.schedule, min(1.0, self.samples / self.horizon_samples))
+        for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = base * factor  # All groups are scaled alike, so their ratios stay.
+
+    def loss_is_finite(self) -> bool:
+        """Tell whether the last training loss is a number; on a GPU looks only every few steps, since each look waits."""
+        if self._last_loss is None or (self.cuda and self.steps % FINITE_CHECK_STEPS):
+            return True
+        return bool(self._last_loss.isfinite())
+
+    def validate(self, eval_batch_size: int) -> dict[str, float]:
+        """Return the mean loss and metrics over all validation data, weighted by samples; key `val_loss` and the metrics' names."""
+        total, sums = 0, dict.fromkeys(("val_loss", *self.objective.metrics), 0.0)
+        for n_samples, batch in self._validation(eval_batch_size):
+            total += n_samples
+            for name, value in self._judge(batch).items():
+                sums[name] += n_samples * value
+        self.model.train()
+        return {name: value / total for name, value in sums.items()}
+
+    def validate_once(self, eval_batch_size: int) -> int:
+        """Run one validation batch, as the probe wants it; return its size."""
+        for n_samples, batch in self._validation(eval_batch_size):
+            self._judge(batch)
+            self.model.train()
+            return n_samples
+        raise AssertionError("validation data is never empty")
+
+    def _validation(self, eval_batch_size: int) -> Any:
+        self.model.eval()
+        objective = self.objective
+        return validation_batches(
+            objective.val_data,
+            eval_batch_size,
+            collate_fn=objective.collate_fn,
+            num_workers=objective.num_workers,
+            pin_memory=self.cuda,
+        )
+
+    def _judge(self, batch: Any) -> dict[str, float]:
+        import torch
+
+        batch = to_device(batch, self.device)
+        with torch.no_grad(), self._autocast():
+            loss = self.objective.validation_step(self.model, batch)
+            check_loss(loss, "validation_step", needs_grad=False)
+            return {"val_loss": float(loss)} | {name: float(metric(self.model, batch)) for name, metric in self.objective.metrics.items()}
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        import torch
+
+        if self.objective.precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.objective.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.split(":")[0], dtype=dtype)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of parameters (and buffers), gradients and optimizer state."""
+        return optimizer_bytes([self.optimizer], [*self.model.parameters(), *self.model.buffers()])
+
+    def save(self, path: str) -> None:
+        """Write everything that the rest of the run depends on."""
+        import numpy
+        import torch
+
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict() if self._scaler else None,
+            "samples": self.samples,
+            "steps": self.steps,
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.cuda else None,
+            "python_rng": random.getstate(),
+            "numpy_rng": numpy.random.get_state(),
+        }
+        torch.save(state, path)
+
+    def load(self, path: str) -> None:
+        """Go on where `save` was called. The file was written by this search, so unpickling it runs nobody else's code."""
+        import numpy
+        import torch
+
+        state = torch.load(path, map_location="cpu", weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._scaler and state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        self.samples, self.steps = state["samples"], state["steps"]
+        torch.set_rng_state(state["torch_rng"])
+        if self.cuda and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        random.setstate(state["python_rng"])
+        numpy.random.set_state(state["numpy_rng"])
+
+
+def optimizer_bytes(optimizers: list[Any], extra: list[Any]) -> dict[str, int]:
+    """Return the bytes held by parameters, gradients and optimizer state; `extra` are tensors counted as parameters, each once."""
+    import torch
+
+    parameters = {id(tensor): tensor for tensor in extra}
+    state_bytes = 0
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            parameters.update((id(tensor), tensor) for tensor in group["params"])
+        for state in optimizer.state.values():
+            state_bytes += sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
+    return {
+        "parameters_bytes": sum(tensor.nbytes for tensor in parameters.values()),
+        "gradients_bytes": sum(tensor.grad.nbytes for tensor in parameters.values() if tensor.grad is not None),
+        "optimizer_state_bytes": state_bytes,
+    }
+
+
+def check_loss(loss: Any, where: str, *, needs_grad: bool) -> None:
+    """Raise an ObjectiveError unless `loss` is one scalar, and part of the graph where it is to be trained on."""
+    import torch
+
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        if not needs_grad or loss.requires_grad:
+            return
+        raise ObjectiveError(f"{where} returned a loss without a gradient: expected one computed from the model's output, not detached.")
+    if not needs_grad and isinstance(loss, (int, float)):
+        return
+    found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+    raise ObjectiveError(f"{where} returned {found}: expected the mean loss over the batch, one scalar tensor.")
