@@ -1,0 +1,321 @@
+"""Checking what the user asked for, before anything is opened, loaded or run: every wrong argument is named at once."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import ArgumentError
+from .plan import Plan
+from .results import TRIAL_COLUMNS, ProbeResult
+
+DEFAULT_BUDGET = 12.0
+"""Full runs."""
+
+_UNITS = {"": 1, "B": 1} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    # A bare letter counts in powers of two, as in Docker and Slurm.
+    for suffix, base in (("", 1024), ("iB", 1024), ("B", 1000))
+}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)")
+
+
+def parse_size(text: str | int) -> int:
+    """Return the bytes in a size such as `12GiB`, `1.5GB` or `4096`.
+
+    Raises:
+        ArgumentError: The text is not a positive number with a known unit.
+
+    Example:
+        >>> parse_size("1.5GiB")
+        1610612736
+    """
+    match = _SIZE.fullmatch(str(text).strip())
+    units = {name.upper(): factor for name, factor in _UNITS.items()}
+    if isinstance(text, bool) or match is None or match[2].upper() not in units:
+        raise ArgumentError(f"{text!r} is not a size: expected a number with a unit, such as 12GiB, 800MiB or 12GB.")
+    size = int(float(match[1]) * units[match[2].upper()])
+    if size < 1:
+        raise ArgumentError(f"{text!r} is not a size: expected at least one byte.")
+    return size
+
+
+class _Checks:
+    """Collects what is wrong; `done` raises it all at once."""
+
+    def __init__(self) -> None:
+        self._problems: list[str] = []
+
+    def wrong(self, problem: str) -> None:
+        self._problems.append(problem)
+
+    def integer(self, name: str, value: Any, minimum: int) -> int:
+        """Return the value as an int; on a problem note it and return the minimum."""
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            number = operator.index(value)
+        except TypeError:
+            self.wrong(f"{name}={value!r}: expected a whole number of at least {minimum}.")
+            return minimum
+        if number < minimum:
+            self.wrong(f"{name}={value!r}: expected at least {minimum}.")
+            return minimum
+        return number
+
+    def real(self, name: str, value: Any, accept: Callable[[float], bool], expected: str) -> float:
+        """Return the value as a float; a number that is not finite, or not accepted, is a problem."""
+        try:
+            number = math.nan if isinstance(value, (bool, str)) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or not accept(number):
+            self.wrong(f"{name}={value!r}: expected {expected}.")
+            return 1.0
+        return number
+
+    def choice(self, name: str, value: Any, valid: Sequence[str]) -> None:
+        if value not in valid:
+            self.wrong(f"{name}={value!r}: expected one of {', '.join(valid)}.")
+
+    def size(self, name: str, value: str | int | None) -> int | None:
+        try:
+            return None if value is None else parse_size(value)
+        except ArgumentError as error:
+            self.wrong(f"{name}: {error}")
+            return None
+
+    def text(self, name: str, value: Any) -> None:
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            self.wrong(f"{name}={value!r}: expected a text that is not empty.")
+
+    def done(self) -> None:
+        if len(self._problems) == 1:
+            raise ArgumentError(self._problems[0])
+        if self._problems:
+            raise ArgumentError("\n".join([f"{len(self._problems)} arguments are wrong:", *(f"  {problem}" for problem in self._problems)]))
+
+
+@dataclass(frozen=True)
+class ProbeArguments:
+    """The arguments of `bstune.probe`, checked."""
+
+    device: str = "auto"
+    memory_bytes: int | None = None
+    headroom: float = 0.05
+    min_batch: int = 1
+    max_batch: int | None = None
+    multiple_of: int = 1
+    timeout: float | None = None
+    """Seconds."""
+    seed: int = 0
+
+
+def check_probe(
+    *,
+    device: str = "auto",
+    memory: str | int | None = None,
+    headroom: float = 0.05,
+    min_batch: int = 1,
+    max_batch: int | None = None,
+    multiple_of: int = 1,
+    timeout: float | None = None,
+    seed: int = 0,
+    study: str | None = None,
+    storage: str | None = None,
+) -> ProbeArguments:
+    """Return the arguments of a probe as numbers.
+
+    Raises:
+        ArgumentError: One or more are wrong; all are listed.
+    """
+    checks = _Checks()
+    checks.text("device", device)
+    checks.text("study", study)
+    checks.text("storage", storage)
+    arguments = ProbeArguments(
+        device=device,
+        memory_bytes=checks.size("memory", memory),
+        headroom=checks.real("headroom", headroom, lambda x: 0 <= x < 1, "a share of memory from 0 up to, but below, 1"),
+        min_batch=checks.integer("min_batch", min_batch, 1),
+        max_batch=None if max_batch is None else checks.integer("max_batch", max_batch, 1),
+        multiple_of=checks.integer("multiple_of", multiple_of, 1),
+        timeout=None if timeout is None else checks.real("timeout", timeout, lambda x: x > 0, "seconds, more than 0"),
+        seed=checks.integer("seed", seed, 0),
+    )
+    checks.done()
+    largest, multiple = arguments.max_batch, arguments.multiple_of
+    if largest is not None and arguments.min_batch > largest:
+        checks.wrong(f"min_batch={arguments.min_batch} is more than max_batch={largest}: expected at most as much.")
+    elif largest is not None and -(-arguments.min_batch // multiple) * multiple > largest:
+        checks.wrong(f"multiple_of={multiple}: no multiple of it lies between min_batch={arguments.min_batch} and max_batch={largest}.")
+    checks.done()
+    return arguments
+
+
+@dataclass(frozen=True)
+class SearchArguments:
+    """The arguments of `bstune.search`, checked: the plan, and where and how it is run."""
+
+    plan: Plan
+    device: str = "auto"
+    timeout: float | None = None
+    """Seconds of this call."""
+    isolation: Literal["process", "none"] = "process"
+    study: str | None = None
+    storage: str | None = None
+    probe: ProbeResult | None = None
+    callbacks: tuple[Callable[[Any], None], ...] = field(default=(), compare=False)
+
+
+def check_search(
+    *,
+    probe: ProbeResult | None = None,
+    goal: str = "loss",
+    target: float | None = None,
+    tolerance: float = 0.02,
+    budget: float | None = None,
+    n_trials: int | None = None,
+    timeout: float | None = None,
+    space: Mapping[str, Any] | None = None,
+    engine: str = "optuna",
+    jobs: int = 1,
+    ray_address: str | None = None,
+    pruner: str = "auto",
+    sampler: str = "auto",
+    confirm: int = 3,
+    device: str = "auto",
+    baseline: Sequence[float] | None = None,
+    isolation: str = "process",
+    seed: int = 0,
+    study: str | None = None,
+    storage: str | None = None,
+    callbacks: Sequence[Callable[[Any], None]] = (),
+) -> SearchArguments:
+    """Return the arguments of a search, with defaults filled in.
+
+    Raises:
+        ArgumentError: One or more are wrong; all are listed.
+    """
+    checks = _Checks()
+    checks.choice("goal", goal, ("loss", "time", "largest"))
+    checks.choice("engine", engine, ("optuna",))
+    checks.choice("pruner", pruner, ("auto", "none"))
+    checks.choice("sampler", sampler, ("auto", "random", "tpe"))
+    checks.choice("isolation", isolation, ("process", "none"))
+    for name, text in (("device", device), ("study", study), ("storage", storage)):
+        checks.text(name, text)
+    if ray_address is not None:
+        checks.wrong(f"ray_address={ray_address!r}: it goes with engine='ray', which this version does not have.")
+    if probe is not None and not isinstance(probe, ProbeResult):
+        checks.wrong(f"probe={probe!r}: expected what bstune.probe returned.")
+    if isinstance(callbacks, str) or not all(callable(item) for item in _listed(callbacks)):
+        checks.wrong(f"callbacks={callbacks!r}: expected a list of functions.")
+    if target is not None and goal != "time":
+        checks.wrong(f"target={target!r}: it goes with goal='time', not with goal={goal!r}.")
+    n_jobs = checks.integer("jobs", jobs, 1)
+    if isolation == "none" and n_jobs > 1:
+        checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
+    plan = Plan(
+        goal=goal,  # type: ignore[arg-type]  # Checked above.
+        target=None if target is None else checks.real("target", target, lambda _: True, "a finite validation loss"),
+        tolerance=checks.real("tolerance", tolerance, lambda x: 0 <= x < 1, "a share of the best loss from 0 up to, but below, 1"),
+        budget=DEFAULT_BUDGET if budget is None else checks.real("budget", budget, lambda x: x > 0, "full runs, more than 0"),
+        n_trials=None if n_trials is None else checks.integer("n_trials", n_trials, 1),
+        space=_space(checks, space),
+        jobs=n_jobs,
+        pruner=pruner,
+        sampler=sampler,
+        confirm=checks.integer("confirm", confirm, 0),
+        baseline=_baseline(checks, baseline),
+        seed=checks.integer("seed", seed, 0),
+    )
+    seconds = None if timeout is None else checks.real("timeout", timeout, lambda x: x > 0, "seconds, more than 0")
+    checks.done()
+    return SearchArguments(
+        plan=plan,
+        device=device,
+        timeout=seconds,
+        isolation=isolation,  # type: ignore[arg-type]  # Checked above.
+        study=study,
+        storage=storage,
+        probe=probe,
+        callbacks=tuple(callbacks),
+    )
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else (None,)
+
+
+def _baseline(checks: _Checks, value: Any) -> tuple[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        checks.wrong(f"baseline={value!r}: expected (batch_size, learning_rate).")
+        return None
+    batch_size = checks.integer("baseline[0] (batch size)", value[0], 1)
+    return batch_size, checks.real("baseline[1] (learning rate)", value[1], lambda x: x > 0, "more than 0")
+
+
+def _space(checks: _Checks, space: Any) -> dict[str, Any]:
+    if space is None:
+        return {}
+    if not isinstance(space, Mapping):
+        checks.wrong(f"space={space!r}: expected a dictionary from name to values.")
+        return {}
+    checked = {}
+    for name, values in space.items():
+        where = f"space[{name!r}]"
+        if not isinstance(name, str) or not name.isidentifier():
+            checks.wrong(f"{where}: expected a name such as weight_decay.")
+        elif name in TRIAL_COLUMNS and name != "learning_rate":
+            checks.wrong(f"{where}: bstune uses this name itself; the dimensions it knows are batch_size and learning_rate.")
+        else:
+            checked[name] = _dimension(checks, where, name, values)
+    return checked
+
+
+def _dimension(checks: _Checks, where: str, name: str, values: Any) -> Any:
+    """Check one dimension: a scalar fixes it, a list means exactly these, (lo, hi) a log range, or an Optuna distribution."""
+
+    def one(value: Any, part: str = where) -> Any:
+        if name == "batch_size":
+            return checks.integer(part, value, 1)
+        if name == "learning_rate":
+            return checks.real(part, value, lambda x: x > 0, "more than 0")
+        if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+            checks.wrong(f"{part}={value!r}: expected a finite number or a text.")
+        return value
+
+    if isinstance(values, list):
+        if not values:
+            checks.wrong(f"{where}: an empty list leaves nothing to try.")
+        return [one(value, f"{where}[{i}]") for i, value in enumerate(values)]
+    if isinstance(values, tuple):
+        if len(values) != 2:
+            checks.wrong(f"{where}={values!r}: expected (lowest, highest); write a list to try exactly these values.")
+            return values
+        whole = name == "batch_size"
+        low, high = (
+            checks.integer(f"{where}[{i}]", value, 1) if whole else checks.real(f"{where}[{i}]", value, lambda x: x > 0, "more than 0")
+            for i, value in enumerate(values)
+        )
+        if low > high:
+            checks.wrong(f"{where}={values!r}: the lowest is more than the highest.")
+        return (low, high)
+    if _is_distribution(values):
+        if name == "batch_size" and type(values).__name__ != "IntDistribution":
+            checks.wrong(f"{where}={values!r}: expected whole numbers; write a list, (lowest, highest) or an IntDistribution.")
+        return values
+    return one(values)
+
+
+def _is_distribution(value: Any) -> bool:
+    """Tell an Optuna distribution without importing Optuna."""
+    return any(base.__module__ == "optuna.distributions" for base in type(value).__mro__)
