@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..tuner.errors import ArgumentError, ObjectiveError, TrialPruned
@@ -128,11 +128,8 @@ class LoopObjective:
         trial = Trial(trial_spec, device=device, send=send, clock=time.perf_counter)
         watch = _StepWatch(meter, n_steps=spec.n_steps, timed_s=spec.timed_s, max_steps=spec.n_steps + timed)
         meter.phase("train")
-        with watch.hooked():
-            try:
-                self.function(trial)
-            except (_Enough, TrialPruned):
-                pass
+        with watch.hooked(), suppress(_Enough, TrialPruned):
+            self.function(trial)
         return MeasureNotes(
             samples=watch.steps * global_batch,
             eval_batch_size=spec.eval_batch_size if reported and "eval_batch_size" in trial.read else None,
@@ -166,7 +163,8 @@ class LoopObjective:
             )
         if trial.stopped_at is None and trial.last_samples < ENDED_EARLY * spec.end_samples:
             raise ObjectiveError(
-                f"The loop ended after reporting {trial.last_samples} samples: expected it to train until trial.max_samples ({spec.end_samples})."
+                f"The loop ended after reporting {trial.last_samples} samples: expected it to train until trial.max_samples "
+                f"({spec.end_samples})."
             )
 
 
