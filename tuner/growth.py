@@ -13,6 +13,7 @@ run, and so was what the line is trusted by: the proof `model` needs a predictio
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ class Growth:
         self._predicted: dict[int, int] = {}
         self._pending: _Choice | None = None
         self._bisect_next = False
-        self._gallop = 0
+        self._stride = 0
 
     # --- what is asked and told ---------------------------------------------------------------------------------------
 
@@ -245,24 +246,29 @@ class Growth:
 
     @property
     def smallest_failure(self) -> int | None:
-        """The smallest size above `largest_fit` at which an attempt failed. Smaller ones may have failed too: memory need not be monotone."""
+        """The smallest size above `largest_fit` that failed. Smaller ones may have failed too: memory need not be monotone."""
         low = self.largest_fit or 0
         return min((m.size for m in self.history if m.size > low and m.size >= self._lowest), default=None)
 
     @property
     def noise_bytes(self) -> float:
-        """How far two peaks must differ to be told apart: as given, or as repeats and falling peaks show."""
-        squares, freedom = 0.0, 0
-        for size in {m.size for m in self.history}:
-            peaks = [m.peak_bytes for m in self.history if m.size == size and m.peak_bytes is not None]
-            mean = sum(peaks) / len(peaks) if peaks else 0.0
-            squares += sum((peak - mean) ** 2 for peak in peaks)
-            freedom += max(0, len(peaks) - 1)
-        points = self._points()
-        falls = [(before - after) / math.sqrt(2) for (_, before), (_, after) in zip(points, points[1:], strict=False)]
-        # A fall of more than 5 % is a change of kernel, not noise.
-        falls = [fall for fall, (_, peak) in zip(falls, points, strict=False) if 0 < fall < 0.05 * peak]
-        return max([self._given_noise_bytes, math.sqrt(squares / freedom) if freedom else 0.0, *falls])
+        """How far two peaks must differ to be told apart: as given, or as repeats show, or falling peaks where there are no repeats."""
+        return max(self._given_noise_bytes, self._repeat_noise_bytes if self._repeats else self._fall_bytes)
+
+    @property
+    def _repeats(self) -> int:
+        return sum(m.peak_bytes is not None for m in self.history) - len(self._points())
+
+    @property
+    def _repeat_noise_bytes(self) -> float:
+        squares = sum((m.peak_bytes - (self._peak(m.size) or 0.0)) ** 2 for m in self.history if m.peak_bytes is not None)
+        return math.sqrt(squares / self._repeats)
+
+    @property
+    def _fall_bytes(self) -> float:
+        """Return the largest fall of the peak with a growing size; one of more than 5 % is a change of kernel, not noise."""
+        falls = [(before - after, before) for (_, before), (_, after) in itertools.pairwise(self._points())]
+        return max([fall / math.sqrt(2) for fall, peak in falls if 0 < fall < 0.05 * peak], default=0.0)
 
     @property
     def flat(self) -> bool:
@@ -294,14 +300,17 @@ class Growth:
         """Return the final choice if the answer follows from what was run alone."""
         step = self.bounds.multiple_of
         if self._lowest > self.bounds.highest or (low is None and high is not None and high <= self._lowest):
-            memory = any(m.outcome == "oom" or not self._fits(m.size) and m.outcome == "ok" for m in self.history)
+            memory = any(m.outcome in ("oom", "ok") and not self._fits(m.size) for m in self.history)
             return _Choice(None, proof="bracket" if memory else "cap", limited_by="memory" if memory else self.bounds.cap_reason)
         if low is not None and low + step > self.bounds.highest:
             return _Choice(None, proof="cap", limited_by=self.bounds.cap_reason)
         if low is not None and high is not None and high - low <= step:
+            line = self._line()
             if all(m.outcome == "limit" for m in self.history if m.size == high and not m.fits):
                 return _Choice(None, proof="cap", limited_by="max_batch")
-            return _Choice(None, proof="bracket", limited_by="memory")
+            if line is not None and line.at(high) - line.peak < self.noise_bytes:
+                return _Choice(None, proof="noise")
+            return _Choice(None, proof="bracket")
         return None
 
     def _grow(self, low: int, high: int | None) -> _Choice:
@@ -312,22 +321,24 @@ class Growth:
         if line is None:
             return middle or _Choice(min(self.bounds.highest, 2 * low))
         proof = self._excluded(line, low, high)
+        if proof == "noise" and self._given_noise_bytes < self.noise_bytes and not self._repeats:
+            return _Choice(low)  # The noise is only suspected, from a peak that fell: a repeat tells.
         if proof is not None:
             return _Choice(None, proof=proof)
         if middle is not None and high is not None:
             needed = math.ceil(math.log2(max(2, (high - low) // step)))
             if self._bisect_next or self.max_attempts - len(self.history) <= needed:
                 return middle
-        limit = self.growth_limit if line.from_predictor else min(self.growth_limit, SECANT_GROWTH_LIMIT)
+        limit = self.growth_limit if line.from_predictor and line.slope > 0 else min(self.growth_limit, SECANT_GROWTH_LIMIT)
         top = min(self.bounds.highest if high is None else high - step, self._grid(max(low * limit, low + step)))
         margin = line.error * (self.budget_bytes - line.peak) if line.proven else math.inf
         careful = self.budget_bytes - min(margin, (1 - FIRST_TARGET) * self.budget_bytes)
         for target in (careful, self.budget_bytes):
             size = self._largest(lambda n, target=target: line.at(n) <= target, low, top)  # type: ignore[misc]
             if size > low:
-                return _Choice(size, by_line=True)
+                return _Choice(min(top, max(size, low + self._stride)), by_line=True)
         # The line, not proven, says that not even the next size fits: see. Where it does, go on in doubling steps.
-        return _Choice(min(top, low + step * 2**self._gallop), by_line=True)
+        return _Choice(min(top, low + max(step, self._stride)), by_line=True)
 
     def _excluded(self, line: _Line, low: int, high: int | None) -> Proof | None:
         """Return the proof that the successor of `low` does not fit or cannot be told from it, if there is one."""
@@ -364,18 +375,22 @@ class Growth:
         return low + best * step
 
     def _learn_pace(self, measured: Measured, old_low: int | None, old_high: int | None) -> None:
-        """After a step by the line that did not halve the bracket, halve it; so the number of attempts is bounded."""
+        """Bound the number of attempts: a step by the line that brought too little is followed by one that does not ask it.
+
+        With a bracket, that is one that did not halve it. Without, one whose peak rose by less than half of what the line said.
+        """
         low, high = self.largest_fit, self.smallest_failure
         by_line = self._pending is not None and self._pending.by_line
-        if by_line and measured.fits and old_low is not None and measured.size - old_low <= self.bounds.multiple_of * 2**self._gallop:
-            self._gallop += 1
-        else:
-            self._gallop = 0
-        if None in (low, high, old_low, old_high):
-            self._bisect_next = False
-        else:
-            assert low is not None and high is not None and old_low is not None and old_high is not None
-            self._bisect_next = by_line and 2 * (high - low) > old_high - old_low
+        self._bisect_next, stride, self._stride = False, self._stride, 0
+        if not by_line or low is None or old_low is None:
+            return
+        if high is not None:
+            self._bisect_next = old_high is not None and 2 * (high - low) > old_high - old_low
+        elif low > old_low:
+            rise = (self._peak(low) or 0.0) - (self._peak(old_low) or 0.0)
+            expected = self._predicted.get(low, 0) - (self._peak(old_low) or 0.0)
+            if low - old_low <= max(self.bounds.multiple_of, stride) or rise < expected / 2:
+                self._stride = 2 * (low - old_low)
 
     # --- the line -----------------------------------------------------------------------------------------------------
 
@@ -435,10 +450,9 @@ class Growth:
                 if from_predictor and base - x < (peak - p) / 100:
                     return None, 0.0
                 return (peak - p) / (base - x), noise / (peak - p)
-        if from_predictor:
-            return 1.0, 0.0
-        x, p = below[0]  # Flat: at most as steep as the noise allows.
-        return max(0.0, peak - p + noise) / (base - x), 0.0
+        x, p = below[0] if below else (base, peak)
+        steepest = max(0.0, peak - p + SIGNIFICANT * noise) / (base - x) if base > x else math.inf
+        return min(1.0, steepest) if from_predictor else steepest, 0.0  # Flat so far: at most as steep as the noise allows.
 
     # --- small things -------------------------------------------------------------------------------------------------
 
