@@ -1,0 +1,344 @@
+"""The file that remembers: an ordinary Optuna storage in SQLite, with exactly one writer and any number of readers.
+
+The writer holds a sidecar lock (`bstune.db.lock`), never a lock on the database. While it works the database is in
+write-ahead mode, so that readers never wait and never see "database is locked"; when it ends, the database goes back
+to one plain file that can be copied and read anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import random
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from .errors import StudyError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+DEFAULT_URL = "sqlite:///bstune.db"
+VARIABLE = "BSTUNE_STORAGE"
+_BUSY_S = 60.0
+"""How long a write waits for a reader that holds the database for a moment."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a storage is."""
+
+    url: str
+    path: Path | None
+    """The SQLite file; None for a storage in memory."""
+
+    @property
+    def lock_path(self) -> Path | None:
+        """The sidecar lock of the one writer."""
+        return self.path and self.path.with_name(self.path.name + ".lock")
+
+    def checkpoint_path(self, study: str) -> Path | None:
+        """The folder for the checkpoints of a study, beside the file."""
+        return self.path and self.path.with_name(f"{self.path.name}.checkpoints-{quote(study, safe=' ')}")
+
+
+def locate(url: str | None) -> Location:
+    """Find the storage: the one given, else `$BSTUNE_STORAGE`, else `bstune.db` in the working directory.
+
+    Raises:
+        StudyError: The URL is none of SQLite.
+    """
+    import sqlalchemy
+    from sqlalchemy.engine import make_url
+
+    text = url or os.environ.get(VARIABLE) or DEFAULT_URL
+    try:
+        parsed = make_url(text)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise StudyError(f"{text!r} is not a storage URL: expected sqlite:///FILE, such as sqlite:///{text}.") from error
+    if parsed.get_backend_name() != "sqlite":
+        raise StudyError(
+            f"The storage {text} is not SQLite. bstune keeps studies in sqlite:///FILE; optuna.copy_study copies them elsewhere."
+        )
+    name = parsed.database or ":memory:"
+    if name == ":memory:" or parsed.query.get("mode") == "memory":
+        return Location(text, None)
+    name = name.removeprefix("file:") if parsed.query.get("uri") else name
+    return Location(text, Path(name).absolute())
+
+
+class Storage:
+    """An open storage: reads and writes through Optuna, with errors that say what to do.
+
+    Attributes:
+        location: Where it is.
+        backend: Optuna's own storage object.
+    """
+
+    def __init__(self, location: Location, backend: BaseStorage, lock: IO[str] | None) -> None:
+        """Take over an open backend; use `open_storage` or `read_storage`."""
+        self.location = location
+        self.backend = backend
+        self._lock = lock
+
+    def guard(self) -> contextlib.AbstractContextManager[None]:
+        """Turn what the database can say into one clear StudyError."""
+        return _guard(self.location)
+
+    def names(self) -> list[str]:
+        """Return the names of all studies, oldest first."""
+        with self.guard():
+            return [study.study_name for study in sorted(self.backend.get_all_studies(), key=lambda study: study._study_id)]
+
+    def quiet(self) -> contextlib.AbstractContextManager[None]:
+        """Keep Optuna from announcing a new study."""
+        return _quiet()
+
+    def close(self) -> None:
+        """Close the file; the writer also leaves write-ahead mode and removes its lock."""
+        engine = getattr(self.backend, "engine", None)
+        if engine is not None:
+            self.backend.remove_session()
+            engine.dispose()
+        if self._lock is not None:
+            _leave_write_ahead_mode(self.location)
+            _unlock(self._lock, self.location)
+            self._lock = None
+
+    def __enter__(self) -> Storage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_storage(url: str | None) -> Storage:
+    """Open a storage as its one writer; it is made if there is none.
+
+    Raises:
+        StudyError: It is in use, cannot be written, or is something else.
+    """
+    location = locate(url)
+    if location.path is None:
+        from optuna.storages import InMemoryStorage
+
+        return Storage(location, InMemoryStorage(), None)
+    if location.path.is_dir():
+        raise StudyError(f"The storage {location.path} is a folder: expected a file, such as sqlite:///{location.path.name}/bstune.db.")
+    lock = _take_lock(location)
+    try:
+        _check_contents(location)
+        return Storage(location, _open_backend(location, location.url, write=True), lock)
+    except BaseException:
+        _unlock(lock, location)
+        raise
+
+
+def read_storage(url: str | None) -> Storage:
+    """Open a storage for reading only, also while a search writes to it.
+
+    Raises:
+        StudyError: There is none, or it is something else.
+    """
+    location = locate(url)
+    if location.path is None:
+        raise StudyError(f"The storage {location.url} lives in memory: nothing of it is left to read after the call that made it.")
+    if not location.path.exists():
+        raise StudyError(f"There is no storage {location.path}. `bstune search` makes one; --storage or ${VARIABLE} name another.")
+    _check_contents(location)
+    return Storage(location, _open_backend(location, _read_only_url(location.path), write=False), None)
+
+
+@contextlib.contextmanager
+def _guard(location: Location) -> Iterator[None]:
+    """Turn what a database can say into one clear StudyError, and leave Python's random numbers as they were."""
+    # When a write fails Optuna draws the pause before the next try from the global generator.
+    state = random.getstate()
+    try:
+        yield
+    except _database_errors() as error:
+        raise _study_error(error, location) from error
+    finally:
+        random.setstate(state)
+
+
+# --- opening ------------------------------------------------------------------------------------------------------
+
+
+def _open_backend(location: Location, url: str, *, write: bool) -> BaseStorage:
+    import sqlalchemy
+    from optuna.storages import RDBStorage
+
+    engine_kwargs: dict[str, Any] = {"connect_args": {"timeout": _BUSY_S if write else 10.0}}
+
+    def connected(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        # A commit survives the death of the process; only a power failure can take back the last ones.
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    with _guard(location), _quiet():
+        # Optuna fills in {SCHEMA_VERSION} by str.format; a brace in the path is none.
+        backend = RDBStorage(url.replace("{", "{{").replace("}", "}}"), engine_kwargs=engine_kwargs, skip_table_creation=not write)
+        if write:
+            sqlalchemy.event.listen(backend.engine, "connect", connected)
+            backend.remove_session()
+            backend.engine.dispose()  # So that every connection from here on is a listened-to one.
+            backend.get_all_studies()
+        return backend
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna's "A new study created" to itself."""
+    logger = logging.getLogger("optuna.storages")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read_only_url(path: Path) -> str:
+    return f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true" + ("" if _readable_as_is(path) else "&immutable=1")
+
+
+def _readable_as_is(path: Path) -> bool:
+    """A database left in write-ahead mode on a read-only file system opens only when declared immutable."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        return "unable to open" not in str(error) and "readonly" not in str(error)
+    except sqlite3.DatabaseError:
+        pass  # Not a database; whoever reads it next says so.
+    return True
+
+
+def _check_contents(location: Location) -> None:
+    """Refuse a file that is something else, before anything is written to it."""
+    path = location.path
+    assert path is not None
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with _guard(location):
+        suffix = "" if _readable_as_is(path) else "&immutable=1"
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro{suffix}", uri=True, timeout=10.0)) as connection:
+            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and "studies" not in tables:
+        found = ", ".join(sorted(tables)[:3])
+        raise StudyError(
+            f"{path} is a database of something else (tables {found}): expected an Optuna storage. Name another with --storage."
+        )
+
+
+def _leave_write_ahead_mode(location: Location) -> None:
+    """Make the database one plain file again; a reader that has it open right now prevents that, and no harm is done."""
+    assert location.path is not None
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(location.path, timeout=0.2)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+
+
+# --- the lock of the one writer -----------------------------------------------------------------------------------
+
+
+def _take_lock(location: Location) -> IO[str]:
+    path = location.lock_path
+    assert path is not None
+    while True:
+        try:
+            lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # Held for as long as the storage is open.
+        except OSError as error:
+            raise _lock_error(error, location) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(lock)
+            lock.close()
+            raise StudyError(
+                f"The storage {location.path} is in use: {holder}. Wait for it, or give this search a --storage of its own."
+            ) from None
+        except OSError as error:
+            lock.close()
+            raise _lock_error(error, location) from error
+        # Its last holder may have removed the file between our opening and our locking it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                break
+        lock.close()
+    lock.truncate(0)
+    try:
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}, lock)
+        lock.flush()
+    except OSError as error:
+        _unlock(lock, location)
+        raise _lock_error(error, location) from error
+    return lock
+
+
+def _holder(lock: IO[str]) -> str:
+    lock.seek(0)
+    try:
+        held = json.loads(lock.read())
+        return f"process {held['pid']} on {held['host']} searches there since {held['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process searches there"
+
+
+def _unlock(lock: IO[str], location: Location) -> None:
+    assert location.lock_path is not None
+    with contextlib.suppress(OSError):
+        location.lock_path.unlink()
+    with contextlib.suppress(OSError):  # Closing flushes, and a full disk may refuse even that.
+        lock.close()
+
+
+# --- what a database can say --------------------------------------------------------------------------------------
+
+
+def _database_errors() -> tuple[type[BaseException], ...]:
+    import sqlalchemy
+    from optuna.exceptions import StorageInternalError
+
+    return (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, RuntimeError, OSError)
+
+
+_SAYINGS = {
+    "disk is full": "the disk is full. Free some space and run the same command again: it goes on after the last finished trial",
+    "not a database": "it is not a database. Name another file with --storage",
+    "malformed": "the database is damaged. Restore a copy, or name another file with --storage",
+    "readonly": "it cannot be written (read-only). Name another file with --storage",
+    "read-only": "it cannot be written (read-only). Name another file with --storage",
+    "is locked": "another program holds a lock on the database. End it, or name another file with --storage",
+    "unable to open": "it cannot be opened. Check that the folder exists and can be written, or name another file with --storage",
+    "no such file": "its folder does not exist. Make it, or name another file with --storage",
+    "no space left": "the disk is full. Free some space and run the same command again: it goes on after the last finished trial",
+    "permission denied": "permission denied. Name another file with --storage",
+    "no longer compatible": "another version of Optuna made its tables. Install that version, or name another file with --storage",
+    "i/o error": "the disk could not be read or written (I/O error). Check it and run the same command again",
+}
+
+
+def _study_error(error: BaseException, location: Location) -> StudyError:
+    """Say what happened to the storage, from the innermost cause."""
+    cause: BaseException | None = error
+    texts = []
+    while cause is not None:
+        texts.append(f"{cause} {getattr(cause, 'sqlite_errorname', '')}".strip())
+        cause = cause.__cause__ or getattr(cause, "orig", None)
+    said = " ".join(texts).lower()
+    meaning = next((meaning for saying, meaning in _SAYINGS.items() if saying in said), f"{texts[-1]}. Name another file with --storage")
+    return StudyError(f"The storage {location.path or location.url} cannot be used: {meaning}.")
+
+
+def _lock_error(error: OSError, location: Location) -> StudyError:
+    return _study_error(error, location)

@@ -1,0 +1,525 @@
+"""The study that remembers a search: settings, probe and trials, written as they happen and read back exactly.
+
+It is an ordinary Optuna study. Each trial carries the learning curve as intermediate values at `step = samples`; what
+it was asked to do stands in its user attributes, how it ended in one more of them, `result`, which is written just
+before Optuna's own state. So a search that is killed at any moment leaves each trial finished or unfinished, never in
+between: one with a `result` is finished, one without is an orphan, failed at the next start and charged for the
+samples of its last report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from ..objectives.base import Facts, TrialReport, TrialSpec
+from .errors import StudyError
+from .plan import Plan
+from .results import DeviceInfo, ProbeResult, TrialRecord
+from .storage import Storage, open_storage, read_storage
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+SCHEMA = 1
+"""Version of the attributes below; a study of a higher one belongs to a newer bstune."""
+
+_ASKED = (
+    "stage",
+    "seed",
+    "global_batch_size",
+    "micro_batch_size",
+    "accumulation_steps",
+    "learning_rate",
+    "end_samples",
+    "start_samples",
+    "continues",
+)
+_RESULT = (
+    "state",
+    "reason",
+    "samples",
+    "val_loss",
+    "best_val_loss",
+    "seconds",
+    "samples_per_s",
+    "peak_bytes",
+    "metrics",
+    "cause",
+    "checkpoint",
+)
+
+_FINGERPRINT_WORDS = {
+    "source": "source of the objective",
+    "n_samples": "training samples",
+    "epochs": "epochs",
+    "optimizer": "optimizer",
+    "schedule": "learning-rate schedule",
+    "precision": "precision",
+    "goal": "goal",
+    "space": "space",
+    "seed": "seed",
+    "device": "kind of device",
+}
+
+
+# --- what a study belongs to --------------------------------------------------------------------------------------
+
+
+def fingerprint(facts: Facts, plan: Plan, device: DeviceInfo) -> dict[str, Any]:
+    """Return what must stay the same for the trials of a study to be comparable."""
+    return {
+        "source": facts.source_hash,
+        "n_samples": facts.n_samples,
+        "epochs": facts.epochs,
+        "optimizer": facts.optimizer,
+        "schedule": facts.schedule,
+        "precision": facts.precision,
+        "goal": plan.goal,
+        "space": encode_space(plan.space),
+        "seed": plan.seed,
+        "device": device.kind,
+    }
+
+
+def encode_space(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a space as JSON: a scalar or a list as it is, a range and an Optuna distribution as objects."""
+    from optuna.distributions import BaseDistribution, distribution_to_json
+
+    def encode(values: Any) -> Any:
+        if isinstance(values, BaseDistribution):
+            return {"distribution": distribution_to_json(values)}
+        return {"range": list(values)} if isinstance(values, tuple) else values
+
+    return {name: encode(space[name]) for name in sorted(space)}
+
+
+def decode_space(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Read back what `encode_space` wrote."""
+    from optuna.distributions import json_to_distribution
+
+    def decode(values: Any) -> Any:
+        if isinstance(values, Mapping):
+            return json_to_distribution(values["distribution"]) if "distribution" in values else tuple(values["range"])
+        return values
+
+    return {name: decode(values) for name, values in data.items()}
+
+
+def encode_plan(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON."""
+    return {**dataclasses.asdict(dataclasses.replace(plan, space={})), "space": encode_space(plan.space)}
+
+
+def decode_plan(data: Mapping[str, Any]) -> Plan:
+    """Read back what `encode_plan` wrote."""
+    names = {field.name for field in dataclasses.fields(Plan)}
+    values = {name: value for name, value in data.items() if name in names}
+    baseline = values.get("baseline")
+    return Plan(**{**values, "space": decode_space(data["space"]), "baseline": baseline and (int(baseline[0]), float(baseline[1]))})
+
+
+def decode_facts(data: Mapping[str, Any]) -> Facts:
+    """Read back the facts of an objective."""
+    names = {field.name for field in dataclasses.fields(Facts)}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in names}
+    return Facts(**values)
+
+
+# --- how a setting looks to Optuna --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The ranges that a search draws from, as Optuna is told them."""
+
+    batch_range: tuple[int, int]
+    learning_rate_range: tuple[float, float]
+    space: Mapping[str, Any]
+
+    def parameters(self, spec: TrialSpec) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+        """Return Optuna's parameters of a run and their distributions.
+
+        The batch is the integer exponent of a power of two, or an index into the user's list. A batch that is neither, as a
+        baseline may be, stands in the user attributes only.
+        """
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        batch, lr = spec.global_batch_size, spec.learning_rate
+        low, high = self.learning_rate_range
+        parameters: dict[str, Any] = {"learning_rate": lr}
+        distributions: dict[str, BaseDistribution] = {"learning_rate": FloatDistribution(min(low, lr), max(high, lr), log=True)}
+        listed = self.space.get("batch_size")
+        sizes = sorted(set(listed)) if isinstance(listed, list) else []
+        if any(not _is_power_of_two(size) for size in sizes):
+            if batch in sizes:
+                parameters["batch_size_index"] = sizes.index(batch)
+                distributions["batch_size_index"] = IntDistribution(0, len(sizes) - 1)
+        elif _is_power_of_two(batch):
+            lowest, highest = min(*self.batch_range, batch), max(*self.batch_range, batch)
+            parameters["batch_size_log2"] = batch.bit_length() - 1
+            distributions["batch_size_log2"] = IntDistribution((lowest - 1).bit_length(), highest.bit_length() - 1)
+        for name, value in spec.params.items():
+            parameters[name] = value
+            distributions[name] = self._distribution(name, value)
+        return parameters, distributions
+
+    def _distribution(self, name: str, value: Any) -> BaseDistribution:
+        from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+        values = self.space.get(name, value)
+        if isinstance(values, BaseDistribution):
+            return values
+        if isinstance(values, tuple):
+            return FloatDistribution(min(values[0], value), max(values[1], value), log=True)
+        return CategoricalDistribution(values if isinstance(values, list) else [values])
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+# --- one study ----------------------------------------------------------------------------------------------------
+
+
+class Study:
+    """One study, mirrored in memory: the storage is read once, when it is opened.
+
+    Attributes:
+        storage: Where it is kept.
+        name: Its name.
+        attributes: Its user attributes.
+    """
+
+    def __init__(self, storage: Storage, study_id: int, name: str) -> None:
+        """Read a study that exists; use `find_study` or `make_study`."""
+        self.storage = storage
+        self.name = name
+        self._id = study_id
+        self._ids: dict[int, int] = {}
+        """Optuna's ids of the trials that are running, by number."""
+        with storage.guard():
+            self.attributes: dict[str, Any] = dict(storage.backend.get_study_user_attrs(study_id))
+            self._trials = {trial.number: trial for trial in storage.backend.get_all_trials(study_id, deepcopy=False)}
+        self._records = {number: record for number, trial in self._trials.items() if (record := read_record(trial)) is not None}
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """All trials, also those that run in another process, in the order of their numbers."""
+        return tuple(self._records[number] for number in sorted(self._records))
+
+    @property
+    def finished(self) -> tuple[TrialRecord, ...]:
+        """The trials that have ended."""
+        return tuple(record for record in self.records if record.state != "running")
+
+    @property
+    def learned(self) -> bool:
+        """Whether any trial has taught something."""
+        return any(record.state in ("complete", "pruned") for record in self._records.values())
+
+    @property
+    def probe(self) -> ProbeResult | None:
+        """The probe that is stored here."""
+        data = self.attributes.get("probe")
+        return None if data is None else ProbeResult.from_dict(data)
+
+    def set(self, **attributes: Any) -> None:
+        """Store user attributes of the study; what is the same already is not written again."""
+        with self.storage.guard():
+            for key, value in attributes.items():
+                plain = json.loads(json.dumps(value))
+                if key not in self.attributes or self.attributes[key] != plain:
+                    self.storage.backend.set_study_user_attr(self._id, key, plain)
+                    self.attributes[key] = plain
+
+    def sweep(self) -> list[TrialRecord]:
+        """Bring to an end what a killed search left running, and return the orphans among it.
+
+        Call it only as the one writer: whatever is still called running then runs nowhere.
+        """
+        orphans = []
+        for number, record in list(self._records.items()):
+            if record.state != "running":
+                continue
+            trial = self._trials[number]
+            self._ids[number] = trial._trial_id
+            if "result" in trial.user_attrs:  # Killed between the two writes of `finish`.
+                self.finish(_ended(trial))
+                continue
+            with self.storage.guard():
+                self.storage.backend.set_trial_user_attr(trial._trial_id, "orphan", True)
+            said = f"the search was killed while it ran; its last report was at {record.samples} samples"
+            self.finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
+            orphans.append(self._records[number])
+        return orphans
+
+    def begin(self, spec: TrialSpec, axes: Axes, *, continues: int | None = None) -> TrialRecord:
+        """Enter a run that starts now; the number in `spec` is replaced by the next of the study."""
+        from optuna.trial import TrialState, create_trial
+
+        parameters, distributions = axes.parameters(spec)
+        asked: dict[str, Any] = {name: getattr(spec, name) for name in _ASKED if name != "continues"}
+        if continues is None:
+            del asked["start_samples"]
+        else:
+            asked["continues"] = continues
+        if spec.params:
+            asked["params"] = dict(spec.params)
+        earlier = {} if continues is None else {step: math.nan if loss is None else loss for step, loss in self._records[continues].values}
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=parameters,
+            distributions=distributions,
+            user_attrs=asked,
+            intermediate_values=earlier,
+        )
+        with self.storage.guard():
+            trial_id = self.storage.backend.create_new_trial(self._id, template_trial=trial)
+            number = self.storage.backend.get_trial_number_from_id(trial_id)
+        trial.number = number
+        self._ids[number] = trial_id
+        record = read_record(trial)
+        assert record is not None
+        self._records[number] = record
+        return record
+
+    def report(self, report: TrialReport) -> TrialRecord:
+        """Enter a report under the points that it is the first to reach, and return the trial so far."""
+        record = self._records[report.number]
+        known = dict(record.values)
+        steps = [step for step in report.points or (report.samples,) if step not in known]
+        known.update({step: report.val_loss for step in steps})
+        trial_id = self._ids[report.number]
+        with self.storage.guard():
+            for step in steps:
+                self.storage.backend.set_trial_intermediate_value(trial_id, step, report.val_loss)
+            if report.samples != max(known, default=0):  # What an orphan is charged, where the curve does not say it.
+                self.storage.backend.set_trial_user_attr(trial_id, "samples", report.samples)
+        record = dataclasses.replace(
+            record,
+            values=tuple(sorted(known.items())),
+            samples=max(report.samples, record.samples),
+            metrics={**record.metrics, **report.metrics},
+            seconds=report.seconds,
+        )
+        self._records[report.number] = record
+        return record
+
+    def finish(self, record: TrialRecord) -> None:
+        """Enter how a run has ended."""
+        from optuna.trial import TrialState
+
+        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[record.state]
+        trial_id = self._ids.pop(record.number)
+        data = record.to_dict()
+        value = record.val_loss if state == TrialState.COMPLETE or (state == TrialState.PRUNED and record.val_loss is not None) else None
+        with self.storage.guard():
+            self.storage.backend.set_trial_user_attr(trial_id, "result", {name: data[name] for name in _RESULT if data[name] is not None})
+            self.storage.backend.set_trial_state_values(trial_id, state, None if value is None else [value])
+        self._records[record.number] = record
+
+    def record(self, number: int) -> TrialRecord:
+        """Return one trial."""
+        return self._records[number]
+
+    def forget_checkpoint(self, number: int) -> None:
+        """Note, for this call, that the checkpoint of a finished trial is no longer there."""
+        self._records[number] = dataclasses.replace(self._records[number], checkpoint=None)
+
+
+def read_record(trial: FrozenTrial) -> TrialRecord | None:
+    """Return one trial of Optuna's as a record; None for a trial that bstune did not make."""
+    if "stage" not in trial.user_attrs:
+        return None
+    if trial.state.is_finished():
+        return _ended(trial)
+    asked = trial.user_attrs
+    samples = max([asked.get("start_samples", 0), asked.get("samples", 0), *trial.intermediate_values])
+    return _record(trial, {"state": "running", "reason": "", "samples": samples})
+
+
+def _ended(trial: FrozenTrial) -> TrialRecord:
+    return _record(trial, trial.user_attrs["result"])
+
+
+def _record(trial: FrozenTrial, result: Mapping[str, Any]) -> TrialRecord:
+    asked = trial.user_attrs
+    missing = {name: None for name in ("val_loss", "best_val_loss", "seconds", "samples_per_s", "peak_bytes")}
+    return TrialRecord(
+        number=trial.number,
+        params=dict(asked.get("params", {})),
+        values=tuple(sorted(trial.intermediate_values.items())),
+        **{name: asked[name] for name in _ASKED if name in asked},
+        **(missing | {name: result[name] for name in _RESULT if name in result}),
+    )
+
+
+# --- finding the right one ----------------------------------------------------------------------------------------
+
+
+def find_study(storage: Storage, name: str) -> Study | None:
+    """Return the study of this name, or None.
+
+    Raises:
+        StudyError: The study was not made by bstune, or by a newer one.
+    """
+    if name not in storage.names():
+        return None
+    with storage.guard():
+        study = Study(storage, storage.backend.get_study_id_from_name(name), name)
+    schema = study.attributes.get("bstune_schema")
+    if schema is None:
+        raise StudyError(f"The study {name!r} in {storage.location.url} was not made by bstune. Choose another name with --study.")
+    if schema > SCHEMA:
+        made_by = study.attributes.get("bstune_version", "a newer version")
+        raise StudyError(
+            f"The study {name!r} was written by bstune {made_by}, which stores more than this version can read. Update bstune."
+        )
+    return study
+
+
+def make_study(storage: Storage, name: str) -> Study:
+    """Make a study that does not exist yet."""
+    from optuna.study import StudyDirection
+
+    from .. import __version__
+
+    with storage.guard(), storage.quiet():
+        study = Study(storage, storage.backend.create_new_study([StudyDirection.MINIMIZE], name), name)
+    study.set(bstune_schema=SCHEMA, bstune_version=__version__)
+    return study
+
+
+def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, named: bool, fresh: bool = False) -> Study:
+    """Return the study to go on with, or a new one.
+
+    Args:
+        storage: Where to look.
+        name: The name of the study.
+        wanted: The fingerprint of what is about to be searched.
+        named: The user gave this name; otherwise `name-2`, `name-3` ... are looked at too.
+        fresh: Make a new study beside the old one.
+
+    Raises:
+        StudyError: The study holds trials of other settings; the message names old and new.
+    """
+    if fresh and name in storage.names():
+        return make_study(storage, next_name(storage, name))
+    study = find_study(storage, name)
+    if study is None:
+        return make_study(storage, name)
+    differences = _differences(study, wanted)
+    if not differences:
+        return study
+    if not study.learned:  # Nothing in it is worth keeping, so a mistake mended in the model's file needs no new name.
+        with storage.guard():
+            storage.backend.delete_study(study._id)
+        return make_study(storage, name)
+    for sibling in [] if named else reversed(_siblings(storage, name)):
+        other = find_study(storage, sibling)
+        if other is not None and not _differences(other, wanted):
+            return other
+    raise StudyError(
+        "\n".join(
+            [
+                f"The study {name!r} in {storage.location.url} was made with other settings:",
+                *(f"  {_FINGERPRINT_WORDS[key]}: was {_shown(old)}, now {_shown(new)}" for key, old, new in differences),
+                f"Its trials cannot be compared with new ones. Undo the change, or use --fresh (keeps the old study and makes "
+                f"{next_name(storage, name)!r}), or name another with --study.",
+            ]
+        )
+    )
+
+
+def _differences(study: Study, wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    stored = study.attributes.get("fingerprint")
+    if stored is None:
+        return []
+    plain = json.loads(json.dumps(dict(wanted)))
+    return [(key, stored.get(key), plain[key]) for key in _FINGERPRINT_WORDS if stored.get(key) != plain[key]]
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def next_name(storage: Storage, name: str) -> str:
+    """Return the first of `name-2`, `name-3` ... that is not taken."""
+    names = set(storage.names())
+    number = 2
+    while f"{name}-{number}" in names:
+        number += 1
+    return f"{name}-{number}"
+
+
+def _siblings(storage: Storage, name: str) -> list[str]:
+    numbered = [(int(other.removeprefix(f"{name}-")), other) for other in storage.names() if other.removeprefix(f"{name}-").isdigit()]
+    return [other for _, other in sorted(numbered)]
+
+
+def studies(storage: Storage) -> Iterator[Study]:
+    """Yield the studies that bstune made, the most recently used first."""
+    with storage.guard():
+        ids = {study.study_name: study._study_id for study in storage.backend.get_all_studies()}
+        used = {name: storage.backend.get_study_user_attrs(study_id) for name, study_id in ids.items()}
+    ours = [name for name, attributes in used.items() if attributes.get("bstune_schema") is not None]
+    for name in sorted(ours, key=lambda name: used[name].get("used_s", 0.0), reverse=True):
+        study = find_study(storage, name)
+        assert study is not None
+        yield study
+
+
+def newest_study(storage: Storage, *, with_file: bool = False) -> Study:
+    """Return the most recently used study.
+
+    Args:
+        storage: Where to look.
+        with_file: Only a study that stores the file of its objective will do.
+
+    Raises:
+        StudyError: There is none.
+    """
+    for study in studies(storage):
+        if not with_file or study.attributes.get("objective"):
+            return study
+    what = "no study that stores a file" if with_file else "no study"
+    raise StudyError(f"{storage.location.path} holds {what}. Give a model: bstune search model.py")
+
+
+def touch(study: Study) -> None:
+    """Note that a study is used now, so that it becomes the newest."""
+    study.set(used_s=time.time(), used=datetime.now().isoformat(timespec="seconds"))
+
+
+# --- probes -------------------------------------------------------------------------------------------------------
+
+
+def save_probe(storage_url: str | None, study_name: str, probe: ProbeResult) -> None:
+    """Store a probe under a study, which is made if there is none.
+
+    Raises:
+        StudyError: The storage is in use or cannot be written.
+    """
+    with open_storage(storage_url) as storage:
+        study = find_study(storage, study_name) or make_study(storage, study_name)
+        study.set(probe=probe.to_dict())
+        touch(study)
+
+
+def load_probe(storage_url: str | None, study_name: str) -> ProbeResult | None:
+    """Return the probe that is stored under a study, or None.
+
+    Raises:
+        StudyError: There is no such storage, or it cannot be read.
+    """
+    with read_storage(storage_url) as storage:
+        study = find_study(storage, study_name)
+        return None if study is None else study.probe
