@@ -1,0 +1,361 @@
+"""The caller's side of worker processes: starts the template, hands out jobs, sees how each process ended, leaves none behind.
+
+Nothing here touches the caller's random numbers, threads or device, and no file is made that has a name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import sendfds
+from types import TracebackType
+from typing import IO, Any
+
+from ..objectives.base import Facts
+from . import jobs
+from .device import CudaFacts, Memory, check_device_name, cpu_info, cpu_memory, first_line, nvml_devices, nvml_memory, usable_cores
+from .errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
+from .results import DeviceInfo
+from .worker import ONE_THREAD
+
+TAIL_BYTES = 4096
+TAIL_LINES = 15
+CLOSE_S = 3.0
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker process ended without an answer."""
+
+    exit_code: int
+    """Negative: the signal that ended it."""
+
+    @property
+    def text(self) -> str:
+        """Return how it ended, in words."""
+        if self.exit_code >= 0:
+            return f"its process exited with code {self.exit_code}"
+        name = signal.Signals(-self.exit_code).name if -self.exit_code in set(signal.Signals) else f"signal {-self.exit_code}"
+        return f"its process was ended by {name}"
+
+
+@dataclass
+class Worker:
+    """One process at work on one job, as the host sees it."""
+
+    pid: int
+    connection: Connection
+    log: IO[bytes]
+    template: _Template
+    started_s: float = field(default_factory=time.monotonic)
+
+    def tail(self) -> str | None:
+        """Return the last lines that the process printed, or None."""
+        return _tail(self.log)
+
+    def end(self) -> None:
+        """Kill the process and all that it started; return at once."""
+        self.connection.close()
+        self.log.close()
+        self.template.end_worker(self.pid)
+
+
+def _tail(log: IO[bytes]) -> str | None:
+    size = os.fstat(log.fileno()).st_size
+    text = os.pread(log.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
+    return "\n".join(text.splitlines()[-TAIL_LINES:]).strip() or None
+
+
+class _Template:
+    """One program `python -m bstune.tuner.worker`, loaded and ready to fork, or to do one job."""
+
+    def __init__(self, payload: IO[bytes], *, may_fork: bool) -> None:
+        ours, theirs = socket.socketpair()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # Closed in `close`; it has no name, so nothing is left even by SIGKILL.
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "bstune.tuner.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, **ONE_THREAD},
+                start_new_session=True,  # Ctrl-C in the terminal reaches the caller only.
+            )
+        self.control = Connection(ours.detach())
+        self._exits: dict[int, int] = {}
+        payload.flush()
+        size = os.fstat(payload.fileno()).st_size
+        hello = jobs.Hello(tuple(sys.path), dict(os.environ), size, may_fork)
+        try:
+            self.control.send(hello)
+            self._send_fds(payload.fileno())
+        except OSError:
+            return  # It died at once; `ready` says why.
+
+    def _send_fds(self, *fds: int) -> None:
+        with socket.socket(fileno=os.dup(self.control.fileno())) as door:
+            sendfds(door, list(fds))
+
+    def ready(self) -> jobs.Ready:
+        """Wait until the objective is loaded.
+
+        Raises:
+            ObjectiveError: The user's file or data failed to load.
+        """
+        try:
+            answer = self.control.recv()
+        except (EOFError, ConnectionError):
+            code = self._process.wait()
+            raise ObjectiveError(
+                f"The objective could not be loaded: {Died(code).text} while it ran the file. Expected it to define an objective and return.",
+                output=_tail(self._log),
+            ) from None
+        if isinstance(answer, jobs.Failure):
+            raise error_of(answer, "loading the objective", output=_tail(self._log))
+        assert isinstance(answer, jobs.Ready)
+        return answer
+
+    def start(self, job: jobs.Job, *, fork: bool) -> Worker:
+        """Start a process for the job."""
+        ours, theirs = socket.socketpair()
+        log = tempfile.TemporaryFile()  # noqa: SIM115  # Closed with the worker.
+        with theirs:
+            try:
+                self.control.send(("fork" if fork else "run", job))
+                self._send_fds(theirs.fileno(), log.fileno())
+                pid = self._await_started() if fork else self._process.pid
+            except (EOFError, ConnectionError):
+                raise BstuneError(f"The template process died: {Died(self._process.wait()).text}.") from None
+        return Worker(pid, Connection(ours.detach()), log, self)
+
+    def _await_started(self) -> int:
+        while True:
+            verb, value = self.control.recv()
+            if verb == "started":
+                return int(value)
+            self._note_exit(value)
+
+    def _note_exit(self, value: tuple[int, int]) -> None:
+        pid, code = value
+        self._exits[pid] = code
+
+    def exit_code(self, pid: int) -> int:
+        """Wait for a process whose connection is closed, and return how it ended."""
+        if pid == self._process.pid:
+            return self._process.wait()
+        while pid not in self._exits:
+            self.control.send(("kill", pid))  # It may have closed its connection and gone on.
+            try:
+                verb, value = self.control.recv()
+            except (EOFError, ConnectionError):
+                return self._process.wait()
+            if verb == "exited":
+                self._note_exit(value)
+        return self._exits[pid]
+
+    def end_worker(self, pid: int) -> None:
+        """Kill a worker and all that it started."""
+        if pid == self._process.pid:
+            self.close()
+            return
+        try:
+            self.control.send(("kill", pid))
+            while self.control.poll():
+                self._note_exit(self.control.recv()[1])
+        except (OSError, EOFError):
+            return
+
+    def close(self) -> None:
+        """End the program and everything that it forked."""
+        self.control.close()  # It takes this as the word to kill its children and leave.
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._log.close()
+
+
+class Host:
+    """The worker processes of one objective on one device.
+
+    Attributes:
+        facts: What the objective is; raises ObjectiveError where it cannot be loaded or built.
+        device_info: The device that was chosen.
+        warnings: What the user should know of how it was chosen.
+    """
+
+    def __init__(self, objective: Any, *, device: str = "auto", jobs: int = 1, memory_bytes: int | None = None) -> None:
+        """Start the template and choose the device.
+
+        Args:
+            objective: A Supervised, a LoopObjective, or a reference to one in a file.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            jobs: Trials that will run side by side; they share cores and, on CPU, memory.
+            memory_bytes: Most memory that the user allows, or None.
+
+        Raises:
+            ObjectiveError: The objective cannot be pickled or loaded.
+            DeviceError: The device is unknown or does not work.
+        """
+        self._closed = False
+        self._templates: list[_Template] = []
+        self.jobs = jobs
+        self.memory_bytes = memory_bytes
+        self.threads = max(1, usable_cores() // jobs)
+        self.warnings: list[str] = []
+        self._facts: Facts | None = None
+        check_device_name(device)
+        self._payload = tempfile.TemporaryFile()  # noqa: SIM115  # Closed in `close`.
+        try:
+            self._pickle(objective)
+            self._first = self._new_template(may_fork=True)
+            self.fork = self._ready.fork_safe
+            if not self.fork:
+                self.warnings.append(f"Each trial starts a program of its own, some seconds each: {self._ready.fork_unsafe_because}.")
+            self.device, self.device_info = self._choose_device(device)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _pickle(self, objective: Any) -> None:
+        import cloudpickle
+
+        try:
+            cloudpickle.dump(objective, self._payload)
+        except Exception as error:
+            raise ObjectiveError(
+                f"The objective cannot be sent to a worker process: {first_line(str(error))}. Expected model, data and functions that can be "
+                "pickled: open files, locks and connections inside the functions that use them, or pass data as a function that makes it."
+            ) from error
+
+    def _new_template(self, *, may_fork: bool) -> _Template:
+        template = _Template(self._payload, may_fork=may_fork)
+        self._templates.append(template)
+        self._ready = template.ready()
+        return template
+
+    @property
+    def facts(self) -> Facts:
+        """What the objective is."""
+        if self._facts is None:
+            answer = self.run(jobs.Describe())
+            assert isinstance(answer, Facts)
+            self._facts = answer
+        return self._facts
+
+    def _choose_device(self, wanted: str) -> tuple[str, DeviceInfo]:
+        cpu = ("cpu", cpu_info(self.threads))
+        if wanted == "cpu" or (wanted == "auto" and (self._ready.torch_cuda is None or not nvml_devices())):
+            return cpu
+        try:
+            answer = self.run(jobs.TryCuda(wanted), device="cpu")
+        except DeviceError as error:
+            if wanted != "auto":
+                raise
+            self.warnings.append(f"CPU is used although there is a CUDA card: {error}")
+            return cpu
+        assert isinstance(answer, CudaFacts)
+        if self.jobs > 1:
+            raise DeviceError(
+                f"jobs={self.jobs} on one CUDA device: two trials on one card share its memory and spoil the probe. Use jobs=1."
+            )
+        return answer.device, DeviceInfo("cuda", answer.name, answer.uuid, answer.total_bytes, self.threads)
+
+    def memory(self) -> Memory:
+        """Return what the device has and what is left of it, now, before `--memory` and the sharing by jobs."""
+        if self.device_info.kind == "cpu":
+            return cpu_memory()
+        found = nvml_memory(self.device_info.uuid or "")
+        if found is None:  # NVML cannot say: ask CUDA, in a process of its own.
+            answer = self.run(jobs.TryCuda(self.device), device="cpu")
+            assert isinstance(answer, CudaFacts)
+            found = Memory(answer.total_bytes, answer.free_bytes, "cuda")
+        return found
+
+    def usable_bytes(self) -> int:
+        """Return the bytes that one trial may use: what the device, the container and the user leave, shared by the jobs."""
+        available = self.memory().available_bytes
+        return min(available, self.memory_bytes if self.memory_bytes is not None else available) // self.jobs
+
+    def start(self, work: jobs.Work, *, device: str | None = None, fence_bytes: int | None = None) -> Worker:
+        """Start a fresh process for one piece of work."""
+        job = jobs.Job(work, device or self.device, self.threads, fence_bytes)
+        if self.fork:
+            return self._first.start(job, fork=True)
+        if self._first in self._templates and not getattr(self._first, "used", False):
+            template = self._first
+        else:
+            template = self._new_template(may_fork=False)
+        template.used = True  # type: ignore[attr-defined]
+        return template.start(job, fork=False)
+
+    def run(self, work: jobs.Work, *, device: str | None = None) -> Any:
+        """Do one piece of work and return its answer.
+
+        Raises:
+            ObjectiveError: User code raised, or its process died.
+            NothingFitsError: It ran out of memory.
+            DeviceError: The device does not work.
+        """
+        worker = self.start(work, device=device)
+        try:
+            answer = self.answer(worker)
+            if isinstance(answer, jobs.Failure):
+                raise error_of(answer, "building the model", output=worker.tail(), budget_bytes=self.usable_bytes())
+            if isinstance(answer, Died):
+                raise ObjectiveError(f"The objective could not be built: {answer.text}.", output=worker.tail())
+            return answer
+        finally:
+            worker.end()
+
+    def answer(self, worker: Worker, timeout_s: float | None = None) -> Any:
+        """Return the next message of a worker, `Died` if it ended without one, or None when the time is over."""
+        if not wait([worker.connection], timeout_s):
+            return None
+        try:
+            return worker.connection.recv()
+        except (EOFError, ConnectionError):
+            return Died(worker.template.exit_code(worker.pid))
+
+    def close(self) -> None:
+        """End every process; nothing is left."""
+        if self._closed:
+            return
+        self._closed = True
+        for template in self._templates:
+            template.close()
+        self._payload.close()
+
+
+def error_of(failure: jobs.Failure, doing: str, *, output: str | None, budget_bytes: int = 0) -> BstuneError:
+    """Return the exception that a failure of user code is to the caller."""
+    if failure.ours and failure.error_type == "DeviceError":
+        return DeviceError(failure.message)
+    if failure.ours:
+        return ObjectiveError(failure.message, output=output)
+    if failure.outcome == "oom":
+        return NothingFitsError(
+            f"Nothing fits: {doing} alone ran out of memory ({first_line(failure.message)}). Use a smaller model or a larger device.",
+            needed_bytes=None,
+            budget_bytes=budget_bytes,
+        )
+    return ObjectiveError(
+        f"The objective failed while {doing}: {failure.error_type}: {first_line(failure.message)}",
+        traceback=failure.traceback,
+        output=output,
+    )

@@ -1,0 +1,114 @@
+"""What travels between the host and its workers: jobs on the way out, answers on the way back.
+
+Everything here is plain data and is pickled over a private socket pair between processes of one user; nothing of it is
+ever written to disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..objectives.base import MeasureNotes, MeasureSpec, TrialSpec
+from .meter import Reading
+from .results import Outcome
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first message to a template process: how to be like the caller, and what to load."""
+
+    sys_path: tuple[str, ...]
+    environment: dict[str, str]
+    """The caller's, restored in each worker after the template has loaded with one thread."""
+    payload_bytes: int
+    """Length of the pickled objective, which is read from a descriptor of its own."""
+    may_fork: bool
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The template has loaded the objective."""
+
+    pid: int
+    fork_safe: bool
+    fork_unsafe_because: str | None
+    torch_version: str
+    torch_cuda: str | None
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Say what the objective is."""
+
+
+@dataclass(frozen=True)
+class TryCuda:
+    """Find out whether the card works."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Run a few steps of one size and measure them."""
+
+    spec: MeasureSpec
+
+
+@dataclass(frozen=True)
+class Train:
+    """Run one trial."""
+
+    spec: TrialSpec
+
+
+Work = Describe | TryCuda | Measure | Train
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work with what the process needs to know around it."""
+
+    work: Work
+    device: str
+    threads: int
+    fence_bytes: int | None
+    """On CPU: how much private memory the process may take beyond what it starts with. On CUDA: of the card."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement that came to its end."""
+
+    reading: Reading
+    notes: MeasureNotes
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trial that came to its end, or was told to stop."""
+
+    samples: int
+    seconds: float
+    peak_bytes: int | None
+    checkpoint: str | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """User code raised, as plain text: the exception itself might not travel."""
+
+    outcome: Outcome
+    error_type: str
+    message: str
+    traceback: str
+    ours: bool
+    """Raised by bstune on purpose (an ObjectiveError or DeviceError), so the message says it all."""
+    reading: Reading | None = None
+    samples: int = 0
+    seconds: float = 0.0
+
+
+Answer = Any
+"""Facts, CudaFacts, Measured, Trained, TrialReport or Failure."""

@@ -1,0 +1,83 @@
+"""Runs trials in worker processes on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+
+from ..objectives.base import TrialReport, TrialSpec, Verdict
+from . import jobs
+from .host import Died, Host, Worker
+from .pool import Event, Finished, LossCause, Lost, Reported
+
+
+class LocalPool:
+    """Runs up to `slots` trials side by side, each in a fresh process; see `pool.Pool`."""
+
+    def __init__(self, host: Host, *, slots: int = 1, fence_bytes: int | None = None) -> None:
+        """Run trials of the host's objective; `fence_bytes` bounds what one of them may take before it fails."""
+        self.slots = slots
+        self._host = host
+        self._fence_bytes = fence_bytes
+        self._running: dict[int, Worker] = {}
+        self._last_samples: dict[int, int] = {}
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Start a run in a free slot."""
+        assert len(self._running) < self.slots, "no free slot"
+        self._running[spec.number] = self._host.start(jobs.Train(spec), fence_bytes=self._fence_bytes)
+        self._last_samples[spec.number] = spec.start_samples
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Yield what has happened, waiting at most this long for the first."""
+        connections = {worker.connection: number for number, worker in self._running.items()}
+        for ready in wait(list(connections), timeout_s):
+            number = next(number for connection, number in connections.items() if connection is ready)
+            if number in self._running:  # An event before this one may have led to its end.
+                yield self._event(number, self._running[number])
+
+    def _event(self, number: int, worker: Worker) -> Event:
+        answer = self._host.answer(worker)
+        if isinstance(answer, TrialReport):
+            self._last_samples[number] = answer.samples
+            return Reported(answer)
+        event = self._last_event(number, worker, answer)
+        self.cancel(number)
+        return event
+
+    def _last_event(self, number: int, worker: Worker, answer: jobs.Trained | jobs.Failure | Died) -> Event:
+        if isinstance(answer, jobs.Trained):
+            return Finished(number, answer.samples, answer.seconds, answer.peak_bytes, answer.checkpoint)
+        samples, seconds = self._last_samples[number], time.monotonic() - worker.started_s
+        if isinstance(answer, Died):
+            # The kernel kills what takes too much memory with SIGKILL, and nobody else here does.
+            cause: LossCause = "killed" if answer.exit_code == -9 else "crashed"
+            return Lost(number, cause, answer.text, samples, seconds, output=worker.tail())
+        cause = "oom" if answer.outcome == "oom" else "error"
+        return Lost(
+            number,
+            cause,
+            answer.message,
+            max(samples, answer.samples),
+            answer.seconds or seconds,
+            error_type=answer.error_type,
+            traceback=None if answer.ours else answer.traceback,
+            output=worker.tail(),
+        )
+
+    def reply(self, number: int, verdict: Verdict) -> None:
+        """Let a reporting run go on, or stop it."""
+        try:
+            self._running[number].connection.send(verdict)
+        except (OSError, ValueError):
+            return  # It has died since; its end is the next event.
+
+    def cancel(self, number: int) -> None:
+        """End a run at once; no more events come of it."""
+        self._running.pop(number).end()
+
+    def close(self) -> None:
+        """End everything that runs."""
+        for number in tuple(self._running):
+            self.cancel(number)

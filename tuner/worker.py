@@ -1,0 +1,349 @@
+"""The process in which user code runs: `python -m bstune.tuner.worker FD`.
+
+It begins as a template: it imports torch, loads the objective and its data with one thread and no device, and then forks a
+fresh process for every job, in milliseconds. Where forking would be unsafe, because user code at import has started threads
+or touched CUDA, it does one job itself, and the host starts another program for the next.
+
+Whatever user code does stays here: it may print, leak, crash or be killed. Nothing of it reaches the caller but messages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import recvfds
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..objectives.base import Objective, Trial, TrialReport, TrialSpec, Verdict
+from . import jobs
+from .device import classify, try_cuda
+from .errors import BstuneError, TrialPruned
+from .meter import ProcessMeter, data_segment_bytes, peak_rss_bytes, reset_peak_rss
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1"}
+"""While the template loads: a pool of threads started before a fork does not exist after it."""
+PR_SET_PDEATHSIG = 1
+PACKAGE_FOLDERS = tuple(str(Path(__file__).resolve().parents[1] / room) for room in ("tuner", "objectives"))
+
+
+def main() -> None:
+    """Serve the host behind the descriptor given as the only argument, until it goes away."""
+    control = Connection(int(sys.argv[1]))
+    die_with_parent(signal.SIGTERM)
+    hello: jobs.Hello = control.recv()
+    with socket.socket(fileno=os.dup(control.fileno())) as door:
+        (payload_fd,) = recvfds(door, 1)
+    sys.path[:] = hello.sys_path
+    try:
+        objective = _load(payload_fd, hello.payload_bytes)
+        control.send(_ready(hello.may_fork))
+    except BaseException as error:
+        control.send(failure_of(error))
+        return
+    _Template(control, objective, hello.environment).serve()
+
+
+def _load(payload_fd: int, n_bytes: int) -> Objective:
+    import cloudpickle
+    import torch
+
+    torch.set_num_threads(1)
+    _warm_up()
+    with mmap.mmap(payload_fd, n_bytes, access=mmap.ACCESS_READ) as payload:
+        objective = cloudpickle.loads(payload)
+    os.close(payload_fd)
+    if hasattr(objective, "resolve"):
+        reference = objective
+        objective = reference.resolve()
+        objective.source_hash = reference.source_hash or getattr(objective, "source_hash", None)
+    loaded: Objective = objective
+    loaded.prepare()
+    return loaded
+
+
+def _warm_up() -> None:
+    """Import what the first optimizer step and the first batch import, seconds of it, once instead of once per process."""
+    import torch.utils.data
+
+    parameter = torch.zeros(1, requires_grad=True)
+    parameter.grad = torch.zeros(1)
+    for make in (torch.optim.AdamW, torch.optim.SGD):
+        make([parameter], lr=0.0).step()
+    torch.utils.data.default_collate([(0.0, 0)])
+
+
+def _ready(may_fork: bool) -> jobs.Ready:
+    import torch
+
+    reason = None
+    n_threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else threading.active_count()
+    if not may_fork or not sys.platform.startswith("linux"):
+        reason = "forking was not asked for on this platform"
+    elif torch.cuda.is_initialized():
+        reason = "the objective's file touched CUDA when it was loaded"
+    elif n_threads > 1:
+        reason = f"the objective's file left {n_threads} threads running when it was loaded"
+    return jobs.Ready(os.getpid(), reason is None, reason, torch.__version__, torch.version.cuda)
+
+
+class _Template:
+    """Takes jobs from the host, forks a process for each, and tells how each of them ended."""
+
+    def __init__(self, control: Connection, objective: Objective, environment: dict[str, str]) -> None:
+        self._control = control
+        self._objective = objective
+        self._environment = environment
+        self._children: set[int] = set()
+        self._wake_read, self._wake_write = os.pipe()
+
+    def serve(self) -> None:
+        """Work until the host closes its end; then leave no process behind."""
+        os.set_blocking(self._wake_write, False)
+        signal.set_wakeup_fd(self._wake_write)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self._leave())
+        gc.collect()
+        gc.freeze()  # Keeps the collector of a child from copying every page that it shares with this process.
+        try:
+            while True:
+                ready = wait([self._control, self._wake_read])
+                if self._wake_read in ready:
+                    os.read(self._wake_read, 512)
+                    self._reap()
+                if self._control in ready:
+                    self._take(self._control.recv())
+        except (EOFError, OSError):
+            self._leave()
+
+    def _take(self, message: tuple[str, Any]) -> None:
+        verb, value = message
+        if verb == "kill":
+            if value in self._children:
+                _kill_group(value)
+            return
+        with socket.socket(fileno=os.dup(self._control.fileno())) as door:
+            connection_fd, log_fd = recvfds(door, 2)
+        if verb == "run":  # Forking is unsafe here: do this one job, in this process, and end.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            die_with_parent(signal.SIGKILL)
+            _become_worker(log_fd, self._environment)
+            run_job(value, self._objective, Connection(connection_fd))
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for fd in (self._control.fileno(), self._wake_read, self._wake_write):
+                os.close(fd)
+            die_with_parent(signal.SIGKILL)
+            _become_worker(log_fd, self._environment)
+            run_job(value, self._objective, Connection(connection_fd))
+        os.close(connection_fd)
+        os.close(log_fd)
+        self._children.add(pid)
+        self._control.send(("started", pid))
+
+    def _reap(self) -> None:
+        for pid in tuple(self._children):
+            # Look without reaping first: until it is reaped, its group cannot be taken for another's.
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            _kill_group(pid)
+            _, status = os.waitpid(pid, 0)
+            self._children.discard(pid)
+            self._control.send(("exited", (pid, os.waitstatus_to_exitcode(status))))
+
+    def _leave(self) -> NoReturn:
+        for pid in self._children:
+            _kill_group(pid)
+        os._exit(0)
+
+
+def _kill_group(pid: int) -> None:
+    for kill in (os.killpg, os.kill):  # The group may not exist yet, right after the fork.
+        try:
+            kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Ask the kernel to send this process a signal when the one that started it ends."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _become_worker(log_fd: int, environment: dict[str, str]) -> None:
+    os.setpgid(0, 0)  # Loader workers join this group, so that one signal ends them all.
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's to answer.
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")  # If the kernel must kill someone, let it be this process.
+    except OSError:
+        return
+
+
+def run_job(job: jobs.Job, objective: Objective, host: Connection) -> NoReturn:
+    """Do one job, send its answer and end the process without running anybody's exit handlers."""
+    import torch
+
+    meter: list[ProcessMeter] = []
+    try:
+        torch.set_num_threads(job.threads)
+        _fence(job)
+        answer = _do(job, objective, host, meter)
+    except BaseException as error:
+        answer = failure_of(error)
+    # Only here, outside the handler, is what the failed step held free to go.
+    if isinstance(answer, jobs.Failure) and meter:
+        answer = replace(answer, reading=meter[0].read())
+    try:
+        host.send(answer)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)
+
+
+def _fence(job: jobs.Job) -> None:
+    """Let an allocation far beyond the budget fail with an error, before it fails with a kill."""
+    if job.fence_bytes is None:
+        return
+    if job.device.startswith("cuda"):
+        import torch
+
+        total_bytes = torch.cuda.get_device_properties(job.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, job.fence_bytes / total_bytes), job.device)
+        return
+    import resource
+
+    soft = data_segment_bytes() + job.fence_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _do(job: jobs.Job, objective: Objective, host: Connection, meter: list[ProcessMeter]) -> jobs.Answer:
+    work = job.work
+    if isinstance(work, jobs.Describe):
+        return objective.describe()
+    if isinstance(work, jobs.TryCuda):
+        return try_cuda(work.device)
+    if isinstance(work, jobs.Measure):
+        meter.append(ProcessMeter(job.device))
+        notes = objective.measure(work.spec, job.device, meter[0])
+        return jobs.Measured(meter[0].read(), notes)
+    return _train(work.spec, job.device, objective, host)
+
+
+def _train(spec: TrialSpec, device: str, objective: Objective, host: Connection) -> jobs.Answer:
+    from ..objectives.supervised import seed_everything
+
+    reset_peak_rss()
+    seed_everything(spec.seed)
+    start_s = time.perf_counter()
+
+    def ended() -> jobs.Trained:
+        samples = trial.stopped_at if trial.stopped_at is not None else trial.last_samples
+        checkpoint = spec.checkpoint_to if spec.checkpoint_to and os.path.exists(spec.checkpoint_to) else None
+        return jobs.Trained(samples, time.perf_counter() - start_s, _peak_bytes(device), checkpoint)
+
+    def send(report: TrialReport) -> Verdict:
+        host.send(report)
+        verdict: Verdict = host.recv()
+        return verdict
+
+    def overrun() -> None:
+        host.send(ended())
+        os._exit(0)
+
+    trial = Trial(spec, device=device, send=send, clock=time.perf_counter, overrun=overrun)
+    try:
+        with _step_guard(trial):
+            objective.train(trial, spec)
+    except TrialPruned:
+        if trial.stopped_at is None:  # The user's own TrialPruned, without a verdict of ours.
+            raise
+    except Exception as error:
+        return replace(failure_of(error), samples=trial.last_samples, seconds=time.perf_counter() - start_s)
+    return ended()
+
+
+class _step_guard:  # Reads as the statement that it is.
+    """Watches a loop's optimizer steps, so that one that swallows `TrialPruned` and never reports again is ended too."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._first: Any = None
+        self._steps_since_stop = 0
+
+    def __enter__(self) -> None:
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        self._handle = register_optimizer_step_post_hook(self._after)
+
+    def __exit__(self, *exception: object) -> None:
+        self._handle.remove()
+
+    def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._first = self._first or optimizer
+        if optimizer is self._first and self._trial.stopped_at is not None:
+            self._steps_since_stop += 1
+            self._trial.check_overrun(self._trial.stopped_at + self._steps_since_stop * self._trial.global_batch_size)
+
+
+def _peak_bytes(device: str) -> int | None:
+    if not device.startswith("cuda"):
+        return peak_rss_bytes()
+    import torch
+
+    return torch.cuda.max_memory_reserved(device)
+
+
+def failure_of(error: BaseException) -> jobs.Failure:
+    """Turn an exception into plain text, with the user's part of its traceback."""
+    ours = isinstance(error, BstuneError)
+    return jobs.Failure(
+        outcome=classify(error),
+        error_type=type(error).__qualname__,
+        message=str(error) or type(error).__qualname__,
+        traceback=user_traceback(error),
+        ours=ours,
+    )
+
+
+def user_traceback(error: BaseException) -> str:
+    """Return the traceback as Python prints it, without the frames of bstune and of the import machinery that led there."""
+    told = traceback.TracebackException.from_exception(error)
+    seen: Callable[[traceback.FrameSummary], bool] = lambda frame: (  # noqa: E731
+        not frame.filename.startswith(PACKAGE_FOLDERS)
+        and "importlib" not in frame.filename
+        and not frame.filename.endswith("/cloudpickle.py")
+    )
+    kept = [frame for frame in told.stack if seen(frame)]
+    if kept:
+        told.stack = traceback.StackSummary.from_list(kept)
+    return "".join(told.format())
+
+
+if __name__ == "__main__":
+    main()
