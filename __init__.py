@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .objectives.base import Trial as Trial
     from .objectives.load import load as load
     from .objectives.loop import objective as objective
     from .objectives.supervised import Supervised as Supervised
@@ -40,6 +41,7 @@ _HOME = {
     "SearchResult": "tuner.results",
     "StudyError": "tuner.errors",
     "Supervised": "objectives.supervised",
+    "Trial": "objectives.base",
     "TrialPruned": "tuner.errors",
     "load": "objectives.load",
     "objective": "objectives.loop",
