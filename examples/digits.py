@@ -3,12 +3,11 @@
 Run `bstune search examples/digits.py`. It takes about two minutes on two cores; no GPU is needed.
 """
 
+import bstune
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
-
-import bstune
 
 
 def load_data() -> tuple[TensorDataset, TensorDataset]:

@@ -4,12 +4,11 @@ Run `python examples/from_script.py`. Nothing needs to be guarded by `if __name_
 their own, and this one is left as it was. Running it again finds the finished search in `bstune.db` and trains at once.
 """
 
+import bstune
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-import bstune
 
 EPOCHS = 20
 

@@ -5,11 +5,10 @@ Run `bstune search examples/own_loop.py`.
 
 from collections.abc import Iterator
 
+import bstune
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-
-import bstune
 
 N_TRAIN = 1024
 EPOCHS = 20

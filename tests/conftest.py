@@ -1,0 +1,33 @@
+"""How the tests are collected. The checkout is itself the package, and pytest must not import it a second time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+class _PlainRoot:
+    """Collects the root as a folder, not as a package named after wherever the checkout lies.
+
+    Without it pytest finds the root's `__init__.py` and imports everything once more under that other name: two copies of
+    each class, of which one is never an instance of the other.
+    """
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        """Return a plain folder for the root, and leave every other folder to pytest."""
+        if path == parent.config.rootpath:
+            return pytest.Dir.from_parent(parent, path=path)
+        return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the plugin early enough for the collection of the root."""
+    config.pluginmanager.register(_PlainRoot(), "bstune-plain-root")
+
+
+@pytest.fixture
+def root(pytestconfig: pytest.Config) -> Path:
+    """The root of the checkout."""
+    return pytestconfig.rootpath
