@@ -223,6 +223,8 @@ class ProbeResult(Record):
     samples: int = 0
     """Training samples that the probe used; not charged to a search."""
     seconds: float = 0.0
+    optimizer: str | None = None
+    """Class name of the optimizer that was seen to step."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The arguments that the answer depends on, as the probe was called."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -412,7 +414,8 @@ class SearchResult(Record):
         for record in self.records:
             row = {name: getattr(record, name) for name in TRIAL_COLUMNS}
             rows.append(row | record.params | record.metrics)
-        return pandas.DataFrame(rows, columns=None if rows else list(TRIAL_COLUMNS))
+        frame: pandas.DataFrame = pandas.DataFrame(rows, columns=None if rows else list(TRIAL_COLUMNS))
+        return frame
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; the trials stand under `trials`, one object each."""
