@@ -1,0 +1,202 @@
+"""The books of a search: every run with its curve, and what it was charged.
+
+Rebuilt from the finished records when a search resumes, so nothing here may depend on anything but those records and
+on what is running now.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..objectives.base import TrialReport
+from .plan import Proposal
+from .results import Setting, TrialRecord
+
+Key = tuple[object, ...]
+
+
+def key_of(setting: Setting) -> Key:
+    """Return what tells two settings apart. The learning rate is rounded to 12 digits, so a trip through a database changes nothing."""
+    return (
+        setting.global_batch_size,
+        f"{setting.learning_rate:.12g}",
+        *(f"{name}={value!r}" for name, value in sorted(setting.params.items())),
+    )
+
+
+@dataclass
+class Run:
+    """One trial, finished or running."""
+
+    number: int
+    stage: str
+    setting: Setting
+    seed: int
+    end_samples: int
+    start_samples: int = 0
+    continues: int | None = None
+    state: str = "running"
+    samples: int = 0
+    """Where it is, or where it ended."""
+    granted: int = 0
+    """How far it may go before it asks again; what the budget holds back for it."""
+    values: dict[int, float] = field(default_factory=dict)
+    """Validation loss by samples, ascending; not a number where it was not finite."""
+    cause: str | None = None
+    checkpoint: str | None = None
+    seconds: float | None = None
+    record: TrialRecord | None = None
+    key: Key = ()
+
+    def __post_init__(self) -> None:
+        """Derive the key."""
+        self.key = key_of(self.setting)
+
+    @property
+    def charged(self) -> int:
+        """Samples that this trial itself trained."""
+        return max(0, self.samples - self.start_samples)
+
+    @property
+    def committed(self) -> int:
+        """Samples charged, or held back while it runs."""
+        reach = max(self.samples, self.granted) if self.state == "running" else self.samples
+        return max(0, reach - self.start_samples)
+
+    @property
+    def finite(self) -> bool:
+        """Whether it has a value and every value is finite."""
+        return bool(self.values) and all(math.isfinite(value) for value in self.values.values())
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a validation loss was not finite."""
+        return any(not math.isfinite(value) for value in self.values.values())
+
+    @property
+    def last(self) -> float | None:
+        """The last validation loss, or None."""
+        return self.values[max(self.values)] if self.values else None
+
+    def at(self, point: int) -> float | None:
+        """Return the first value at or after `point` (at its end, if that comes first); None when it has not come so far."""
+        wanted = min(point, self.end_samples)
+        return next((self.values[samples] for samples in sorted(self.values) if samples >= wanted), None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it reached its planned end with a finite value there."""
+        value = self.at(self.end_samples)
+        return self.state in ("complete", "running") and value is not None and math.isfinite(value) and self.samples >= self.end_samples
+
+
+class Ledger:
+    """All runs of a study, in the order of their numbers."""
+
+    def __init__(self, records: Sequence[TrialRecord] = ()) -> None:
+        """Enter the finished records of an earlier call."""
+        self._runs: dict[int, Run] = {}
+        for record in records:
+            self.finish(record)
+
+    def __iter__(self) -> Iterator[Run]:
+        """Iterate in the order of the numbers, so that the order of arrival changes nothing."""
+        return iter([self._runs[number] for number in sorted(self._runs)])
+
+    def __len__(self) -> int:
+        """Return how many trials there are."""
+        return len(self._runs)
+
+    def __getitem__(self, number: int) -> Run:
+        """Return the run of a trial."""
+        return self._runs[number]
+
+    def start(self, number: int, proposal: Proposal, granted: int) -> None:
+        """Enter a run that starts now; a continued one brings its earlier values along."""
+        values = {} if proposal.continues is None else dict(self._runs[proposal.continues].values)
+        self._runs[number] = Run(
+            number=number,
+            stage=proposal.stage,
+            setting=proposal.setting,
+            seed=proposal.seed,
+            end_samples=proposal.end_samples,
+            start_samples=proposal.start_samples,
+            continues=proposal.continues,
+            samples=proposal.start_samples,
+            granted=granted,
+            values=values,
+        )
+
+    def report(self, report: TrialReport) -> Run:
+        """Enter a report of a running trial, under the wanted points that it is the first to reach."""
+        run = self._runs[report.number]
+        for samples in report.points or (report.samples,):
+            run.values.setdefault(samples, float(report.val_loss))
+        run.samples = max(run.samples, report.samples)
+        return run
+
+    def finish(self, record: TrialRecord) -> None:
+        """Replace what was known of a trial by its final record."""
+        before = self._runs.get(record.number)
+        end = record.end_samples or (before.end_samples if before else record.samples)
+        run = Run(
+            number=record.number,
+            stage=record.stage,
+            setting=Setting(record.global_batch_size, record.learning_rate, dict(record.params)),
+            seed=record.seed,
+            end_samples=end,
+            start_samples=record.start_samples,
+            continues=record.continues,
+            state=record.state,
+            samples=record.samples,
+            values={samples: math.nan if value is None else value for samples, value in sorted(record.values)},
+            cause=record.cause,
+            checkpoint=record.checkpoint,
+            seconds=record.seconds,
+            record=record,
+        )
+        if record.state == "failed" and not run.values and before is not None:
+            run.values = dict(before.values)
+        self._runs[record.number] = run
+
+    @property
+    def running(self) -> list[Run]:
+        """The runs that have not ended."""
+        return [run for run in self if run.state == "running"]
+
+    @property
+    def charged(self) -> int:
+        """Samples trained so far."""
+        return sum(run.charged for run in self._runs.values())
+
+    @property
+    def committed(self) -> int:
+        """Samples trained or held back for what runs."""
+        return sum(run.committed for run in self._runs.values())
+
+    def of(self, key: Key, seed: int | None = None) -> list[Run]:
+        """Return the runs of one setting, on one seed if given."""
+        return [run for run in self if run.key == key and (seed is None or run.seed == seed)]
+
+    def superseded(self) -> set[int]:
+        """Return the numbers of trials that another one has continued and overtaken."""
+        return {run.continues for run in self if run.continues is not None and run.samples >= self._runs[run.continues].samples}
+
+    def curves(self, seed: int) -> list[Run]:
+        """Return the runs on `seed` that say something: those with values, the continued ones only once."""
+        old = self.superseded()
+        return [
+            run
+            for run in self
+            if run.seed == seed and run.values and run.number not in old and run.cause not in ("oom", "killed", "hung", "error")
+        ]
+
+
+def distinct(settings: Iterable[Setting]) -> list[Setting]:
+    """Return the settings without repeats, in their first order."""
+    found: dict[Key, Setting] = {}
+    for setting in settings:
+        found.setdefault(key_of(setting), setting)
+    return list(found.values())

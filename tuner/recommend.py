@@ -1,0 +1,348 @@
+"""The choice among what was run, at any moment, and how sure it is.
+
+Settings that were confirmed on fresh seeds are compared on those seeds only: the losses that they were selected by
+are too good to be believed. Before any is confirmed, the surrogate's view of the full run decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..objectives.base import Facts
+from .errors import NoSignalError
+from .ledger import Key, Ledger, Run, key_of
+from .plan import Plan
+from .results import Candidate, LossEstimate, LrRule, ProbeResult, Recommendation, Setting
+from .sampler import Context, Model
+from .scaling import split_batch
+
+ALTERNATIVES = 5
+NOISE_PRIOR = (0.05, 2.0)
+"""Relative standard deviation of a full run between seeds, and how many degrees of freedom that guess is worth.
+
+MLPerf's reference runs: median 3.7 %, nine in ten below 18 % (of samples to target; mlcommons/logging).
+"""
+TARGET_SHARE = 0.7
+"""The default target is what the anchor run reaches after this share of it."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a recommendation rests on."""
+
+    plan: Plan
+    facts: Facts
+    probe: ProbeResult | None
+    context: Context
+    ledger: Ledger
+    confirm_share: float
+
+    @property
+    def target(self) -> float | None:
+        """Validation loss that counts as reached: the user's, or what the anchor run reaches after most of its way."""
+        if self.plan.target is not None:
+            return self.plan.target
+        full = self.context.rungs.full_samples
+        for run in self.ledger:
+            if run.seed == self.plan.seed and run.complete and run.end_samples > full / 2 and run.finite:
+                curve = smoothed(run)
+                return next((loss for samples, loss in curve if samples >= TARGET_SHARE * run.end_samples), curve[-1][1])
+        return None
+
+
+def smoothed(run: Run) -> list[tuple[int, float]]:
+    """Return a learning curve by the median of three neighbours, so that one lucky evaluation reaches no target."""
+    points = sorted(run.values.items())
+    losses = [loss for _, loss in points]
+    return [(samples, float(np.median(losses[max(0, i - 1) : i + 2]))) for i, (samples, _) in enumerate(points)]
+
+
+def samples_to(target: float, run: Run) -> float | None:
+    """Return the samples at which the smoothed curve of a run first reaches a target, interpolated; None if it never does."""
+    before: tuple[int, float] | None = None
+    for samples, loss in smoothed(run):
+        if loss <= target:
+            if before is None or before[1] <= loss:
+                return float(samples)
+            return before[0] + (samples - before[0]) * (before[1] - target) / (before[1] - loss)
+        before = (samples, loss)
+    return None
+
+
+def finalists(evidence: Evidence, n: int) -> list[Setting]:
+    """Return the settings to confirm: those whose confirmation has begun, then the best by the surrogate."""
+    chosen: dict[Key, Setting] = {}
+    out: set[Key] = set()
+    for run in evidence.ledger:
+        if run.stage == "confirm":
+            bad = run.diverged or (run.state == "failed" and run.cause in ("oom", "error", "no_report"))
+            (out.add(run.key) if bad else chosen.setdefault(run.key, run.setting))
+    chosen = {key: setting for key, setting in chosen.items() if key not in out}
+    model = Model.of(evidence.context, evidence.ledger)
+    leaders = [] if model is None else model.leaders
+    if evidence.plan.goal == "largest":
+        leaders = _largest_first(evidence, leaders)
+    for run in leaders:
+        if len(chosen) >= n:
+            break
+        if run.key not in out and evidence.context.allowed(run.setting):
+            chosen.setdefault(run.key, run.setting)
+    return list(chosen.values())[:n]
+
+
+def _largest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
+    """Return the best run of each batch size, the largest sizes that are not measurably worse first."""
+    model = Model.of(evidence.context, evidence.ledger)
+    if model is None or not leaders:
+        return list(leaders)
+    mean, _ = model.final([run.setting for run in leaders])
+    slack = evidence.plan.tolerance + NOISE_PRIOR[0]
+    good = [run for run, gap in zip(leaders, mean, strict=True) if gap <= mean[0] + slack]
+    return sorted(good, key=lambda run: -run.setting.global_batch_size) + [run for run in leaders if run not in good]
+
+
+# --- the recommendation ---
+
+
+def recommend(evidence: Evidence) -> Recommendation:
+    """Return the setting to use, by all that is known now.
+
+    Raises:
+        NoSignalError: No trial has a finite validation loss.
+    """
+    model = Model.of(evidence.context, evidence.ledger)
+    if model is None or not model.leaders:
+        raise NoSignalError(
+            f"None of {len(evidence.ledger)} trials has a finite validation loss, so there is nothing to recommend. "
+            "Search smaller learning rates, or look at the trials' reasons."
+        )
+    noise = _noise(evidence)
+    candidates = _candidates(evidence, model, noise)
+    confirmed = _comparable([c for c in candidates if c.verified])
+    pool = confirmed or candidates[:1]
+    chosen, reason = _choose(evidence, pool, bool(confirmed))
+    within = [c for c in pool if _within(c, pool, evidence.plan.tolerance)] or [chosen]
+    timed = [c for c in within if c.seconds_per_full_run is not None]
+    return Recommendation(
+        micro_batch_size=chosen.micro_batch_size,
+        accumulation_steps=chosen.accumulation_steps,
+        world_size=1,
+        global_batch_size=chosen.global_batch_size,
+        eval_batch_size=None if evidence.probe is None else evidence.probe.eval_batch_size,
+        learning_rate=chosen.learning_rate,
+        params=chosen.params,
+        val_loss=chosen.val_loss,
+        seconds_to_target=chosen.seconds_to_target,
+        samples_to_target=chosen.samples_to_target,
+        samples_per_s=chosen.samples_per_s,
+        peak_bytes=_peak_bytes(evidence, chosen),
+        verified=chosen.verified,
+        reason=reason,
+        batch_interval=_batch_interval(evidence, model, chosen, noise[0]),
+        lr_rule=_lr_rule(evidence, model),
+        fastest=min(timed, key=lambda c: c.seconds_per_full_run or math.inf) if timed else None,
+        smallest_within_tolerance=min(within, key=lambda c: c.global_batch_size),
+        alternatives=tuple(c for c in candidates if c is not chosen)[:ALTERNATIVES],
+        warnings=_warnings(evidence, chosen, pool),
+    )
+
+
+def _noise(evidence: Evidence) -> tuple[float, float]:
+    """Return the relative standard deviation between seeds, pooled over all settings with several full runs, and its degrees of freedom."""
+    prior, weight = NOISE_PRIOR
+    total, freedom = weight * prior**2, weight
+    by_setting: dict[Key, list[float]] = {}
+    for run in evidence.ledger:
+        value = _full_value(evidence, run)
+        if value is not None:
+            by_setting.setdefault(run.key, []).append(value)
+    for values in by_setting.values():
+        scale = abs(sum(values) / len(values)) or 1.0
+        total += sum((value - sum(values) / len(values)) ** 2 for value in values) / scale**2
+        freedom += len(values) - 1
+    return math.sqrt(total / freedom), freedom
+
+
+def _full_value(evidence: Evidence, run: Run) -> float | None:
+    """Return the last loss of a finished full run, else None."""
+    whole = run.end_samples >= evidence.context.rungs.end_of(run.setting.global_batch_size)
+    return run.at(run.end_samples) if whole and run.complete and run.state != "running" else None
+
+
+def student_quantile(p_tail: float, freedom: float) -> float:
+    """Return the quantile of Student's t that leaves 5 % above, by the series in 1/freedom.
+
+    Within 2 % from two degrees of freedom on. Source: Abramowitz and Stegun 1964, 26.7.5.
+    """
+    if p_tail != 0.05:
+        raise ValueError(f"Only the 5 % tail is known here, not {p_tail}.")
+    z, n = 1.6448536, freedom
+    return (
+        z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )
+
+
+def _estimate(values: Sequence[float], noise: tuple[float, float]) -> LossEstimate:
+    n = len(values)
+    if not n:
+        return LossEstimate(None, None, 0)
+    mean = sum(values) / n
+    sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
+    half = student_quantile(0.05, noise[1]) * noise[0] * abs(mean) * math.sqrt(1 + 1 / n)
+    return LossEstimate(mean, sd, n, mean - half, mean + half)
+
+
+def _candidates(evidence: Evidence, model: Model, noise: tuple[float, float]) -> list[Candidate]:
+    """Return every setting that was run with a finite loss, best first: confirmed ones by their mean, the others by the surrogate."""
+    found: dict[Key, Candidate] = {}
+    for run in model.leaders:
+        if run.key not in found:
+            found[run.key] = _candidate(evidence, run.setting, noise)
+    confirmed = [c for c in found.values() if c.verified]
+    confirmed.sort(key=lambda c: (-c.val_loss.n_seeds, c.val_loss.mean or 0.0))
+    return confirmed + [c for c in found.values() if not c.verified]
+
+
+def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float]) -> Candidate:
+    batch = setting.global_batch_size
+    runs = evidence.ledger.of(key_of(setting))
+    fresh = [run for run in runs if run.stage == "confirm" and _full_value(evidence, run) is not None]
+    spoilt = any(run.stage == "confirm" and run.diverged for run in runs)
+    searched = [run for run in runs if run.seed == evidence.plan.seed and _full_value(evidence, run) is not None]
+    used = fresh or searched[:1]
+    micro, accumulation = split_batch(batch, evidence.probe.micro_batch_size if evidence.probe else batch)
+    line = None if evidence.probe is None else evidence.probe.step_time_line
+    seconds = None if line is None else evidence.facts.full_run_steps(batch) * line.step_s(micro, accumulation)
+    rate = None if line is None else batch / line.step_s(micro, accumulation)
+    reached = [samples_to(evidence.target, run) for run in used] if evidence.target is not None else []
+    known = [x for x in reached if x is not None]
+    samples = float(np.median(known)) if known and len(known) == len(reached) else None
+    note = (
+        "diverged on a fresh seed"
+        if spoilt
+        else ""
+        if fresh
+        else "not confirmed: the loss that it was selected by"
+        if searched
+        else "not run to the end"
+    )
+    return Candidate(
+        global_batch_size=batch,
+        micro_batch_size=micro,
+        accumulation_steps=accumulation,
+        learning_rate=setting.learning_rate,
+        params=dict(setting.params),
+        val_loss=_estimate([value for run in used if (value := _full_value(evidence, run)) is not None], noise),
+        seconds_per_full_run=seconds,
+        samples_per_s=rate,
+        seconds_to_target=None if samples is None or rate is None else samples / rate,
+        samples_to_target=samples,
+        verified=bool(fresh) and not spoilt,
+        note=note,
+    )
+
+
+def _comparable(confirmed: Sequence[Candidate]) -> list[Candidate]:
+    """Return the confirmed settings that share the most seeds: means over different seeds are not compared."""
+    most = max((c.val_loss.n_seeds for c in confirmed), default=0)
+    return [c for c in confirmed if c.val_loss.n_seeds == most]
+
+
+def _within(candidate: Candidate, pool: Sequence[Candidate], tolerance: float) -> bool:
+    means = [c.val_loss.mean for c in pool if c.val_loss.mean is not None]
+    if not means or candidate.val_loss.mean is None:
+        return False
+    return candidate.val_loss.mean <= min(means) + tolerance * abs(min(means))
+
+
+def _choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> tuple[Candidate, str]:
+    """Return the best of the pool by the goal, and why in one sentence."""
+    best = min(pool, key=lambda c: math.inf if c.val_loss.mean is None else c.val_loss.mean)
+    within = [c for c in pool if _within(c, pool, evidence.plan.tolerance)] or [best]
+    chosen, why = best, "has the lowest validation loss"
+    if evidence.plan.goal == "time":
+        timed = [c for c in pool if c.samples_to_target is not None]
+        if timed:
+            chosen = min(timed, key=lambda c: c.seconds_to_target or c.samples_to_target or math.inf)
+            why = f"reaches the target of {evidence.target:.4g} first"
+    elif evidence.plan.goal == "largest":
+        slack = max(evidence.plan.tolerance, 2 * _noise(evidence)[0] / math.sqrt(max(1, best.val_loss.n_seeds)))
+        even = [c for c in pool if _within(c, pool, slack)] or [best]
+        chosen = max(even, key=lambda c: (c.global_batch_size, -(c.val_loss.mean or 0.0)))
+        why = "is the largest without measurable loss"
+    elif len(within) > 1 and all(c.seconds_per_full_run is not None for c in within):
+        chosen = min(within, key=lambda c: (c.seconds_per_full_run, c.val_loss.mean))
+        if chosen is not best:
+            why = f"is the fastest within {evidence.plan.tolerance:.0%} of the lowest validation loss"
+    reason = (
+        f"Batch {chosen.global_batch_size} at learning rate {chosen.learning_rate:.3g} {why} of {len(pool)} settings run on fresh seeds"
+    )
+    if not confirmed:
+        reason = f"Batch {chosen.global_batch_size} at learning rate {chosen.learning_rate:.3g} is expected to end lowest by the trials so far; it was not confirmed"
+    elif len(pool) == 1:
+        reason = f"Batch {chosen.global_batch_size} at learning rate {chosen.learning_rate:.3g} won the search and held on a fresh seed"
+    return chosen, reason + "."
+
+
+def _peak_bytes(evidence: Evidence, chosen: Candidate) -> int | None:
+    key = key_of(Setting(chosen.global_batch_size, chosen.learning_rate, chosen.params))
+    peaks = [run.record.peak_bytes for run in evidence.ledger.of(key) if run.record is not None and run.record.peak_bytes is not None]
+    return max(peaks, default=None)
+
+
+def _batch_interval(evidence: Evidence, model: Model, chosen: Candidate, noise: float) -> tuple[int, ...]:
+    """Return the smallest and largest batch size that were run and whose best setting cannot be told from the best of all."""
+    best: dict[int, float] = {}
+    runs = [run for run in model.leaders]
+    mean, _ = model.final([run.setting for run in runs])
+    for run, gap in zip(runs, mean, strict=True):
+        batch = run.setting.global_batch_size
+        best[batch] = min(best.get(batch, math.inf), float(gap))
+    slack = max(evidence.plan.tolerance, 1.64 * noise)
+    even = [batch for batch, gap in best.items() if gap <= min(best.values()) + slack] + [chosen.global_batch_size]
+    return (min(even), max(even))
+
+
+def _lr_rule(evidence: Evidence, model: Model) -> LrRule | None:
+    """Return how the best learning rate moves with the batch: the surrogate's best per batch size that was run, joined with the prior."""
+    space = evidence.context.space
+    batches = sorted({run.setting.global_batch_size for run in model.leaders})
+    if len(batches) < 2:
+        return None
+    xs, ys = [], []
+    for batch in batches:
+        settings = [space.setting(batch, lr, model.leaders[0].setting.params) for lr in space.learning_rates]
+        mean, _ = model.final(settings)
+        xs.append(math.log2(batch))
+        ys.append(math.log2(settings[int(np.argmin(mean))].learning_rate))
+    x, y = np.array(xs) - np.mean(xs), np.array(ys) - np.mean(ys)
+    error = 0.7  # Octaves: how far the best of a row of the surrogate is typically off (half the usual spacing and its noise).
+    precision = float(x @ x) / error**2 + 1 / space.slope_sd**2
+    alpha = (float(x @ y) / error**2 + space.slope / space.slope_sd**2) / precision
+    half = 1.645 / math.sqrt(precision)
+    return LrRule(alpha, alpha - half, alpha + half)
+
+
+def _warnings(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) -> tuple[str, ...]:
+    plan, found = evidence.plan, []
+    if not chosen.verified:
+        if plan.confirm < 1:
+            found.append("Not verified: confirmation is switched off (confirm=0).")
+        elif evidence.confirm_share == 0:
+            found.append(f"Not verified: a budget of {plan.budget:g} leaves no full run on a fresh seed; a budget of 2 would.")
+        else:
+            found.append("Not verified yet: the full run on a fresh seed is still to come.")
+    if chosen.val_loss.n_seeds == 1 and chosen.verified and len(pool) == 1 and plan.budget < 8:
+        found.append("One setting was confirmed, on one fresh seed; a budget of 8 would compare two.")
+    if plan.goal == "time" and chosen.samples_to_target is None:
+        found.append("No confirmed setting reached the target, so the lowest loss decided.")
+    rates = evidence.context.space.learning_rates
+    if len(rates) > 1 and chosen.learning_rate in (rates[0], rates[-1]):
+        found.append(
+            f"The learning rate {chosen.learning_rate:.3g} is at the edge of its range {rates[0]:.3g} to {rates[-1]:.3g}; a wider one may do better."
+        )
+    return tuple(found)

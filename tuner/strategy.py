@@ -1,0 +1,260 @@
+"""Decides: what to try next, when a trial is to stop, what to confirm, and when the search is over.
+
+A strategy is a function of the records of its trials: given the same history it asks for the same thing, which is all
+that resuming needs. It runs nothing itself. The budget is kept in samples: what was trained, plus what is held back for
+the trials that run, plus what is held back for confirmation, never exceeds it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from ..objectives.base import Facts, TrialReport, Verdict
+from .ledger import Key, Ledger, Run, key_of
+from .plan import Forecast, Plan, Proposal
+from .pruner import SCHEDULED, Rungs, diverged
+from .recommend import Evidence, finalists, recommend
+from .results import Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
+from .sampler import Action, Context, make_sampler
+from .space import make_space
+
+RETRIES = 2
+"""How often a run that was lost through no fault of its setting is started again."""
+LOST = frozenset({"orphan", "killed", "crashed", "hung"})
+CONFIRM_SHARE = 4
+"""Confirmation takes at most one over this of the budget, and at least one full run."""
+
+
+class Strategy:
+    """Asks for trials, judges their reports, and knows at any moment what it would recommend."""
+
+    stopped_by: str | None = None
+    """`budget`, `n_trials` or `converged` once the search is over; None before."""
+
+    def __init__(self, plan: Plan, facts: Facts, probe: ProbeResult | None, history: Sequence[TrialRecord] = ()) -> None:
+        """Take up the search where the history left it.
+
+        Raises:
+            ArgumentError: The space, the baseline or the budget is wrong on its face.
+        """
+        self.plan = plan
+        self.facts = facts
+        self.probe = probe
+        self.space = make_space(plan, facts, probe)
+        self.rungs = Rungs.of(facts)
+        self.ledger = Ledger(history)
+        self._planned = facts.schedule in SCHEDULED and facts.kind == "supervised"
+
+    # --- the budget ---
+
+    @property
+    def _budget(self) -> float:
+        return self.plan.budget * self.rungs.full_samples
+
+    @property
+    def _share(self) -> float:
+        """Full runs that are held back for confirmation while the search goes on."""
+        budget = self.plan.budget
+        if self.plan.confirm < 1 or budget < 1.5:
+            return 0.0
+        return float(max(1, int(budget) // CONFIRM_SHARE))
+
+    @property
+    def _search_left(self) -> float:
+        """Samples that the search may still commit: what is left of the budget without the share of confirmation."""
+        confirming = sum(run.committed for run in self.ledger if run.stage == "confirm")
+        held = max(0.0, self._share * self.rungs.full_samples - confirming)
+        return self._budget - self.ledger.committed - held
+
+    @property
+    def _trials_left(self) -> float:
+        if self.plan.n_trials is None:
+            return math.inf
+        return self.plan.n_trials - len(self.ledger)
+
+    # --- what the driver calls ---
+
+    def ask(self) -> Proposal | None:
+        """Return a run to start, or None: then the search is over if nothing runs, and otherwise waits for what runs."""
+        if self.stopped_by is not None:
+            return None
+        proposal = self._search() if self._searching else None
+        running = self.ledger.running
+        if proposal is None and not any(run.stage != "confirm" for run in running):
+            proposal = self._confirm()
+        if proposal is None and not running:
+            self.stopped_by = self._why_over()
+        return proposal
+
+    def started(self, number: int, proposal: Proposal) -> None:
+        """Enter a proposal that was started as this trial."""
+        batch = proposal.setting.global_batch_size
+        grant = proposal.end_samples
+        if proposal.stage != "confirm" and not self._planned:
+            stop = next((rung for rung in self.rungs.counted(batch) if rung > proposal.start_samples), proposal.end_samples)
+            grant = self.rungs.reach(stop, batch, proposal.end_samples)
+        self.ledger.start(number, proposal, grant)
+
+    def report(self, report: TrialReport) -> Verdict:
+        """Judge a report: whether the trial is to go on."""
+        run = self.ledger.report(report)
+        batch = run.setting.global_batch_size
+        if diverged(report.val_loss):
+            return "stop"
+        if run.stage == "confirm" or run.samples >= run.end_samples:
+            return "go"
+        counted = [rung for rung in self.rungs.counted(batch) if rung in report.points]
+        following = next(
+            (rung for rung in self.rungs.counted(batch) if rung > max(report.points, default=0) and rung > run.samples), run.end_samples
+        )
+        reach = self.rungs.reach(following, batch, run.end_samples)
+        if not counted or self._planned:
+            run.granted = max(run.granted, min(report.samples, run.end_samples))
+            return "go"
+        if reach - max(run.granted, run.samples) > self._search_left:
+            return "stop"
+        if not self._sampler().goes_on(self.ledger, run, counted[-1]):
+            return "stop"
+        run.granted = reach
+        return "go"
+
+    def finish(self, record: TrialRecord) -> None:
+        """Enter the final record of a trial."""
+        self.ledger.finish(record)
+
+    def spent(self) -> Spent:
+        """Return what was trained so far; the probe is not in it."""
+        samples = self.ledger.charged
+        seconds = sum(run.seconds or 0.0 for run in self.ledger)
+        return Spent(samples / self.rungs.full_samples, samples, seconds)
+
+    def limits(self) -> Limits:
+        """Return the batch size that memory, hardware and gradient noise each allow, as far as they are known."""
+        probe = self.probe
+        if probe is None:
+            return Limits()
+        line = probe.step_time_line
+        return Limits(memory=probe.micro_batch_size, hardware=None if line is None else line.saturation_batch)
+
+    def forecast(self) -> Forecast:
+        """Return what the search is expected to cost."""
+        search = max(0.0, self.plan.budget - self._share)
+        n_trials = max(1, round(3 + 3 * search + self._share))
+        if self.plan.n_trials is not None:
+            n_trials = min(n_trials, self.plan.n_trials)
+        line = None if self.probe is None else self.probe.step_time_line
+        middle = self.space.anchor_batch
+        seconds = None
+        if line is not None and self.probe is not None:
+            from .scaling import split_batch
+
+            micro, accumulation = split_batch(middle, self.probe.micro_batch_size)
+            seconds = self._budget / middle * line.step_s(micro, accumulation)
+        rates, batches = self.space.learning_rates, self.space.batches
+        return Forecast(
+            n_trials, self.plan.budget, round(self._budget), seconds, len(batches), (batches[0], batches[-1]), (rates[0], rates[-1])
+        )
+
+    def recommend(self) -> Recommendation:
+        """Return what is best by all that is known now; `verified` says whether it was confirmed.
+
+        Raises:
+            NoSignalError: No trial has a finite validation loss.
+        """
+        return recommend(self._evidence())
+
+    # --- stages ---
+
+    @property
+    def _searching(self) -> bool:
+        return not any(run.stage == "confirm" for run in self.ledger)
+
+    def _search(self) -> Proposal | None:
+        """Return the next run of the search, or None when it is over or waits."""
+        reserved = 1 if self._share else 0
+        if self._trials_left <= reserved:
+            return None
+        action = self._retry() or self._sampler().next(self.ledger)
+        if action is None:
+            return None
+        batch = action.setting.global_batch_size
+        share = 1.0
+        if self._planned and action.first_stop < self.rungs.samples[-1]:
+            share = action.first_stop / self.rungs.full_samples
+        end = self.rungs.end_of(batch, share)
+        start = 0 if action.continues is None else self.ledger[action.continues].samples
+        cost = (end if self._planned else self.rungs.reach(action.first_stop, batch, end)) - start
+        if cost > self._search_left:
+            return None
+        racing = not any(run.stage == "search" for run in self.ledger) and action.score == math.inf
+        return self._proposal("anchor" if racing else "search", action.setting, self.plan.seed, end, action.continues)
+
+    def _retry(self) -> Action | None:
+        """Return a run that was lost through no fault of its own, to be started again."""
+        lost = Counter(run.key for run in self.ledger if run.cause in LOST)
+        for run in self.ledger:
+            tries = self.ledger.of(run.key, run.seed)
+            if run.cause in LOST and run.stage != "confirm" and lost[run.key] <= RETRIES and tries[-1] is run:
+                return Action(run.setting, self.rungs.counted(run.setting.global_batch_size)[0])
+        return None
+
+    def _confirm(self) -> Proposal | None:
+        """Return the next confirmation run: every finalist on the first fresh seed, then on the next."""
+        if self._trials_left < 1 or self._share == 0:
+            return None
+        left = self._budget - self.ledger.committed
+        confirming = [run for run in self.ledger if run.stage == "confirm"]
+        chosen = finalists(self._evidence(), self._n_finalists(left, confirming))
+        for fresh in range(1, self.plan.confirm + 1):
+            for setting in chosen:
+                runs = self.ledger.of(key_of(setting), self.plan.seed + fresh)
+                lost = [run for run in runs if run.cause in LOST]
+                if len(runs) > len(lost) or len(lost) > RETRIES:
+                    continue
+                if self.rungs.end_of(setting.global_batch_size) <= left:
+                    return self._proposal("confirm", setting, self.plan.seed + fresh, self.rungs.end_of(setting.global_batch_size), None)
+        return None
+
+    def _n_finalists(self, left: float, confirming: Sequence[Run]) -> int:
+        """Return how many settings are confirmed: as many as one fresh seed each can be had for."""
+        settings = len({run.key for run in confirming if not run.diverged and run.state != "failed"})
+        affordable = settings + int(left / self.rungs.full_samples + 1e-6)
+        return max(1, min(int(self._share), affordable))
+
+    def _proposal(self, stage: str, setting: Setting, seed: int, end: int, continues: int | None) -> Proposal:
+        start = 0 if continues is None else self.ledger[continues].samples
+        return Proposal(stage, setting, seed, end, self.rungs.points(end, start), continues, start)
+
+    def _why_over(self) -> str:
+        if self._trials_left < 1:
+            return "n_trials"
+        return "budget" if self._budget - self.ledger.charged < self.rungs.full_samples * 1.0 else "converged"
+
+    def _sampler(self):  # type: ignore[no-untyped-def]  # Narrowed below.
+        return make_sampler(self._context(), self.plan.sampler, self.plan.pruner)
+
+    def _context(self) -> Context:
+        banned: set[Key] = set()
+        batches: set[int] = set()
+        lost = Counter(run.key for run in self.ledger if run.cause in LOST)
+        for run in self.ledger:
+            if run.cause in ("error", "no_report") or (run.cause in LOST and lost[run.key] > RETRIES):
+                banned.add(run.key)
+            if run.cause == "oom":
+                batch = run.setting.global_batch_size
+                whole = run.record is not None and run.record.accumulation_steps == 1
+                batches |= {b for b in self.space.batches if b == batch or (whole and b > batch)}
+        return Context(
+            self.space,
+            self.rungs,
+            self.plan.seed,
+            self.facts.can_continue and not self._planned,
+            self._planned,
+            frozenset(banned),
+            frozenset(batches),
+        )
+
+    def _evidence(self) -> Evidence:
+        return Evidence(self.plan, self.facts, self.probe, self._context(), self.ledger, self._share)

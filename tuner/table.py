@@ -1,0 +1,249 @@
+"""A pool that replays recorded learning curves, so that a whole search takes milliseconds and its truth is known."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..objectives.base import Facts, Trial, TrialReport, TrialSpec, Verdict
+from .errors import ArgumentError, TrialPruned
+from .plan import Proposal
+from .pool import Event, Finished, Reported
+from .results import TrialRecord
+from .strategy import Strategy
+
+Cell = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Recorded curves over batch size, learning rate and seed.
+
+    Attributes:
+        name: What was trained.
+        n_samples: Training samples of an epoch.
+        epochs: Epochs of a full run.
+        curves: By (batch size, learning rate): for each recorded seed the pairs (samples, validation loss), ascending.
+    """
+
+    name: str
+    n_samples: int
+    epochs: float
+    curves: Mapping[Cell, Sequence[Sequence[tuple[int, float]]]] = field(repr=False)
+
+    @property
+    def batches(self) -> list[int]:
+        """The recorded batch sizes."""
+        return sorted({batch for batch, _ in self.curves})
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The recorded learning rates."""
+        return sorted({lr for _, lr in self.curves})
+
+    @property
+    def n_seeds(self) -> int:
+        """Recorded seeds of a cell, at least."""
+        return min(len(seeds) for seeds in self.curves.values())
+
+    def curve(self, batch: int, lr: float, seed: int) -> Sequence[tuple[int, float]]:
+        """Return the curve of a cell; seeds beyond the recorded ones start again from the first.
+
+        Raises:
+            ArgumentError: The cell is not in the table.
+        """
+        if (batch, lr) not in self.curves:
+            raise ArgumentError(f"The table {self.name!r} has no cell of batch {batch} and learning rate {lr:g}; search its own lists.")
+        seeds = self.curves[batch, lr]
+        return seeds[seed % len(seeds)]
+
+    def truth(self) -> dict[Cell, float]:
+        """Return each cell's last loss in the mean over seeds; infinite where a seed diverged."""
+        means = {}
+        for cell, seeds in self.curves.items():
+            lasts = [curve[-1][1] for curve in seeds]
+            means[cell] = float(np.mean(lasts)) if all(math.isfinite(last) for last in lasts) else math.inf
+        return means
+
+    def regret(self, batch: int, lr: float) -> float:
+        """Return how much worse a cell is than the best cell, relative to it, by the mean over seeds."""
+        truth = self.truth()
+        best = min(truth.values())
+        return (truth[batch, lr] - best) / abs(best)
+
+    @property
+    def space(self) -> dict[str, list[int] | list[float]]:
+        """The `space` argument that searches exactly this table."""
+        return {"batch_size": self.batches, "learning_rate": self.learning_rates}
+
+    def facts(self, **changes: object) -> Facts:
+        """Return what an objective that looks this table up would say of itself: a user's loop, unless changed."""
+        base: dict[str, object] = {"name": self.name, "kind": "loop", "n_samples": self.n_samples, "epochs": self.epochs}
+        return Facts(**{**base, **changes})  # type: ignore[arg-type]
+
+    def train(self, trial: Trial, start_samples: int = 0) -> None:
+        """Report the recorded curve, as a user's loop would; a continued run reports only what comes after its start."""
+        for samples, loss in self.curve(trial.global_batch_size, trial.learning_rate, trial.seed):
+            last = samples > trial.max_samples - trial.global_batch_size
+            if samples > start_samples:
+                trial.report(loss, samples=max(samples, trial.max_samples) if last else samples)
+            if last or not math.isfinite(loss):
+                return
+
+
+class TablePool:
+    """Runs trials on a table, in turns: every running trial makes one report, then the next.
+
+    Args:
+        table: The recorded curves.
+        slots: Trials side by side.
+    """
+
+    def __init__(self, table: Table, slots: int = 1) -> None:
+        """Start with nothing running."""
+        self.slots = slots
+        self._table = table
+        self._running: dict[int, _Replay] = {}
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Start a run: all its reports are known at once."""
+        reports: deque[TrialReport] = deque()
+
+        def send(report: TrialReport) -> Verdict:
+            reports.append(report)
+            return "go"
+
+        trial = Trial(spec, device="cpu", send=send, clock=lambda: 0.0)
+        with contextlib.suppress(TrialPruned):
+            self._table.train(trial, spec.start_samples)
+        self._running[spec.number] = _Replay(spec, reports)
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Yield the next report, or the end, of each running trial that does not wait for a verdict."""
+        for number, run in list(self._running.items()):
+            if run.waits:
+                continue
+            if run.stopped or not run.reports:
+                del self._running[number]
+                yield Finished(number, min(run.samples, run.spec.end_samples), 0.0, checkpoint=run.spec.checkpoint_to)
+                continue
+            report = run.reports.popleft()
+            run.waits, run.samples = True, report.samples
+            yield Reported(report)
+
+    def reply(self, number: int, verdict: Verdict) -> None:
+        """Let a run go on, or stop it."""
+        self._running[number].waits = False
+        self._running[number].stopped = verdict == "stop"
+
+    def cancel(self, number: int) -> None:
+        """Forget a run."""
+        self._running.pop(number, None)
+
+    def close(self) -> None:
+        """Forget all runs."""
+        self._running.clear()
+
+
+@dataclass
+class _Replay:
+    spec: TrialSpec
+    reports: deque[TrialReport]
+    samples: int = 0
+    waits: bool = False
+    stopped: bool = False
+
+
+def replay(
+    strategy: Strategy, table: Table, *, slots: int = 1, watch: Callable[[Strategy], None] | None = None, first: int = 0
+) -> list[TrialRecord]:
+    """Run a strategy on a table to its end and return the records of its trials.
+
+    Args:
+        strategy: A strategy made for `table.facts()`; with a history, its records are not returned again.
+        table: Where the losses are looked up.
+        slots: Trials side by side.
+        watch: Called after every report and every end.
+        first: Number of the first trial.
+    """
+    pool = TablePool(table, slots)
+    records: list[TrialRecord] = []
+    running: dict[int, tuple[Proposal, dict[int, float], bool]] = {}
+    number = first
+    while True:
+        while len(running) < slots and (proposal := strategy.ask()) is not None:
+            strategy.started(number, proposal)
+            pool.submit(_spec(number, proposal, strategy.facts.can_continue))
+            old = {} if proposal.continues is None else dict(strategy.ledger[proposal.continues].values)
+            running[number] = (proposal, old, False)
+            number += 1
+        if not running:
+            return records
+        for event in pool.events(0.0):
+            if isinstance(event, Reported):
+                proposal, values, _ = running[event.report.number]
+                for point in event.report.points or (event.report.samples,):
+                    values[point] = event.report.val_loss
+                verdict = strategy.report(event.report)
+                running[event.report.number] = (proposal, values, verdict == "stop")
+                pool.reply(event.report.number, verdict)
+            elif isinstance(event, Finished):
+                proposal, values, stopped = running.pop(event.number)
+                record = _record(event, proposal, values, stopped)
+                strategy.finish(record)
+                records.append(record)
+            if watch is not None:
+                watch(strategy)
+
+
+def _spec(number: int, proposal: Proposal, checkpoint: bool) -> TrialSpec:
+    setting = proposal.setting
+    return TrialSpec(
+        number=number,
+        stage=proposal.stage,
+        global_batch_size=setting.global_batch_size,
+        micro_batch_size=setting.global_batch_size,
+        accumulation_steps=1,
+        learning_rate=setting.learning_rate,
+        seed=proposal.seed,
+        end_samples=proposal.end_samples,
+        points=proposal.points,
+        params=setting.params,
+        start_samples=proposal.start_samples,
+        checkpoint_to="table" if checkpoint else None,
+    )
+
+
+def _record(event: Finished, proposal: Proposal, values: dict[int, float], stopped: bool) -> TrialRecord:
+    setting = proposal.setting
+    last = values[max(values)] if values else math.nan
+    finite = [value for value in values.values() if math.isfinite(value)]
+    state = "complete" if event.samples >= proposal.end_samples and not stopped else "pruned"
+    return TrialRecord(
+        number=event.number,
+        stage=proposal.stage,
+        state=state,
+        reason="" if state == "complete" else "stopped" if math.isfinite(last) else "diverged",
+        global_batch_size=setting.global_batch_size,
+        micro_batch_size=setting.global_batch_size,
+        accumulation_steps=1,
+        learning_rate=setting.learning_rate,
+        seed=proposal.seed,
+        samples=event.samples,
+        val_loss=last,
+        best_val_loss=min(finite) if finite else None,
+        seconds=event.seconds,
+        samples_per_s=None,
+        peak_bytes=None,
+        params=dict(setting.params),
+        values=tuple(sorted(values.items())),
+        end_samples=proposal.end_samples,
+        start_samples=proposal.start_samples,
+        continues=proposal.continues,
+        checkpoint=event.checkpoint,
+    )
