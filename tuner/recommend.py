@@ -278,13 +278,12 @@ def _choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> t
         chosen = min(within, key=lambda c: (c.seconds_per_full_run, c.val_loss.mean))
         if chosen is not best:
             why = f"is the fastest within {evidence.plan.tolerance:.0%} of the lowest validation loss"
-    reason = (
-        f"Batch {chosen.global_batch_size} at learning rate {chosen.learning_rate:.3g} {why} of {len(pool)} settings run on fresh seeds"
-    )
+    name = f"Batch {chosen.global_batch_size} at learning rate {chosen.learning_rate:.3g}"
+    reason = f"{name} {why} of {len(pool)} settings run on fresh seeds"
     if not confirmed:
-        reason = f"Batch {chosen.global_batch_size} at learning rate {chosen.learning_rate:.3g} is expected to end lowest by the trials so far; it was not confirmed"
+        reason = f"{name} is expected to end lowest by the trials so far; it was not confirmed"
     elif len(pool) == 1:
-        reason = f"Batch {chosen.global_batch_size} at learning rate {chosen.learning_rate:.3g} won the search and held on a fresh seed"
+        reason = f"{name} won the search and held on a fresh seed"
     return chosen, reason + "."
 
 
@@ -342,7 +341,6 @@ def _warnings(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) 
         found.append("No confirmed setting reached the target, so the lowest loss decided.")
     rates = evidence.context.space.learning_rates
     if len(rates) > 1 and chosen.learning_rate in (rates[0], rates[-1]):
-        found.append(
-            f"The learning rate {chosen.learning_rate:.3g} is at the edge of its range {rates[0]:.3g} to {rates[-1]:.3g}; a wider one may do better."
-        )
+        edge = f"the edge of its range {rates[0]:.3g} to {rates[-1]:.3g}"
+        found.append(f"The learning rate {chosen.learning_rate:.3g} is at {edge}; a wider one may do better.")
     return tuple(found)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SMALLEST_BATCH = 4
+RANGE_RULE = "a tuple means a range (low, high) with {} {} low <= high; a list means exactly these values"
 STEPS_AT_LEAST = 100
 """A default batch size leaves this many optimizer steps in a full run."""
 PLATEAU = 0.95
@@ -100,7 +101,7 @@ class Space:
     def centre(self, batch: int) -> float:
         """Return the learning rate expected to be best at a batch size."""
         octaves = centre_shift(batch / self.centre_batch, self.slope, self.noise_scale, self.centre_batch)
-        return self.centre_learning_rate * 2.0**octaves
+        return float(self.centre_learning_rate * 2.0**octaves)
 
     def nearest_learning_rate(self, lr: float) -> float:
         """Return the learning rate of the grid that is nearest in octaves."""
@@ -178,7 +179,7 @@ def _rate_grid(low: float, high: float, centre: float) -> tuple[float, ...]:
 
 
 def _default_batches(facts: Facts, probe: ProbeResult | None, noise_scale: float | None) -> tuple[int, ...]:
-    highest = min(facts.n_samples, int(facts.full_run_samples) // STEPS_AT_LEAST)
+    highest = min(1.0 * facts.n_samples, int(facts.full_run_samples) // STEPS_AT_LEAST)
     if probe is not None and probe.throughput:
         peak = max(row.samples_per_s for row in probe.throughput)
         plateau = min(row.batch_size for row in probe.throughput if row.samples_per_s >= PLATEAU * peak)
@@ -204,9 +205,7 @@ def _batches(asked: Any, facts: Facts, probe: ProbeResult | None, noise_scale: f
         return ()
     elif isinstance(asked, tuple):
         if len(asked) != 2 or not all(_is_number(x) for x in asked) or not 1 <= asked[0] <= asked[1]:
-            problems.append(
-                f"space['batch_size'] = {asked!r}: a tuple means a range (low, high) with 1 <= low <= high; a list means exactly these sizes"
-            )
+            problems.append(f"space['batch_size'] = {asked!r}: {RANGE_RULE.format(1, '<=')}")
             return ()
         values = _powers(asked[0], asked[1])
         if not values:
@@ -226,9 +225,7 @@ def _batches(asked: Any, facts: Facts, probe: ProbeResult | None, noise_scale: f
     sizes = tuple(sorted({int(value) for value in values}))
     large = [size for size in sizes if size > facts.full_run_samples]
     if large:
-        problems.append(
-            f"space['batch_size'] holds {large!r}, more than the {facts.full_run_samples:g} samples of a full run: not one step could be made"
-        )
+        problems.append(f"space['batch_size'] holds {large!r}, more than the {facts.full_run_samples:g} samples of a full run")
     return sizes
 
 
@@ -238,9 +235,7 @@ def _learning_rate_range(asked: Any, default: tuple[float, float], problems: lis
         return (*default, None)
     if isinstance(asked, tuple):
         if len(asked) != 2 or not all(_is_number(x) for x in asked) or not 0 < asked[0] <= asked[1]:
-            problems.append(
-                f"space['learning_rate'] = {asked!r}: a tuple means a range (low, high) with 0 < low <= high; a list means exactly these values"
-            )
+            problems.append(f"space['learning_rate'] = {asked!r}: {RANGE_RULE.format(0, '<')}")
             return (*default, None)
         return float(asked[0]), float(asked[1]), None
     if kind == "FloatDistribution":
@@ -271,9 +266,7 @@ def _extras(asked: Mapping[str, Any], problems: list[str]) -> tuple[tuple[Dimens
                 extras.append(Dimension(name, choices))
         elif isinstance(value, tuple):
             if len(value) != 2 or not all(_is_number(x) for x in value) or not 0 < value[0] < value[1]:
-                problems.append(
-                    f"space[{name!r}] = {value!r}: a tuple means a log range (low, high) with 0 < low < high; a list means exactly these values"
-                )
+                problems.append(f"space[{name!r}] = {value!r}: {RANGE_RULE.format(0, '<')}")
             else:
                 extras.append(Dimension(name, None, float(value[0]), float(value[1]), log=True))
         elif kind in ("FloatDistribution", "IntDistribution"):

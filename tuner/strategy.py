@@ -17,7 +17,7 @@ from .plan import Forecast, Plan, Proposal
 from .pruner import SCHEDULED, Rungs, diverged
 from .recommend import Evidence, finalists, recommend
 from .results import Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
-from .sampler import Action, Context, make_sampler
+from .sampler import Action, Context, PlainSampler, SurrogateSampler, make_sampler
 from .space import make_space
 
 RETRIES = 2
@@ -157,6 +157,11 @@ class Strategy:
             n_trials, self.plan.budget, round(self._budget), seconds, len(batches), (batches[0], batches[-1]), (rates[0], rates[-1])
         )
 
+    @property
+    def target(self) -> float | None:
+        """The validation loss that counts as reached: the user's, or chosen from the first full run; None while there is none."""
+        return self._evidence().target
+
     def recommend(self) -> Recommendation:
         """Return what is best by all that is known now; `verified` says whether it was confirmed.
 
@@ -232,7 +237,7 @@ class Strategy:
             return "n_trials"
         return "budget" if self._budget - self.ledger.charged < self.rungs.full_samples * 1.0 else "converged"
 
-    def _sampler(self):  # type: ignore[no-untyped-def]  # Narrowed below.
+    def _sampler(self) -> SurrogateSampler | PlainSampler:
         return make_sampler(self._context(), self.plan.sampler, self.plan.pruner)
 
     def _context(self) -> Context:

@@ -102,7 +102,7 @@ class Surrogate:
         lengths[:2] = hyper.length_batch, hyper.length_lr
         tilted = x.copy()
         tilted[:, 1] -= self._slope * x[:, 0]
-        return tilted / lengths
+        return np.asarray(tilted / lengths, dtype=np.float64)
 
     def _fit(self, hyper: Hyper) -> tuple[float, Hyper, Array, Array]:
         seen = self._seen
