@@ -7,7 +7,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..tuner.errors import ArgumentError, ObjectiveError, TrialPruned
@@ -371,7 +371,7 @@ class Run:
             return n_samples
         raise AssertionError("validation data is never empty")
 
-    def _validation(self, eval_batch_size: int) -> Any:
+    def _validation(self, eval_batch_size: int) -> Iterator[tuple[int, Any]]:
         self.model.eval()
         objective = self.objective
         return validation_batches(

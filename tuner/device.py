@@ -63,9 +63,9 @@ def cgroup_limits(proc_cgroup: Path = Path("/proc/self/cgroup"), root: Path = Pa
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            base, limit_names, used_name = root, ("memory.max", "memory.high"), "memory.current"
+            base, limit_names, used_name = root, ["memory.max", "memory.high"], "memory.current"
         elif "memory" in controllers.split(","):
-            base, limit_names, used_name = root / "memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes"
+            base, limit_names, used_name = root / "memory", ["memory.limit_in_bytes"], "memory.usage_in_bytes"
         else:
             continue
         here = base / path.lstrip("/")
@@ -109,7 +109,7 @@ def nvml_devices() -> list[dict[str, Any]]:
         cards = []
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            card = {"name": _text(pynvml.nvmlDeviceGetName(handle)), "uuid": _text(pynvml.nvmlDeviceGetUUID(handle))}
+            card: dict[str, Any] = {"name": _text(pynvml.nvmlDeviceGetName(handle)), "uuid": _text(pynvml.nvmlDeviceGetUUID(handle))}
             try:
                 memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
                 card |= {"total_bytes": int(memory.total), "free_bytes": int(memory.free)}

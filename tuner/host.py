@@ -23,7 +23,7 @@ from . import jobs
 from .device import CudaFacts, Memory, check_device_name, cpu_info, cpu_memory, first_line, nvml_devices, nvml_memory, usable_cores
 from .errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
 from .results import DeviceInfo
-from .worker import ONE_THREAD
+from .worker import ONE_THREAD, PATIENT_THREADS
 
 TAIL_BYTES = 4096
 TAIL_LINES = 15
@@ -86,7 +86,7 @@ class _Template:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(theirs.fileno(),),
-                env={**os.environ, **ONE_THREAD},
+                env={**PATIENT_THREADS, **os.environ, **ONE_THREAD},
                 start_new_session=True,  # Ctrl-C in the terminal reaches the caller only.
             )
         self.control = Connection(ours.detach())
@@ -115,7 +115,7 @@ class _Template:
         except (EOFError, ConnectionError):
             code = self._process.wait()
             raise ObjectiveError(
-                f"The objective could not be loaded: {Died(code).text} while it ran the file. Expected it to define an objective and return.",
+                f"The objective could not be loaded: {Died(code).text} while it ran the file. Expected it to define an objective.",
                 output=_tail(self._log),
             ) from None
         if isinstance(answer, jobs.Failure):
@@ -239,8 +239,9 @@ class Host:
             cloudpickle.dump(objective, self._payload)
         except Exception as error:
             raise ObjectiveError(
-                f"The objective cannot be sent to a worker process: {first_line(str(error))}. Expected model, data and functions that can be "
-                "pickled: open files, locks and connections inside the functions that use them, or pass data as a function that makes it."
+                f"The objective cannot be sent to a worker process: {first_line(str(error))}. Expected model, data and functions that "
+                "can be pickled: open files, locks and connections inside the functions that use them, or pass data as a function that "
+                "makes it."
             ) from error
 
     def _new_template(self, *, may_fork: bool) -> _Template:

@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recvfds
@@ -34,6 +33,9 @@ from .meter import ProcessMeter, data_segment_bytes, peak_rss_bytes, reset_peak_
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1"}
 """While the template loads: a pool of threads started before a fork does not exist after it."""
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""OpenMP threads that wait by spinning take the cores from those that work as soon as anything else runs on the machine:
+measured here with a load of 2 on 2 cores, a training step of 2 ms took 270 ms. The user's own setting wins."""
 PR_SET_PDEATHSIG = 1
 PACKAGE_FOLDERS = tuple(str(Path(__file__).resolve().parents[1] / room) for room in ("tuner", "objectives"))
 
@@ -91,7 +93,7 @@ def _ready(may_fork: bool) -> jobs.Ready:
     n_threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else threading.active_count()
     if not may_fork or not sys.platform.startswith("linux"):
         reason = "forking was not asked for on this platform"
-    elif torch.cuda.is_initialized():
+    elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         reason = "the objective's file touched CUDA when it was loaded"
     elif n_threads > 1:
         reason = f"the objective's file left {n_threads} threads running when it was loaded"
@@ -334,15 +336,14 @@ def failure_of(error: BaseException) -> jobs.Failure:
 def user_traceback(error: BaseException) -> str:
     """Return the traceback as Python prints it, without the frames of bstune and of the import machinery that led there."""
     told = traceback.TracebackException.from_exception(error)
-    seen: Callable[[traceback.FrameSummary], bool] = lambda frame: (  # noqa: E731
-        not frame.filename.startswith(PACKAGE_FOLDERS)
-        and "importlib" not in frame.filename
-        and not frame.filename.endswith("/cloudpickle.py")
-    )
-    kept = [frame for frame in told.stack if seen(frame)]
+    kept = [frame for frame in told.stack if not _is_machinery(frame.filename)]
     if kept:
         told.stack = traceback.StackSummary.from_list(kept)
     return "".join(told.format())
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename.startswith((*PACKAGE_FOLDERS, "<frozen importlib")) or filename.endswith("/cloudpickle.py")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,439 @@
+"""The largest micro-batch that fits: measured at small sizes, predicted by the memory line, verified by running it.
+
+`Growth` chooses the sizes; this module runs each of them in a fresh process, says what came of it, and puts the result
+together. A prediction is never an answer: the size that is returned was run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..objectives.base import MeasureSpec
+from . import jobs
+from .device import first_line, usable_cores
+from .errors import ArgumentError, NothingFitsError, ObjectiveError
+from .growth import Answer, Bounds, Growth
+from .growth import Measured as Size
+from .host import Died, Host, error_of
+from .meter import Reading
+from .results import Attempt, LimitedBy, MemoryByCategory, MemoryLine, Outcome, ProbeResult, ThroughputRow
+from .steptime import PLATEAU_GAIN, fit_step_time, sizes_to_time, throughput_row
+
+STEPS = 2
+FINAL_STEPS = 3
+"""For the size that is returned: memory has been seen to grow in the second step (pytorch/pytorch#35901)."""
+TIMED_S = 0.4
+CPU_NOISE_BYTES = 1 << 20
+"""Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same."""
+SMALLEST_TIMED = 4
+GIB = 1 << 30
+
+OnAttempt = Callable[[Attempt], None]
+
+
+def probe(
+    objective: Any,
+    *,
+    device: str = "auto",
+    memory: str | int | None = None,
+    headroom: float = 0.05,
+    min_batch: int = 1,
+    max_batch: int | None = None,
+    multiple_of: int = 1,
+    timeout: float | None = None,
+    seed: int = 0,
+    study: str | None = None,
+    storage: str | None = None,
+    on_attempt: OnAttempt | None = None,
+) -> ProbeResult:
+    """Find the largest micro-batch that fits the device, and what a step costs.
+
+    Args:
+        objective: A `Supervised`, a function under `@bstune.objective`, or what `bstune.load` returns.
+        device: `auto` (CUDA when it works), `cpu`, `cuda` or `cuda:N`.
+        memory: Most memory to use, as bytes or text such as `12GiB`; default: all that the device and the container leave.
+        headroom: Share of the usable memory that is left free.
+        min_batch: Smallest micro-batch that is of use.
+        max_batch: Largest micro-batch to try; default: the data set.
+        multiple_of: The answer is a multiple of this.
+        timeout: Seconds after which the best size so far is returned.
+        seed: Seed of model and data in each attempt.
+        study: Study to store the result in; default: named after the objective or its file.
+        storage: Optuna storage URL; default: `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
+        on_attempt: Called with each `Attempt` when it has ended, to show progress.
+
+    Returns:
+        The size, how it is known that no larger one fits, peak memory, throughput, and every attempt.
+
+    Raises:
+        ArgumentError: An argument is wrong on its face.
+        ObjectiveError: The user's code or file is at fault.
+        NothingFitsError: Even the smallest size needs more than there is.
+        DeviceError: The device does not work.
+        StudyError: The result cannot be stored.
+    """
+    from .arguments import check_probe
+    from .naming import study_name
+    from .search import check_objective, probe_key
+    from .storage import open_storage
+    from .study import find_study, make_study, touch
+
+    arguments = check_probe(
+        device=device,
+        memory=memory,
+        headroom=headroom,
+        min_batch=min_batch,
+        max_batch=max_batch,
+        multiple_of=multiple_of,
+        timeout=timeout,
+        seed=seed,
+        study=study,
+        storage=storage,
+    )
+    objective = check_objective(objective)
+    # The storage is opened first: what could not be kept is better known before the work than after it.
+    with open_storage(storage) as opened, Host(objective, device=device, memory_bytes=arguments.memory_bytes) as host:
+        name = study_name(study, objective, host.facts)
+        result = run_probe(
+            host,
+            headroom=headroom,
+            min_batch=min_batch,
+            max_batch=max_batch,
+            multiple_of=multiple_of,
+            timeout=timeout,
+            seed=seed,
+            on_attempt=on_attempt,
+        )
+        kept = find_study(opened, name) or make_study(opened, name)
+        kept.set(probe=result.to_dict(), probe_key=probe_key(host.facts, host.device_info, jobs=1, seed=seed))
+        touch(kept)
+    return result
+
+
+def run_probe(
+    host: Host,
+    *,
+    headroom: float = 0.05,
+    min_batch: int = 1,
+    max_batch: int | None = None,
+    multiple_of: int = 1,
+    timeout: float | None = None,
+    seed: int = 0,
+    on_attempt: OnAttempt | None = None,
+) -> ProbeResult:
+    """Find the largest micro-batch of the host's objective that fits; arguments as in `probe`, already checked.
+
+    Raises:
+        ArgumentError: No size lies within the bounds.
+        ObjectiveError: The user's code is at fault.
+        NothingFitsError: Even the smallest size needs more than there is.
+    """
+    n_samples = host.facts.n_samples
+    capped = max_batch is not None and max_batch < n_samples
+    highest = min(n_samples, max_batch if max_batch is not None else n_samples)
+    if min_batch > n_samples:
+        raise ArgumentError(f"min_batch={min_batch} is more than the data set has: expected at most {n_samples}.")
+    bounds = Bounds(min_batch, highest, multiple_of, "max_batch" if capped else "dataset")
+    attempts = _Attempts(host, headroom=headroom, seed=seed, timeout_s=timeout, on_attempt=on_attempt)
+    growth = Growth(
+        bounds,
+        budget_bytes=attempts.budget_bytes,
+        noise_bytes=CPU_NOISE_BYTES if host.device_info.kind == "cpu" else 0,
+        first_sizes=(bounds.lowest,) if attempts.hopeless else (),
+    )
+    _grow(growth, attempts)
+    final = _verify(growth, attempts)
+    answer = growth.answer
+    assert answer.size is not None
+    rows = _time_sizes(answer.size, bounds, attempts, final)
+    return _result(host, attempts, growth, answer, final, rows, limited_by=_limited_by(answer, attempts))
+
+
+class _TimeUp(Exception):
+    """The probe's own time limit has passed."""
+
+
+class _Attempts:
+    """Runs sizes, each in a fresh process, and keeps what came of them."""
+
+    def __init__(self, host: Host, *, headroom: float, seed: int, timeout_s: float | None, on_attempt: OnAttempt | None) -> None:
+        memory = host.memory()
+        self.host = host
+        self.headroom = headroom
+        self.seed = seed
+        self.capacity_bytes = memory.total_bytes
+        self.usable_bytes = host.usable_bytes()
+        self.budget_bytes = int(self.usable_bytes * (1 - headroom))
+        self.started_s = time.monotonic()
+        self.deadline_s = self.started_s + timeout_s if timeout_s is not None else None
+        self.tried: list[Attempt] = []
+        self.readings: dict[int, Reading] = {}
+        self.samples = 0
+        self.warnings: dict[str, None] = dict.fromkeys(host.warnings)
+        self.optimizer: str | None = None
+        self.eval_unseen = False
+        self._eval_limit: int | None = None
+        self._on_attempt = on_attempt
+        # On CPU: twice the budget lets a size that is just too large be measured instead of killed, where RAM allows it.
+        on_cpu = host.device_info.kind == "cpu"
+        self.fence_bytes = min(2 * self.usable_bytes + GIB, memory.available_bytes) if on_cpu else self.usable_bytes
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether parameters and gradients alone are over the budget, so that one attempt at the smallest size says it all."""
+        return 2 * (self.host.facts.parameter_bytes or 0) > self.budget_bytes
+
+    def run(self, size: int, *, n_steps: int = STEPS, timed_s: float = 0.0, accumulate: bool = True) -> tuple[Attempt, Reading | None]:
+        """Try one size; where only validation runs out of memory, with ever smaller validation batches.
+
+        Raises:
+            ObjectiveError: The user's code failed, or its process crashed twice.
+            _TimeUp: The probe's time is over.
+        """
+        facts = self.host.facts
+        eval_size = min(size, facts.n_val_samples or size, self._eval_limit or size)
+        crashed = False
+        while True:
+            both = accumulate and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
+            spec = MeasureSpec(size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s)
+            attempt, reading, failure = self._once(spec)
+            if attempt.outcome == "error" and isinstance(failure, Died) and not crashed:
+                crashed = True  # A crash may be a fluke of the machine; the same one twice is not.
+                continue
+            self._note(attempt)
+            if attempt.outcome == "oom" and attempt.phase == "validation" and eval_size > 1 and attempt.steps >= n_steps:
+                eval_size = self._eval_limit = eval_size // 2
+                continue
+            if attempt.outcome == "error" and not (size == 1 and isinstance(failure, jobs.Failure)):
+                raise _objective_error(failure, size)
+            if reading is not None and attempt.outcome == "ok":
+                self.readings[size] = reading
+            return attempt, reading
+
+    def _once(self, spec: MeasureSpec) -> tuple[Attempt, Reading | None, jobs.Failure | Died | None]:
+        left_s = None if self.deadline_s is None else self.deadline_s - time.monotonic()
+        if left_s is not None and left_s <= 0:
+            raise _TimeUp
+        start_s = time.monotonic()
+        worker = self.host.start(jobs.Measure(spec), fence_bytes=self.fence_bytes)
+        try:
+            answer = self.host.answer(worker, left_s)
+            output = worker.tail() if isinstance(answer, (jobs.Failure, Died)) else None
+        finally:
+            worker.end()
+        if answer is None:
+            raise _TimeUp
+        if output is not None and isinstance(answer, jobs.Failure):
+            self.last_output = output
+        attempt = self._judge(spec, answer, time.monotonic() - start_s)
+        reading = answer.reading if isinstance(answer, (jobs.Measured, jobs.Failure)) else None
+        return attempt, reading, None if isinstance(answer, jobs.Measured) else answer
+
+    def _judge(self, spec: MeasureSpec, answer: jobs.Measured | jobs.Failure | Died, seconds: float) -> Attempt:
+        size = spec.micro_batch_size
+
+        def attempt(outcome: Outcome, peak: int | None, steps: int, phase: str | None, reason: str | None) -> Attempt:
+            return Attempt(size, outcome, peak, seconds, steps, spec.eval_batch_size, phase, reason)
+
+        if isinstance(answer, Died):
+            # SIGKILL is the kernel's answer to a process that takes too much; nobody else here sends it.
+            return attempt("oom" if answer.exit_code == -9 else "error", None, 0, None, answer.text)
+        reading = answer.reading
+        if isinstance(answer, jobs.Failure):
+            reason = f"{answer.error_type}: {first_line(answer.message)}"
+            peak, steps, phase = (reading.peak_bytes, reading.steps, reading.phase) if reading else (None, 0, "build")
+            return attempt(answer.outcome, peak, steps, phase, reason)
+        assert reading is not None
+        notes = answer.notes
+        self.samples += notes.samples
+        self.optimizer = self.optimizer or notes.optimizer
+        self.eval_unseen = notes.eval_batch_size is None
+        if not spec.timed_s:
+            self.warnings.update(dict.fromkeys(notes.warnings))
+        if reading.alloc_retries:
+            return attempt("oom", reading.peak_bytes, reading.steps, "train", f"the allocator had to retry {reading.alloc_retries} times")
+        if reading.peak_bytes is not None and reading.peak_bytes > self.budget_bytes:
+            phase = next((name for name, peak in reading.phase_peaks.items() if peak > self.budget_bytes), reading.phase)
+            reason = f"peak {reading.peak_bytes / GIB:.3f} GiB is over the budget of {self.budget_bytes / GIB:.3f} GiB"
+            return attempt("oom", reading.peak_bytes, reading.steps, phase, reason)
+        return attempt("ok", reading.peak_bytes, reading.steps, None, None)
+
+    def _note(self, attempt: Attempt) -> None:
+        self.tried.append(attempt)
+        if self._on_attempt:
+            self._on_attempt(attempt)
+
+
+def _objective_error(failure: jobs.Failure | Died | None, size: int) -> ObjectiveError:
+    if isinstance(failure, jobs.Failure):
+        error = error_of(failure, f"a training step at micro-batch {size} was run", output=None)
+        assert isinstance(error, ObjectiveError)
+        return error
+    assert failure is not None
+    return ObjectiveError(f"A training step at micro-batch {size} crashed twice: {failure.text}. Expected it to end or to raise.")
+
+
+def _size(attempt: Attempt) -> Size:
+    return Size(attempt.size, attempt.outcome == "ok", attempt.peak_bytes, attempt.outcome)
+
+
+def _grow(growth: Growth, attempts: _Attempts) -> None:
+    """Run the sizes that `growth` asks for until it knows the answer.
+
+    Raises:
+        NothingFitsError: No size fits.
+    """
+    last_rate = 0.0
+    try:
+        while (size := growth.next_size()) is not None:
+            attempt, _ = attempts.run(size)
+            if attempt.outcome == "error":  # Only at size 1: a bug, unless 2 samples work where one does not, as with BatchNorm.
+                attempt = _one_is_too_few(attempt, attempts)
+            growth.add(_size(attempt))
+            if attempt.outcome == "ok" and growth.flat and size >= SMALLEST_TIMED:
+                rate = _rate(size, attempts)
+                if rate <= PLATEAU_GAIN * last_rate:
+                    growth.stop("plateau")
+                last_rate = rate
+    except _TimeUp:
+        growth.stop("timeout")
+    if growth.answer.size is None:
+        raise _nothing_fits(growth, attempts)
+
+
+def _one_is_too_few(attempt: Attempt, attempts: _Attempts) -> Attempt:
+    if any(other.size == 2 and other.outcome == "ok" for other in attempts.tried) or attempts.run(2)[0].outcome == "ok":
+        fixed = replace(attempt, outcome="limit")
+        attempts.tried[attempts.tried.index(attempt)] = fixed
+        return fixed
+    return replace(attempt, outcome="oom")
+
+
+def _rate(size: int, attempts: _Attempts) -> float:
+    _, reading = attempts.run(size, timed_s=TIMED_S, accumulate=False)
+    return throughput_row(size, reading.timed_step_s).samples_per_s if reading and reading.timed_step_s else 0.0
+
+
+def _verify(growth: Growth, attempts: _Attempts) -> Reading:
+    """Run the answer once more, for three steps; where that fails, the search goes on below it."""
+    while True:
+        size = growth.answer.size
+        if size is None:
+            raise _nothing_fits(growth, attempts)
+        try:
+            attempt, reading = attempts.run(size, n_steps=FINAL_STEPS)
+        except _TimeUp:
+            growth.stop("timeout")
+            return attempts.readings[size]
+        growth.add(_size(attempt))
+        noise_bytes = growth.noise_bytes
+        attempts.budget_bytes = growth.budget_bytes = attempts.usable_bytes - max(
+            int(attempts.headroom * attempts.usable_bytes), int(3 * noise_bytes) if noise_bytes > CPU_NOISE_BYTES else 0
+        )
+        if attempt.outcome == "ok" and reading is not None and growth.answer.size == size:
+            return reading
+        _grow(growth, attempts)
+
+
+def _time_sizes(largest: int, bounds: Bounds, attempts: _Attempts, final: Reading) -> list[ThroughputRow]:
+    """Time a handful of sizes up to the answer, alone on the device."""
+    rows = []
+    for size in sizes_to_time(largest, smallest=max(SMALLEST_TIMED, bounds.lowest), multiple_of=bounds.multiple_of):
+        try:
+            attempt, reading = attempts.run(size, timed_s=TIMED_S, accumulate=False)
+        except _TimeUp:
+            break
+        if attempt.outcome == "ok" and reading is not None and reading.timed_step_s:
+            rows.append(throughput_row(size, reading.timed_step_s))
+    if rows and _busy():
+        attempts.warnings[
+            "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is idle."
+        ] = None
+    return rows
+
+
+def _busy() -> bool:
+    return os.getloadavg()[0] > usable_cores() + 0.5
+
+
+def _limited_by(answer: Answer, attempts: _Attempts) -> LimitedBy:
+    return answer.limited_by
+
+
+def _nothing_fits(growth: Growth, attempts: _Attempts) -> NothingFitsError:
+    smallest = min(attempts.tried, key=lambda attempt: attempt.size, default=None)
+    if smallest is None:
+        return NothingFitsError(
+            "No size was tried before the time limit. Give the probe more time.", needed_bytes=None, budget_bytes=attempts.budget_bytes
+        )
+    asked = re.search(r"tried to allocate (\d+) bytes", smallest.reason or "")
+    parts = [smallest.peak_bytes or 0, growth.answer.needed_bytes or 0, 2 * (attempts.host.facts.parameter_bytes or 0)]
+    needed = max(*parts, (smallest.peak_bytes or 0) + int(asked[1]) if asked else 0)
+    phase = f" in {smallest.phase}" if smallest.phase else ""
+    at_least = "" if smallest.peak_bytes and smallest.peak_bytes == needed else "at least "
+    return NothingFitsError(
+        f"Nothing fits: a micro-batch of {smallest.size} needs {at_least}{needed / GIB:.2f} GiB{phase}; the budget on {attempts.host.device} is "
+        f"{attempts.budget_bytes / GIB:.2f} GiB (usable {attempts.usable_bytes / GIB:.2f} GiB, headroom {attempts.headroom:.2f}). "
+        "Try activation checkpointing, lower precision, shorter inputs, a smaller model, or more memory.",
+        needed_bytes=needed,
+        budget_bytes=attempts.budget_bytes,
+    )
+
+
+def _result(
+    host: Host,
+    attempts: _Attempts,
+    growth: Growth,
+    answer: Answer,
+    final: Reading,
+    rows: Sequence[ThroughputRow],
+    *,
+    limited_by: LimitedBy,
+) -> ProbeResult:
+    size = answer.size
+    assert size is not None
+    assert final.peak_bytes is not None
+    eval_size = next((attempt.eval_batch_size for attempt in reversed(attempts.tried) if attempt.size == size), None)
+    line = None
+    if answer.fixed_bytes is not None and answer.bytes_per_sample is not None:
+        predicted = answer.predicted_bytes
+        error = None if predicted is None else (predicted - final.peak_bytes) / final.peak_bytes
+        line = MemoryLine(answer.fixed_bytes, answer.bytes_per_sample, predicted, final.peak_bytes, error)
+    if any(attempt.outcome == "limit" and attempt.size == 1 for attempt in attempts.tried):
+        attempts.warnings["A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped."] = None
+    return ProbeResult(
+        micro_batch_size=size,
+        eval_batch_size=None if attempts.eval_unseen else eval_size,
+        limited_by=limited_by,
+        proof=answer.proof,
+        capacity_bytes=attempts.capacity_bytes,
+        usable_bytes=attempts.usable_bytes,
+        budget_bytes=attempts.budget_bytes,
+        peak_bytes=final.peak_bytes,
+        memory_line=line,
+        memory_by_category=_categories(final, size, answer.bytes_per_sample),
+        throughput=tuple(rows),
+        step_time_line=fit_step_time(rows),
+        attempts=tuple(attempts.tried),
+        device=host.device_info,
+        n_train_samples=host.facts.n_samples,
+        warnings=tuple(attempts.warnings),
+        samples=attempts.samples,
+        seconds=time.monotonic() - attempts.started_s,
+        optimizer=attempts.optimizer,
+    )
+
+
+def _categories(final: Reading, size: int, bytes_per_sample: float | None) -> MemoryByCategory:
+    """Split the peak: tensors are counted, activations are what grows with the batch, the rest is workspace."""
+    peak = final.peak_bytes or 0
+    held = [final.parameters_bytes, final.gradients_bytes, final.optimizer_state_bytes]
+    known = sum(part or 0 for part in held)
+    activations = None if bytes_per_sample is None else max(0, min(peak - known, round(bytes_per_sample * size)))
+    workspace = None if activations is None else max(0, peak - known - activations)
+    return MemoryByCategory(*held, activations, workspace)
