@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import runpy
 import statistics
 import sys
 import tempfile
@@ -55,11 +56,9 @@ def example_hash() -> str:
 
 def load_example() -> Any:
     """Return the example's objective, ready to train in this process."""
-    sys.path.insert(0, str(EXAMPLE.parent))
-    import digits
-
-    digits.objective.prepare()
-    return digits.objective
+    objective = runpy.run_path(str(EXAMPLE))["objective"]
+    objective.prepare()
+    return objective
 
 
 def full_run(objective: Any, micro_batch_size: int, accumulation_steps: int, learning_rate: float, seed: int) -> tuple[float, float]:
@@ -117,7 +116,8 @@ def measure() -> None:
                 row = [batch_size, learning_rate, seed, f"{last:.6g}", f"{best:.6g}", f"{time.perf_counter() - start_s:.2f}"]
                 with GRID.open("a", newline="") as file:
                     csv.writer(file, lineterminator="\n").writerow(row)
-        print(f"batch size {batch_size}: " + "  ".join(f"{mean_loss((batch_size, lr)):.3f}" for lr in LEARNING_RATES), flush=True)
+        means = grid_means()
+        print(f"batch size {batch_size}: " + "  ".join(f"{means[batch_size, rate]:.3f}" for rate in LEARNING_RATES), flush=True)
 
 
 def grid_lines() -> tuple[list[str], list[str]]:
@@ -134,16 +134,12 @@ def grid_hash() -> str | None:
     return next((line.rpartition(" ")[2] for line in grid_lines()[0] if line.startswith("# example:")), None)
 
 
-def grid() -> dict[Cell, list[float]]:
-    """Return the last validation losses of every cell, one a seed."""
+def grid_means() -> dict[Cell, float]:
+    """Return the mean over the seeds of the last validation loss of every cell."""
     cells: dict[Cell, list[float]] = defaultdict(list)
     for row in grid_rows():
         cells[int(row["global_batch_size"]), float(row["learning_rate"])].append(float(row["val_loss"]))
-    return cells
-
-
-def mean_loss(cell: Cell) -> float:
-    return statistics.mean(grid()[cell])
+    return {cell: statistics.mean(losses) for cell, losses in cells.items()}
 
 
 def check() -> int:
@@ -151,7 +147,8 @@ def check() -> int:
     if grid_hash() != example_hash():
         sys.exit("The grid is of another examples/digits.py: expected that of today. Measure it again: python benchmarks/demo_truth.py")
     objective = load_example()
-    best = min(grid(), key=mean_loss)
+    means = grid_means()
+    best = min(means, key=means.__getitem__)
     best_losses = [full_run(objective, best[0], 1, best[1], seed)[0] for seed in FRESH_SEEDS]
     print(f"best cell of the grid: batch size {best[0]}, learning rate {best[1]:.4g}: {statistics.mean(best_losses):.4f} on fresh seeds")
     searches = [one_search(objective, seed, statistics.mean(best_losses)) for seed in SEARCH_SEEDS]
@@ -202,4 +199,6 @@ if __name__ == "__main__":
     parser.add_argument("--check", action="store_true", help="run 5 searches and compare, instead of measuring the grid")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
-    sys.exit(check() if wanted.check else measure())
+    if wanted.check:
+        sys.exit(check())
+    measure()

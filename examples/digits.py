@@ -1,6 +1,6 @@
 """Handwritten digits and a small CNN: which batch size, and which learning rate?
 
-Run `bstune search examples/digits.py`. It takes about two minutes on two cores; no GPU is needed.
+Run `bstune search examples/digits.py`; it needs no GPU.
 """
 
 import bstune

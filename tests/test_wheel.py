@@ -24,7 +24,8 @@ NOT_SHIPPED = {"tests", "examples", "benchmarks", "docs"}
 @pytest.fixture(scope="module")
 def project(pytestconfig: pytest.Config) -> dict[str, Any]:
     """What pyproject.toml says."""
-    return tomllib.loads((pytestconfig.rootpath / "pyproject.toml").read_text())
+    told: dict[str, Any] = tomllib.loads((pytestconfig.rootpath / "pyproject.toml").read_text())
+    return told
 
 
 @pytest.fixture(scope="module")
