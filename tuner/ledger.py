@@ -48,6 +48,8 @@ class Run:
     checkpoint: str | None = None
     seconds: float | None = None
     record: TrialRecord | None = None
+    overshoot: int = 0
+    """Samples by which it passed the last point asked for, before it was stopped there."""
     key: Key = ()
 
     def __post_init__(self) -> None:
@@ -64,6 +66,11 @@ class Run:
         """Samples charged, or held back while it runs."""
         reach = max(self.samples, self.granted) if self.state == "running" else self.samples
         return max(0, reach - self.start_samples)
+
+    @property
+    def interval(self) -> float:
+        """Samples between two reports, on average: points that one report was the first to reach bear the same loss."""
+        return self.samples / len(set(self.values.values())) if self.values else 0.0
 
     @property
     def finite(self) -> bool:
@@ -159,6 +166,8 @@ class Ledger:
         )
         if record.state == "failed" and not run.values and before is not None:
             run.values = dict(before.values)
+        if record.state == "pruned" and run.values:
+            run.overshoot = max(0, run.samples - max(run.values))
         self._runs[record.number] = run
 
     @property

@@ -74,6 +74,34 @@ class Strategy:
             return math.inf
         return self.plan.n_trials - len(self.ledger)
 
+    @property
+    def _prunes(self) -> bool:
+        """Whether a trial may be stopped at a rung; else all that it may cost is held back when it starts."""
+        return self.plan.pruner != "none" and not self._planned
+
+    @property
+    def _overshoot(self) -> int:
+        """Samples by which a loop that reports when it likes has passed the point asked for, at most, so far."""
+        return 0 if self.facts.kind == "supervised" else max((run.overshoot for run in self.ledger), default=0)
+
+    @property
+    def _interval(self) -> float:
+        """Samples between two reports of such a loop, at most: by so much a running trial may pass the budget."""
+        return 0 if self.facts.kind == "supervised" else max((run.interval for run in self.ledger), default=0)
+
+    def _next_stop(self, setting: Setting, samples: int, end: int) -> int:
+        """Return where a run that stands at `samples` is judged next: past the next rung, and past what is known of its cell."""
+        batch = setting.global_batch_size
+        known = max([samples, *(run.samples for run in self.ledger.of(key_of(setting), self.plan.seed) if run.state != "failed")])
+        rung = next((rung for rung in self.rungs.counted(batch) if self.rungs.reach(rung, batch, end) > known), end)
+        return min(self.rungs.reach(rung, batch, end) + self._overshoot, end)
+
+    def _known(self, run: Run) -> bool:
+        """Whether another run of the same cell has been further than this one."""
+        return any(
+            other.samples >= run.samples for other in self.ledger.of(run.key, run.seed) if other is not run and other.state != "failed"
+        )
+
     # --- what the driver calls ---
 
     def ask(self) -> Proposal | None:
@@ -90,29 +118,22 @@ class Strategy:
 
     def started(self, number: int, proposal: Proposal) -> None:
         """Enter a proposal that was started as this trial."""
-        batch = proposal.setting.global_batch_size
         grant = proposal.end_samples
-        if proposal.stage != "confirm" and not self._planned:
-            stop = next((rung for rung in self.rungs.counted(batch) if rung > proposal.start_samples), proposal.end_samples)
-            grant = self.rungs.reach(stop, batch, proposal.end_samples)
+        if proposal.stage != "confirm" and self._prunes:
+            grant = self._next_stop(proposal.setting, proposal.start_samples, proposal.end_samples)
         self.ledger.start(number, proposal, grant)
 
     def report(self, report: TrialReport) -> Verdict:
         """Judge a report: whether the trial is to go on."""
         run = self.ledger.report(report)
-        batch = run.setting.global_batch_size
         if diverged(report.val_loss):
             return "stop"
         if run.stage == "confirm" or run.samples >= run.end_samples:
             return "go"
-        counted = [rung for rung in self.rungs.counted(batch) if rung in report.points]
-        following = next(
-            (rung for rung in self.rungs.counted(batch) if rung > max(report.points, default=0) and rung > run.samples), run.end_samples
-        )
-        reach = self.rungs.reach(following, batch, run.end_samples)
-        if not counted or self._planned:
-            run.granted = max(run.granted, min(report.samples, run.end_samples))
+        counted = [rung for rung in self.rungs.counted(run.setting.global_batch_size) if rung in report.points]
+        if not counted or not self._prunes or (run.samples < run.granted and self._known(run)):
             return "go"
+        reach = self._next_stop(run.setting, run.samples, run.end_samples)
         if reach - max(run.granted, run.samples) > self._search_left:
             return "stop"
         if not self._sampler().goes_on(self.ledger, run, counted[-1]):
@@ -190,7 +211,7 @@ class Strategy:
             share = action.first_stop / self.rungs.full_samples
         end = self.rungs.end_of(batch, share)
         start = 0 if action.continues is None else self.ledger[action.continues].samples
-        cost = (end if self._planned else self.rungs.reach(action.first_stop, batch, end)) - start
+        cost = (self._next_stop(action.setting, start, end) if self._prunes else end) - start
         if cost > self._search_left:
             return None
         racing = not any(run.stage == "search" for run in self.ledger) and action.score == math.inf
@@ -209,7 +230,7 @@ class Strategy:
         """Return the next confirmation run: every finalist on the first fresh seed, then on the next."""
         if self._trials_left < 1 or self._share == 0:
             return None
-        left = self._budget - self.ledger.committed
+        left = self._budget - self.ledger.committed + self._interval * self.plan.jobs
         confirming = [run for run in self.ledger if run.stage == "confirm"]
         chosen = finalists(self._evidence(), self._n_finalists(left, confirming))
         for fresh in range(1, self.plan.confirm + 1):

@@ -86,6 +86,22 @@ class Table:
         base: dict[str, object] = {"name": self.name, "kind": "loop", "n_samples": self.n_samples, "epochs": self.epochs}
         return Facts(**{**base, **changes})  # type: ignore[arg-type]
 
+    def loss(self, batch: int, lr: float, seed: int, samples: int) -> float:
+        """Return the loss of a cell after so many samples, interpolated; before the first record it is the first."""
+        curve = self.curve(batch, lr, seed)
+        if not math.isfinite(curve[-1][1]) and samples > curve[-2 if len(curve) > 1 else -1][0]:
+            return math.nan
+        return float(np.interp(samples, [s for s, _ in curve], [v for _, v in curve]))
+
+    def train_exactly(self, trial: Trial) -> None:
+        """Report just where reports are wanted, as `bstune.Supervised` does."""
+        batch = trial.global_batch_size
+        while True:
+            samples = min(math.ceil(trial.next_report / batch) * batch, trial.max_samples)
+            trial.report(self.loss(batch, trial.learning_rate, trial.seed, samples), samples=samples)
+            if samples >= trial.max_samples:
+                return
+
     def train(self, trial: Trial, start_samples: int = 0) -> None:
         """Report the recorded curve, as a user's loop would; a continued run reports only what comes after its start."""
         for samples, loss in self.curve(trial.global_batch_size, trial.learning_rate, trial.seed):
@@ -102,11 +118,13 @@ class TablePool:
     Args:
         table: The recorded curves.
         slots: Trials side by side.
+        exact: Report just where it is wanted, not where the table has a record.
     """
 
-    def __init__(self, table: Table, slots: int = 1) -> None:
+    def __init__(self, table: Table, slots: int = 1, *, exact: bool = False) -> None:
         """Start with nothing running."""
         self.slots = slots
+        self._exact = exact
         self._table = table
         self._running: dict[int, _Replay] = {}
 
@@ -120,7 +138,10 @@ class TablePool:
 
         trial = Trial(spec, device="cpu", send=send, clock=lambda: 0.0)
         with contextlib.suppress(TrialPruned):
-            self._table.train(trial, spec.start_samples)
+            if self._exact:
+                self._table.train_exactly(trial)
+            else:
+                self._table.train(trial, spec.start_samples)
         self._running[spec.number] = _Replay(spec, reports)
 
     def events(self, timeout_s: float) -> Iterator[Event]:
@@ -171,7 +192,7 @@ def replay(
         watch: Called after every report and every end.
         first: Number of the first trial.
     """
-    pool = TablePool(table, slots)
+    pool = TablePool(table, slots, exact=strategy.facts.kind == "supervised")
     records: list[TrialRecord] = []
     running: dict[int, tuple[Proposal, dict[int, float], bool]] = {}
     number = first
@@ -247,3 +268,48 @@ def _record(event: Finished, proposal: Proposal, values: dict[int, float], stopp
         continues=proposal.continues,
         checkpoint=event.checkpoint,
     )
+
+
+def synthetic(
+    best_batch: int = 64,
+    best_lr: float = 0.03,
+    *,
+    slope: float = 0.7,
+    noise: float = 0.02,
+    n_samples: int = 1024,
+    epochs: int = 16,
+    seeds: int = 4,
+    seed: int = 0,
+) -> Table:
+    """Return a table whose optimum is known: a bowl in octaves that moves with the batch, a cliff above it, and seed noise.
+
+    Args:
+        best_batch: Batch size of the lowest loss.
+        best_lr: Learning rate of the lowest loss, at that batch size.
+        slope: By how many octaves the best learning rate moves per octave of batch.
+        noise: Relative standard deviation of the last loss between seeds.
+        n_samples: Training samples of an epoch; one report each.
+        epochs: Epochs of a full run.
+        seeds: Recorded seeds of a cell.
+        seed: Seed of the noise.
+    """
+    rng = np.random.default_rng(seed)
+    curves: dict[Cell, list[list[tuple[int, float]]]] = {}
+    for batch in (8, 16, 32, 64, 128, 256, 512):
+        for k in range(-6, 7):
+            lr = best_lr * 2.0**k
+            b = math.log2(batch / best_batch)
+            u = k - slope * b
+            for _ in range(seeds):
+                luck = 1 + noise * rng.standard_normal()
+                curve = []
+                for epoch in range(1, epochs + 1):
+                    progress = epoch / epochs
+                    late = u + 0.5 * math.log2(progress)  # Early on, larger rates look better than they end.
+                    gap = 0.03 * late**2 + 0.01 * b**2
+                    loss = (1 + gap) * (0.1 + 0.2 * (1 - progress) ** 2) * luck
+                    curve.append((epoch * n_samples, math.nan if u > 3 and epoch > 1 else loss))
+                    if u > 3 and epoch > 1:
+                        break
+                curves.setdefault((batch, lr), []).append(curve)
+    return Table("synthetic", n_samples, epochs, curves)

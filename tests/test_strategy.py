@@ -1,0 +1,319 @@
+"""The strategy on tables whose truth is known: budget, seeds, rungs, confirmation, resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+import bstune
+from bstune.tuner.plan import Plan
+from bstune.tuner.results import Recommendation, TrialRecord
+from bstune.tuner.strategy import Strategy
+from bstune.tuner.table import Table, replay, synthetic
+
+TABLE = synthetic()
+KINDS: dict[str, dict[str, Any]] = {
+    "loop": {},
+    "continued": {"kind": "supervised", "schedule": "constant", "can_continue": True},
+    "cosine": {"kind": "supervised", "schedule": "cosine"},
+}
+
+
+def make(table: Table = TABLE, kind: str = "loop", history: list[TrialRecord] | None = None, **plan: Any) -> Strategy:
+    plan.setdefault("space", table.space)
+    return Strategy(Plan(**plan), table.facts(**KINDS[kind]), None, history or ())
+
+
+def settings_of(records: list[TrialRecord]) -> list[tuple[int, float, int, int]]:
+    return [(r.global_batch_size, r.learning_rate, r.seed, r.samples) for r in records]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("budget", [2, 4, 7.5, 12])
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_the_budget_is_never_exceeded(kind: str, budget: float, jobs: int) -> None:
+    """Training, confirmation included, stays within the budget at every moment; a loop may overshoot by a report of each running trial."""
+    strategy = make(kind=kind, budget=budget, jobs=jobs)
+    slack = jobs * TABLE.n_samples if kind == "loop" else 0
+    allowed = budget * TABLE.n_samples * TABLE.epochs + slack
+
+    def watch(now: Strategy) -> None:
+        assert now.spent().samples <= allowed
+
+    records = replay(strategy, TABLE, slots=jobs, watch=watch)
+
+    assert strategy.stopped_by in ("budget", "converged")
+    assert sum(r.samples - r.start_samples for r in records) == strategy.spent().samples
+    assert strategy.recommend().verified
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_recommendation_is_confirmed_on_a_fresh_seed_to_the_full_run(kind: str) -> None:
+    """`verified` means: run to the end, on a seed that the search did not use, and the mean reported comes from there."""
+    strategy = make(kind=kind, budget=8)
+
+    records = replay(strategy, TABLE)
+    best = strategy.recommend()
+
+    confirming = [
+        r
+        for r in records
+        if r.stage == "confirm" and r.global_batch_size == best.global_batch_size and r.learning_rate == best.learning_rate
+    ]
+    assert best.verified
+    assert [r.seed for r in confirming] == list(range(1, len(confirming) + 1))
+    assert all(r.state == "complete" and r.samples == TABLE.n_samples * TABLE.epochs for r in confirming)
+    assert best.val_loss.mean == pytest.approx(sum(r.val_loss or math.nan for r in confirming) / len(confirming))
+    assert best.val_loss.n_seeds == len(confirming)
+    assert best.micro_batch_size * best.accumulation_steps * best.world_size == best.global_batch_size
+
+
+def test_search_trials_share_one_seed_and_finalists_share_the_next() -> None:
+    """All search trials train on `seed`, so they are paired; every finalist is confirmed on the same fresh seeds."""
+    strategy = make(budget=12, seed=5)
+
+    records = replay(strategy, TABLE)
+
+    assert {r.seed for r in records if r.stage != "confirm"} == {5}
+    seeds: dict[tuple[int, float], set[int]] = {}
+    for r in records:
+        if r.stage == "confirm":
+            seeds.setdefault((r.global_batch_size, r.learning_rate), set()).add(r.seed)
+    assert len(seeds) >= 2
+    assert all(s >= {6} for s in seeds.values())
+
+
+@pytest.mark.parametrize("budget", [4, 8, 12])
+def test_confirmation_leaves_the_search_its_share(budget: int) -> None:
+    """The search may use all but a quarter of the budget (one full run at least)."""
+    strategy = make(budget=budget)
+
+    records = replay(strategy, TABLE)
+
+    full = TABLE.n_samples * TABLE.epochs
+    searched = sum(r.samples - r.start_samples for r in records if r.stage != "confirm")
+    assert searched <= (budget - max(1, budget // 4)) * full
+    assert searched >= 0.5 * (budget - max(1, budget // 4)) * full
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(kind: str) -> None:
+    """A strategy rebuilt from the finished records of another asks for what the other asked next."""
+    whole = replay(make(kind=kind, budget=6), TABLE)
+
+    for cut in range(0, len(whole), 3):
+        resumed = make(kind=kind, budget=6, history=whole[:cut])
+        rest = replay(resumed, TABLE, first=cut)
+        assert settings_of(rest) == settings_of(whole[cut:])
+
+
+def test_a_larger_budget_continues() -> None:
+    """More budget adds to what was done; nothing finished is run again."""
+    first = replay(make(budget=4), TABLE)
+    strategy = make(budget=8, history=first)
+
+    more = replay(strategy, TABLE, first=len(first))
+
+    assert more
+    assert strategy.spent().full_runs <= 8
+    confirmed = [r for r in (*first, *more) if r.stage == "confirm"]
+    assert len({(r.global_batch_size, r.learning_rate, r.seed) for r in confirmed}) == len(confirmed)
+
+
+@pytest.mark.parametrize("kind", ["loop", "continued"])
+def test_no_cell_is_run_twice_to_the_same_depth(kind: str) -> None:
+    """A cell comes again only to go deeper."""
+    records = replay(make(kind=kind, budget=12), TABLE)
+
+    deepest: dict[tuple[int, float, int], int] = {}
+    for r in records:
+        key = (r.global_batch_size, r.learning_rate, r.seed)
+        assert r.samples > deepest.get(key, 0)
+        deepest[key] = r.samples
+
+
+def test_a_continued_run_is_charged_for_what_it_adds() -> None:
+    """A continued trial starts where the other stopped, carries its values, and only its own samples count."""
+    strategy = make(kind="continued", budget=8)
+
+    records = replay(strategy, TABLE)
+
+    by_number = {r.number: r for r in records}
+    continued = [r for r in records if r.continues is not None]
+    assert continued
+    for r in continued:
+        before = by_number[r.continues or 0]
+        assert r.start_samples == before.samples
+        assert r.values[: len(before.values)] == before.values
+    assert strategy.spent().samples == sum(r.samples - r.start_samples for r in records)
+
+
+def test_under_a_schedule_a_short_run_is_planned_short_and_not_continued() -> None:
+    """With a cosine, a run that ends at a rung is planned to end there: the prefix of a long cosine favours small rates."""
+    records = replay(make(kind="cosine", budget=8), TABLE)
+
+    full = TABLE.n_samples * TABLE.epochs
+    searched = [r for r in records if r.stage != "confirm"]
+    assert any((r.end_samples or full) < full for r in searched)
+    assert all(r.samples == r.end_samples for r in searched if r.state == "complete")
+    assert all(r.continues is None for r in records)
+
+
+def test_a_loss_that_is_not_finite_stops_the_trial_at_once() -> None:
+    """A diverged trial is a result: it is stopped, and neither recommended nor run again."""
+    strategy = make(budget=8, baseline=(64, max(TABLE.learning_rates)))
+
+    records = replay(strategy, TABLE)
+
+    bad = [r for r in records if r.val_loss is None]
+    assert bad
+    assert all(r.samples <= 2 * TABLE.n_samples for r in bad)
+    assert strategy.recommend().learning_rate not in {
+        r.learning_rate for r in bad if r.global_batch_size == strategy.recommend().global_batch_size
+    }
+
+
+def test_nothing_learned_is_said_so() -> None:
+    """Without one finite loss there is no recommendation, and the search ends."""
+    table = dataclasses.replace(TABLE, curves={cell: [[(1024, math.nan)]] for cell in TABLE.curves})
+    strategy = make(table, budget=4)
+
+    replay(strategy, table)
+
+    with pytest.raises(bstune.NoSignalError, match="finite validation loss"):
+        strategy.recommend()
+
+
+def test_a_recommendation_can_be_had_at_any_moment() -> None:
+    """After every report there is a best so far; it is not verified before its confirmation has ended."""
+    strategy = make(budget=4)
+    seen: list[Recommendation] = []
+
+    replay(strategy, TABLE, watch=lambda now: seen.append(now.recommend()))
+
+    assert not seen[0].verified
+    assert seen[0].warnings
+    assert seen[-1].verified
+
+
+def test_n_trials_counts_confirmation_too() -> None:
+    """`n_trials` is the total; one trial of it is kept for confirmation."""
+    strategy = make(budget=12, n_trials=6)
+
+    records = replay(strategy, TABLE)
+
+    assert len(records) == 6
+    assert strategy.stopped_by == "n_trials"
+    assert records[-1].stage == "confirm"
+    assert strategy.recommend().verified
+
+
+def test_a_budget_below_two_may_end_unverified_and_says_what_would_help() -> None:
+    """A budget of one full run is all for the search; the warning names the budget that verifies."""
+    strategy = make(budget=1)
+
+    replay(strategy, TABLE)
+    best = strategy.recommend()
+
+    assert not best.verified
+    assert any("budget of 2" in warning for warning in best.warnings)
+
+
+def test_an_orphan_is_started_again_and_a_setting_that_keeps_killing_is_not() -> None:
+    """A run cut off by a crash comes again, twice at most."""
+    strategy = make(budget=8)
+    proposal = strategy.ask()
+    assert proposal is not None
+    lost = TrialRecord(
+        number=0,
+        stage=proposal.stage,
+        state="failed",
+        reason="the search was killed",
+        global_batch_size=proposal.setting.global_batch_size,
+        micro_batch_size=proposal.setting.global_batch_size,
+        accumulation_steps=1,
+        learning_rate=proposal.setting.learning_rate,
+        seed=proposal.seed,
+        samples=100,
+        val_loss=None,
+        best_val_loss=None,
+        seconds=1.0,
+        samples_per_s=None,
+        peak_bytes=None,
+        end_samples=proposal.end_samples,
+        cause="orphan",
+    )
+    history = [lost]
+    for _ in range(2):
+        again = make(budget=8, history=history).ask()
+        assert again is not None
+        assert again.setting == proposal.setting
+        history.append(dataclasses.replace(lost, number=len(history)))
+
+    other = make(budget=8, history=history).ask()
+
+    assert other is not None
+    assert other.setting != proposal.setting
+
+
+def test_out_of_memory_forbids_the_batch_and_all_larger_ones() -> None:
+    """After a trial that ran out of memory without accumulation, nothing as large is proposed again."""
+    strategy = make(budget=12)
+    records = replay(strategy, TABLE)
+    victim = next(r for r in records if r.global_batch_size == 64)
+    history = [*records[: victim.number], dataclasses.replace(victim, state="failed", cause="oom", val_loss=None, values=())]
+
+    later = replay(make(budget=12, history=history), TABLE, first=len(history))
+
+    assert later
+    assert max(r.global_batch_size for r in later) < 64
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_recommended_setting_is_good(kind: str) -> None:
+    """On a bowl with 2 % of noise, twelve full runs find a cell within 6 % of the best, by the truth."""
+    regrets = []
+    for seed in range(4):
+        strategy = make(kind=kind, budget=12, seed=seed, tolerance=0.0)
+        replay(strategy, TABLE)
+        best = strategy.recommend()
+        regrets.append(TABLE.regret(best.global_batch_size, best.learning_rate))
+    assert sorted(regrets)[2] <= 0.06
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_the_samplers_for_comparison_run(sampler: str) -> None:
+    """They keep the same budget and end in a verified recommendation."""
+    strategy = make(budget=4, sampler=sampler)
+
+    replay(strategy, TABLE)
+
+    assert strategy.spent().full_runs <= 4 + 1 / 16
+    assert strategy.recommend().verified
+
+
+def test_without_a_pruner_every_trial_runs_to_its_end() -> None:
+    """`pruner="none"` stops nothing but what diverges."""
+    records = replay(make(budget=6, pruner="none"), TABLE)
+
+    assert all(r.state == "complete" for r in records if r.val_loss is not None)
+
+
+def test_the_baseline_is_measured_and_is_the_centre() -> None:
+    """The user's own setting is the first that is tried."""
+    records = replay(make(budget=6, baseline=(32, 0.0075)), TABLE)
+
+    assert (records[0].global_batch_size, records[0].learning_rate) == (32, 0.0075)
+
+
+def test_the_forecast_is_said_before_training() -> None:
+    """It names trials, full runs and the space; seconds are unknown without a step time."""
+    forecast = make(budget=8).forecast()
+
+    assert forecast.full_runs == 8
+    assert forecast.n_trials >= 8
+    assert forecast.batch_range == (8, 512)
+    assert forecast.seconds is None
