@@ -33,6 +33,10 @@ _BUSY_S = 60.0
 """How long a write waits for a reader that holds the database for a moment."""
 
 
+class InUseError(StudyError):
+    """Another process is the writer of this storage."""
+
+
 @dataclass(frozen=True)
 class Location:
     """Where a storage is."""

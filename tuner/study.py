@@ -19,10 +19,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..objectives.base import Facts, TrialReport, TrialSpec
+from .arguments import ProbeArguments
 from .errors import StudyError
 from .plan import Plan
 from .results import DeviceInfo, ProbeResult, TrialRecord
-from .storage import Storage, open_storage, read_storage
+from .storage import Storage, read_storage
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -131,6 +132,15 @@ def decode_facts(data: Mapping[str, Any]) -> Facts:
     names = {field.name for field in dataclasses.fields(Facts)}
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in names}
     return Facts(**values)
+
+
+def stored_arguments(study: Study) -> dict[str, Any]:
+    """Return the arguments of the last search of a study, by the names that `bstune.search` gives them."""
+    if "plan" not in study.attributes:
+        return {}
+    plan = decode_plan(study.attributes["plan"])
+    asked: dict[str, Any] = study.attributes.get("asked", {})
+    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | asked
 
 
 # --- how a setting looks to Optuna --------------------------------------------------------------------------------
@@ -502,16 +512,14 @@ def touch(study: Study) -> None:
 # --- probes -------------------------------------------------------------------------------------------------------
 
 
-def save_probe(storage_url: str | None, study_name: str, probe: ProbeResult) -> None:
-    """Store a probe under a study, which is made if there is none.
-
-    Raises:
-        StudyError: The storage is in use or cannot be written.
-    """
-    with open_storage(storage_url) as storage:
-        study = find_study(storage, study_name) or make_study(storage, study_name)
-        study.set(probe=probe.to_dict())
-        touch(study)
+def probe_key(
+    facts: Facts, device: DeviceInfo, *, jobs: int = 1, seed: int = 0, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what the answer of a probe depends on, as JSON: the objective, the device and the settings that are not the default."""
+    defaults = dataclasses.asdict(ProbeArguments())
+    asked = {name: value for name, value in (settings or {}).items() if name in defaults and value != defaults[name]}
+    asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed")}
+    return {"source": facts.source_hash, "n_samples": facts.n_samples, "device": device.to_dict(), "jobs": jobs, "seed": seed, **asked}
 
 
 def load_probe(storage_url: str | None, study_name: str) -> ProbeResult | None:

@@ -1,0 +1,340 @@
+"""The command line: parse, call the front door, print. Nothing but click and the standard library is imported up here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from . import __version__
+from .tuner.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError, StudyError
+
+if TYPE_CHECKING:
+    from .objectives.base import Facts
+    from .tuner.arguments import SearchArguments
+    from .tuner.report import PlainProgress
+    from .tuner.results import ProbeResult, SearchResult
+
+NOTHING_FITS = 3
+INTERRUPTED = 130
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+
+
+class _Commands(click.Group):
+    """Turns what can go wrong into one message and an exit code, in one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = "--debug" in sys.argv
+        try:
+            return super().invoke(ctx)
+        except ArgumentError as error:
+            _explain(error, debug=debug)
+            raise click.UsageError(str(error)) from error
+        except NothingFitsError as error:
+            _explain(error, debug=debug)
+            raise _NothingFits(str(error)) from error
+        except BstuneError as error:
+            _explain(error, debug=debug)
+            raise _Failed(str(error)) from error
+        except KeyboardInterrupt as error:
+            _explain(error, debug=debug)
+            click.echo("Interrupted. What was finished is stored; the same command goes on from there.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+class _Failed(click.ClickException):
+    exit_code = 1
+
+
+class _NothingFits(click.ClickException):
+    exit_code = NOTHING_FITS
+
+
+def _explain(error: BaseException, *, debug: bool) -> None:
+    """Show the user's own traceback and output; ours only when asked for."""
+    if debug:
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    if isinstance(error, ObjectiveError):
+        if error.traceback:
+            click.echo(error.traceback.rstrip(), err=True)
+        if error.output:
+            click.echo(f"The last lines that it printed:\n{error.output.rstrip()}", err=True)
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_storage_option = click.option(
+    "--storage", help="Where studies are kept: sqlite:///FILE.  [default: $BSTUNE_STORAGE, else sqlite:///bstune.db]"
+)
+_output_options = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout."),
+    click.option("--debug", is_flag=True, help="On an error, show bstune's own traceback too."),
+)
+_study_option = click.option("--study", help="Name of the study.  [default: the objective's name, else the file's]")
+_device_option = click.option("--device", default="auto", help="auto (CUDA when it works), cpu, cuda or cuda:N.")
+
+
+@click.group(cls=_Commands, context_settings=_SETTINGS, epilog="\b\nExample:\n  bstune search model.py")
+@click.version_option(__version__, prog_name="bstune")
+def main() -> None:
+    """Find the batch size and the learning rate to train a PyTorch model with."""
+
+
+# --- probe --------------------------------------------------------------------------------------------------------
+
+
+@main.command("probe", epilog="\b\nExample:\n  bstune probe model.py --memory 12GiB --multiple-of 8")
+@click.argument("model")
+@_device_option
+@click.option("--memory", help="Most memory to use, such as 12GiB or 800MB.  [default: all that the device and the container leave]")
+@click.option("--headroom", type=float, default=0.05, help="Share of the usable memory that is left free.")
+@click.option("--min-batch", type=int, default=1, help="Smallest micro-batch that is of use, in samples.")
+@click.option("--max-batch", type=int, help="Largest micro-batch to try, in samples.  [default: the data set]")
+@click.option("--multiple-of", type=int, default=1, help="The answer is a multiple of this many samples.")
+@click.option("--timeout", type=float, help="Seconds after which the best size so far is returned.  [default: none]")
+@click.option("--seed", type=int, default=0, help="Seed of model and data in each attempt.")
+@_study_option
+@_storage_option
+@_output_options
+def probe_command(model: str, as_json: bool, debug: bool, **options: Any) -> None:
+    """Find the largest micro-batch that fits, and what a step costs.
+
+    MODEL is model.py, model.py:name or package.module:name; it defines `objective`.
+    """
+    from .objectives.load import load
+    from .tuner.arguments import check_probe
+    from .tuner.probe import probe
+    from .tuner.report import attempt_line, make_progress, probe_text
+
+    check_probe(**options)
+    progress = make_progress()
+    with progress, _terminable():
+        result = probe(load(model), on_attempt=lambda attempt: progress.print(attempt_line(attempt)), **options)
+    _warn(result.warnings)
+    click.echo(result.to_json() if as_json else probe_text(result))
+
+
+# --- search -------------------------------------------------------------------------------------------------------
+
+
+@main.command(
+    "search",
+    epilog="\b\nExample:\n  bstune search model.py --budget 8\n"
+    "  bstune search model.py --space batch_size=32,64,128 --space learning_rate=1e-4:1e-1",
+)
+@click.argument("model", required=False)
+@click.option("--budget", type=float, default=12.0, help="Total training of the study in full runs, confirmation included.")
+@click.option("--n-trials", type=int, help="Most trials of the study.  [default: none]")
+@click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]")
+@click.option(
+    "--goal", default="loss", help="loss (fastest within the tolerance of the lowest), time (to --target), or largest (batch without loss)."
+)
+@click.option("--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]")
+@click.option("--tolerance", type=float, default=0.02, help="Share of the best loss that counts as equal.")
+@click.option(
+    "--space", multiple=True, metavar="NAME=VALUES", help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi); repeatable."
+)
+@click.option("--baseline", metavar="BATCH,LR", help="Your present setting; it is measured beside the rest.  [default: none]")
+@click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist.")
+@click.option("--jobs", type=int, default=1, help="Trials that run side by side.")
+@click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation uses those that follow.")
+@click.option("--pruner", default="auto", help="auto, or none to let every trial run to its end.")
+@click.option("--sampler", default="auto", help="auto, or random and tpe for comparison.")
+@click.option("--engine", default="optuna", help="Who runs the trials: optuna.")
+@click.option("--ray-address", help="Address of a Ray cluster; not used by this engine.  [default: none]")
+@click.option("--isolation", default="process", help="process, or none to run a cheap, trusted function without one.")
+@click.option(
+    "--probe", "probe_file", type=click.Path(path_type=Path), help="A file that `bstune probe --json` wrote.  [default: probe if needed]"
+)
+@_device_option
+@_study_option
+@click.option("--fresh", is_flag=True, help="Keep the old study and make a new one, NAME-2.")
+@click.option("--dry-run", is_flag=True, help="Print the forecast and train nothing.")
+@_storage_option
+@_output_options
+@click.pass_context
+def search_command(
+    ctx: click.Context, /, model: str | None, as_json: bool, debug: bool, fresh: bool, dry_run: bool, **options: Any
+) -> None:
+    """Find the batch size and the learning rate to train with.
+
+    MODEL is model.py, model.py:name or package.module:name; it defines `objective`. Without MODEL the newest study that stores
+    a file goes on. Running the same command again resumes: nothing that was finished is run again.
+    """
+    from .objectives.load import load
+    from .tuner.report import forecast_line, make_progress
+    from .tuner.search import SearchInterrupted, run_forecast, run_search
+
+    options["space"] = _parse_space(options["space"])
+    options["baseline"] = _parse_baseline(options["baseline"])
+    options["probe"] = _read_probe(options.pop("probe_file"))
+    given = {name for name in options if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)}
+    progress = make_progress()
+    arguments = _arguments(options, progress)  # What is wrong on its face is said before the storage is looked at.
+    if model is None:
+        model, options = _stored(options, given)
+        arguments = _arguments(options, progress)
+    objective = load(model)
+    try:
+        with progress, _terminable(), contextlib.redirect_stdout(sys.stderr):  # With isolation="none" the user's prints are ours.
+            if dry_run:
+                forecast = run_forecast(objective, arguments, fresh=fresh)
+            else:
+                result = run_search(objective, arguments, fresh=fresh)
+    except SearchInterrupted as error:
+        if error.result is not None:
+            _show(error.result, progress.facts, as_json=as_json)
+        raise
+    if dry_run:
+        from dataclasses import asdict
+
+        click.echo(json.dumps(asdict(forecast), indent=2) if as_json else forecast_line(forecast))
+    else:
+        _show(result, progress.facts, as_json=as_json)
+
+
+def _arguments(options: dict[str, Any], progress: PlainProgress) -> SearchArguments:
+    from .tuner.arguments import check_search
+
+    return check_search(**options, callbacks=[progress])
+
+
+def _show(result: SearchResult, facts: Facts | None, *, as_json: bool) -> None:
+    from .tuner.report import search_text
+
+    _warn(result.recommendation.warnings)
+    click.echo(result.to_json() if as_json else search_text(result, facts))
+
+
+def _warn(warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        click.echo(f"Warning: {warning}", err=True)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C, so that what was finished is shown and nothing is left behind."""
+
+    def terminate(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stored(options: dict[str, Any], given: set[str]) -> tuple[str, dict[str, Any]]:
+    """Return the file and the arguments of the newest study that stores a file; what is given now replaces what is stored."""
+    from .tuner.storage import read_storage
+    from .tuner.study import newest_study, stored_arguments
+
+    try:
+        with read_storage(options["storage"]) as storage:
+            study = newest_study(storage, with_file=True)
+            stored = stored_arguments(study)
+    except StudyError as error:
+        raise StudyError(f"There is no search to continue. {error}") from error
+    kept = {name: value for name, value in stored.items() if name in options and name not in given}
+    return str(study.attributes["objective"]), {**options, **kept, "study": options["study"] or study.name}
+
+
+def _parse_space(items: tuple[str, ...]) -> dict[str, Any]:
+    space: dict[str, Any] = {}
+    for item in items:
+        name, equals, values = item.partition("=")
+        if not equals or not name or not values:
+            raise ArgumentError(f"--space {item}: expected NAME=VALUES, such as batch_size=32,64 or learning_rate=1e-4:1e-1.")
+        if ":" in values:
+            space[name] = tuple(_value(part) for part in values.split(":"))
+        else:
+            space[name] = [_value(part) for part in values.split(",")] if "," in values else _value(values)
+    return space
+
+
+def _value(text: str) -> int | float | str:
+    """Return a number where the text is one."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text.strip()
+
+
+def _parse_baseline(text: str | None) -> tuple[Any, ...] | None:
+    return None if text is None else tuple(_value(part) for part in text.split(","))
+
+
+def _read_probe(path: Path | None) -> ProbeResult | None:
+    from .tuner.results import ProbeResult
+
+    if path is None:
+        return None
+    try:
+        return ProbeResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise BstuneError(f"--probe {path} cannot be read: {error}. Expected a file that `bstune probe --json` wrote.") from error
+
+
+# --- show, doctor -------------------------------------------------------------------------------------------------
+
+
+@main.command("show", epilog="\b\nExample:\n  bstune show digits --json")
+@click.argument("study", required=False)
+@_storage_option
+@_output_options
+def show_command(study: str | None, storage: str | None, as_json: bool, debug: bool) -> None:
+    """Show what a study knows, also while a search runs.
+
+    STUDY is its name; without one the newest is shown.
+    """
+    from .tuner.report import probe_text, search_text, trials_text
+    from .tuner.show import show
+
+    shown = show(study, storage=storage)
+    if as_json:
+        click.echo(shown.require_result().to_json())
+        return
+    click.echo(shown.headline)
+    if shown.probe is not None:
+        click.echo(probe_text(shown.probe))
+    if shown.records:
+        click.echo(trials_text(shown.records))
+    if shown.result is not None:
+        _warn(shown.result.recommendation.warnings)
+        click.echo(f"\n{search_text(shown.result, shown.facts)}")
+
+
+@main.command("doctor", epilog="\b\nExample:\n  bstune doctor --json")
+@_device_option
+@_storage_option
+@_output_options
+@click.pass_context
+def doctor_command(ctx: click.Context, device: str, storage: str | None, as_json: bool, debug: bool) -> None:
+    """Say what bstune sees on this machine; exit 1 when something will not work."""
+    from .tuner.doctor import examine
+
+    findings = examine(device=device, storage=storage)
+    click.echo(json.dumps(findings.to_dict(), indent=2) if as_json else findings.text())
+    if not findings.healthy:
+        ctx.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The loop of a search: the strategy decides, the pool runs, the study remembers, and whoever listens is told."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..objectives.base import Facts, TrialReport, TrialSpec, Verdict
+from .errors import ObjectiveError, StudyError
+from .plan import Forecast, Proposal
+from .pool import Finished, Lost, Pool, Reported
+from .results import Attempt, ProbeResult, TrialRecord
+from .scaling import split_batch
+from .study import Axes, Study
+
+if TYPE_CHECKING:
+    from .strategy import Strategy
+
+POLL_S = 1.0
+"""Longest wait for an event, so that a timeout is noticed."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What has just happened in a search; each callback gets one of these."""
+
+    kind: Literal["study", "warning", "probe", "forecast", "start", "report", "finish"]
+    study: str
+    budget: float
+    """Full runs."""
+    spent: float = 0.0
+    """Full runs."""
+    forecast: Forecast | None = None
+    facts: Facts | None = None
+    """Of the objective, with the forecast."""
+    attempt: Attempt | None = None
+    """Of the probe."""
+    trial: TrialRecord | None = None
+    """The trial that has started, reported or finished."""
+    message: str = ""
+
+
+Tell = Callable[[Literal["start", "report", "finish"], TrialRecord], None]
+
+
+class Drive:
+    """Fills the slots of a pool with what the strategy asks for, and writes down what comes of it."""
+
+    def __init__(
+        self,
+        study: Study,
+        strategy: Strategy,
+        probe: ProbeResult | None,
+        *,
+        tell: Tell,
+        deadline_s: float = math.inf,
+        checkpoint_dir: Path | None = None,
+    ) -> None:
+        """Drive towards the deadline, a reading of the monotonic clock; `tell` hears of every step."""
+        forecast = strategy.forecast()
+        self._study = study
+        self._strategy = strategy
+        self._probe = probe
+        self._tell = tell
+        self._axes = Axes(forecast.batch_range, forecast.learning_rate_range, strategy.plan.space)
+        self._checkpoint_dir = checkpoint_dir
+        self._deadline_s = deadline_s
+        self._running: set[int] = set()
+        self._stopped: set[int] = set()
+        """Running trials that were told to stop."""
+
+    def run(self, pool: Pool) -> str:
+        """Run until the strategy wants nothing more or the time is over; return why it ended."""
+        why = "the search was interrupted"
+        try:
+            while time.monotonic() < self._deadline_s:
+                while len(self._running) < pool.slots and (proposal := self._strategy.ask()) is not None:
+                    self._start(pool, proposal)
+                if not self._running:
+                    return self._strategy.stopped_by or "converged"
+                for event in pool.events(min(POLL_S, max(0.0, self._deadline_s - time.monotonic()))):
+                    if isinstance(event, Reported):
+                        pool.reply(event.report.number, self.judge(event.report))
+                    else:
+                        self._end(event)
+            why = "the timeout was over"
+            return "timeout"
+        except BaseException:
+            # What went wrong is what must be told, not that the same storage fails once more.
+            with contextlib.suppress(StudyError):
+                self._cut_off(why)
+            raise
+        finally:
+            self._cut_off(why)
+
+    def _start(self, pool: Pool, proposal: Proposal) -> None:
+        probe, setting = self._probe, proposal.setting
+        micro, accumulation = split_batch(setting.global_batch_size, setting.global_batch_size if probe is None else probe.micro_batch_size)
+        resume_from = None if proposal.continues is None else self._study.record(proposal.continues).checkpoint
+        spec = TrialSpec(
+            number=-1,
+            stage=proposal.stage,
+            global_batch_size=setting.global_batch_size,
+            micro_batch_size=micro,
+            accumulation_steps=accumulation,
+            learning_rate=setting.learning_rate,
+            seed=proposal.seed,
+            end_samples=proposal.end_samples,
+            points=proposal.points,
+            params=setting.params,
+            eval_batch_size=None if probe is None else probe.eval_batch_size,
+            start_samples=proposal.start_samples,
+            resume_from=resume_from,
+        )
+        record = self._study.begin(spec, self._axes, continues=proposal.continues)
+        if self._checkpoint_dir is not None:
+            spec = dataclasses.replace(spec, checkpoint_to=str(self._checkpoint_dir / f"trial-{record.number}.pt"))
+        self._strategy.started(record.number, proposal)
+        self._running.add(record.number)
+        self._tell("start", record)
+        pool.submit(dataclasses.replace(spec, number=record.number))
+
+    def judge(self, report: TrialReport) -> Verdict:
+        """Write a report down and return the verdict on it."""
+        record = self._study.report(report)
+        verdict = self._strategy.report(report)
+        if verdict == "stop":
+            self._stopped.add(report.number)
+        self._tell("report", record)
+        return verdict
+
+    def _end(self, event: Finished | Lost) -> None:
+        record = self._study.record(event.number)
+        fatal = isinstance(event, Lost) and self._is_fatal(event)
+        record = self._finished(record, event) if isinstance(event, Finished) else _lost(record, event)
+        self._finish(dataclasses.replace(record, best_val_loss=_best(record), samples_per_s=self._samples_per_s(record)))
+        if fatal:
+            assert isinstance(event, Lost)
+            raise ObjectiveError(f"Trial {event.number} failed: {_said(event)}", traceback=event.traceback, output=event.output)
+
+    def _finish(self, record: TrialRecord) -> None:
+        self._running.discard(record.number)
+        self._stopped.discard(record.number)
+        self._study.finish(record)
+        self._strategy.finish(record)
+        self._tell("finish", record)
+
+    def _finished(self, record: TrialRecord, event: Finished) -> TrialRecord:
+        """Return the record of a run that came to its end, or was told to stop."""
+        end = record.end_samples or event.samples
+        last_at, loss = record.values[-1] if record.values else (0, None)
+        record = dataclasses.replace(
+            record,
+            samples=max(event.samples, record.samples),
+            val_loss=loss,
+            seconds=event.seconds,
+            peak_bytes=event.peak_bytes,
+            checkpoint=event.checkpoint,
+        )
+        if record.values and loss is None:
+            return dataclasses.replace(record, state="pruned", reason=f"diverged: the validation loss was not finite at {last_at} samples")
+        if last_at >= end and event.samples >= end:
+            return dataclasses.replace(record, state="complete", reason="")
+        if record.number in self._stopped:
+            return dataclasses.replace(record, state="pruned", reason=f"stopped at {record.samples} of {end} samples")
+        return dataclasses.replace(
+            record, state="failed", cause="no_report", reason=f"ended at {event.samples} of {end} samples without a report at its end"
+        )
+
+    def _samples_per_s(self, record: TrialRecord) -> float | None:
+        line = None if self._probe is None else self._probe.step_time_line
+        return None if line is None else record.global_batch_size / line.step_s(record.micro_batch_size, record.accumulation_steps)
+
+    def _is_fatal(self, event: Lost) -> bool:
+        """Tell whether the user's code must be mended: it failed in the first trial, or twice in one way with none finished."""
+        if event.cause not in ("error", "no_report") or self._study.learned:
+            return False
+        ended = [record for record in self._study.finished if record.cause != "orphan"]
+        return not ended or any(record.reason.partition(":")[0] == _said(event).partition(":")[0] for record in ended)
+
+    def _cut_off(self, why: str) -> None:
+        """Enter what still runs as cut off; closing the pool is what ends it."""
+        for number in sorted(self._running):
+            record = self._study.record(number)
+            self._running.discard(number)
+            said = f"{why}; its last report was at {record.samples} samples"
+            self._finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
+
+
+def _lost(record: TrialRecord, event: Lost) -> TrialRecord:
+    return dataclasses.replace(
+        record,
+        state="failed",
+        reason=_said(event),
+        cause=event.cause,
+        samples=max(event.samples, record.samples),
+        seconds=event.seconds,
+        peak_bytes=event.peak_bytes,
+    )
+
+
+def _said(event: Lost) -> str:
+    """Return the reason of a lost trial: the type of the exception first, where there was one."""
+    message = event.message.strip().splitlines()[-1] if event.message.strip() else event.cause
+    return f"{event.error_type}: {message}" if event.error_type else f"{event.cause}: {message}"
+
+
+def _best(record: TrialRecord) -> float | None:
+    return min((loss for _, loss in record.values if loss is not None), default=None)

@@ -1,0 +1,309 @@
+"""Results and progress as text for people; programs read `to_dict()`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .drive import Progress
+from .plan import Forecast
+from .results import Attempt, Candidate, LossEstimate, ProbeResult, Recommendation, SearchResult, TrialRecord
+
+if TYPE_CHECKING:
+    from ..objectives.base import Facts
+
+_PROOFS = {
+    "bracket": "the next size was run and failed",
+    "model": "the memory line, proven on this run's own measurements, forbids the next size",
+    "cap": "not bounded by memory",
+    "noise": "the next size cannot be told from this one here",
+}
+
+
+def gib(n_bytes: float | None) -> str:
+    """Return bytes for people: MiB below one GiB.
+
+    Example:
+        >>> gib(1610612736), gib(52428800), gib(None)
+        ('1.50 GiB', '50 MiB', 'unknown')
+    """
+    if n_bytes is None:
+        return "unknown"
+    return f"{n_bytes / 2**30:.2f} GiB" if abs(n_bytes) >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds for people.
+
+    Example:
+        >>> duration(0.25), duration(90), duration(7300), duration(None)
+        ('0.25 s', '1.5 min', '2.0 h', 'unknown')
+    """
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def number(value: float | None) -> str:
+    """Return a number with four significant digits, or `-`."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+# --- progress -----------------------------------------------------------------------------------------------------
+
+
+def progress_line(progress: Progress) -> str | None:
+    """Return one line for what has happened, or None where it deserves none."""
+    if progress.kind == "study":
+        return f"Study {progress.study}: {progress.message}"
+    if progress.kind == "warning":
+        return f"Warning: {progress.message}"
+    if progress.attempt is not None:
+        return attempt_line(progress.attempt)
+    if progress.forecast is not None:
+        return forecast_line(progress.forecast)
+    if progress.kind == "finish" and progress.trial is not None:
+        return f"{trial_line(progress.trial)}  [{progress.spent:.1f} of {progress.budget:g} full runs]"
+    return None
+
+
+def forecast_line(forecast: Forecast) -> str:
+    """Return what a search is expected to cost."""
+    batches, rates = forecast.batch_range, forecast.learning_rate_range
+    took = "in a time that is not known" if forecast.seconds is None else f"about {duration(forecast.seconds)} of training"
+    return (
+        f"Forecast: about {forecast.n_trials} trials, at most {forecast.full_runs:g} full runs ({forecast.samples:,} samples), {took}; "
+        f"batch sizes {batches[0]} to {batches[1]}, learning rates {rates[0]:.3g} to {rates[1]:.3g}."
+    )
+
+
+def attempt_line(attempt: Attempt) -> str:
+    """Return one attempt of a probe."""
+    why = "" if attempt.outcome == "ok" else f"  {attempt.phase or ''} {attempt.reason or ''}".rstrip()
+    return f"probe  micro-batch {attempt.size:<6} {attempt.outcome:<6} peak {gib(attempt.peak_bytes)}  {duration(attempt.seconds)}{why}"
+
+
+def trial_line(trial: TrialRecord) -> str:
+    """Return one trial."""
+    extra = "".join(f" {name}={value!r}" for name, value in trial.params.items())
+    loss = None if trial.val_loss is None else f"loss {number(trial.val_loss)}"
+    said = ", ".join(part for part in (trial.reason, loss) if part)
+    setting = f"batch {trial.global_batch_size:<5} lr {trial.learning_rate:<9.3g}{extra}"
+    return f"trial {trial.number:<3} {trial.stage:<8} {setting} {trial.state:<8} {said}  {duration(trial.seconds)}"
+
+
+class PlainProgress:
+    """Prints one line to stderr for what deserves it."""
+
+    facts: Facts | None = None
+
+    def __enter__(self) -> PlainProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a step of a search."""
+        self.facts = progress.facts or self.facts
+        line = progress_line(progress)
+        if line is not None:
+            self.print(line)
+
+    def print(self, line: str) -> None:
+        """Print one line."""
+        print(line, file=sys.stderr, flush=True)
+
+
+class LiveProgress(PlainProgress):
+    """Shows a bar of the budget and the running trials on a terminal; finished trials scroll above it."""
+
+    def __init__(self) -> None:
+        """Prepare the display; it shows from the first step of a search on."""
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        self._console = Console(stderr=True, highlight=False)
+        columns = (
+            BarColumn(),
+            TextColumn("{task.completed:.1f} of {task.total:g} full runs"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        # Our own stdout and stderr stay as they are: stdout holds the result only.
+        self._bars = Bars(*columns, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._task: Any = None
+        self._running: dict[int, TrialRecord] = {}
+        self._stack = ExitStack()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a step of a search."""
+        super().__call__(progress)
+        if progress.trial is not None:
+            if self._task is None:
+                self._stack.enter_context(self._bars)
+                self._task = self._bars.add_task("", total=progress.budget)
+            if progress.kind == "finish":
+                self._running.pop(progress.trial.number, None)
+            else:
+                self._running[progress.trial.number] = progress.trial
+            self._bars.update(self._task, completed=progress.spent, description="; ".join(map(_running, self._running.values())))
+
+    def print(self, line: str) -> None:
+        """Print one line above the bar."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+
+def _running(trial: TrialRecord) -> str:
+    last = trial.values[-1][1] if trial.values else None
+    share = 100 * trial.samples / trial.end_samples if trial.end_samples else 0.0
+    return f"trial {trial.number} batch {trial.global_batch_size} lr {trial.learning_rate:.3g} {share:.0f} % loss {number(last)}"
+
+
+def make_progress() -> PlainProgress:
+    """Return a live display on a terminal, plain lines on a pipe."""
+    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def probe_text(probe: ProbeResult) -> str:
+    """Return a probe as text."""
+    lines = [
+        f"Micro-batches of up to {probe.micro_batch_size} samples fit on {probe.device.name} (limited by {probe.limited_by})",
+        f"  proof:       {probe.proof}: {_PROOFS[probe.proof]}",
+        f"  peak:        {gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed",
+        f"  device:      {gib(probe.usable_bytes)} usable of {gib(probe.capacity_bytes)}",
+    ]
+    if probe.eval_batch_size is not None:
+        lines.append(f"  validation:  batches of {probe.eval_batch_size} samples")
+    if probe.memory_line is not None:
+        line = probe.memory_line
+        lines.append(f"  memory:      {gib(line.fixed_bytes)} + {gib(line.bytes_per_sample)} a sample")
+    if probe.throughput:
+        best = max(probe.throughput, key=lambda row: row.samples_per_s)
+        saturation = probe.step_time_line and probe.step_time_line.saturation_batch
+        half = "" if saturation is None else f"; half of the peak at {saturation:.0f}"
+        lines.append(f"  throughput:  {best.samples_per_s:.4g} samples/s at {best.batch_size}{half}")
+    lines.append(
+        f"  attempts:    {', '.join(f'{attempt.size} {attempt.outcome}' for attempt in probe.attempts)} in {duration(probe.seconds)}"
+    )
+    return "\n".join(lines)
+
+
+def search_text(result: SearchResult, facts: Facts | None = None) -> str:
+    """Return a search as text; its last lines can be pasted into a script of the user's kind."""
+    best = result.recommendation
+    verified = "true" if best.verified else "false"
+    lines = [
+        f"verified: {verified}  global batch size {best.global_batch_size}, learning rate {best.learning_rate:.4g}",
+        f"  reason:        {_one_line(best.reason)}",
+        f"  as trained:    micro-batch {best.micro_batch_size} x {best.accumulation_steps} accumulation steps x {best.world_size} device",
+        f"  validation:    {loss_text(best.val_loss)}",
+    ]
+    if best.params:
+        lines.append(f"  parameters:    {', '.join(f'{name}={value!r}' for name, value in best.params.items())}")
+    if best.samples_per_s is not None:
+        lines.append(f"  speed:         {best.samples_per_s:.4g} samples/s, peak memory {gib(best.peak_bytes)}")
+    if best.samples_to_target is not None:
+        lines.append(
+            f"  to target:     {duration(best.seconds_to_target)}, {best.samples_to_target:,.0f} samples to {number(result.target)}"
+        )
+    lines.append(f"  limits:        {_limits(result)}")
+    if best.batch_interval:
+        low, high = best.batch_interval[0], best.batch_interval[-1]
+        lines.append(f"  as good as:    {'no other batch size' if low == high else f'batch sizes {low} to {high} cannot be told from it'}")
+    if best.lr_rule is not None:
+        lines.append(f"  rule:          double the batch, multiply the learning rate by {2**best.lr_rule.alpha:.2f}")
+    lines += [f"  {label:<14} {_candidate(candidate)}" for label, candidate in _others(best)]
+    spent = result.spent
+    trained = f"{spent.full_runs:.2f} full runs, {len(result.records)} trials, {duration(spent.seconds)}"
+    lines.append(f"  spent:         {trained}; ended by {result.stopped_by}")
+    lines.append(f"  study:         {result.study} in {result.storage}")
+    return "\n".join([*lines, "", *paste_lines(result, facts)])
+
+
+def _others(best: Recommendation) -> list[tuple[str, Candidate]]:
+    chosen = (best.global_batch_size, best.learning_rate)
+    named = [
+        ("fastest:", best.fastest),
+        ("smallest:", best.smallest_within_tolerance),
+        *(("also good:", other) for other in best.alternatives[:3]),
+    ]
+    seen = {chosen}
+    others = []
+    for label, candidate in named:
+        if candidate is not None and (key := (candidate.global_batch_size, candidate.learning_rate)) not in seen:
+            seen.add(key)
+            others.append((label, candidate))
+    return others
+
+
+def _candidate(candidate: Candidate) -> str:
+    speed = "" if candidate.samples_per_s is None else f", {candidate.samples_per_s:.4g} samples/s"
+    note = f" ({_one_line(candidate.note)})" if candidate.note else ""
+    return f"batch {candidate.global_batch_size}, lr {candidate.learning_rate:.4g}: {loss_text(candidate.val_loss)}{speed}{note}"
+
+
+def _limits(result: SearchResult) -> str:
+    limits = result.limits
+    memory = "not measured" if limits.memory is None else f"micro-batch {limits.memory}"
+    hardware = "not measured" if limits.hardware is None else f"half of the peak speed at {limits.hardware:.0f}"
+    noise = "not measured" if limits.noise is None else f"critical batch {limits.noise:.0f}"
+    return f"memory {memory}; hardware {hardware}; gradient noise {noise}"
+
+
+def loss_text(loss: LossEstimate) -> str:
+    """Return a loss with its uncertainty."""
+    spread = "" if loss.sd is None else f" ± {loss.sd:.2g}"
+    seeds = f"{loss.n_seeds} seed{'s' if loss.n_seeds != 1 else ''}"
+    interval = (
+        "" if loss.low is None or loss.high is None else f"; a fresh run lands between {number(loss.low)} and {number(loss.high)} (90 %)"
+    )
+    return f"loss {number(loss.mean)}{spread} on {seeds}{interval}"
+
+
+def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
+    """Return lines of Python: the values, the reason, and what to do with them in a script of this kind."""
+    best = result.recommendation
+    version = result.versions.get("bstune", "")
+    values: dict[str, Any] = {
+        "micro_batch_size": best.micro_batch_size,
+        "accumulation_steps": best.accumulation_steps,
+        "global_batch_size": best.global_batch_size,
+        "eval_batch_size": best.eval_batch_size,
+        "learning_rate": best.learning_rate,
+        **best.params,
+    }
+    optimizer = (facts.optimizer if facts else None) or "AdamW"
+    steps = [
+        "# train_loader = DataLoader(train_data, batch_size=micro_batch_size, shuffle=True, drop_last=True)",
+        f"# optimizer = torch.optim.{optimizer}(model.parameters(), lr=learning_rate)",
+    ]
+    if best.accumulation_steps > 1:
+        steps.append("# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps micro-batches")
+    return [
+        f"# bstune {version}, study {result.study}: {_one_line(best.reason)}",
+        *([] if best.verified else ["# Not verified: no full run on a fresh seed has confirmed it yet."]),
+        *(f"{name} = {value!r}" for name, value in values.items() if value is not None),
+        *steps,
+    ]
+
+
+def trials_text(records: Sequence[TrialRecord]) -> str:
+    """Return one line for each trial."""
+    return "\n".join(trial_line(record) for record in records)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,65 @@
+"""What a study knows, read without disturbing the search that may be writing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..objectives.base import Facts
+from .errors import NoSignalError, StudyError
+from .results import ProbeResult, SearchResult, TrialRecord
+from .storage import Storage, read_storage
+from .study import Study, decode_facts, decode_plan, find_study, newest_study
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A study as it is now."""
+
+    headline: str
+    records: tuple[TrialRecord, ...]
+    probe: ProbeResult | None
+    result: SearchResult | None
+    """The best so far; None when nothing was learned yet."""
+    facts: Facts | None
+
+    def require_result(self) -> SearchResult:
+        """Return the best so far.
+
+        Raises:
+            NoSignalError: Nothing was learned yet.
+        """
+        if self.result is None:
+            raise NoSignalError(f"{self.headline}: no trial has a finite validation loss yet, so there is nothing to recommend.")
+        return self.result
+
+
+def show(name: str | None = None, *, storage: str | None = None) -> Shown:
+    """Return what a study knows; by default the one that was used last.
+
+    Raises:
+        StudyError: There is no such storage or study.
+    """
+    with read_storage(storage) as opened:
+        study = newest_study(opened) if name is None else find_study(opened, name)
+        if study is None:
+            names = ", ".join(opened.names()) or "none"
+            raise StudyError(f"{opened.location.path} holds no study {name!r}. Studies: {names}.")
+        return _shown(study, opened)
+
+
+def _shown(study: Study, storage: Storage) -> Shown:
+    running = [record for record in study.records if record.state == "running"]
+    stopped_by = study.attributes.get("stopped_by")
+    state = f"ended by {stopped_by}" if stopped_by else f"{len(running)} running, or cut off"
+    headline = f"Study {study.name} in {storage.location.url}: {len(study.finished)} trials, {state}"
+    if "plan" not in study.attributes or "facts" not in study.attributes:
+        return Shown(headline, study.records, study.probe, None, None)
+    from .search import make_result, make_strategy
+
+    facts = decode_facts(study.attributes["facts"])
+    strategy = make_strategy(decode_plan(study.attributes["plan"]), facts, study.probe, study)
+    try:
+        result = make_result(study, strategy, study.probe, stopped_by or "interrupted")
+    except NoSignalError:
+        result = None
+    return Shown(headline, study.records, study.probe, result, facts)
