@@ -7,6 +7,7 @@ by UUID, never by index: torch and NVML number cards differently, and `CUDA_VISI
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,6 +256,19 @@ def classify(error: BaseException) -> Outcome:
     if isinstance(error, (RuntimeError, ValueError)) and any(words in text for words in SIZE_LIMIT):
         return "limit"
     return "error"
+
+
+def asked_bytes(message: str) -> int | None:
+    """Return the bytes that a failed allocation asked for, where its message says so.
+
+    Example:
+        >>> asked_bytes("you tried to allocate 4096 bytes"), asked_bytes("Tried to allocate 1.50 GiB.")
+        (4096, 1610612736)
+    """
+    match = re.search(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", message)
+    if match is None:
+        return None
+    return int(float(match[1]) * {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[match[2]])
 
 
 def first_line(text: str, *, width: int = 200) -> str:

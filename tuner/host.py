@@ -20,7 +20,18 @@ from typing import IO, Any
 
 from ..objectives.base import Facts
 from . import jobs
-from .device import CudaFacts, Memory, check_device_name, cpu_info, cpu_memory, first_line, nvml_devices, nvml_memory, usable_cores
+from .device import (
+    CudaFacts,
+    Memory,
+    asked_bytes,
+    check_device_name,
+    cpu_info,
+    cpu_memory,
+    first_line,
+    nvml_devices,
+    nvml_memory,
+    usable_cores,
+)
 from .errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
 from .results import DeviceInfo
 from .worker import ONE_THREAD, PATIENT_THREADS
@@ -254,7 +265,7 @@ class Host:
     def facts(self) -> Facts:
         """What the objective is."""
         if self._facts is None:
-            answer = self.run(jobs.Describe())
+            answer = self.run(jobs.Describe(), device="cpu", fence_bytes=cpu_memory().available_bytes)
             assert isinstance(answer, Facts)
             self._facts = answer
         return self._facts
@@ -305,7 +316,7 @@ class Host:
         template.used = True  # type: ignore[attr-defined]
         return template.start(job, fork=False)
 
-    def run(self, work: jobs.Work, *, device: str | None = None) -> Any:
+    def run(self, work: jobs.Work, *, device: str | None = None, fence_bytes: int | None = None) -> Any:
         """Do one piece of work and return its answer.
 
         Raises:
@@ -313,7 +324,7 @@ class Host:
             NothingFitsError: It ran out of memory.
             DeviceError: The device does not work.
         """
-        worker = self.start(work, device=device)
+        worker = self.start(work, device=device, fence_bytes=fence_bytes)
         try:
             answer = self.answer(worker)
             if isinstance(answer, jobs.Failure):
@@ -351,8 +362,9 @@ def error_of(failure: jobs.Failure, doing: str, *, output: str | None, budget_by
         return ObjectiveError(failure.message, output=output)
     if failure.outcome == "oom":
         return NothingFitsError(
-            f"Nothing fits: {doing} alone ran out of memory ({first_line(failure.message)}). Use a smaller model or a larger device.",
-            needed_bytes=None,
+            f"Nothing fits: {doing} alone ran out of memory ({first_line(failure.message)}); the budget is {budget_bytes / 2**30:.2f} GiB. "
+            "Use a smaller model or a larger device.",
+            needed_bytes=asked_bytes(failure.message),
             budget_bytes=budget_bytes,
         )
     return ObjectiveError(

@@ -114,7 +114,7 @@ class ProcessMeter:
         if self._cuda:
             import torch
 
-            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch.cuda.init()
             torch.zeros(1, device=device)  # Make the context, so that what it takes can be told from what a step takes.
             free_bytes, total_bytes = torch.cuda.mem_get_info(device)
             self._context_bytes = max(0, total_bytes - free_bytes - torch.cuda.memory_reserved(device))

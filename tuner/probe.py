@@ -7,7 +7,6 @@ together. A prediction is never an answer: the size that is returned was run.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,13 +14,13 @@ from typing import Any
 
 from ..objectives.base import MeasureSpec
 from . import jobs
-from .device import first_line, usable_cores
-from .errors import ArgumentError, NothingFitsError, ObjectiveError
+from .device import asked_bytes, first_line, usable_cores
+from .errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError
 from .growth import Answer, Bounds, Growth
 from .growth import Measured as Size
 from .host import Died, Host, error_of
 from .meter import Reading
-from .results import Attempt, LimitedBy, MemoryByCategory, MemoryLine, Outcome, ProbeResult, ThroughputRow
+from .results import Attempt, MemoryByCategory, MemoryLine, Outcome, ProbeResult, ThroughputRow
 from .steptime import PLATEAU_GAIN, fit_step_time, sizes_to_time, throughput_row
 
 STEPS = 2
@@ -79,9 +78,9 @@ def probe(
     """
     from .arguments import check_probe
     from .naming import study_name
-    from .search import check_objective, probe_key
+    from .search import check_objective
     from .storage import open_storage
-    from .study import find_study, make_study, touch
+    from .study import find_study, make_study, probe_key, touch
 
     arguments = check_probe(
         device=device,
@@ -151,7 +150,7 @@ def run_probe(
     answer = growth.answer
     assert answer.size is not None
     rows = _time_sizes(answer.size, bounds, attempts, final)
-    return _result(host, attempts, growth, answer, final, rows, limited_by=_limited_by(answer, attempts))
+    return _result(host, attempts, answer, final, rows)
 
 
 class _TimeUp(Exception):
@@ -177,6 +176,8 @@ class _Attempts:
         self.warnings: dict[str, None] = dict.fromkeys(host.warnings)
         self.optimizer: str | None = None
         self.eval_unseen = False
+        self.last_output: str | None = None
+        self.last_failure: jobs.Failure | Died | None = None
         self._eval_limit: int | None = None
         self._on_attempt = on_attempt
         # On CPU: twice the budget lets a size that is just too large be measured instead of killed, where RAM allows it.
@@ -205,12 +206,13 @@ class _Attempts:
             if attempt.outcome == "error" and isinstance(failure, Died) and not crashed:
                 crashed = True  # A crash may be a fluke of the machine; the same one twice is not.
                 continue
+            self.last_failure = failure
             self._note(attempt)
             if attempt.outcome == "oom" and attempt.phase == "validation" and eval_size > 1 and attempt.steps >= n_steps:
                 eval_size = self._eval_limit = eval_size // 2
                 continue
             if attempt.outcome == "error" and not (size == 1 and isinstance(failure, jobs.Failure)):
-                raise _objective_error(failure, size)
+                raise _objective_error(failure, size, self.last_output)
             if reading is not None and attempt.outcome == "ok":
                 self.readings[size] = reading
             return attempt, reading
@@ -223,13 +225,11 @@ class _Attempts:
         worker = self.host.start(jobs.Measure(spec), fence_bytes=self.fence_bytes)
         try:
             answer = self.host.answer(worker, left_s)
-            output = worker.tail() if isinstance(answer, (jobs.Failure, Died)) else None
+            self.last_output = worker.tail() if isinstance(answer, (jobs.Failure, Died)) else None
         finally:
             worker.end()
         if answer is None:
             raise _TimeUp
-        if output is not None and isinstance(answer, jobs.Failure):
-            self.last_output = output
         attempt = self._judge(spec, answer, time.monotonic() - start_s)
         reading = answer.reading if isinstance(answer, (jobs.Measured, jobs.Failure)) else None
         return attempt, reading, None if isinstance(answer, jobs.Measured) else answer
@@ -269,13 +269,14 @@ class _Attempts:
             self._on_attempt(attempt)
 
 
-def _objective_error(failure: jobs.Failure | Died | None, size: int) -> ObjectiveError:
+def _objective_error(failure: jobs.Failure | Died | None, size: int, output: str | None) -> ObjectiveError:
     if isinstance(failure, jobs.Failure):
-        error = error_of(failure, f"a training step at micro-batch {size} was run", output=None)
+        error = error_of(failure, f"training at micro-batch {size}", output=output)
         assert isinstance(error, ObjectiveError)
         return error
     assert failure is not None
-    return ObjectiveError(f"A training step at micro-batch {size} crashed twice: {failure.text}. Expected it to end or to raise.")
+    text = f"A training step at micro-batch {size} crashed twice: {failure.text}. Expected it to end or to raise."
+    return ObjectiveError(text, output=output)
 
 
 def _size(attempt: Attempt) -> Size:
@@ -292,8 +293,8 @@ def _grow(growth: Growth, attempts: _Attempts) -> None:
     try:
         while (size := growth.next_size()) is not None:
             attempt, _ = attempts.run(size)
-            if attempt.outcome == "error":  # Only at size 1: a bug, unless 2 samples work where one does not, as with BatchNorm.
-                attempt = _one_is_too_few(attempt, attempts)
+            if attempt.outcome == "error":  # Only at size 1: a bug, unless 2 samples work where one does not.
+                attempt = _one_is_too_few(attempt, attempts.last_failure, attempts)
             growth.add(_size(attempt))
             if attempt.outcome == "ok" and growth.flat and size >= SMALLEST_TIMED:
                 rate = _rate(size, attempts)
@@ -306,12 +307,17 @@ def _grow(growth: Growth, attempts: _Attempts) -> None:
         raise _nothing_fits(growth, attempts)
 
 
-def _one_is_too_few(attempt: Attempt, attempts: _Attempts) -> Attempt:
-    if any(other.size == 2 and other.outcome == "ok" for other in attempts.tried) or attempts.run(2)[0].outcome == "ok":
-        fixed = replace(attempt, outcome="limit")
-        attempts.tried[attempts.tried.index(attempt)] = fixed
-        return fixed
-    return replace(attempt, outcome="oom")
+def _one_is_too_few(attempt: Attempt, failure: jobs.Failure | Died | None, attempts: _Attempts) -> Attempt:
+    """Return the failed attempt at size 1 as a `limit` where 2 samples train.
+
+    Raises:
+        ObjectiveError: They do not: it is a bug.
+    """
+    if attempts.run(2)[0].outcome != "ok":
+        raise _objective_error(failure, 1, attempts.last_output)
+    fixed = replace(attempt, outcome="limit")
+    attempts.tried[attempts.tried.index(attempt)] = fixed
+    return fixed
 
 
 def _rate(size: int, attempts: _Attempts) -> float:
@@ -361,23 +367,24 @@ def _busy() -> bool:
     return os.getloadavg()[0] > usable_cores() + 0.5
 
 
-def _limited_by(answer: Answer, attempts: _Attempts) -> LimitedBy:
-    return answer.limited_by
-
-
-def _nothing_fits(growth: Growth, attempts: _Attempts) -> NothingFitsError:
+def _nothing_fits(growth: Growth, attempts: _Attempts) -> BstuneError:
+    """Return the error for a probe in which no size trained."""
     smallest = min(attempts.tried, key=lambda attempt: attempt.size, default=None)
     if smallest is None:
-        return NothingFitsError(
-            "No size was tried before the time limit. Give the probe more time.", needed_bytes=None, budget_bytes=attempts.budget_bytes
+        return BstuneError("The time limit was over before the first size had run, so nothing is known. Give the probe more time.")
+    if all(attempt.outcome == "limit" for attempt in attempts.tried if attempt.size <= growth.bounds.highest):
+        return ObjectiveError(
+            f"No micro-batch up to {growth.bounds.highest} trains, and memory is not why: {smallest.reason}. Allow a larger one, or use "
+            "layers that do not need several samples."
         )
-    asked = re.search(r"tried to allocate (\d+) bytes", smallest.reason or "")
+    asked = asked_bytes(smallest.reason or "")
     parts = [smallest.peak_bytes or 0, growth.answer.needed_bytes or 0, 2 * (attempts.host.facts.parameter_bytes or 0)]
-    needed = max(*parts, (smallest.peak_bytes or 0) + int(asked[1]) if asked else 0)
+    needed = max(*parts, (smallest.peak_bytes or 0) + (asked or 0))
     phase = f" in {smallest.phase}" if smallest.phase else ""
-    at_least = "" if smallest.peak_bytes and smallest.peak_bytes == needed else "at least "
+    at_least = "" if smallest.peak_bytes == needed else "at least "
+    device = attempts.host.device
     return NothingFitsError(
-        f"Nothing fits: a micro-batch of {smallest.size} needs {at_least}{needed / GIB:.2f} GiB{phase}; the budget on {attempts.host.device} is "
+        f"Nothing fits: a micro-batch of {smallest.size} needs {at_least}{needed / GIB:.2f} GiB{phase}; the budget on {device} is "
         f"{attempts.budget_bytes / GIB:.2f} GiB (usable {attempts.usable_bytes / GIB:.2f} GiB, headroom {attempts.headroom:.2f}). "
         "Try activation checkpointing, lower precision, shorter inputs, a smaller model, or more memory.",
         needed_bytes=needed,
@@ -385,16 +392,7 @@ def _nothing_fits(growth: Growth, attempts: _Attempts) -> NothingFitsError:
     )
 
 
-def _result(
-    host: Host,
-    attempts: _Attempts,
-    growth: Growth,
-    answer: Answer,
-    final: Reading,
-    rows: Sequence[ThroughputRow],
-    *,
-    limited_by: LimitedBy,
-) -> ProbeResult:
+def _result(host: Host, attempts: _Attempts, answer: Answer, final: Reading, rows: Sequence[ThroughputRow]) -> ProbeResult:
     size = answer.size
     assert size is not None
     assert final.peak_bytes is not None
@@ -409,7 +407,7 @@ def _result(
     return ProbeResult(
         micro_batch_size=size,
         eval_batch_size=None if attempts.eval_unseen else eval_size,
-        limited_by=limited_by,
+        limited_by=answer.limited_by,
         proof=answer.proof,
         capacity_bytes=attempts.capacity_bytes,
         usable_bytes=attempts.usable_bytes,
@@ -436,4 +434,4 @@ def _categories(final: Reading, size: int, bytes_per_sample: float | None) -> Me
     known = sum(part or 0 for part in held)
     activations = None if bytes_per_sample is None else max(0, min(peak - known, round(bytes_per_sample * size)))
     workspace = None if activations is None else max(0, peak - known - activations)
-    return MemoryByCategory(*held, activations, workspace)
+    return MemoryByCategory(held[0], held[1], held[2], activations, workspace)

@@ -93,7 +93,7 @@ def _ready(may_fork: bool) -> jobs.Ready:
     n_threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else threading.active_count()
     if not may_fork or not sys.platform.startswith("linux"):
         reason = "forking was not asked for on this platform"
-    elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    elif torch.cuda.is_initialized():
         reason = "the objective's file touched CUDA when it was loaded"
     elif n_threads > 1:
         reason = f"the objective's file left {n_threads} threads running when it was loaded"
@@ -337,7 +337,7 @@ def user_traceback(error: BaseException) -> str:
     """Return the traceback as Python prints it, without the frames of bstune and of the import machinery that led there."""
     told = traceback.TracebackException.from_exception(error)
     kept = [frame for frame in told.stack if not _is_machinery(frame.filename)]
-    if kept:
+    if kept or isinstance(error, SyntaxError):  # A SyntaxError names the user's line itself, and no frame of theirs.
         told.stack = traceback.StackSummary.from_list(kept)
     return "".join(told.format())
 
