@@ -18,7 +18,7 @@ Made from the `--help` texts by `make docs`; do not edit by hand.
 
 def commands(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:
     """Yield (full name, help text) of a command and of all below it."""
-    context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
+    context = command.make_context(name, [], parent=parent, resilient_parsing=True, terminal_width=WIDTH)
     yield context.command_path, context.get_help()
     if isinstance(command, click.Group):
         for below in command.list_commands(context):
