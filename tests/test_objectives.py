@@ -1,0 +1,324 @@
+"""What users give bstune to train: data, models, losses and loops, good and bad."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bstune
+import pytest
+import torch
+from bstune.objectives.base import Trial, TrialReport, TrialSpec, Verdict
+from bstune.objectives.data import MicroBatches, to_device
+from bstune.objectives.loop import LoopObjective
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+N = 96
+DATA = TensorDataset(torch.randn(N, 4, generator=torch.Generator().manual_seed(1)), torch.arange(N) % 3)
+
+
+def net() -> nn.Module:
+    """Return a small classifier with dropout, so that a run depends on every generator."""
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+
+
+def supervised(**options: Any) -> bstune.Supervised:
+    """Return a small objective on CPU."""
+    return bstune.Supervised(**{"model": net, "train_data": DATA, "val_data": DATA, "epochs": 4, **options})
+
+
+def spec_of(**options: Any) -> TrialSpec:
+    """Return a run of 16 samples a step over four epochs, reporting at the half and at the end."""
+    plain: dict[str, Any] = {
+        "number": 0,
+        "stage": "search",
+        "global_batch_size": 16,
+        "micro_batch_size": 16,
+        "accumulation_steps": 1,
+        "learning_rate": 0.01,
+        "seed": 3,
+        "end_samples": 4 * N,
+        "points": (2 * N, 4 * N),
+    }
+    return TrialSpec(**{**plain, **options})
+
+
+def run(objective: Any, spec: TrialSpec, verdict: Callable[[TrialReport], Verdict] = lambda _: "go") -> list[TrialReport]:
+    """Run a trial in this process and return its reports."""
+    reports: list[TrialReport] = []
+
+    def send(report: TrialReport) -> Verdict:
+        reports.append(report)
+        return verdict(report)
+
+    trial = Trial(spec, device="cpu", send=send, clock=time.perf_counter)
+    try:
+        objective.train(trial, spec)
+    except bstune.TrialPruned:
+        assert trial.stopped_at is not None
+    return reports
+
+
+def test_stream_has_only_full_batches_and_carries_the_rest_into_the_next_epoch() -> None:
+    """10 samples in batches of 4: over 5 batches every sample is seen exactly twice."""
+    batches = list(islice(MicroBatches(10, 4, seed=0), 5))
+
+    assert {len(batch) for batch in batches} == {4}
+    assert Counter(index for batch in batches for index in batch) == dict.fromkeys(range(10), 2)
+
+
+def test_stream_can_be_entered_at_any_sample() -> None:
+    """A continued run sees what the uninterrupted one would have seen."""
+    whole = [index for batch in islice(MicroBatches(10, 4, seed=5), 12) for index in batch]
+    later = [index for batch in islice(MicroBatches(10, 3, seed=5, start_samples=17), 5) for index in batch]
+
+    assert later == whole[17:32]
+
+
+def test_reports_come_at_the_wanted_points_with_the_last_value_at_the_end() -> None:
+    """Two points are wanted and two reports come, at the first step that reaches each."""
+    reports = run(supervised(), spec_of(global_batch_size=20, micro_batch_size=20, end_samples=380, points=(192, 384)))
+
+    assert [(report.points, report.samples) for report in reports] == [((192,), 200), ((384,), 380)]
+
+
+def test_same_seed_gives_the_same_losses_and_another_seed_others() -> None:
+    """Initialisation, data order and dropout follow from the seed."""
+    first, again, other = (run(supervised(), spec_of(seed=seed))[-1].val_loss for seed in (3, 3, 4))
+
+    assert first == again != other
+
+
+def test_accumulated_micro_batches_train_as_one_batch() -> None:
+    """A batch of 16 as 4 x 4 ends where 16 x 1 ends, up to rounding: the split must not change what is learned."""
+    plain = supervised(model=lambda: nn.Linear(4, 3))
+    whole = run(plain, spec_of())[-1].val_loss
+    split = run(plain, spec_of(micro_batch_size=4, accumulation_steps=4))[-1].val_loss
+
+    assert split == pytest.approx(whole, rel=1e-5)
+
+
+def test_validation_mean_is_weighted_by_samples() -> None:
+    """The last validation batch is smaller; the mean must not depend on the size of the batches."""
+    objective = supervised(metrics={"accuracy": lambda model, batch: float((model(batch[0]).argmax(1) == batch[1]).float().mean())})
+    sevens, whole = (run(objective, spec_of(eval_batch_size=size))[-1] for size in (7, N))
+
+    assert sevens.val_loss == pytest.approx(whole.val_loss, rel=1e-5)
+    assert sevens.metrics["accuracy"] == pytest.approx(whole.metrics["accuracy"])
+
+
+def test_a_run_continued_from_a_checkpoint_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    """Stopped at the half, saved, and continued in a new run: the same last loss, bit for bit, dropout included."""
+    path = str(tmp_path / "half.pt")
+    whole = run(supervised(), spec_of())[-1].val_loss
+    run(supervised(), spec_of(checkpoint_to=path), lambda _: "stop")
+    random.seed(99)
+    torch.manual_seed(99)
+
+    continued = run(supervised(), spec_of(resume_from=path, start_samples=2 * N))
+
+    assert [report.samples for report in continued] == [4 * N]
+    assert continued[-1].val_loss == whole
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"), [("constant", 1.0), ("linear", 0.0), ("cosine", 0.0), ("wsd", 0.0), (lambda p: 1 - p / 2, 0.5)]
+)
+def test_schedule_scales_every_group_to_the_planned_end(schedule: Any, last: float) -> None:
+    """Two parameter groups 10:1 keep their ratio, and the end of the schedule is the planned end of the run."""
+    seen: list[tuple[float, float]] = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            seen.append((self.param_groups[0]["lr"], self.param_groups[1]["lr"]))
+            return super().step(closure)
+
+    def optimizer(parameters: list[Any], lr: float) -> Spy:
+        return Spy([{"params": parameters[:2], "lr": lr}, {"params": parameters[2:], "lr": lr / 10}], lr=lr)
+
+    run(supervised(optimizer=optimizer, schedule=schedule), spec_of())
+
+    n_steps = 4 * N // 16
+    assert len(seen) == n_steps
+    assert all(slow == pytest.approx(fast / 10) for fast, slow in seen)
+    assert seen[-1][0] == pytest.approx(0.01 * last, abs=0.01 * 6 / n_steps)
+
+
+def test_a_loss_that_is_not_finite_is_reported_at_once() -> None:
+    """A diverged run does not train on to its next report."""
+    objective = supervised(loss=lambda output, target: output.sum() * math.nan)
+
+    reports = run(objective, spec_of(), lambda _: "stop")
+
+    assert [(report.samples, math.isnan(report.val_loss)) for report in reports] == [(16, True)]
+
+
+class Pair(NamedTuple):
+    """A batch as a named tuple."""
+
+    x: torch.Tensor
+    label: str
+
+
+@dataclasses.dataclass
+class Nested:
+    """A batch as a dataclass that holds everything else."""
+
+    pair: Pair
+    parts: dict[str, list[torch.Tensor]]
+
+
+def test_nested_batches_move_to_the_device() -> None:
+    """Tensors in dataclasses, named tuples, dicts and lists move; what is no tensor stays."""
+    moved = to_device(Nested(Pair(torch.zeros(2), "a"), {"more": [torch.ones(1)]}), "meta")
+
+    assert moved.pair.x.device.type == "meta"
+    assert moved.pair.label == "a"
+    assert moved.parts["more"][0].device.type == "meta"
+
+
+class Stream(IterableDataset[int]):
+    """Data without a length."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(3)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (DataLoader(DATA), "Pass `loader.dataset`"),
+        (Stream(), "map-style Dataset"),
+        ((torch.zeros(3), torch.zeros(3)), "TensorDataset"),
+        (TensorDataset(torch.zeros(0, 4)), "is empty"),
+        (7, "is a int"),
+    ],
+    ids=["loader", "iterable", "tuple", "empty", "number"],
+)
+def test_data_that_cannot_be_used_says_what_to_pass(data: Any, said: str) -> None:
+    """One clear error, at once for data and in the worker for a factory of it."""
+    with pytest.raises(bstune.ObjectiveError, match=said):
+        supervised(train_data=data)
+    if not callable(data):
+        with pytest.raises(bstune.ObjectiveError, match=said):
+            supervised(train_data=lambda: data).prepare()
+
+
+def test_wrong_arguments_are_listed_together() -> None:
+    """Three mistakes, one message."""
+    with pytest.raises(bstune.ArgumentError, match=r"(?s)already built.*epochs=0.*schedule='cos'"):
+        supervised(model=nn.Linear(4, 3), epochs=0, schedule="cos")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"loss": nn.CrossEntropyLoss(reduction="none")}, "returned a tensor of shape \\(16,\\): expected the mean loss"),
+        ({"training_step": lambda model, batch: torch.tensor(1.0)}, "without a gradient"),
+        ({"training_step": lambda model, batch: None}, "returned a NoneType"),
+        ({"train_data": TensorDataset(torch.randn(N, 4))}, "expects pairs"),
+        ({"model": lambda: None}, "returned a NoneType: expected a torch.nn.Module"),
+        ({"model": lambda: nn.ReLU()}, "without parameters"),
+        ({"optimizer": lambda parameters, lr: None}, "expected a torch.optim.Optimizer"),
+        ({"train_data": TensorDataset(torch.randn(N, 4), torch.randn(N, 9))}, "No default loss fits"),
+    ],
+)
+def test_mistakes_in_the_objective_say_what_was_expected(options: dict[str, Any], said: str) -> None:
+    """Each names the part at fault, what it returned and what was expected."""
+    with pytest.raises(bstune.ObjectiveError, match=said):
+        run(supervised(**options), spec_of())
+
+
+def loop(**options: Any) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
+    """Return the decorator for a loop over `N` samples."""
+    return bstune.objective(n_samples=N, epochs=4, **options)
+
+
+def test_first_report_at_or_after_a_point_counts_under_it() -> None:
+    """A loop that reports every epoch has its reports at 192 and 384 counted under the points 150 and 384."""
+
+    @loop()
+    def train(trial: Trial) -> None:
+        for epoch in range(1, 5):
+            trial.report(1.0 / epoch, samples=epoch * N)
+
+    reports = run(train, spec_of(points=(150, 384)))
+
+    assert [(report.points, report.samples) for report in reports] == [((150,), 192), ((384,), 384)]
+
+
+def test_stopped_loop_is_told_at_each_later_report() -> None:
+    """`TrialPruned` comes again for a loop that swallowed it."""
+    raised = []
+
+    @loop()
+    def train(trial: Trial) -> None:
+        for samples in (200, 300, 384):
+            try:
+                trial.report(1.0, samples=samples)
+            except bstune.TrialPruned:
+                raised.append(samples)
+
+    run(train, spec_of(), lambda _: "stop")
+
+    assert raised == [200, 300, 384]
+
+
+@pytest.mark.parametrize(
+    ("reports", "said"),
+    [
+        ([], "without a report"),
+        ([(1.0, 100)], "ended after reporting 100 samples"),
+        ([(1.0, 200), (1.0, 100)], "samples=100 after 200"),
+        ([("much", 100)], "val_loss='much': expected one number"),
+    ],
+)
+def test_loop_that_reports_wrongly_is_told_how(reports: list[tuple[Any, int]], said: str) -> None:
+    """No silent acceptance of a run that did not happen."""
+
+    @loop()
+    def train(trial: Trial) -> None:
+        for loss, samples in reports:
+            trial.report(loss, samples=samples)
+
+    with pytest.raises(bstune.ObjectiveError, match=said):
+        run(train, spec_of())
+
+
+def test_load_does_not_execute_the_file(tmp_path: Path) -> None:
+    """A reference knows path, name and hash; the file runs only when it is resolved, which workers do."""
+    path = tmp_path / "model.py"
+    path.write_text("raise RuntimeError('executed')\n")
+
+    reference = bstune.load(f"{path}:mine")
+
+    assert (reference.name, reference.default_study_name) == ("mine", "model-mine")
+    with pytest.raises(RuntimeError, match="executed"):
+        reference.resolve()
+
+
+@pytest.mark.parametrize("target", ["missing.py", "missing.py:name", "no_such_thing", "data.csv"])
+def test_missing_file_is_named(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that leads nowhere is one clear error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").write_text("1,2\n")
+
+    with pytest.raises(bstune.ObjectiveError, match=target.split(":")[0]):
+        bstune.load(target)
+
+
+def test_file_without_objective_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
+    """The message names what the file has, and the objective under another name if there is one."""
+    path = tmp_path / "model.py"
+    path.write_text("import bstune\nrate = 3\n@bstune.objective(n_samples=5)\ndef train(trial): ...\n")
+
+    with pytest.raises(bstune.ObjectiveError, match=r"has no 'objective'.*found bstune, rate, train.*model.py:train"):
+        bstune.load(path).resolve()
