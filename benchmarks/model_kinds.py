@@ -15,6 +15,7 @@ class Block(nn.Module):
     """A transformer block with scaled dot-product attention."""
 
     def __init__(self, width: int, heads: int) -> None:
+        """Build the layers."""
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -22,6 +23,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output for a batch."""
         batch, length, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -33,6 +35,7 @@ class GPT(nn.Module):
     """A small language model, with or without activation checkpointing."""
 
     def __init__(self, *, width: int, layers: int, length: int, vocabulary: int, checkpointing: bool) -> None:
+        """Build the layers."""
         super().__init__()
         self.checkpointing = checkpointing
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
@@ -40,6 +43,7 @@ class GPT(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output for a batch."""
         h = self.tokens(x) + self.positions.weight[: x.shape[1]]
         for block in self.blocks:
             h = checkpoint(block, h, use_reentrant=False) if self.checkpointing else block(h)
@@ -50,10 +54,12 @@ class LSTM(nn.Module):
     """A recurrent classifier."""
 
     def __init__(self, width: int, layers: int) -> None:
+        """Build the layers."""
         super().__init__()
         self.rnn, self.head = nn.LSTM(32, width, layers, batch_first=True), nn.Linear(width, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output for a batch."""
         return self.head(self.rnn(x)[0][:, -1])
 
 
