@@ -39,29 +39,30 @@ class InlinePool:
             yield self._run(self._waiting.pop(0))
 
     def _run(self, spec: TrialSpec) -> Event:
-        start_s = time.perf_counter()
-        trial = Trial(spec, device="cpu", send=self._judge, clock=time.perf_counter)
+        judging_s = 0.0
+
+        def clock() -> float:
+            return time.perf_counter() - judging_s
+
+        def judge(report: TrialReport) -> Verdict:
+            nonlocal judging_s
+            start_s = time.perf_counter()
+            try:
+                return self._judge(report)
+            finally:
+                judging_s += time.perf_counter() - start_s
+
+        start_s = clock()
+        trial = Trial(spec, device="cpu", send=judge, clock=clock)
         try:
             self._objective.train(trial, spec)
         except TrialPruned:
             if trial.stopped_at is None:  # The user's own, without a verdict of ours.
-                return self._lost(spec, trial, ObjectiveError("The function raised TrialPruned without being told to stop."), start_s)
+                return _lost(spec, trial, ObjectiveError("The function raised TrialPruned without being told to stop."), clock() - start_s)
         except Exception as error:
-            return self._lost(spec, trial, error, start_s)
+            return _lost(spec, trial, error, clock() - start_s)
         samples = trial.last_samples if trial.stopped_at is None else trial.stopped_at
-        return Finished(spec.number, samples, time.perf_counter() - start_s)
-
-    def _lost(self, spec: TrialSpec, trial: Trial, error: Exception, start_s: float) -> Lost:
-        ours = isinstance(error, ObjectiveError)
-        return Lost(
-            spec.number,
-            "oom" if isinstance(error, MemoryError) else "error",
-            str(error),
-            trial.last_samples,
-            time.perf_counter() - start_s,
-            error_type=type(error).__qualname__,
-            traceback=None if ours else "".join(traceback.format_exception(error)),
-        )
+        return Finished(spec.number, samples, clock() - start_s)
 
     def reply(self, number: int, verdict: Verdict) -> None:
         """Do nothing: a report was answered when it was made."""
@@ -73,3 +74,16 @@ class InlinePool:
     def close(self) -> None:
         """Forget everything that has not started."""
         self._waiting.clear()
+
+
+def _lost(spec: TrialSpec, trial: Trial, error: Exception, seconds: float) -> Lost:
+    ours = isinstance(error, ObjectiveError)
+    return Lost(
+        spec.number,
+        "oom" if isinstance(error, MemoryError) else "error",
+        str(error),
+        trial.last_samples,
+        seconds,
+        error_type=type(error).__qualname__,
+        traceback=None if ours else "".join(traceback.format_exception(error)),
+    )
