@@ -298,7 +298,7 @@ def fake_nvml(cards: Sequence[FakeCard] = (), *, driver: str | None = "580.00") 
     """
     import pynvml
 
-    state = _NvmlState(tuple(cards), driver)
+    state = _NvmlState(pynvml, tuple(cards), driver)
     module = types.ModuleType("pynvml")
     for name in dir(pynvml):
         value = getattr(pynvml, name)
@@ -313,27 +313,23 @@ def fake_nvml(cards: Sequence[FakeCard] = (), *, driver: str | None = "580.00") 
 
 @dataclass
 class _NvmlState:
+    real: Any
+    """The real module: by the time of a call, `sys.modules` has the fake one under its name."""
     cards: tuple[FakeCard, ...]
     driver: str | None
     initialised: int = field(default=0)
 
     def _error(self, code: int) -> Exception:
-        import pynvml
-
-        error: Exception = pynvml.NVMLError(code)
+        error: Exception = self.real.NVMLError(code)
         return error
 
     def _check(self) -> None:
         if not self.initialised:
-            import pynvml
-
-            raise self._error(pynvml.NVML_ERROR_UNINITIALIZED)
+            raise self._error(self.real.NVML_ERROR_UNINITIALIZED)
 
     def nvmlInit(self) -> None:  # The real names.
-        import pynvml
-
         if self.driver is None:
-            raise self._error(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+            raise self._error(self.real.NVML_ERROR_LIBRARY_NOT_FOUND)
         self.initialised += 1
 
     def nvmlShutdown(self) -> None:
@@ -350,23 +346,19 @@ class _NvmlState:
         return len(self.cards)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> _Handle:
-        import pynvml
-
         self._check()
         if not 0 <= index < len(self.cards):
-            raise self._error(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+            raise self._error(self.real.NVML_ERROR_INVALID_ARGUMENT)
         return _Handle(self.cards[index])
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> _Handle:
-        import pynvml
-
         self._check()
         for card in self.cards:
             if uuid == card.uuid:
                 return _Handle(card)
             if uuid in card.mig_uuids:
                 return _Handle(card, uuid)
-        raise self._error(pynvml.NVML_ERROR_NOT_FOUND)
+        raise self._error(self.real.NVML_ERROR_NOT_FOUND)
 
     def nvmlDeviceGetName(self, handle: _Handle) -> str:
         self._check()
@@ -377,13 +369,11 @@ class _NvmlState:
         return handle.mig_uuid or handle.card.uuid
 
     def nvmlDeviceGetMemoryInfo(self, handle: _Handle, version: int | None = None) -> Any:
-        import pynvml
-
         self._check()
         card = handle.card
         if card.total_bytes is None or card.free_bytes is None:
-            raise self._error(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        memory = pynvml.c_nvmlMemory_t() if version is None else pynvml.c_nvmlMemory_v2_t()
+            raise self._error(self.real.NVML_ERROR_NOT_SUPPORTED)
+        memory = self.real.c_nvmlMemory_t() if version is None else self.real.c_nvmlMemory_v2_t()
         parts = len(card.mig_uuids) if handle.mig_uuid else 1
         memory.total, memory.free = card.total_bytes // parts, card.free_bytes // parts
         memory.used = memory.total - memory.free
@@ -398,11 +388,9 @@ class _NvmlState:
         return len(device.card.mig_uuids)
 
     def nvmlDeviceGetMigDeviceHandleByIndex(self, device: _Handle, index: int) -> _Handle:
-        import pynvml
-
         self._check()
         if not 0 <= index < len(device.card.mig_uuids):
-            raise self._error(pynvml.NVML_ERROR_NOT_FOUND)
+            raise self._error(self.real.NVML_ERROR_NOT_FOUND)
         return _Handle(device.card, device.card.mig_uuids[index])
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: _Handle) -> list[types.SimpleNamespace]:
