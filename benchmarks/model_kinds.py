@@ -28,7 +28,8 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
-        return x + self.mlp(self.norm2(x))
+        result: torch.Tensor = x + self.mlp(self.norm2(x))
+        return result
 
 
 class GPT(nn.Module):
@@ -47,7 +48,8 @@ class GPT(nn.Module):
         h = self.tokens(x) + self.positions.weight[: x.shape[1]]
         for block in self.blocks:
             h = checkpoint(block, h, use_reentrant=False) if self.checkpointing else block(h)
-        return self.head(self.norm(h)).flatten(0, 1)
+        logits: torch.Tensor = self.head(self.norm(h)).flatten(0, 1)
+        return logits
 
 
 class LSTM(nn.Module):
@@ -60,7 +62,8 @@ class LSTM(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output for a batch."""
-        return self.head(self.rnn(x)[0][:, -1])
+        logits: torch.Tensor = self.head(self.rnn(x)[0][:, -1])
+        return logits
 
 
 def cnn(width: int, blocks: int) -> nn.Module:

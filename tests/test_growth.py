@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from bstune import ArgumentError
@@ -22,7 +23,7 @@ def run(
     *,
     survives_to: float = 1.0,
     noise: Callable[[], float] = lambda: 0.0,
-    **options: object,
+    **options: Any,
 ) -> Growth:
     """Search on a formula. An attempt up to `survives_to` times the budget tells its peak; one above that dies before."""
     growth = Growth(bounds or Bounds(1, 65536), budget_bytes=int(budget), **options)

@@ -194,8 +194,7 @@ def test_loaders_make_batches_unseen() -> None:
             return torch.ones(16) * index * index
 
     def step(n: int) -> object:
-        for batch in torch.utils.data.DataLoader(Squares(), batch_size=n):
-            return (batch * 2).sum()
+        return (next(iter(torch.utils.data.DataLoader(Squares(), batch_size=n))) * 2).sum()
 
     small, large = record(step, 3), record(step, 8)
 
@@ -300,7 +299,9 @@ def test_a_step_made_by_hand() -> None:
 def random_steps(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Return events in which storages live and die at random, and (constant, slope) of each storage."""
     lines = draw(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 100)), min_size=1, max_size=12))
-    events, alive, born = [], [], 0
+    events: list[tuple[int, int]] = []
+    alive: list[int] = []
+    born = 0
     while born < len(lines):
         if alive and draw(st.booleans()):
             events.append((-1, alive.pop(draw(st.integers(0, len(alive) - 1)))))
