@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import runpy
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,3 +73,19 @@ def test_the_same_seed_is_the_same_run(objective: Any) -> None:
 
     assert [report.val_loss for report in first] == [report.val_loss for report in again]
     assert [report.val_loss for report in first] != [report.val_loss for report in other]
+
+
+def test_the_script_asks_and_trains_on(root: Path, tmp_path: Path) -> None:
+    """A plain script without a `__main__` guard searches, trains with the answer, and leaves nothing but the study."""
+    text = (root / "examples" / "from_script.py").read_text()
+    script = tmp_path / "from_script.py"
+    script.write_text(text.replace("budget=8", "budget=2").replace("EPOCHS = 20", "EPOCHS = 4"))
+    assert script.read_text() != text
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^batch size \d+, learning rate \d", result.stdout, re.MULTILINE)
+    assert float(re.findall(r"validation accuracy ([\d.]+)%", result.stdout)[0]) > 80
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db", "from_script.py"]
