@@ -303,7 +303,7 @@ def random_steps(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[tuple[int
     alive: list[int] = []
     born = 0
     while born < len(lines):
-        if alive and draw(st.integers(0, 1)):
+        if len(alive) > 0 and draw(st.booleans()):
             events.append((-1, alive.pop(draw(st.integers(0, len(alive) - 1)))))
         else:
             events.append((1, born))
