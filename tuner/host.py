@@ -75,7 +75,7 @@ class Worker:
         """Kill the process and all that it started; return at once."""
         self.connection.close()
         self.log.close()
-        self.template.end_worker(self.pid)
+        self.template.end_worker(self)
 
 
 def _tail(log: IO[bytes]) -> str | None:
@@ -101,6 +101,7 @@ class _Template:
                 start_new_session=True,  # Ctrl-C in the terminal reaches the caller only.
             )
         self.control = Connection(ours.detach())
+        self._workers: dict[int, Worker] = {}
         self._exits: dict[int, int] = {}
         payload.flush()
         size = os.fstat(payload.fileno()).st_size
@@ -144,8 +145,11 @@ class _Template:
                 self._send_fds(theirs.fileno(), log.fileno())
                 pid = self._await_started() if fork else self._process.pid
             except (EOFError, ConnectionError):
+                ours.close()
+                log.close()
                 raise BstuneError(f"The template process died: {Died(self._process.wait()).text}.") from None
-        return Worker(pid, Connection(ours.detach()), log, self)
+        self._workers[pid] = Worker(pid, Connection(ours.detach()), log, self)
+        return self._workers[pid]
 
     def _await_started(self) -> int:
         while True:
@@ -163,22 +167,24 @@ class _Template:
         if pid == self._process.pid:
             return self._process.wait()
         while pid not in self._exits:
-            self.control.send(("kill", pid))  # It may have closed its connection and gone on.
             try:
+                self.control.send(("kill", pid))  # It may have closed its connection and gone on.
                 verb, value = self.control.recv()
             except (EOFError, ConnectionError):
-                return self._process.wait()
+                return self._process.wait()  # The template was ended, and its children with it.
             if verb == "exited":
                 self._note_exit(value)
         return self._exits[pid]
 
-    def end_worker(self, pid: int) -> None:
+    def end_worker(self, worker: Worker) -> None:
         """Kill a worker and all that it started."""
-        if pid == self._process.pid:
-            self.close()
+        if worker.pid == self._process.pid:
+            if worker.pid in self._workers:
+                self.close()
             return
+        self._workers.pop(worker.pid, None)
         try:
-            self.control.send(("kill", pid))
+            self.control.send(("kill", worker.pid))
             while self.control.poll():
                 self._note_exit(self.control.recv()[1])
         except (OSError, EOFError):
@@ -186,7 +192,13 @@ class _Template:
 
     def close(self) -> None:
         """End the program and everything that it forked."""
+        busy = self._process.pid in self._workers  # It does a job itself and does not listen.
+        for worker in tuple(self._workers.values()):
+            self._workers.pop(worker.pid)
+            worker.end()
         self.control.close()  # It takes this as the word to kill its children and leave.
+        if busy and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
         try:
             self._process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
@@ -265,6 +277,7 @@ class Host:
     def facts(self) -> Facts:
         """What the objective is."""
         if self._facts is None:
+            # The model is described on CPU, whatever the device; what the user allows is the probe's to judge.
             answer = self.run(jobs.Describe(), device="cpu", fence_bytes=cpu_memory().available_bytes)
             assert isinstance(answer, Facts)
             self._facts = answer
@@ -328,7 +341,7 @@ class Host:
         try:
             answer = self.answer(worker)
             if isinstance(answer, jobs.Failure):
-                raise error_of(answer, "building the model", output=worker.tail(), budget_bytes=self.usable_bytes())
+                raise error_of(answer, "building the model", output=worker.tail(), budget_bytes=fence_bytes or 0)
             if isinstance(answer, Died):
                 raise ObjectiveError(f"The objective could not be built: {answer.text}.", output=worker.tail())
             return answer

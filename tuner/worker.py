@@ -25,7 +25,7 @@ from multiprocessing.reduction import recvfds
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..objectives.base import Objective, Trial, TrialReport, TrialSpec, Verdict
+from ..objectives.base import MeasureSpec, Objective, Trial, TrialReport, TrialSpec, Verdict
 from . import jobs
 from .device import classify, try_cuda
 from .errors import BstuneError, TrialPruned
@@ -79,6 +79,8 @@ def _warm_up() -> None:
     """Import what the first optimizer step and the first batch import, seconds of it, once instead of once per process."""
     import torch.utils.data
 
+    from . import recorder  # noqa: F401
+
     parameter = torch.zeros(1, requires_grad=True)
     parameter.grad = torch.zeros(1)
     for make in (torch.optim.AdamW, torch.optim.SGD):
@@ -118,16 +120,17 @@ class _Template:
         signal.signal(signal.SIGTERM, lambda *_: self._leave())
         gc.collect()
         gc.freeze()  # Keeps the collector of a child from copying every page that it shares with this process.
-        try:
-            while True:
-                ready = wait([self._control, self._wake_read])
+        while True:
+            ready = wait([self._control, self._wake_read])
+            try:
                 if self._wake_read in ready:
                     os.read(self._wake_read, 512)
                     self._reap()
-                if self._control in ready:
-                    self._take(self._control.recv())
-        except (EOFError, OSError):
-            self._leave()
+                message = self._control.recv() if self._control in ready else None
+            except (EOFError, ConnectionError):  # The host has gone.
+                self._leave()
+            if message is not None:
+                self._take(message)
 
     def _take(self, message: tuple[str, Any]) -> None:
         verb, value = message
@@ -192,7 +195,8 @@ def die_with_parent(signal_number: int) -> None:
 
 
 def _become_worker(log_fd: int, environment: dict[str, str]) -> None:
-    os.setpgid(0, 0)  # Loader workers join this group, so that one signal ends them all.
+    if os.getpgrp() != os.getpid():  # A program of its own leads its group already.
+        os.setpgid(0, 0)  # Loader workers join this group, so that one signal ends them all.
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     os.close(log_fd)
@@ -252,9 +256,23 @@ def _do(job: jobs.Job, objective: Objective, host: Connection, meter: list[Proce
         return try_cuda(work.device)
     if isinstance(work, jobs.Measure):
         meter.append(ProcessMeter(job.device))
-        notes = objective.measure(work.spec, job.device, meter[0])
-        return jobs.Measured(meter[0].read(), notes)
+        measure = _measure_traced if work.traced else _measure
+        return measure(work.spec, job.device, objective, meter[0])
     return _train(work.spec, job.device, objective, host)
+
+
+def _measure(spec: MeasureSpec, device: str, objective: Objective, meter: ProcessMeter) -> jobs.Measured:
+    notes = objective.measure(spec, device, meter)
+    return jobs.Measured(meter.read(), notes)
+
+
+def _measure_traced(spec: MeasureSpec, device: str, objective: Objective, meter: ProcessMeter) -> jobs.Measured:
+    from .recorder import MarkingMeter, recording
+
+    with recording(spec.micro_batch_size, device) as recorder:
+        notes = objective.measure(spec, device, MarkingMeter(meter, recorder))
+    reading = meter.read()  # Before the trace is put together, which takes memory of its own.
+    return jobs.Measured(reading, notes, recorder.trace(eval_batch=notes.eval_batch_size))
 
 
 def _train(spec: TrialSpec, device: str, objective: Objective, host: Connection) -> jobs.Answer:
