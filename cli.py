@@ -33,20 +33,19 @@ class _Commands(click.Group):
     """Turns what can go wrong into one message and an exit code, in one place."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        debug = "--debug" in sys.argv
         try:
             return super().invoke(ctx)
         except ArgumentError as error:
-            _explain(error, debug=debug)
+            _explain(ctx, error)
             raise click.UsageError(str(error)) from error
         except NothingFitsError as error:
-            _explain(error, debug=debug)
+            _explain(ctx, error)
             raise _NothingFits(str(error)) from error
         except BstuneError as error:
-            _explain(error, debug=debug)
+            _explain(ctx, error)
             raise _Failed(str(error)) from error
         except KeyboardInterrupt as error:
-            _explain(error, debug=debug)
+            _explain(ctx, error)
             click.echo("Interrupted. What was finished is stored; the same command goes on from there.", err=True)
             ctx.exit(INTERRUPTED)
 
@@ -59,9 +58,13 @@ class _NothingFits(click.ClickException):
     exit_code = NOTHING_FITS
 
 
-def _explain(error: BaseException, *, debug: bool) -> None:
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.find_root().ensure_object(dict)["debug"] = value
+
+
+def _explain(ctx: click.Context, error: BaseException) -> None:
     """Show the user's own traceback and output; ours only when asked for."""
-    if debug:
+    if ctx.ensure_object(dict).get("debug"):
         click.echo("".join(traceback.format_exception(error)), err=True)
     if isinstance(error, ObjectiveError):
         if error.traceback:
@@ -84,7 +87,7 @@ _storage_option = click.option(
 )
 _output_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout."),
-    click.option("--debug", is_flag=True, help="On an error, show bstune's own traceback too."),
+    click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="On an error, show bstune's own traceback too."),
 )
 _study_option = click.option("--study", help="Name of the study.  [default: the objective's name, else the file's]")
 _device_option = click.option("--device", default="auto", help="auto (CUDA when it works), cpu, cuda or cuda:N.")
@@ -112,7 +115,7 @@ def main() -> None:
 @_study_option
 @_storage_option
 @_output_options
-def probe_command(model: str, as_json: bool, debug: bool, **options: Any) -> None:
+def probe_command(model: str, as_json: bool, **options: Any) -> None:
     """Find the largest micro-batch that fits, and what a step costs.
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`.
@@ -169,9 +172,7 @@ def probe_command(model: str, as_json: bool, debug: bool, **options: Any) -> Non
 @_storage_option
 @_output_options
 @click.pass_context
-def search_command(
-    ctx: click.Context, /, model: str | None, as_json: bool, debug: bool, fresh: bool, dry_run: bool, **options: Any
-) -> None:
+def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fresh: bool, dry_run: bool, **options: Any) -> None:
     """Find the batch size and the learning rate to train with.
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`. Without MODEL the newest study that stores
@@ -299,7 +300,7 @@ def _read_probe(path: Path | None) -> ProbeResult | None:
 @click.argument("study", required=False)
 @_storage_option
 @_output_options
-def show_command(study: str | None, storage: str | None, as_json: bool, debug: bool) -> None:
+def show_command(study: str | None, storage: str | None, as_json: bool) -> None:
     """Show what a study knows, also while a search runs.
 
     STUDY is its name; without one the newest is shown.
@@ -326,7 +327,7 @@ def show_command(study: str | None, storage: str | None, as_json: bool, debug: b
 @_storage_option
 @_output_options
 @click.pass_context
-def doctor_command(ctx: click.Context, device: str, storage: str | None, as_json: bool, debug: bool) -> None:
+def doctor_command(ctx: click.Context, device: str, storage: str | None, as_json: bool) -> None:
     """Say what bstune sees on this machine; exit 1 when something will not work."""
     from .tuner.doctor import examine
 

@@ -247,6 +247,12 @@ def test_reading_makes_nothing(url: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_new_storage_that_stays_empty_is_removed(url: str, tmp_path: Path) -> None:
+    """A search that failed before it had a study leaves nothing."""
+    open_storage(url).close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_storage_in_memory_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`sqlite:///:memory:` works and leaves nothing."""
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -157,6 +156,3 @@ def _storage(url: str | None) -> list[Finding]:
         return [Finding("storage", "note", str(error))]
     except BstuneError as error:
         return [Finding("storage", "wrong", str(error))]
-    finally:
-        if not existed and location.path.exists():
-            os.unlink(location.path)

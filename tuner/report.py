@@ -252,8 +252,7 @@ def _others(best: Recommendation) -> list[tuple[str, Candidate]]:
 def _candidate(candidate: Candidate) -> str:
     speed = "" if candidate.samples_per_s is None else f", {candidate.samples_per_s:.4g} samples/s"
     note = f" ({_one_line(candidate.note)})" if candidate.note else ""
-    loss = "no full run yet" if candidate.val_loss.n_seeds == 0 else loss_text(candidate.val_loss)
-    return f"batch {candidate.global_batch_size}, lr {candidate.learning_rate:.4g}: {loss}{speed}{note}"
+    return f"batch {candidate.global_batch_size}, lr {candidate.learning_rate:.4g}: {loss_text(candidate.val_loss)}{speed}{note}"
 
 
 def _limits(result: SearchResult) -> str:
@@ -266,6 +265,8 @@ def _limits(result: SearchResult) -> str:
 
 def loss_text(loss: LossEstimate) -> str:
     """Return a loss with its uncertainty."""
+    if loss.n_seeds == 0:
+        return "no full run yet"
     spread = "" if loss.sd is None else f" ± {loss.sd:.2g}"
     seeds = f"{loss.n_seeds} seed{'s' if loss.n_seeds != 1 else ''}"
     interval = (

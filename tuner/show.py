@@ -48,9 +48,9 @@ def show(name: str | None = None, *, storage: str | None = None) -> Shown:
 
 
 def _shown(study: Study, storage: Storage) -> Shown:
-    running = [record for record in study.records if record.state == "running"]
     stopped_by = study.attributes.get("stopped_by")
-    state = f"ended by {stopped_by}" if stopped_by else f"{len(running)} running, or cut off"
+    writer = storage.writer()
+    state = f"ended by {stopped_by}" if stopped_by else writer or "not finished; the same search goes on from here"
     headline = f"Study {study.name} in {storage.location.url}: {len(study.finished)} trials, {state}"
     if "plan" not in study.attributes or "facts" not in study.attributes:
         return Shown(headline, study.records, study.probe, None, None)

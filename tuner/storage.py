@@ -88,11 +88,12 @@ class Storage:
         backend: Optuna's own storage object.
     """
 
-    def __init__(self, location: Location, backend: BaseStorage, lock: IO[str] | None) -> None:
+    def __init__(self, location: Location, backend: BaseStorage, lock: IO[str] | None = None, *, is_new: bool = False) -> None:
         """Take over an open backend; use `open_storage` or `read_storage`."""
         self.location = location
         self.backend = backend
         self._lock = lock
+        self._is_new = is_new
 
     def guard(self) -> contextlib.AbstractContextManager[None]:
         """Turn what the database can say into one clear StudyError."""
@@ -107,14 +108,32 @@ class Storage:
         """Keep Optuna from announcing a new study."""
         return _quiet()
 
+    def writer(self) -> str | None:
+        """Return who writes to this storage now, in words; None when nobody does."""
+        path = self.location.lock_path
+        try:
+            with open(path or os.devnull, encoding="utf-8") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return _holder(lock)
+        except OSError:
+            pass
+        return None
+
     def close(self) -> None:
-        """Close the file; the writer also leaves write-ahead mode and removes its lock."""
+        """Close the file; the writer also leaves write-ahead mode and removes its lock, and a new file that stayed empty."""
         engine = getattr(self.backend, "engine", None)
+        stayed_empty = False
         if engine is not None:
+            with contextlib.suppress(StudyError):
+                stayed_empty = self._is_new and not self.names()
             self.backend.remove_session()
             engine.dispose()
         if self._lock is not None:
             _leave_write_ahead_mode(self.location)
+            if stayed_empty and self.location.path is not None:
+                self.location.path.unlink(missing_ok=True)
             _unlock(self._lock, self.location)
             self._lock = None
 
@@ -135,13 +154,14 @@ def open_storage(url: str | None) -> Storage:
     if location.path is None:
         from optuna.storages import InMemoryStorage
 
-        return Storage(location, InMemoryStorage(), None)
+        return Storage(location, InMemoryStorage())
     if location.path.is_dir():
         raise StudyError(f"The storage {location.path} is a folder: expected a file, such as sqlite:///{location.path.name}/bstune.db.")
     lock = _take_lock(location)
     try:
+        is_new = not location.path.exists()
         _check_contents(location)
-        return Storage(location, _open_backend(location, location.url, write=True), lock)
+        return Storage(location, _open_backend(location, location.url, write=True), lock, is_new=is_new)
     except BaseException:
         _unlock(lock, location)
         raise
@@ -159,7 +179,7 @@ def read_storage(url: str | None) -> Storage:
     if not location.path.exists():
         raise StudyError(f"There is no storage {location.path}. `bstune search` makes one; --storage or ${VARIABLE} name another.")
     _check_contents(location)
-    return Storage(location, _open_backend(location, _read_only_url(location.path), write=False), None)
+    return Storage(location, _open_backend(location, _read_only_url(location.path), write=False))
 
 
 @contextlib.contextmanager
