@@ -39,6 +39,8 @@ LEARNING_RATES = [2.0**octave for octave in range(-9, 0)]
 GRID_SEEDS = [0, 1, 2]
 SEARCH_SEEDS = [0, 1, 2, 3, 4]
 FRESH_SEEDS = [1001, 1002, 1003, 1004, 1005]  # Neither the grid nor any search has used them.
+GUESSING = math.log(10)
+"""Loss of ten equal guesses; where a learning rate ends above it, larger ones are not measured."""
 MOST = 1.15
 COLUMNS = ["global_batch_size", "learning_rate", "seed", "val_loss", "best_val_loss", "seconds"]
 
@@ -116,8 +118,10 @@ def measure() -> None:
                 row = [batch_size, learning_rate, seed, f"{last:.6g}", f"{best:.6g}", f"{time.perf_counter() - start_s:.2f}"]
                 with GRID.open("a", newline="") as file:
                     csv.writer(file, lineterminator="\n").writerow(row)
-        means = grid_means()
-        print(f"batch size {batch_size}: " + "  ".join(f"{means[batch_size, rate]:.3f}" for rate in LEARNING_RATES), flush=True)
+            mean = grid_means()[batch_size, learning_rate]
+            print(f"batch size {batch_size}, learning rate {learning_rate:.4g}: {mean:.4f}", flush=True)
+            if mean > GUESSING:
+                break
 
 
 def grid_lines() -> tuple[list[str], list[str]]:
