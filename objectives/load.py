@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..tuner.errors import ObjectiveError
+from ..tuner.errors import ArgumentError, ObjectiveError
 
 DEFAULT_NAME = "objective"
 
@@ -106,3 +106,24 @@ def load(target: str | Path) -> ObjectiveRef:
 def is_objective(value: Any) -> bool:
     """Tell whether `value` is an objective: it can be prepared, described, measured and trained."""
     return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in ("prepare", "describe", "measure", "train"))
+
+
+def check_objective(objective: Any, *, isolation: str = "process") -> Any:
+    """Return the objective, a path turned into a reference.
+
+    Raises:
+        ArgumentError: It is no objective, or none that can run in this process.
+        ObjectiveError: The path names no Python file.
+    """
+    if isinstance(objective, (str, Path)):
+        objective = load(objective)
+    if isolation == "none" and isinstance(objective, ObjectiveRef):
+        objective = objective.resolve()
+    if not isinstance(objective, ObjectiveRef) and not is_objective(objective):
+        raise ArgumentError(
+            f"{objective!r} is not an objective: expected a bstune.Supervised, a function under @bstune.objective, "
+            "or bstune.load('model.py')."
+        )
+    if isolation == "none" and getattr(objective, "kind", None) != "loop":
+        raise ArgumentError("isolation='none' runs a function under @bstune.objective; leave it out for any other objective.")
+    return objective

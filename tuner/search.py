@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..objectives.base import Facts
+from ..objectives.load import check_objective
 from .arguments import SearchArguments, check_search
 from .drive import Drive, Progress
-from .errors import ArgumentError, NoSignalError
+from .errors import NoSignalError
 from .naming import study_name
 from .plan import Forecast, Plan
 from .pool import Pool
@@ -217,29 +218,6 @@ def make_strategy(plan: Plan, facts: Facts, probe: ProbeResult | None, study: St
     from .strategy import Strategy
 
     return Strategy(plan, facts, probe, study.finished)
-
-
-def check_objective(objective: Any, *, isolation: str = "process") -> Any:
-    """Return the objective, a path turned into a reference.
-
-    Raises:
-        ArgumentError: It is no objective, or none that can run in this process.
-        ObjectiveError: The path names no Python file.
-    """
-    from ..objectives.load import ObjectiveRef, is_objective, load
-
-    if isinstance(objective, (str, Path)):
-        objective = load(objective)
-    if isolation == "none" and isinstance(objective, ObjectiveRef):
-        objective = objective.resolve()
-    if not isinstance(objective, ObjectiveRef) and not is_objective(objective):
-        raise ArgumentError(
-            f"{objective!r} is not an objective: expected a bstune.Supervised, a function under @bstune.objective, "
-            "or bstune.load('model.py')."
-        )
-    if isolation == "none" and getattr(objective, "kind", None) != "loop":
-        raise ArgumentError("isolation='none' runs a function under @bstune.objective; leave it out for any other objective.")
-    return objective
 
 
 @contextlib.contextmanager

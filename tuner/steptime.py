@@ -17,7 +17,7 @@ def sizes_to_time(largest: int, *, smallest: int, multiple_of: int = 1) -> list[
 
     Example:
         >>> sizes_to_time(1024, smallest=4)
-        [4, 12, 37, 112, 339, 1024]
+        [4, 12, 37, 111, 338, 1024]
     """
     smallest = min(largest, max(multiple_of, smallest))
     ratio = (largest / smallest) ** (1 / (MAX_SIZES - 1))
