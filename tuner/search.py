@@ -159,6 +159,11 @@ def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = Fals
                 except KeyboardInterrupt:
                     raise SearchInterrupted(_best_so_far(ready)) from None
         ready.study.set(stopped_by=stopped_by)
+        if stopped_by == "timeout" and not any(record.values for record in ready.study.records):
+            raise NoSignalError(
+                f"The timeout of {arguments.timeout:g} s was over before any trial had a validation loss. Run the same command again: "
+                "it goes on from here, and what was probed is kept."
+            )
         return make_result(ready.study, ready.strategy, ready.probe, stopped_by)
 
 
