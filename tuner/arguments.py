@@ -49,10 +49,10 @@ class _Checks:
     """Collects what is wrong; `done` raises it all at once."""
 
     def __init__(self) -> None:
-        self._problems: list[str] = []
+        self.problems: list[str] = []
 
     def wrong(self, problem: str) -> None:
-        self._problems.append(problem)
+        self.problems.append(problem)
 
     def integer(self, name: str, value: Any, minimum: int) -> int:
         """Return the value as an int; on a problem note it and return the minimum."""
@@ -95,10 +95,10 @@ class _Checks:
             self.wrong(f"{name}={value!r}: expected a text that is not empty.")
 
     def done(self) -> None:
-        if len(self._problems) == 1:
-            raise ArgumentError(self._problems[0])
-        if self._problems:
-            raise ArgumentError("\n".join([f"{len(self._problems)} arguments are wrong:", *(f"  {problem}" for problem in self._problems)]))
+        if len(self.problems) == 1:
+            raise ArgumentError(self.problems[0])
+        if self.problems:
+            raise ArgumentError("\n".join([f"{len(self.problems)} arguments are wrong:", *(f"  {problem}" for problem in self.problems)]))
 
 
 @dataclass(frozen=True)
@@ -301,12 +301,12 @@ def _dimension(checks: _Checks, where: str, name: str, values: Any) -> Any:
         if len(values) != 2:
             checks.wrong(f"{where}={values!r}: expected (lowest, highest); write a list to try exactly these values.")
             return values
-        whole = name == "batch_size"
+        whole, before = name == "batch_size", len(checks.problems)
         low, high = (
             checks.integer(f"{where}[{i}]", value, 1) if whole else checks.real(f"{where}[{i}]", value, lambda x: x > 0, "more than 0")
             for i, value in enumerate(values)
         )
-        if low > high:
+        if low > high and len(checks.problems) == before:
             checks.wrong(f"{where}={values!r}: the lowest is more than the highest.")
         return (low, high)
     if _is_distribution(values):

@@ -1,0 +1,114 @@
+"""Results as people read them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import bstune
+from bstune.objectives.base import Facts
+from bstune.tuner.report import paste_lines, probe_text, search_text
+from bstune.tuner.results import (
+    Attempt,
+    Candidate,
+    DeviceInfo,
+    Limits,
+    LossEstimate,
+    LrRule,
+    ProbeResult,
+    Recommendation,
+    SearchResult,
+    Spent,
+)
+
+LOSS = LossEstimate(0.1051, 0.004, 3, 0.09, 0.12)
+OTHER = Candidate(128, 64, 2, 0.02, {}, LossEstimate(None, None, 0), None, 900.0, note="not run to the end")
+BEST = Recommendation(
+    micro_batch_size=32,
+    accumulation_steps=2,
+    world_size=1,
+    global_batch_size=64,
+    eval_batch_size=128,
+    learning_rate=0.1 / 3,
+    params={"weight_decay": 1e-4},
+    val_loss=LOSS,
+    seconds_to_target=12.0,
+    samples_to_target=1000.0,
+    samples_per_s=800.0,
+    peak_bytes=1 << 30,
+    verified=True,
+    reason="It was the best\nof all.",
+    batch_interval=(32, 128),
+    lr_rule=LrRule(0.5),
+    fastest=OTHER,
+    smallest_within_tolerance=None,
+    alternatives=(OTHER,),
+)
+RESULT = SearchResult(
+    BEST, None, (), Spent(11.5, 1000, 60.0), "budget", 0.2, Limits(512, 20.0, None), "digits", "sqlite:///bstune.db", {"bstune": "0.1.0"}
+)
+FACTS = Facts(name=None, kind="supervised", n_samples=1000, epochs=2, optimizer="SGD")
+
+
+def changed(**changes: Any) -> SearchResult:
+    """The result with another recommendation."""
+    return dataclasses.replace(RESULT, recommendation=dataclasses.replace(BEST, **changes))
+
+
+def test_the_first_line_says_whether_it_is_verified() -> None:
+    """In the words of the JSON, so that both can be searched for."""
+    assert search_text(RESULT).splitlines()[0].startswith("verified: true  global batch size 64")
+    assert search_text(changed(verified=False)).splitlines()[0].startswith("verified: false")
+
+
+def test_the_last_lines_can_be_pasted() -> None:
+    """They are Python, hold the exact values, and say what to do with them in the user's kind of script."""
+    lines = paste_lines(RESULT, FACTS)
+    assert search_text(RESULT, FACTS).endswith("\n\n" + "\n".join(lines))
+    values: dict[str, Any] = {}
+    exec("\n".join(lines), values)
+    assert values["micro_batch_size"] * values["accumulation_steps"] == 64
+    assert (values["learning_rate"], values["weight_decay"], values["eval_batch_size"]) == (0.1 / 3, 1e-4, 128)
+    text = "\n".join(lines)
+    assert "torch.optim.SGD(model.parameters(), lr=learning_rate)" in text
+    assert "accumulation_steps).backward()" in text
+    assert "It was the best of all." in lines[0]
+    assert "accumulation_steps)" not in "\n".join(paste_lines(changed(accumulation_steps=1), FACTS))
+
+
+def test_what_is_not_verified_says_so_where_it_is_pasted() -> None:
+    """Whoever reads the script later learns it too."""
+    assert any(line.startswith("# Not verified") for line in paste_lines(changed(verified=False)))
+
+
+def test_a_candidate_is_named_once() -> None:
+    """The fastest is not told again among the alternatives, and one without a full run has no loss."""
+    text = search_text(RESULT)
+    assert text.count("batch 128, lr 0.02") == 1
+    assert "no full run yet" in text
+
+
+def test_a_probe_says_why_it_ended_there() -> None:
+    """Size, limit, proof and every attempt."""
+    probe = ProbeResult(
+        micro_batch_size=72,
+        eval_batch_size=144,
+        limited_by="memory",
+        proof="model",
+        capacity_bytes=80 << 30,
+        usable_bytes=79 << 30,
+        budget_bytes=72 << 30,
+        peak_bytes=71 << 30,
+        memory_line=None,
+        memory_by_category=None,
+        throughput=(),
+        step_time_line=None,
+        attempts=(Attempt(3, "ok", 1 << 30, 1.0, 2), Attempt(73, "oom", None, 1.0, 0)),
+        device=DeviceInfo("cuda", "a card"),
+        n_train_samples=1000,
+    )
+    text = probe_text(probe)
+    assert text.splitlines()[0] == "Micro-batches of up to 72 samples fit on a card (limited by memory)"
+    assert "71.00 GiB of 72.00 GiB allowed" in text
+    assert "3 ok, 73 oom" in text
+    assert bstune.ProbeResult.from_dict(probe.to_dict()) == probe
