@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def digits() -> list[Table]:
 def mnist() -> list[Table]:
     frame = pd.read_csv(data_dir() / "curves" / "own_mnist10k_mlp_grid.csv.gz")
     frame = frame.rename(columns={"batch_size": "batch", "examples": "samples", "val_loss": "loss"})
-    frame["lr"] = 2.0 ** (frame["lr"].map(lambda lr: round(__import__("math").log2(lr))))
+    frame["lr"] = 2.0 ** frame["lr"].map(lambda lr: round(math.log2(lr)))  # Printed with six digits.
     return [_table(f"mnist/{name}", rows, 8000, 6) for name, rows in frame.groupby("optimizer")]
 
 
@@ -46,3 +47,13 @@ def lcbench() -> list[Table]:
     frame = frame.rename(columns={"batch_size": "batch", "learning_rate": "lr", "val_ce": "loss"})
     frame["seed"], frame["samples"] = 0, frame["epoch"] * 10_000  # The surrogate does not say how many samples an epoch has.
     return [_table(f"lcbench/{task}", rows, 10_000, 52) for task, rows in frame.groupby("task")]
+
+
+def own(folder: Path) -> list[Table]:
+    """Return the tables that `make_tables.py` measured."""
+    found = []
+    for path in sorted(folder.glob("*.csv.gz")):
+        frame = pd.read_csv(path)
+        n_samples = int(frame["samples"].min())
+        found.append(_table(f"own/{path.name.split('.')[0]}", frame, n_samples, round(frame["samples"].max() / n_samples)))
+    return found

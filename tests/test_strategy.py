@@ -6,9 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
-import pytest
-
 import bstune
+import pytest
 from bstune.tuner.plan import Plan
 from bstune.tuner.results import Recommendation, TrialRecord
 from bstune.tuner.strategy import Strategy

@@ -105,6 +105,10 @@ class Ledger:
     def __init__(self, records: Sequence[TrialRecord] = ()) -> None:
         """Enter the finished records of an earlier call."""
         self._runs: dict[int, Run] = {}
+        self.version = 0
+        """Grows with every entry."""
+        self.fitted: tuple[int, object] | None = None
+        """What was last computed from the books, and at which version: kept here because it is true of nothing else."""
         for record in records:
             self.finish(record)
 
@@ -122,6 +126,7 @@ class Ledger:
 
     def start(self, number: int, proposal: Proposal, granted: int) -> None:
         """Enter a run that starts now; a continued one brings its earlier values along."""
+        self.version += 1
         values = {} if proposal.continues is None else dict(self._runs[proposal.continues].values)
         self._runs[number] = Run(
             number=number,
@@ -138,6 +143,7 @@ class Ledger:
 
     def report(self, report: TrialReport) -> Run:
         """Enter a report of a running trial, under the wanted points that it is the first to reach."""
+        self.version += 1
         run = self._runs[report.number]
         for samples in report.points or (report.samples,):
             run.values.setdefault(samples, float(report.val_loss))
@@ -146,6 +152,7 @@ class Ledger:
 
     def finish(self, record: TrialRecord) -> None:
         """Replace what was known of a trial by its final record."""
+        self.version += 1
         before = self._runs.get(record.number)
         end = record.end_samples or (before.end_samples if before else record.samples)
         run = Run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 RACE_OCTAVES = 2.0
 """Spacing of the first race along the learning rate."""
 RACE_MOST = 8
-COST_POWER = 0.5
-"""Expected gain is divided by cost to this power: 1 would never pay for a full run, 0 never for a short one."""
+COST_POWER = 0.7
+"""The gain is divided by the cost to this power: 1 would never pay for a full run, 0 never for a short one."""
+MOST_SETTINGS = 60
+"""Settings that are weighed in full, after a look at all."""
+MOST_TARGETS = 80
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class Context:
         return setting.global_batch_size not in self.banned_batches and key_of(setting) not in self.banned
 
 
+_Option = tuple[Setting, int, float, "Run | None"]
+"""A setting, the rung to observe it at (samples), the cost of that (full runs), and the run that it would go on from."""
+
+
 class SurrogateSampler:
     """The sampler of bstune: race, then expected improvement of the full run per square root of its cost."""
 
@@ -81,10 +89,8 @@ class SurrogateSampler:
         model = Model.of(self._context, ledger)
         if model is None:
             return True
-        cost = (rungs.reach(following, run.setting.global_batch_size, run.end_samples) - run.samples) / rungs.full_samples
-        here = float(model.gains([run.setting])[0]) / max(cost, 1e-6) ** COST_POWER
-        other = self._best(ledger, model, without=run.key)
-        return other is None or here >= other.score
+        here = [(run.setting, rung, self._cost(run.setting, rung, run.samples), run) for rung in rungs.samples if rung > point]
+        return self._most(model, here)[1] >= self._most(model, self._actions(ledger, model, without=run.key))[1]
 
     # --- the race ---
 
@@ -139,44 +145,61 @@ class SurrogateSampler:
     def _first_rung(self, batch: int) -> int:
         return self._context.rungs.counted(batch)[0]
 
-    # --- expected improvement ---
+    # --- the surrogate ---
 
-    def _best(self, ledger: Ledger, model: Model | None = None, without: Key | None = None) -> Action | None:
-        context, space, rungs = self._context, self._context.space, self._context.rungs
-        model = model or Model.of(context, ledger)
+    def _best(self, ledger: Ledger) -> Action | None:
+        model = Model.of(self._context, ledger)
         if model is None:
             return self._untried(ledger)
+        actions = self._actions(ledger, model)
+        chosen, score = self._most(model, actions)
+        if chosen is None:
+            return None
+        setting, _, _, before = chosen
+        continues = before.number if before is not None else None
+        start = 0 if before is None else before.samples
+        known = model.deepest.get(key_of(setting))
+        batch = setting.global_batch_size
+        depth = max(start, 0 if known is None else known.samples)
+        rungs = self._context.rungs
+        first = next(rung for rung in rungs.counted(batch) if rungs.reach(rung, batch, rungs.end_of(batch)) > depth)
+        return Action(setting, first, continues, score)
+
+    def _cost(self, setting: Setting, rung: int, start: int) -> float:
+        rungs, batch = self._context.rungs, setting.global_batch_size
+        return (rungs.reach(rung, batch, rungs.end_of(batch)) - start) / rungs.full_samples
+
+    def _actions(self, ledger: Ledger, model: Model, without: Key | None = None) -> list[_Option]:
+        """Return what could be observed next: each promising setting at each rung that it has not reached."""
+        context, space, rungs = self._context, self._context.space, self._context.rungs
         known = [run.setting.params for run in model.leaders[:3]]
         rng = np.random.default_rng([context.seed, len(ledger)])
         settings = [space.setting(b, lr, params) for params in space.combinations(rng, known) for b, lr in space.cells()]
         settings = [s for s in distinct([*settings, *(run.setting for run in model.runs)]) if context.allowed(s)]
-        gains = model.gains(settings)
-        best: Action | None = None
-        deepest = model.deepest
-        busy = {run.key for run in ledger.running}
-        for setting, gain in zip(settings, gains, strict=True):
-            key = key_of(setting)
-            if key == without or key in busy:
-                continue
-            done = deepest.get(key)
-            batch = setting.global_batch_size
+        busy = {run.key for run in ledger.running} | {without}
+        open_settings = [s for s in settings if key_of(s) not in busy and not model.closed(key_of(s))]
+        promising = model.most_promising(open_settings, MOST_SETTINGS)
+        options: list[_Option] = []
+        for setting in promising:
+            done = model.deepest.get(key_of(setting))
+            resumable = done is not None and context.can_continue and done.checkpoint is not None and done.state in ("pruned", "complete")
+            before = done if resumable else None
             reached = 0 if done is None else done.samples
-            if done is not None and (done.diverged or done.complete):
-                continue
-            continues = (
-                done.number
-                if done is not None and context.can_continue and done.checkpoint and done.state in ("pruned", "complete")
-                else None
-            )
-            after = next((rung for rung in rungs.counted(batch) if rungs.reach(rung, batch, rungs.end_of(batch)) > reached), None)
-            if after is None:
-                continue
-            start = reached if continues is not None else 0
-            cost = (rungs.reach(after, batch, rungs.end_of(batch)) - start) / rungs.full_samples
-            score = float(gain) / max(cost, 1e-6) ** COST_POWER
-            if best is None or score > best.score:
-                best = Action(setting, after, continues, score)
-        return best
+            batch = setting.global_batch_size
+            for rung in rungs.counted(batch):
+                if rungs.reach(rung, batch, rungs.end_of(batch)) > reached:
+                    options.append((setting, rung, self._cost(setting, rung, before.samples if before else 0), before))
+        return options
+
+    def _most(self, model: Model, options: Sequence[_Option]) -> tuple[_Option | None, float]:
+        """Return the option with the highest gain for its cost."""
+        if not options:
+            return None, 0.0
+        gains = model.gains(options)
+        costs = np.array([max(cost, 1e-6) for _, _, cost, _ in options])
+        scores = gains / costs**COST_POWER
+        best = int(np.argmax(scores))
+        return options[best], float(scores[best])
 
     def _untried(self, ledger: Ledger) -> Action | None:
         """Return the untried cell nearest to the centre line: all that can be done before anything finite is known."""
@@ -198,63 +221,99 @@ class SurrogateSampler:
 class Model:
     """The surrogate fitted to a ledger, with what is needed to read it."""
 
-    def __init__(self, context: Context, runs: list[Run], surrogate: Surrogate, cells: dict[Key, int]) -> None:
+    def __init__(self, context: Context, runs: list[Run], surrogate: Surrogate, cells: dict[Key, int], order: dict[int, int]) -> None:
         """Keep the parts; use `Model.of`."""
         self._context = context
         self.runs = runs
         self._surrogate = surrogate
         self._cells = cells
+        self._order = order
         self.deepest: dict[Key, Run] = {}
         for run in runs:
             if run.seed == context.seed and (run.key not in self.deepest or run.samples > self.deepest[run.key].samples):
                 self.deepest[run.key] = run
         mean, _ = self.final([run.setting for run in runs])
-        order = np.argsort(np.where([run.finite for run in runs], mean, np.inf), kind="stable")
-        self.leaders = [runs[i] for i in order if runs[i].finite]
-        self.best = float(mean[order[0]])
+        ranked = np.argsort(np.where([run.finite for run in runs], mean, np.inf), kind="stable")
+        self.leaders = [runs[i] for i in ranked if runs[i].finite]
 
     @classmethod
     def of(cls, context: Context, ledger: Ledger) -> Model | None:
-        """Fit to all runs with values; None while nothing finite is known at any rung."""
+        """Fit to all runs with values; None while nothing finite is known at any rung. Fitted once for each state of the ledger."""
+        if ledger.fitted is None or ledger.fitted[0] != ledger.version:
+            ledger.fitted = (ledger.version, cls._fit(context, ledger))
+        model = ledger.fitted[1]
+        assert model is None or isinstance(model, Model)
+        return model
+
+    @classmethod
+    def _fit(cls, context: Context, ledger: Ledger) -> Model | None:
         rungs, space = context.rungs, context.space
         runs = [run for seed in sorted({run.seed for run in ledger}) for run in ledger.curves(seed)]
-        rows: list[tuple[Run, int, float, float]] = []  # run, fidelity point, how early, loss
-        for run in runs:
-            for rung in rungs.samples:
-                value = _value_at(run, rung, rungs, context.planned)
-                if value is not None:
-                    rows.append((run, rung, math.log(rungs.full_samples / rung) / math.log(rungs.full_samples / rungs.samples[0]), value))
-        runs = [run for run in runs if any(row[0] is run for row in rows)]
-        if not any(math.isfinite(row[3]) for row in rows):
+        rows = [
+            (run, math.log2(min(rung / rungs.full_samples, 1.0)), value)
+            for run in runs
+            for rung in rungs.samples
+            if (value := _value_at(run, rung, rungs, context.planned)) is not None
+        ]
+        if not any(math.isfinite(value) for _, _, value in rows):
             return None
+        seen_runs = {row[0].number for row in rows}
+        runs = [run for run in runs if run.number in seen_runs]
+        order = {run.number: i for i, run in enumerate(runs)}
         cells: dict[Key, int] = {}
         for run in runs:
             cells.setdefault(run.key, len(cells))
-        y = np.empty(len(rows))
-        for rung in rungs.samples:
-            at = np.array([i for i, row in enumerate(rows) if row[1] == rung], dtype=np.intp)
-            if len(at):
-                losses = np.array([rows[i][3] for i in at])
-                finite = losses[np.isfinite(losses)]
-                y[at] = compress(losses, float(finite.min()) if len(finite) else 0.0)
         seen = Observations(
-            x=space.coordinates([row[0].setting for row in rows]),
-            early=np.array([row[2] for row in rows]),
-            cell=np.array([cells[row[0].key] for row in rows], dtype=np.int64),
-            run=np.array([runs.index(row[0]) for row in rows], dtype=np.int64),
-            y=y,
+            x=space.coordinates([run.setting for run, _, _ in rows]),
+            octaves=np.array([octaves for _, octaves, _ in rows]),
+            cell=np.array([float(cells[run.key]) for run, _, _ in rows]),
+            run=np.array([float(order[run.number]) for run, _, _ in rows]),
+            y=compress(np.array([value for _, _, value in rows])),
         )
-        return cls(context, runs, Surrogate(seen, space.slope), cells)
+        return cls(context, runs, Surrogate(seen, space.slope, space.slope_sd), cells, order)
 
     def final(self, settings: Sequence[Setting]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and sd of the compressed gap at the end of a full run."""
-        cells = np.array([self._cells.get(key_of(setting), -1 - i) for i, setting in enumerate(settings)], dtype=np.int64)
-        return self._surrogate.predict(self._context.space.coordinates(settings), cells)
+        return self._surrogate.predict(self._context.space.coordinates(settings), self._cell_numbers(settings))
 
-    def gains(self, settings: Sequence[Setting]) -> NDArray[np.float64]:
-        """Return the expected improvement of each setting over the best one that was run."""
-        mean, sd = self.final(settings)
-        return expected_improvement(mean, sd, self.best)
+    def closed(self, key: Key) -> bool:
+        """Return whether there is nothing more to learn of a setting on the seed of the search."""
+        done = self.deepest.get(key)
+        if done is None:
+            return False
+        return done.diverged or (done.complete and done.end_samples > self._context.rungs.full_samples / 2)
+
+    def most_promising(self, settings: Sequence[Setting], n: int) -> list[Setting]:
+        """Return the settings that may be the best, most likely first."""
+        if not settings:
+            return []
+        both = [*settings, *(run.setting for run in self.leaders[:1])]
+        mean, sd = self.final(both)
+        order = np.argsort(-expected_improvement(mean, sd, float(mean.min())), kind="stable")
+        return [settings[i] for i in order if i < len(settings)][:n]
+
+    def gains(self, options: Sequence[_Option]) -> NDArray[np.float64]:
+        """Return by how much the best full run is expected to improve by knowing each option."""
+        space, rungs = self._context.space, self._context.rungs
+        pool = self.most_promising(distinct([*(o[0] for o in options), *(run.setting for run in self.leaders)]), MOST_TARGETS)
+        targets = (space.coordinates(pool), self._cell_numbers(pool))
+        settings = [option[0] for option in options]
+        actions = Observations(
+            x=space.coordinates(settings),
+            octaves=np.array([math.log2(min(rung / rungs.full_samples, 1.0)) for _, rung, _, _ in options]),
+            cell=self._cell_numbers(settings),
+            run=np.array([float(self._order.get(before.number, -2)) if before is not None else -2.0 for _, _, _, before in options]),
+            y=np.zeros(len(options)),
+        )
+        return self._surrogate.knowledge_gain(targets, actions)
+
+    def _cell_numbers(self, settings: Sequence[Setting]) -> NDArray[np.float64]:
+        return np.array([float(self._cells.get(key_of(setting), _unseen(setting))) for setting in settings])
+
+
+def _unseen(setting: Setting) -> int:
+    """Return a negative number for a cell that was not run, the same whenever it is asked for."""
+    return -2 - zlib.crc32(repr(key_of(setting)).encode())
 
 
 def _value_at(run: Run, rung: int, rungs: Rungs, planned: bool) -> float | None:

@@ -1,12 +1,16 @@
 """A Gaussian process over settings and fidelity: what a full run of an untried setting would reach, and how surely.
 
-Losses enter as gaps to the best at the same rung, relative and compressed, so that a difference of 2 % near the best
-counts as much as a factor of 2 far from it. The process is a sum of
+Losses enter as gaps to the best loss seen anywhere, relative and compressed (linear near the best, logarithmic far from
+it), so that 2 % near the best counts as much as a factor of 2 far away. The process is a sum of
 
-- the landscape at the end of a full run, smooth over octaves of batch size and learning rate;
-- how the picture at an early rung differs from it, which fades towards the end: a level, a slope in the batch size
-  and one in the learning rate (early rungs favour small batches and large rates), and a smooth part;
+- a curve over the integrated learning rate, log2(learning rate / batch size * samples): runs that are not done learning
+  fall on one curve whatever their batch size, learning rate and length, so a short run tells of long ones;
+- the landscape at the end of a full run, smooth over octaves of batch size and of learning rate off the centre line;
+- a level for each fidelity, and a landscape that fades in with it;
 - the luck of a cell, which stays, and that of a single run, which another seed does not share.
+
+What is far from the best is believed less, so that the cliffs do not shape the valley. The slope of the centre line, the
+height of the landscape and the noise of runs are chosen by marginal likelihood.
 
 Source of the idea: freeze-thaw Bayesian optimization, Swersky et al. 2014, arXiv:1406.3896.
 """
@@ -25,109 +29,175 @@ if TYPE_CHECKING:
 
 KNEE = 0.08
 """Relative gap at which the compression passes from linear to logarithmic."""
-WORST = 1.0
-"""Compressed gap given to a run that diverged, at least."""
+DIVERGED_BEYOND = 0.3
+"""A diverged run counts as this much worse than the worst finite one, in compressed gaps."""
 
 
 @dataclass(frozen=True)
 class Hyper:
     """Standard deviations (of compressed gaps) and lengths (octaves) of the parts of the process."""
 
-    landscape: float = 0.15
+    slope: float = 0.6
+    landscape: float = 2.0
     length_batch: float = 3.0
-    length_lr: float = 2.0
+    length_lr: float = 2.5
     length_extra: float = 0.7
-    level: float = 0.3
-    early: float = 0.08
-    early_batch: float = 0.03
-    early_lr: float = 0.03
-    cell: float = 0.012
-    run: float = 0.02
-    white: float = 0.004
-    bowl: float = 0.012
-    """Prior rise of the compressed gap per octave squared from the centre line, levelling off."""
+    learning: float = 1.0
+    """Of the curve over the integrated learning rate."""
+    length_learning: float = 2.0
+    level: float = 3.0
+    length_level: float = 2.0
+    early: float = 1.0
+    length_early: float = 2.0
+    cell: float = 0.15
+    run: float = 0.25
+    length_run: float = 3.0
+    white: float = 0.05
+    far: float = 0.3
+    """Growth of the noise per compressed gap beyond `near`."""
+    near: float = 0.5
+    bowl: float = 0.1
+    """Prior rise per octave squared off the centre line, levelling off to a straight rise."""
+    typical: float = 1.0
+    """Prior mean on the centre line."""
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Rows that were seen: coordinates, fidelity (0 at the full run, 1 at the first rung), cell, run, compressed gap."""
+    """Rows that were seen: coordinates, octaves of a full run trained (0 at the end, negative before), cell, run, compressed gap."""
 
     x: Array
-    early: Array
-    cell: NDArray[np.int64]
-    run: NDArray[np.int64]
+    octaves: Array
+    cell: Array
+    run: Array
     y: Array
 
 
-def compress(losses: Array, best: float) -> Array:
-    """Return relative gaps to the best, linear when small and logarithmic when large; a loss that is not finite becomes the worst."""
+def compress(losses: Array) -> Array:
+    """Return relative gaps to the best, linear when small and logarithmic when large; what is not finite lies beyond the worst."""
     finite = np.isfinite(losses)
-    scale = max(abs(best), 1e-12)
-    gap = np.where(finite, losses, best) - best
-    y = KNEE * np.log1p(np.maximum(gap, 0.0) / scale / KNEE)
-    worst = max(WORST * 0.5, float(y[finite].max(initial=0.0)))
-    return np.where(finite, y, worst)
+    best = float(losses[finite].min())
+    spread = float(np.median(losses[finite])) - best
+    scale = max(abs(best), 0.05 * spread, 1e-12)  # A best loss of zero has no relative gaps.
+    y = np.log1p(np.where(finite, losses - best, 0.0) / scale / KNEE)
+    return np.where(finite, y, float(y[finite].max()) + DIVERGED_BEYOND)
 
 
 class Surrogate:
     """The process, conditioned on what was seen."""
 
-    def __init__(self, seen: Observations, slope: float, hyper: Hyper | None = None) -> None:
-        """Condition on the observations; the scale of the landscape is chosen among a few by marginal likelihood."""
+    def __init__(self, seen: Observations, slope: float, slope_sd: float, hyper: Hyper | None = None) -> None:
+        """Condition on the observations, choosing slope, height and noise by marginal likelihood, one after the other."""
         self._seen = seen
-        self._slope = slope
-        base = hyper or Hyper()
-        options = [replace(base, landscape=base.landscape * k, length_lr=base.length_lr * r) for k in (0.5, 1.0, 2.0) for r in (0.75, 1.25)]
-        self._fits = max((self._fit(option) for option in options), key=lambda fit: fit[0])
-        self.hyper = self._fits[1]
-
-    def _mean(self, x: Array, hyper: Hyper) -> Array:
-        u = x[:, 1] - self._slope * x[:, 0]
-        return np.asarray(KNEE * np.log1p(hyper.bowl * u**2 / KNEE), dtype=np.float64)
-
-    def _kernel(self, x: Array, e: Array, c: Array, r: Array, x2: Array, e2: Array, c2: Array, r2: Array, hyper: Hyper) -> Array:
-        scaled, scaled2 = self._scale(x, hyper), self._scale(x2, hyper)
-        squared = np.maximum((scaled**2).sum(1)[:, None] + (scaled2**2).sum(1)[None, :] - 2 * scaled @ scaled2.T, 0.0)
-        smooth = np.exp(-0.5 * squared)
-        fade = e[:, None] * e2[None, :]
-        near = np.exp(-np.abs(e[:, None] - e2[None, :]) / 0.7)
-        total = hyper.landscape**2 * smooth + hyper.level**2 * near + hyper.early**2 * fade * smooth
-        total += fade * (hyper.early_batch**2 * np.outer(x[:, 0], x2[:, 0]) + hyper.early_lr**2 * np.outer(x[:, 1], x2[:, 1]))
-        total += hyper.cell**2 * (c[:, None] == c2[None, :])
-        total += hyper.run**2 * near * ((r[:, None] == r2[None, :]) & (r[:, None] >= 0))
-        return np.asarray(total, dtype=np.float64)
-
-    def _scale(self, x: Array, hyper: Hyper) -> Array:
-        lengths = np.full(x.shape[1], hyper.length_extra)
-        lengths[:2] = hyper.length_batch, hyper.length_lr
-        tilted = x.copy()
-        tilted[:, 1] -= self._slope * x[:, 0]
-        return np.asarray(tilted / lengths, dtype=np.float64)
-
-    def _fit(self, hyper: Hyper) -> tuple[float, Hyper, Array, Array]:
-        seen = self._seen
-        cell, run = seen.cell.astype(np.float64), seen.run.astype(np.float64)
-        k = self._kernel(seen.x, seen.early, cell, run, seen.x, seen.early, cell, run, hyper)
-        k[np.diag_indices_from(k)] += hyper.white**2
-        chol = np.asarray(np.linalg.cholesky(k), dtype=np.float64)
-        residual = seen.y - self._mean(seen.x, hyper)
-        half = np.asarray(np.linalg.solve(chol, residual), dtype=np.float64)
-        likelihood = -0.5 * float(half @ half) - float(np.log(np.diag(chol)).sum())
-        return likelihood, hyper, chol, half
-
-    def predict(self, x: Array, cell: NDArray[np.int64]) -> tuple[Array, Array]:
-        """Return mean and standard deviation of the compressed gap at the end of a full run on a seed yet unseen, its own luck left out."""
-        _, hyper, chol, half = self._fits
-        seen = self._seen
-        zero, none = np.zeros(len(x)), np.full(len(x), -1.0)
-        cross = self._kernel(
-            x, zero, cell.astype(np.float64), none, seen.x, seen.early, seen.cell.astype(np.float64), seen.run.astype(np.float64), hyper
+        base = replace(hyper or Hyper(), slope=slope)
+        best = self._fit(base, 0.0)
+        choices = (
+            [(replace(base, slope=slope + k * slope_sd), -0.5 * k**2) for k in (-1.5, 1.5)],
+            [({"run": base.run * k, "cell": base.cell * k}, 0.0) for k in (0.5, 2.0, 3.0)],
+            [({"landscape": base.landscape * k, "early": base.early * k}, 0.0) for k in (0.5, 2.0)],
         )
-        solved = np.linalg.solve(chol, cross.T)
-        mean = self._mean(x, hyper) + solved.T @ half
-        prior = hyper.landscape**2 + hyper.level**2 + hyper.cell**2
-        variance = np.maximum(prior - (solved**2).sum(0), 1e-12)
-        return mean, np.sqrt(variance)
+        for group in choices:
+            for change, prior in group:
+                option = change if isinstance(change, Hyper) else replace(best.hyper, **change)
+                found = self._fit(option, prior)
+                if found.evidence > best.evidence:
+                    best = found
+        self._fitted = best
+        self.hyper = best.hyper
+
+    def predict(self, x: Array, cell: Array) -> tuple[Array, Array]:
+        """Return mean and standard deviation of the compressed gap at the end of a full run, the luck of the seed left out.
+
+        The deviation is that of the difference from the setting with the lowest mean: what all runs have in common does not count.
+        """
+        mean, solved = self._at_the_end(x, cell)
+        n, h = len(x), self.hyper
+        i = int(np.argmin(mean))
+        end, none = np.zeros(n), np.full(n, -1.0)
+        to_best = _kernel(h, x, end, cell, none, x[i : i + 1], end[:1], cell[i : i + 1], none[:1])[:, 0] - solved.T @ solved[:, i]
+        variance = _variance(h) - (solved**2).sum(0)
+        return mean, np.sqrt(np.maximum(variance + variance[i] - 2 * to_best, 1e-9))
+
+    def knowledge_gain(self, targets: tuple[Array, Array], actions: Observations) -> Array:
+        """Return by how much the lowest mean at the end of a full run is expected to fall once each action has been observed.
+
+        Args:
+            targets: Coordinates and cells of the settings that could be chosen in the end.
+            actions: What could be observed, `y` left out of account; a negative run is a new one.
+
+        Source: the knowledge gradient, Frazier et al. 2009, INFORMS J. Computing 21:599; the normal is integrated at a few nodes.
+        """
+        h, seen = self.hyper, self._seen
+        x, cell = targets
+        mean, solved = self._at_the_end(x, cell)
+        back = _kernel(h, actions.x, actions.octaves, actions.cell, actions.run, seen.x, seen.octaves, seen.cell, seen.run)
+        solved_actions = np.asarray(np.linalg.solve(self._fitted.chol, back.T), dtype=np.float64)
+        end, none = np.zeros(len(x)), np.full(len(x), -1.0)
+        cross = _kernel(h, actions.x, actions.octaves, actions.cell, np.full(len(actions.x), -2.0), x, end, cell, none)
+        cross -= solved_actions.T @ solved
+        expected = _mean(h, actions.x) + solved_actions.T @ self._fitted.half
+        noise = h.white**2 + (h.far * np.maximum(expected - h.near, 0.0)) ** 2
+        variance = np.maximum(_variance(h) + h.run**2 - (solved_actions**2).sum(0), 1e-9) + noise
+        moves = cross / np.sqrt(variance)[:, None]
+        nodes, weights = np.polynomial.hermite_e.hermegauss(9)
+        weights = weights / weights.sum()
+        lowest = np.stack([(mean[None, :] + moves * z).min(1) for z in nodes], axis=1)
+        return np.asarray(np.maximum(mean.min() - lowest @ weights, 0.0), dtype=np.float64)
+
+    def _at_the_end(self, x: Array, cell: Array) -> tuple[Array, Array]:
+        seen, n = self._seen, len(x)
+        cross = _kernel(self.hyper, x, np.zeros(n), cell, np.full(n, -1.0), seen.x, seen.octaves, seen.cell, seen.run)
+        solved = np.asarray(np.linalg.solve(self._fitted.chol, cross.T), dtype=np.float64)
+        return np.asarray(_mean(self.hyper, x) + solved.T @ self._fitted.half, dtype=np.float64), solved
+
+    def _fit(self, hyper: Hyper, prior: float) -> _Fitted:
+        seen = self._seen
+        k = _kernel(hyper, seen.x, seen.octaves, seen.cell, seen.run, seen.x, seen.octaves, seen.cell, seen.run)
+        k[np.diag_indices_from(k)] += hyper.white**2 + (hyper.far * np.maximum(seen.y - hyper.near, 0.0)) ** 2
+        chol = np.asarray(np.linalg.cholesky(k), dtype=np.float64)
+        half = np.asarray(np.linalg.solve(chol, seen.y - _mean(hyper, seen.x)), dtype=np.float64)
+        evidence = prior - 0.5 * float(half @ half) - float(np.log(np.diag(chol)).sum())
+        return _Fitted(evidence, hyper, chol, half)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    evidence: float
+    hyper: Hyper
+    chol: Array
+    half: Array
+
+
+def _variance(h: Hyper) -> float:
+    """Return the prior variance of any setting at any fidelity, the luck of a run left out."""
+    return h.level**2 + h.learning**2 + h.landscape**2 + h.early**2 + h.cell**2
+
+
+def _mean(h: Hyper, x: Array) -> Array:
+    off = np.abs(x[:, 1] - h.slope * x[:, 0])
+    return np.asarray(h.typical + h.bowl * off**2 / (1 + off / 3), dtype=np.float64)
+
+
+def _kernel(h: Hyper, x: Array, s: Array, c: Array, r: Array, x2: Array, s2: Array, c2: Array, r2: Array) -> Array:
+    """Return the covariance of rows with columns: coordinates, octaves of a full run, cell, run."""
+    lengths = np.concatenate([[h.length_batch, h.length_lr], np.full(x.shape[1] - 2, h.length_extra)])
+    tilted, tilted2 = _tilt(x, h.slope) / lengths, _tilt(x2, h.slope) / lengths
+    where = (tilted**2).sum(1)[:, None] + (tilted2**2).sum(1)[None, :] - 2 * tilted @ tilted2.T
+    fidelity = (s[:, None] - s2[None, :]) ** 2
+    done, done2 = x[:, 1] - x[:, 0] + s, x2[:, 1] - x2[:, 0] + s2  # Octaves of the integrated learning rate.
+    total = h.level**2 * np.exp(-0.5 * fidelity / h.length_level**2)
+    total += h.learning**2 * np.exp(-0.5 * ((done[:, None] - done2[None, :]) / h.length_learning) ** 2)
+    total += np.exp(-0.5 * where) * (h.landscape**2 + h.early**2 * np.exp(-0.5 * fidelity / h.length_early**2))
+    total += h.cell**2 * (c[:, None] == c2[None, :])
+    same = (r[:, None] == r2[None, :]) & (r[:, None] >= 0)
+    total += h.run**2 * same * np.exp(-np.sqrt(fidelity) / h.length_run)
+    return np.asarray(total, dtype=np.float64)
+
+
+def _tilt(x: Array, slope: float) -> Array:
+    tilted = x.copy()
+    tilted[:, 1] -= slope * x[:, 0]
+    return np.asarray(tilted, dtype=np.float64)
 
 
 def expected_improvement(mean: Array, sd: Array, best: float) -> Array:
@@ -137,7 +207,7 @@ def expected_improvement(mean: Array, sd: Array, best: float) -> Array:
 
 
 def normal_cdf(z: Array) -> Array:
-    """Return the standard normal distribution function, to 2e-7. Source: Abramowitz and Stegun 1964, 26.2.17."""
+    """Return the standard normal distribution function, to 1e-7. Source: Abramowitz and Stegun 1964, 26.2.17."""
     t = 1 / (1 + 0.2316419 * np.abs(z))
     tail = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
     tail = tail * t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
