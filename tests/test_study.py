@@ -211,7 +211,7 @@ def test_a_trial_whose_result_was_written_is_finished(url: str, monkeypatch: pyt
 def test_the_second_writer_is_told_who_holds_the_storage(url: str) -> None:
     """It names the process, and the first one is not disturbed."""
     with opened(url) as study:
-        with pytest.raises(StudyError, match=rf"in use: process {os.getpid()} on .* since 20.*Wait for it"):
+        with pytest.raises(StudyError, match=rf"in use: process {os.getpid()} on .* uses it since 20.*Wait for it"):
             open_storage(url)
         run_one(study)
     assert sorted(path.name for path in Path(url.removeprefix("sqlite:///")).parent.iterdir()) == ["bstune.db"]

@@ -282,18 +282,18 @@ def _take_lock(location: Location) -> IO[str]:
         try:
             lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # Held for as long as the storage is open.
         except OSError as error:
-            raise _lock_error(error, location) from error
+            raise _study_error(error, location) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _holder(lock)
             lock.close()
-            raise StudyError(
+            raise InUseError(
                 f"The storage {location.path} is in use: {holder}. Wait for it, or give this search a --storage of its own."
             ) from None
         except OSError as error:
             lock.close()
-            raise _lock_error(error, location) from error
+            raise _study_error(error, location) from error
         # Its last holder may have removed the file between our opening and our locking it.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
@@ -305,7 +305,7 @@ def _take_lock(location: Location) -> IO[str]:
         lock.flush()
     except OSError as error:
         _unlock(lock, location)
-        raise _lock_error(error, location) from error
+        raise _study_error(error, location) from error
     return lock
 
 
@@ -313,9 +313,9 @@ def _holder(lock: IO[str]) -> str:
     lock.seek(0)
     try:
         held = json.loads(lock.read())
-        return f"process {held['pid']} on {held['host']} searches there since {held['since']}"
+        return f"process {held['pid']} on {held['host']} uses it since {held['since']}"
     except (ValueError, KeyError, TypeError):
-        return "another process searches there"
+        return "another process uses it"
 
 
 def _unlock(lock: IO[str], location: Location) -> None:
