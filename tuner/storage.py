@@ -362,7 +362,3 @@ def _study_error(error: BaseException, location: Location) -> StudyError:
     said = " ".join(texts).lower()
     meaning = next((meaning for saying, meaning in _SAYINGS.items() if saying in said), f"{texts[-1]}. Name another file with --storage")
     return StudyError(f"The storage {location.path or location.url} cannot be used: {meaning}.")
-
-
-def _lock_error(error: OSError, location: Location) -> StudyError:
-    return _study_error(error, location)
