@@ -7,7 +7,7 @@ on what is running now.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..objectives.base import TrialReport
@@ -208,11 +208,3 @@ class Ledger:
             for run in self
             if run.seed == seed and run.values and run.number not in old and run.cause not in ("oom", "killed", "hung", "error")
         ]
-
-
-def distinct(settings: Iterable[Setting]) -> list[Setting]:
-    """Return the settings without repeats, in their first order."""
-    found: dict[Key, Setting] = {}
-    for setting in settings:
-        found.setdefault(key_of(setting), setting)
-    return list(found.values())

@@ -15,9 +15,9 @@ import numpy as np
 from ..objectives.base import Facts
 from .errors import NoSignalError
 from .ledger import Key, Ledger, Run, key_of
+from .model import Context, Model
 from .plan import Plan
 from .results import Candidate, LossEstimate, LrRule, ProbeResult, Recommendation, Setting
-from .sampler import Context, Model
 from .scaling import split_batch
 
 ALTERNATIVES = 5
@@ -89,7 +89,7 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
     for run in leaders:
         if len(chosen) >= n:
             break
-        if run.key not in out and evidence.context.allowed(run.setting):
+        if run.key not in out and evidence.context.allowed(run.key, run.setting.global_batch_size):
             chosen.setdefault(run.key, run.setting)
     return list(chosen.values())[:n]
 
@@ -99,7 +99,7 @@ def _largest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
     model = Model.of(evidence.context, evidence.ledger)
     if model is None or not leaders:
         return list(leaders)
-    mean, _ = model.final([run.setting for run in leaders])
+    mean, _ = model.final([evidence.context.space.point(run.setting) for run in leaders])
     slack = evidence.plan.tolerance + NOISE_PRIOR[0]
     good = [run for run, gap in zip(leaders, mean, strict=True) if gap <= mean[0] + slack]
     return sorted(good, key=lambda run: -run.setting.global_batch_size) + [run for run in leaders if run not in good]
@@ -297,7 +297,7 @@ def _batch_interval(evidence: Evidence, model: Model, chosen: Candidate, noise: 
     """Return the smallest and largest batch size that were run and whose best setting cannot be told from the best of all."""
     best: dict[int, float] = {}
     runs = [run for run in model.leaders]
-    mean, _ = model.final([run.setting for run in runs])
+    mean, _ = model.final([evidence.context.space.point(run.setting) for run in runs])
     for run, gap in zip(runs, mean, strict=True):
         batch = run.setting.global_batch_size
         best[batch] = min(best.get(batch, math.inf), float(gap))
@@ -315,7 +315,7 @@ def _lr_rule(evidence: Evidence, model: Model) -> LrRule | None:
     xs, ys = [], []
     for batch in batches:
         settings = [space.setting(batch, lr, model.leaders[0].setting.params) for lr in space.learning_rates]
-        mean, _ = model.final(settings)
+        mean, _ = model.final([space.point(setting) for setting in settings])
         xs.append(math.log2(batch))
         ys.append(math.log2(settings[int(np.argmin(mean))].learning_rate))
     x, y = np.array(xs) - np.mean(xs), np.array(ys) - np.mean(ys)

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from ..objectives.base import Facts
 from .errors import ArgumentError
+from .ledger import Key, key_of
 from .plan import Plan
 from .results import ProbeResult, Setting
 from .scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, LEARNING_RATE_RANGE, SLOPE_PRIOR, centre_shift
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SMALLEST_BATCH = 4
 RANGE_RULE = "a tuple means a range (low, high) with {} {} low <= high; a list means exactly these values"
@@ -78,6 +78,17 @@ class Dimension:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A setting with what surrogates need of it, computed once."""
+
+    setting: Setting
+    key: Key
+    coordinates: tuple[float, ...]
+    number: float
+    """Negative, and the same for the same setting: it tells cells apart."""
+
+
+@dataclass(frozen=True)
 class Space:
     """The grid of batch sizes and learning rates, the extra dimensions, and where the best is expected."""
 
@@ -107,34 +118,34 @@ class Space:
         """Return the learning rate of the grid that is nearest in octaves."""
         return min(self.learning_rates, key=lambda x: (abs(math.log2(x / lr)), x))
 
-    def cells(self) -> list[tuple[int, float]]:
-        """Return all pairs of batch size and learning rate."""
-        return list(itertools.product(self.batches, self.learning_rates))
+    @cached_property
+    def grid(self) -> tuple[Point, ...]:
+        """All pairs of batch size and learning rate, the extras in the middle."""
+        return tuple(self.point(self.setting(batch, lr)) for batch, lr in itertools.product(self.batches, self.learning_rates))
 
     def default_params(self) -> dict[str, Any]:
         """Return the fixed parameters and the middle of each extra dimension."""
         return {**self.fixed, **{dimension.name: dimension.draw(0.5) for dimension in self.extras}}
 
-    def combinations(self, rng: np.random.Generator, known: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
-        """Return values of the extra dimensions to weigh: the middle, those that did well, and fresh draws."""
+    def points(self, rng: np.random.Generator, known: Sequence[Mapping[str, Any]] = ()) -> list[Point]:
+        """Return the points to weigh: the grid, with extras in the middle, those that did well, and fresh draws."""
         if not self.extras:
-            return [dict(self.fixed)]
+            return list(self.grid)
         drawn = [{**self.fixed, **{d.name: d.draw(float(rng.random())) for d in self.extras}} for _ in range(EXTRA_SAMPLES)]
-        return [self.default_params(), *(dict(params) for params in known), *drawn]
+        pairs = itertools.product(self.batches, self.learning_rates)
+        return [*self.grid, *(self.point(self.setting(b, lr, params)) for b, lr in pairs for params in (*known, *drawn))]
 
     def setting(self, batch: int, lr: float, params: Mapping[str, Any] | None = None) -> Setting:
         """Return the setting with the default extras unless others are given."""
         return Setting(int(batch), float(lr), dict(self.default_params() if params is None else params))
 
-    def coordinates(self, settings: Sequence[Setting]) -> NDArray[np.float64]:
-        """Return one row a setting: octaves of batch and of learning rate from the centre line's foot, then the extras."""
-        rows = []
-        for setting in settings:
-            row = [math.log2(setting.global_batch_size / self.centre_batch), math.log2(setting.learning_rate / self.centre_learning_rate)]
-            for dimension in self.extras:
-                row += dimension.coordinates(setting.params[dimension.name])
-            rows.append(row)
-        return np.array(rows, dtype=np.float64).reshape(len(settings), -1)
+    def point(self, setting: Setting) -> Point:
+        """Return a setting with its coordinates: octaves of batch and of learning rate from the foot of the centre line, then extras."""
+        row = [math.log2(setting.global_batch_size / self.centre_batch), math.log2(setting.learning_rate / self.centre_learning_rate)]
+        for dimension in self.extras:
+            row += dimension.coordinates(setting.params[dimension.name])
+        key = key_of(setting)
+        return Point(setting, key, tuple(row), -2.0 - zlib.crc32(repr(key).encode()))
 
 
 def make_space(plan: Plan, facts: Facts, probe: ProbeResult | None, noise_scale: float | None = None) -> Space:

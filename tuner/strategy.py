@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 from ..objectives.base import Facts, TrialReport, Verdict
 from .ledger import Key, Ledger, Run, key_of
+from .model import Context
 from .plan import Forecast, Plan, Proposal
 from .pruner import SCHEDULED, Rungs, diverged
 from .recommend import Evidence, finalists, recommend
 from .results import Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
-from .sampler import Action, Context, PlainSampler, SurrogateSampler, make_sampler
+from .sampler import Action, PlainSampler, SurrogateSampler, make_sampler
 from .space import make_space
 
 RETRIES = 2
