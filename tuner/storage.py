@@ -208,6 +208,7 @@ def _open_backend(location: Location, url: str, *, write: bool) -> BaseStorage:
         connection.execute("PRAGMA journal_mode=WAL")
         # A commit survives the death of the process; only a power failure can take back the last ones.
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint=250")  # Pages: the log beside the database stays at about 1 MB.
 
     with _guard(location), _quiet():
         # Optuna fills in {SCHEMA_VERSION} by str.format; a brace in the path is none.
