@@ -9,7 +9,7 @@ cached blocks and fragments, which come and go with the batch size, so "fits" is
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -243,19 +243,28 @@ class ReservedPeak:
         model: The traced steps.
         capacity_bytes: Of the allocator.
         fixed_bytes: Added to every prediction: the CUDA context, and what else is taken beside the allocator.
+        eval_size_of: The validation batch size that belongs to a micro-batch size; default: the same.
     """
 
-    def __init__(self, model: TraceModel, capacity_bytes: int | None = None, *, fixed_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        model: TraceModel,
+        capacity_bytes: int | None = None,
+        *,
+        fixed_bytes: int = 0,
+        eval_size_of: Callable[[int], int] = lambda size: size,
+    ) -> None:
         """Keep what has been asked, since a search asks often."""
         self._model = model
         self._capacity_bytes = capacity_bytes
         self._fixed_bytes = fixed_bytes
+        self._eval_size_of = eval_size_of
         self._known: dict[int, float] = {}
 
     def __call__(self, size: int) -> float:
         """Return the predicted peak at a size, in bytes."""
         if size not in self._known:
-            result = reserved_at(self._model, size, self._capacity_bytes)
+            result = reserved_at(self._model, size, self._capacity_bytes, eval_size=self._eval_size_of(size))
             fits = result.fits and not result.retries
             self._known[size] = float(self._fixed_bytes + result.reserved_bytes) if fits else float("inf")
         return self._known[size]

@@ -28,6 +28,12 @@ FIRST_TARGET = 0.97
 """Share of the budget to aim at while no prediction of this run has come true."""
 PROVEN_OF_PEAK, PROVEN_OF_INCREMENT = 0.01, 0.05
 """A prediction has come true when it was off by less than both: of the peak, and of the increment that it predicted."""
+FIRST_SHARE = 0.4
+"""Share of what is left of the budget that the second size may take, if all that it needs for more samples grows in step."""
+FAR = 8.0
+"""A slope that was measured leads straight to the answer if that lies at most this many times its own rise further up."""
+NEIGHBOURS = 1.25
+"""Sizes whose ratio is at most this show scatter rather than shape."""
 SIGNIFICANT = 4.0
 """An increment counts as a slope when it is this many times the noise."""
 
@@ -111,6 +117,8 @@ class _Line(NamedTuple):
     proven: bool
     error: float
     """Relative error of the slope, as far as this run can tell."""
+    rise: float
+    """How far the peak rose over the sizes that the slope was measured on; 0 where it was not."""
 
     def at(self, size: int) -> float:
         return self.peak + self.slope * (self.shape(size) - self.shape(self.anchor))
@@ -137,6 +145,8 @@ class Growth:
             as the size grows.
         predict: Peak bytes expected at a size: its shape matters, a wrong constant or scale is corrected by measurements.
             `inf` forbids a size. It may be set later, as the attribute `predictor`.
+            The attribute `fixed_bytes` may be set after the first attempt: bytes of its peak that surely do not depend on the size,
+            such as the interpreter, weights and optimizer state. The second size is then larger, and teaches more.
         growth_limit: No jump to more than this many times the largest size seen to fit.
         max_attempts: The search ends after so many attempts with the best size so far.
         first_sizes: The sizes to begin with; default two small ones of which neither is 1, where kernels and branches differ.
@@ -167,6 +177,7 @@ class Growth:
                 raise ArgumentError(f"The first size {size} is not a multiple of {bounds.multiple_of} in the bounds {bounds}.")
         self.first_sizes = first_sizes or _small_sizes(bounds)
         self.history: list[Measured] = []
+        self.fixed_bytes: float | None = None
         self._given_noise_bytes = noise_bytes
         self._lowest = bounds.lowest
         self._stopped: Literal["timeout", "plateau"] | None = None
@@ -205,6 +216,14 @@ class Growth:
     def stop(self, reason: Literal["timeout", "plateau"]) -> None:
         """End the search here: time is up, or a larger size would bring nothing."""
         self._stopped = reason
+
+    @property
+    def expects_answer(self) -> bool:
+        """Whether the size that was last asked for is expected to be the answer, so that it is worth a thorough attempt."""
+        if self._pending is None or self._pending.size is None:
+            return False
+        successor, line = self._pending.size + self.bounds.multiple_of, self._line()
+        return successor > self.bounds.highest or (line is not None and line.at(successor) > self.budget_bytes)
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
@@ -252,15 +271,23 @@ class Growth:
 
     @property
     def noise_bytes(self) -> float:
-        """How far two peaks must differ to be told apart: as given, or as repeats show, or falling peaks where there are no repeats."""
-        return max(self._given_noise_bytes, self._repeat_noise_bytes if self._repeats else self._fall_bytes)
+        """How far two peaks must differ to be told apart: as given, or as repeats show, or falling peaks where there are no repeats.
+
+        Where some noise was given, also as neighbouring sizes scatter about the predictor: on CPU, malloc keeps more or less of what
+        was freed, the same in each run but another way at each size.
+        """
+        seen = self.repeat_noise_bytes if self._repeats else self._fall_bytes
+        return max(self._given_noise_bytes, seen, self._scatter_bytes if self._given_noise_bytes > 0 else 0.0)
 
     @property
     def _repeats(self) -> int:
         return sum(m.peak_bytes is not None for m in self.history) - len(self._points())
 
     @property
-    def _repeat_noise_bytes(self) -> float:
+    def repeat_noise_bytes(self) -> float:
+        """Standard deviation of peaks that were measured more than once, over all such sizes; 0 where there are none."""
+        if not self._repeats:
+            return 0.0
         squares = sum((m.peak_bytes - (self._peak(m.size) or 0.0)) ** 2 for m in self.history if m.peak_bytes is not None)
         return math.sqrt(squares / self._repeats)
 
@@ -269,6 +296,20 @@ class Growth:
         """Return the largest fall of the peak with a growing size; one of more than 5 % is a change of kernel, not noise."""
         falls = [(before - after, before) for (_, before), (_, after) in itertools.pairwise(self._points())]
         return max([fall / math.sqrt(2) for fall, peak in falls if 0 < fall < 0.05 * peak], default=0.0)
+
+    @property
+    def _scatter_bytes(self) -> float:
+        """Return how far rises between neighbouring sizes are from what the predictor, fitted to all of them, says."""
+        if self.predictor is None:
+            return 0.0
+        points = [(size, self.predictor(size), peak) for size, peak in self._points()]
+        points = [point for point in points if math.isfinite(point[1])]
+        if len(points) < 4 or points[-1][1] <= points[0][1]:
+            return 0.0
+        slope = (points[-1][2] - points[0][2]) / (points[-1][1] - points[0][1])
+        close = [(a, b) for a, b in itertools.pairwise(points) if b[0] <= NEIGHBOURS * a[0]]
+        squares = [((b[2] - a[2]) - slope * (b[1] - a[1])) ** 2 / 2 for a, b in close]
+        return math.sqrt(sum(squares) / len(squares)) if squares else 0.0
 
     @property
     def flat(self) -> bool:
@@ -290,7 +331,7 @@ class Growth:
         tried = {m.size for m in self.history}
         for size in self.first_sizes:
             if size not in tried and (low or 0) < size and (high is None or size < high):
-                return _Choice(size)
+                return _Choice(max(size, self._second_size(low)))
         if low is None:
             start = high if high is not None else self.first_sizes[0]
             return _Choice(max(self._lowest, self._grid(start // 2)) if high is not None else start)
@@ -308,10 +349,19 @@ class Growth:
             line = self._line()
             if all(m.outcome == "limit" for m in self.history if m.size == high and not m.fits):
                 return _Choice(None, proof="cap", limited_by="max_batch")
-            if line is not None and line.at(high) - line.peak < self.noise_bytes:
+            if line is not None and line.at_least(high) - line.peak < self.noise_bytes:
                 return _Choice(None, proof="noise")
             return _Choice(None, proof="bracket")
         return None
+
+    def _second_size(self, low: int | None) -> int:
+        """Return a size that is large enough to show the slope and surely small enough to fit, from one measured peak."""
+        peak = self._peak(low) if low is not None else None
+        if low is None or peak is None or self.fixed_bytes is None or len(self.history) > 1:
+            return 0
+        steepest = max(peak - self.fixed_bytes, peak / 1000) / low
+        further = FIRST_SHARE * (self.budget_bytes - peak) / steepest
+        return min(self._grid(int(low + further)), self._grid(low * self.growth_limit), self.bounds.highest)
 
     def _grow(self, low: int, high: int | None) -> _Choice:
         """Choose a size above `low`: by the line while it leads, by halving the bracket where it does not."""
@@ -331,7 +381,10 @@ class Growth:
                 return middle
         limit = self.growth_limit if line.from_predictor and line.slope > 0 else min(self.growth_limit, SECANT_GROWTH_LIMIT)
         top = min(self.bounds.highest if high is None else high - step, self._grid(max(low * limit, low + step)))
-        margin = line.error * (self.budget_bytes - line.peak) if line.proven else math.inf
+        left = self.budget_bytes - line.peak
+        margin = line.error * left if line.proven or (line.from_predictor and left <= FAR * line.rise) else math.inf
+        if margin < line.at(low + step) - line.peak:
+            margin = 0.0  # Less than one more size: aim at the answer itself.
         careful = self.budget_bytes - min(margin, (1 - FIRST_TARGET) * self.budget_bytes)
         for target in (careful, self.budget_bytes):
             size = self._largest(lambda n, target=target: line.at(n) <= target, low, top)  # type: ignore[misc]
@@ -413,7 +466,7 @@ class Growth:
         if not math.isfinite(base) or (not below and not from_predictor):
             return None
         noise = self.noise_bytes
-        slope, error = self._slope((base, peak), below, from_predictor)
+        slope, error, measured_rise = self._slope((base, peak), below, from_predictor)
         if slope is None:
             return None  # Measured memory grows where the predictor says that it does not: it is no guide.
         predictions = _predictions((base, peak), below, from_predictor)
@@ -438,21 +491,21 @@ class Growth:
                 came_true = abs(slope - upper) * (top - base) <= min(PROVEN_OF_PEAK * measured, PROVEN_OF_INCREMENT * rise)
                 proven = (proven and peak + slope * (top - base) > self.budget_bytes) or (came_true and rise > SIGNIFICANT * noise)
                 slope, floor = upper, min(slope, upper)
-        return _Line(low, peak, shape, slope, floor, from_predictor, proven, error)
+        return _Line(low, peak, shape, slope, floor, from_predictor, proven, error, measured_rise)
 
-    def _slope(self, at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool) -> tuple[float | None, float]:
-        """Return bytes per unit of shape from the nearest point below that differs from `at` beyond doubt, and its relative error."""
+    def _slope(self, at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool) -> tuple[float | None, float, float]:
+        """Return bytes per unit of shape, relative error and rise, from the nearest point below that differs from `at` beyond doubt."""
         (base, peak), noise = at, self.noise_bytes
         for x, p in reversed(below):
             if peak - p > SIGNIFICANT * noise and peak > p:
                 if base <= x:
-                    return (None, 0.0) if from_predictor else (0.0, 0.0)
+                    return None, 0.0, 0.0
                 if from_predictor and base - x < (peak - p) / 100:
-                    return None, 0.0
-                return (peak - p) / (base - x), noise / (peak - p)
+                    return None, 0.0, 0.0
+                return (peak - p) / (base - x), noise / (peak - p), peak - p
         x, p = below[0] if below else (base, peak)
         steepest = max(0.0, peak - p + SIGNIFICANT * noise) / (base - x) if base > x else math.inf
-        return min(1.0, steepest) if from_predictor else steepest, 0.0  # Flat so far: at most as steep as the noise allows.
+        return min(1.0, steepest) if from_predictor else steepest, 0.0, 0.0  # Flat so far: at most as steep as the noise allows.
 
     # --- small things -------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,14 @@ ever written to disk.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..objectives.base import MeasureNotes, MeasureSpec, TrialSpec
 from .meter import Reading
 from .results import Outcome
+
+if TYPE_CHECKING:
+    from .trace import Trace
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Measure:
     """Run a few steps of one size and measure them."""
 
     spec: MeasureSpec
+    traced: bool = False
+    """Also record what is allocated, so that other sizes can be foreseen. The steps take longer."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Measured:
 
     reading: Reading
     notes: MeasureNotes
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from ..objectives.base import MeasureSpec
 from . import jobs
 from .device import asked_bytes, first_line, usable_cores
 from .errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError
+from .foresight import Foresight
 from .growth import Answer, Bounds, Growth
 from .growth import Measured as Size
 from .host import Died, Host, error_of
@@ -27,9 +28,13 @@ STEPS = 2
 FINAL_STEPS = 3
 """For the size that is returned: memory has been seen to grow in the second step (pytorch/pytorch#35901)."""
 TIMED_S = 0.4
-CPU_NOISE_BYTES = 1 << 20
-"""Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same."""
+CPU_NOISE_BYTES = 1 << 18
+"""Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same. Measured with a fixed mmap threshold:
+repeats of a step of 300 to 660 MiB differ by 0.1 MiB. With malloc's own, moving threshold they scatter by several MiB more, which
+the search sees."""
 SMALLEST_TIMED = 4
+SMALLEST_PLATEAU = 64
+"""Smaller steps are so short that their throughput still rises, or is mostly noise."""
 GIB = 1 << 30
 
 OnAttempt = Callable[[Attempt], None]
@@ -76,9 +81,9 @@ def probe(
         DeviceError: The device does not work.
         StudyError: The result cannot be stored.
     """
+    from ..objectives.load import check_objective
     from .arguments import check_probe
     from .naming import study_name
-    from .search import check_objective
     from .storage import open_storage
     from .study import find_study, make_study, probe_key, touch
 
@@ -109,7 +114,7 @@ def probe(
             on_attempt=on_attempt,
         )
         kept = find_study(opened, name) or make_study(opened, name)
-        kept.set(probe=result.to_dict(), probe_key=probe_key(host.facts, host.device_info, jobs=1, seed=seed))
+        kept.set(probe=result.to_dict(), probe_key=probe_key(host.facts, host.device_info, jobs=1, seed=seed, settings=asdict(arguments)))
         touch(kept)
     return result
 
@@ -179,15 +184,30 @@ class _Attempts:
         self.last_output: str | None = None
         self.last_failure: jobs.Failure | Died | None = None
         self._eval_limit: int | None = None
+        on_cpu = host.device_info.kind == "cpu"
+        # Without the context, which is not known before the first attempt: a constant that the search corrects.
+        self.foresight = Foresight(self.eval_size, reserved_bytes=None if on_cpu else self.usable_bytes)
         self._on_attempt = on_attempt
         # On CPU: twice the budget lets a size that is just too large be measured instead of killed, where RAM allows it.
-        on_cpu = host.device_info.kind == "cpu"
         self.fence_bytes = min(2 * self.usable_bytes + GIB, memory.available_bytes) if on_cpu else self.usable_bytes
+
+    @property
+    def fixed_bytes(self) -> float | None:
+        """What the smallest size held that surely does not grow with the size; None before an attempt came to its end."""
+        if not self.readings:
+            return None
+        reading = self.readings[min(self.readings)]
+        parts = (reading.parameters_bytes, reading.gradients_bytes, reading.optimizer_state_bytes)
+        return reading.start_bytes + sum(part or 0 for part in parts)
 
     @property
     def hopeless(self) -> bool:
         """Whether parameters and gradients alone are over the budget, so that one attempt at the smallest size says it all."""
         return 2 * (self.host.facts.parameter_bytes or 0) > self.budget_bytes
+
+    def eval_size(self, size: int) -> int:
+        """Return the validation batch size that is run with a micro-batch size."""
+        return min(size, self.host.facts.n_val_samples or size, self._eval_limit or size)
 
     def run(self, size: int, *, n_steps: int = STEPS, timed_s: float = 0.0, accumulate: bool = True) -> tuple[Attempt, Reading | None]:
         """Try one size; where only validation runs out of memory, with ever smaller validation batches.
@@ -197,12 +217,14 @@ class _Attempts:
             _TimeUp: The probe's time is over.
         """
         facts = self.host.facts
-        eval_size = min(size, facts.n_val_samples or size, self._eval_limit or size)
+        eval_size = self.eval_size(size)
         crashed = False
         while True:
             both = accumulate and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
             spec = MeasureSpec(size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s)
-            attempt, reading, failure = self._once(spec)
+            attempt, reading, failure = self._once(spec, traced=self.foresight.wants_trace and not timed_s)
+            if attempt is None:
+                continue
             if attempt.outcome == "error" and isinstance(failure, Died) and not crashed:
                 crashed = True  # A crash may be a fluke of the machine; the same one twice is not.
                 continue
@@ -217,12 +239,12 @@ class _Attempts:
                 self.readings[size] = reading
             return attempt, reading
 
-    def _once(self, spec: MeasureSpec) -> tuple[Attempt, Reading | None, jobs.Failure | Died | None]:
+    def _once(self, spec: MeasureSpec, *, traced: bool) -> tuple[Attempt | None, Reading | None, jobs.Failure | Died | None]:
         left_s = None if self.deadline_s is None else self.deadline_s - time.monotonic()
         if left_s is not None and left_s <= 0:
             raise _TimeUp
         start_s = time.monotonic()
-        worker = self.host.start(jobs.Measure(spec), fence_bytes=self.fence_bytes)
+        worker = self.host.start(jobs.Measure(spec, traced), fence_bytes=self.fence_bytes)
         try:
             answer = self.host.answer(worker, left_s)
             self.last_output = worker.tail() if isinstance(answer, (jobs.Failure, Died)) else None
@@ -230,6 +252,10 @@ class _Attempts:
             worker.end()
         if answer is None:
             raise _TimeUp
+        if isinstance(answer, jobs.Measured) and answer.trace is not None:
+            self.foresight.add(answer.trace)
+            if answer.trace.compiled:
+                return None, None, None  # It ran eagerly because it was traced, so its memory is not that of training either.
         attempt = self._judge(spec, answer, time.monotonic() - start_s)
         reading = answer.reading if isinstance(answer, (jobs.Measured, jobs.Failure)) else None
         return attempt, reading, None if isinstance(answer, jobs.Measured) else answer
@@ -279,8 +305,9 @@ def _objective_error(failure: jobs.Failure | Died | None, size: int, output: str
     return ObjectiveError(text, output=output)
 
 
-def _size(attempt: Attempt) -> Size:
-    return Size(attempt.size, attempt.outcome == "ok", attempt.peak_bytes, attempt.outcome)
+def _size(attempt: Attempt, attempts: _Attempts) -> Size:
+    died = attempts.last_failure is not None  # What it held when it failed is no peak, only a part of one.
+    return Size(attempt.size, attempt.outcome == "ok", None if died else attempt.peak_bytes, attempt.outcome)
 
 
 def _grow(growth: Growth, attempts: _Attempts) -> None:
@@ -289,18 +316,19 @@ def _grow(growth: Growth, attempts: _Attempts) -> None:
     Raises:
         NothingFitsError: No size fits.
     """
-    last_rate = 0.0
+    rates: list[float] = []
     try:
         while (size := growth.next_size()) is not None:
-            attempt, _ = attempts.run(size)
+            attempt, _ = attempts.run(size, n_steps=FINAL_STEPS if growth.expects_answer else STEPS)
             if attempt.outcome == "error":  # Only at size 1: a bug, unless 2 samples work where one does not.
                 attempt = _one_is_too_few(attempt, attempts.last_failure, attempts)
-            growth.add(_size(attempt))
-            if attempt.outcome == "ok" and growth.flat and size >= SMALLEST_TIMED:
-                rate = _rate(size, attempts)
-                if rate <= PLATEAU_GAIN * last_rate:
+            growth.add(_size(attempt, attempts))
+            growth.predictor = attempts.foresight.predictor
+            growth.fixed_bytes = attempts.fixed_bytes
+            if attempt.outcome == "ok" and growth.flat and size >= SMALLEST_PLATEAU:
+                rates.append(_rate(size, attempts))
+                if len(rates) > 2 and max(rates[-2:]) <= PLATEAU_GAIN * rates[-3]:
                     growth.stop("plateau")
-                last_rate = rate
     except _TimeUp:
         growth.stop("timeout")
     if growth.answer.size is None:
@@ -326,23 +354,30 @@ def _rate(size: int, attempts: _Attempts) -> float:
 
 
 def _verify(growth: Growth, attempts: _Attempts) -> Reading:
-    """Run the answer once more, for three steps; where that fails, the search goes on below it."""
+    """See that the answer has run for three steps and that its peak is no accident; where it is, the search goes on below it.
+
+    A peak that was foreseen to within a third of the headroom is none. Any other is measured once more.
+    """
     while True:
         size = growth.answer.size
         if size is None:
             raise _nothing_fits(growth, attempts)
+        reading, expected = attempts.readings[size], growth.answer.predicted_bytes
+        allowed_bytes = attempts.headroom * attempts.usable_bytes / 3
+        foreseen = expected is not None and reading.peak_bytes is not None and abs(expected - reading.peak_bytes) <= allowed_bytes
+        if foreseen and reading.steps >= FINAL_STEPS:
+            return reading
         try:
-            attempt, reading = attempts.run(size, n_steps=FINAL_STEPS)
+            attempt, again = attempts.run(size, n_steps=FINAL_STEPS)
         except _TimeUp:
             growth.stop("timeout")
             return attempts.readings[size]
-        growth.add(_size(attempt))
-        noise_bytes = growth.noise_bytes
+        growth.add(_size(attempt, attempts))
         attempts.budget_bytes = growth.budget_bytes = attempts.usable_bytes - max(
-            int(attempts.headroom * attempts.usable_bytes), int(3 * noise_bytes) if noise_bytes > CPU_NOISE_BYTES else 0
+            int(attempts.headroom * attempts.usable_bytes), int(3 * growth.repeat_noise_bytes)
         )
-        if attempt.outcome == "ok" and reading is not None and growth.answer.size == size:
-            return reading
+        if attempt.outcome == "ok" and again is not None and growth.answer.size == size:
+            return again
         _grow(growth, attempts)
 
 
