@@ -454,6 +454,22 @@ def test_a_study_that_learned_nothing_makes_way(url: str) -> None:
         assert (again.name, again.records) == ("digits", ())
 
 
+def test_a_finished_trial_is_seen_before_a_study_makes_way(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two writes of its only trial, the study has learned something and is not replaced."""
+    with open_storage(url) as storage:
+        study = chosen(storage)
+        record = study.begin(spec(), AXES)
+        record = finished(study.report(report(record.number, (640,), 0.25)))
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", lambda *_: (_ for _ in ()).throw(SystemExit))
+            with pytest.raises(SystemExit):
+                study.finish(record)
+    with open_storage(url) as storage:
+        with pytest.raises(StudyError, match="made with other settings"):
+            chosen(storage, seed=7)
+        assert chosen(storage).records == (record,)
+
+
 def test_the_newest_study_is_the_one_used_last(url: str) -> None:
     """Not the one made last."""
     with open_storage(url) as storage:
@@ -463,6 +479,9 @@ def test_the_newest_study_is_the_one_used_last(url: str) -> None:
         touch(first)
         assert newest_study(storage).name == "first"
         assert newest_study(storage, with_file=True).name == "first"
+        assert newest_study(storage, name="second").name == "second"
+        with pytest.raises(StudyError, match="no study 'second' that stores a file"):
+            newest_study(storage, name="second", with_file=True)
         touch(second)
         assert newest_study(storage).name == "second"
         assert newest_study(storage, with_file=True).name == "first"

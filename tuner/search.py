@@ -205,9 +205,8 @@ def _prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, 
     objective = check_objective(objective, isolation=arguments.isolation)
     with open_storage(arguments.storage) as storage, _described(objective, arguments) as (facts, device, host):
         study = _study(storage, objective, arguments, facts, device, fresh=fresh)
-        orphans = study.sweep()
         said = f"{len(study.finished)} trials so far" + (
-            f", {len(orphans)} of them cut off when the last search was killed" if orphans else ""
+            f", {len(study.orphans)} of them cut off when the last search was killed" if study.orphans else ""
         )
         _tell(arguments, Progress("study", study.name, arguments.plan.budget, message=said if study.finished else "new"))
         for warning in () if host is None else host.warnings:
@@ -250,7 +249,7 @@ def _study(storage: Storage, objective: Any, arguments: SearchArguments, facts: 
         plan=encode_plan(arguments.plan),
         device=device.to_dict(),
         objective=target,
-        asked={"device": arguments.device, "isolation": arguments.isolation},
+        asked={"device": arguments.device, "isolation": arguments.isolation, "probe_given": arguments.probe is not None},
         stopped_by=None,
     )
     touch(study)

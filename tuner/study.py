@@ -10,6 +10,7 @@ samples of its last report.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -139,7 +140,9 @@ def stored_arguments(study: Study) -> dict[str, Any]:
     if "plan" not in study.attributes:
         return {}
     plan = decode_plan(study.attributes["plan"])
-    asked: dict[str, Any] = study.attributes.get("asked", {})
+    asked: dict[str, Any] = dict(study.attributes.get("asked", {}))
+    if asked.pop("probe_given", False):
+        asked["probe"] = study.probe
     return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | asked
 
 
@@ -200,12 +203,13 @@ def _is_power_of_two(number: int) -> bool:
 
 
 class Study:
-    """One study, mirrored in memory: the storage is read once, when it is opened.
+    """One study, mirrored in memory: its trials are read once and never again.
 
     Attributes:
         storage: Where it is kept.
         name: Its name.
         attributes: Its user attributes.
+        orphans: Trials that `sweep` found cut off.
     """
 
     def __init__(self, storage: Storage, study_id: int, name: str) -> None:
@@ -215,10 +219,20 @@ class Study:
         self._id = study_id
         self._ids: dict[int, int] = {}
         """Optuna's ids of the trials that are running, by number."""
+        self.orphans: list[TrialRecord] = []
         with storage.guard():
             self.attributes: dict[str, Any] = dict(storage.backend.get_study_user_attrs(study_id))
-            self._trials = {trial.number: trial for trial in storage.backend.get_all_trials(study_id, deepcopy=False)}
-        self._records = {number: record for number, trial in self._trials.items() if (record := read_record(trial)) is not None}
+
+    @functools.cached_property
+    def _trials(self) -> dict[int, FrozenTrial]:
+        """The trials as they were when they were first asked for."""
+        with self.storage.guard():
+            return {trial.number: trial for trial in self.storage.backend.get_all_trials(self._id, deepcopy=False)}
+
+    @functools.cached_property
+    def _records(self) -> dict[int, TrialRecord]:
+        """The trials that bstune made, as they are now."""
+        return {number: record for number, trial in self._trials.items() if (record := read_record(trial)) is not None}
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
@@ -255,7 +269,7 @@ class Study:
 
         Call it only as the one writer: whatever is still called running then runs nowhere.
         """
-        orphans = []
+        self.orphans = []
         for number, record in list(self._records.items()):
             if record.state != "running":
                 continue
@@ -268,8 +282,8 @@ class Study:
                 self.storage.backend.set_trial_user_attr(trial._trial_id, "orphan", True)
             said = f"the search was killed while it ran; its last report was at {record.samples} samples"
             self.finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
-            orphans.append(self._records[number])
-        return orphans
+            self.orphans.append(self._records[number])
+        return self.orphans
 
     def begin(self, spec: TrialSpec, axes: Axes, *, continues: int | None = None) -> TrialRecord:
         """Enter a run that starts now; the number in `spec` is replaced by the next of the study."""
@@ -409,7 +423,7 @@ def make_study(storage: Storage, name: str) -> Study:
 
 
 def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, named: bool, fresh: bool = False) -> Study:
-    """Return the study to go on with, or a new one.
+    """Return the study to go on with, swept of orphans, or a new one.
 
     Args:
         storage: Where to look.
@@ -426,6 +440,7 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
     study = find_study(storage, name)
     if study is None:
         return make_study(storage, name)
+    study.sweep()
     differences = _differences(study, wanted)
     if not differences:
         return study
@@ -436,6 +451,7 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
     for sibling in [] if named else reversed(_siblings(storage, name)):
         other = find_study(storage, sibling)
         if other is not None and not _differences(other, wanted):
+            other.sweep()
             return other
     raise StudyError(
         "\n".join(
@@ -487,20 +503,21 @@ def studies(storage: Storage) -> Iterator[Study]:
         yield study
 
 
-def newest_study(storage: Storage, *, with_file: bool = False) -> Study:
+def newest_study(storage: Storage, *, name: str | None = None, with_file: bool = False) -> Study:
     """Return the most recently used study.
 
     Args:
         storage: Where to look.
+        name: Only the study of this name will do.
         with_file: Only a study that stores the file of its objective will do.
 
     Raises:
         StudyError: There is none.
     """
     for study in studies(storage):
-        if not with_file or study.attributes.get("objective"):
+        if name in (None, study.name) and (not with_file or study.attributes.get("objective")):
             return study
-    what = "no study that stores a file" if with_file else "no study"
+    what = f"no study{'' if name is None else f' {name!r}'}{' that stores a file' if with_file else ''}"
     raise StudyError(f"{storage.location.path} holds {what}. Give a model: bstune search model.py")
 
 
