@@ -249,12 +249,12 @@ def _stored(options: dict[str, Any], given: set[str]) -> tuple[str, dict[str, An
 
     try:
         with read_storage(options["storage"]) as storage:
-            study = newest_study(storage, with_file=True)
+            study = newest_study(storage, name=options["study"], with_file=True)
             stored = stored_arguments(study)
     except StudyError as error:
         raise StudyError(f"There is no search to continue. {error}") from error
     kept = {name: value for name, value in stored.items() if name in options and name not in given}
-    return str(study.attributes["objective"]), {**options, **kept, "study": options["study"] or study.name}
+    return str(study.attributes["objective"]), {**options, **kept, "study": study.name}
 
 
 def _parse_space(items: tuple[str, ...]) -> dict[str, Any]:
