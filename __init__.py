@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .tuner.errors import ObjectiveError as ObjectiveError
     from .tuner.errors import StudyError as StudyError
     from .tuner.errors import TrialPruned as TrialPruned
+    from .tuner.outlook import PlanResult as PlanResult
+    from .tuner.outlook import plan as plan
     from .tuner.probe import probe as probe
     from .tuner.results import ProbeResult as ProbeResult
     from .tuner.results import Recommendation as Recommendation
@@ -36,6 +38,7 @@ _HOME = {
     "NoSignalError": "tuner.errors",
     "NothingFitsError": "tuner.errors",
     "ObjectiveError": "tuner.errors",
+    "PlanResult": "tuner.outlook",
     "ProbeResult": "tuner.results",
     "Recommendation": "tuner.results",
     "SearchResult": "tuner.results",
@@ -45,6 +48,7 @@ _HOME = {
     "TrialPruned": "tuner.errors",
     "load": "objectives.load",
     "objective": "objectives.loop",
+    "plan": "tuner.outlook",
     "probe": "tuner.probe",
     "search": "tuner.search",
 }

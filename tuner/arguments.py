@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .cards import card_bytes
 from .errors import ArgumentError
 from .plan import Plan
 from .results import TRIAL_COLUMNS, ProbeResult
@@ -156,6 +157,34 @@ def check_probe(
         checks.wrong(f"multiple_of={multiple}: no multiple of it lies between min_batch={arguments.min_batch} and max_batch={largest}.")
     checks.done()
     return arguments
+
+
+def check_plan(
+    *, gpu: Sequence[str], memory: Sequence[str | int], headroom: float, multiple_of: int, device: str, seed: int
+) -> list[tuple[str, int]]:
+    """Return (name, total bytes) of each device that a plan is for.
+
+    Raises:
+        ArgumentError: One or more arguments are wrong; all are listed.
+    """
+    checks = _Checks()
+    checks.text("device", device)
+    checks.real("headroom", headroom, lambda x: 0 <= x < 1, "a share of memory from 0 up to, but below, 1")
+    checks.integer("multiple_of", multiple_of, 1)
+    checks.integer("seed", seed, 0)
+    if not _listed(gpu) and not _listed(memory):
+        checks.wrong("gpu and memory are empty: expected a card such as 'H100 80GB', or a size such as 24GiB.")
+    cards = []
+    for name in _listed(gpu):
+        try:
+            cards.append(card_bytes(str(name)))
+        except ArgumentError as error:
+            checks.wrong(str(error))
+    for size in _listed(memory):
+        n_bytes = checks.size("memory", size)
+        cards.append((f"{size} card", n_bytes or 0))
+    checks.done()
+    return cards
 
 
 @dataclass(frozen=True)

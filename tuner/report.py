@@ -14,6 +14,7 @@ from .results import Attempt, Candidate, LossEstimate, ProbeResult, Recommendati
 
 if TYPE_CHECKING:
     from ..objectives.base import Facts
+    from .outlook import PlanResult
 
 _PROOFS = {
     "bracket": "the next size was run and failed",
@@ -24,14 +25,16 @@ _PROOFS = {
 
 
 def gib(n_bytes: float | None) -> str:
-    """Return bytes for people: MiB below one GiB.
+    """Return bytes for people: MiB below one GiB, KiB below one MiB.
 
     Example:
-        >>> gib(1610612736), gib(52428800), gib(None)
-        ('1.50 GiB', '50 MiB', 'unknown')
+        >>> gib(1610612736), gib(52428800), gib(39720), gib(None)
+        ('1.50 GiB', '50 MiB', '39 KiB', 'unknown')
     """
     if n_bytes is None:
         return "unknown"
+    if abs(n_bytes) < 2**20:
+        return f"{n_bytes / 2**10:.0f} KiB"
     return f"{n_bytes / 2**30:.2f} GiB" if abs(n_bytes) >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
 
 
@@ -199,6 +202,27 @@ def probe_text(probe: ProbeResult) -> str:
         f"  attempts:    {', '.join(f'{attempt.size} {attempt.outcome}' for attempt in probe.attempts)} in {duration(probe.seconds)}"
     )
     return "\n".join(lines)
+
+
+def plan_text(plan: PlanResult) -> str:
+    """Return what is expected to fit devices that are not here, as a table, and what it rests on."""
+    lines = [
+        f"{'device':<20} {'batch':>8} {'reserved':>10} {'left':>10} {'parameters':>11} {'gradients':>10} {'optimizer':>10} "
+        f"{'activations':>12}  limited by"
+    ]
+    for outlook in plan.outlooks:
+        parts = outlook.memory_by_category
+        if outlook.micro_batch_size is None or parts is None:
+            lines.append(f"{outlook.device:<20} nothing fits in {gib(outlook.budget_bytes)}")
+            continue
+        lines.append(
+            f"{outlook.device:<20} {outlook.micro_batch_size:>8} {gib(outlook.reserved_bytes):>10} {gib(outlook.free_bytes):>10} "
+            f"{gib(parts.parameters_bytes):>11} {gib(parts.gradients_bytes):>10} {gib(parts.optimizer_state_bytes):>10} "
+            f"{gib(parts.activations_bytes):>12}  {outlook.limited_by}"
+        )
+    checked = "no third size to check it by" if plan.residual is None else f"off by {plan.residual:.2%} at the size it was not fitted to"
+    lines += ["", f"Traced at {', '.join(map(str, plan.traced_sizes))} samples on {plan.traced_on.name}; the replay is {checked}."]
+    return "\n".join([*lines, *(f"- {text}" for text in plan.rests_on)])
 
 
 def search_text(result: SearchResult, facts: Facts | None = None) -> str:

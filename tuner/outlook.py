@@ -1,0 +1,215 @@
+"""What would fit a device that is not here: steps traced on the device that is, replayed in an allocator of the other's size.
+
+Nothing of this was run at the size that it names, so it is an outlook and never an answer; `probe` on the device itself is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..objectives.base import MeasureSpec
+from . import jobs
+from .allocator import ReservedPeak, reserved_at
+from .arguments import check_plan
+from .cards import CONTEXT_BYTES
+from .errors import BstuneError, ObjectiveError
+from .foresight import Foresight
+from .host import Host, error_of
+from .meter import Reading
+from .results import DeviceInfo, LimitedBy, MemoryByCategory, Record
+from .trace import TraceModel
+
+TRACED_SIZES = (3, 5, 9)
+"""Two to fit lines, one to check them; not 1, where squeezed dimensions and other kernels give another step."""
+
+
+@dataclass(frozen=True)
+class Outlook(Record):
+    """What is expected to fit one device."""
+
+    device: str
+    total_bytes: int
+    budget_bytes: int
+    """For the allocator: the total without the context and the headroom."""
+    micro_batch_size: int | None
+    """Largest size whose replay needs no allocator retry; None where not even one sample fits."""
+    limited_by: LimitedBy
+    reserved_bytes: int | None
+    """Predicted peak of the caching allocator at that size."""
+    live_bytes: int | None
+    """Predicted peak of live tensors at that size."""
+    free_bytes: int | None
+    """What is then left of the total, headroom included."""
+    memory_by_category: MemoryByCategory | None
+
+
+@dataclass(frozen=True)
+class PlanResult(Record):
+    """What is expected to fit devices that are not here, and what that rests on."""
+
+    outlooks: tuple[Outlook, ...]
+    traced_on: DeviceInfo
+    traced_sizes: tuple[int, ...]
+    eval_batch_size: str
+    residual: float | None
+    """Relative error of the replay at the traced size that it was not fitted to; None where there is none."""
+    n_train_samples: int
+    rests_on: tuple[str, ...]
+    """What each kind of figure rests on, and its known error."""
+
+
+def plan(
+    objective: Any,
+    *,
+    gpu: Sequence[str] = (),
+    memory: Sequence[str | int] = (),
+    headroom: float = 0.05,
+    multiple_of: int = 1,
+    device: str = "auto",
+    seed: int = 0,
+) -> PlanResult:
+    """Predict the largest micro-batch on devices that are not here, from a few traced steps on the one that is.
+
+    Args:
+        objective: A `Supervised`, a function under `@bstune.objective`, or what `bstune.load` returns.
+        gpu: Names of cards, such as `"H100 80GB"`.
+        memory: Sizes of other cards, such as `"24GiB"`.
+        headroom: Share of the card's memory that is left free.
+        multiple_of: The size is a multiple of this.
+        device: Where to trace: `auto`, `cpu`, `cuda` or `cuda:N`.
+        seed: Seed of model and data.
+
+    Raises:
+        ArgumentError: A card is unknown, or another argument is wrong on its face.
+        ObjectiveError: The user's code or file is at fault.
+        BstuneError: The traced steps differ too much between sizes to say anything of others.
+    """
+    cards = check_plan(gpu=gpu, memory=memory, headroom=headroom, multiple_of=multiple_of, device=device, seed=seed)
+    with Host(objective, device=device) as host:
+        foresight, reading, sizes = _trace(host, seed)
+        model = foresight.model
+        if model is None:
+            raise BstuneError(
+                f"Nothing can be said of other sizes: {foresight.why_not} Probe on the device itself, or use bstune probe --memory."
+            )
+        outlooks = tuple(_outlook(name, total, model, host, reading, headroom=headroom, multiple_of=multiple_of) for name, total in cards)
+        checked = len(model.batches) > model.degree + 1
+        return PlanResult(
+            outlooks=outlooks,
+            traced_on=host.device_info,
+            traced_sizes=sizes,
+            eval_batch_size="as the micro-batch, at most the validation set",
+            residual=model.residual_bytes / max(1, model.peak_at(max(model.batches))) if checked else None,
+            n_train_samples=host.facts.n_samples,
+            rests_on=_rests_on(host.device_info, sizes),
+        )
+
+
+def _trace(host: Host, seed: int) -> tuple[Foresight, Reading, tuple[int, ...]]:
+    n_samples, n_val = host.facts.n_samples, host.facts.n_val_samples
+    foresight = Foresight(lambda size: min(size, n_val or size))
+    reading = None
+    sizes = tuple(size for size in TRACED_SIZES if size <= n_samples)
+    if len(sizes) < 2:
+        raise ObjectiveError(f"The data set has {n_samples} samples: at least {TRACED_SIZES[1]} are needed to see how memory grows.")
+    for size in sizes:
+        both = host.facts.kind == "supervised" or 2 * size <= n_samples
+        worker = host.start(jobs.Measure(MeasureSpec(size, min(size, n_val or size), 2 if both else 1, 2, seed), traced=True))
+        try:
+            answer = host.answer(worker)
+            if isinstance(answer, jobs.Failure):
+                raise error_of(answer, f"training at micro-batch {size}", output=worker.tail(), budget_bytes=host.usable_bytes())
+            if not isinstance(answer, jobs.Measured) or answer.trace is None:
+                raise ObjectiveError(f"A training step at micro-batch {size} could not be traced: {getattr(answer, 'text', 'no trace')}.")
+        finally:
+            worker.end()
+        foresight.add(answer.trace)
+        reading = answer.reading
+    assert reading is not None
+    return foresight, reading, sizes
+
+
+def _outlook(
+    name: str,
+    total_bytes: int,
+    model: TraceModel,
+    host: Host,
+    reading: Reading,
+    *,
+    headroom: float,
+    multiple_of: int,
+) -> Outlook:
+    budget = int(total_bytes * (1 - headroom)) - CONTEXT_BYTES
+    n_samples, n_val = host.facts.n_samples, host.facts.n_val_samples
+
+    def eval_size_of(size: int) -> int:
+        return min(size, n_val or size)
+
+    peak = ReservedPeak(model, max(0, budget), eval_size_of=eval_size_of)
+    size = largest_fitting(lambda n: peak(n) <= budget, n_samples, multiple_of)
+    if size is None:
+        return Outlook(name, total_bytes, budget, None, "memory", None, None, None, None)
+    replay = reserved_at(model, size, budget, eval_size=eval_size_of(size))
+    held = (reading.parameters_bytes, reading.gradients_bytes, reading.optimizer_state_bytes)
+    live = model.peak_at(size, eval_size_of(size))
+    # The peak may come before the gradients or the optimizer's scratch space are there, so this part cannot be negative.
+    activations = max(0, live - sum(part or 0 for part in held))
+    return Outlook(
+        device=name,
+        total_bytes=total_bytes,
+        budget_bytes=budget,
+        micro_batch_size=size,
+        limited_by="dataset" if size + multiple_of > n_samples else "memory",
+        reserved_bytes=replay.reserved_bytes,
+        live_bytes=live,
+        free_bytes=total_bytes - CONTEXT_BYTES - replay.reserved_bytes,
+        memory_by_category=MemoryByCategory(held[0], held[1], held[2], activations, max(0, replay.reserved_bytes - live)),
+    )
+
+
+LOOK_FURTHER = 1.7
+"""Past the first size that does not fit, look up to this factor for another that does: fragmentation comes and goes with the size."""
+
+
+def largest_fitting(fits: Callable[[int], bool], n_samples: int, multiple_of: int = 1) -> int | None:
+    """Return the largest multiple up to `n_samples` that was found to fit, by doubling, halving, and a look past the boundary.
+
+    Example:
+        >>> largest_fitting(lambda n: n <= 77, 1000), largest_fitting(lambda n: n <= 77, 1000, 8), largest_fitting(lambda n: False, 9)
+        (77, 72, None)
+    """
+    top = n_samples // multiple_of
+
+    def boundary(low: int, high: int) -> int:  # low fits (or is 0), high does not; both count multiples.
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle * multiple_of) else (low, middle)
+        return low
+
+    low, high = 0, 1
+    while high <= top and fits(high * multiple_of):
+        low, high = high, high * 2
+    best = boundary(low, min(high, top + 1))
+    further = sorted({round(best * 1.02**step) for step in range(1, 28)} | {min(top, round(best * LOOK_FURTHER))})
+    for size in reversed([size for size in further if best < size <= top]):
+        if fits(size * multiple_of):
+            return boundary(size, min(top + 1, next((n for n in further if n > size), top + 1))) * multiple_of
+    return best * multiple_of or None
+
+
+def _rests_on(device: DeviceInfo, sizes: Sequence[int]) -> tuple[str, ...]:
+    traced = f"micro_batch_size, live_bytes: allocations of real steps at {', '.join(map(str, sizes))} samples on {device.kind}, replayed"
+    if device.kind == "cpu":
+        traced += (
+            "; CUDA chooses other kernels, whose workspaces are not in it (recurrent layers were seen to differ by up to 2x, "
+            "convolutions and attention are unmeasured)"
+        )
+    return (
+        traced + ".",
+        "reserved_bytes: the same through a model of CUDA's caching allocator (one stream, no expandable segments), which was not yet "
+        "compared with a card.",
+        f"total_bytes: the driver's figure for such a card; its context is assumed to take {CONTEXT_BYTES / 2**30:.2f} GiB (0.3 to 0.6).",
+        "Nothing was run at these sizes: probe on the device before you rely on them.",
+    )
