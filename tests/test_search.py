@@ -12,16 +12,21 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import bstune
 import numpy as np
 import pytest
-from bstune.tuner.drive import Progress
+from bstune.objectives.base import TrialSpec, Verdict
+from bstune.tuner.drive import Drive, Progress
+from bstune.tuner.plan import Plan
+from bstune.tuner.pool import Event
 from bstune.tuner.search import SearchInterrupted
-from bstune.tuner.storage import read_storage
-from bstune.tuner.study import find_study
+from bstune.tuner.storage import open_storage, read_storage
+from bstune.tuner.strategy import Strategy
+from bstune.tuner.study import find_study, make_study
 
 BUDGET = 4
 ONE_REPORT = 1 / 4
@@ -225,6 +230,50 @@ def test_running_out_of_memory_is_a_result() -> None:
     result = search(failing(lambda trial: trial.global_batch_size == 32, MemoryError))
     assert {record.cause for record in result.records if record.global_batch_size == 32} == {"oom"}
     assert result.recommendation.global_batch_size == 16
+
+
+class SilentPool:
+    """Starts trials of which nothing is ever heard."""
+
+    slots = 2
+
+    def __init__(self) -> None:
+        """Run nothing yet."""
+        self.submitted: list[int] = []
+        self.cancelled: list[int] = []
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Take a run."""
+        self.submitted.append(spec.number)
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Hear nothing."""
+        time.sleep(timeout_s)
+        yield from ()
+
+    def reply(self, number: int, verdict: Verdict) -> None:
+        """Never called: nothing is reported."""
+
+    def cancel(self, number: int) -> None:
+        """End a run."""
+        self.cancelled.append(number)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def test_a_hung_trial_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of which nothing is heard for far too long is a failed trial with a reason, and the search goes on without it."""
+    monkeypatch.setattr("bstune.tuner.drive.POLL_S", 0.01)
+    monkeypatch.setattr("bstune.tuner.drive.PATIENCE_UNKNOWN_S", 0.05)
+    pool = SilentPool()
+    with open_storage("sqlite:///:memory:") as storage:
+        study = make_study(storage, "silent")
+        drive = Drive(study, Strategy(Plan(n_trials=4), formula.facts, None), None, tell=lambda *_: None)
+        drive.run(pool)
+        assert {record.cause for record in study.finished} == {"hung"}
+        assert "nothing was heard of it" in study.finished[0].reason
+    assert sorted(pool.cancelled) == sorted(pool.submitted) == [record.number for record in study.finished]
 
 
 def test_what_is_no_objective_is_refused() -> None:

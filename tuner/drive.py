@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 POLL_S = 1.0
 """Longest wait for an event, so that a timeout is noticed."""
+PATIENCE = 20
+"""A trial that is silent for so many times as long as its whole run should take has hung."""
+PATIENCE_LEAST_S = 300.0
+PATIENCE_UNKNOWN_S = 3600.0
+"""The same where no step time is known."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class Drive:
         self._axes = Axes(forecast.batch_range, forecast.learning_rate_range, strategy.plan.space)
         self._checkpoint_dir = checkpoint_dir
         self._deadline_s = deadline_s
-        self._running: set[int] = set()
+        self._running: dict[int, float] = {}
+        """The trials that run, and when each was last heard of."""
         self._stopped: set[int] = set()
         """Running trials that were told to stop."""
 
@@ -89,6 +95,7 @@ class Drive:
                         pool.reply(event.report.number, self.judge(event.report))
                     else:
                         self._end(event)
+                self._end_hung(pool)
             why = "the timeout was over"
             return "timeout"
         except BaseException:
@@ -122,12 +129,13 @@ class Drive:
         if self._checkpoint_dir is not None:
             spec = dataclasses.replace(spec, checkpoint_to=str(self._checkpoint_dir / f"trial-{record.number}.pt"))
         self._strategy.started(record.number, proposal)
-        self._running.add(record.number)
+        self._running[record.number] = time.monotonic()
         self._tell("start", record)
         pool.submit(dataclasses.replace(spec, number=record.number))
 
     def judge(self, report: TrialReport) -> Verdict:
         """Write a report down and return the verdict on it."""
+        self._running[report.number] = time.monotonic()
         record = self._study.report(report)
         verdict = self._strategy.report(report)
         if verdict == "stop":
@@ -144,8 +152,24 @@ class Drive:
             assert isinstance(event, Lost)
             raise ObjectiveError(f"Trial {event.number} failed: {_said(event)}", traceback=event.traceback, output=event.output)
 
+    def _end_hung(self, pool: Pool) -> None:
+        """End the trials that have been silent for far too long."""
+        now_s = time.monotonic()
+        for number, heard_s in list(self._running.items()):
+            record = self._study.record(number)
+            if now_s - heard_s > (limit_s := self._patience_s(record)):
+                pool.cancel(number)
+                self._end(Lost(number, "hung", f"nothing was heard of it for {limit_s:.0f} s", record.samples, record.seconds or limit_s))
+
+    def _patience_s(self, record: TrialRecord) -> float:
+        line = None if self._probe is None else self._probe.step_time_line
+        if line is None or record.end_samples is None:
+            return PATIENCE_UNKNOWN_S
+        n_steps = record.end_samples / record.global_batch_size
+        return max(PATIENCE_LEAST_S, PATIENCE * n_steps * line.step_s(record.micro_batch_size, record.accumulation_steps))
+
     def _finish(self, record: TrialRecord) -> None:
-        self._running.discard(record.number)
+        self._running.pop(record.number, None)
         self._stopped.discard(record.number)
         self._study.finish(record)
         self._strategy.finish(record)
@@ -188,7 +212,7 @@ class Drive:
         """Enter what still runs as cut off; closing the pool is what ends it."""
         for number in sorted(self._running):
             record = self._study.record(number)
-            self._running.discard(number)
+            self._running.pop(number)
             said = f"{why}; its last report was at {record.samples} samples"
             self._finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
 
