@@ -1,14 +1,18 @@
 """The only door to devices: what they have, what is left of it, and which errors mean that it ran out.
 
 On CPU the memory that counts is physical RAM, cut by the container's limit. On CUDA, free and total memory come from NVML
-by UUID, never by index: torch and NVML number cards differently, and `CUDA_VISIBLE_DEVICES` renumbers them once more.
+by UUID, never by index: torch and NVML number cards differently, and `CUDA_VISIBLE_DEVICES` renumbers them once more. Where
+NVML cannot say, CUDA is asked: without the module or the driver's library, on slices that it hides, and on cards that share
+the host's memory. Windows is not supported: its driver moves what does not fit to the host's memory, and nothing ever fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,15 @@ from .results import DeviceInfo, Outcome
 
 NO_CGROUP_LIMIT = 1 << 60
 """cgroup v1 says "no limit" with a number near 2**63."""
+SAME_TOTAL = 0.1
+"""NVML and CUDA count the same card's memory to within this: one of them leaves out what the firmware keeps."""
+MOVED = 0.01
+NEAR = 0.05
+SETTLE_S = 3.0
+DRIVER_NODES = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg")
+"""Of the driver on Linux, on Jetson boards and under WSL 2."""
+
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -96,51 +109,123 @@ def _inactive_file_bytes(folder: Path) -> int:
         return 0
 
 
+# --- CUDA cards, as NVML sees them: the caller's process may ask, because NVML makes no context ---------------------
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[Any]:
+    """Yield the started module `pynvml`, or None where there is no module, no driver or no permission."""
+    module: Any = None
+    with contextlib.suppress(Exception):  # All of these, and a library that does not load, mean that NVML cannot say.
+        import pynvml
+
+        pynvml.nvmlInit()
+        module = pynvml
+    try:
+        yield module
+    finally:
+        if module is not None:
+            module.nvmlShutdown()
+
+
+def _handle(nvml: Any, uuid: str) -> Any:
+    """Return NVML's handle of the card or slice with this UUID, or None. A bare UUID, as torch gives it, may be either's."""
+    names = [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"] if uuid else []
+    for name in names:
+        with contextlib.suppress(nvml.NVMLError):
+            return nvml.nvmlDeviceGetHandleByUUID(name)
+    return None
+
+
 def nvml_devices() -> list[dict[str, Any]]:
     """Return name, uuid, total, free and the driver of each card that NVML sees; empty where there is no driver."""
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        cards = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            card: dict[str, Any] = {"name": _text(pynvml.nvmlDeviceGetName(handle)), "uuid": _text(pynvml.nvmlDeviceGetUUID(handle))}
-            try:
-                memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-                card |= {"total_bytes": int(memory.total), "free_bytes": int(memory.free)}
-            except pynvml.NVMLError:  # Cards that share the host's memory, such as GB10, do not support this query.
-                card |= {"total_bytes": None, "free_bytes": None}
-            card["driver"] = _text(pynvml.nvmlSystemGetDriverVersion())
-            cards.append(card)
-        return cards
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
+    cards: list[dict[str, Any]] = []
+    with _nvml() as nvml:
+        if nvml is None:
+            return cards
+        for index in range(nvml.nvmlDeviceGetCount()):
+            with contextlib.suppress(nvml.NVMLError):  # A card that has fallen off the bus is not there.
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                card: dict[str, Any] = {"name": _text(nvml.nvmlDeviceGetName(handle)), "uuid": _text(nvml.nvmlDeviceGetUUID(handle))}
+                memory, _ = _query_memory(nvml, handle)
+                card |= {"total_bytes": memory and memory.total_bytes, "free_bytes": memory and memory.available_bytes}
+                cards.append({**card, "driver": _text(nvml.nvmlSystemGetDriverVersion())})
+    return cards
 
 
-def nvml_memory(uuid: str) -> Memory | None:
-    """Return the memory of the card (or MIG slice) with this UUID, or None where NVML cannot say."""
-    try:
-        import pynvml
+def nvml_memory(uuid: str, *, total_bytes: int | None = None) -> Memory | None:
+    """Return the memory of the card or slice with this UUID, or None where NVML cannot say.
 
-        pynvml.nvmlInit()
-    except Exception:  # No module, no driver, no permission: all of them mean that NVML cannot say.
+    Args:
+        uuid: With or without the prefix `GPU-` or `MIG-`.
+        total_bytes: What CUDA says that the device has. Where NVML's total is another one, its handle is that of a whole card of
+            which the process sees a slice, and None is returned.
+    """
+    with _nvml() as nvml:
+        handle = nvml and _handle(nvml, uuid)
+        memory = _query_memory(nvml, handle)[0] if handle else None
+    if memory is not None and total_bytes is not None and abs(memory.total_bytes - total_bytes) > SAME_TOTAL * total_bytes:
         return None
+    return memory
+
+
+def _query_memory(nvml: Any, handle: Any) -> tuple[Memory | None, bool]:
+    """Return (memory or None, whether the driver says that this card cannot be asked, since it has no memory of its own)."""
     try:
-        name = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(name))
-        return Memory(int(memory.total), int(memory.free), "nvml")
-    except pynvml.NVMLError:
+        # Version 1 of the query. Versions 1 and 2 differ in whether `used` contains the driver's part; `free` is the same.
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    except nvml.NVMLError as error:
+        return None, isinstance(error, nvml.NVMLError_NotSupported)
+    return Memory(int(memory.total), int(memory.free), "nvml"), False
+
+
+def _shares_host_memory(uuid: str) -> bool:
+    with _nvml() as nvml:
+        handle = nvml and _handle(nvml, uuid)
+        return bool(handle) and _query_memory(nvml, handle)[1]
+
+
+@dataclass(frozen=True)
+class CudaProcess:
+    """A process that holds memory of a card, as far as it can be seen."""
+
+    pid: int
+    """As the host numbers it, which inside a container is not how the container does."""
+    used_bytes: int | None
+    """None where the driver does not tell."""
+
+
+def cuda_processes(uuid: str) -> tuple[CudaProcess, ...]:
+    """Return the processes that compute on a card, for a report only: in a container, they may be hidden or numbered otherwise."""
+    with _nvml() as nvml:
+        handle = nvml and _handle(nvml, uuid)
+        if not handle:
+            return ()
+        try:
+            found = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        except nvml.NVMLError:
+            return ()
+        return tuple(CudaProcess(int(process.pid), process.usedGpuMemory) for process in found)
+
+
+def memory_moved(before: Memory, after: Memory) -> str | None:
+    """Say how far the memory that is left has moved between two readings, or return None if by no more than 1 %."""
+    change = after.available_bytes - before.available_bytes
+    if abs(change) <= MOVED * before.available_bytes:
         return None
-    finally:
-        pynvml.nvmlShutdown()
+    gib = 1 << 30
+    return (
+        f"Free memory of the device changed by {change / gib:+.2f} GiB during the probe, from {before.available_bytes / gib:.2f} to "
+        f"{after.available_bytes / gib:.2f} GiB: something else uses it too. The result holds for what was free at the beginning; probe "
+        "again, or set --memory to what is yours for sure."
+    )
+
+
+def card_in_sight() -> bool:
+    """Tell, without touching CUDA, whether it is worth trying: NVML lists a card, or the system has a node of its driver."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1"):  # The user has hidden them all.
+        return False
+    return bool(nvml_devices()) or any(Path(node).exists() for node in DRIVER_NODES)
 
 
 def _text(value: str | bytes) -> str:
@@ -162,6 +247,9 @@ def check_device_name(device: str) -> str:
     )
 
 
+# --- CUDA itself: only in a child, because a process that touched CUDA cannot be forked ----------------------------
+
+
 @dataclass(frozen=True)
 class CudaFacts:
     """What a process that may touch CUDA found out about a card."""
@@ -169,13 +257,16 @@ class CudaFacts:
     device: str
     name: str
     uuid: str
+    """As NVML knows it, `GPU-...` or `MIG-...`; empty where torch cannot tell."""
     total_bytes: int
     free_bytes: int
     """With a context of our own already taken off."""
+    unified: bool = False
+    """The card has no memory of its own and shares the host's."""
 
 
 def try_cuda(device: str) -> CudaFacts:
-    """Use the card once and describe it. Run it in a child only: a process that touched CUDA cannot be forked.
+    """Use the card once and describe it.
 
     Raises:
         DeviceError: The card does not work, with torch's own reason.
@@ -189,9 +280,104 @@ def try_cuda(device: str) -> CudaFacts:
         torch.zeros(8, device=name).sum().item()
         properties = torch.cuda.get_device_properties(name)
         free_bytes, total_bytes = torch.cuda.mem_get_info(name)
-        return CudaFacts(name, properties.name, str(getattr(properties, "uuid", "")), total_bytes, free_bytes)
+        uuid = _card_uuid(name)
+        return CudaFacts(
+            device=name,
+            name=properties.name,
+            uuid=uuid,
+            total_bytes=total_bytes,
+            free_bytes=free_bytes + torch.cuda.memory_reserved(name),
+            unified=bool(getattr(properties, "is_integrated", False)) or _shares_host_memory(uuid),
+        )
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"{device} does not work: {error}") from error
+
+
+def cuda_memory(facts: CudaFacts) -> Memory:
+    """Return the memory of a card by what CUDA said of it, for when NVML cannot say."""
+    available = facts.free_bytes
+    if facts.unified:  # CUDA counts what the host could still page out; the kernel's own figure is the safer one.
+        available = min(available, cpu_memory().available_bytes)
+    return Memory(facts.total_bytes, available, "cuda")
+
+
+def _card_uuid(device: str) -> str:
+    """Return the UUID under which NVML knows a torch device. CUDA is initialised, but no context is made."""
+    import torch
+
+    index = torch.device(device).index or 0
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if index < len(visible) and visible[index].startswith("MIG-"):
+        return visible[index]
+    bare = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))  # Older releases of torch do not tell.
+    if not bare or bare.startswith(("GPU-", "MIG-")):
+        return bare
+    with _nvml() as nvml:
+        is_slice = nvml is not None and _handle(nvml, f"GPU-{bare}") is None and _handle(nvml, f"MIG-{bare}") is not None
+    return f"MIG-{bare}" if is_slice else f"GPU-{bare}"
+
+
+_context_bytes: dict[str, int] = {}
+
+
+def open_context(
+    device: str, *, wait_for_bytes: int = 0, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """Make this process's CUDA context on a device and return what it took: NVML's free memory before it less that after it.
+
+    Where NVML cannot say, 0 is returned: free memory is then known from CUDA only, with a context already taken off. A second
+    call returns what the first one found.
+
+    Args:
+        device: `cuda:N`.
+        wait_for_bytes: Wait up to `SETTLE_S` until so much is free: the driver takes back the memory of a process that has
+            ended some time after it has ended.
+        clock: Tells seconds.
+        sleep: Waits for seconds.
+    """
+    import torch
+
+    if device not in _context_bytes:
+        torch.cuda.init()
+        uuid, total_bytes = _card_uuid(device), torch.cuda.get_device_properties(device).total_memory
+        deadline_s = clock() + SETTLE_S
+        while (before := nvml_memory(uuid, total_bytes=total_bytes)) and before.available_bytes < wait_for_bytes and clock() < deadline_s:
+            sleep(0.05)
+        torch.zeros(1, device=device)
+        torch.cuda.empty_cache()
+        after = nvml_memory(uuid, total_bytes=total_bytes)
+        taken = before.available_bytes - after.available_bytes if before and after else 0
+        _context_bytes[device] = max(0, taken)
+    return _context_bytes[device]
+
+
+def limit_cuda_memory(device: str, limit_bytes: int) -> None:
+    """Let allocations fail before this process holds more than `limit_bytes` of a card, its context included."""
+    import torch
+
+    context_bytes = open_context(device, wait_for_bytes=limit_bytes)
+    # torch takes the share of one of these two, by release; of the larger one, the limit is never above what was asked for.
+    total_bytes = max(torch.cuda.get_device_properties(device).total_memory, torch.cuda.mem_get_info(device)[1])
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, limit_bytes - context_bytes) / total_bytes), device)
+
+
+def near_capacity(device: str) -> bool:
+    """Tell whether a failure here may be for want of memory: less than 5 % of the card, or of the process's limit, is left.
+
+    On CPU it always may. After an error that has destroyed the CUDA context the answer is no, since that is no want of memory.
+    """
+    if not device.startswith("cuda"):
+        return True
+    import torch
+
+    try:
+        if not torch.cuda.is_initialized():
+            return False
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)  # Since torch 2.5.
+        return free_bytes < NEAR * total_bytes or torch.cuda.max_memory_reserved(device) > (1 - NEAR) * fraction * total_bytes
+    except RuntimeError:
+        return False
 
 
 def cpu_info(threads: int) -> DeviceInfo:
@@ -214,15 +400,28 @@ def _cpu_name() -> str:
 OUT_OF_MEMORY = (
     "CUDA out of memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "Triton Error [CUDA]: out of memory",
     "HIP out of memory",
+    "HIP error: out of memory",
     "XPU out of memory",
+    "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
+    "UR_RESULT_ERROR_OUT_OF_HOST_MEMORY",
     "MPS backend out of memory",
+    "RESOURCE_EXHAUSTED: Out of memory",
+    "NVML_SUCCESS == r INTERNAL ASSERT FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUSPARSE_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "Cuda failure 2 'out of memory'",
+    "Cuda failure 'out of memory'",
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
     "std::bad_alloc",
     "Cannot allocate memory",
     "Unable to allocate",
@@ -230,9 +429,38 @@ OUT_OF_MEMORY = (
     "could not create a memory object",
     "unable to mmap",
     "is killed by signal: Killed",
+    "dataloader's workers are out of shared memory",
 )
-"""How backends spell it. Each was seen in a thread or a run: torch's CPU allocator raises a plain RuntimeError, oneDNN says
-"could not create a primitive", cuBLAS cannot allocate its handle, a loader's worker is killed by the kernel."""
+"""How backends spell it. Each was seen in a thread, a run or the source: torch's CPU allocator raises a plain RuntimeError,
+oneDNN says "could not create a primitive", torch's CUDA allocator fails an assertion where it cannot ask NVML for the text of
+its message, NCCL names the failure of CUDA, a loader's worker is killed by the kernel."""
+
+OUT_OF_MEMORY_OR_NOT = (
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "FIND was unable to find an engine to execute this computation",
+    "Unable to find a valid cuDNN algorithm to run convolution",
+)
+"""What cuBLAS and cuDNN say when they cannot get a handle or a workspace, and also when they are used wrongly."""
+
+CONTEXT_LOST = (
+    "illegal memory access",
+    "device-side assert",
+    "unspecified launch failure",
+    "misaligned address",
+    "illegal instruction",
+    "hardware stack error",
+    "uncorrectable ECC error",
+    "an illegal address",
+    "unknown error",
+    "Xid",
+)
+"""In a message that names CUDA: the process can use the card no more. A bug or broken hardware, never memory, whatever the
+failing call says besides."""
 
 SIZE_LIMIT = (
     "Expected more than 1 value per channel when training",
@@ -246,16 +474,27 @@ SIZE_LIMIT = (
 """Limits of a kernel or a layer on the size itself, which no memory would lift."""
 
 
-def classify(error: BaseException) -> Outcome:
-    """Return `oom`, `limit` or `error` for an exception of user code, by its type and then by the table of spellings."""
+def classify(error: BaseException, near_cap: bool = True) -> Outcome:
+    """Return `oom`, `limit` or `error` for an exception of user code, by its type and then by the table of spellings.
+
+    Args:
+        error: The exception. One that was raised `from` another is what that other is.
+        near_cap: Whether the device was nearly full. Only then is an error that cuBLAS and cuDNN also raise for other reasons
+            taken for want of memory; see `near_capacity`.
+    """
+    text = str(error)
+    if isinstance(error, RuntimeError) and "CUDA" in text.upper() and any(words in text for words in CONTEXT_LOST):
+        return "error"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "oom"
-    text = str(error)
-    if isinstance(error, (RuntimeError, OSError)) and any(words in text for words in OUT_OF_MEMORY):
-        return "oom"
+    if isinstance(error, (RuntimeError, OSError)):
+        if any(words in text for words in OUT_OF_MEMORY):
+            return "oom"
+        if any(words in text for words in OUT_OF_MEMORY_OR_NOT):
+            return "oom" if near_cap else "error"
     if isinstance(error, (RuntimeError, ValueError)) and any(words in text for words in SIZE_LIMIT):
         return "limit"
-    return "error"
+    return "error" if error.__cause__ is None else classify(error.__cause__, near_cap)
 
 
 def asked_bytes(message: str) -> int | None:
@@ -275,6 +514,3 @@ def first_line(text: str, *, width: int = 200) -> str:
     """Return the first line of a message, cut to `width`."""
     line = next(iter(text.strip().splitlines()), "")
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-Clock = Callable[[], float]

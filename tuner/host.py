@@ -24,21 +24,25 @@ from .device import (
     CudaFacts,
     Memory,
     asked_bytes,
+    card_in_sight,
     check_device_name,
     cpu_info,
     cpu_memory,
+    cuda_memory,
+    cuda_processes,
     first_line,
-    nvml_devices,
+    memory_moved,
     nvml_memory,
     usable_cores,
 )
 from .errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
 from .results import DeviceInfo
-from .worker import ONE_THREAD, PATIENT_THREADS
+from .worker import CUDA_UNTOUCHED, ONE_THREAD, PATIENT_THREADS
 
 TAIL_BYTES = 4096
 TAIL_LINES = 15
 CLOSE_S = 3.0
+SETTLE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class _Template:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(theirs.fileno(),),
-                env={**PATIENT_THREADS, **os.environ, **ONE_THREAD},
+                env={**PATIENT_THREADS, **os.environ, **ONE_THREAD, **CUDA_UNTOUCHED},
                 start_new_session=True,  # Ctrl-C in the terminal reaches the caller only.
             )
         self.control = Connection(ours.detach())
@@ -285,32 +289,65 @@ class Host:
 
     def _choose_device(self, wanted: str) -> tuple[str, DeviceInfo]:
         cpu = ("cpu", cpu_info(self.threads))
-        if wanted == "cpu" or (wanted == "auto" and (self._ready.torch_cuda is None or not nvml_devices())):
+        if wanted == "cpu" or (wanted == "auto" and (self._ready.torch_cuda is None or not card_in_sight())):
             return cpu
         try:
-            answer = self.run(jobs.TryCuda(wanted), device="cpu")
+            facts = self._cuda_facts(wanted)
         except DeviceError as error:
             if wanted != "auto":
                 raise
             self.warnings.append(f"CPU is used although there is a CUDA card: {error}")
             return cpu
-        assert isinstance(answer, CudaFacts)
         if self.jobs > 1:
             raise DeviceError(
                 f"jobs={self.jobs} on one CUDA device: two trials on one card share its memory and spoil the probe. Use jobs=1."
             )
-        return answer.device, DeviceInfo("cuda", answer.name, answer.uuid, answer.total_bytes, self.threads)
+        return facts.device, DeviceInfo("cuda", facts.name, facts.uuid or None, facts.total_bytes, self.threads)
+
+    def _cuda_facts(self, device: str) -> CudaFacts:
+        """Try a card in a process of its own.
+
+        Raises:
+            DeviceError: It does not work.
+        """
+        try:
+            answer = self.run(jobs.TryCuda(device), device="cpu")
+        except ObjectiveError as error:  # No code of the user's ran: the driver ended the process.
+            raise DeviceError(f"{device} does not work: the process that tried it died. {error.output or error}") from error
+        except DeviceError as error:
+            if not self.fork or "forked subprocess" not in str(error):
+                raise
+            self.fork = False  # The user's file started the driver when it was loaded.
+            self.warnings.append(
+                "Each trial starts a program of its own, some seconds each: the objective's file touched CUDA when loaded."
+            )
+            return self._cuda_facts(device)
+        assert isinstance(answer, CudaFacts)
+        return answer
 
     def memory(self) -> Memory:
         """Return what the device has and what is left of it, now, before `--memory` and the sharing by jobs."""
         if self.device_info.kind == "cpu":
             return cpu_memory()
-        found = nvml_memory(self.device_info.uuid or "")
-        if found is None:  # NVML cannot say: ask CUDA, in a process of its own.
-            answer = self.run(jobs.TryCuda(self.device), device="cpu")
-            assert isinstance(answer, CudaFacts)
-            found = Memory(answer.total_bytes, answer.free_bytes, "cuda")
-        return found
+        # NVML is asked first: it costs no process. Where it cannot say, CUDA is.
+        found = nvml_memory(self.device_info.uuid or "", total_bytes=self.device_info.total_bytes)
+        return found or cuda_memory(self._cuda_facts(self.device))
+
+    def memory_moved(self, before: Memory) -> str | None:
+        """Say how far free memory of the card has moved since `before`, and who computes on it; None on CPU, or if it has not.
+
+        Resident memory of a whole machine moves all the time, so on CPU that it moved says nothing.
+        """
+        if self.device_info.kind == "cpu":
+            return None
+        deadline_s = time.monotonic() + SETTLE_S
+        while (moved := memory_moved(before, self.memory())) and time.monotonic() < deadline_s:
+            time.sleep(0.2)  # The driver takes back what an ended process held only some time after its end.
+        others = [] if moved is None else cuda_processes(self.device_info.uuid or "")
+        if others:
+            listed = ", ".join(f"{p.pid}" + (f" with {p.used_bytes / 2**30:.2f} GiB" if p.used_bytes else "") for p in others)
+            moved = f"{moved} Processes on it now, as the host numbers them: {listed}."
+        return moved
 
     def usable_bytes(self) -> int:
         """Return the bytes that one trial may use: what the device, the container and the user leave, shared by the jobs."""

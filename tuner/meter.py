@@ -1,7 +1,8 @@
 """What a step took: peak memory and time, read inside the process that took it.
 
 On CPU a byte counts when it is resident and not a shared file page: the peak of the process (VmHWM less RssFile) and of its
-loader workers. On CUDA it counts when the caching allocator has reserved it, plus the context.
+loader workers. On CUDA it counts when the caching allocator has reserved it, plus the context and what grows beside both:
+kernels that are loaded when they are first used, and what libraries take for themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .device import open_context
+
 STATUS = Path("/proc/self/status")
+MOST_BESIDE_BYTES = 1 << 30
+"""More than this beside context and allocator is taken for another process's. Assumed: loaded kernels take some 100 MiB."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,14 @@ class ProcessMeter:
         self._held: tuple[int, int, int] | None = None
         self._children_peak = 0
         self._context_bytes = 0
+        self._retries_before = 0
         if self._cuda:
             import torch
 
-            torch.cuda.init()
-            torch.zeros(1, device=device)  # Make the context, so that what it takes can be told from what a step takes.
-            free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-            self._context_bytes = max(0, total_bytes - free_bytes - torch.cuda.memory_reserved(device))
+            self._context_bytes = open_context(device)
+            self._beside_bytes = 0
+            self._unreserved_bytes = self._free_and_reserved()
+            self._retries_before = self._retries()
             torch.cuda.reset_peak_memory_stats(device)
         reset_peak_rss()
         self._start_bytes = 0 if self._cuda else peak_rss_bytes()
@@ -166,7 +172,7 @@ class ProcessMeter:
             parameters_bytes=held[0],
             gradients_bytes=held[1],
             optimizer_state_bytes=held[2],
-            alloc_retries=self._retries(),
+            alloc_retries=self._retries() - self._retries_before,
         )
 
     def _look_at_children(self) -> None:
@@ -178,7 +184,16 @@ class ProcessMeter:
             return peak_rss_bytes() + self._children_peak
         import torch
 
-        return self._context_bytes + torch.cuda.max_memory_reserved(self._device)
+        beside_bytes = self._unreserved_bytes - self._free_and_reserved()
+        if beside_bytes <= MOST_BESIDE_BYTES:
+            self._beside_bytes = max(self._beside_bytes, beside_bytes)
+        return self._context_bytes + self._beside_bytes + torch.cuda.max_memory_reserved(self._device)
+
+    def _free_and_reserved(self) -> int:
+        """Return the bytes of the card that neither another process nor this one, beside its allocator, holds."""
+        import torch
+
+        return int(torch.cuda.mem_get_info(self._device)[0]) + int(torch.cuda.memory_reserved(self._device))
 
     def _retries(self) -> int:
         if not self._cuda:

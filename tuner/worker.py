@@ -9,6 +9,7 @@ Whatever user code does stays here: it may print, leak, crash or be killed. Noth
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import mmap
@@ -27,7 +28,7 @@ from typing import Any, NoReturn
 
 from ..objectives.base import MeasureSpec, Objective, Trial, TrialReport, TrialSpec, Verdict
 from . import jobs
-from .device import classify, try_cuda
+from .device import classify, limit_cuda_memory, near_capacity, open_context, try_cuda
 from .errors import BstuneError, TrialPruned
 from .meter import ProcessMeter, data_segment_bytes, peak_rss_bytes, reset_peak_rss
 
@@ -36,6 +37,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP threads that wait by spinning take the cores from those that work as soon as anything else runs on the machine:
 measured here with a load of 2 on 2 cores, a training step of 2 ms took 270 ms. The user's own setting wins."""
+CUDA_UNTOUCHED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""`torch.cuda.is_available()` at the top of a user's file then asks NVML; otherwise it starts the driver, and no process that
+is forked afterwards can use the card."""
 PR_SET_PDEATHSIG = 1
 PACKAGE_FOLDERS = tuple(str(Path(__file__).resolve().parents[1] / room) for room in ("tuner", "objectives"))
 
@@ -219,10 +223,11 @@ def run_job(job: jobs.Job, objective: Objective, host: Connection) -> NoReturn:
         _fence(job)
         answer = _do(job, objective, host, meter)
     except BaseException as error:
-        answer = failure_of(error)
+        answer = failure_of(error, near_cap=near_capacity(job.device))
     # Only here, outside the handler, is what the failed step held free to go.
     if isinstance(answer, jobs.Failure) and meter:
-        answer = replace(answer, reading=meter[0].read())
+        with contextlib.suppress(RuntimeError):  # Where the error destroyed the CUDA context, nothing can be read any more.
+            answer = replace(answer, reading=meter[0].read())
     try:
         host.send(answer)
         sys.stdout.flush()
@@ -233,13 +238,13 @@ def run_job(job: jobs.Job, objective: Objective, host: Connection) -> NoReturn:
 
 def _fence(job: jobs.Job) -> None:
     """Let an allocation far beyond the budget fail with an error, before it fails with a kill."""
-    if job.fence_bytes is None:
-        return
     if job.device.startswith("cuda"):
-        import torch
-
-        total_bytes = torch.cuda.get_device_properties(job.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, job.fence_bytes / total_bytes), job.device)
+        if job.fence_bytes is None:
+            open_context(job.device)  # Before user code does, so that it is known what the context takes.
+        else:
+            limit_cuda_memory(job.device, job.fence_bytes)
+        return
+    if job.fence_bytes is None:
         return
     import resource
 
@@ -267,9 +272,12 @@ def _measure(spec: MeasureSpec, device: str, objective: Objective, meter: Proces
 
 
 def _measure_traced(spec: MeasureSpec, device: str, objective: Objective, meter: ProcessMeter) -> jobs.Measured:
+    from .history import history
     from .recorder import MarkingMeter, recording
 
-    with recording(spec.micro_batch_size, device) as recorder:
+    # On CUDA the allocator's own history also sees the workspaces of kernels, and what a compiled module allocates.
+    seen: contextlib.AbstractContextManager[Any] = history(spec.micro_batch_size, device) or recording(spec.micro_batch_size, device)
+    with seen as recorder:
         notes = objective.measure(spec, device, MarkingMeter(meter, recorder))
     reading = meter.read()  # Before the trace is put together, which takes memory of its own.
     return jobs.Measured(reading, notes, recorder.trace(eval_batch=notes.eval_batch_size))
@@ -304,7 +312,8 @@ def _train(spec: TrialSpec, device: str, objective: Objective, host: Connection)
         if trial.stopped_at is None:  # The user's own TrialPruned, without a verdict of ours.
             raise
     except Exception as error:
-        return replace(failure_of(error), samples=trial.last_samples, seconds=time.perf_counter() - start_s)
+        failure = failure_of(error, near_cap=near_capacity(device))
+        return replace(failure, samples=trial.last_samples, seconds=time.perf_counter() - start_s)
     return ended()
 
 
@@ -336,14 +345,14 @@ def _peak_bytes(device: str) -> int | None:
         return peak_rss_bytes()
     import torch
 
-    return torch.cuda.max_memory_reserved(device)
+    return open_context(device) + torch.cuda.max_memory_reserved(device)
 
 
-def failure_of(error: BaseException) -> jobs.Failure:
-    """Turn an exception into plain text, with the user's part of its traceback."""
+def failure_of(error: BaseException, *, near_cap: bool = True) -> jobs.Failure:
+    """Turn an exception into plain text, with the user's part of its traceback; `near_cap` as in `device.classify`."""
     ours = isinstance(error, BstuneError)
     return jobs.Failure(
-        outcome=classify(error),
+        outcome=classify(error, near_cap),
         error_type=type(error).__qualname__,
         message=str(error) or type(error).__qualname__,
         traceback=user_traceback(error),
