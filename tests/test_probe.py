@@ -40,6 +40,11 @@ def mib_per_sample(model, batch):
     held.append(torch.ones(len(batch[0]) << 18))  # Exactly 1 MiB a sample.
     return loss_of(model, batch)
 
+def hungry_validation(model, batch):
+    held.clear()
+    held.append(torch.ones(len(batch[0]) << 21))  # 8 MiB a sample.
+    return loss_of(model, batch)
+
 def bug_at_one(model, batch):
     if len(batch[0]) == 1:
         raise RuntimeError("squeezed one dimension too many")
@@ -70,6 +75,7 @@ def big():
 
 plain = bstune.Supervised(net, data, data)
 memory = bstune.Supervised(net, data, data, training_step=mib_per_sample, validation_step=loss_of)
+validation = bstune.Supervised(net, data, data, validation_step=hungry_validation)
 norm = bstune.Supervised(batch_norm, data, data)
 one = bstune.Supervised(net, data, data, training_step=bug_at_one)
 broken = bstune.Supervised(net, data, data, training_step=bug)
@@ -173,6 +179,16 @@ def test_bounds_without_a_size_between_them_are_an_argument_error(path: Path, op
     """Nothing is run for them."""
     with pytest.raises(bstune.ArgumentError, match=r"expected"):
         probe_of(path, "plain", **options)
+
+
+def test_validation_that_takes_more_than_training_gets_a_smaller_batch(path: Path) -> None:
+    """Validation takes 8 MiB a sample and training nothing: the whole data set trains, validation is cut down, and it is said."""
+    result = probe_of(path, "validation", memory_mib=BASE_MIB + 400)
+
+    assert result.micro_batch_size == 2000
+    assert result.eval_batch_size is not None
+    assert 5 <= result.eval_batch_size <= 60
+    assert {attempt.phase for attempt in result.attempts if attempt.outcome == "oom"} == {"validation"}
 
 
 def test_batch_norm_at_one_is_a_limit_and_not_a_bug(path: Path) -> None:

@@ -25,6 +25,8 @@ from .results import Attempt, MemoryByCategory, MemoryLine, Outcome, ProbeResult
 from .steptime import PLATEAU_GAIN, fit_step_time, sizes_to_time, throughput_row
 
 STEPS = 2
+SMALL_EVAL = 8
+"""Validation batch of the attempts on the way: the training size is found first, the validation size with the answer."""
 FINAL_STEPS = 3
 """For the size that is returned: memory has been seen to grow in the second step (pytorch/pytorch#35901)."""
 TIMED_S = 0.4
@@ -183,6 +185,8 @@ class _Attempts:
         self.eval_unseen = False
         self.last_output: str | None = None
         self.last_failure: jobs.Failure | Died | None = None
+        self.eval_sizes: dict[int, int] = {}
+        """Validation batch size that was seen to fit with a micro-batch size, as training would use it."""
         self._eval_limit: int | None = None
         on_cpu = host.device_info.kind == "cpu"
         # Without the context, which is not known before the first attempt: a constant that the search corrects.
@@ -205,22 +209,29 @@ class _Attempts:
         """Whether parameters and gradients alone are over the budget, so that one attempt at the smallest size says it all."""
         return 2 * (self.host.facts.parameter_bytes or 0) > self.budget_bytes
 
-    def eval_size(self, size: int) -> int:
-        """Return the validation batch size that is run with a micro-batch size."""
-        return min(size, self.host.facts.n_val_samples or size, self._eval_limit or size)
+    def eval_size(self, size: int, *, final: bool = False) -> int:
+        """Return the validation batch size that is run with a micro-batch size: a small one, or in the end one as large."""
+        most = size if final else SMALL_EVAL
+        return min(size, most, self.host.facts.n_val_samples or size, self._eval_limit or size)
 
-    def run(self, size: int, *, n_steps: int = STEPS, timed_s: float = 0.0, accumulate: bool = True) -> tuple[Attempt, Reading | None]:
+    def run(self, size: int, *, final: bool = False, timed_s: float = 0.0) -> tuple[Attempt, Reading | None]:
         """Try one size; where only validation runs out of memory, with ever smaller validation batches.
+
+        Args:
+            size: The micro-batch size.
+            final: It may be the answer: three steps, and the validation batch that training would use.
+            timed_s: Time steps of one micro-batch for about this many seconds.
 
         Raises:
             ObjectiveError: The user's code failed, or its process crashed twice.
             _TimeUp: The probe's time is over.
         """
         facts = self.host.facts
-        eval_size = self.eval_size(size)
+        eval_size = self.eval_size(size, final=final)
+        n_steps = FINAL_STEPS if final else STEPS
         crashed = False
         while True:
-            both = accumulate and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
+            both = not timed_s and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
             spec = MeasureSpec(size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s)
             attempt, reading, failure = self._once(spec, traced=self.foresight.wants_trace and not timed_s)
             if attempt is None:
@@ -235,8 +246,10 @@ class _Attempts:
                 continue
             if attempt.outcome == "error" and not (size == 1 and isinstance(failure, jobs.Failure)):
                 raise _objective_error(failure, size, self.last_output)
-            if reading is not None and attempt.outcome == "ok":
+            if reading is not None and attempt.outcome == "ok" and not timed_s:
                 self.readings[size] = reading
+                if final:
+                    self.eval_sizes[size] = eval_size
             return attempt, reading
 
     def _once(self, spec: MeasureSpec, *, traced: bool) -> tuple[Attempt | None, Reading | None, jobs.Failure | Died | None]:
@@ -319,7 +332,7 @@ def _grow(growth: Growth, attempts: _Attempts) -> None:
     rates: list[float] = []
     try:
         while (size := growth.next_size()) is not None:
-            attempt, _ = attempts.run(size, n_steps=FINAL_STEPS if growth.expects_answer else STEPS)
+            attempt, _ = attempts.run(size, final=growth.expects_answer)
             if attempt.outcome == "error":  # Only at size 1: a bug, unless 2 samples work where one does not.
                 attempt = _one_is_too_few(attempt, attempts.last_failure, attempts)
             growth.add(_size(attempt, attempts))
@@ -349,7 +362,7 @@ def _one_is_too_few(attempt: Attempt, failure: jobs.Failure | Died | None, attem
 
 
 def _rate(size: int, attempts: _Attempts) -> float:
-    _, reading = attempts.run(size, timed_s=TIMED_S, accumulate=False)
+    _, reading = attempts.run(size, timed_s=TIMED_S)
     return throughput_row(size, reading.timed_step_s).samples_per_s if reading and reading.timed_step_s else 0.0
 
 
@@ -365,10 +378,10 @@ def _verify(growth: Growth, attempts: _Attempts) -> Reading:
         reading, expected = attempts.readings[size], growth.answer.predicted_bytes
         allowed_bytes = attempts.headroom * attempts.usable_bytes / 3
         foreseen = expected is not None and reading.peak_bytes is not None and abs(expected - reading.peak_bytes) <= allowed_bytes
-        if foreseen and reading.steps >= FINAL_STEPS:
+        if foreseen and size in attempts.eval_sizes:
             return reading
         try:
-            attempt, again = attempts.run(size, n_steps=FINAL_STEPS)
+            attempt, again = attempts.run(size, final=True)
         except _TimeUp:
             growth.stop("timeout")
             return attempts.readings[size]
@@ -386,7 +399,7 @@ def _time_sizes(largest: int, bounds: Bounds, attempts: _Attempts, final: Readin
     rows = []
     for size in sizes_to_time(largest, smallest=max(SMALLEST_TIMED, bounds.lowest), multiple_of=bounds.multiple_of):
         try:
-            attempt, reading = attempts.run(size, timed_s=TIMED_S, accumulate=False)
+            attempt, reading = attempts.run(size, timed_s=TIMED_S)
         except _TimeUp:
             break
         if attempt.outcome == "ok" and reading is not None and reading.timed_step_s:
@@ -431,7 +444,6 @@ def _result(host: Host, attempts: _Attempts, answer: Answer, final: Reading, row
     size = answer.size
     assert size is not None
     assert final.peak_bytes is not None
-    eval_size = next((attempt.eval_batch_size for attempt in reversed(attempts.tried) if attempt.size == size), None)
     line = None
     if answer.fixed_bytes is not None and answer.bytes_per_sample is not None:
         predicted = answer.predicted_bytes
@@ -441,7 +453,7 @@ def _result(host: Host, attempts: _Attempts, answer: Answer, final: Reading, row
         attempts.warnings["A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped."] = None
     return ProbeResult(
         micro_batch_size=size,
-        eval_batch_size=None if attempts.eval_unseen else eval_size,
+        eval_batch_size=None if attempts.eval_unseen else attempts.eval_sizes.get(size),
         limited_by=answer.limited_by,
         proof=answer.proof,
         capacity_bytes=attempts.capacity_bytes,
