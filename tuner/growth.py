@@ -349,7 +349,8 @@ class Growth:
             line = self._line()
             if all(m.outcome == "limit" for m in self.history if m.size == high and not m.fits):
                 return _Choice(None, proof="cap", limited_by="max_batch")
-            if line is not None and line.at_least(high) - line.peak < self.noise_bytes:
+            seen = self._peak(high) is not None  # One that died failed beyond doubt.
+            if line is not None and seen and line.at_least(high) - line.peak < self.noise_bytes:
                 return _Choice(None, proof="noise")
             return _Choice(None, proof="bracket")
         return None

@@ -291,8 +291,8 @@ class _Attempts:
         notes = answer.notes
         self.samples += notes.samples
         self.optimizer = self.optimizer or notes.optimizer
-        self.eval_unseen = notes.eval_batch_size is None
         if not spec.timed_s:
+            self.eval_unseen = notes.eval_batch_size is None
             self.warnings.update(dict.fromkeys(notes.warnings))
         if reading.alloc_retries:
             return attempt("oom", reading.peak_bytes, reading.steps, "train", f"the allocator had to retry {reading.alloc_retries} times")
@@ -453,7 +453,7 @@ def _result(host: Host, attempts: _Attempts, answer: Answer, final: Reading, row
         attempts.warnings["A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped."] = None
     return ProbeResult(
         micro_batch_size=size,
-        eval_batch_size=None if attempts.eval_unseen else attempts.eval_sizes.get(size),
+        eval_batch_size=None if attempts.eval_unseen else attempts.eval_sizes.get(size, attempts.eval_size(size)),
         limited_by=answer.limited_by,
         proof=answer.proof,
         capacity_bytes=attempts.capacity_bytes,
