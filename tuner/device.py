@@ -442,7 +442,7 @@ OUT_OF_MEMORY_OR_NOT = (
     "CUDNN_STATUS_INTERNAL_ERROR",
     "CUDNN_STATUS_NOT_SUPPORTED",
     "CUDNN_STATUS_EXECUTION_FAILED",
-    "FIND was unable to find an engine to execute this computation",
+    "was unable to find an engine to execute this computation",
     "Unable to find a valid cuDNN algorithm to run convolution",
 )
 """What cuBLAS and cuDNN say when they cannot get a handle or a workspace, and also when they are used wrongly."""
