@@ -230,6 +230,11 @@ class Study:
             return {trial.number: trial for trial in self.storage.backend.get_all_trials(self._id, deepcopy=False)}
 
     @functools.cached_property
+    def _numbers(self) -> set[int]:
+        """The numbers that are taken, also by trials that bstune did not make."""
+        return set(self._trials)
+
+    @functools.cached_property
     def _records(self) -> dict[int, TrialRecord]:
         """The trials that bstune made, as they are now."""
         return {number: record for number, trial in self._trials.items() if (record := read_record(trial)) is not None}
@@ -307,13 +312,25 @@ class Study:
         )
         with self.storage.guard():
             trial_id = self.storage.backend.create_new_trial(self._id, template_trial=trial)
-            number = self.storage.backend.get_trial_number_from_id(trial_id)
+            number = self._number_of(trial_id)
         trial.number = number
         self._ids[number] = trial_id
         record = read_record(trial)
         assert record is not None
         self._records[number] = record
         return record
+
+    def _number_of(self, trial_id: int) -> int:
+        """Return the number of a new trial: the next one, unless somebody else has added trials to our study."""
+        backend = self.storage.backend
+        number = max(self._numbers, default=-1) + 1
+        try:  # Asking for the number itself would load the whole trial.
+            if backend.get_trial_id_from_study_id_trial_number(self._id, number) != trial_id:
+                raise KeyError(number)
+        except KeyError:
+            number = backend.get_trial_number_from_id(trial_id)
+        self._numbers.add(number)
+        return number
 
     def report(self, report: TrialReport) -> TrialRecord:
         """Enter a report under the points that it is the first to reach, and return the trial so far."""
