@@ -193,13 +193,13 @@ def test_the_users_exception_comes_with_the_users_traceback(folder: Path) -> Non
 
 def test_a_whole_search_with_a_model_that_prints(folder: Path) -> None:
     """Probe, search and show of a loud model: one JSON document each; then resumed, continued without a model, and refused."""
-    write_model(folder, workers=1)
     probed = run("probe", "loud.py", "--max-batch", "64", "--json")
     assert probed.returncode == 0, probed.stderr
     probe = bstune.ProbeResult.from_dict(json.loads(probed.stdout))
     assert probe.micro_batch_size <= 64
     assert all(attempt.steps >= 2 for attempt in probe.attempts if attempt.outcome == "ok")
     (folder / "probe.json").write_text(probed.stdout)
+    write_model(folder, workers=1)
 
     options = ["--probe", "probe.json", "--budget", "2", "--space", "batch_size=8,16", "--space", "learning_rate=0.01,0.1"]
     found = run("search", "loud.py", *options, "--json")
