@@ -52,13 +52,13 @@ def test_the_validation_batch_follows_its_own_rule() -> None:
 
 def test_on_cuda_the_prediction_is_what_the_allocator_reserves() -> None:
     """And a size that it cannot serve is forbidden."""
-    foresight = Foresight(lambda size: size, reserved_bytes=500 * MIB)
-    foresight.add(step(30))
-    foresight.add(step(50))
+    foresight = Foresight(lambda size: size, capacity_bytes=900 * MIB)
+    for n in (30, 50):
+        foresight.add(step(n), context_bytes=300 * MIB)
 
     assert foresight.predictor is not None
-    assert foresight.predictor(100) == (40 + 200 + 300) * MIB or foresight.predictor(100) == float("inf")
-    assert foresight.predictor(1000) == float("inf")
+    assert foresight.predictor(100) == (300 + 40 + 200 + 300) * MIB
+    assert foresight.predictor(115) == float("inf")  # 300 + 40 + 230 + 345 MiB do not fit without giving a segment back.
 
 
 def test_traces_that_never_pair_are_given_up() -> None:

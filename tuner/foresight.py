@@ -16,7 +16,8 @@ class Foresight:
 
     Args:
         eval_size_of: The validation batch size that belongs to a micro-batch size.
-        reserved_bytes: On CUDA: what the caching allocator may reserve; the predictor then replays it. None: live bytes count.
+        capacity_bytes: On CUDA: what the process may take of the card; the predictor then replays the caching allocator within it.
+            None: live bytes count.
 
     Attributes:
         model: What the traces say, once two of them pair.
@@ -24,13 +25,13 @@ class Foresight:
         predictor: Peak bytes at a size, for `Growth`; a constant may be missing. None while there is no model.
     """
 
-    def __init__(self, eval_size_of: Callable[[int], int], *, reserved_bytes: int | None = None) -> None:
+    def __init__(self, eval_size_of: Callable[[int], int], *, capacity_bytes: int | None = None) -> None:
         """Begin without a trace."""
         self.model: TraceModel | None = None
         self.why_not: str | None = None
         self.predictor: Callable[[int], float] | None = None
         self._eval_size_of = eval_size_of
-        self._reserved_bytes = reserved_bytes
+        self._capacity_bytes = capacity_bytes
         self._traces: list[Trace] = []
         self._given_up = False
 
@@ -39,15 +40,16 @@ class Foresight:
         """Whether the next attempt is to be traced."""
         return self.model is None and not self._given_up and len(self._traces) < MAX_TRACED
 
-    def add(self, trace: Trace) -> None:
-        """Take in the trace of an attempt that came to its end."""
+    def add(self, trace: Trace, *, context_bytes: int = 0) -> None:
+        """Take in the trace of an attempt that came to its end, and what its process held beside the allocator."""
         self._traces.append(trace)
         self.model, self.why_not = fitted(self._traces)
         self._given_up = self._given_up or trace.compiled
         if self.model is None:
             self.predictor = None
-        elif self._reserved_bytes is not None:
-            self.predictor = ReservedPeak(self.model, self._reserved_bytes, eval_size_of=self._eval_size_of)
+        elif self._capacity_bytes is not None:
+            capacity_bytes = self._capacity_bytes - context_bytes
+            self.predictor = ReservedPeak(self.model, capacity_bytes, fixed_bytes=context_bytes, eval_size_of=self._eval_size_of)
         else:
             self.predictor = self._live_bytes
 

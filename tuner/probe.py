@@ -189,8 +189,7 @@ class _Attempts:
         """Validation batch size that was seen to fit with a micro-batch size, as training would use it."""
         self._eval_limit: int | None = None
         on_cpu = host.device_info.kind == "cpu"
-        # Without the context, which is not known before the first attempt: a constant that the search corrects.
-        self.foresight = Foresight(self.eval_size, reserved_bytes=None if on_cpu else self.usable_bytes)
+        self.foresight = Foresight(self.eval_size, capacity_bytes=None if on_cpu else self.usable_bytes)
         self._on_attempt = on_attempt
         # On CPU: twice the budget lets a size that is just too large be measured instead of killed, where RAM allows it.
         self.fence_bytes = min(2 * self.usable_bytes + GIB, memory.available_bytes) if on_cpu else self.usable_bytes
@@ -266,7 +265,7 @@ class _Attempts:
         if answer is None:
             raise _TimeUp
         if isinstance(answer, jobs.Measured) and answer.trace is not None:
-            self.foresight.add(answer.trace)
+            self.foresight.add(answer.trace, context_bytes=answer.reading.start_bytes)
             if answer.trace.compiled:
                 return None, None, None  # It ran eagerly because it was traced, so its memory is not that of training either.
         attempt = self._judge(spec, answer, time.monotonic() - start_s)
