@@ -159,7 +159,7 @@ def objective(kind: Kind, n_samples: int = 2048) -> bstune.Supervised:
 
 def probe_once(kind: Kind, limit_mib: int, started_s: float) -> Row:
     """Probe in this process, whose parent started it at `started_s`; throughput is left out."""
-    probing._time_sizes = lambda *_: []
+    probing._time_sizes = lambda *_: None
     ended: list[tuple[float, Any]] = []
     result = bstune.probe(
         objective(kind),

@@ -52,7 +52,7 @@ def test_the_validation_batch_follows_its_own_rule() -> None:
 
 def test_on_cuda_the_prediction_is_what_the_allocator_reserves() -> None:
     """And a size that it cannot serve is forbidden."""
-    foresight = Foresight(lambda size: size, capacity_bytes=900 * MIB)
+    foresight = Foresight(lambda size: size, reserved_bytes=900 * MIB)
     for n in (30, 50):
         foresight.add(step(n), context_bytes=300 * MIB)
 

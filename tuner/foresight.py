@@ -16,7 +16,7 @@ class Foresight:
 
     Args:
         eval_size_of: The validation batch size that belongs to a micro-batch size.
-        capacity_bytes: On CUDA: what the process may take of the card; the predictor then replays the caching allocator within it.
+        reserved_bytes: On CUDA: what context and caching allocator may take together; the predictor then replays the allocator.
             None: live bytes count.
 
     Attributes:
@@ -25,13 +25,13 @@ class Foresight:
         predictor: Peak bytes at a size, for `Growth`; a constant may be missing. None while there is no model.
     """
 
-    def __init__(self, eval_size_of: Callable[[int], int], *, capacity_bytes: int | None = None) -> None:
+    def __init__(self, eval_size_of: Callable[[int], int], *, reserved_bytes: int | None = None) -> None:
         """Begin without a trace."""
         self.model: TraceModel | None = None
         self.why_not: str | None = None
         self.predictor: Callable[[int], float] | None = None
         self._eval_size_of = eval_size_of
-        self._capacity_bytes = capacity_bytes
+        self._reserved_bytes = reserved_bytes
         self._traces: list[Trace] = []
         self._given_up = False
 
@@ -47,8 +47,8 @@ class Foresight:
         self._given_up = self._given_up or trace.compiled
         if self.model is None:
             self.predictor = None
-        elif self._capacity_bytes is not None:
-            capacity_bytes = self._capacity_bytes - context_bytes
+        elif self._reserved_bytes is not None:
+            capacity_bytes = self._reserved_bytes - context_bytes
             self.predictor = ReservedPeak(self.model, capacity_bytes, fixed_bytes=context_bytes, eval_size_of=self._eval_size_of)
         else:
             self.predictor = self._live_bytes

@@ -189,7 +189,7 @@ class _Attempts:
         """Validation batch size that was seen to fit with a micro-batch size, as training would use it."""
         self._eval_limit: int | None = None
         on_cpu = host.device_info.kind == "cpu"
-        self.foresight = Foresight(self.eval_size, capacity_bytes=None if on_cpu else self.usable_bytes)
+        self.foresight = Foresight(self.eval_size, reserved_bytes=None if on_cpu else self.usable_bytes)
         self._on_attempt = on_attempt
         # On CPU: twice the budget lets a size that is just too large be measured instead of killed, where RAM allows it.
         self.fence_bytes = min(2 * self.usable_bytes + GIB, memory.available_bytes) if on_cpu else self.usable_bytes
