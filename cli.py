@@ -112,10 +112,15 @@ def main() -> None:
 @click.option("--multiple-of", type=int, default=1, help="The answer is a multiple of this many samples.")
 @click.option("--timeout", type=float, help="Seconds after which the best size so far is returned.  [default: none]")
 @click.option("--seed", type=int, default=0, help="Seed of model and data in each attempt.")
+@click.option(
+    "--malloc", default="default", help="On CPU: default, or stable (resident memory that repeats, for slower steps; see the result)."
+)
+@click.option("--fresh", is_flag=True, help="Probe anew, also where the same probe is stored.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw memory and throughput to this file, such as probe.png.")
 @_study_option
 @_storage_option
 @_output_options
-def probe_command(model: str, as_json: bool, **options: Any) -> None:
+def probe_command(model: str, as_json: bool, plot: Path | None, **options: Any) -> None:
     """Find the largest micro-batch that fits, and what a step costs.
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`.
@@ -126,11 +131,24 @@ def probe_command(model: str, as_json: bool, **options: Any) -> None:
     from .tuner.report import attempt_line, make_progress, probe_text
 
     check_probe(**options)
+    draw = None if plot is None else _drawing(plot)
     progress = make_progress()
     with progress, _terminable():
         result = probe(load(model), on_attempt=lambda attempt: progress.print(attempt_line(attempt)), **options)
     _warn(result.warnings)
+    if draw is not None:
+        draw(result)
     click.echo(result.to_json() if as_json else probe_text(result))
+
+
+def _drawing(path: Path) -> Callable[[ProbeResult], None]:
+    """Return what draws a probe to the file; what could not be drawn is better known before the work than after it."""
+    from .tuner.plot import draw_probe, require_matplotlib
+
+    require_matplotlib()
+    if not path.absolute().parent.is_dir():
+        raise click.UsageError(f"--plot {path}: there is no folder {path.absolute().parent}.")
+    return lambda result: draw_probe(result, path)
 
 
 @main.command("plan", epilog="\b\nExample:\n  bstune plan model.py --gpu 'H100 80GB' --gpu 'RTX 4090' --memory 16GiB")

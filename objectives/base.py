@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 from ..tuner.errors import ObjectiveError, TrialPruned
+from ..tuner.results import NoisePoint
 
 Verdict = Literal["go", "stop"]
 OptimizerFamily = Literal["sgd", "adam", "other"]
@@ -44,6 +45,8 @@ class Facts:
     metrics: tuple[str, ...] = ()
     source_hash: str | None = None
     """Of the file or the code that defines the objective."""
+    structure_hash: str | None = None
+    """Of the model's modules, the shapes of its parameters and of a sample: what memory depends on besides the source."""
 
     @property
     def full_run_samples(self) -> float:
@@ -81,6 +84,8 @@ class TrialSpec:
     """Checkpoint file to continue from."""
     checkpoint_to: str | None = None
     """Checkpoint file to write when the run ends or is stopped, so that another can continue it."""
+    noise_samples: int = 0
+    """Samples that may be drawn, beside those that are trained on, to measure gradient noise along the run; 0 for none."""
 
     @property
     def n_steps(self) -> int:
@@ -100,6 +105,8 @@ class TrialReport:
     metrics: Mapping[str, float]
     seconds: float
     """Wall seconds of this run so far, validation included."""
+    noise: tuple[NoisePoint, ...] = ()
+    """Gradient noise measured since the last report; the samples drawn for it are charged beside `samples`."""
 
 
 class Trial:
@@ -139,6 +146,7 @@ class Trial:
         self._start_s = clock()
         self._last_samples = spec.start_samples
         self._next = sum(point <= spec.start_samples for point in spec.points)
+        self._noise: list[NoisePoint] = []
         self.n_reports = 0
         self.stopped_at: int | None = None
         self.read: set[str] = set()
@@ -201,12 +209,17 @@ class Trial:
             return
         self._next += len(due)
         numbers = {name: _number(value, name) for name, value in metrics.items()}
-        verdict = self._send(TrialReport(self.number, due, samples, loss, numbers, self._clock() - self._start_s))
+        noise, self._noise = tuple(self._noise), []
+        verdict = self._send(TrialReport(self.number, due, samples, loss, numbers, self._clock() - self._start_s, noise))
         if verdict == "stop":
             self.stopped_at = samples
             raise TrialPruned(f"trial {self.number} was stopped at {samples} samples")
         if samples >= self._spec.end_samples:
             self.stopped_at = samples  # The end: this call returns as usual, a later one is told to stop.
+
+    def add_noise(self, point: NoisePoint) -> None:
+        """Have a measurement of gradient noise travel with the next report."""
+        self._noise.append(point)
 
     @property
     def last_samples(self) -> int:
@@ -273,6 +286,10 @@ class MeasureNotes:
     optimizer: str | None = None
     """Class name of the optimizer that stepped."""
     warnings: tuple[str, ...] = ()
+    wait_s: float | None = None
+    """Seconds that the timed steps waited for their batches; None where the objective cannot tell."""
+    cached_step_s: tuple[float, ...] = ()
+    """Seconds of steps on one batch that was at hand already: what a step takes without its loader."""
 
 
 class Objective(Protocol):

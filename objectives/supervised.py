@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+CACHED_STEPS = 3
+"""Steps on one batch, to see what a step takes without its loader."""
 FINITE_CHECK_STEPS = 20
 """On a GPU the training loss is looked at every so many steps only: each look waits for the device."""
 
@@ -155,6 +157,11 @@ class Supervised:
             can_continue=self.schedule == "constant",
             metrics=tuple(self.metrics),
             source_hash=self.source_hash,
+            structure_hash=source_hash(
+                [(name, type(module).__qualname__) for name, module in model.named_modules()],
+                [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in model.named_parameters()],
+                shapes(self.train_data[0]) if len(self.train_data) else None,
+            ),
         )
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
@@ -170,16 +177,33 @@ class Supervised:
         meter.holds(**run.held_bytes())
         meter.phase("validation")
         n_validated = run.validate_once(spec.eval_batch_size)
-        steps = spec.n_steps
-        if spec.timed_s > 0:
-            meter.phase("timing")
-            end_s = time.perf_counter() + spec.timed_s
-            while steps < spec.n_steps + spec.max_timed_steps and (time.perf_counter() < end_s or steps < spec.n_steps + 3):
-                run.step()
-                meter.step_done()
-                steps += 1
-        samples = steps * spec.micro_batch_size * spec.accumulation_steps
-        return MeasureNotes(samples=samples, eval_batch_size=n_validated, optimizer=type(run.optimizer).__name__)
+        wait_s, cached_step_s = self._time_steps(run, spec, meter) if spec.timed_s > 0 else (None, ())
+        return MeasureNotes(
+            samples=run.samples,
+            eval_batch_size=n_validated,
+            optimizer=type(run.optimizer).__name__,
+            wait_s=wait_s,
+            cached_step_s=cached_step_s,
+        )
+
+    def _time_steps(self, run: Run, spec: MeasureSpec, meter: Meter) -> tuple[float, tuple[float, ...]]:
+        """Time steps as training does them, then a few on a batch that is at hand: the difference is the loader's."""
+        steps, before_s = 0, run.wait_s
+        meter.phase("timing")
+        end_s = time.perf_counter() + spec.timed_s
+        while steps < spec.max_timed_steps and (time.perf_counter() < end_s or steps < 3):
+            run.step()
+            meter.step_done()
+            steps += 1
+        waited_s = run.wait_s - before_s
+        run.hold_batch()
+        cached_step_s = []
+        for _ in range(CACHED_STEPS):
+            start_s = time.perf_counter()
+            run.step()
+            run.synchronize()
+            cached_step_s.append(time.perf_counter() - start_s)
+        return waited_s, tuple(cached_step_s)
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
         """Run one trial to its planned end, or until it is told to stop; write the checkpoint if one is wanted."""
@@ -293,6 +317,8 @@ class Run:
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._scaler = torch.amp.GradScaler("cuda") if objective.precision == "fp16" and self.cuda else None
         self._last_loss: torch.Tensor | None = None
+        self.wait_s = 0.0
+        """Seconds spent waiting for training batches."""
         self.model.train()
 
     def open_stream(self, micro_batch_size: int, accumulation_steps: int, *, worst_batch: Callable[[int], Any] | None = None) -> None:
@@ -317,7 +343,10 @@ class Run:
         self._set_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(self._accumulation_steps):
-            self._backward(to_device(next(self._batches), self.device))
+            start_s = time.perf_counter()
+            batch = next(self._batches)
+            self.wait_s += time.perf_counter() - start_s
+            self._backward(to_device(batch, self.device))
         if self._scaler:
             self._scaler.unscale_(self.optimizer)
         if self.objective.clip_grad_norm is not None:
@@ -331,6 +360,18 @@ class Run:
             self.optimizer.step()
         self.steps += 1
         self.samples += self._micro_batch_size * self._accumulation_steps
+
+    def hold_batch(self) -> None:
+        """Train on one batch from here on, already at hand."""
+        batch = next(self._batches)
+        self._batches = iter(lambda: batch, None)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was asked to."""
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize(self.device)
 
     def _backward(self, batch: Any) -> None:
         with self._autocast():
@@ -437,6 +478,17 @@ class Run:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         random.setstate(state["python_rng"])
         numpy.random.set_state(state["numpy_rng"])
+
+
+def shapes(sample: Any) -> Any:
+    """Return the types and shapes in a sample, whatever its nesting."""
+    if hasattr(sample, "shape") and hasattr(sample, "dtype"):
+        return (str(sample.dtype), tuple(sample.shape))
+    if isinstance(sample, Mapping):
+        return {key: shapes(value) for key, value in sample.items()}
+    if isinstance(sample, (list, tuple)):
+        return [shapes(value) for value in sample]
+    return type(sample).__name__
 
 
 def optimizer_bytes(optimizers: list[Any], extra: list[Any]) -> dict[str, int]:

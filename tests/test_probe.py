@@ -12,6 +12,7 @@ import pytest
 from bstune.objectives.base import MeasureSpec
 from bstune.tuner import jobs
 from bstune.tuner.host import Host
+from bstune.tuner.plot import draw_probe
 from bstune.tuner.probe import run_probe
 from bstune.tuner.results import Attempt, ProbeResult, ThroughputRow
 from bstune.tuner.steptime import fit_step_time, sizes_to_time, throughput_row
@@ -70,6 +71,15 @@ def slow(model, batch):
     time.sleep(0.02 * len(batch[0]))
     return loss_of(model, batch)
 
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        import time
+        time.sleep(0.002)
+        return torch.zeros(4), 0
+
 def big():
     return nn.Linear(8192, 8192)  # 256 MiB of parameters.
 
@@ -82,6 +92,7 @@ broken = bstune.Supervised(net, data, data, training_step=bug)
 kills = bstune.Supervised(net, data, data, training_step=killed)
 limited = bstune.Supervised(net, data, data, training_step=size_limit)
 slowly = bstune.Supervised(net, data, data, training_step=slow)
+waits = bstune.Supervised(net, Slow(), data)
 weights = bstune.Supervised(big, data, data, training_step=lambda model, batch: model.weight.sum())
 """
 BASE_MIB = 330
@@ -244,6 +255,51 @@ def test_weights_that_do_not_fit_are_told_in_bytes(path: Path) -> None:
 
     assert caught.value.needed_bytes is not None
     assert caught.value.needed_bytes >= 512 * MIB > caught.value.budget_bytes
+
+
+def test_a_slow_loader_is_seen_and_said(path: Path) -> None:
+    """Reading takes 2 ms a sample and a step far less: the loader holds training back."""
+    result = probe_of(path, "waits")
+
+    assert result.loader is not None
+    assert result.loader.bound
+    assert result.loader.wait_share > 0.5
+    assert result.loader.samples_per_s_without > 1.5 * max(row.samples_per_s for row in result.throughput)
+    assert any("data loader" in warning for warning in result.warnings)
+
+
+def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None:
+    """The stored result comes back after one attempt; `fresh`, other settings or a changed file probe anew."""
+    storage, target = f"sqlite:///{tmp_path / 'p.db'}", f"{path}:plain"
+    options: dict[str, Any] = {"device": "cpu", "storage": storage, "max_batch": 64}
+    first = bstune.probe(bstune.load(target), **options)
+    seen: list[Attempt] = []
+
+    again = bstune.probe(bstune.load(target), on_attempt=seen.append, **options)
+    other = bstune.probe(bstune.load(target), **{**options, "max_batch": 32})
+    fresh = bstune.probe(bstune.load(target), fresh=True, **{**options, "max_batch": 32})
+
+    assert [(attempt.size, attempt.outcome, attempt.steps) for attempt in seen] == [(64, "ok", 3)]
+    assert (again.cached, again.micro_batch_size, again.throughput) == (True, 64, first.throughput)
+    assert [(result.cached, result.micro_batch_size) for result in (first, other, fresh)] == [(False, 64), (False, 32), (False, 32)]
+
+
+def test_stable_malloc_says_what_to_export(path: Path) -> None:
+    """Two probes of one size measure the same peak to within half a MiB, and the variable stands in the result."""
+    options: dict[str, Any] = {"device": "cpu", "storage": "sqlite:///:memory:", "max_batch": 48, "malloc": "stable"}
+    one, two = (bstune.probe(bstune.load(f"{path}:memory"), **options) for _ in range(2))
+
+    assert one.environment == {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    assert abs(one.peak_bytes - two.peak_bytes) < MIB / 2
+
+
+def test_picture_of_a_probe(tight: tuple[Host, ProbeResult, list[Attempt]], tmp_path: Path) -> None:
+    """A PNG with both lines; a name that is no picture is one clear error."""
+    draw_probe(tight[1], tmp_path / "probe.png")
+
+    assert (tmp_path / "probe.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(bstune.BstuneError, match=r"Name a file such as probe.png"):
+        draw_probe(tight[1], tmp_path / "probe.xyz")
 
 
 def test_step_time_line_is_fitted_to_relative_errors() -> None:

@@ -115,6 +115,7 @@ class ProbeArguments:
     timeout: float | None = None
     """Seconds."""
     seed: int = 0
+    malloc: str = "default"
 
 
 def check_probe(
@@ -127,6 +128,8 @@ def check_probe(
     multiple_of: int = 1,
     timeout: float | None = None,
     seed: int = 0,
+    malloc: str = "default",
+    fresh: bool = False,
     study: str | None = None,
     storage: str | None = None,
 ) -> ProbeArguments:
@@ -148,7 +151,9 @@ def check_probe(
         multiple_of=checks.integer("multiple_of", multiple_of, 1),
         timeout=None if timeout is None else checks.real("timeout", timeout, lambda x: x > 0, "seconds, more than 0"),
         seed=checks.integer("seed", seed, 0),
+        malloc=malloc,
     )
+    checks.choice("malloc", malloc, ("default", "stable"))
     checks.done()
     largest, multiple = arguments.max_batch, arguments.multiple_of
     if largest is not None and arguments.min_batch > largest:

@@ -91,7 +91,7 @@ def _tail(log: IO[bytes]) -> str | None:
 class _Template:
     """One program `python -m bstune.tuner.worker`, loaded and ready to fork, or to do one job."""
 
-    def __init__(self, payload: IO[bytes], *, may_fork: bool) -> None:
+    def __init__(self, payload: IO[bytes], *, may_fork: bool, environment: dict[str, str]) -> None:
         ours, theirs = socket.socketpair()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # Closed in `close`; it has no name, so nothing is left even by SIGKILL.
         with theirs:
@@ -101,7 +101,7 @@ class _Template:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(theirs.fileno(),),
-                env={**PATIENT_THREADS, **os.environ, **ONE_THREAD, **CUDA_UNTOUCHED},
+                env={**PATIENT_THREADS, **os.environ, **environment, **ONE_THREAD, **CUDA_UNTOUCHED},
                 start_new_session=True,  # Ctrl-C in the terminal reaches the caller only.
             )
         self.control = Connection(ours.detach())
@@ -109,7 +109,7 @@ class _Template:
         self._exits: dict[int, int] = {}
         payload.flush()
         size = os.fstat(payload.fileno()).st_size
-        hello = jobs.Hello(tuple(sys.path), dict(os.environ), size, may_fork)
+        hello = jobs.Hello(tuple(sys.path), {**os.environ, **environment}, size, may_fork)
         try:
             self.control.send(hello)
             self._send_fds(payload.fileno())
@@ -220,7 +220,15 @@ class Host:
         warnings: What the user should know of how it was chosen.
     """
 
-    def __init__(self, objective: Any, *, device: str = "auto", jobs: int = 1, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        objective: Any,
+        *,
+        device: str = "auto",
+        jobs: int = 1,
+        memory_bytes: int | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         """Start the template and choose the device.
 
         Args:
@@ -228,6 +236,7 @@ class Host:
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             jobs: Trials that will run side by side; they share cores and, on CPU, memory.
             memory_bytes: Most memory that the user allows, or None.
+            environment: Variables for the worker processes, beside the caller's own.
 
         Raises:
             ObjectiveError: The objective cannot be pickled or loaded.
@@ -237,6 +246,7 @@ class Host:
         self._templates: list[_Template] = []
         self.jobs = jobs
         self.memory_bytes = memory_bytes
+        self.environment = dict(environment or {})
         self.threads = max(1, usable_cores() // jobs)
         self.warnings: list[str] = []
         self._facts: Facts | None = None
@@ -272,7 +282,7 @@ class Host:
             ) from error
 
     def _new_template(self, *, may_fork: bool) -> _Template:
-        template = _Template(self._payload, may_fork=may_fork)
+        template = _Template(self._payload, may_fork=may_fork, environment=self.environment)
         self._templates.append(template)
         self._ready = template.ready()
         return template

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,8 +21,8 @@ from .growth import Answer, Bounds, Growth
 from .growth import Measured as Size
 from .host import Died, Host, error_of
 from .meter import Reading
-from .results import Attempt, MemoryByCategory, MemoryLine, Outcome, ProbeResult, ThroughputRow
-from .steptime import PLATEAU_GAIN, fit_step_time, sizes_to_time, throughput_row
+from .results import Attempt, Loader, MemoryByCategory, MemoryLine, Outcome, ProbeResult, ThroughputRow
+from .steptime import PLATEAU_GAIN, fit_step_time, knee, loader_of, sizes_to_time, throughput_row
 
 STEPS = 2
 SMALL_EVAL = 8
@@ -37,6 +37,11 @@ the search sees."""
 SMALLEST_TIMED = 4
 SMALLEST_PLATEAU = 64
 """Smaller steps are so short that their throughput still rises, or is mostly noise."""
+SAME_MEMORY = 0.05
+"""A stored answer that memory bounded holds while the usable memory is the same to within this share."""
+STABLE_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""glibc returns every block of 64 KiB or more to the system when it is freed. By default it raises that threshold as blocks are
+freed, tensors come to live in a heap full of holes, and resident memory is larger and differs from run to run."""
 GIB = 1 << 30
 
 OnAttempt = Callable[[Attempt], None]
@@ -53,6 +58,8 @@ def probe(
     multiple_of: int = 1,
     timeout: float | None = None,
     seed: int = 0,
+    malloc: str = "default",
+    fresh: bool = False,
     study: str | None = None,
     storage: str | None = None,
     on_attempt: OnAttempt | None = None,
@@ -69,6 +76,9 @@ def probe(
         multiple_of: The answer is a multiple of this.
         timeout: Seconds after which the best size so far is returned.
         seed: Seed of model and data in each attempt.
+        malloc: On CPU: `default`, or `stable`, which makes resident memory smaller and the same from run to run, for slower steps.
+            The answer then holds where the variables of `result.environment` are set.
+        fresh: Probe anew, also where a result of the same objective, device and settings is stored.
         study: Study to store the result in; default: named after the objective or its file.
         storage: Optuna storage URL; default: `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
         on_attempt: Called with each `Attempt` when it has ended, to show progress.
@@ -98,14 +108,24 @@ def probe(
         multiple_of=multiple_of,
         timeout=timeout,
         seed=seed,
+        malloc=malloc,
+        fresh=fresh,
         study=study,
         storage=storage,
     )
+    environment = STABLE_MALLOC if malloc == "stable" else {}
     objective = check_objective(objective)
     # The storage is opened first: what could not be kept is better known before the work than after it.
-    with open_storage(storage) as opened, Host(objective, device=device, memory_bytes=arguments.memory_bytes) as host:
+    with (
+        open_storage(storage) as opened,
+        Host(objective, device=device, memory_bytes=arguments.memory_bytes, environment=environment) as host,
+    ):
         name = study_name(study, objective, host.facts)
-        result = run_probe(
+        kept = find_study(opened, name) or make_study(opened, name)
+        key = probe_key(host.facts, host.device_info, jobs=1, seed=seed, settings=asdict(arguments))
+        stored = kept.probe if not fresh and kept.attributes.get("probe_key") == key else None
+        result = verified_again(host, stored, headroom=headroom, seed=seed, on_attempt=on_attempt) if stored else None
+        result = result or run_probe(
             host,
             headroom=headroom,
             min_batch=min_batch,
@@ -115,8 +135,7 @@ def probe(
             seed=seed,
             on_attempt=on_attempt,
         )
-        kept = find_study(opened, name) or make_study(opened, name)
-        kept.set(probe=result.to_dict(), probe_key=probe_key(host.facts, host.device_info, jobs=1, seed=seed, settings=asdict(arguments)))
+        kept.set(probe=result.to_dict(), probe_key=key)
         touch(kept)
     return result
 
@@ -156,8 +175,33 @@ def run_probe(
     final = _verify(growth, attempts)
     answer = growth.answer
     assert answer.size is not None
-    rows = _time_sizes(answer.size, bounds, attempts, final)
-    return _result(host, attempts, answer, final, rows)
+    _time_sizes(answer.size, bounds, attempts)
+    return _result(host, attempts, answer, final)
+
+
+def verified_again(
+    host: Host, stored: ProbeResult, *, headroom: float, seed: int, on_attempt: OnAttempt | None = None
+) -> ProbeResult | None:
+    """Run the size of a stored result once more, and return the result with what was seen now; None where it holds no longer."""
+    attempts = _Attempts(host, headroom=headroom, seed=seed, timeout_s=None, on_attempt=on_attempt)
+    moved = abs(attempts.usable_bytes / stored.usable_bytes - 1) > SAME_MEMORY
+    if stored.limited_by == "timeout" or (moved and stored.limited_by == "memory"):
+        return None
+    attempt, reading = attempts.run(stored.micro_batch_size, final=True)
+    if attempt.outcome != "ok" or reading is None or reading.peak_bytes is None:
+        return None
+    return replace(
+        stored,
+        usable_bytes=attempts.usable_bytes,
+        budget_bytes=attempts.budget_bytes,
+        eval_batch_size=stored.eval_batch_size and attempts.eval_sizes[stored.micro_batch_size],
+        peak_bytes=reading.peak_bytes,
+        memory_line=stored.memory_line and replace(stored.memory_line, measured_bytes=reading.peak_bytes),
+        attempts=(*stored.attempts, *attempts.tried),
+        samples=attempts.samples,
+        seconds=time.monotonic() - attempts.started_s,
+        cached=True,
+    )
 
 
 class _TimeUp(Exception):
@@ -183,6 +227,8 @@ class _Attempts:
         self.warnings: dict[str, None] = dict.fromkeys(host.warnings)
         self.optimizer: str | None = None
         self.eval_unseen = False
+        self.rows: list[ThroughputRow] = []
+        self.loader: Loader | None = None
         self.last_output: str | None = None
         self.last_failure: jobs.Failure | Died | None = None
         self.eval_sizes: dict[int, int] = {}
@@ -290,6 +336,10 @@ class _Attempts:
         notes = answer.notes
         self.samples += notes.samples
         self.optimizer = self.optimizer or notes.optimizer
+        if spec.timed_s and reading.timed_step_s:
+            self.rows = sorted([*self.rows, throughput_row(size, reading.timed_step_s)], key=lambda row: row.batch_size)
+            if size == self.rows[-1].batch_size:
+                self.loader = loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
         if not spec.timed_s:
             self.eval_unseen = notes.eval_batch_size is None
             self.warnings.update(dict.fromkeys(notes.warnings))
@@ -300,6 +350,10 @@ class _Attempts:
             reason = f"peak {reading.peak_bytes / GIB:.3f} GiB is over the budget of {self.budget_bytes / GIB:.3f} GiB"
             return attempt("oom", reading.peak_bytes, reading.steps, phase, reason)
         return attempt("ok", reading.peak_bytes, reading.steps, None, None)
+
+    def warn(self, text: str) -> None:
+        """Keep a warning, once."""
+        self.warnings[text] = None
 
     def _note(self, attempt: Attempt) -> None:
         self.tried.append(attempt)
@@ -361,8 +415,8 @@ def _one_is_too_few(attempt: Attempt, failure: jobs.Failure | Died | None, attem
 
 
 def _rate(size: int, attempts: _Attempts) -> float:
-    _, reading = attempts.run(size, timed_s=TIMED_S)
-    return throughput_row(size, reading.timed_step_s).samples_per_s if reading and reading.timed_step_s else 0.0
+    attempts.run(size, timed_s=TIMED_S)
+    return next((row.samples_per_s for row in attempts.rows if row.batch_size == size), 0.0)
 
 
 def _verify(growth: Growth, attempts: _Attempts) -> Reading:
@@ -393,21 +447,18 @@ def _verify(growth: Growth, attempts: _Attempts) -> Reading:
         _grow(growth, attempts)
 
 
-def _time_sizes(largest: int, bounds: Bounds, attempts: _Attempts, final: Reading) -> list[ThroughputRow]:
+def _time_sizes(largest: int, bounds: Bounds, attempts: _Attempts) -> None:
     """Time a handful of sizes up to the answer, alone on the device."""
-    rows = []
+    timed = {row.batch_size for row in attempts.rows}
     for size in sizes_to_time(largest, smallest=max(SMALLEST_TIMED, bounds.lowest), multiple_of=bounds.multiple_of):
+        if size in timed:
+            continue
         try:
-            attempt, reading = attempts.run(size, timed_s=TIMED_S)
+            attempts.run(size, timed_s=TIMED_S)
         except _TimeUp:
             break
-        if attempt.outcome == "ok" and reading is not None and reading.timed_step_s:
-            rows.append(throughput_row(size, reading.timed_step_s))
-    if rows and _busy():
-        attempts.warnings[
-            "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is idle."
-        ] = None
-    return rows
+    if attempts.rows and _busy():
+        attempts.warn("Other processes keep this machine's cores busy, so the step times are too long; probe again when it is idle.")
 
 
 def _busy() -> bool:
@@ -439,7 +490,7 @@ def _nothing_fits(growth: Growth, attempts: _Attempts) -> BstuneError:
     )
 
 
-def _result(host: Host, attempts: _Attempts, answer: Answer, final: Reading, rows: Sequence[ThroughputRow]) -> ProbeResult:
+def _result(host: Host, attempts: _Attempts, answer: Answer, final: Reading) -> ProbeResult:
     size = answer.size
     assert size is not None
     assert final.peak_bytes is not None
@@ -449,7 +500,12 @@ def _result(host: Host, attempts: _Attempts, answer: Answer, final: Reading, row
         error = None if predicted is None else (predicted - final.peak_bytes) / final.peak_bytes
         line = MemoryLine(answer.fixed_bytes, answer.bytes_per_sample, predicted, final.peak_bytes, error)
     if any(attempt.outcome == "limit" and attempt.size == 1 for attempt in attempts.tried):
-        attempts.warnings["A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped."] = None
+        attempts.warn("A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped.")
+    if attempts.loader is not None and attempts.loader.bound:
+        attempts.warn(
+            f"The data loader holds training back: {attempts.loader.wait_share:.0%} of a step waits for its batch. More num_workers, or a "
+            "data set that is cheaper to read, would help more than any batch size."
+        )
     return ProbeResult(
         micro_batch_size=size,
         eval_batch_size=None if attempts.eval_unseen else attempts.eval_sizes.get(size, attempts.eval_size(size)),
@@ -461,8 +517,11 @@ def _result(host: Host, attempts: _Attempts, answer: Answer, final: Reading, row
         peak_bytes=final.peak_bytes,
         memory_line=line,
         memory_by_category=_categories(final, size, answer.bytes_per_sample),
-        throughput=tuple(rows),
-        step_time_line=fit_step_time(rows),
+        throughput=tuple(attempts.rows),
+        step_time_line=fit_step_time(attempts.rows),
+        knee_batch_size=knee(attempts.rows),
+        loader=attempts.loader,
+        environment=host.environment,
         attempts=tuple(attempts.tried),
         device=host.device_info,
         n_train_samples=host.facts.n_samples,

@@ -181,7 +181,7 @@ def make_progress() -> PlainProgress:
 
 
 def probe_text(probe: ProbeResult) -> str:
-    """Return a probe as text."""
+    """Return a probe as text: the answer, what it rests on, and every attempt."""
     lines = [
         f"Micro-batches of up to {probe.micro_batch_size} samples fit on {probe.device.name} (limited by {probe.limited_by})",
         f"  proof:       {probe.proof}: {_PROOFS[probe.proof]}",
@@ -192,16 +192,36 @@ def probe_text(probe: ProbeResult) -> str:
         lines.append(f"  validation:  batches of {probe.eval_batch_size} samples")
     if probe.memory_line is not None:
         line = probe.memory_line
-        lines.append(f"  memory:      {gib(line.fixed_bytes)} + {gib(line.bytes_per_sample)} a sample")
+        lines.append(f"  memory:      {gib(line.fixed_bytes)} + {gib(line.bytes_per_sample)} a sample near the answer")
+        if line.predicted_bytes is not None and line.relative_error is not None:
+            measured = f"{gib(line.measured_bytes)} measured ({line.relative_error:+.2%})"
+            lines.append(f"  prediction:  {gib(line.predicted_bytes)} before it ran, {measured}")
+    if probe.memory_by_category is not None:
+        parts = probe.memory_by_category.to_dict().items()
+        known = [f"{name.removesuffix('_bytes').replace('_', ' ')} {gib(value)}" for name, value in parts if value is not None]
+        lines.append(f"  made of:     {', '.join(known)}")
     if probe.throughput:
-        best = max(probe.throughput, key=lambda row: row.samples_per_s)
+        rates = ", ".join(f"{row.samples_per_s:.4g} at {row.batch_size}" for row in probe.throughput)
+        lines.append(f"  samples/s:   {rates}")
+    if probe.knee_batch_size is not None:
         saturation = probe.step_time_line and probe.step_time_line.saturation_batch
-        half = "" if saturation is None else f"; half of the peak at {saturation:.0f}"
-        lines.append(f"  throughput:  {best.samples_per_s:.4g} samples/s at {best.batch_size}{half}")
-    lines.append(
-        f"  attempts:    {', '.join(f'{attempt.size} {attempt.outcome}' for attempt in probe.attempts)} in {duration(probe.seconds)}"
-    )
-    return "\n".join(lines)
+        half = "" if saturation is None else f"; half of the peak speed at {saturation:.0f}"
+        lines.append(f"  knee:        {probe.knee_batch_size}: larger ones are hardly faster{half}")
+    if probe.loader is not None:
+        lines.append(
+            f"  loader:      {probe.loader.wait_share:.0%} of a step; {probe.loader.samples_per_s_without:.4g} samples/s without it"
+        )
+    lines += [f"  export:      {name}={value}  (the answer holds with it)" for name, value in probe.environment.items()]
+    again = ", a stored result whose size was run once more" if probe.cached else ""
+    lines.append(f"  took:        {duration(probe.seconds)}{again}")
+    lines += ["", f"{'size':>8}  {'outcome':<8} {'peak':>10} {'steps':>6} {'seconds':>8}  note"]
+    return "\n".join([*lines, *map(_attempt_row, probe.attempts)])
+
+
+def _attempt_row(attempt: Attempt) -> str:
+    note = " ".join(filter(None, [attempt.phase and f"in {attempt.phase}:", _one_line(attempt.reason or "")]))
+    row = f"{attempt.size:>8}  {attempt.outcome:<8} {gib(attempt.peak_bytes):>10} {attempt.steps:>6} {attempt.seconds:>8.2f}  {note}"
+    return row.rstrip()
 
 
 def plan_text(plan: PlanResult) -> str:

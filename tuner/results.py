@@ -187,6 +187,18 @@ class ThroughputRow(Record):
 
 
 @dataclass(frozen=True)
+class Loader(Record):
+    """What the data loader costs a training step, at the largest size that was timed."""
+
+    wait_share: float
+    """Share of a step that is spent waiting for its batch."""
+    samples_per_s_without: float
+    """Throughput on a batch that is at hand already."""
+    bound: bool
+    """The loader holds training back: more than 10 % waiting, and less than 90 % of the rate without it."""
+
+
+@dataclass(frozen=True)
 class StepTimeLine(Record):
     """Seconds per step as a line in the micro-batch size: t(n) = a + c * n."""
 
@@ -225,6 +237,14 @@ class ProbeResult(Record):
     seconds: float = 0.0
     optimizer: str | None = None
     """Class name of the optimizer that was seen to step."""
+    knee_batch_size: int | None = None
+    """Smallest size that was timed at 95 % or more of the best throughput: beyond it, size brings next to no speed."""
+    loader: Loader | None = None
+    """None where the user owns the loop, so that the wait for batches cannot be seen."""
+    cached: bool = False
+    """The result is a stored one, whose size was run once more now."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables under which this answer holds; export them where you train."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The arguments that the answer depends on, as the probe was called."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -352,6 +372,26 @@ TRIAL_COLUMNS = (
 
 
 @dataclass(frozen=True)
+class NoisePoint(Record):
+    """Gradient noise at one moment of a run, from several micro-batches at the same weights, before clipping."""
+
+    at_samples: int
+    """Training samples of the run so far."""
+    n_microbatches: int
+    microbatch_size: int
+    """Samples in each."""
+    gradient_squared: float
+    """Unbiased estimate of the squared norm of the true gradient; may be negative by chance."""
+    covariance_trace: float
+    """The same of the trace of the covariance of single samples' gradients. Over the former: the noise scale, in samples."""
+
+    @property
+    def n_samples(self) -> int:
+        """Samples drawn for it, which the search is charged for."""
+        return self.n_microbatches * self.microbatch_size
+
+
+@dataclass(frozen=True)
 class TrialRecord(Record):
     """One trial, as one row of `SearchResult.trials`."""
 
@@ -386,6 +426,8 @@ class TrialRecord(Record):
     """Of a failed trial: `oom`, `killed`, `crashed`, `hung`, `error`, `no_report`, or `orphan` when the search itself was killed."""
     checkpoint: str | None = None
     """A checkpoint that a new trial can continue from; None when there is none (any more)."""
+    noise: tuple[NoisePoint, ...] = ()
+    """Gradient noise measured along this run itself; its samples are charged beside `samples`."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from .results import StepTimeLine, ThroughputRow
+from .results import Loader, StepTimeLine, ThroughputRow
 
 MAX_SIZES = 6
+KNEE_SHARE = 0.95
+"""Of the best throughput."""
+LOADER_WAIT, LOADER_RATE = 0.1, 0.9
+"""The loader holds training back when steps wait for more than this share, and reach less than that of the rate without it."""
 PLATEAU_GAIN = 1.05
 """Throughput rises no longer when a larger size brings less than this factor."""
 
@@ -30,6 +34,31 @@ def throughput_row(batch_size: int, step_s: Sequence[float]) -> ThroughputRow:
     middle = statistics.median(step_s)
     low, _, high = statistics.quantiles(step_s, n=4) if len(step_s) >= 2 else (middle, middle, middle)
     return ThroughputRow(batch_size, batch_size / middle, middle, (high - low) / middle)
+
+
+def knee(rows: Sequence[ThroughputRow]) -> int | None:
+    """Return the smallest size with nearly the best throughput, or None without rows.
+
+    Example:
+        >>> knee([ThroughputRow(4, 100.0, 0.04, 0), ThroughputRow(32, 960.0, 0.033, 0), ThroughputRow(256, 1000.0, 0.256, 0)])
+        32
+    """
+    best = max((row.samples_per_s for row in rows), default=0.0)
+    return min((row.batch_size for row in rows if row.samples_per_s >= KNEE_SHARE * best), default=None)
+
+
+def loader_of(batch_size: int, step_s: Sequence[float], wait_s: float | None, cached_step_s: Sequence[float]) -> Loader | None:
+    """Return what the loader costs, from timed steps, their waiting in all, and steps without a loader.
+
+    Example:
+        >>> loader_of(8, [0.02, 0.02], 0.02, [0.01]).bound
+        True
+    """
+    if wait_s is None or not step_s or not cached_step_s:
+        return None
+    share, without = min(1.0, wait_s / sum(step_s)), batch_size / statistics.median(cached_step_s)
+    bound = share > LOADER_WAIT and batch_size / statistics.median(step_s) < LOADER_RATE * without
+    return Loader(share, without, bound)
 
 
 def fit_step_time(rows: Sequence[ThroughputRow]) -> StepTimeLine | None:

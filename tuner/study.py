@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ..objectives.base import Facts, TrialReport, TrialSpec
@@ -553,7 +554,17 @@ def probe_key(
     defaults = dataclasses.asdict(ProbeArguments())
     asked = {name: value for name, value in (settings or {}).items() if name in defaults and value != defaults[name]}
     asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed")}
-    return {"source": facts.source_hash, "n_samples": facts.n_samples, "device": device.to_dict(), "jobs": jobs, "seed": seed, **asked}
+    return {
+        "source": facts.source_hash,
+        "structure": facts.structure_hash,
+        "n_samples": facts.n_samples,
+        "precision": facts.precision,
+        "torch": metadata.version("torch"),
+        "device": device.to_dict(),
+        "jobs": jobs,
+        "seed": seed,
+        **asked,
+    }
 
 
 def load_probe(storage_url: str | None, study_name: str) -> ProbeResult | None:
