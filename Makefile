@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 TYPING := .typing/bstune
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo format lint type test check test-gpu docs bench clean
+.PHONY: help dev demo format lint type test check test-gpu gpu docs bench clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
@@ -46,6 +46,9 @@ check: lint type test ## All that CI runs.
 
 test-gpu: $(INSTALLED) ## Run the tests that repeat a claim on a CUDA device.
 	$(BIN)/python -m pytest -m gpu
+
+gpu: ## Hold what bstune assumes of CUDA against this machine's card, within 8 minutes; needs torch and numpy only.
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py
 
 docs: $(INSTALLED) ## Write docs/cli.md from the --help texts.
 	$(BIN)/python docs/make_cli.py

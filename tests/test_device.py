@@ -206,7 +206,7 @@ class FakeCuda:
         }
         for name, function in replaced.items():
             monkeypatch.setattr(torch.cuda, name, function)
-        monkeypatch.setattr(torch, "zeros", lambda *_, device: self.open() or torch.ones(1))
+        monkeypatch.setattr(torch, "zeros", self.zeros)
         monkeypatch.setattr(device, "_context_bytes", {})
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
@@ -215,6 +215,11 @@ class FakeCuda:
         if not self._opened:
             self._opened = True
             self.take(self.context_bytes)
+
+    def zeros(self, *size: int, device: str) -> torch.Tensor:
+        """Return a tensor that this machine can make."""
+        self.open()
+        return torch.ones(size)
 
     def take(self, n: int) -> None:
         """Let memory go to whoever."""

@@ -330,7 +330,7 @@ def open_context(
 
     Args:
         device: `cuda:N`.
-        wait_for_bytes: Wait up to `SETTLE_S` until so much is free: the driver takes back the memory of a process that has
+        wait_for_bytes: Wait up to `SETTLE_S` until so much is free, give or take 1 %: the driver takes back the memory of a process that has
             ended some time after it has ended.
         clock: Tells seconds.
         sleep: Waits for seconds.
@@ -341,7 +341,8 @@ def open_context(
         torch.cuda.init()
         uuid, total_bytes = _card_uuid(device), torch.cuda.get_device_properties(device).total_memory
         deadline_s = clock() + SETTLE_S
-        while (before := nvml_memory(uuid, total_bytes=total_bytes)) and before.available_bytes < wait_for_bytes and clock() < deadline_s:
+        enough_bytes = (1 - MOVED) * wait_for_bytes
+        while (before := nvml_memory(uuid, total_bytes=total_bytes)) and before.available_bytes < enough_bytes and clock() < deadline_s:
             sleep(0.05)
         torch.zeros(1, device=device)
         torch.cuda.empty_cache()
