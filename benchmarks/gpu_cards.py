@@ -164,11 +164,8 @@ class CudaCard:
 
     def run(self, kind: Model, n: int, *, limit_bytes: int | None = None, traced: bool = False, benchmark: bool = False) -> Seen:
         """Run two training steps, from an empty allocator on."""
-        gc.collect()
-        getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
-        torch.cuda.empty_cache()
+        self._begin(limit_bytes)
         torch.backends.cudnn.benchmark = benchmark
-        torch.cuda.set_per_process_memory_fraction(1.0 if limit_bytes is None else min(1.0, limit_bytes / self.total_bytes), DEVICE)
         retries = torch.cuda.memory_stats(DEVICE).get("num_alloc_retries", 0)
         torch.cuda.reset_peak_memory_stats(DEVICE)
         outcome: Outcome = "ok"
@@ -192,6 +189,13 @@ class CudaCard:
             message,
         )
 
+    def _begin(self, limit_bytes: int | None = None) -> None:
+        """Empty the allocator and set its limit."""
+        gc.collect()
+        getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0 if limit_bytes is None else min(1.0, limit_bytes / self.total_bytes), DEVICE)
+
     def _steps(self, kind: Model, n: int) -> list[float]:
         parts, times = training(kind, n, DEVICE), []
         for _ in range(2):
@@ -209,6 +213,7 @@ class CudaCard:
 
     def fake_backward(self) -> int:
         """Run a small model on fake tensors of the card, whose context lives."""
+        self._begin()
         return fake_backward(DEVICE)
 
     def context(self) -> ContextSeen:
@@ -220,10 +225,12 @@ class CudaCard:
 
     def errors(self) -> list[ErrorSeen]:
         """Fail in processes of their own: some of these errors destroy the context."""
+        self._begin()
         return [ErrorSeen(*row) for row in [*_child("edge", {}), *_child("sticky", {})]]
 
     def time_block(self, kind: Model, n: int) -> tuple[float, float]:
         """Time blocks of steps, warm, by a pair of events around each."""
+        self._begin()
         parts, pairs = training(kind, n, DEVICE), []
         for _ in range(3):
             step(*parts)

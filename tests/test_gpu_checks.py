@@ -180,9 +180,11 @@ def test_the_code_for_a_card_runs_on_a_stand_in_for_torch_cuda(monkeypatch: pyte
 
     assert (seen.outcome, seen.allocated_bytes, seen.reserved_bytes, seen.retries) == ("ok", 42 << 20, 64 << 20, 0)
     assert fractions == [0.5]
+    assert card.fake_backward() == 4
     assert seen.trace is not None
     assert seen.trace.peak_bytes > 0
     event_s, wall_s = card.time_block(card.kinds[0], 4)
+    assert fractions[-1] == 1.0
     assert 0 < event_s <= wall_s
     names = gpu_cards.record_golden(card, tmp_path, "fake")
     assert len(names) == 2 * len(card.kinds)

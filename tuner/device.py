@@ -330,8 +330,8 @@ def open_context(
 
     Args:
         device: `cuda:N`.
-        wait_for_bytes: Wait up to `SETTLE_S` until so much is free, give or take 1 %: the driver takes back the memory of a process that has
-            ended some time after it has ended.
+        wait_for_bytes: Wait up to `SETTLE_S` until so much is free, give or take 1 %: the driver takes back the memory of a
+            process some time after its end.
         clock: Tells seconds.
         sleep: Waits for seconds.
     """
