@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 EPOCH_SEED_STRIDE = 1_000_003
 """Epoch e of seed s is shuffled with seed s * stride + e; a prime far above any number of epochs keeps them apart."""
 
+NOISE_SEED = 0x5EED << 32
+"""Keeps the samples that noise is measured on apart from those of the training stream."""
+
 
 def check_data(data: Any, name: str) -> None:
     """Raise an ObjectiveError unless `data` is a map-style data set with at least one sample.
@@ -100,6 +103,18 @@ def training_batches(
         generator=torch.Generator().manual_seed(seed),  # Else the loader draws from the trial's own generator.
     )
     return iter(loader)
+
+
+def noise_batches(
+    data: Any, size: int, n_batches: int, *, seed: int, at_samples: int, collate_fn: Callable[[list[Any]], Any] | None
+) -> Iterator[Any]:
+    """Yield micro-batches to measure gradient noise on, none with a sample of another; they depend on seed and samples so far alone."""
+    import torch
+
+    shuffle = torch.Generator().manual_seed((seed * EPOCH_SEED_STRIDE + at_samples) ^ NOISE_SEED)
+    order = torch.randperm(len(data), generator=shuffle)[: size * n_batches].tolist()
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    yield from torch.utils.data.DataLoader(data, batch_sampler=cast(Any, batches), collate_fn=collate_fn, generator=shuffle)
 
 
 def validation_batches(

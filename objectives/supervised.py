@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..tuner.errors import ArgumentError, ObjectiveError, TrialPruned
+from ..tuner.noise import NoiseDesign, design
+from ..tuner.results import NoisePoint
 from .base import Facts, MeasureNotes, MeasureSpec, Meter, Trial, TrialSpec
-from .data import check_data, is_factory, to_device, training_batches, validation_batches
+from .data import check_data, is_factory, noise_batches, to_device, training_batches, validation_batches
+from .gradients import measure_noise, moments
 from .schedule import SCHEDULES, learning_rate_factor
 from .source import optimizer_family, source_hash
 
@@ -136,8 +139,6 @@ class Supervised:
 
     def describe(self) -> Facts:
         """Build the model and its optimizer once, on CPU, and say what this objective is."""
-        import torch
-
         seed_everything(0)
         model = self.build_model()
         optimizer = self.build_optimizer(model, 1e-3)
@@ -152,7 +153,7 @@ class Supervised:
             optimizer=type(optimizer).__name__,
             optimizer_family=optimizer_family(type(optimizer).__name__),
             precision=self.precision,
-            batch_norm=any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()),
+            batch_norm=has_batch_norm(model),
             parameter_bytes=sum(parameter.nbytes for parameter in model.parameters()),
             can_continue=self.schedule == "constant",
             metrics=tuple(self.metrics),
@@ -211,13 +212,19 @@ class Supervised:
         if spec.resume_from:
             run.load(spec.resume_from)
         run.open_stream(spec.micro_batch_size, spec.accumulation_steps)
+        noise = design(spec.noise_samples, spec.micro_batch_size, len(self.train_data), batch_norm=has_batch_norm(run.model))
+        measuring = moments(spec.points, spec.start_samples, noise.n_points) if noise else []
         try:
             while run.samples < spec.end_samples:
                 run.step()
                 if not run.loss_is_finite():
                     trial.report(math.nan, samples=run.samples)
                 if run.samples >= trial.next_report:
-                    trial.report(samples=run.samples, **run.validate(trial.eval_batch_size))
+                    losses = run.validate(trial.eval_batch_size)
+                    if noise and measuring and run.samples >= min(measuring[0], spec.end_samples):
+                        trial.add_noise(run.measure_noise(noise))
+                        measuring = [point for point in measuring if point > run.samples]
+                    trial.report(samples=run.samples, **losses)
         except TrialPruned:
             if spec.checkpoint_to and run.loss_is_finite():
                 run.save(spec.checkpoint_to)
@@ -373,11 +380,14 @@ class Run:
 
             torch.cuda.synchronize(self.device)
 
-    def _backward(self, batch: Any) -> None:
+    def _training_loss(self, batch: Any) -> torch.Tensor:
         with self._autocast():
-            loss = self.objective.training_step(self.model, batch)
+            loss: torch.Tensor = self.objective.training_step(self.model, batch)
         check_loss(loss, "training_step", needs_grad=True)
-        loss = loss.reshape(()) / self._accumulation_steps
+        return loss
+
+    def _backward(self, batch: Any) -> None:
+        loss = self._training_loss(batch).reshape(()) / self._accumulation_steps
         (self._scaler.scale(loss) if self._scaler else loss).backward()
         self._last_loss = loss.detach()
 
@@ -411,6 +421,20 @@ class Run:
             self.model.train()
             return n_samples
         raise AssertionError("validation data is never empty")
+
+    def measure_noise(self, noise: NoiseDesign) -> NoisePoint:
+        """Measure gradient noise here, on samples drawn beside the training stream."""
+        data, scale = self.objective.train_data, self._scaler.get_scale() if self._scaler else 1.0
+        drawn = noise_batches(
+            data,
+            noise.microbatch_size,
+            noise.n_microbatches,
+            seed=self.seed,
+            at_samples=self.samples,
+            collate_fn=self.objective.collate_fn,
+        )
+        batches = (to_device(batch, self.device) for batch in drawn)
+        return measure_noise(self.model, self._training_loss, batches, noise, at_samples=self.samples, population=len(data), scale=scale)
 
     def _validation(self, eval_batch_size: int) -> Iterator[tuple[int, Any]]:
         self.model.eval()
@@ -489,6 +513,13 @@ def shapes(sample: Any) -> Any:
     if isinstance(sample, (list, tuple)):
         return [shapes(value) for value in sample]
     return type(sample).__name__
+
+
+def has_batch_norm(model: torch.nn.Module) -> bool:
+    """Tell whether a model has layers that couple the samples of a batch."""
+    import torch
+
+    return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def optimizer_bytes(optimizers: list[Any], extra: list[Any]) -> dict[str, int]:

@@ -21,7 +21,7 @@ import pytest
 from bstune.objectives.base import Facts, TrialReport, TrialSpec
 from bstune.tuner.errors import StudyError
 from bstune.tuner.plan import Plan
-from bstune.tuner.results import DeviceInfo, TrialRecord
+from bstune.tuner.results import DeviceInfo, NoisePoint, TrialRecord
 from bstune.tuner.storage import Storage, open_storage, read_storage
 from bstune.tuner.study import (
     Axes,
@@ -125,6 +125,21 @@ def test_a_continued_trial_brings_its_earlier_values_along(url: str) -> None:
         assert study.record(second.number).start_samples == 64
         assert study.record(second.number).values == ((64, 0.5), (320, 0.25))
         assert study.record(first.number).values == ((64, 0.5),)
+
+
+def test_measured_noise_survives_the_end_of_a_trial_and_the_kill_of_a_search(url: str) -> None:
+    """The samples drawn for it are charged, so it is written as it comes, not only when the trial ends."""
+    point = NoisePoint(64, 4, 8, -0.25, 31.5)
+    with opened(url) as study:
+        for _ in range(2):
+            record = study.begin(spec(), AXES)
+            study.report(dataclasses.replace(report(record.number, (64,), 0.5), noise=(point,)))
+        study.report(dataclasses.replace(report(record.number, (320,), 0.4), noise=(point,)))
+        study.finish(finished(study.record(record.number)))
+    with opened(url) as study:
+        study.sweep()
+        assert [record.noise for record in study.records] == [(point,), (point, point)]
+        assert study.records[0].cause == "orphan"
 
 
 def test_plain_optuna_opens_the_study(url: str) -> None:

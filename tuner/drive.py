@@ -124,6 +124,7 @@ class Drive:
             eval_batch_size=None if probe is None else probe.eval_batch_size,
             start_samples=proposal.start_samples,
             resume_from=resume_from,
+            noise_samples=proposal.noise_samples,
         )
         record = self._study.begin(spec, self._axes, continues=proposal.continues)
         if self._checkpoint_dir is not None:

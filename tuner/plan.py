@@ -48,6 +48,8 @@ class Proposal:
     continues: int | None = None
     """Number of the trial that this one goes on from."""
     start_samples: int = 0
+    noise_samples: int = 0
+    """Samples that it may draw, beside those it trains on, to measure gradient noise."""
 
 
 @dataclass(frozen=True)

@@ -380,9 +380,9 @@ class NoisePoint(Record):
     n_microbatches: int
     microbatch_size: int
     """Samples in each."""
-    gradient_squared: float
-    """Unbiased estimate of the squared norm of the true gradient; may be negative by chance."""
-    covariance_trace: float
+    gradient_squared: float | None
+    """Unbiased estimate of the squared norm of the true gradient; negative by chance, None where a gradient was not finite."""
+    covariance_trace: float | None
     """The same of the trace of the covariance of single samples' gradients. Over the former: the noise scale, in samples."""
 
     @property

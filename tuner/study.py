@@ -24,7 +24,7 @@ from ..objectives.base import Facts, TrialReport, TrialSpec
 from .arguments import ProbeArguments
 from .errors import StudyError
 from .plan import Plan
-from .results import DeviceInfo, ProbeResult, TrialRecord
+from .results import DeviceInfo, NoisePoint, ProbeResult, TrialRecord
 from .storage import Storage, read_storage
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ _RESULT = (
     "metrics",
     "cause",
     "checkpoint",
+    "noise",
 )
 
 _FINGERPRINT_WORDS = {
@@ -343,6 +344,9 @@ class Study:
         with self.storage.guard():
             for step in steps:
                 self.storage.backend.set_trial_intermediate_value(trial_id, step, report.val_loss)
+            if report.noise:  # Not only at the end: an orphan is charged for the samples that were drawn for it, too.
+                noise = [point.to_dict() for point in (*record.noise, *report.noise)]
+                self.storage.backend.set_trial_user_attr(trial_id, "noise", noise)
             if report.samples != max(known, default=0):  # What an orphan is charged, where the curve does not say it.
                 self.storage.backend.set_trial_user_attr(trial_id, "samples", report.samples)
         record = dataclasses.replace(
@@ -351,6 +355,7 @@ class Study:
             samples=max(report.samples, record.samples),
             metrics={**record.metrics, **report.metrics},
             seconds=report.seconds,
+            noise=(*record.noise, *report.noise),
         )
         self._records[report.number] = record
         return record
@@ -364,7 +369,9 @@ class Study:
         data = record.to_dict()
         value = record.val_loss if state == TrialState.COMPLETE or (state == TrialState.PRUNED and record.val_loss is not None) else None
         with self.storage.guard():
-            self.storage.backend.set_trial_user_attr(trial_id, "result", {name: data[name] for name in _RESULT if data[name] is not None})
+            self.storage.backend.set_trial_user_attr(
+                trial_id, "result", {name: data[name] for name in _RESULT if data[name] not in (None, [])}
+            )
             self.storage.backend.set_trial_state_values(trial_id, state, None if value is None else [value])
         self._records[record.number] = record
 
@@ -385,7 +392,7 @@ def read_record(trial: FrozenTrial) -> TrialRecord | None:
         return _ended(trial)
     asked = trial.user_attrs
     samples = max([asked.get("start_samples", 0), asked.get("samples", 0), *trial.intermediate_values])
-    return _record(trial, {"state": "running", "reason": "", "samples": samples})
+    return _record(trial, {"state": "running", "reason": "", "samples": samples, "noise": asked.get("noise", [])})
 
 
 def _ended(trial: FrozenTrial) -> TrialRecord:
@@ -400,7 +407,8 @@ def _record(trial: FrozenTrial, result: Mapping[str, Any]) -> TrialRecord:
         params=dict(asked.get("params", {})),
         values=tuple(sorted(trial.intermediate_values.items())),
         **{name: asked[name] for name in _ASKED if name in asked},
-        **(missing | {name: result[name] for name in _RESULT if name in result}),
+        **(missing | {name: result[name] for name in _RESULT if name in result and name != "noise"}),
+        noise=tuple(NoisePoint.from_dict(point) for point in result.get("noise", ())),
     )
 
 
