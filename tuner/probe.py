@@ -176,6 +176,8 @@ def run_probe(
     answer = growth.answer
     assert answer.size is not None
     _time_sizes(answer.size, bounds, attempts)
+    if (moved := host.memory_moved(attempts.memory)) is not None:
+        attempts.warn(moved)
     return _result(host, attempts, answer, final)
 
 
@@ -216,6 +218,7 @@ class _Attempts:
         self.host = host
         self.headroom = headroom
         self.seed = seed
+        self.memory = memory
         self.capacity_bytes = memory.total_bytes
         self.usable_bytes = host.usable_bytes()
         self.budget_bytes = int(self.usable_bytes * (1 - headroom))
