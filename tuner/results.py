@@ -25,6 +25,7 @@ Outcome = Literal["ok", "oom", "limit", "error"]
 LimitedBy = Literal["memory", "dataset", "max_batch", "plateau", "timeout"]
 Proof = Literal["bracket", "model", "cap", "noise"]
 Goal = Literal["loss", "time", "largest"]
+Decider = Literal["memory", "hardware", "noise", "data set", "space"]
 
 
 @dataclass(frozen=True)
@@ -352,6 +353,45 @@ class Limits(Record):
     """Critical batch size."""
 
 
+@dataclass(frozen=True)
+class BatchAnswer(Record):
+    """Which batch size reaches a target first, from E(B) = E_min + S_min * B and the step time t(B) = a + c * B.
+
+    What was not measured, or could not be told, is None. Every `low` and `high` is a 90 % interval; a `high` of None beside a
+    `low` means that no upper end could be told.
+    """
+
+    source: Literal["trials", "noise scale"] | None = None
+    """What the critical batch size is from: samples to target of trials, or gradient noise, which tends to be too low."""
+    target: float | None = None
+    """Validation loss that the samples were counted to."""
+    n_batches: int = 0
+    """Batch sizes that reached it."""
+    e_min_samples: float | None = None
+    """Samples to the target with the smallest batches."""
+    s_min_steps: float | None = None
+    """Steps to the target with the largest batches."""
+    worst_residual: float | None = None
+    """Largest relative distance of a batch size from the line."""
+    b_crit: float | None = None
+    """Critical batch size E_min / S_min, in samples: there, steps and samples are both twice their least. None beside a `source`:
+    samples to the target did not grow with the batch."""
+    b_crit_low: float | None = None
+    b_crit_high: float | None = None
+    noise_scale: float | None = None
+    """tr(Sigma) / |G|^2 along the measured runs, in samples; None where noise dominates: then only a lower end is known."""
+    noise_scale_low: float | None = None
+    noise_scale_high: float | None = None
+    b_star: float | None = None
+    """Fastest batch size sqrt(b_crit * a / c), in samples, before any cap."""
+    b_star_low: float | None = None
+    b_star_high: float | None = None
+    fastest: int | None = None
+    """Of the batch sizes searched, the one that takes the fewest seconds to the target, by both lines and all caps."""
+    decided_by: Decider | None = None
+    """What keeps the fastest batch from being larger."""
+
+
 TRIAL_COLUMNS = (
     "number",
     "stage",
@@ -446,6 +486,8 @@ class SearchResult(Record):
     storage: str
     versions: dict[str, str] = field(default_factory=dict)
     goal: Goal = "loss"
+    batch_answer: BatchAnswer | None = None
+    """Which batch size is fastest, and what decides it."""
 
     @property
     def trials(self) -> pandas.DataFrame:

@@ -73,14 +73,26 @@ def fit_step_time(rows: Sequence[ThroughputRow]) -> StepTimeLine | None:
     """
     if len({row.batch_size for row in rows}) < 2:
         return None
-    # With weights 1/t**2 the normal equations have these sums; a size that is ten times slower weighs no more than another.
-    terms = [(row.s_per_step**-2, row.batch_size, row.s_per_step) for row in rows]
-    w, wn, wt = sum(k for k, _, _ in terms), sum(k * n for k, n, _ in terms), sum(k * t for k, _, t in terms)
-    wnn, wnt = sum(k * n * n for k, n, _ in terms), sum(k * n * t for k, n, t in terms)
-    slope = (w * wnt - wn * wt) / (w * wnn - wn * wn)
-    fixed = (wt - slope * wn) / w
-    if slope < 0:
-        fixed, slope = wt / w, 0.0
-    elif fixed < 0:
-        fixed, slope = 0.0, wnt / wnn
+    fixed, slope = relative_line([(row.batch_size, row.s_per_step) for row in rows])
     return StepTimeLine(fixed, slope, round(fixed / slope, 6) if slope > 0 else None)
+
+
+def relative_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return (fixed, slope) of y = fixed + slope * x by least squares of the relative error, with neither part negative.
+
+    Args:
+        points: (x, y) at two or more values of x, all y above zero.
+
+    Example:
+        >>> relative_line([(1, 4.0), (2, 3.0)])  # A line that falls becomes flat.
+        (3.36, 0.0)
+    """
+    # With weights 1/y**2 the normal equations have these sums; a size that is ten times slower weighs no more than another.
+    terms = [(y**-2, x, y) for x, y in points]
+    w, wx, wy = sum(k for k, _, _ in terms), sum(k * x for k, x, _ in terms), sum(k * y for k, _, y in terms)
+    wxx, wxy = sum(k * x * x for k, x, _ in terms), sum(k * x * y for k, x, y in terms)
+    slope = (w * wxy - wx * wy) / (w * wxx - wx * wx)
+    fixed = (wy - slope * wx) / w
+    if slope < 0:
+        return wy / w, 0.0
+    return (0.0, wxy / wxx) if fixed < 0 else (fixed, slope)
