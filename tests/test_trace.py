@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -200,6 +201,25 @@ def test_loaders_make_batches_unseen() -> None:
 
     assert difference(small, large) is None
     assert large.nbytes.max() == 8 * 16 * 4
+
+
+def test_reference_cycles_do_not_spoil_the_order() -> None:
+    """The collector would free them at another event each time; it rests while a trace is taken, and is on again after."""
+
+    def step(n: int) -> object:
+        others: list[object] = [[i] for i in range(2 * n)]  # Each size makes another number of objects.
+        for _ in range(50):
+            cycle: list[object] = [torch.ones(n)]
+            cycle.append(cycle)
+        return others
+
+    before = gc.get_threshold()
+    gc.set_threshold(20)
+    try:
+        assert difference(record(step, 3), record(step, 8)) is None
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_a_resized_storage_is_one_that_ends_and_another_that_begins() -> None:

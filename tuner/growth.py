@@ -184,7 +184,6 @@ class Growth:
         self._predicted: dict[int, int] = {}
         self._pending: _Choice | None = None
         self._bisect_next = False
-        self._stride = 0
 
     # --- what is asked and told ---------------------------------------------------------------------------------------
 
@@ -210,7 +209,7 @@ class Growth:
         if measured.outcome == "limit" and measured.size == 1:  # As BatchNorm does: one sample is too few, not too many.
             step = self.bounds.multiple_of
             self._lowest = max(self._lowest, -(-2 // step) * step)
-        self._learn_pace(measured, old_low, old_high)
+        self._learn_pace(old_low, old_high)
         self._pending = None
 
     def stop(self, reason: Literal["timeout", "plateau"]) -> None:
@@ -390,9 +389,8 @@ class Growth:
         for target in (careful, self.budget_bytes):
             size = self._largest(lambda n, target=target: line.at(n) <= target, low, top)  # type: ignore[misc]
             if size > low:
-                return _Choice(min(top, max(size, low + self._stride)), by_line=True)
-        # The line, not proven, says that not even the next size fits: see. Where it does, go on in doubling steps.
-        return _Choice(min(top, low + max(step, self._stride)), by_line=True)
+                return _Choice(size, by_line=True)
+        return _Choice(low + step, by_line=True)  # The line, not proven, says that not even the next size fits: see.
 
     def _excluded(self, line: _Line, low: int, high: int | None) -> Proof | None:
         """Return the proof that the successor of `low` does not fit or cannot be told from it, if there is one."""
@@ -428,23 +426,12 @@ class Growth:
                 best = boundary(again[-1], next((n for n in further if n > again[-1]), count))
         return low + best * step
 
-    def _learn_pace(self, measured: Measured, old_low: int | None, old_high: int | None) -> None:
-        """Bound the number of attempts: a step by the line that brought too little is followed by one that does not ask it.
-
-        With a bracket, that is one that did not halve it. Without, one whose peak rose by less than half of what the line said.
-        """
+    def _learn_pace(self, old_low: int | None, old_high: int | None) -> None:
+        """After a step by the line that did not halve the bracket, halve it; so the number of attempts is bounded."""
         low, high = self.largest_fit, self.smallest_failure
         by_line = self._pending is not None and self._pending.by_line
-        self._bisect_next, stride, self._stride = False, self._stride, 0
-        if not by_line or low is None or old_low is None:
-            return
-        if high is not None:
-            self._bisect_next = old_high is not None and 2 * (high - low) > old_high - old_low
-        elif low > old_low:
-            rise = (self._peak(low) or 0.0) - (self._peak(old_low) or 0.0)
-            expected = self._predicted.get(low, 0) - (self._peak(old_low) or 0.0)
-            if low - old_low <= max(self.bounds.multiple_of, stride) or rise < expected / 2:
-                self._stride = 2 * (low - old_low)
+        bracketed = low is not None and high is not None and old_low is not None and old_high is not None
+        self._bisect_next = by_line and bracketed and 2 * ((high or 0) - (low or 0)) > (old_high or 0) - (old_low or 0)
 
     # --- the line -----------------------------------------------------------------------------------------------------
 
