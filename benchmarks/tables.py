@@ -22,10 +22,10 @@ def data_dir() -> Path:
 def _table(name: str, frame: pd.DataFrame, n_samples: int, epochs: float) -> Table:
     """Build a table from columns batch, lr, seed, samples, loss."""
     curves: dict[tuple[int, float], list[list[tuple[int, float]]]] = {}
-    for (batch, lr, _), rows in frame.groupby(["batch", "lr", "seed"], sort=True):
+    for _, rows in frame.groupby(["batch", "lr", "seed"], sort=True):
         rows = rows.sort_values("samples")
         curve = [(int(s), float(v)) for s, v in zip(rows["samples"], rows["loss"], strict=True)]
-        curves.setdefault((int(batch), float(lr)), []).append(curve)
+        curves.setdefault((int(rows["batch"].iloc[0]), float(rows["lr"].iloc[0])), []).append(curve)
     return Table(name, n_samples, epochs, curves)
 
 

@@ -22,11 +22,13 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def make(table: Table = TABLE, kind: str = "loop", history: list[TrialRecord] | None = None, **plan: Any) -> Strategy:
+    """Return a strategy for a table that searches just its cells."""
     plan.setdefault("space", table.space)
     return Strategy(Plan(**plan), table.facts(**KINDS[kind]), None, history or ())
 
 
 def settings_of(records: list[TrialRecord]) -> list[tuple[int, float, int, int]]:
+    """Return what was run, how far and on which seed."""
     return [(r.global_batch_size, r.learning_rate, r.seed, r.samples) for r in records]
 
 
@@ -281,6 +283,17 @@ def test_the_recommended_setting_is_good(kind: str) -> None:
         best = strategy.recommend()
         regrets.append(TABLE.regret(best.global_batch_size, best.learning_rate))
     assert sorted(regrets)[2] <= 0.06
+
+
+def test_finalists_are_compared_on_the_same_seeds() -> None:
+    """A second fresh seed comes for all finalists or for none, so no mean is compared with one over other seeds."""
+    for seed in range(3):
+        records = replay(make(budget=12, seed=seed), TABLE)
+        seeds: dict[tuple[int, float], set[int]] = {}
+        for r in records:
+            if r.stage == "confirm" and r.state == "complete":
+                seeds.setdefault((r.global_batch_size, r.learning_rate), set()).add(r.seed)
+        assert len({frozenset(s) for s in seeds.values()}) == 1
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])

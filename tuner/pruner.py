@@ -14,7 +14,7 @@ from ..objectives.base import Facts
 
 RUNGS = (1 / 27, 1 / 9, 1 / 3, 1.0)
 """Shares of a full run at which trials are compared and some stopped."""
-MIN_STEPS = 20
+MIN_STEPS = 6
 """A rung counts once a trial has made this many optimizer steps: before that, the loss says more of the start than of the setting."""
 SCHEDULED = frozenset({"linear", "cosine", "wsd", "callable"})
 """Schedules under which the prefix of a longer run is no shorter run."""

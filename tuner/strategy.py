@@ -231,18 +231,26 @@ class Strategy:
         """Return the next confirmation run: every finalist on the first fresh seed, then on the next."""
         if self._trials_left < 1 or self._share == 0:
             return None
-        left = self._budget - self.ledger.committed + self._interval * self.plan.jobs
+        left = self._budget - self.ledger.committed
         confirming = [run for run in self.ledger if run.stage == "confirm"]
         chosen = finalists(self._evidence(), self._n_finalists(left, confirming))
         for fresh in range(1, self.plan.confirm + 1):
-            for setting in chosen:
-                runs = self.ledger.of(key_of(setting), self.plan.seed + fresh)
-                lost = [run for run in runs if run.cause in LOST]
-                if len(runs) > len(lost) or len(lost) > RETRIES:
-                    continue
-                if self.rungs.end_of(setting.global_batch_size) <= left:
-                    return self._proposal("confirm", setting, self.plan.seed + fresh, self.rungs.end_of(setting.global_batch_size), None)
+            wanted = [setting for setting in chosen if self._unconfirmed(setting, self.plan.seed + fresh)]
+            ends = [self.rungs.end_of(setting.global_batch_size) for setting in wanted]
+            first = fresh == 1 and not confirming  # The one run that verifies: a loop's overshoots may not cost it.
+            slack = self._interval * self.plan.jobs if first else 0
+            round_begun = any(run.seed == self.plan.seed + fresh for run in confirming)
+            if wanted and (ends[0] <= left + slack if fresh == 1 or round_begun else sum(ends) <= left):
+                return self._proposal("confirm", wanted[0], self.plan.seed + fresh, ends[0], None)
+            if wanted:
+                return None
         return None
+
+    def _unconfirmed(self, setting: Setting, seed: int) -> bool:
+        """Return whether a finalist still has to run on a seed."""
+        runs = self.ledger.of(key_of(setting), seed)
+        lost = [run for run in runs if run.cause in LOST]
+        return len(runs) == len(lost) <= RETRIES
 
     def _n_finalists(self, left: float, confirming: Sequence[Run]) -> int:
         """Return how many settings are confirmed: as many as one fresh seed each can be had for."""

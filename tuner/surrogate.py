@@ -9,7 +9,7 @@ it), so that 2 % near the best counts as much as a factor of 2 far away. The pro
 - a level for each fidelity, and a landscape that fades in with it;
 - the luck of a cell, which stays, and that of a single run, which another seed does not share.
 
-What is far from the best is believed less, so that the cliffs do not shape the valley. The slope of the centre line, the
+What is far from the best is believed less, so that the cliffs do not shape the valley. The centre and slope of the valley, the
 height of the landscape and the noise of runs are chosen by marginal likelihood.
 
 Source of the idea: freeze-thaw Bayesian optimization, Swersky et al. 2014, arXiv:1406.3896.
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 KNEE = 0.08
 """Relative gap at which the compression passes from linear to logarithmic."""
+VALLEYS = tuple(0.5 * k for k in range(-16, 17))
+"""Octaves off the centre line at which the bottom of the valley is looked for."""
 DIVERGED_BEYOND = 0.3
 """A diverged run counts as this much worse than the worst finite one, in compressed gaps."""
 
@@ -50,16 +52,19 @@ class Hyper:
     early: float = 1.0
     length_early: float = 2.0
     cell: float = 0.15
-    run: float = 0.25
+    run: float = 0.5
     length_run: float = 3.0
     white: float = 0.05
     far: float = 0.3
     """Growth of the noise per compressed gap beyond `near`."""
     near: float = 0.5
-    bowl: float = 0.1
-    """Prior rise per octave squared off the centre line, levelling off to a straight rise."""
-    typical: float = 1.0
-    """Prior mean on the centre line."""
+    rise: float = 0.6
+    """Prior rise per octave of learning rate off the valley, rounded at its bottom."""
+    valley: float = 0.0
+    """Octaves by which the bottom of the valley lies above the centre line."""
+    valley_sd: float = 3.0
+    typical: float = 0.5
+    """Prior mean at the bottom of the valley."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +96,14 @@ class Surrogate:
         self._seen = seen
         base = replace(hyper or Hyper(), slope=slope)
         best = self._fit(base, 0.0)
-        choices = (
-            [(replace(base, slope=slope + k * slope_sd), -0.5 * k**2) for k in (-1.5, 1.5)],
+        groups: tuple[list[tuple[dict[str, float], float]], ...] = (
+            [({"slope": slope + k * slope_sd}, -0.5 * k**2) for k in (-1.5, 1.5)],
             [({"run": base.run * k, "cell": base.cell * k}, 0.0) for k in (0.5, 2.0, 3.0)],
             [({"landscape": base.landscape * k, "early": base.early * k}, 0.0) for k in (0.5, 2.0)],
         )
-        for group in choices:
-            for change, prior in group:
-                option = change if isinstance(change, Hyper) else replace(best.hyper, **change)
-                found = self._fit(option, prior)
-                if found.evidence > best.evidence:
-                    best = found
+        for group in groups:
+            found = [self._fit(replace(best.hyper, **change), prior) for change, prior in group]
+            best = max([best, *found], key=lambda fitted: fitted.evidence)
         self._fitted = best
         self.hyper = best.hyper
 
@@ -155,9 +157,13 @@ class Surrogate:
         k = _kernel(hyper, seen.x, seen.octaves, seen.cell, seen.run, seen.x, seen.octaves, seen.cell, seen.run)
         k[np.diag_indices_from(k)] += hyper.white**2 + (hyper.far * np.maximum(seen.y - hyper.near, 0.0)) ** 2
         chol = np.asarray(np.linalg.cholesky(k), dtype=np.float64)
-        half = np.asarray(np.linalg.solve(chol, seen.y - _mean(hyper, seen.x)), dtype=np.float64)
-        evidence = prior - 0.5 * float(half @ half) - float(np.log(np.diag(chol)).sum())
-        return _Fitted(evidence, hyper, chol, half)
+        valleys = [replace(hyper, valley=valley) for valley in VALLEYS]
+        residuals = np.stack([seen.y - _mean(option, seen.x) for option in valleys], axis=1)
+        halves = np.asarray(np.linalg.solve(chol, residuals), dtype=np.float64)
+        fits = -0.5 * (halves**2).sum(0) - 0.5 * (np.array(VALLEYS) / hyper.valley_sd) ** 2
+        i = int(np.argmax(fits))
+        evidence = prior + float(fits[i]) - float(np.log(np.diag(chol)).sum())
+        return _Fitted(evidence, valleys[i], chol, halves[:, i])
 
 
 @dataclass(frozen=True)
@@ -174,8 +180,8 @@ def _variance(h: Hyper) -> float:
 
 
 def _mean(h: Hyper, x: Array) -> Array:
-    off = np.abs(x[:, 1] - h.slope * x[:, 0])
-    return np.asarray(h.typical + h.bowl * off**2 / (1 + off / 3), dtype=np.float64)
+    off = x[:, 1] - h.slope * x[:, 0] - h.valley
+    return np.asarray(h.typical + h.rise * (np.sqrt(1 + off**2) - 1), dtype=np.float64)
 
 
 def _kernel(h: Hyper, x: Array, s: Array, c: Array, r: Array, x2: Array, s2: Array, c2: Array, r2: Array) -> Array:

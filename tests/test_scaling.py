@@ -1,0 +1,43 @@
+"""Batch splits and learning-rate rules are exact arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import bstune
+import pytest
+from bstune.tuner.scaling import centre_shift, linear, split_batch, square_root
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(st.integers(1, 4096), st.integers(1, 512), st.sampled_from([1, 2, 4]))
+def test_a_split_is_exact_and_fits(batch: int, micro_max: int, world_size: int) -> None:
+    """Micro-batch, accumulation and processes multiply to the global batch, and no larger micro-batch would have fit."""
+    batch *= world_size
+
+    micro, accumulation = split_batch(batch, micro_max, world_size)
+
+    assert micro * accumulation * world_size == batch
+    assert micro <= micro_max
+    assert not any((batch // world_size) % m == 0 for m in range(micro + 1, min(micro_max, batch // world_size) + 1))
+
+
+@pytest.mark.parametrize(("batch", "micro_max", "world_size"), [(0, 8, 1), (8, 0, 1), (9, 8, 2)])
+def test_an_impossible_split_is_refused(batch: int, micro_max: int, world_size: int) -> None:
+    """A batch that does not divide by the processes is refused, never rounded."""
+    with pytest.raises(bstune.ArgumentError):
+        split_batch(batch, micro_max, world_size)
+
+
+def test_the_rules_are_what_their_names_say() -> None:
+    """Four times the batch: four times the rate by the linear rule, twice by the square root."""
+    assert linear(0.1, 4) == pytest.approx(0.4)
+    assert square_root(0.1, 4) == pytest.approx(0.2)
+
+
+def test_beyond_the_noise_scale_the_rate_stops_rising() -> None:
+    """Far below the noise scale the rise is the slope; far above it, nothing."""
+    assert centre_shift(2, 1.0, noise_scale=1e6) == pytest.approx(1.0, abs=1e-3)
+    assert centre_shift(2, 1.0, noise_scale=1e-3) == pytest.approx(0.0, abs=1e-3)
+    assert centre_shift(8, 0.5) == pytest.approx(0.5 * math.log2(8))
