@@ -107,6 +107,8 @@ class TrialReport:
     """Wall seconds of this run so far, validation included."""
     noise: tuple[NoisePoint, ...] = ()
     """Gradient noise measured since the last report; the samples drawn for it are charged beside `samples`."""
+    interval: int = 0
+    """Samples from one call of `trial.report` to the next, at most, since the report before this one."""
 
 
 class Trial:
@@ -147,6 +149,7 @@ class Trial:
         self._last_samples = spec.start_samples
         self._next = sum(point <= spec.start_samples for point in spec.points)
         self._noise: list[NoisePoint] = []
+        self._interval = 0
         self.n_reports = 0
         self.stopped_at: int | None = None
         self.read: set[str] = set()
@@ -199,6 +202,7 @@ class Trial:
                 f"trial.report got samples={samples} after {self._last_samples}: expected the cumulative number of training samples "
                 "of this trial, which never goes down."
             )
+        self._interval = max(self._interval, samples - self._last_samples)
         self._last_samples = samples
         self.n_reports += 1
         if self.stopped_at is not None:
@@ -209,8 +213,9 @@ class Trial:
             return
         self._next += len(due)
         numbers = {name: _number(value, name) for name, value in metrics.items()}
-        noise, self._noise = tuple(self._noise), []
-        verdict = self._send(TrialReport(self.number, due, samples, loss, numbers, self._clock() - self._start_s, noise))
+        report = TrialReport(self.number, due, samples, loss, numbers, self._clock() - self._start_s, tuple(self._noise), self._interval)
+        self._noise, self._interval = [], 0
+        verdict = self._send(report)
         if verdict == "stop":
             self.stopped_at = samples
             raise TrialPruned(f"trial {self.number} was stopped at {samples} samples")

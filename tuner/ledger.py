@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..objectives.base import TrialReport
 from .plan import Proposal
-from .results import Setting, TrialRecord
+from .results import NoisePoint, Setting, TrialRecord
 
 Key = tuple[object, ...]
 
@@ -48,6 +48,12 @@ class Run:
     checkpoint: str | None = None
     seconds: float | None = None
     record: TrialRecord | None = None
+    noise: tuple[NoisePoint, ...] = ()
+    """Gradient noise measured along it."""
+    noise_granted: int = 0
+    """Samples that it may draw to measure gradient noise; what the budget holds back for that while it runs."""
+    interval: int = 0
+    """Samples from one report to the next, at most."""
     overshoot: int = 0
     """Samples by which it passed the last point asked for, before it was stopped there."""
     key: Key = ()
@@ -57,20 +63,21 @@ class Run:
         self.key = key_of(self.setting)
 
     @property
+    def noise_samples(self) -> int:
+        """Samples drawn to measure gradient noise."""
+        return sum(point.n_samples for point in self.noise)
+
+    @property
     def charged(self) -> int:
-        """Samples that this trial itself trained."""
-        return max(0, self.samples - self.start_samples)
+        """Samples that this trial itself trained, and drew to measure gradient noise."""
+        return max(0, self.samples - self.start_samples) + self.noise_samples
 
     @property
     def committed(self) -> int:
         """Samples charged, or held back while it runs."""
-        reach = max(self.samples, self.granted) if self.state == "running" else self.samples
-        return max(0, reach - self.start_samples)
-
-    @property
-    def interval(self) -> float:
-        """Samples between two reports, on average: points that one report was the first to reach bear the same loss."""
-        return self.samples / len(set(self.values.values())) if self.values else 0.0
+        if self.state != "running":
+            return self.charged
+        return max(0, max(self.samples, self.granted) - self.start_samples) + max(self.noise_samples, self.noise_granted)
 
     @property
     def finite(self) -> bool:
@@ -138,6 +145,7 @@ class Ledger:
             continues=proposal.continues,
             samples=proposal.start_samples,
             granted=granted,
+            noise_granted=proposal.noise_samples,
             values=values,
         )
 
@@ -148,6 +156,8 @@ class Ledger:
         for samples in report.points or (report.samples,):
             run.values.setdefault(samples, float(report.val_loss))
         run.samples = max(run.samples, report.samples)
+        run.noise += report.noise
+        run.interval = max(run.interval, report.interval)
         return run
 
     def finish(self, record: TrialRecord) -> None:
@@ -170,6 +180,8 @@ class Ledger:
             checkpoint=record.checkpoint,
             seconds=record.seconds,
             record=record,
+            noise=record.noise,
+            interval=record.report_interval,
         )
         if record.state == "failed" and not run.values and before is not None:
             run.values = dict(before.values)

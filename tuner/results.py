@@ -468,6 +468,8 @@ class TrialRecord(Record):
     """A checkpoint that a new trial can continue from; None when there is none (any more)."""
     noise: tuple[NoisePoint, ...] = ()
     """Gradient noise measured along this run itself; its samples are charged beside `samples`."""
+    report_interval: int = 0
+    """Samples from one report to the next, at most."""
 
 
 @dataclass(frozen=True)

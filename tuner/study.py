@@ -58,6 +58,7 @@ _RESULT = (
     "cause",
     "checkpoint",
     "noise",
+    "report_interval",
 )
 
 _FINGERPRINT_WORDS = {
@@ -356,6 +357,7 @@ class Study:
             metrics={**record.metrics, **report.metrics},
             seconds=report.seconds,
             noise=(*record.noise, *report.noise),
+            report_interval=max(record.report_interval, report.interval),
         )
         self._records[report.number] = record
         return record

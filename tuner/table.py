@@ -180,6 +180,16 @@ class _Replay:
     stopped: bool = False
 
 
+@dataclass
+class _Watched:
+    """What a study would have written down of a run so far."""
+
+    proposal: Proposal
+    values: dict[int, float]
+    stopped: bool = False
+    interval: int = 0
+
+
 def replay(
     strategy: Strategy, table: Table, *, slots: int = 1, watch: Callable[[Strategy], None] | None = None, first: int = 0
 ) -> list[TrialRecord]:
@@ -194,28 +204,28 @@ def replay(
     """
     pool = TablePool(table, slots, exact=strategy.facts.kind == "supervised")
     records: list[TrialRecord] = []
-    running: dict[int, tuple[Proposal, dict[int, float], bool]] = {}
+    running: dict[int, _Watched] = {}
     number = first
     while True:
         while len(running) < slots and (proposal := strategy.ask()) is not None:
             strategy.started(number, proposal)
             pool.submit(_spec(number, proposal, strategy.facts.can_continue))
             old = {} if proposal.continues is None else dict(strategy.ledger[proposal.continues].values)
-            running[number] = (proposal, old, False)
+            running[number] = _Watched(proposal, old)
             number += 1
         if not running:
             return records
         for event in pool.events(0.0):
             if isinstance(event, Reported):
-                proposal, values, _ = running[event.report.number]
+                watched = running[event.report.number]
                 for point in event.report.points or (event.report.samples,):
-                    values[point] = event.report.val_loss
+                    watched.values[point] = event.report.val_loss
+                watched.interval = max(watched.interval, event.report.interval)
                 verdict = strategy.report(event.report)
-                running[event.report.number] = (proposal, values, verdict == "stop")
+                watched.stopped = verdict == "stop"
                 pool.reply(event.report.number, verdict)
             elif isinstance(event, Finished):
-                proposal, values, stopped = running.pop(event.number)
-                record = _record(event, proposal, values, stopped)
+                record = _record(event, running.pop(event.number))
                 strategy.finish(record)
                 records.append(record)
             if watch is not None:
@@ -240,7 +250,8 @@ def _spec(number: int, proposal: Proposal, checkpoint: bool) -> TrialSpec:
     )
 
 
-def _record(event: Finished, proposal: Proposal, values: dict[int, float], stopped: bool) -> TrialRecord:
+def _record(event: Finished, watched: _Watched) -> TrialRecord:
+    proposal, values, stopped = watched.proposal, watched.values, watched.stopped
     setting = proposal.setting
     last = values[max(values)] if values else math.nan
     finite = [value for value in values.values() if math.isfinite(value)]
@@ -267,6 +278,7 @@ def _record(event: Finished, proposal: Proposal, values: dict[int, float], stopp
         start_samples=proposal.start_samples,
         continues=proposal.continues,
         checkpoint=event.checkpoint,
+        report_interval=watched.interval,
     )
 
 
