@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 import pytest
+from bstune.tuner.intervals import student_quantile
 from bstune.tuner.plan import Plan
-from bstune.tuner.recommend import student_quantile
 from bstune.tuner.results import DeviceInfo, ProbeResult, Recommendation, StepTimeLine
 from bstune.tuner.strategy import Strategy
 from bstune.tuner.table import replay, synthetic
@@ -143,4 +143,4 @@ def test_a_rate_at_the_edge_is_warned_of() -> None:
 @pytest.mark.parametrize(("freedom", "exact"), [(2, 2.920), (3, 2.353), (5, 2.015), (10, 1.812), (30, 1.697)])
 def test_student_quantiles_are_close(freedom: float, exact: float) -> None:
     """Against the printed table."""
-    assert student_quantile(0.05, freedom) == pytest.approx(exact, rel=0.02)
+    assert student_quantile(freedom) == pytest.approx(exact, rel=0.02)

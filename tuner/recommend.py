@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ..objectives.base import Facts
+from .batchline import limits_sentence
 from .errors import NoSignalError
-from .ledger import Key, Ledger, Run, key_of
-from .model import Context, Model
-from .plan import Plan
-from .results import Candidate, LossEstimate, LrRule, ProbeResult, Recommendation, Setting
+from .evidence import Evidence, batch_answer, samples_to
+from .intervals import student_quantile
+from .ledger import Key, Run, key_of
+from .model import Model
+from .results import Candidate, LossEstimate, LrRule, Recommendation, Setting
 from .scaling import split_batch
 
 ALTERNATIVES = 5
@@ -26,51 +26,6 @@ NOISE_PRIOR = (0.05, 2.0)
 
 MLPerf's reference runs: median 3.7 %, nine in ten below 18 % (of samples to target; mlcommons/logging).
 """
-TARGET_SHARE = 0.7
-"""The default target is what the anchor run reaches after this share of it."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that a recommendation rests on."""
-
-    plan: Plan
-    facts: Facts
-    probe: ProbeResult | None
-    context: Context
-    ledger: Ledger
-    confirm_share: float
-
-    @property
-    def target(self) -> float | None:
-        """Validation loss that counts as reached: the user's, or what the anchor run reaches after most of its way."""
-        if self.plan.target is not None:
-            return self.plan.target
-        full = self.context.rungs.full_samples
-        for run in self.ledger:
-            if run.seed == self.plan.seed and run.complete and run.end_samples > full / 2 and run.finite:
-                curve = smoothed(run)
-                return next((loss for samples, loss in curve if samples >= TARGET_SHARE * run.end_samples), curve[-1][1])
-        return None
-
-
-def smoothed(run: Run) -> list[tuple[int, float]]:
-    """Return a learning curve by the median of three neighbours, so that one lucky evaluation reaches no target."""
-    points = sorted(run.values.items())
-    losses = [loss for _, loss in points]
-    return [(samples, float(np.median(losses[max(0, i - 1) : i + 2]))) for i, (samples, _) in enumerate(points)]
-
-
-def samples_to(target: float, run: Run) -> float | None:
-    """Return the samples at which the smoothed curve of a run first reaches a target, interpolated; None if it never does."""
-    before: tuple[int, float] | None = None
-    for samples, loss in smoothed(run):
-        if loss <= target:
-            if before is None or before[1] <= loss:
-                return float(samples)
-            return before[0] + (samples - before[0]) * (before[1] - target) / (before[1] - loss)
-        before = (samples, loss)
-    return None
 
 
 def finalists(evidence: Evidence, n: int) -> list[Setting]:
@@ -86,6 +41,8 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
     leaders = [] if model is None else model.leaders
     if evidence.plan.goal == "largest":
         leaders = _largest_first(evidence, leaders)
+    elif evidence.plan.goal == "time":
+        leaders = _fastest_first(evidence, leaders)
     for run in leaders:
         if len(chosen) >= n:
             break
@@ -103,6 +60,33 @@ def _largest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
     slack = evidence.plan.tolerance + NOISE_PRIOR[0]
     good = [run for run, gap in zip(leaders, mean, strict=True) if gap <= mean[0] + slack]
     return sorted(good, key=lambda run: -run.setting.global_batch_size) + [run for run in leaders if run not in good]
+
+
+def _fastest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
+    """Return the runs that reached the target by their seconds to it, then the others.
+
+    The best run of the batch size that should be fastest comes second, if not first, so that it is checked by running it.
+    """
+    target = evidence.target
+    reached = [] if target is None else [(seconds, run) for run in leaders if (seconds := _seconds_to(evidence, target, run)) is not None]
+    ordered = [run for _, run in sorted(reached, key=lambda pair: pair[0])]
+    ordered += [run for run in leaders if run not in ordered]
+    fastest = batch_answer(evidence).fastest
+    expected = next((run for run in leaders if run.setting.global_batch_size == fastest), None)
+    if expected is not None and expected is not ordered[0]:
+        ordered.remove(expected)
+        ordered.insert(1, expected)
+    return ordered
+
+
+def _seconds_to(evidence: Evidence, target: float, run: Run) -> float | None:
+    """Return the seconds in which a run reached a target by the step-time line; its samples where no line is known."""
+    samples = samples_to(target, run)
+    line = None if evidence.probe is None else evidence.probe.step_time_line
+    if samples is None or line is None or evidence.probe is None:
+        return samples
+    batch = run.setting.global_batch_size
+    return samples / batch * line.step_s(*split_batch(batch, evidence.probe.micro_batch_size))
 
 
 # --- the recommendation ---
@@ -173,26 +157,13 @@ def _full_value(evidence: Evidence, run: Run) -> float | None:
     return run.at(run.end_samples) if whole and run.complete and run.state != "running" else None
 
 
-def student_quantile(p_tail: float, freedom: float) -> float:
-    """Return the quantile of Student's t that leaves 5 % above, by the series in 1/freedom.
-
-    Within 2 % from two degrees of freedom on. Source: Abramowitz and Stegun 1964, 26.7.5.
-    """
-    if p_tail != 0.05:
-        raise ValueError(f"Only the 5 % tail is known here, not {p_tail}.")
-    z, n = 1.6448536, freedom
-    return (
-        z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    )
-
-
 def _estimate(values: Sequence[float], noise: tuple[float, float]) -> LossEstimate:
     n = len(values)
     if not n:
         return LossEstimate(None, None, 0)
     mean = sum(values) / n
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
-    half = student_quantile(0.05, noise[1]) * noise[0] * abs(mean) * math.sqrt(1 + 1 / n)
+    half = student_quantile(noise[1]) * noise[0] * abs(mean) * math.sqrt(1 + 1 / n)
     return LossEstimate(mean, sd, n, mean - half, mean + half)
 
 
@@ -284,7 +255,11 @@ def _choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> t
         reason = f"{name} is expected to end lowest by the trials so far; it was not confirmed"
     elif len(pool) == 1:
         reason = f"{name} won the search and held on a fresh seed"
-    return chosen, reason + "."
+    probe = evidence.probe
+    line = None if probe is None else probe.step_time_line
+    saturation = None if line is None else line.saturation_batch
+    limits = limits_sentence(batch_answer(evidence), None if probe is None else probe.micro_batch_size, saturation)
+    return chosen, f"{reason}; {limits}." if limits else f"{reason}."
 
 
 def _peak_bytes(evidence: Evidence, chosen: Candidate) -> int | None:
@@ -334,7 +309,7 @@ def _warnings(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) 
         elif evidence.confirm_share == 0:
             found.append(f"Not verified: a budget of {plan.budget:g} leaves no full run on a fresh seed; a budget of 2 would.")
         else:
-            found.append("Not verified yet: the full run on a fresh seed is still to come.")
+            found.append(f"Not verified yet: {_what_verifies(evidence, chosen)}.")
     if chosen.val_loss.n_seeds == 1 and chosen.verified and len(pool) == 1 and plan.budget < 8:
         found.append("One setting was confirmed, on one fresh seed; a budget of 8 would compare two.")
     if plan.goal == "time" and chosen.samples_to_target is None:
@@ -344,3 +319,18 @@ def _warnings(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) 
         edge = f"the edge of its range {rates[0]:.3g} to {rates[-1]:.3g}"
         found.append(f"The learning rate {chosen.learning_rate:.3g} is at {edge}; a wider one may do better.")
     return tuple(found)
+
+
+def _what_verifies(evidence: Evidence, chosen: Candidate) -> str:
+    """Return what is still to come, or the budget that would give it where the one there is does not."""
+    plan, rungs, ledger = evidence.plan, evidence.context.rungs, evidence.ledger
+    key = key_of(Setting(chosen.global_batch_size, chosen.learning_rate, chosen.params))
+    if plan.n_trials is not None and len(ledger) >= plan.n_trials and not ledger.running:
+        return f"{plan.n_trials} trials left none for a full run on a fresh seed; n_trials={len(ledger) + 1} would"
+    needed = ledger.committed + rungs.end_of(chosen.global_batch_size)
+    coming = any(run.stage == "confirm" and run.key == key for run in ledger.running)
+    if coming or needed <= plan.budget * rungs.full_samples:
+        return "the full run on a fresh seed is still to come"
+    lost = any(run.stage == "confirm" and run.key == key and run.state == "failed" for run in ledger)
+    why = "the full run on a fresh seed was cut off" if lost else "no full run on a fresh seed was left"
+    return f"{why}; a budget of {math.ceil(needed / rungs.full_samples - 1e-6)} would give one"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .drive import Progress
 from .plan import Forecast
-from .results import Attempt, Candidate, LossEstimate, ProbeResult, Recommendation, SearchResult, TrialRecord
+from .results import Attempt, BatchAnswer, Candidate, LossEstimate, ProbeResult, Recommendation, SearchResult, TrialRecord
 
 if TYPE_CHECKING:
     from ..objectives.base import Facts
@@ -264,6 +264,8 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
             f"  to target:     {duration(best.seconds_to_target)}, {best.samples_to_target:,.0f} samples to {number(result.target)}"
         )
     lines.append(f"  limits:        {_limits(result)}")
+    if result.batch_answer is not None and (said := batch_text(result.batch_answer)):
+        lines.append(f"  fastest batch: {said}")
     if best.batch_interval:
         low, high = best.batch_interval[0], best.batch_interval[-1]
         lines.append(f"  as good as:    {'no other batch size' if low == high else f'batch sizes {low} to {high} cannot be told from it'}")
@@ -305,6 +307,32 @@ def _limits(result: SearchResult) -> str:
     hardware = "not measured" if limits.hardware is None else f"half of the peak speed at {limits.hardware:.0f}"
     noise = "not measured" if limits.noise is None else f"critical batch {limits.noise:.0f}"
     return f"memory {memory}; hardware {hardware}; gradient noise {noise}"
+
+
+def batch_text(answer: BatchAnswer) -> str | None:
+    """Return which batch size reaches the target first, what decides that and what it rests on; None where nothing is known.
+
+    Example:
+        >>> batch_text(BatchAnswer("trials", 0.3, 4, b_crit=290.0, b_crit_low=200.0, b_crit_high=410.0, b_star=167.0,
+        ...                        b_star_low=130.0, b_star_high=210.0, fastest=128, decided_by="hardware"))
+        '128 of those searched (optimum 167, 130 to 210), decided by hardware; critical batch 290 (200 to 410) from 4 batch sizes'
+    """
+    if answer.source is None:
+        low = answer.noise_scale_low
+        return None if low is None else f"not known: gradient noise dominates, so the critical batch is at least {low:.0f}"
+    rests_on = f"{answer.n_batches} batch sizes" if answer.source == "trials" else "gradient noise, which tends to be low"
+    crit = f"critical batch {_ranged(answer.b_crit, answer.b_crit_low, answer.b_crit_high)} from {rests_on}"
+    if answer.fastest is None:
+        return f"not known without step times; {crit}"
+    star = "" if answer.b_star is None else f" (optimum {_ranged(answer.b_star, answer.b_star_low, answer.b_star_high, ', {}')})"
+    return f"{answer.fastest} of those searched{star}, decided by {answer.decided_by}; {crit}"
+
+
+def _ranged(value: float | None, low: float | None, high: float | None, shape: str = " ({})") -> str:
+    middle = "without end" if value is None else f"{value:.0f}"
+    if low is None:
+        return middle
+    return middle + shape.format(f"{low:.0f} or more" if high is None else f"{low:.0f} to {high:.0f}")
 
 
 def loss_text(loss: LossEstimate) -> str:

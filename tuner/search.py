@@ -337,12 +337,13 @@ def make_result(study: Study, strategy: Strategy, probe: ProbeResult | None, sto
         records=study.records,
         spent=strategy.spent(),
         stopped_by=stopped_by,
-        target=strategy.plan.target,
+        target=strategy.target,
         limits=strategy.limits(),
         study=study.name,
         storage=study.storage.location.url,
         versions=versions(),
         goal=strategy.plan.goal,
+        batch_answer=strategy.batch_answer(),
     )
 
 

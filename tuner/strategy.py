@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..objectives.base import Facts, TrialReport, Verdict
+from .evidence import Evidence, batch_answer
 from .ledger import Key, Ledger, Run, key_of
 from .model import Context
+from .noise import SHARE as NOISE_SHARE
 from .plan import Forecast, Plan, Proposal
 from .pruner import SCHEDULED, Rungs, diverged
-from .recommend import Evidence, finalists, recommend
-from .results import Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
+from .recommend import finalists, recommend
+from .results import BatchAnswer, Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
 from .sampler import Action, PlainSampler, SurrogateSampler, make_sampler
 from .space import make_space
 
@@ -154,11 +156,15 @@ class Strategy:
 
     def limits(self) -> Limits:
         """Return the batch size that memory, hardware and gradient noise each allow, as far as they are known."""
-        probe = self.probe
+        probe, noise = self.probe, self.batch_answer().b_crit
         if probe is None:
-            return Limits()
+            return Limits(noise=noise)
         line = probe.step_time_line
-        return Limits(memory=probe.micro_batch_size, hardware=None if line is None else line.saturation_batch)
+        return Limits(memory=probe.micro_batch_size, hardware=None if line is None else line.saturation_batch, noise=noise)
+
+    def batch_answer(self) -> BatchAnswer:
+        """Return which batch size reaches the target first, and what decides it, as far as that is known now."""
+        return batch_answer(self._evidence())
 
     def forecast(self) -> Forecast:
         """Return what the search is expected to cost."""
@@ -260,7 +266,28 @@ class Strategy:
 
     def _proposal(self, stage: str, setting: Setting, seed: int, end: int, continues: int | None) -> Proposal:
         start = 0 if continues is None else self.ledger[continues].samples
-        return Proposal(stage, setting, seed, end, self.rungs.points(end, start), continues, start)
+        noise = self._noise_allowance(stage, start, end)
+        return Proposal(stage, setting, seed, end, self.rungs.points(end, start), continues, start, noise)
+
+    def _noise_allowance(self, stage: str, start: int, end: int) -> int:
+        """Return the samples that a run may draw to measure gradient noise, where bstune owns the step.
+
+        All runs of the search share one allowance, which goes to those that were promising enough to be continued, or are
+        planned long. A confirmation run has its own if that costs no other confirmation.
+        """
+        full = self.rungs.full_samples
+        allowance = int(NOISE_SHARE * full)
+        if self.facts.kind != "supervised":
+            return 0
+        left = self._budget - self.ledger.committed - end
+        if stage == "confirm":
+            return allowance if left >= allowance and int((left - allowance) / full) == int(left / full) else 0
+        if start == 0 and (end < full / 2 or self._prunes):
+            return 0
+        taken = sum(
+            max(run.noise_samples, run.noise_granted if run.state == "running" else 0) for run in self.ledger if run.stage != "confirm"
+        )
+        return max(0, min(allowance - taken, int(self._search_left) - (end - start)))
 
     def _why_over(self) -> str:
         if self._trials_left < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..objectives.base import Facts, Trial, TrialReport, TrialSpec, Verdict
+from ..objectives.gradients import moments
 from .errors import ArgumentError, TrialPruned
+from .noise import design
 from .plan import Proposal
 from .pool import Event, Finished, Reported
-from .results import TrialRecord
+from .results import NoisePoint, TrialRecord
 from .strategy import Strategy
 
 Cell = tuple[int, float]
@@ -35,6 +38,8 @@ class Table:
     n_samples: int
     epochs: float
     curves: Mapping[Cell, Sequence[Sequence[tuple[int, float]]]] = field(repr=False)
+    noise_scale: float | None = None
+    """What every measurement of gradient noise finds, in samples; None: it is not measured."""
 
     @property
     def batches(self) -> list[int]:
@@ -131,8 +136,14 @@ class TablePool:
     def submit(self, spec: TrialSpec) -> None:
         """Start a run: all its reports are known at once."""
         reports: deque[TrialReport] = deque()
+        scale = self._table.noise_scale
+        plan = None if scale is None else design(spec.noise_samples, spec.micro_batch_size, self._table.n_samples)
+        measured = set(moments(spec.points, spec.start_samples, plan.n_points)) if plan else set()
 
         def send(report: TrialReport) -> Verdict:
+            if plan and measured & set(report.points):
+                point = NoisePoint(report.samples, plan.n_microbatches, plan.microbatch_size, 1.0, scale)
+                report = dataclasses.replace(report, noise=(point,))
             reports.append(report)
             return "go"
 
@@ -188,6 +199,7 @@ class _Watched:
     values: dict[int, float]
     stopped: bool = False
     interval: int = 0
+    noise: tuple[NoisePoint, ...] = ()
 
 
 def replay(
@@ -221,6 +233,7 @@ def replay(
                 for point in event.report.points or (event.report.samples,):
                     watched.values[point] = event.report.val_loss
                 watched.interval = max(watched.interval, event.report.interval)
+                watched.noise += event.report.noise
                 verdict = strategy.report(event.report)
                 watched.stopped = verdict == "stop"
                 pool.reply(event.report.number, verdict)
@@ -247,6 +260,7 @@ def _spec(number: int, proposal: Proposal, checkpoint: bool) -> TrialSpec:
         params=setting.params,
         start_samples=proposal.start_samples,
         checkpoint_to="table" if checkpoint else None,
+        noise_samples=proposal.noise_samples,
     )
 
 
@@ -279,6 +293,7 @@ def _record(event: Finished, watched: _Watched) -> TrialRecord:
         continues=proposal.continues,
         checkpoint=event.checkpoint,
         report_interval=watched.interval,
+        noise=watched.noise,
     )
 
 
