@@ -140,7 +140,8 @@ class SurrogateSampler:
         depth = 0 if known is None else known.samples
         rungs = self._context.rungs
         first = next(rung for rung in rungs.counted(batch) if rungs.reach(rung, batch, rungs.end_of(batch)) > depth)
-        return Action(setting, first, None if before is None else before.number, float(scores.max()))
+        stop = chosen.rung if self._context.planned else first  # A run that is planned short cannot be sent on.
+        return Action(setting, stop, None if before is None else before.number, float(scores.max()))
 
     def _cost(self, setting: Setting, rung: int, start: int) -> float:
         rungs, batch = self._context.rungs, setting.global_batch_size

@@ -95,14 +95,18 @@ class Surrogate:
         """Condition on the observations, choosing slope, height and noise by marginal likelihood, one after the other."""
         self._seen = seen
         base = replace(hyper or Hyper(), slope=slope)
-        best = self._fit(base, 0.0)
-        groups: tuple[list[tuple[dict[str, float], float]], ...] = (
-            [({"slope": slope + k * slope_sd}, -0.5 * k**2) for k in (-1.5, 1.5)],
-            [({"run": base.run * k, "cell": base.cell * k}, 0.0) for k in (0.5, 2.0, 3.0)],
-            [({"landscape": base.landscape * k, "early": base.early * k}, 0.0) for k in (0.5, 2.0)],
+        parts = _Parts.of(base, seen, seen)
+        best = self._fit(base, parts, 0.0)
+        for k in (-1.5, 1.5):
+            option = replace(base, slope=slope + k * slope_sd)
+            best = max(best, self._fit(option, parts.tilted(option, seen, seen), -0.5 * k**2), key=lambda fitted: fitted.evidence)
+        parts = parts if best.hyper.slope == base.slope else parts.tilted(best.hyper, seen, seen)
+        scales: tuple[list[dict[str, float]], ...] = (
+            [{"run": base.run * k, "cell": base.cell * k} for k in (0.5, 2.0, 3.0)],
+            [{"landscape": base.landscape * k, "early": base.early * k} for k in (0.5, 2.0)],
         )
-        for group in groups:
-            found = [self._fit(replace(best.hyper, **change), prior) for change, prior in group]
+        for group in scales:
+            found = [self._fit(replace(best.hyper, **change), parts, best.prior) for change in group]
             best = max([best, *found], key=lambda fitted: fitted.evidence)
         self._fitted = best
         self.hyper = best.hyper
@@ -112,11 +116,10 @@ class Surrogate:
 
         The deviation is that of the difference from the setting with the lowest mean: what all runs have in common does not count.
         """
-        mean, solved = self._at_the_end(x, cell)
-        n, h = len(x), self.hyper
+        ends, h = _at_the_end(x, cell), self.hyper
+        mean, solved = self._condition(ends)
         i = int(np.argmin(mean))
-        end, none = np.zeros(n), np.full(n, -1.0)
-        to_best = _kernel(h, x, end, cell, none, x[i : i + 1], end[:1], cell[i : i + 1], none[:1])[:, 0] - solved.T @ solved[:, i]
+        to_best = _kernel(h, ends, _at_the_end(x[i : i + 1], cell[i : i + 1]))[:, 0] - solved.T @ solved[:, i]
         variance = _variance(h) - (solved**2).sum(0)
         return mean, np.sqrt(np.maximum(variance + variance[i] - 2 * to_best, 1e-9))
 
@@ -129,15 +132,10 @@ class Surrogate:
 
         Source: the knowledge gradient, Frazier et al. 2009, INFORMS J. Computing 21:599; the normal is integrated at a few nodes.
         """
-        h, seen = self.hyper, self._seen
-        x, cell = targets
-        mean, solved = self._at_the_end(x, cell)
-        back = _kernel(h, actions.x, actions.octaves, actions.cell, actions.run, seen.x, seen.octaves, seen.cell, seen.run)
-        solved_actions = np.asarray(np.linalg.solve(self._fitted.chol, back.T), dtype=np.float64)
-        end, none = np.zeros(len(x)), np.full(len(x), -1.0)
-        cross = _kernel(h, actions.x, actions.octaves, actions.cell, np.full(len(actions.x), -2.0), x, end, cell, none)
-        cross -= solved_actions.T @ solved
-        expected = _mean(h, actions.x) + solved_actions.T @ self._fitted.half
+        h, ends = self.hyper, _at_the_end(*targets)
+        mean, solved = self._condition(ends)
+        expected, solved_actions = self._condition(actions)
+        cross = _kernel(h, actions, ends) - solved_actions.T @ solved
         noise = h.white**2 + (h.far * np.maximum(expected - h.near, 0.0)) ** 2
         variance = np.maximum(_variance(h) + h.run**2 - (solved_actions**2).sum(0), 1e-9) + noise
         moves = cross / np.sqrt(variance)[:, None]
@@ -146,29 +144,29 @@ class Surrogate:
         lowest = np.stack([(mean[None, :] + moves * z).min(1) for z in nodes], axis=1)
         return np.asarray(np.maximum(mean.min() - lowest @ weights, 0.0), dtype=np.float64)
 
-    def _at_the_end(self, x: Array, cell: Array) -> tuple[Array, Array]:
-        seen, n = self._seen, len(x)
-        cross = _kernel(self.hyper, x, np.zeros(n), cell, np.full(n, -1.0), seen.x, seen.octaves, seen.cell, seen.run)
-        solved = np.asarray(np.linalg.solve(self._fitted.chol, cross.T), dtype=np.float64)
-        return np.asarray(_mean(self.hyper, x) + solved.T @ self._fitted.half, dtype=np.float64), solved
+    def _condition(self, rows: Observations) -> tuple[Array, Array]:
+        """Return the mean of rows, and their covariance with what was seen, solved by its root."""
+        solved = np.asarray(np.linalg.solve(self._fitted.chol, _kernel(self.hyper, rows, self._seen).T), dtype=np.float64)
+        return np.asarray(_mean(self.hyper, rows.x) + solved.T @ self._fitted.half, dtype=np.float64), solved
 
-    def _fit(self, hyper: Hyper, prior: float) -> _Fitted:
+    def _fit(self, hyper: Hyper, parts: _Parts, prior: float) -> _Fitted:
         seen = self._seen
-        k = _kernel(hyper, seen.x, seen.octaves, seen.cell, seen.run, seen.x, seen.octaves, seen.cell, seen.run)
+        k = parts.kernel(hyper)
         k[np.diag_indices_from(k)] += hyper.white**2 + (hyper.far * np.maximum(seen.y - hyper.near, 0.0)) ** 2
         chol = np.asarray(np.linalg.cholesky(k), dtype=np.float64)
-        valleys = [replace(hyper, valley=valley) for valley in VALLEYS]
-        residuals = np.stack([seen.y - _mean(option, seen.x) for option in valleys], axis=1)
+        valleys = np.array(VALLEYS)
+        residuals = seen.y[:, None] - _rise(hyper, seen.x[:, 1:2] - hyper.slope * seen.x[:, :1] - valleys[None, :])
         halves = np.asarray(np.linalg.solve(chol, residuals), dtype=np.float64)
-        fits = -0.5 * (halves**2).sum(0) - 0.5 * (np.array(VALLEYS) / hyper.valley_sd) ** 2
+        fits = -0.5 * (halves**2).sum(0) - 0.5 * (valleys / hyper.valley_sd) ** 2
         i = int(np.argmax(fits))
         evidence = prior + float(fits[i]) - float(np.log(np.diag(chol)).sum())
-        return _Fitted(evidence, valleys[i], chol, halves[:, i])
+        return _Fitted(evidence, prior, replace(hyper, valley=VALLEYS[i]), chol, halves[:, i])
 
 
 @dataclass(frozen=True)
 class _Fitted:
     evidence: float
+    prior: float
     hyper: Hyper
     chol: Array
     half: Array
@@ -180,30 +178,72 @@ def _variance(h: Hyper) -> float:
 
 
 def _mean(h: Hyper, x: Array) -> Array:
-    off = x[:, 1] - h.slope * x[:, 0] - h.valley
+    return _rise(h, x[:, 1] - h.slope * x[:, 0] - h.valley)
+
+
+def _rise(h: Hyper, off: Array) -> Array:
     return np.asarray(h.typical + h.rise * (np.sqrt(1 + off**2) - 1), dtype=np.float64)
 
 
-def _kernel(h: Hyper, x: Array, s: Array, c: Array, r: Array, x2: Array, s2: Array, c2: Array, r2: Array) -> Array:
-    """Return the covariance of rows with columns: coordinates, octaves of a full run, cell, run."""
+@dataclass(frozen=True)
+class _Parts:
+    """The correlations that the kernel is a weighted sum of; only one of them depends on the slope."""
+
+    level: Array
+    learning: Array
+    where: Array
+    early: Array
+    cell: Array
+    run: Array
+
+    @classmethod
+    def of(cls, h: Hyper, a: Observations, b: Observations) -> _Parts:
+        """Return the parts between two sets of rows."""
+        fidelity = np.abs(a.octaves[:, None] - b.octaves[None, :])
+        done, done2 = a.x[:, 1] - a.x[:, 0] + a.octaves, b.x[:, 1] - b.x[:, 0] + b.octaves  # Octaves of the integrated learning rate.
+        return cls(
+            level=np.exp(-0.5 * (fidelity / h.length_level) ** 2),
+            learning=np.exp(-0.5 * ((done[:, None] - done2[None, :]) / h.length_learning) ** 2),
+            where=_where(h, a.x, b.x),
+            early=np.exp(-0.5 * (fidelity / h.length_early) ** 2),
+            cell=np.asarray(a.cell[:, None] == b.cell[None, :], dtype=np.float64),
+            run=np.where((a.run[:, None] == b.run[None, :]) & (a.run[:, None] >= 0), np.exp(-fidelity / h.length_run), 0.0),
+        )
+
+    def tilted(self, h: Hyper, a: Observations, b: Observations) -> _Parts:
+        """Return the parts at another slope."""
+        return replace(self, where=_where(h, a.x, b.x))
+
+    def kernel(self, h: Hyper) -> Array:
+        """Return the covariance."""
+        total = h.level**2 * self.level + h.learning**2 * self.learning
+        total += self.where * (h.landscape**2 + h.early**2 * self.early)
+        total += h.cell**2 * self.cell + h.run**2 * self.run
+        return np.asarray(total, dtype=np.float64)
+
+
+def _kernel(h: Hyper, a: Observations, b: Observations) -> Array:
+    return _Parts.of(h, a, b).kernel(h)
+
+
+def _where(h: Hyper, x: Array, x2: Array) -> Array:
+    """Return how near two settings are: octaves of batch, octaves off the centre line, extras."""
     lengths = np.concatenate([[h.length_batch, h.length_lr], np.full(x.shape[1] - 2, h.length_extra)])
     tilted, tilted2 = _tilt(x, h.slope) / lengths, _tilt(x2, h.slope) / lengths
-    where = (tilted**2).sum(1)[:, None] + (tilted2**2).sum(1)[None, :] - 2 * tilted @ tilted2.T
-    fidelity = (s[:, None] - s2[None, :]) ** 2
-    done, done2 = x[:, 1] - x[:, 0] + s, x2[:, 1] - x2[:, 0] + s2  # Octaves of the integrated learning rate.
-    total = h.level**2 * np.exp(-0.5 * fidelity / h.length_level**2)
-    total += h.learning**2 * np.exp(-0.5 * ((done[:, None] - done2[None, :]) / h.length_learning) ** 2)
-    total += np.exp(-0.5 * where) * (h.landscape**2 + h.early**2 * np.exp(-0.5 * fidelity / h.length_early**2))
-    total += h.cell**2 * (c[:, None] == c2[None, :])
-    same = (r[:, None] == r2[None, :]) & (r[:, None] >= 0)
-    total += h.run**2 * same * np.exp(-np.sqrt(fidelity) / h.length_run)
-    return np.asarray(total, dtype=np.float64)
+    squared = (tilted**2).sum(1)[:, None] + (tilted2**2).sum(1)[None, :] - 2 * tilted @ tilted2.T
+    return np.asarray(np.exp(-0.5 * np.maximum(squared, 0.0)), dtype=np.float64)
 
 
 def _tilt(x: Array, slope: float) -> Array:
     tilted = x.copy()
     tilted[:, 1] -= slope * x[:, 0]
     return np.asarray(tilted, dtype=np.float64)
+
+
+def _at_the_end(x: Array, cell: Array) -> Observations:
+    """Return rows at the end of a full run on a seed yet unseen."""
+    n = len(x)
+    return Observations(x, np.zeros(n), cell, np.full(n, -1.0), np.zeros(n))
 
 
 def expected_improvement(mean: Array, sd: Array, best: float) -> Array:
