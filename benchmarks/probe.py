@@ -98,9 +98,11 @@ def simulated_rows(kind: Kind, model: TraceModel, capacity_gib: float, peers: st
         return []
     device = FakeDevice(capacity_gib=capacity_gib, trace=model)
     growth = Growth(Bounds(1, CAP), budget_bytes=capacity)
+    held_bytes = 4 * sum(parameter.nbytes for parameter in kind.model().parameters())  # AdamW: gradients and two moments.
     start_s = time.perf_counter()
     while (size := growth.next_size()) is not None:
         growth.add(device.attempt(size, n_steps=3 if growth.expects_answer else 2))
+        growth.fixed_bytes = held_bytes  # As the probe does, from the tensors that the first attempt held.
         if len(growth.history) == 2:
             growth.predictor = ReservedPeak(model, capacity)
     seconds = time.perf_counter() - start_s

@@ -24,8 +24,6 @@ from .results import LimitedBy, Outcome, Proof
 
 SECANT_GROWTH_LIMIT = 8
 """Largest jump without a predictor. A line through small sizes under-predicts (peak memory is convex in the batch)."""
-TRACED_FURTHER = 16
-"""By so much the growth limit is wider where a predictor sees most of the budget left."""
 FIRST_TARGET = 0.97
 """Share of the budget to aim at while no prediction of this run has come true."""
 PROVEN_OF_PEAK, PROVEN_OF_INCREMENT = 0.01, 0.05
@@ -149,8 +147,8 @@ class Growth:
             `inf` forbids a size. It may be set later, as the attribute `predictor`.
             The attribute `fixed_bytes` may be set after the first attempt: bytes of its peak that surely do not depend on the size,
             such as the interpreter, weights and optimizer state. The second size is then larger, and teaches more.
-        growth_limit: No jump to more than this many times the largest size seen to fit, unless a predictor sees three quarters of the budget
-            left there.
+        growth_limit: No jump to more than this many times the largest size seen to fit, unless a predictor sees three quarters of
+            the budget left there.
         max_attempts: The search ends after so many attempts with the best size so far.
         first_sizes: The sizes to begin with; default two small ones of which neither is 1, where kernels and branches differ.
 
@@ -386,8 +384,7 @@ class Growth:
         reach = self._grid(max(low * (self.growth_limit if traced else min(self.growth_limit, SECANT_GROWTH_LIMIT)), low + step))
         top = min(self.bounds.highest if high is None else high - step, reach)
         if traced and high is None:  # Further still where the predictor sees most of the budget left: it may then be wrong by 4x.
-            further = min(self.bounds.highest, TRACED_FURTHER * reach)
-            top = max(top, self._largest(lambda n: line.at(n) <= self.budget_bytes / 4, low, further))
+            top = max(top, self._largest(lambda n: line.at(n) <= self.budget_bytes / 4, low, self.bounds.highest))
         left = self.budget_bytes - line.peak
         margin = line.error * left if line.proven or (line.from_predictor and left <= FAR * line.rise) else math.inf
         if margin < line.at(low + step) - line.peak:
