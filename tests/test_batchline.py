@@ -120,6 +120,18 @@ def test_gradient_noise_answers_where_trials_cannot() -> None:
     assert answer.b_star_low == pytest.approx(200 / math.sqrt(2), rel=0.15)
 
 
+def test_trials_that_show_no_growth_leave_it_to_the_gradients() -> None:
+    """Equal samples at 16, 32 and 64 say only that the critical batch is larger; measured noise says how large."""
+    flat = fit_batch_line([Reach(b, 1000) for b in (16, 32, 64)])
+
+    alone = answer_batch(flat, None, probe(), SIZES, target=0.3, data_set_largest=1024)
+    both = answer_batch(flat, NoiseScale(400.0, 200.0, 800.0, 12), probe(), SIZES, target=0.3, data_set_largest=1024)
+
+    assert (alone.source, alone.b_crit, alone.decided_by) == ("trials", None, "memory")
+    assert (alone.b_crit_low or 0.0) > 64
+    assert (both.source, both.b_crit) == ("noise scale", 400.0)
+
+
 def test_what_is_not_known_is_null() -> None:
     """A noise-dominated measurement gives a bound and no answer; without step times there is a critical batch and no fastest."""
     dominated = answer_batch(None, NoiseScale(None, 90.0, None, 8), probe(), SIZES, target=None, data_set_largest=1024)

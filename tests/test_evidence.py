@@ -126,6 +126,14 @@ def test_three_batch_sizes_that_were_run_give_the_fastest() -> None:
     assert "64 is fastest to the target" in strategy.recommend().reason
 
 
+def test_a_run_that_was_stopped_early_does_not_count_against_its_batch() -> None:
+    """Its setting reached the target on another seed; stopped at a third, it might have, too."""
+    runs = whole_runs(16, 64, 256)
+    stopped = dataclasses.replace(runs[1], number=3, seed=1, state="pruned", samples=5 * N, values=runs[1].values[:5])
+
+    assert searched(12, "loop", [*runs, stopped]).batch_answer() == searched(12, "loop", runs).batch_answer()
+
+
 def test_two_batch_sizes_leave_it_to_the_gradients() -> None:
     """Two points are no line; measured noise then answers, and says that it does."""
     points = tuple(NoisePoint(i * N, 8, 32, 1.0 + 0.1 * (i % 2), 300.0) for i in range(6))

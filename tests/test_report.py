@@ -6,10 +6,12 @@ import dataclasses
 from typing import Any
 
 import bstune
+import pytest
 from bstune.objectives.base import Facts
 from bstune.tuner.report import paste_lines, probe_text, search_text
 from bstune.tuner.results import (
     Attempt,
+    BatchAnswer,
     Candidate,
     DeviceInfo,
     Limits,
@@ -53,6 +55,28 @@ FACTS = Facts(name=None, kind="supervised", n_samples=1000, epochs=2, optimizer=
 def changed(**changes: Any) -> SearchResult:
     """The result with another recommendation."""
     return dataclasses.replace(RESULT, recommendation=dataclasses.replace(BEST, **changes))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, None),
+        (BatchAnswer(), None),
+        (BatchAnswer(noise_scale_low=90.0), "not known: gradient noise dominates, so the critical batch is at least 90"),
+        (BatchAnswer("noise scale", b_crit=300.0, b_crit_low=200.0, b_crit_high=400.0), "not known without step times; critical batch 300"),
+        (
+            BatchAnswer("trials", n_batches=3, b_crit_low=80.0, fastest=64, decided_by="memory"),
+            "decided by memory; critical batch without end",
+        ),
+    ],
+    ids=["older", "nothing", "dominated", "untimed", "flat"],
+)
+def test_the_fastest_batch_is_told_as_far_as_it_is_known(answer: BatchAnswer | None, said: str | None) -> None:
+    """One line, and none where there is nothing to tell."""
+    lines = [line for line in search_text(dataclasses.replace(RESULT, batch_answer=answer)).splitlines() if "fastest batch:" in line]
+
+    assert [said in line for line in lines if said] == ([True] if said else [])
+    assert len(lines) == (said is not None)
 
 
 def test_the_first_line_says_whether_it_is_verified() -> None:

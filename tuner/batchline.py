@@ -129,7 +129,7 @@ def answer_batch(
         fastest = _fewest_seconds(crit, probe.step_time_line, probe.micro_batch_size, batches)
         decided_by = _decider(star, crit, probe, fastest, batches, data_set_largest)
     return BatchAnswer(
-        source=None if crit is None else "trials" if line is not None else "noise scale",
+        source=None if crit is None else "trials" if _by_trials(line, scale) else "noise scale",
         target=None if line is None else target,
         n_batches=0 if line is None else line.n_batches,
         e_min_samples=None if line is None else line.e_min_samples,
@@ -149,9 +149,14 @@ def answer_batch(
     )
 
 
+def _by_trials(line: BatchLine | None, scale: NoiseScale | None) -> bool:
+    """Return whether the trials answer: not where samples to target did not grow over the sizes that were run, and noise is known."""
+    return line is not None and (math.isfinite(line.b_crit) or scale is None or scale.value is None)
+
+
 def _critical(line: BatchLine | None, scale: NoiseScale | None) -> tuple[float | None, list[float]]:
     """Return the critical batch size and draws of it."""
-    if line is not None:
+    if line is not None and _by_trials(line, scale):
         return line.b_crit, [fixed / slope if slope > 0 else math.inf for fixed, slope in line.draws]
     if scale is None or scale.value is None or scale.high is None:
         return None, []
@@ -227,4 +232,5 @@ def limits_sentence(answer: BatchAnswer, memory: int | None, hardware: float | N
         return None
     speed = "hardware never saturates" if hardware is None else f"hardware saturates at {hardware:.0f}"
     noise = "gradient noise nowhere" if answer.b_crit is None else f"gradient noise at {answer.b_crit:.0f}"
-    return f"memory allows {memory}, {speed}, {noise}: {answer.fastest} is fastest to the target"
+    verb = "is fastest to the target" if answer.source == "trials" else "should be fastest"
+    return f"memory allows {memory}, {speed}, {noise}: {answer.fastest} {verb}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ..objectives.base import Facts
-from .batchline import BatchLine, Reach, answer_batch, fit_batch_line
+from .batchline import LEAST_BATCHES, BatchLine, Reach, answer_batch, fit_batch_line
 from .ledger import Key, Ledger, Run
 from .model import Context
 from .noise import noise_scale
@@ -33,15 +33,19 @@ class Evidence:
 
     @property
     def target(self) -> float | None:
-        """Validation loss that counts as reached: the user's, or what the anchor run reaches after most of its way."""
+        """Validation loss that counts as reached: the user's, or what the first full run reaches after most of its way.
+
+        Where no search run went so far, the first confirmation run sets it.
+        """
         if self.plan.target is not None:
             return self.plan.target
         full = self.context.rungs.full_samples
-        for run in self.ledger:
-            if run.seed == self.plan.seed and run.complete and run.end_samples > full / 2 and run.finite:
-                curve = smoothed(run)
-                return next((loss for samples, loss in curve if samples >= TARGET_SHARE * run.end_samples), curve[-1][1])
-        return None
+        whole = [run for run in self.ledger if run.complete and run.end_samples > full / 2 and run.finite]
+        if not whole:
+            return None
+        first = min(whole, key=lambda run: (run.seed != self.plan.seed, run.number))
+        curve = smoothed(first)
+        return next((loss for samples, loss in curve if samples >= TARGET_SHARE * first.end_samples), curve[-1][1])
 
 
 def smoothed(run: Run) -> list[tuple[int, float]]:
@@ -66,15 +70,15 @@ def samples_to(target: float, run: Run) -> float | None:
 def batch_line(evidence: Evidence) -> tuple[BatchLine | None, float | None]:
     """Return the line of samples to target over the batch sizes that trials have run, and the loss that was counted to.
 
-    That loss is the target, or what three batch sizes have reached where that is not the target yet. Each batch size counts
+    That loss is the target, or the lowest that three batch sizes have reached where that is not the target yet. Each batch size counts
     with its best learning rate, so one whose learning rates were all poor lies above the line.
     """
     by_batch = _curves(evidence)
     target = evidence.target
-    if target is None or len(by_batch) < 3:
+    if len(by_batch) < LEAST_BATCHES:
         return None, None
     floors = sorted(min(loss for runs in settings.values() for run in runs for _, loss in smoothed(run)) for settings in by_batch.values())
-    level = max(target, floors[2])
+    level = max(floors[LEAST_BATCHES - 1], -math.inf if target is None else target)
     reaches = [reach for batch, settings in by_batch.items() if (reach := _reach(evidence, batch, settings, level)) is not None]
     return fit_batch_line(reaches), level
 
@@ -92,17 +96,21 @@ def _curves(evidence: Evidence) -> dict[int, dict[Key, list[Run]]]:
 
 def _reach(evidence: Evidence, batch: int, settings: dict[Key, list[Run]], level: float) -> Reach | None:
     """Return what a batch size needed to a loss, by its best setting; None where that says nothing."""
+    whole = evidence.context.rungs.end_of(batch)
     needed = []
     for runs in settings.values():
-        each = [samples_to(level, run) for run in runs]
-        if any(samples is not None and samples <= min(run.values) for samples, run in zip(each, runs, strict=True)):
-            return None  # It was there at the first report already, nobody knows for how long.
-        needed.append(median(math.inf if samples is None else samples for samples in each))
-    if math.isfinite(min(needed)):
-        return Reach(batch, min(needed))
-    whole = evidence.context.rungs.end_of(batch)
-    ran = [run.samples for runs in settings.values() for run in runs if run.complete and run.samples >= whole]
-    return Reach(batch, float(max(ran)), reached=False) if ran else None
+        each = []
+        for run in runs:
+            samples = samples_to(level, run)
+            if samples is not None and samples <= min(run.values):
+                return None  # It was there at the first report already, nobody knows for how long.
+            if samples is not None or run.samples >= whole:  # A run that was stopped earlier might yet have got there.
+                each.append(math.inf if samples is None else samples)
+        if each:
+            needed.append(median(each))
+    if not needed:
+        return None
+    return Reach(batch, min(needed)) if math.isfinite(min(needed)) else Reach(batch, float(whole), reached=False)
 
 
 def batch_answer(evidence: Evidence) -> BatchAnswer:

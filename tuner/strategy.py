@@ -272,8 +272,8 @@ class Strategy:
     def _noise_allowance(self, stage: str, start: int, end: int) -> int:
         """Return the samples that a run may draw to measure gradient noise, where bstune owns the step.
 
-        All runs of the search share one allowance, which goes to those that were promising enough to be continued, or are
-        planned long. A confirmation run has its own if that costs no other confirmation.
+        All runs of the search share one allowance, which goes to those that set out for their end: noise depends on the
+        learning rate, and those were not chosen for nothing. A confirmation run has its own if that costs no other one.
         """
         full = self.rungs.full_samples
         allowance = int(NOISE_SHARE * full)
@@ -282,7 +282,7 @@ class Strategy:
         left = self._budget - self.ledger.committed - end
         if stage == "confirm":
             return allowance if left >= allowance and int((left - allowance) / full) == int(left / full) else 0
-        if start == 0 and (end < full / 2 or self._prunes):
+        if end < full / 2 or (self._prunes and start < full / 4):
             return 0
         taken = sum(
             max(run.noise_samples, run.noise_granted if run.state == "running" else 0) for run in self.ledger if run.stage != "confirm"
