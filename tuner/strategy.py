@@ -26,6 +26,8 @@ from .space import make_space
 RETRIES = 2
 """How often a run that was lost through no fault of its setting is started again."""
 LOST = frozenset({"orphan", "killed", "crashed", "hung"})
+HOPELESS = 12
+"""Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
 CONFIRM_SHARE = 4
 """Confirmation takes at most one over this of the budget, and at least one full run."""
 
@@ -204,10 +206,14 @@ class Strategy:
     def _searching(self) -> bool:
         return not any(run.stage == "confirm" for run in self.ledger)
 
+    @property
+    def _hopeless(self) -> bool:
+        return sum(run.diverged for run in self.ledger) >= HOPELESS and not any(run.finite for run in self.ledger)
+
     def _search(self) -> Proposal | None:
         """Return the next run of the search, or None when it is over or waits."""
         reserved = 1 if self._share else 0
-        if self._trials_left <= reserved:
+        if self._trials_left <= reserved or self._hopeless:
             return None
         action = self._retry() or self._sampler().next(self.ledger)
         if action is None:
