@@ -25,10 +25,13 @@ LEAST_BATCHES = 3
 """Fewer batch sizes than this always lie on a line."""
 MOST_RESIDUAL = 0.5
 """A line that misses a batch size by more than this share says nothing."""
-SCATTER_PRIOR = (0.1, 2.0)
+LEAST_SPAN = 8
+"""The largest batch size over the smallest: over less, learning rates that are not quite the best outweigh the batch."""
+SCATTER_PRIOR = (0.15, 2.0)
 """Relative scatter about the line, and how many degrees of freedom that guess is worth.
 
-Samples to target scatter by 3.7 % between seeds in the median of MLPerf's reference runs, and by 18 % in one of ten.
+Samples to target scatter by 3.7 % between seeds in the median of MLPerf's reference runs, and by 18 % in one of ten; the
+rest is for learning rates that were searched at a few values only.
 """
 DRAWS = 200
 INTERVAL = (0.05, 0.95)
@@ -61,9 +64,19 @@ class BatchLine:
         """The critical batch size; infinite where samples to target do not grow with the batch."""
         return self.e_min_samples / self.s_min_steps if self.s_min_steps > 0 else math.inf
 
+    @property
+    def b_crits(self) -> list[float]:
+        """The critical batch sizes of the refits."""
+        return [fixed / slope if slope > 0 else math.inf for fixed, slope in self.draws]
+
+    @property
+    def bounded(self) -> bool:
+        """Whether samples to target grow with the batch beyond doubt: else there is a lower end only, and no number."""
+        return _quantile(self.b_crits, INTERVAL[1]) is not None
+
 
 def fit_batch_line(reaches: Sequence[Reach], seed: int = 0) -> BatchLine | None:
-    """Fit the samples to target over at least three batch sizes, by relative error; None where no line can be had.
+    """Fit the samples to target over at least three batch sizes that span a factor of eight; None where no line can be had.
 
     Batch sizes that did not reach the target pull the line up where it runs below what they trained, and are left out
     elsewhere. The refits draw every batch size anew with the scatter that the line leaves (a parametric bootstrap).
@@ -74,9 +87,12 @@ def fit_batch_line(reaches: Sequence[Reach], seed: int = 0) -> BatchLine | None:
         200
     """
     reached = [reach for reach in reaches if reach.reached]
-    if len({reach.batch for reach in reached}) < LEAST_BATCHES:
+    sizes = {reach.batch for reach in reached}
+    if len(sizes) < LEAST_BATCHES or max(sizes) < LEAST_SPAN * min(sizes):
         return None
     fixed, slope = _censored_line(reaches)
+    if fixed <= 0:  # Samples in proportion to the batch: an easy target, reached in so many steps whatever the batch.
+        return None
     residuals = [(fixed + slope * reach.batch) / reach.samples - 1 for reach in reached]
     worst = max(map(abs, residuals))
     if worst > MOST_RESIDUAL:
@@ -88,7 +104,7 @@ def fit_batch_line(reaches: Sequence[Reach], seed: int = 0) -> BatchLine | None:
     for _ in range(DRAWS):
         drawn = [Reach(r.batch, (fixed + slope * r.batch) * math.exp(scatter * rng.gauss(0, 1))) for r in reached]
         draws.append(_censored_line([*drawn, *(reach for reach in reaches if not reach.reached)]))
-    return BatchLine(fixed, slope, len({reach.batch for reach in reached}), worst, tuple(draws))
+    return BatchLine(fixed, slope, len(sizes), worst, tuple(draws))
 
 
 def _censored_line(reaches: Sequence[Reach]) -> tuple[float, float]:
@@ -129,7 +145,7 @@ def answer_batch(
         fastest = _fewest_seconds(crit, probe.step_time_line, probe.micro_batch_size, batches)
         decided_by = _decider(star, crit, probe, fastest, batches, data_set_largest)
     return BatchAnswer(
-        source=None if crit is None else "trials" if _by_trials(line, scale) else "noise scale",
+        source=None if crit is None else "trials" if line is not None and line.bounded else "noise scale",
         target=None if line is None else target,
         n_batches=0 if line is None else line.n_batches,
         e_min_samples=None if line is None else line.e_min_samples,
@@ -149,17 +165,12 @@ def answer_batch(
     )
 
 
-def _by_trials(line: BatchLine | None, scale: NoiseScale | None) -> bool:
-    """Return whether the trials answer: not where samples to target did not grow over the sizes that were run, and noise is known."""
-    return line is not None and (math.isfinite(line.b_crit) or scale is None or scale.value is None)
-
-
 def _critical(line: BatchLine | None, scale: NoiseScale | None) -> tuple[float | None, list[float]]:
     """Return the critical batch size and draws of it."""
-    if line is not None and _by_trials(line, scale):
-        return line.b_crit, [fixed / slope if slope > 0 else math.inf for fixed, slope in line.draws]
+    if line is not None and line.bounded:
+        return line.b_crit, line.b_crits
     if scale is None or scale.value is None or scale.high is None:
-        return None, []
+        return None, [] if line is None else line.b_crits
     sd = math.log(scale.high / scale.low) / (2 * 1.645)
     rng = random.Random(0)
     return scale.value, [scale.value * math.exp(sd * rng.gauss(0, 1)) for _ in range(DRAWS)]

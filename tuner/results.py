@@ -374,8 +374,8 @@ class BatchAnswer(Record):
     worst_residual: float | None = None
     """Largest relative distance of a batch size from the line."""
     b_crit: float | None = None
-    """Critical batch size E_min / S_min, in samples: there, steps and samples are both twice their least. None beside a `source`:
-    samples to the target did not grow with the batch."""
+    """Critical batch size E_min / S_min, in samples: there, steps and samples are both twice their least. None with a
+    `low`: samples to the target did not grow with the batch beyond doubt, so that there is no upper end."""
     b_crit_low: float | None = None
     b_crit_high: float | None = None
     noise_scale: float | None = None
