@@ -123,7 +123,7 @@ def test_three_batch_sizes_that_were_run_give_the_fastest() -> None:
     assert answer.fastest == 64
     assert strategy.limits().noise == answer.b_crit
     assert "memory allows 512, hardware saturates at 50, gradient noise at" in strategy.recommend().reason
-    assert "64 is fastest to the target" in strategy.recommend().reason
+    assert "64 is fastest to a loss of" in strategy.recommend().reason
 
 
 def test_a_run_that_was_stopped_early_does_not_count_against_its_batch() -> None:

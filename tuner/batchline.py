@@ -146,7 +146,7 @@ def answer_batch(
         decided_by = _decider(star, crit, probe, fastest, batches, data_set_largest)
     return BatchAnswer(
         source=None if crit is None else "trials" if line is not None and line.bounded else "noise scale",
-        target=None if line is None else target,
+        target=target if line is not None and line.bounded else None,
         n_batches=0 if line is None else line.n_batches,
         e_min_samples=None if line is None else line.e_min_samples,
         s_min_steps=None if line is None else line.s_min_steps,
@@ -236,12 +236,12 @@ def limits_sentence(answer: BatchAnswer, memory: int | None, hardware: float | N
     """Return what memory, hardware and gradient noise each say, and which batch is fastest by that; None where it is not known.
 
     Example:
-        >>> limits_sentence(BatchAnswer("trials", b_crit=290.4, b_star=167.0, fastest=128, decided_by="hardware"), 512, 96.2)
-        'memory allows 512, hardware saturates at 96, gradient noise at 290: 128 is fastest to the target'
+        >>> limits_sentence(BatchAnswer("trials", 0.3, b_crit=290.4, b_star=167.0, fastest=128, decided_by="hardware"), 512, 96.2)
+        'memory allows 512, hardware saturates at 96, gradient noise at 290: 128 is fastest to a loss of 0.3'
     """
     if answer.fastest is None or memory is None:
         return None
     speed = "hardware never saturates" if hardware is None else f"hardware saturates at {hardware:.0f}"
     noise = "gradient noise nowhere" if answer.b_crit is None else f"gradient noise at {answer.b_crit:.0f}"
-    verb = "is fastest to the target" if answer.source == "trials" else "should be fastest"
+    verb = "should be fastest" if answer.target is None else f"is fastest to a loss of {answer.target:.3g}"
     return f"memory allows {memory}, {speed}, {noise}: {answer.fastest} {verb}"
