@@ -276,12 +276,12 @@ def test_out_of_memory_forbids_the_batch_and_all_larger_ones() -> None:
 def test_the_recommended_setting_is_good(kind: str) -> None:
     """On a bowl with 2 % of noise, twelve full runs find a cell within 6 % of the best, by the truth."""
     regrets = []
-    for seed in range(2):
+    for seed in range(3):
         strategy = make(kind=kind, budget=12, seed=seed, tolerance=0.0)
         replay(strategy, TABLE)
         best = strategy.recommend()
         regrets.append(TABLE.regret(best.global_batch_size, best.learning_rate))
-    assert sorted(regrets)[2] <= 0.06
+    assert sorted(regrets)[1] <= 0.06
 
 
 def test_finalists_are_compared_on_the_same_seeds() -> None:
