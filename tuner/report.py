@@ -363,7 +363,7 @@ def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
     optimizer = (facts.optimizer if facts else None) or "AdamW"
     steps = [
         "# train_loader = DataLoader(train_data, batch_size=micro_batch_size, shuffle=True, drop_last=True)",
-        f"# optimizer = torch.optim.{optimizer}(model.parameters(), lr=learning_rate)",
+        f"# optimizer = torch.optim.{optimizer}(model.parameters(), lr=learning_rate)  # and your other arguments, such as momentum",
     ]
     if best.accumulation_steps > 1:
         steps.append("# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps micro-batches")
