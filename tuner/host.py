@@ -388,7 +388,7 @@ class Host:
         try:
             answer = self.answer(worker)
             if isinstance(answer, jobs.Failure):
-                raise error_of(answer, "building the model", output=worker.tail(), budget_bytes=fence_bytes or 0)
+                raise error_of(answer, "building the model and reading a sample", output=worker.tail(), budget_bytes=fence_bytes or 0)
             if isinstance(answer, Died):
                 raise ObjectiveError(f"The objective could not be built: {answer.text}.", output=worker.tail())
             return answer
