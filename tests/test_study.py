@@ -284,24 +284,6 @@ def test_a_brace_in_the_path_is_only_a_brace(tmp_path: Path) -> None:
     assert (tmp_path / "{x}" / "bstune.db").exists()
 
 
-def test_one_trial_costs_less_than_50_ms(url: str) -> None:
-    """Asking, four reports and telling, at 100 trials; processor time, so that a loaded machine does not matter."""
-    with opened(url) as study:
-        start_s = time.process_time()
-        for _ in range(100):
-            run_one(study)
-        assert (time.process_time() - start_s) / 100 < 0.05
-
-
-def test_one_trial_in_memory_costs_a_few_ms() -> None:
-    """The same without a file."""
-    with opened("sqlite:///:memory:") as study:
-        start_s = time.process_time()
-        for _ in range(100):
-            run_one(study)
-        assert (time.process_time() - start_s) / 100 < 0.01
-
-
 # --- what a storage can be besides one ------------------------------------------------------------------------------
 
 
