@@ -202,8 +202,11 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
 @click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation uses those that follow.")
 @click.option("--pruner", default="auto", help="auto, or none to let every trial run to its end.")
 @click.option("--sampler", default="auto", help="auto, or random and tpe for comparison.")
-@click.option("--engine", default="optuna", help="Who runs the trials: optuna.")
-@click.option("--ray-address", help="Address of a Ray cluster; not used by this engine.  [default: none]")
+@click.option(
+    "--trial-timeout", type=float, help="Seconds of silence after which a trial has hung.  [default: 20 times what it should take]"
+)
+@click.option("--engine", default="optuna", help="Who runs the trials: optuna (this machine), or ray (Ray Tune, here or on a cluster).")
+@click.option("--ray-address", help="With --engine ray: auto or HOST:PORT of a cluster to join.  [default: start Ray here, on loopback]")
 @click.option("--isolation", default="process", help="process, or none to run a cheap, trusted function without one.")
 @click.option(
     "--probe", "probe_file", type=click.Path(path_type=Path), help="A file that `bstune probe --json` wrote.  [default: probe if needed]"

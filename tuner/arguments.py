@@ -200,7 +200,11 @@ class SearchArguments:
     device: str = "auto"
     timeout: float | None = None
     """Seconds of this call."""
+    trial_timeout: float | None = None
+    """Seconds of silence after which a trial counts as hung; None: many times what it should take."""
     isolation: Literal["process", "none"] = "process"
+    engine: Literal["optuna", "ray"] = "optuna"
+    ray_address: str | None = None
     study: str | None = None
     storage: str | None = None
     probe: ProbeResult | None = None
@@ -216,6 +220,7 @@ def check_search(
     budget: float | None = None,
     n_trials: int | None = None,
     timeout: float | None = None,
+    trial_timeout: float | None = None,
     space: Mapping[str, Any] | None = None,
     engine: str = "optuna",
     jobs: int = 1,
@@ -238,14 +243,16 @@ def check_search(
     """
     checks = _Checks()
     checks.choice("goal", goal, ("loss", "time", "largest"))
-    checks.choice("engine", engine, ("optuna",))
+    checks.choice("engine", engine, ("optuna", "ray"))
     checks.choice("pruner", pruner, ("auto", "none"))
     checks.choice("sampler", sampler, ("auto", "random", "tpe"))
     checks.choice("isolation", isolation, ("process", "none"))
-    for name, text in (("device", device), ("study", study), ("storage", storage)):
+    for name, text in (("device", device), ("study", study), ("storage", storage), ("ray_address", ray_address)):
         checks.text(name, text)
-    if ray_address is not None:
-        checks.wrong(f"ray_address={ray_address!r}: it goes with engine='ray', which this version does not have.")
+    if ray_address is not None and engine != "ray":
+        checks.wrong(f"ray_address={ray_address!r}: it goes with engine='ray', not with engine={engine!r}.")
+    if isolation == "none" and engine == "ray":
+        checks.wrong("engine='ray': with isolation='none' trials run in this process. Leave one of the two out.")
     if probe is not None and not isinstance(probe, ProbeResult):
         checks.wrong(f"probe={probe!r}: expected what bstune.probe returned.")
     if isinstance(callbacks, str) or not all(callable(item) for item in _listed(callbacks)):
@@ -270,12 +277,16 @@ def check_search(
         seed=checks.integer("seed", seed, 0),
     )
     seconds = None if timeout is None else checks.real("timeout", timeout, lambda x: x > 0, "seconds, more than 0")
+    silence_s = None if trial_timeout is None else checks.real("trial_timeout", trial_timeout, lambda x: x > 0, "seconds, more than 0")
     checks.done()
     return SearchArguments(
         plan=plan,
         device=device,
         timeout=seconds,
+        trial_timeout=silence_s,
         isolation=isolation,  # type: ignore[arg-type]  # Checked above.
+        engine=engine,  # type: ignore[arg-type]
+        ray_address=ray_address,
         study=study,
         storage=storage,
         probe=probe,

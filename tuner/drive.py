@@ -66,8 +66,12 @@ class Drive:
         tell: Tell,
         deadline_s: float = math.inf,
         checkpoint_dir: Path | None = None,
+        trial_timeout_s: float | None = None,
     ) -> None:
-        """Drive towards the deadline, a reading of the monotonic clock; `tell` hears of every step."""
+        """Drive towards the deadline, a reading of the monotonic clock; `tell` hears of every step.
+
+        A trial that is silent for `trial_timeout_s` has hung; by default that is many times what it should take.
+        """
         forecast = strategy.forecast()
         self._study = study
         self._strategy = strategy
@@ -76,6 +80,7 @@ class Drive:
         self._axes = Axes(forecast.batch_range, forecast.learning_rate_range, strategy.plan.space)
         self._checkpoint_dir = checkpoint_dir
         self._deadline_s = deadline_s
+        self._trial_timeout_s = trial_timeout_s
         self._running: dict[int, float] = {}
         """The trials that run, and when each was last heard of."""
         self._stopped: set[int] = set()
@@ -163,6 +168,8 @@ class Drive:
                 self._end(Lost(number, "hung", f"nothing was heard of it for {limit_s:.0f} s", record.samples, record.seconds or limit_s))
 
     def _patience_s(self, record: TrialRecord) -> float:
+        if self._trial_timeout_s is not None:
+            return self._trial_timeout_s
         line = None if self._probe is None else self._probe.step_time_line
         if line is None or record.end_samples is None:
             return PATIENCE_UNKNOWN_S

@@ -232,7 +232,7 @@ class Host:
         """Start the template and choose the device.
 
         Args:
-            objective: A Supervised, a LoopObjective, or a reference to one in a file.
+            objective: A Supervised, a LoopObjective, a reference to one in a file, or one of these pickled.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             jobs: Trials that will run side by side; they share cores and, on CPU, memory.
             memory_bytes: Most memory that the user allows, or None.
@@ -270,6 +270,9 @@ class Host:
         self.close()
 
     def _pickle(self, objective: Any) -> None:
+        if isinstance(objective, jobs.Pickled):
+            self._payload.write(objective.data)
+            return
         import cloudpickle
 
         try:

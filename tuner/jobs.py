@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Pickled:
+    """An objective that was pickled elsewhere, for a template process to unpickle."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Hello:
     """The first message to a template process: how to be like the caller, and what to load."""
 

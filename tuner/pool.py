@@ -54,7 +54,9 @@ Event = Reported | Finished | Lost
 class Pool(Protocol):
     """Runs trials, each in a process of its own."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """Trials that can run side by side now."""
 
     def submit(self, spec: TrialSpec) -> None:
         """Start a run in a free slot."""

@@ -24,13 +24,14 @@ from .errors import NoSignalError
 from .naming import study_name
 from .plan import Forecast, Plan
 from .pool import Pool
-from .results import DeviceInfo, ProbeResult, SearchResult
+from .results import Attempt, DeviceInfo, ProbeResult, SearchResult
 from .storage import Storage, open_storage
 from .study import Study, choose_study, encode_plan, fingerprint, probe_key, studies, touch
 
 if TYPE_CHECKING:
     from ..objectives.load import ObjectiveRef
     from .host import Host
+    from .ray_cluster import Cluster
     from .strategy import Strategy
 
 PROBE_SHARE = 0.5
@@ -60,6 +61,7 @@ def search(
     budget: float | None = None,
     n_trials: int | None = None,
     timeout: float | None = None,
+    trial_timeout: float | None = None,
     space: Mapping[str, Any] | None = None,
     engine: str = "optuna",
     jobs: int = 1,
@@ -89,11 +91,12 @@ def search(
         budget: Total training of the study in full runs, confirmation included and the probe not; 12 by default.
         n_trials: Most trials of the study.
         timeout: Most seconds of this call.
+        trial_timeout: Seconds of silence after which a trial counts as hung; by default many times what it should take.
         space: Dimensions to fix or add, by name (`batch_size`, `learning_rate`, or your own): a scalar fixes, a list means
             exactly these, `(lo, hi)` a log range, an Optuna distribution itself.
-        engine: `optuna`.
-        jobs: Trials that run side by side.
-        ray_address: Not used by this engine.
+        engine: Who runs the trials: `optuna` on this machine, `ray` by Ray Tune, here or on a cluster.
+        jobs: Trials that run side by side; with `ray` and GPUs, 1 means one per GPU of the cluster.
+        ray_address: With `ray`: `auto` or `HOST:PORT` of a cluster to join; by default Ray is started here, on loopback.
         pruner: `auto`, or `none` to let every trial run to its end.
         sampler: `auto`, or `random` and `tpe` for comparison.
         confirm: Most fresh seeds per finalist.
@@ -121,6 +124,7 @@ def search(
         budget=budget,
         n_trials=n_trials,
         timeout=timeout,
+        trial_timeout=trial_timeout,
         space=space,
         engine=engine,
         jobs=jobs,
@@ -152,6 +156,7 @@ def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = Fals
                 tell=lambda kind, trial: ready.tell(kind, trial=trial),
                 deadline_s=deadline_s,
                 checkpoint_dir=checkpoint_dir,
+                trial_timeout_s=arguments.trial_timeout,
             )
             with contextlib.closing(_pool(ready, drive)) as pool:
                 try:
@@ -187,7 +192,7 @@ class _Ready:
     study: Study
     probe: ProbeResult | None
     strategy: Strategy
-    host: Host | None
+    host: Host | Cluster | None
 
     def tell(self, kind: Any, **details: Any) -> None:
         spent = self.strategy.spent().full_runs
@@ -203,7 +208,9 @@ def _tell(arguments: SearchArguments, progress: Progress) -> None:
 def _prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, fresh: bool) -> Iterator[_Ready]:
     """Open the storage, describe the objective, find its study, probe, and take up the search where it stands."""
     objective = check_objective(objective, isolation=arguments.isolation)
-    with open_storage(arguments.storage) as storage, _described(objective, arguments) as (facts, device, host):
+    with open_storage(arguments.storage) as storage, _described(objective, arguments, storage) as (facts, device, host):
+        if host is not None and host.jobs != arguments.plan.jobs:
+            arguments = dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=host.jobs))
         study = _study(storage, objective, arguments, facts, device, fresh=fresh)
         said = f"{len(study.finished)} trials so far" + (
             f", {len(study.orphans)} of them cut off when the last search was killed" if study.orphans else ""
@@ -225,9 +232,17 @@ def make_strategy(plan: Plan, facts: Facts, probe: ProbeResult | None, study: St
 
 
 @contextlib.contextmanager
-def _described(objective: Any, arguments: SearchArguments) -> Iterator[tuple[Facts, DeviceInfo, Host | None]]:
+def _described(objective: Any, arguments: SearchArguments, storage: Storage) -> Iterator[tuple[Facts, DeviceInfo, Host | Cluster | None]]:
     if arguments.isolation == "none":
         yield objective.facts, DeviceInfo("cpu", "the calling process"), None
+        return
+    if arguments.engine == "ray":
+        from .ray_cluster import Cluster
+
+        with Cluster(objective, device=arguments.device, jobs=arguments.plan.jobs, address=arguments.ray_address) as cluster:
+            path = storage.location.path
+            shared = cluster.facts.can_continue and path is not None and cluster.shares(path.parent)
+            yield dataclasses.replace(cluster.facts, can_continue=shared), cluster.device_info, cluster
         return
     from .host import Host
 
@@ -249,32 +264,51 @@ def _study(storage: Storage, objective: Any, arguments: SearchArguments, facts: 
         plan=encode_plan(arguments.plan),
         device=device.to_dict(),
         objective=target,
-        asked={"device": arguments.device, "isolation": arguments.isolation, "probe_given": arguments.probe is not None},
+        asked={
+            "device": arguments.device,
+            "isolation": arguments.isolation,
+            "engine": arguments.engine,
+            "ray_address": arguments.ray_address,
+            "trial_timeout": arguments.trial_timeout,
+            "probe_given": arguments.probe is not None,
+        },
         stopped_by=None,
     )
     touch(study)
     return study
 
 
-def _probe(study: Study, arguments: SearchArguments, facts: Facts, host: Host, deadline_s: float) -> ProbeResult:
+def _probe(study: Study, arguments: SearchArguments, facts: Facts, host: Host | Cluster, deadline_s: float) -> ProbeResult:
     """Return the probe that was given, else a stored one of the same objective, device and settings, else a new one."""
     if arguments.probe is not None:
         return arguments.probe
-    from .probe import run_probe
-
     key = probe_key(facts, host.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
     for other in (study, *studies(study.storage)):
         if other.probe is not None and other.probe.limited_by != "timeout" and other.attributes.get("probe_key") == key:
             study.set(probe_key=key)
             return other.probe
     left_s = deadline_s - time.monotonic()
-    probe = run_probe(
+    probe = _run_probe(
         host,
         timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE * left_s),
         seed=arguments.plan.seed,
         on_attempt=lambda attempt: _tell(arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt)),
     )
     study.set(probe=probe.to_dict(), probe_key=key)
+    return probe
+
+
+def _run_probe(host: Host | Cluster, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]) -> ProbeResult:
+    """Probe where the trials will run."""
+    from .host import Host
+
+    if isinstance(host, Host):
+        from .probe import run_probe
+
+        return run_probe(host, timeout=timeout, seed=seed, on_attempt=on_attempt)
+    probe = host.run_probe(timeout=timeout, seed=seed)
+    for attempt in probe.attempts:
+        on_attempt(attempt)
     return probe
 
 
@@ -317,9 +351,16 @@ def _pool(ready: _Ready, drive: Drive) -> Pool:
         from .inline import InlinePool
 
         return InlinePool(ready.objective, drive.judge)
-    from .pool_local import LocalPool
+    from .host import Host
 
-    return LocalPool(ready.host, slots=ready.arguments.plan.jobs, fence_bytes=ready.probe.usable_bytes if ready.probe else None)
+    fence_bytes = ready.probe.usable_bytes if ready.probe else None
+    if isinstance(ready.host, Host):
+        from .pool_local import LocalPool
+
+        return LocalPool(ready.host, slots=ready.arguments.plan.jobs, fence_bytes=fence_bytes)
+    from .pool_ray import RayPool
+
+    return RayPool(ready.host, fence_bytes=fence_bytes)
 
 
 # --- the result ---------------------------------------------------------------------------------------------------
@@ -360,7 +401,7 @@ def versions() -> dict[str, str]:
     from .. import __version__
 
     found = {"bstune": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
-    for name in ("torch", "optuna", "numpy"):
+    for name in ("torch", "optuna", "numpy", "ray"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -1,0 +1,435 @@
+"""A Ray cluster as the place where trials run: started here or joined, looked over, and left as it was.
+
+Ray that bstune starts itself listens on the loopback device only, sends no telemetry, kills nothing for memory (the kernel does, and
+knows better whom), and keeps its files in a folder that goes with it. Source code travels to the nodes of a cluster that is joined;
+data does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+from ..objectives.base import Facts
+from ..objectives.load import ObjectiveRef
+from .device import check_device_name, usable_cores
+from .errors import BstuneError, DeviceError, ObjectiveError
+from .jobs import Pickled
+from .results import DeviceInfo, ProbeResult
+
+OWN_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_memory_monitor_refresh_ms": "0"}
+"""Ray on this machine only: every socket binds 127.0.0.1, and nothing is killed for memory but by the kernel. Its name
+notwithstanding, the first does so on Linux too."""
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+OBJECT_STORE_BYTES = 128 << 20
+CONNECT_S = 5.0
+PACKED_SUFFIXES = {".py", ".pyi", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".txt"}
+PACKED_FILE_BYTES = 1 << 20
+PACKED_BYTES = 32 << 20
+PACKED_FILES = 2000
+NOT_PACKED = {"__pycache__", "node_modules", "site-packages", "build", "dist", "data", "wandb", "mlruns", "ray_results"}
+TEMPORARY = "bstune-ray-"
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How trials are laid out over the nodes."""
+
+    n: int
+    cpus: int
+    """Per trial."""
+    gpus: int
+    per_node: int
+    """Trials that share the largest node."""
+
+
+def require_ray() -> None:
+    """Raise a BstuneError unless Ray Tune can be imported."""
+    try:
+        import ray.tune  # noqa: F401
+    except ImportError as error:
+        raise BstuneError(f"engine='ray' needs Ray Tune, which cannot be imported ({error}): pip install 'bstune[ray]'.") from error
+
+
+class Cluster:
+    """An objective on a Ray cluster; what `host.Host` is on this machine.
+
+    Attributes:
+        facts: What the objective is.
+        device_info: The device that trials run on.
+        warnings: What the user should know of how it was chosen.
+        slots: How many trials run side by side, and what each gets.
+        jobs: The same number.
+        task: What every actor of the search is told.
+        folder: Where Tune keeps what it must write; it goes when the cluster is closed.
+    """
+
+    def __init__(self, objective: Any, *, device: str = "auto", jobs: int = 1, address: str | None = None) -> None:
+        """Start or join Ray and look at the objective where trials will run.
+
+        Args:
+            objective: A Supervised, a LoopObjective, or a reference to one in a file.
+            device: `auto`, `cpu` or `cuda`.
+            jobs: Trials side by side; with GPUs and 1, as many as there are GPUs.
+            address: None starts Ray here, on the loopback device; `auto` or `HOST:PORT` joins a cluster.
+
+        Raises:
+            BstuneError: Ray is not installed.
+            DeviceError: There is no such cluster, or it has not what is asked for.
+            ObjectiveError: The objective cannot be sent or loaded.
+        """
+        check_device_name(device)
+        if device.startswith("cuda:"):
+            raise DeviceError(f"device={device!r}: with engine='ray' Ray chooses the card. Use device='cuda'.")
+        self._exit = contextlib.ExitStack()
+        self._surveyor: Any = None
+        try:
+            sweep_leftovers()
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=_short_folder()))
+            self._exit.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self._exit.enter_context(_environment({**QUIET, **({} if address else OWN_RAY)}))
+            require_ray()
+            self._exit.enter_context(_silenced())
+            objective, source = _portable(objective, self.folder, travels=address is not None)
+            self._exit.enter_context(_connected(address, jobs, self.folder, source))
+            self.slots = lay_out(_nodes(), device, jobs)
+            self.jobs = self.slots.n
+            like_driver = None if address else (os.getcwd(), tuple(sys.path))
+            kind = "cuda" if self.slots.gpus else "cpu"
+            self.task = _task(objective, kind, self.slots, like_driver, source)
+            self._look()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _look(self) -> None:
+        """Describe the objective in an actor that gets what a trial gets."""
+        import ray
+
+        from .ray_worker import Surveyor
+
+        remote = ray.remote(num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, max_restarts=0)(Surveyor)
+        self._surveyor = remote.remote(self.task)
+        self.facts: Facts
+        self.device_info: DeviceInfo
+        self.facts, self.device_info, self.warnings = self._get(self._surveyor.look.remote())
+
+    def run_probe(self, *, timeout: float | None, seed: int) -> ProbeResult:
+        """Probe the objective where its trials will run."""
+        if self._surveyor is None:
+            self._look()
+        probe: ProbeResult = self._get(self._surveyor.probe.remote(timeout, seed))
+        return probe
+
+    def shares(self, folder: Path) -> bool:
+        """Tell whether the nodes see a folder of this machine, so that checkpoints can lie there."""
+        return len(_nodes()) == 1 or bool(self._get(self._surveyor.sees.remote(str(folder))))
+
+    def end_survey(self) -> None:
+        """Free what the survey holds, for the trials."""
+        if self._surveyor is not None:
+            import ray
+
+            with contextlib.suppress(Exception):
+                ray.get(self._surveyor.close.remote(), timeout=5)
+            ray.kill(self._surveyor)
+            self._surveyor = None
+
+    def slots_left(self) -> int:
+        """Return how many trials the nodes that are alive can hold, at most as many as were asked for."""
+        need = {"CPU": self.slots.cpus, "GPU": self.slots.gpus}
+        return min(self.slots.n, sum(_fit(node, need) for node in _nodes()))
+
+    def _get(self, reference: Any) -> Any:
+        """Wait for an answer of the surveyor and raise what it carries."""
+        import ray
+
+        from .ray_worker import Carried
+
+        try:
+            answer = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise ObjectiveError(f"The objective could not be loaded on the cluster: {_last_line(error)}", traceback=str(error)) from None
+        except ray.exceptions.RayError as error:
+            raise DeviceError(
+                f"The Ray worker that looked at the objective was lost: {_last_line(error)}. Check `ray status` and try again."
+            ) from None
+        if isinstance(answer, Carried):
+            raise answer.error()
+        return answer
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends, and its files go."""
+        with contextlib.suppress(Exception):
+            self.end_survey()
+        self._exit.close()
+
+
+# --- what there is ------------------------------------------------------------------------------------------------
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """Return the resources of each node that is alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _fit(node: Mapping[str, float], need: Mapping[str, float]) -> int:
+    return min(int(node.get(name, 0) // amount) for name, amount in need.items() if amount)
+
+
+def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slots:
+    """Return how many trials run side by side and what each of them gets.
+
+    A GPU holds one trial, because the probe's bytes are those of a whole card. Without GPUs `jobs` trials share the cores.
+
+    Args:
+        nodes: Resources of each node.
+        device: `auto`, `cpu` or `cuda`.
+        jobs: Trials side by side; with GPUs and 1, as many as there are GPUs.
+
+    Raises:
+        DeviceError: The cluster has not what is asked for.
+
+    Example:
+        >>> lay_out([{"CPU": 8.0}, {"CPU": 4.0}], "auto", 3)
+        Slots(n=3, cpus=4, gpus=0, per_node=2)
+    """
+    n_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if device == "cuda" and not n_gpus:
+        raise DeviceError("device='cuda': the Ray cluster has no GPU. Use device='cpu', or start its nodes with --num-gpus.")
+    if n_gpus and device != "cpu":
+        if jobs > n_gpus:
+            raise DeviceError(f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and a GPU holds one trial. Use jobs={n_gpus} or fewer.")
+        cpus = max(1, min(int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1))
+        n = sum(_fit(node, {"CPU": 1, "GPU": 1}) for node in nodes) if jobs == 1 else jobs
+        return Slots(n, cpus, 1, max(int(node.get("GPU", 0)) for node in nodes))
+    largest = int(max((node.get("CPU", 0) for node in nodes), default=0))
+    cpus = next((c for c in range(largest, 0, -1) if sum(_fit(node, {"CPU": c}) for node in nodes) >= jobs), 0)
+    if not cpus:
+        n_cpus = int(sum(node.get("CPU", 0) for node in nodes))
+        raise DeviceError(
+            f"jobs={jobs}: the Ray cluster has {n_cpus} CPUs, and a trial needs one at least. Use jobs={max(1, n_cpus)} or fewer."
+        )
+    return Slots(jobs, cpus, 0, max(_fit(node, {"CPU": cpus}) for node in nodes))
+
+
+# --- starting and joining -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _connected(address: str | None, jobs: int, folder: Path, source: Path | None) -> Iterator[None]:
+    import ray
+
+    if ray.is_initialized():
+        raise BstuneError(
+            "Ray is already started in this process. End it with ray.shutdown() before the search, or let the search join its cluster "
+            "from a process of its own."
+        )
+    handler = signal.getsignal(signal.SIGTERM)
+    if address not in (None, "auto"):
+        _check_reachable(str(address))
+    environment = {"env_vars": {name: QUIET[name] for name in ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_USAGE_STATS_ENABLED")}}
+    options: dict[str, Any] = {"address": address, "runtime_env": environment | ({"working_dir": str(source)} if source else {})}
+    if address is None:
+        n_cpus = max(usable_cores(), jobs)
+        options = {"num_cpus": n_cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(folder)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False, **options)
+    except Exception as error:
+        where = "Ray could not be started here" if address is None else f"The Ray cluster at {address!r} could not be joined"
+        raise DeviceError(f"{where}: {_last_line(error)}. Check `ray status`; --ray-address takes auto or HOST:PORT.") from error
+    finally:
+        with contextlib.suppress(ValueError):  # Not in the main thread, where Ray did not set it either.
+            signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _check_reachable(address: str) -> None:
+    """Find out within seconds what Ray would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise DeviceError(f"ray_address={address!r}: Ray's client mode will not do. Give the cluster's own HOST:PORT, such as HOST:6379.")
+    if not colon or not host or not port.isdigit():
+        raise DeviceError(f"ray_address={address!r}: expected auto or HOST:PORT, such as 10.0.0.1:6379.")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise DeviceError(f"There is no Ray cluster at {address}: {error}. Start one with `ray start --head`.") from error
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep Ray from talking: what matters of it is said by bstune."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train", "ray.air")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _short_folder() -> str:
+    """Return a folder for temporary files whose path is short enough for the names of Ray's sockets."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= 20 or not os.path.isdir("/tmp") else "/tmp"
+
+
+def sweep_leftovers() -> None:
+    """Remove what searches that were killed have left of Ray's files; the folder's name tells whose it was."""
+    for path in Path(_short_folder()).glob(f"{TEMPORARY}*"):
+        owner = path.name.removeprefix(TEMPORARY).partition("-")[0]
+        with contextlib.suppress(OSError):
+            if owner.isdigit() and path.stat().st_uid == os.getuid() and not os.path.exists(f"/proc/{owner}"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+# --- what travels -------------------------------------------------------------------------------------------------
+
+
+def _portable(objective: Any, folder: Path, *, travels: bool) -> tuple[Any, Path | None]:
+    """Return the objective as a node will find it, and the folder of source code to send along."""
+    if not travels:
+        return objective, None
+    home = _home(objective)
+    if home is None:
+        return objective, None
+    packed = folder / "source"
+    pack(home, packed)
+    if isinstance(objective, ObjectiveRef) and objective.path is not None:
+        objective = dataclasses.replace(objective, path=Path(objective.path).name)  # Relative to Ray's working_dir.
+    return objective, packed
+
+
+def _home(objective: Any) -> Path | None:
+    """Return the folder whose source code the objective needs: that of its file, else of the script, else the working directory."""
+    if isinstance(objective, ObjectiveRef):
+        return Path(objective.path).parent if objective.path is not None else Path.cwd()
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return None if script is None or _installed(Path(script)) else Path(script).resolve().parent
+
+
+def pack(home: Path, packed: Path) -> None:
+    """Copy source code and small settings of a folder; data and what can be made again stays.
+
+    Raises:
+        ObjectiveError: There is too much of it.
+    """
+    n_files = n_bytes = 0
+    for where, folders, files in os.walk(home):
+        folders[:] = [
+            name for name in folders if name[0] != "." and name not in NOT_PACKED and not (Path(where) / name / "pyvenv.cfg").exists()
+        ]
+        for name in files:
+            path = Path(where) / name
+            if path.suffix not in PACKED_SUFFIXES or name[0] == "." or not path.is_file() or path.stat().st_size > PACKED_FILE_BYTES:
+                continue
+            n_files, n_bytes = n_files + 1, n_bytes + path.stat().st_size
+            if n_files > PACKED_FILES or n_bytes > PACKED_BYTES:
+                raise ObjectiveError(
+                    f"The folder {home} holds more than {PACKED_FILES} files or {PACKED_BYTES >> 20} MiB of source code to send. "
+                    "Move the model's file and what it imports into a folder of their own."
+                )
+            target = packed / path.relative_to(home)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    packed.mkdir(parents=True, exist_ok=True)
+
+
+def _installed(path: Path) -> bool:
+    return any(part in ("site-packages", "dist-packages") for part in path.parts) or str(path).startswith(sys.base_prefix)
+
+
+def _local_modules(source_home: Path | None) -> list[ModuleType]:
+    """Return the user's own modules that no node will find by name."""
+    found = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not file or name == "__main__" or name.split(".")[0] == "bstune" or _installed(Path(file)):
+            continue
+        if source_home is None or not Path(file).resolve().is_relative_to(source_home):
+            found.append(module)
+    return found
+
+
+def _task(objective: Any, kind: str, slots: Slots, like_driver: tuple[str, tuple[str, ...]] | None, source: Path | None) -> Any:
+    """Pickle the objective, with the modules that the nodes do not have."""
+    import cloudpickle  # Not Ray's copy of it: what that writes has to import Ray to be read.
+
+    from .ray_worker import Task
+
+    home = _home(objective) if source is not None and not isinstance(objective, ObjectiveRef) else None
+    modules = [] if like_driver is not None or isinstance(objective, ObjectiveRef) else _local_modules(home)
+    try:
+        for module in modules:
+            cloudpickle.register_pickle_by_value(module)
+        data = cloudpickle.dumps(objective)
+    except Exception as error:
+        raise ObjectiveError(
+            f"The objective cannot be sent to the cluster: {_last_line(error)}. Expected model, data and functions that can be pickled: "
+            "open files, locks and connections inside the functions that use them, or pass data as a function that makes it."
+        ) from error
+    finally:
+        for module in modules:
+            with contextlib.suppress(ValueError):
+                cloudpickle.unregister_pickle_by_value(module)
+    # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
+    return Task(Pickled(data), kind, slots.per_node, None if like_driver is not None and not slots.gpus else slots.cpus, like_driver)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,203 @@
+"""What runs on the nodes of a Ray cluster: an actor that holds a template process, and trials forked from it.
+
+Ray places and watches; user code runs in the same worker processes as everywhere else (`host.Host`), one fresh process per trial,
+so how a trial ends is classified once, for all engines. Because the actor itself runs no user code, Ray may use it for one trial
+after another: torch and the data are loaded once per slot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+
+from ..objectives.base import Facts, TrialReport, TrialSpec
+from . import errors
+from .errors import BstuneError, DeviceError
+from .host import Host
+from .jobs import Pickled
+from .pool import Event, LossCause, Lost, Reported
+from .pool_local import LocalPool
+from .results import DeviceInfo, ProbeResult
+
+POLL_S = 5.0
+"""A trial that has nothing to say says so after this long, so that its actor can hear what is wanted of it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every actor of a search is told."""
+
+    objective: Pickled
+    device: str
+    jobs: int
+    """Trials that share a node."""
+    threads: int | None
+    """Per trial; None: the node's cores shared by its trials."""
+    like_driver: tuple[str, tuple[str, ...]] | None
+    """Working directory and `sys.path` of the driver, where it is the same machine; None: Ray's `working_dir` is both."""
+
+    def settle(self) -> None:
+        """Make this process find the user's code."""
+        if self.like_driver is not None:
+            folder, path = self.like_driver
+            sys.path[:] = path
+            os.chdir(folder)
+
+    def host(self) -> Host:
+        """Start the template process on this node."""
+        host = Host(self.objective, device=self.device, jobs=self.jobs)
+        if self.threads is not None:
+            host.threads = self.threads
+        return host
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A BstuneError on its way through Ray, as plain data: exceptions with arguments of their own do not survive pickling."""
+
+    kind: str
+    message: str
+    details: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, error: BstuneError) -> Carried:
+        """Pack an error."""
+        known = next(base.__name__ for base in type(error).__mro__ if vars(errors).get(base.__name__) is base)
+        return cls(known, str(error), dict(vars(error)))
+
+    def error(self) -> BstuneError:
+        """Return the error again."""
+        kind: type[BstuneError] = getattr(errors, self.kind)
+        error = kind.__new__(kind, self.message)
+        error.args = (self.message,)
+        vars(error).update(self.details)
+        return error
+
+
+class Surveyor:
+    """An actor that describes the objective and probes it where the trials will run."""
+
+    def __init__(self, task: Task) -> None:
+        """Take a task; nothing is started yet."""
+        self._task = task
+        self._host: Host | None = None
+
+    def look(self) -> tuple[Facts, DeviceInfo, tuple[str, ...]] | Carried:
+        """Return what the objective is, the device, and what the user should know of how it was chosen."""
+        try:
+            self._task.settle()
+            self._host = self._task.host()
+            return self._host.facts, self._host.device_info, tuple(self._host.warnings)
+        except BstuneError as error:
+            return Carried.of(error)
+
+    def sees(self, path: str) -> bool:
+        """Tell whether a folder of the driver is there on this node too."""
+        return os.path.isdir(path)
+
+    def probe(self, timeout_s: float | None, seed: int) -> ProbeResult | Carried:
+        """Return the probe of the objective on this node's device."""
+        from .probe import run_probe
+
+        assert self._host is not None, "look first"
+        try:
+            return run_probe(self._host, timeout=timeout_s, seed=seed)
+        except BstuneError as error:
+            return Carried.of(error)
+
+    def close(self) -> None:
+        """End the template process."""
+        if self._host is not None:
+            self._host.close()
+
+
+class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by the type checker.
+    """A slot: runs the trial that its configuration names, and is then given the next one."""
+
+    def setup(self, config: dict[str, Any], task: Task | None = None, fence_bytes: int | None = None) -> None:
+        """Take the first trial; the template process starts with its first step."""
+        assert task is not None
+        self._task, self._fence_bytes = task, fence_bytes
+        self._host: Host | None = None
+        self._pool: LocalPool | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial."""
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._spec = decode_spec(config["spec"])
+        self._submitted = False
+        self._judged: TrialReport | None = None
+        self._stop = False
+
+    def stop_training(self) -> None:
+        """Have the report that was made last answered with `stop`.
+
+        Tune has no such call: its own `STOP` ends the actor before the trial can write its checkpoint and say what it took.
+        """
+        self._stop = True
+
+    def step(self) -> dict[str, Any]:
+        """Let the trial go on to its next report, or its end."""
+        event = self._next_event()
+        ended = event is not None and not isinstance(event, Reported)
+        return {"event": event, "done": ended}
+
+    def _next_event(self) -> Event | None:
+        try:
+            pool = self._ready_pool()
+        except BstuneError as error:
+            self._close()
+            traceback = getattr(error, "traceback", None)
+            cause: LossCause = "crashed" if isinstance(error, DeviceError) else "error"
+            return Lost(self._spec.number, cause, str(error), error_type=type(error).__name__, traceback=traceback)
+        if not self._submitted:
+            pool.submit(self._spec)
+            self._submitted = True
+        if self._judged is not None:
+            pool.reply(self._spec.number, "stop" if self._stop else "go")
+            self._judged = None
+        for event in pool.events(POLL_S):
+            if isinstance(event, Reported):
+                self._judged = event.report
+            return event
+        return None
+
+    def _ready_pool(self) -> LocalPool:
+        if self._pool is None:
+            self._task.settle()
+            self._host = self._task.host()
+            self._pool = LocalPool(self._host, fence_bytes=self._fence_bytes)
+        return self._pool
+
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        if self._host is not None:
+            self._host.close()
+        self._pool = self._host = None
+
+    def cleanup(self) -> None:
+        """End the trial and the template process."""
+        self._close()
+
+
+def encode_spec(spec: TrialSpec) -> str:
+    """Return a run as one text: Tune takes a configuration apart and names files by it."""
+    return json.dumps({**dataclasses.asdict(spec), "params": dict(spec.params)})
+
+
+def decode_spec(text: str) -> TrialSpec:
+    """Read back what `encode_spec` wrote."""
+    data = json.loads(text)
+    return TrialSpec(**{**data, "points": tuple(data["points"])})
