@@ -1,4 +1,9 @@
-"""Failures that users of other batch-size finders report, as scenarios: what went wrong there must go right here."""
+"""Failures that users of other batch-size finders report, as scenarios: what went wrong there must go right here.
+
+Others stand with their subject: sizes accepted without training, memory of validation, weights that do not fit, errors that are
+no memory and memory that looks like a bug (test_probe, test_device); memory kept between trials (test_worker); other processes on
+the card (test_device).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ from pathlib import Path
 
 import bstune
 import pytest
+import torch
 from bstune.tuner.growth import Bounds, Growth
 from bstune.tuner.host import Host
 from bstune.tuner.probe import run_probe
@@ -13,6 +19,9 @@ from bstune.tuner.testing import FakeDevice
 
 MIB = 1 << 20
 MODEL = """
+import os, time
+from pathlib import Path
+
 import bstune, torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
@@ -48,6 +57,18 @@ def net():
 def loss(model, batch):
     return model(batch).square().mean()
 
+def moody(marks, times):
+    # The step fails above 60 samples as cuBLAS does, the first so many times.
+    def step(model, batch):
+        if len(batch[0]) > 60 and len(list(Path(marks).iterdir())) < times:
+            Path(marks, str(time.time_ns())).touch()
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
+        return loss(model, batch[0])
+    return step
+
+hundred = TensorDataset(torch.zeros(100, 16))
+flaky = bstune.Supervised(net, hundred, hundred, training_step=moody(os.environ.get("MARKS", "."), 1))
+full = bstune.Supervised(net, hundred, hundred, training_step=moody(os.environ.get("MARKS", "."), 1000))
 few = TensorDataset(torch.zeros(20, 16))
 texts = bstune.Supervised(net, Texts(), Texts(), training_step=loss, collate_fn=pad, worst_batch=longest)
 twenty = bstune.Supervised(net, few, few, training_step=lambda model, batch: loss(model, batch[0]))
@@ -104,3 +125,55 @@ def test_a_model_that_never_runs_out_of_memory_comes_to_an_end(path: Path) -> No
     assert result.limited_by in ("plateau", "timeout", "dataset", "memory")
     assert result.seconds < 45
     assert any(attempt.size == result.micro_batch_size and attempt.outcome == "ok" for attempt in result.attempts)
+
+
+@pytest.mark.parametrize(("name", "size"), [("flaky", 100), ("full", 60)])
+def test_an_error_that_may_or_may_not_be_memory_is_seen_twice(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    """The same size runs once more in a fresh process: what happened once is said, and what happens again is a size too large."""
+    monkeypatch.setenv("MARKS", str(tmp_path))
+    with Host(bstune.load(f"{path}:{name}"), device="cpu") as host:
+        result = run_probe(host)
+
+    assert result.micro_batch_size == size
+    assert any("CUBLAS_STATUS_NOT_INITIALIZED" in warning for warning in result.warnings) is (name == "flaky")
+
+
+@pytest.mark.parametrize("memory", [None, "1MiB"])
+def test_training_goes_on_after_a_probe_as_if_there_had_been_none(memory: str | None) -> None:
+    """Train, probe, train: the same losses to the bit, with dropout, batch statistics, moments, a schedule and shuffled data."""
+
+    def losses(*, probed: bool) -> list[float]:
+        torch.manual_seed(3)
+        inputs = torch.randn(64, 8)
+        data = torch.utils.data.TensorDataset(inputs, inputs.sum(1, keepdim=True))
+        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.3), torch.nn.Linear(16, 1))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
+        loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+        seen = []
+        for epoch in range(4):
+            for x, y in loader:
+                loss = torch.nn.functional.mse_loss(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                seen.append(loss.item())
+            schedule.step()
+            if probed and epoch == 1:
+                objective = bstune.Supervised(lambda: model, data, data, training_step=squared_error, validation_step=squared_error)
+                probe_or_not(objective)
+        return seen
+
+    def squared_error(model: torch.nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    def probe_or_not(objective: bstune.Supervised) -> None:
+        if memory is None:
+            assert bstune.probe(objective, device="cpu", storage="sqlite:///:memory:").micro_batch_size == 64
+            return
+        with pytest.raises(bstune.NothingFitsError):
+            bstune.probe(objective, device="cpu", memory=memory, storage="sqlite:///:memory:")
+
+    assert losses(probed=True) == losses(probed=False)

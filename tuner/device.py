@@ -491,11 +491,16 @@ def classify(error: BaseException, near_cap: bool = True) -> Outcome:
     if isinstance(error, (RuntimeError, OSError)):
         if any(words in text for words in OUT_OF_MEMORY):
             return "oom"
-        if any(words in text for words in OUT_OF_MEMORY_OR_NOT):
+        if may_be_memory(text):
             return "oom" if near_cap else "error"
     if isinstance(error, (RuntimeError, ValueError)) and any(words in text for words in SIZE_LIMIT):
         return "limit"
     return "error" if error.__cause__ is None else classify(error.__cause__, near_cap)
+
+
+def may_be_memory(message: str) -> bool:
+    """Whether an error message is one that cuBLAS and cuDNN give for want of memory and for other reasons alike."""
+    return any(words in message for words in OUT_OF_MEMORY_OR_NOT)
 
 
 def asked_bytes(message: str) -> int | None:

@@ -36,6 +36,10 @@ NEIGHBOURS = 1.25
 """Sizes whose ratio is at most this show scatter rather than shape."""
 SIGNIFICANT = 4.0
 """An increment counts as a slope when it is this many times the noise."""
+OWN_SCALE = 1.0
+"""The slope of a predictor that is right as it stands."""
+WRONG_BY = 4.0
+"""A first far jump leaves room for a predictor whose increments are too small by this factor."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,8 @@ class Growth:
         budget_bytes: What a peak may be at most. It may be lowered or raised later by setting the attribute.
         noise_bytes: Peaks that differ by less are not told apart. More is learned from repeats and from peaks that fall
             as the size grows.
+        settling_bytes: Peaks may rise by so much once, as the size grows, beside what the predictor sees of them: what libraries take
+            when they are first given work enough, and keep.
         predict: Peak bytes expected at a size: its shape matters, a wrong constant or scale is corrected by measurements.
             `inf` forbids a size. It may be set later, as the attribute `predictor`.
             The attribute `fixed_bytes` may be set after the first attempt: bytes of its peak that surely do not depend on the size,
@@ -162,6 +168,7 @@ class Growth:
         *,
         budget_bytes: int,
         noise_bytes: float = 0.0,
+        settling_bytes: float = 0.0,
         predict: Callable[[int], float] | None = None,
         growth_limit: int = 64,
         max_attempts: int = 25,
@@ -180,6 +187,7 @@ class Growth:
         self.history: list[Measured] = []
         self.fixed_bytes: float | None = None
         self._given_noise_bytes = noise_bytes
+        self._settling_bytes = settling_bytes
         self._lowest = bounds.lowest
         self._stopped: Literal["timeout", "plateau"] | None = None
         self._predicted: dict[int, int] = {}
@@ -271,12 +279,14 @@ class Growth:
 
     @property
     def noise_bytes(self) -> float:
-        """How far two peaks must differ to be told apart: as given, or as repeats show, or falling peaks where there are no repeats.
+        """How far two peaks must differ to be told apart.
+
+        As given, or twice the standard deviation of repeats, or what peaks fall by where there are no repeats.
 
         Where some noise was given, also as neighbouring sizes scatter about the predictor: on CPU, malloc keeps more or less of what
         was freed, the same in each run but another way at each size.
         """
-        seen = self.repeat_noise_bytes if self._repeats else self._fall_bytes
+        seen = 2 * self.repeat_noise_bytes if self._repeats else self._fall_bytes
         return max(self._given_noise_bytes, seen, self._scatter_bytes if self._given_noise_bytes > 0 else 0.0)
 
     @property
@@ -383,8 +393,9 @@ class Growth:
         traced = line.from_predictor and line.slope > 0
         reach = self._grid(max(low * (self.growth_limit if traced else min(self.growth_limit, SECANT_GROWTH_LIMIT)), low + step))
         top = min(self.bounds.highest if high is None else high - step, reach)
-        if traced and high is None:  # Further still where the predictor sees most of the budget left: it may then be wrong by 4x.
-            top = max(top, self._largest(lambda n: line.at(n) <= self.budget_bytes / 4, low, self.bounds.highest))
+        if traced and high is None:
+            safe = self._largest(lambda n: WRONG_BY * (line.at(n) - line.peak) <= self.budget_bytes - line.peak, low, self.bounds.highest)
+            top = max(top, safe)
         left = self.budget_bytes - line.peak
         margin = line.error * left if line.proven or (line.from_predictor and left <= FAR * line.rise) else math.inf
         if margin < line.at(low + step) - line.peak:
@@ -469,7 +480,7 @@ class Growth:
             if rise > SIGNIFICANT * noise and miss <= PROVEN_OF_PEAK * peak and miss <= PROVEN_OF_INCREMENT * rise
         ]
         proven, floor = bool(true), slope
-        if true:
+        if true and slope != OWN_SCALE:
             error = max(min(true), error)
         if high is not None and math.isfinite(top := shape(high)) and top > base:
             measured = self._peak(high)
@@ -492,12 +503,20 @@ class Growth:
             if peak - p > SIGNIFICANT * noise and peak > p:
                 if base <= x:
                     return None, 0.0, 0.0
+                if from_predictor and self._settled_in(peak - p, base - x):
+                    return OWN_SCALE, 0.0, peak - p
                 if from_predictor and base - x < (peak - p) / 100:
                     return None, 0.0, 0.0
                 return (peak - p) / (base - x), noise / (peak - p), peak - p
         x, p = below[0] if below else (base, peak)
         steepest = max(0.0, peak - p + SIGNIFICANT * noise) / (base - x) if base > x else math.inf
-        return min(1.0, steepest) if from_predictor else steepest, 0.0, 0.0  # Flat so far: at most as steep as the noise allows.
+        return min(OWN_SCALE, steepest) if from_predictor else steepest, 0.0, 0.0  # Flat so far: at most as steep as the noise allows.
+
+    def _settled_in(self, rise: float, expected: float) -> bool:
+        """Whether a rise is what the predictor expects but for what libraries take once."""
+        return abs(rise - expected) <= self._settling_bytes and (
+            rise <= self._settling_bytes or abs(rise - expected) <= PROVEN_OF_INCREMENT * rise
+        )
 
     # --- small things -------------------------------------------------------------------------------------------------
 

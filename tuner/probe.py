@@ -14,7 +14,7 @@ from typing import Any
 
 from ..objectives.base import MeasureSpec
 from . import jobs
-from .device import asked_bytes, first_line, usable_cores
+from .device import asked_bytes, first_line, may_be_memory, usable_cores
 from .errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError
 from .foresight import Foresight
 from .growth import Answer, Bounds, Growth
@@ -34,6 +34,9 @@ CPU_NOISE_BYTES = 1 << 18
 """Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same. Measured with a fixed mmap threshold:
 repeats of a step of 300 to 660 MiB differ by 0.1 MiB. With malloc's own, moving threshold they scatter by several MiB more, which
 the search sees."""
+CPU_SETTLING_BYTES = 4 << 20
+"""Measured on six kinds of model with a fixed mmap threshold: from the second size on, resident memory lies above the live bytes of
+the traces by the same amount to within 0.3 MiB; from the smallest size to the second that amount grows by up to 2.3 MiB."""
 SMALLEST_TIMED = 4
 SMALLEST_PLATEAU = 64
 """Smaller steps are so short that their throughput still rises, or is mostly noise."""
@@ -165,10 +168,12 @@ def run_probe(
         raise ArgumentError(f"min_batch={min_batch} is more than the data set has: expected at most {n_samples}.")
     bounds = Bounds(min_batch, highest, multiple_of, "max_batch" if capped else "dataset")
     attempts = _Attempts(host, headroom=headroom, seed=seed, timeout_s=timeout, on_attempt=on_attempt)
+    on_cpu = host.device_info.kind == "cpu"
     growth = Growth(
         bounds,
         budget_bytes=attempts.budget_bytes,
-        noise_bytes=CPU_NOISE_BYTES if host.device_info.kind == "cpu" else 0,
+        noise_bytes=CPU_NOISE_BYTES if on_cpu else 0,
+        settling_bytes=CPU_SETTLING_BYTES if on_cpu else 0,
         first_sizes=(bounds.lowest,) if attempts.hopeless else (),
     )
     _grow(growth, attempts)
@@ -277,16 +282,18 @@ class _Attempts:
         facts = self.host.facts
         eval_size = self.eval_size(size, final=final)
         n_steps = FINAL_STEPS if final else STEPS
-        crashed = False
+        fluke: str | None = None
         while True:
             both = not timed_s and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
             spec = MeasureSpec(size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s)
             attempt, reading, failure = self._once(spec, traced=self.foresight.wants_trace and not timed_s)
             if attempt is None:
                 continue
-            if attempt.outcome == "error" and isinstance(failure, Died) and not crashed:
-                crashed = True  # A crash may be a fluke of the machine; the same one twice is not.
+            if fluke is None and _may_be_fluke(attempt, failure):
+                fluke = attempt.reason  # The same twice is none.
                 continue
+            if fluke is not None and attempt.outcome == "ok":
+                self.warn(f"A first run at micro-batch {size} failed where a second one did not: {fluke}.")
             self.last_failure = failure
             self._note(attempt)
             if attempt.outcome == "oom" and attempt.phase == "validation" and eval_size > 1 and attempt.steps >= n_steps:
@@ -362,6 +369,13 @@ class _Attempts:
         self.tried.append(attempt)
         if self._on_attempt:
             self._on_attempt(attempt)
+
+
+def _may_be_fluke(attempt: Attempt, failure: jobs.Failure | Died | None) -> bool:
+    """Whether an attempt failed in a way that may come of the moment: a crash, or an error that may or may not mean memory."""
+    if isinstance(failure, Died):
+        return attempt.outcome == "error"
+    return failure is not None and attempt.outcome != "limit" and may_be_memory(failure.message)
 
 
 def _objective_error(failure: jobs.Failure | Died | None, size: int, output: str | None) -> ObjectiveError:

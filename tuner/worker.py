@@ -40,6 +40,9 @@ measured here with a load of 2 on 2 cores, a training step of 2 ms took 270 ms. 
 CUDA_UNTOUCHED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 """`torch.cuda.is_available()` at the top of a user's file then asks NVML; otherwise it starts the driver, and no process that
 is forked afterwards can use the card."""
+FORK_SAFE_THREADS = {"jemalloc_bg_thd"}
+"""Pyarrow's allocator starts this thread when it is imported, as scikit-learn and pandas do where it is installed. jemalloc prepares
+for a fork and starts the thread anew in the child (`background_thread_postfork_child` in its sources)."""
 PR_SET_PDEATHSIG = 1
 PACKAGE_FOLDERS = tuple(str(Path(__file__).resolve().parents[1] / room) for room in ("tuner", "objectives"))
 
@@ -96,14 +99,24 @@ def _ready(may_fork: bool) -> jobs.Ready:
     import torch
 
     reason = None
-    n_threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else threading.active_count()
+    n_threads = _threads_that_fork_loses()
     if not may_fork or not sys.platform.startswith("linux"):
         reason = "forking was not asked for on this platform"
     elif torch.cuda.is_initialized():
         reason = "the objective's file touched CUDA when it was loaded"
     elif n_threads > 1:
         reason = f"the objective's file left {n_threads} threads running when it was loaded"
-    return jobs.Ready(os.getpid(), reason is None, reason, torch.__version__, torch.version.cuda)
+    # `str`: unpickled as what it is, the version would make the host import torch, which takes more than a second.
+    return jobs.Ready(os.getpid(), reason is None, reason, str(torch.__version__), torch.version.cuda)
+
+
+def _threads_that_fork_loses() -> int:
+    """Return how many threads of this process, the main one counted, a forked child would miss."""
+    try:
+        names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    except OSError:  # Not Linux; or a thread ended while we looked.
+        return threading.active_count()
+    return sum(name not in FORK_SAFE_THREADS for name in names)
 
 
 class _Template:
