@@ -274,6 +274,7 @@ class MeasureSpec:
     micro_batch_size: int
     eval_batch_size: int
     accumulation_steps: int
+    """Micro-batches in the second step, where bstune owns the loop; the others have one. A user's own loop has them in every step."""
     n_steps: int
     seed: int
     timed_s: float = 0.0

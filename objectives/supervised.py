@@ -172,9 +172,12 @@ class Supervised:
         meter.phase("data")
         run.open_stream(spec.micro_batch_size, spec.accumulation_steps, worst_batch=self.worst_batch)
         meter.phase("train")
-        for _ in range(spec.n_steps):
+        for number in range(1, spec.n_steps + 1):
+            # One accumulated step says all: the second, in which the optimizer's state is there beside gradients and activations.
+            run.accumulation_steps = spec.accumulation_steps if number == min(2, spec.n_steps) else 1
             run.step()
             meter.step_done()
+        run.accumulation_steps = spec.accumulation_steps
         meter.holds(**run.held_bytes())
         meter.phase("validation")
         n_validated = run.validate_once(spec.eval_batch_size)
@@ -331,7 +334,7 @@ class Run:
     def open_stream(self, micro_batch_size: int, accumulation_steps: int, *, worst_batch: Callable[[int], Any] | None = None) -> None:
         """Start the endless stream of training micro-batches where this run stands."""
         self._micro_batch_size = micro_batch_size
-        self._accumulation_steps = accumulation_steps
+        self.accumulation_steps = accumulation_steps
         if worst_batch is not None:
             self._batches = iter(lambda: worst_batch(micro_batch_size), None)
             return
@@ -349,7 +352,7 @@ class Run:
         """Do one optimizer step. Gradients stay until the next one begins, as they do in most training loops."""
         self._set_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        for _ in range(self._accumulation_steps):
+        for _ in range(self.accumulation_steps):
             start_s = time.perf_counter()
             batch = next(self._batches)
             self.wait_s += time.perf_counter() - start_s
@@ -366,7 +369,7 @@ class Run:
         else:
             self.optimizer.step()
         self.steps += 1
-        self.samples += self._micro_batch_size * self._accumulation_steps
+        self.samples += self._micro_batch_size * self.accumulation_steps
 
     def hold_batch(self) -> None:
         """Train on one batch from here on, already at hand."""
@@ -387,7 +390,7 @@ class Run:
         return loss
 
     def _backward(self, batch: Any) -> None:
-        loss = self._training_loss(batch).reshape(()) / self._accumulation_steps
+        loss = self._training_loss(batch).reshape(()) / self.accumulation_steps
         (self._scaler.scale(loss) if self._scaler else loss).backward()
         self._last_loss = loss.detach()
 
