@@ -409,7 +409,7 @@ def _grow(growth: Growth, attempts: _Attempts) -> None:
             growth.add(_size(attempt, attempts))
             growth.predictor = attempts.foresight.predictor
             growth.fixed_bytes = attempts.fixed_bytes
-            if attempt.outcome == "ok" and growth.flat and size >= SMALLEST_PLATEAU:
+            if attempt.outcome == "ok" and growth.flat and growth.smallest_failure is None and size >= SMALLEST_PLATEAU:
                 rates.append(_rate(size, attempts))
                 if len(rates) > 2 and max(rates[-2:]) <= PLATEAU_GAIN * rates[-3]:
                     growth.stop("plateau")
