@@ -325,8 +325,9 @@ def test_a_read_only_storage(url: str, tmp_path: Path) -> None:
     [
         ("sqlite:///{tmp}/missing/bstune.db", "its folder does not exist"),
         ("sqlite:///{tmp}", "is a folder"),
-        ("postgresql://localhost/db", "is not SQLite"),
-        ("runs.db", r"is not a storage URL: expected sqlite:///FILE, such as sqlite:///runs\.db"),
+        ("oracle://localhost/db", "of a kind that is not known: expected sqlite:///FILE"),
+        ("runs.db", r"is not a storage URL: expected sqlite:///FILE.*; for a file, sqlite:///runs\.db"),
+        ("journal:", "names no file"),
     ],
 )
 def test_urls_that_cannot_be(bad: str, said: str, tmp_path: Path) -> None:

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import importlib
 import logging
 import os
+import random
+import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -31,8 +36,8 @@ from .jobs import Pickled
 from .results import DeviceInfo, ProbeResult
 
 OWN_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_memory_monitor_refresh_ms": "0"}
-"""Ray on this machine only: every socket binds 127.0.0.1, and nothing is killed for memory but by the kernel. Its name
-notwithstanding, the first does so on Linux too."""
+"""Ray on this machine only: every socket binds 127.0.0.1 (also on Linux, whatever the name says), and nothing is killed for memory but
+by the kernel."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -45,6 +50,7 @@ QUIET = {
 }
 OBJECT_STORE_BYTES = 128 << 20
 CONNECT_S = 5.0
+CLOSE_S = 20.0
 PACKED_SUFFIXES = {".py", ".pyi", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".txt"}
 PACKED_FILE_BYTES = 1 << 20
 PACKED_BYTES = 32 << 20
@@ -106,12 +112,14 @@ class Cluster:
         self._exit = contextlib.ExitStack()
         self._surveyor: Any = None
         try:
-            sweep_leftovers()
-            self.folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=_short_folder()))
-            self._exit.callback(shutil.rmtree, self.folder, ignore_errors=True)
-            self._exit.enter_context(_environment({**QUIET, **({} if address else OWN_RAY)}))
+            self.folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=_short_folder()))
+            self._exit.enter_context(_guarded(self.folder))
+            self._exit.callback(random.setstate, random.getstate())  # Ray draws from the global generator all along.
+            self._exit.enter_context(_environment({**QUIET, **({} if address else OWN_RAY | {"RAY_AUTH_TOKEN": token()})}))
             require_ray()
             self._exit.enter_context(_silenced())
+            if address is None:
+                self._exit.enter_context(_replaced("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", False))
             objective, source = _portable(objective, self.folder, travels=address is not None)
             self._exit.enter_context(_connected(address, jobs, self.folder, source))
             self.slots = lay_out(_nodes(), device, jobs)
@@ -296,21 +304,45 @@ def _check_reachable(address: str) -> None:
 
 @contextlib.contextmanager
 def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
+    """Set variables for a while, and take back at the end what Ray has set beside them."""
+    before = dict(os.environ)
     os.environ.update(changes)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in set(os.environ) | set(before):
+            if name in changes or name.startswith(("RAY_", "TUNE_", "PYTHONBREAKPOINT")):
+                if name in before:
+                    os.environ[name] = before[name]
+                else:
+                    os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
     """Keep Ray from talking: what matters of it is said by bstune."""
+    with _replaced("ray._private.worker", "print_to_stdstream", lambda *_, **__: None), _quiet_loggers():
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module_name: str, name: str, value: Any) -> Iterator[None]:
+    """Replace a name in one of Ray's modules for a while, if it is there: where an environment variable is read at import only."""
+    module = importlib.import_module(module_name)
+    missing = object()
+    before = getattr(module, name, missing)
+    if before is missing:
+        yield
+        return
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextlib.contextmanager
+def _quiet_loggers() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train", "ray.air")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -328,13 +360,33 @@ def _short_folder() -> str:
     return folder if len(folder) <= 20 or not os.path.isdir("/tmp") else "/tmp"
 
 
-def sweep_leftovers() -> None:
-    """Remove what searches that were killed have left of Ray's files; the folder's name tells whose it was."""
-    for path in Path(_short_folder()).glob(f"{TEMPORARY}*"):
-        owner = path.name.removeprefix(TEMPORARY).partition("-")[0]
-        with contextlib.suppress(OSError):
-            if owner.isdigit() and path.stat().st_uid == os.getuid() and not os.path.exists(f"/proc/{owner}"):
-                shutil.rmtree(path, ignore_errors=True)
+@contextlib.contextmanager
+def _guarded(folder: Path) -> Iterator[None]:
+    """Remove the folder and whoever uses it at the end, also if this process is killed."""
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "bstune.tuner.ray_guard", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert guard.stdin is not None
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # First: a folder that is there still is the sign that the driver was killed.
+        guard.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            guard.wait(CLOSE_S)
+
+
+@functools.cache
+def token() -> str:
+    """Return the password of Ray that this process starts, so that no other user of the machine can send it work.
+
+    Without one Ray makes its own and leaves it in the home folder. One per process: Ray's library keeps the first.
+    """
+    return secrets.token_hex(32)
 
 
 # --- what travels -------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""The file that remembers: an ordinary Optuna storage in SQLite, with exactly one writer and any number of readers.
+"""The storage that remembers: an ordinary Optuna storage with exactly one writer and any number of readers.
 
-The writer holds a sidecar lock (`bstune.db.lock`), never a lock on the database. While it works the database is in
-write-ahead mode, so that readers never wait and never see "database is locked"; when it ends, the database goes back
-to one plain file that can be copied and read anywhere.
+By default it is a SQLite file. The writer holds a sidecar lock (`bstune.db.lock`), never a lock on the database. While it
+works the database is in write-ahead mode, so that readers never wait and never see "database is locked"; when it ends, the
+database goes back to one plain file that can be copied and read anywhere. A journal file (`journal.py`) and a database server
+(`server.py`) serve as well.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+from . import journal, server
 from .errors import StudyError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+    from sqlalchemy.engine import URL
 
 DEFAULT_URL = "sqlite:///bstune.db"
+EXPECTED = "sqlite:///FILE, journal:///FILE, postgresql://... or mysql://..."
 VARIABLE = "BSTUNE_STORAGE"
 _BUSY_S = 60.0
 """How long a write waits for a reader that holds the database for a moment."""
@@ -42,13 +46,16 @@ class Location:
     """Where a storage is."""
 
     url: str
+    """As it may be shown and stored: without a password."""
     path: Path | None
-    """The SQLite file; None for a storage in memory."""
+    """The file; None for a storage in memory or in a server."""
+    kind: Literal["sqlite", "journal", "server", "memory"] = "sqlite"
+    server: URL | None = field(default=None, repr=False)
 
     @property
     def lock_path(self) -> Path | None:
-        """The sidecar lock of the one writer."""
-        return self.path and self.path.with_name(self.path.name + ".lock")
+        """The sidecar lock of the one writer; Optuna's own lock of a journal has the plain name."""
+        return self.path and self.path.with_name(self.path.name + (".writer.lock" if self.kind == "journal" else ".lock"))
 
     def checkpoint_path(self, study: str) -> Path | None:
         """The folder for the checkpoints of a study, beside the file."""
@@ -59,23 +66,31 @@ def locate(url: str | None) -> Location:
     """Find the storage: the one given, else `$BSTUNE_STORAGE`, else `bstune.db` in the working directory.
 
     Raises:
-        StudyError: The URL is none of SQLite.
+        StudyError: The URL is none of SQLite, PostgreSQL, MySQL or a journal file.
     """
     import sqlalchemy
     from sqlalchemy.engine import make_url
 
     text = url or os.environ.get(VARIABLE) or DEFAULT_URL
+    if text.startswith(journal.SCHEME):
+        name = text.removeprefix(journal.SCHEME).removeprefix("///")
+        if not name:
+            raise StudyError(f"{text!r} names no file: expected journal:///FILE.")
+        return Location(text, Path(name).absolute(), "journal")
     try:
         parsed = make_url(text)
-    except sqlalchemy.exc.ArgumentError as error:
-        raise StudyError(f"{text!r} is not a storage URL: expected sqlite:///FILE, such as sqlite:///{text}.") from error
-    if parsed.get_backend_name() != "sqlite":
-        raise StudyError(
-            f"The storage {text} is not SQLite. bstune keeps studies in sqlite:///FILE; optuna.copy_study copies them elsewhere."
-        )
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        if "@" in text:  # It may hold a password.
+            raise StudyError(f"The storage is not a URL that can be read: expected {EXPECTED}.") from None
+        raise StudyError(f"{text!r} is not a storage URL: expected {EXPECTED}; for a file, sqlite:///{text}.") from error
+    backend = parsed.get_backend_name()
+    if backend in server.DRIVERS:
+        return Location(parsed.render_as_string(hide_password=True), None, "server", parsed)
+    if backend != "sqlite":
+        raise StudyError(f"The storage {parsed.render_as_string(hide_password=True)} is of a kind that is not known: expected {EXPECTED}.")
     name = parsed.database or ":memory:"
     if name == ":memory:" or parsed.query.get("mode") == "memory":
-        return Location(text, None)
+        return Location(text, None, "memory")
     name = name.removeprefix("file:") if parsed.query.get("uri") else name
     return Location(text, Path(name).absolute())
 
@@ -88,7 +103,9 @@ class Storage:
         backend: Optuna's own storage object.
     """
 
-    def __init__(self, location: Location, backend: BaseStorage, lock: IO[str] | None = None, *, is_new: bool = False) -> None:
+    def __init__(
+        self, location: Location, backend: BaseStorage, lock: IO[str] | server.ServerLock | None = None, *, is_new: bool = False
+    ) -> None:
         """Take over an open backend; use `open_storage` or `read_storage`."""
         self.location = location
         self.backend = backend
@@ -110,6 +127,8 @@ class Storage:
 
     def writer(self) -> str | None:
         """Return who writes to this storage now, in words; None when nobody does."""
+        if self.location.server is not None:
+            return _server_writer(self.location)
         path = self.location.lock_path
         try:
             with open(path or os.devnull, encoding="utf-8") as lock:
@@ -122,20 +141,26 @@ class Storage:
         return None
 
     def close(self) -> None:
-        """Close the file; the writer also leaves write-ahead mode and removes its lock, and a new file that stayed empty."""
-        engine = getattr(self.backend, "engine", None)
+        """Close it; the writer also leaves write-ahead mode and removes its lock, and a new file that stayed empty."""
         stayed_empty = False
-        if engine is not None:
+        if self._is_new:
             with contextlib.suppress(StudyError):
-                stayed_empty = self._is_new and not self.names()
-            self.backend.remove_session()
+                stayed_empty = not self.names()
+        self.backend.remove_session()
+        engine = getattr(self.backend, "engine", None)
+        if engine is not None:
             engine.dispose()
-        if self._lock is not None:
+        if self._lock is None:
+            return
+        if self.location.kind == "sqlite":
             _leave_write_ahead_mode(self.location)
-            if stayed_empty and self.location.path is not None:
-                self.location.path.unlink(missing_ok=True)
+        if stayed_empty and self.location.path is not None:
+            self.location.path.unlink(missing_ok=True)
+        if isinstance(self._lock, server.ServerLock):
+            self._lock.close()
+        else:
             _unlock(self._lock, self.location)
-            self._lock = None
+        self._lock = None
 
     def __enter__(self) -> Storage:
         return self
@@ -151,17 +176,23 @@ def open_storage(url: str | None) -> Storage:
         StudyError: It is in use, cannot be written, or is something else.
     """
     location = locate(url)
-    if location.path is None:
+    if location.kind == "memory":
         from optuna.storages import InMemoryStorage
 
         return Storage(location, InMemoryStorage())
-    if location.path.is_dir():
-        raise StudyError(f"The storage {location.path} is a folder: expected a file, such as sqlite:///{location.path.name}/bstune.db.")
+    if location.server is not None:
+        return _open_server(location, location.server)
+    path = location.path
+    assert path is not None
+    if path.is_dir():
+        raise StudyError(
+            f"The storage {path} is a folder: expected a file, such as {location.url.partition(':')[0]}:///{path.name}/bstune.db."
+        )
     lock = _take_lock(location)
     try:
-        is_new = not location.path.exists()
+        is_new = not path.exists()
         _check_contents(location)
-        return Storage(location, _open_backend(location, location.url, write=True), lock, is_new=is_new)
+        return Storage(location, _open_file(location, write=True), lock, is_new=is_new)
     except BaseException:
         _unlock(lock, location)
         raise
@@ -174,12 +205,15 @@ def read_storage(url: str | None) -> Storage:
         StudyError: There is none, or it is something else.
     """
     location = locate(url)
-    if location.path is None:
+    if location.kind == "memory":
         raise StudyError(f"The storage {location.url} lives in memory: nothing of it is left to read after the call that made it.")
-    if not location.path.exists():
+    if location.server is not None:
+        with _guard(location), _quiet():
+            return Storage(location, server.open_server(location.server, create=False))
+    if location.path is None or not location.path.exists():
         raise StudyError(f"There is no storage {location.path}. `bstune search` makes one; --storage or ${VARIABLE} name another.")
     _check_contents(location)
-    return Storage(location, _open_backend(location, _read_only_url(location.path), write=False))
+    return Storage(location, _open_file(location, write=False))
 
 
 @contextlib.contextmanager
@@ -196,6 +230,39 @@ def _guard(location: Location) -> Iterator[None]:
 
 
 # --- opening ------------------------------------------------------------------------------------------------------
+
+
+def _open_server(location: Location, url: URL) -> Storage:
+    with _guard(location):
+        try:
+            lock = server.ServerLock(url)
+        except server.HeldError as error:
+            raise InUseError(f"The storage {location.url} is in use: {error}. Wait for it, or give this search one of its own.") from None
+    try:
+        with _guard(location), _quiet():
+            return Storage(location, server.open_server(url, create=True), lock)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _server_writer(location: Location) -> str | None:
+    assert location.server is not None
+    try:
+        with _guard(location):
+            server.ServerLock(location.server).close()
+    except server.HeldError:
+        return "another process uses it"
+    return None
+
+
+def _open_file(location: Location, *, write: bool) -> BaseStorage:
+    path = location.path
+    assert path is not None
+    if location.kind == "journal":
+        with _guard(location):
+            return journal.open_journal(path, write=write)
+    return _open_backend(location, location.url if write else _read_only_url(path), write=write)
 
 
 def _open_backend(location: Location, url: str, *, write: bool) -> BaseStorage:
@@ -253,6 +320,10 @@ def _check_contents(location: Location) -> None:
     """Refuse a file that is something else, before anything is written to it."""
     path = location.path
     assert path is not None
+    if location.kind == "journal":
+        with _guard(location):
+            journal.check_journal(path)
+        return
     if not path.exists() or path.stat().st_size == 0:
         return
     with _guard(location):
@@ -334,7 +405,7 @@ def _database_errors() -> tuple[type[BaseException], ...]:
     import sqlalchemy
     from optuna.exceptions import StorageInternalError
 
-    return (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, RuntimeError, OSError)
+    return (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, json.JSONDecodeError, ImportError, RuntimeError, OSError)
 
 
 _SAYINGS = {
@@ -349,6 +420,15 @@ _SAYINGS = {
     "no space left": "the disk is full. Free some space and run the same command again: it goes on after the last finished trial",
     "permission denied": "permission denied. Name another file with --storage",
     "no longer compatible": "another version of Optuna made its tables. Install that version, or name another file with --storage",
+    "connection refused": "no database server answers there. Start it, or check the address",
+    "timeout expired": "the database server does not answer. Check the address",
+    "could not translate host": "there is no such host. Check the address",
+    "password authentication failed": "the server refuses the user or the password. Check both",
+    "access denied": "the server refuses the user or the password. Check both",
+    "does not exist": "the server has no such database or user. Make it first: bstune makes the tables, not the database",
+    "server closed the connection": "the database server went away. Run the same command again when it is back",
+    "too large for the file system": "the disk is full. Free some space and run the same command again",
+    "file too large": "the file may not grow further (a limit of the system). Raise it, or name another file with --storage",
     "i/o error": "the disk could not be read or written (I/O error). Check it and run the same command again",
 }
 
@@ -361,5 +441,16 @@ def _study_error(error: BaseException, location: Location) -> StudyError:
         texts.append(f"{cause} {getattr(cause, 'sqlite_errorname', '')}".strip())
         cause = cause.__cause__ or getattr(cause, "orig", None)
     said = " ".join(texts).lower()
-    meaning = next((meaning for saying, meaning in _SAYINGS.items() if saying in said), f"{texts[-1]}. Name another file with --storage")
+    plain = f"{_without_password(texts[-1], location)}. Name another storage with --storage"
+    meaning = next((meaning for saying, meaning in _SAYINGS.items() if saying in said), plain)
+    if isinstance(error, json.JSONDecodeError):
+        meaning = "the journal is damaged. Restore a copy, or name another file with --storage"
+    elif isinstance(error, ImportError) and location.server is not None:
+        meaning = f"the driver of its database is not installed. Install it: {server.DRIVERS[location.server.get_backend_name()]}"
     return StudyError(f"The storage {location.path or location.url} cannot be used: {meaning}.")
+
+
+def _without_password(text: str, location: Location) -> str:
+    """Return what a driver said, in case it repeats what it was given."""
+    password = location.server.password if location.server is not None else None
+    return text.replace(str(password), "***") if password else text

@@ -14,7 +14,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Version of the attributes below; a study of a higher one belongs to a newer bstune."""
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""By version: what makes a study's attributes those of the next one. They are applied on reading; the writer stores the outcome."""
 
 _ASKED = (
     "stage",
@@ -224,7 +226,8 @@ class Study:
         """Optuna's ids of the trials that are running, by number."""
         self.orphans: list[TrialRecord] = []
         with storage.guard():
-            self.attributes: dict[str, Any] = dict(storage.backend.get_study_user_attrs(study_id))
+            self._stored: dict[str, Any] = dict(storage.backend.get_study_user_attrs(study_id))
+        self.attributes = upgraded(self._stored)
 
     @functools.cached_property
     def _trials(self) -> dict[int, FrozenTrial]:
@@ -268,9 +271,10 @@ class Study:
         with self.storage.guard():
             for key, value in attributes.items():
                 plain = json.loads(json.dumps(value))
-                if key not in self.attributes or self.attributes[key] != plain:
+                if key not in self._stored or self._stored[key] != plain:
                     self.storage.backend.set_study_user_attr(self._id, key, plain)
-                    self.attributes[key] = plain
+                    self._stored[key] = plain
+                self.attributes[key] = plain
 
     def sweep(self) -> list[TrialRecord]:
         """Bring to an end what a killed search left running, and return the orphans among it.
@@ -414,6 +418,15 @@ def _record(trial: FrozenTrial, result: Mapping[str, Any]) -> TrialRecord:
     )
 
 
+def upgraded(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a study's attributes as this version of bstune stores them; those of a newer one, and of others, are left as they are."""
+    current = dict(attributes)
+    while current.get("bstune_schema", SCHEMA) < SCHEMA:
+        version = current["bstune_schema"]
+        current = {**UPGRADES[version](current), "bstune_schema": version + 1}
+    return current
+
+
 # --- finding the right one ----------------------------------------------------------------------------------------
 
 
@@ -550,7 +563,8 @@ def newest_study(storage: Storage, *, name: str | None = None, with_file: bool =
 
 
 def touch(study: Study) -> None:
-    """Note that a study is used now, so that it becomes the newest."""
+    """Note that a study is used now, by this version, so that it becomes the newest."""
+    study.set(**study.attributes)  # What an upgrade has changed; the rest is not written again.
     study.set(used_s=time.time(), used=datetime.now().isoformat(timespec="seconds"))
 
 
