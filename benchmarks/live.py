@@ -3,8 +3,9 @@
     python benchmarks/live.py --peers PYTHON [--tasks digits_bn mnist adult characters] [--seeds 0]
 
 PYTHON is an interpreter of an environment with `lightning` and the same torch. On each task bstune searches first, probe and
-process starts included, once for the lowest loss (its default) and once for the shortest time; Optuna (TPE and MedianPruner, full runs in this process, the same box of settings) gets the seconds of the first;
-Lightning's finder (`scale_batch_size`, then `lr_find`) takes what it takes. Then each recommended setting trains on 3 fresh seeds.
+process starts included, once for the lowest loss (its default) and once for the shortest time. Optuna (TPE and MedianPruner, full
+runs in this process, a box of settings as a careful user gives it) gets the seconds of the first. Lightning's finder
+(`scale_batch_size`, then `lr_find`) takes what it takes. Then each recommended setting trains on 3 fresh seeds.
 
 Seconds to target are samples to target times the seconds a sample takes at that batch size, timed in turns. The target is the
 worse of the final losses of bstune and Optuna, plus 2 %: Lightning is held to what the others show to be possible. A setting that
