@@ -270,22 +270,27 @@ def _show(result: SearchResult, facts: Facts | None, *, as_json: bool) -> None:
 
 
 def _warn(warnings: tuple[str, ...]) -> None:
-    for warning in warnings:
-        click.echo(f"Warning: {warning}", err=True)
+    with contextlib.suppress(OSError):  # Nobody may be there to read them; the result matters more.
+        for warning in warnings:
+            click.echo(f"Warning: {warning}", err=True)
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C, so that what was finished is shown and nothing is left behind."""
+    """End on SIGTERM, and when the terminal goes, as on Ctrl-C: what was finished is shown and nothing is left behind."""
 
     def terminate(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # As `nohup` sets it.
+        numbers.append(signal.SIGHUP)
+    before = [signal.signal(number, terminate) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _stored(options: dict[str, Any], given: set[str]) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -112,7 +112,7 @@ class Drive:
             self._cut_off(why)
 
     def _start(self, pool: Pool, proposal: Proposal) -> None:
-        probe, setting = self._probe, proposal.setting
+        probe, setting = self._strategy.probe, proposal.setting
         micro, accumulation = split_batch(setting.global_batch_size, setting.global_batch_size if probe is None else probe.micro_batch_size)
         resume_from = None if proposal.continues is None else self._study.record(proposal.continues).checkpoint
         spec = TrialSpec(
@@ -154,6 +154,8 @@ class Drive:
         fatal = isinstance(event, Lost) and self._is_fatal(event)
         record = self._finished(record, event) if isinstance(event, Finished) else _lost(record, event)
         self._finish(dataclasses.replace(record, best_val_loss=_best(record), samples_per_s=self._samples_per_s(record)))
+        if isinstance(event, Lost) and event.cause == "oom":
+            self._strategy.probe = corrected(self._probe, self._study.finished)
         if fatal:
             assert isinstance(event, Lost)
             raise ObjectiveError(f"Trial {event.number} failed: {_said(event)}", traceback=event.traceback, output=event.output)
@@ -223,6 +225,21 @@ class Drive:
             self._running.pop(number)
             said = f"{why}; its last report was at {record.samples} samples"
             self._finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
+
+
+def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> ProbeResult | None:
+    """Return the probe as trials have corrected it: each that ran out of memory at its micro-batch, however late, halves it.
+
+    What fitted for the probe's few steps may not fit later: allocators fragment, and others take memory of the same device.
+    """
+    if probe is None:
+        return None
+    micro, evaluation = probe.micro_batch_size, probe.eval_batch_size
+    for record in records:
+        if record.cause == "oom" and 1 < record.micro_batch_size <= micro:
+            micro = record.micro_batch_size // 2
+            evaluation = None if evaluation is None else max(1, evaluation // 2)
+    return dataclasses.replace(probe, micro_batch_size=micro, eval_batch_size=evaluation)
 
 
 def _lost(record: TrialRecord, event: Lost) -> TrialRecord:

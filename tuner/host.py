@@ -338,6 +338,20 @@ class Host:
         assert isinstance(answer, CudaFacts)
         return answer
 
+    def check_device(self) -> None:
+        """Try the card again, in a process of its own.
+
+        Raises:
+            DeviceError: It does not work any more.
+        """
+        try:
+            self._cuda_facts(self.device)
+        except DeviceError as error:
+            raise DeviceError(
+                f"{self.device} was lost while a trial ran on it: {error} What was finished is stored; run the same command again when the "
+                "device is back."
+            ) from error
+
     def memory(self) -> Memory:
         """Return what the device has and what is left of it, now, before `--memory` and the sharing by jobs."""
         if self.device_info.kind == "cpu":

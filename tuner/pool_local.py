@@ -11,6 +11,27 @@ from . import jobs
 from .host import Died, Host, Worker
 from .pool import Event, Finished, LossCause, Lost, Reported
 
+_DEVICE_LOST = (
+    "gpu is lost",
+    "device is lost",
+    "no cuda-capable device",
+    "devices are busy or unavailable",
+    "device(s) is/are busy or unavailable",
+    "uncorrectable ecc",
+    "unspecified launch failure",
+    "hardware stack error",
+    "unknown error",
+    "driver shutting down",
+    "system not yet initialized",
+)
+"""What CUDA says when the card, its driver or its memory fails, whatever the code did."""
+
+
+def device_lost(message: str) -> bool:
+    """Tell whether an error is that of a card that fails, not of the code that used it."""
+    text = message.lower()
+    return "cuda" in text and any(saying in text for saying in _DEVICE_LOST)
+
 
 class LocalPool:
     """Runs up to `slots` trials side by side, each in a fresh process; see `pool.Pool`."""
@@ -55,6 +76,9 @@ class LocalPool:
             cause: LossCause = "killed" if answer.exit_code == -9 else "crashed"
             return Lost(number, cause, answer.text, samples, seconds, output=worker.tail())
         cause = "oom" if answer.outcome == "oom" else "error"
+        if cause == "error" and self._host.device.startswith("cuda") and device_lost(answer.message):
+            self._host.check_device()  # Raises where no further trial could run.
+            cause = "crashed"
         return Lost(
             number,
             cause,

@@ -38,6 +38,8 @@ WAIT_S = 0.2
 HANDOVER_S = 2.0
 """How long a slot whose trial has ended is kept for the next one; its actor is then used again."""
 CLOSE_S = 30.0
+LOOK_S = 5.0
+"""Time between two looks at which nodes are alive."""
 MAX_TUNERS = 10
 """So many times Tune may break down before the search gives up."""
 
@@ -50,6 +52,7 @@ class RayPool:
         self._cluster = cluster
         self._fence_bytes = fence_bytes
         self._slots = cluster.slots.n
+        self._looked_s = time.monotonic()
         self._link = _Link()
         self._samples: dict[int, int] = {}
         self._started_s: dict[int, float] = {}
@@ -60,8 +63,13 @@ class RayPool:
 
     @property
     def slots(self) -> int:
-        """Trials that the nodes alive can hold side by side."""
+        """Trials that the nodes alive can hold side by side; a lost node is noticed some seconds after its trial."""
+        if time.monotonic() - self._looked_s > LOOK_S:
+            self._look()
         return self._slots
+
+    def _look(self) -> None:
+        self._slots, self._looked_s = self._cluster.slots_left(), time.monotonic()
 
     def submit(self, spec: TrialSpec) -> None:
         """Start a run in a free slot."""
@@ -94,7 +102,7 @@ class RayPool:
         seconds = time.monotonic() - self._started_s.pop(event.number, time.monotonic())
         if isinstance(event, Finished) or event.cause not in ("killed", "crashed"):
             return event
-        self._slots = self._cluster.slots_left()
+        self._look()
         if self._slots == 0:
             raise DeviceError(f"No node of the Ray cluster is left that could run a trial. The last one that ran: {event.message}.")
         return Lost(event.number, event.cause, event.message, max(samples, event.samples), event.seconds or seconds, output=event.output)
@@ -349,8 +357,8 @@ def _death(trial: Any) -> str:
         text = ""
     if _MEMORY in text:
         return "Ray ended its process, because its node was running out of host memory"
-    if "node has died" in text or "node died" in text or "node was dead" in text or "its node" in text:
-        return "the node that it ran on was lost"
+    if "node has died" in text or "its node" in text or "is unavailable" in text:
+        return "the node that it ran on was lost, or cannot be reached"
     if "died" in text or not text:
         return "the Ray worker process that it ran in died"
     return f"Ray Tune failed: {text.strip().splitlines()[-1]}"

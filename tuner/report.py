@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +119,9 @@ class PlainProgress:
             self.print(line)
 
     def print(self, line: str) -> None:
-        """Print one line."""
-        print(line, file=sys.stderr, flush=True)
+        """Print one line; when nobody can read it any more, the search matters more."""
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
 
 
 class LiveProgress(PlainProgress):
@@ -151,6 +152,10 @@ class LiveProgress(PlainProgress):
     def __call__(self, progress: Progress) -> None:
         """Take a step of a search."""
         super().__call__(progress)
+        with suppress(OSError, ValueError):  # The terminal may have gone.
+            self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
         if progress.trial is not None:
             if self._task is None:
                 self._stack.enter_context(self._bars)

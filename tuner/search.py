@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..objectives.base import Facts
 from ..objectives.load import check_objective
 from .arguments import SearchArguments, check_search
-from .drive import Drive, Progress
+from .drive import Drive, Progress, corrected
 from .errors import NoSignalError
 from .naming import study_name
 from .plan import Forecast, Plan
@@ -228,7 +228,7 @@ def make_strategy(plan: Plan, facts: Facts, probe: ProbeResult | None, study: St
     """Return a strategy that goes on from the finished trials of the study."""
     from .strategy import Strategy
 
-    return Strategy(plan, facts, probe, study.finished)
+    return Strategy(plan, facts, corrected(probe, study.finished), study.finished)
 
 
 @contextlib.contextmanager
@@ -411,4 +411,5 @@ def _print_forecast(progress: Progress) -> None:
     if progress.kind == "forecast":
         from .report import progress_line
 
-        print(progress_line(progress), file=sys.stderr)
+        with contextlib.suppress(OSError):  # Nobody may be there to read it any more.
+            print(progress_line(progress), file=sys.stderr)
