@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -27,6 +29,17 @@ def _table(name: str, frame: pd.DataFrame, n_samples: int, epochs: float) -> Tab
         curve = [(int(s), float(v)) for s, v in zip(rows["samples"], rows["loss"], strict=True)]
         curves.setdefault((int(rows["batch"].iloc[0]), float(rows["lr"].iloc[0])), []).append(curve)
     return Table(name, n_samples, epochs, curves)
+
+
+def reseeded(table: Table, seed: int) -> Table:
+    """Return a table whose truth is the same and whose luck is drawn anew: the curves of each cell in an order of their own.
+
+    Seeds below the number of recorded ones leave the table as it is; so does a table of one seed.
+    """
+    if seed < table.n_seeds or table.n_seeds == 1:
+        return table
+    curves = {cell: random.Random(f"{seed} {cell}").sample(list(seeds), len(seeds)) for cell, seeds in table.curves.items()}
+    return dataclasses.replace(table, curves=curves)
 
 
 def digits() -> list[Table]:

@@ -274,14 +274,15 @@ def test_out_of_memory_forbids_the_batch_and_all_larger_ones() -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_recommended_setting_is_good(kind: str) -> None:
-    """On a bowl with 2 % of noise, twelve full runs find a cell within 6 % of the best, by the truth."""
+    """Twelve full runs end within 15 % of the best, though early rungs favour rates that are up to 2.4 octaves too high."""
     regrets = []
-    for seed in range(3):
-        strategy = make(kind=kind, budget=12, seed=seed, tolerance=0.0)
-        replay(strategy, TABLE)
+    for best_batch, best_lr, slope in ((64, 0.03, 0.7), (16, 0.01, 0.5), (256, 0.1, 1.0)):
+        table = synthetic(best_batch, best_lr, slope=slope)
+        strategy = make(table, kind=kind, budget=12, tolerance=0.0)
+        replay(strategy, table)
         best = strategy.recommend()
-        regrets.append(TABLE.regret(best.global_batch_size, best.learning_rate))
-    assert sorted(regrets)[1] <= 0.06
+        regrets.append(table.regret(best.global_batch_size, best.learning_rate))
+    assert max(regrets) <= 0.15
 
 
 def test_finalists_are_compared_on_the_same_seeds() -> None:

@@ -1,4 +1,4 @@
-"""The surrogate fitted to the books of a search: which settings may be best, and what would be worth knowing."""
+"""The surrogate fitted to the books of a search: how each setting would end a full run, and how surely."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 from .ledger import Key, Ledger, Run
 from .pruner import Rungs
 from .space import Point, Space
-from .surrogate import Observations, Surrogate, compress, expected_improvement
+from .surrogate import Ends, Observations, Surrogate, compress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MOST_TARGETS = 80
-"""Settings among which the best is looked for when a run is weighed."""
+COLLAPSED = 0.5
+"""A run that has lost more than this share of what it had gained counts as diverged, from its beginning."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,15 @@ class Context:
         return batch not in self.banned_batches and key not in self.banned
 
 
-@dataclass(frozen=True)
-class Option:
-    """An observation that could be made: a setting up to a rung."""
-
-    point: Point
-    rung: int
-    """Samples."""
-    cost: float
-    """Full runs."""
-    before: Run | None = None
-    """The run that it would go on from."""
-
-
 class Model:
     """The surrogate fitted to a ledger, with what is needed to read it."""
 
-    def __init__(self, context: Context, runs: list[Run], points: list[Point], surrogate: Surrogate, order: dict[int, int]) -> None:
+    def __init__(self, context: Context, runs: list[Run], points: list[Point], posterior: _Posterior, lost: frozenset[int]) -> None:
         """Keep the parts; use `Model.of`."""
         self._context = context
-        self._surrogate = surrogate
-        self._order = order
+        self._posterior = posterior
+        self.lost = lost
+        """Numbers of the runs that have diverged or collapsed."""
         self.points = points
         """Of the runs, in their order."""
         self.deepest: dict[Key, Run] = {}
@@ -67,7 +55,7 @@ class Model:
             if run.seed == context.seed and (run.key not in self.deepest or run.samples > self.deepest[run.key].samples):
                 self.deepest[run.key] = run
         mean, _ = self.final(points)
-        ranked = np.argsort(np.where([run.finite for run in runs], mean, np.inf), kind="stable")
+        ranked = np.argsort(np.where([run.finite and run.number not in lost for run in runs], mean, np.inf), kind="stable")
         self.leaders = [runs[i] for i in ranked if runs[i].finite]
         """The runs, best setting first by the expected end of a full run."""
 
@@ -75,13 +63,15 @@ class Model:
     def of(cls, context: Context, ledger: Ledger) -> Model | None:
         """Fit to all runs with values; None while nothing finite is known at any rung. Fitted once for each state of the ledger."""
         if ledger.fitted is None or ledger.fitted[0] != ledger.version:
-            ledger.fitted = (ledger.version, cls._fit(context, ledger))
+            before = None if ledger.fitted is None else ledger.fitted[1]
+            assert before is None or isinstance(before, Model)
+            ledger.fitted = (ledger.version, cls._fit(context, ledger, before))
         model = ledger.fitted[1]
         assert model is None or isinstance(model, Model)
         return model
 
     @classmethod
-    def _fit(cls, context: Context, ledger: Ledger) -> Model | None:
+    def _fit(cls, context: Context, ledger: Ledger, before: Model | None) -> Model | None:
         rungs = context.rungs
         runs = [run for seed in sorted({run.seed for run in ledger}) for run in ledger.curves(seed)]
         rows = [
@@ -90,11 +80,19 @@ class Model:
             for rung in rungs.samples
             if (value := _value_at(run, rung, rungs, context.planned)) is not None
         ]
+        start = _start(runs)
+        lost = frozenset(run.number for run in runs if run.diverged or collapsed(run, start))
+        if not any(math.isfinite(value) and run.number not in lost for run, _, value in rows):
+            lost = frozenset(run.number for run in runs if run.diverged)
+        rows = [(run, octaves, math.nan if run.number in lost and not run.diverged else value) for run, octaves, value in rows]
         if not any(math.isfinite(value) for _, _, value in rows):
             return None
         numbers = {run.number for run, _, _ in rows}
         runs = [run for run in runs if run.number in numbers]
         points = {run.number: context.space.point(run.setting) for run in runs}
+        data = tuple((run.number, octaves, repr(value)) for run, octaves, value in rows)
+        if before is not None and before._posterior.data == data:
+            return cls(context, runs, list(points.values()), before._posterior, lost)
         order = {run.number: i for i, run in enumerate(runs)}
         seen = Observations(
             x=np.array([points[run.number].coordinates for run, _, _ in rows]),
@@ -103,41 +101,52 @@ class Model:
             run=np.array([float(order[run.number]) for run, _, _ in rows]),
             y=compress(np.array([value for _, _, value in rows])),
         )
-        space = context.space
-        return cls(context, runs, list(points.values()), Surrogate(seen, space.slope, space.slope_sd), order)
+        surrogate = Surrogate(seen, context.space.slope, context.space.slope_sd)
+        return cls(context, runs, list(points.values()), _Posterior(data, surrogate), lost)
 
     def final(self, points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and sd of the compressed gap at the end of a full run, the sd against the setting of lowest mean."""
-        return self._surrogate.predict(*_arrays(points))
+        ends = self._posterior.ends(points)
+        return ends.mean, self._posterior.surrogate.deviation(ends)
 
     def closed(self, key: Key) -> bool:
         """Return whether there is nothing more to learn of a setting on the seed of the search."""
         done = self.deepest.get(key)
         if done is None:
             return False
-        return done.diverged or (done.complete and done.end_samples > self._context.rungs.full_samples / 2)
+        return done.number in self.lost or (done.complete and done.end_samples > self._context.rungs.full_samples / 2)
 
-    def most_promising(self, points: Sequence[Point], n: int) -> list[Point]:
-        """Return the points that may be the best, most likely first."""
-        if not points:
-            return []
-        mean, sd = self.final([*points, *self.points])
-        gain = expected_improvement(mean[: len(points)], sd[: len(points)], float(mean.min()))
-        return [points[i] for i in np.argsort(-gain, kind="stable")[:n]]
 
-    def gains(self, options: Sequence[Option]) -> NDArray[np.float64]:
-        """Return by how much the best full run is expected to improve by knowing each option."""
-        pool = {point.key: point for point in (*(option.point for option in options), *self.points)}
-        targets = self.most_promising(list(pool.values()), MOST_TARGETS)
-        x, cell = _arrays([option.point for option in options])
-        actions = Observations(
-            x=x,
-            octaves=np.array([math.log2(min(option.rung / self._context.rungs.full_samples, 1.0)) for option in options]),
-            cell=cell,
-            run=np.array([-2.0 if option.before is None else float(self._order.get(option.before.number, -2)) for option in options]),
-            y=np.zeros(len(options)),
-        )
-        return self._surrogate.knowledge_gain(_arrays(targets), actions)
+class _Posterior:
+    """The surrogate conditioned on certain rows, and what it has said of settings so far."""
+
+    def __init__(self, data: tuple[tuple[int, float, str], ...], surrogate: Surrogate) -> None:
+        self.data = data
+        self.surrogate = surrogate
+        self._ends: Ends | None = None
+        self._rows: dict[Key, int] = {}
+
+    def ends(self, points: Sequence[Point]) -> Ends:
+        """Return what is expected of points at the end of a full run; each is worked out once."""
+        new = {point.key: point for point in points if point.key not in self._rows}
+        if new:
+            found = self.surrogate.ends(*_arrays(list(new.values())))
+            self._ends = found if self._ends is None else self._ends.joined(found)
+            self._rows.update({key: len(self._rows) + i for i, key in enumerate(new)})
+        assert self._ends is not None
+        return self._ends.take([self._rows[point.key] for point in points])
+
+
+def _start(runs: Sequence[Run]) -> float:
+    """Return about what an untrained model loses: the upper quartile of the first losses of the race, whose rates are far apart."""
+    first = sorted(run.values[min(run.values)] for run in runs if run.stage == "anchor" and run.finite)
+    return first[(3 * len(first)) // 4] if len(first) >= 4 else math.inf
+
+
+def collapsed(run: Run, start: float) -> bool:
+    """Return whether a run has lost most of what it had gained, as one with too large a learning rate does before or without diverging."""
+    last, lowest = run.last, min(run.values.values())
+    return last is not None and math.isfinite(start) and last - lowest > COLLAPSED * (start - lowest) > 0
 
 
 def _arrays(points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from ..objectives.base import Facts
 
@@ -54,7 +55,12 @@ class Rungs:
 
     def counted(self, batch: int) -> tuple[int, ...]:
         """Return the rungs at which a batch size has made enough steps to be judged; always the last."""
-        return tuple(rung for rung in self.samples if rung / batch >= MIN_STEPS) or self.samples[-1:]
+        return _counted(self.samples, batch)
+
+
+@cache
+def _counted(rungs: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    return tuple(rung for rung in rungs if rung / batch >= MIN_STEPS) or rungs[-1:]
 
 
 def diverged(loss: float) -> bool:

@@ -294,7 +294,7 @@ def _lr_rule(evidence: Evidence, model: Model) -> LrRule | None:
         xs.append(math.log2(batch))
         ys.append(math.log2(settings[int(np.argmin(mean))].learning_rate))
     x, y = np.array(xs) - np.mean(xs), np.array(ys) - np.mean(ys)
-    error = 0.7  # Octaves: how far the best of a row of the surrogate is typically off (half the usual spacing and its noise).
+    error = 1.0  # Octaves: how far the best of a row of the surrogate is typically off (noise, and what early rungs favour).
     precision = float(x @ x) / error**2 + 1 / space.slope_sd**2
     alpha = (float(x @ y) / error**2 + space.slope / space.slope_sd**2) / precision
     half = 1.645 / math.sqrt(precision)

@@ -1,34 +1,35 @@
-"""What to try next: a race along the learning rate first, then the surrogate; or Optuna's samplers for comparison.
+"""What to try next: a race along the learning rate first, then the surrogate's choice; or Optuna's samplers for comparison.
 
-A sampler sees the ledger and answers two questions: which action is worth most for its cost, and whether a running
-trial is still worth more than the best other action.
+A sampler sees the ledger and answers two questions: which run to start, and whether a running one passes a rung.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .ledger import Key, Ledger, Run, key_of
-from .model import Context, Model, Option
+from .model import Context, Model
 from .pruner import survives
 from .results import Setting
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from .space import Point
 
 RACE_OCTAVES = 2.0
 """Spacing of the first race along the learning rate."""
 RACE_MOST = 8
-COST_POWER = 0.7
-"""The gain is divided by the cost to this power: 1 would never pay for a full run, 0 never for a short one."""
-MOST_SETTINGS = 60
-"""Settings that are weighed in full, after a look at all."""
+PROMOTED = 1.5
+"""Of so many settings at a rung one goes on to the next: half of what successive halving takes, because the surrogate chooses them."""
+ROOM = 0.5
+"""A rung has room while one over `PROMOTED` of the settings at the rung before exceed those at it by more than this."""
+OPTIMISM = 0.5
+"""A new setting is judged by its expected end less this many standard deviations."""
+HOPELESS_GAP = 0.7
+"""A setting that is expected to end by this much worse than the best is not trained further, in compressed gaps."""
 
 
 @dataclass(frozen=True)
@@ -39,36 +40,114 @@ class Action:
     first_stop: int
     """Rung at which it is judged first, in samples."""
     continues: int | None = None
-    score: float = math.inf
+    racing: bool = False
 
 
 class SurrogateSampler:
-    """The sampler of bstune: race, then expected improvement of the full run per square root of its cost."""
+    """The sampler of bstune: a race along the learning rate, then rungs filled in proportion with what the surrogate expects most of."""
 
-    def __init__(self, context: Context) -> None:
-        """Keep the context; everything else is read off the ledger at each call."""
+    def __init__(self, context: Context, left: float = math.inf) -> None:
+        """Keep the context and how many full runs the search may still train; everything else is read off the ledger at each call."""
         self._context = context
+        self._left = left
 
     def next(self, ledger: Ledger) -> Action | None:
-        """Return the action worth most, or None when nothing is left to learn."""
-        return self._race(ledger) or self._best(ledger)
+        """Return the next run to start, or None when nothing is left to learn."""
+        action = self._race(ledger)
+        if action is not None:
+            return action
+        model = Model.of(self._context, ledger)
+        return self._untried(ledger) if model is None else self._climb(ledger, model)
 
     def goes_on(self, ledger: Ledger, run: Run, point: int) -> bool:
-        """Return whether a running trial is worth more than the best other action, after its report at `point`."""
+        """Return whether a running trial passes the rung at `point`: the next has room, and nothing that waits for it looks better."""
         rungs = self._context.rungs
         following = next((rung for rung in rungs.counted(run.setting.global_batch_size) if rung > point), None)
         if following is None:
             return True
-        if self._racing(ledger):
+        if self._race(ledger) is not None:
             return False
         model = Model.of(self._context, ledger)
         if model is None:
             return True
-        point_of = self._context.space.point(run.setting)
-        here = [Option(point_of, rung, self._cost(run.setting, rung, run.samples), run) for rung in rungs.samples if rung > point]
-        others = self._options(ledger, model, without=run.key)
-        scores = self._scores(model, [*here, *others])
-        return float(scores[: len(here)].max()) >= float(scores[len(here) :].max(initial=0.0))
+        rung = rungs.samples.index(following)
+        level = self._levels(ledger, model)
+        if run.number in model.lost or not self._has_room(level, rung):
+            return False
+        waiting = [p for p in model.points if p.key == run.key or (level.get(p.key) == rung - 1 and not model.closed(p.key))]
+        best = self._best_of(model, waiting)
+        return best is not None and best.key == run.key
+
+    # --- the rungs ---
+
+    def _levels(self, ledger: Ledger, model: Model) -> dict[Key, int]:
+        """Return the deepest rung, by its place, that each setting has reached or is granted."""
+        rungs = self._context.rungs
+        level: dict[Key, int] = {}
+        for run in (*model.deepest.values(), *(run for run in ledger.running if run.seed == self._context.seed)):
+            batch = run.setting.global_batch_size
+            end = rungs.end_of(batch)
+            samples = max(run.samples, run.granted if run.state == "running" and not run.values else 0)
+            reached = sum(samples >= rungs.reach(rung, batch, end) for rung in rungs.samples) - 1
+            level[run.key] = max(reached, level.get(run.key, -1))
+        return level
+
+    def _has_room(self, level: Mapping[Key, int], rung: int) -> bool:
+        here, before = (sum(reached >= k for reached in level.values()) for k in (rung, rung - 1))
+        return here + ROOM <= before / PROMOTED
+
+    def _best_of(self, model: Model, points: Sequence[Point]) -> Point | None:
+        """Return the point that is expected to end lowest, unless that is hopeless beside the best that was run."""
+        if not points:
+            return None
+        mean, _ = model.final(points)
+        lowest, _ = model.final(model.points)
+        i = int(np.argmin(mean))
+        return points[i] if mean[i] <= lowest.min() + HOPELESS_GAP else None
+
+    def _climb(self, ledger: Ledger, model: Model) -> Action | None:
+        """Return the best that waits below the deepest rung that has room, else a new setting for the first rung.
+
+        What is left at the end is too little to lead a new setting anywhere; it takes the best ones as deep as they can go.
+        """
+        context, rungs = self._context, self._context.rungs
+        level = self._levels(ledger, model)
+        busy = {run.key for run in ledger.running}
+
+        def is_open(point: Point) -> bool:
+            return point.key not in busy and context.allowed(point.key, point.setting.global_batch_size) and not model.closed(point.key)
+
+        seen = list({p.key: p for p in model.points if is_open(p) and p.key in level}.values())
+        shares = [rung / rungs.full_samples for rung in rungs.samples]
+        last = self._left < sum(shares[:-1])
+        for rung in range(len(shares) - 1, 0, -1):
+            if shares[rung] > self._left or not (last or self._has_room(level, rung)):
+                continue
+            waiting = [p for p in seen if (level[p.key] < rung if last else level[p.key] == rung - 1)]
+            best = self._best_of(model, waiting)
+            if best is not None:
+                return self._towards(model, best, rungs.samples[rung])
+        if last:
+            return None
+        known = [run.setting.params for run in model.leaders[:3]]
+        points = context.space.points(np.random.default_rng([context.seed, len(ledger)]), known)
+        fresh = [p for p in points if p.key not in level and is_open(p)]
+        if not fresh:
+            return None
+        mean, sd = model.final(fresh)
+        return self._towards(model, fresh[int(np.argmin(mean - OPTIMISM * sd))], rungs.samples[0])
+
+    def _towards(self, model: Model, point: Point, rung: int) -> Action:
+        """Return the run of a setting towards a rung: from its checkpoint where it has one, and judged at each rung on the way."""
+        rungs, batch = self._context.rungs, point.setting.global_batch_size
+        counted = rungs.counted(batch)
+        done = model.deepest.get(point.key)
+        if self._context.planned:  # A run that is planned short cannot be sent on.
+            return Action(point.setting, max(rung, counted[0]))
+        depth = 0 if done is None else done.samples
+        first = next(rung for rung in counted if rungs.reach(rung, batch, rungs.end_of(batch)) > depth)
+        resumable = self._context.can_continue and done is not None and done.checkpoint is not None and done.state in ("pruned", "complete")
+        return Action(point.setting, first, done.number if done is not None and resumable else None)
 
     # --- the race ---
 
@@ -115,62 +194,10 @@ class SurrogateSampler:
         if wanted is None:
             return None
         setting = space.setting(batch, wanted)
-        return Action(setting, self._first_rung(batch)) if self._context.allowed(key_of(setting), batch) else None
-
-    def _racing(self, ledger: Ledger) -> bool:
-        return self._race(ledger) is not None
+        return Action(setting, self._first_rung(batch), racing=True) if self._context.allowed(key_of(setting), batch) else None
 
     def _first_rung(self, batch: int) -> int:
         return self._context.rungs.counted(batch)[0]
-
-    # --- the surrogate ---
-
-    def _best(self, ledger: Ledger) -> Action | None:
-        model = Model.of(self._context, ledger)
-        if model is None:
-            return self._untried(ledger)
-        options = self._options(ledger, model)
-        if not options:
-            return None
-        scores = self._scores(model, options)
-        chosen = options[int(np.argmax(scores))]
-        setting, before = chosen.point.setting, chosen.before
-        batch = setting.global_batch_size
-        known = model.deepest.get(chosen.point.key)
-        depth = 0 if known is None else known.samples
-        rungs = self._context.rungs
-        first = next(rung for rung in rungs.counted(batch) if rungs.reach(rung, batch, rungs.end_of(batch)) > depth)
-        stop = chosen.rung if self._context.planned else first  # A run that is planned short cannot be sent on.
-        return Action(setting, stop, None if before is None else before.number, float(scores.max()))
-
-    def _cost(self, setting: Setting, rung: int, start: int) -> float:
-        rungs, batch = self._context.rungs, setting.global_batch_size
-        return (rungs.reach(rung, batch, rungs.end_of(batch)) - start) / rungs.full_samples
-
-    def _options(self, ledger: Ledger, model: Model, without: Key | None = None) -> list[Option]:
-        """Return what could be observed next: each promising setting at each rung that it has not reached."""
-        context, rungs = self._context, self._context.rungs
-        known = [run.setting.params for run in model.leaders[:3]]
-        points = context.space.points(np.random.default_rng([context.seed, len(ledger)]), known)
-        busy = {run.key for run in ledger.running} | {without}
-        pool = {point.key: point for point in (*points, *model.points) if point.key not in busy and not model.closed(point.key)}
-        open_points = [point for point in pool.values() if context.allowed(point.key, point.setting.global_batch_size)]
-        options: list[Option] = []
-        for point in model.most_promising(open_points, MOST_SETTINGS):
-            done = model.deepest.get(point.key)
-            resumable = done is not None and context.can_continue and done.checkpoint is not None and done.state in ("pruned", "complete")
-            before = done if resumable else None
-            reached = 0 if done is None else done.samples
-            batch = point.setting.global_batch_size
-            for rung in rungs.counted(batch):
-                if rungs.reach(rung, batch, rungs.end_of(batch)) > reached:
-                    options.append(Option(point, rung, self._cost(point.setting, rung, before.samples if before else 0), before))
-        return options
-
-    def _scores(self, model: Model, options: Sequence[Option]) -> NDArray[np.float64]:
-        """Return the gain of each option for its cost."""
-        costs = np.array([max(option.cost, 1e-6) for option in options])
-        return np.asarray(model.gains(options) / costs**COST_POWER, dtype=np.float64)
 
     def _untried(self, ledger: Ledger) -> Action | None:
         """Return the untried cell nearest to the centre line: all that can be done before anything finite is known."""
@@ -245,6 +272,6 @@ class PlainSampler:
         return space.setting(space.batches[params["batch"]], space.learning_rates[params["lr"]], {**space.fixed, **extras})
 
 
-def make_sampler(context: Context, name: str, pruner: str) -> SurrogateSampler | PlainSampler:
-    """Return the sampler of a plan."""
-    return SurrogateSampler(context) if name == "auto" else PlainSampler(context, name, race=pruner != "none")
+def make_sampler(context: Context, name: str, pruner: str, left: float) -> SurrogateSampler | PlainSampler:
+    """Return the sampler of a plan; `left` is what the search may still train, in full runs."""
+    return SurrogateSampler(context, left) if name == "auto" else PlainSampler(context, name, race=pruner != "none")

@@ -227,8 +227,7 @@ class Strategy:
         cost = (self._next_stop(action.setting, start, end) if self._prunes else end) - start
         if cost > self._search_left:
             return None
-        racing = not any(run.stage == "search" for run in self.ledger) and action.score == math.inf
-        return self._proposal("anchor" if racing else "search", action.setting, self.plan.seed, end, action.continues)
+        return self._proposal("anchor" if action.racing else "search", action.setting, self.plan.seed, end, action.continues)
 
     def _retry(self) -> Action | None:
         """Return a run that was lost through no fault of its own, to be started again."""
@@ -301,7 +300,8 @@ class Strategy:
         return "budget" if self._budget - self.ledger.charged < self.rungs.full_samples * 1.0 else "converged"
 
     def _sampler(self) -> SurrogateSampler | PlainSampler:
-        return make_sampler(self._context(), self.plan.sampler, self.plan.pruner)
+        left = self._search_left / self.rungs.full_samples
+        return make_sampler(self._context(), self.plan.sampler, self.plan.pruner, left)
 
     def _context(self) -> Context:
         banned: set[Key] = set()
