@@ -344,7 +344,7 @@ def limit_file_size() -> None:
 def test_a_full_disk_is_said_and_the_search_goes_on_from_there(folder: Path) -> None:
     """One sentence, exit 1; with room again, the same command keeps what was finished."""
     full = subprocess.run(
-        command("--budget", "40", "--isolation", "none"),
+        command("--budget", "40", "--isolation", "none", "--study", "model"),
         check=False,
         capture_output=True,
         text=True,
