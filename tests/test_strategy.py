@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from typing import Any
 
 import bstune
@@ -329,3 +330,50 @@ def test_the_forecast_is_said_before_training() -> None:
     assert forecast.n_trials >= 8
     assert forecast.batch_range == (8, 512)
     assert forecast.seconds is None
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("budget", [4, 12])
+def test_the_forecast_is_about_right(kind: str, budget: int) -> None:
+    """The number of trials that is announced is within half of what then runs."""
+    strategy = make(kind=kind, budget=budget)
+    said = strategy.forecast().n_trials
+
+    assert 0.5 * said <= len(replay(strategy, TABLE)) <= 1.5 * said
+
+
+def test_a_function_through_the_front_door_finds_what_the_strategy_finds() -> None:
+    """`bstune.search` on a function that looks its losses up recommends the same cell, within a tenth of a second a trial."""
+    objective = bstune.objective(n_samples=TABLE.n_samples, epochs=TABLE.epochs, name="looked_up")(TABLE.train)
+    started = time.perf_counter()
+
+    result = bstune.search(
+        objective, space=TABLE.space, budget=8, tolerance=0.0, isolation="none", storage="sqlite:///:memory:", callbacks=[lambda now: None]
+    )
+
+    seconds = time.perf_counter() - started
+    strategy = make(budget=8, tolerance=0.0)
+    replay(strategy, TABLE)
+    expected = strategy.recommend()
+    best = result.recommendation
+    assert (best.global_batch_size, best.learning_rate) == (expected.global_batch_size, expected.learning_rate)
+    assert best.val_loss == expected.val_loss
+    assert seconds < 5 + 0.1 * len(result.trials)
+
+
+def test_a_run_that_lost_what_it_had_gained_is_not_trained_further() -> None:
+    """The rate that leads at the first rung and falls back to the loss of an untrained model is stopped at the next, and not chosen."""
+    curves = dict(TABLE.curves)
+    for (batch, lr), seeds in TABLE.curves.items():
+        if lr == 0.03 * 2**2:
+            curves[batch, lr] = [[(s, 0.05 if s <= 2048 else 0.9) for s, _ in curve] for curve in seeds]
+    table = dataclasses.replace(TABLE, curves=curves)
+    strategy = make(table, budget=6)
+
+    records = replay(strategy, table)
+
+    full = table.n_samples * table.epochs
+    fallen = [r for r in records if r.learning_rate == 0.03 * 2**2]
+    assert fallen
+    assert all(r.samples < full / 2 for r in fallen)
+    assert strategy.recommend().learning_rate != 0.03 * 2**2

@@ -85,10 +85,9 @@ class SurrogateSampler:
         rungs = self._context.rungs
         level: dict[Key, int] = {}
         for run in (*model.deepest.values(), *(run for run in ledger.running if run.seed == self._context.seed)):
-            batch = run.setting.global_batch_size
-            end = rungs.end_of(batch)
             samples = max(run.samples, run.granted if run.state == "running" and not run.values else 0)
-            reached = sum(samples >= rungs.reach(rung, batch, end) for rung in rungs.samples) - 1
+            # A run that is planned to end at a rung ends up to one step before it.
+            reached = sum(samples > max(0, rung - run.setting.global_batch_size) for rung in rungs.samples) - 1
             level[run.key] = max(reached, level.get(run.key, -1))
         return level
 
