@@ -139,9 +139,13 @@ def bstune_once(table: Table, seed: int, budget: int, plan: dict[str, Any], *, w
     """Run the real strategy to its end; return it, what it recommended along the way if watched, and the number of trials."""
     strategy = Strategy(Plan(budget=budget, tolerance=0.0, space=table.space, seed=seed, **plan), table.facts(), None)
     trace: Trace = []
+    before: list[tuple[int, ...]] = []
 
     def look(now: Strategy) -> None:
-        if any(run.finite for run in now.ledger):
+        # Between rungs and ends nothing is learned that the recommendation rests on.
+        state = tuple(sum(rung in run.values for rung in now.rungs.samples) + 8 * (run.state != "running") for run in now.ledger)
+        if state not in before[-1:] and any(run.finite for run in now.ledger):
+            before.append(state)
             best = now.recommend()
             trace.append((now.spent().full_runs, (best.global_batch_size, best.learning_rate)))
 

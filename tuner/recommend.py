@@ -170,15 +170,16 @@ def _estimate(values: Sequence[float], noise: tuple[float, float]) -> LossEstima
 def _candidates(evidence: Evidence, model: Model, noise: tuple[float, float]) -> list[Candidate]:
     """Return every setting that was run with a finite loss, best first: confirmed ones by their mean, the others by the surrogate."""
     found: dict[Key, Candidate] = {}
+    target = evidence.target
     for run in model.leaders:
         if run.key not in found:
-            found[run.key] = _candidate(evidence, run.setting, noise)
+            found[run.key] = _candidate(evidence, run.setting, noise, target)
     confirmed = [c for c in found.values() if c.verified]
     confirmed.sort(key=lambda c: (-c.val_loss.n_seeds, c.val_loss.mean or 0.0))
     return confirmed + [c for c in found.values() if not c.verified]
 
 
-def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float]) -> Candidate:
+def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float], target: float | None) -> Candidate:
     batch = setting.global_batch_size
     runs = evidence.ledger.of(key_of(setting))
     fresh = [run for run in runs if run.stage == "confirm" and _full_value(evidence, run) is not None]
@@ -189,7 +190,7 @@ def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float])
     line = None if evidence.probe is None else evidence.probe.step_time_line
     seconds = None if line is None else evidence.facts.full_run_steps(batch) * line.step_s(micro, accumulation)
     rate = None if line is None else batch / line.step_s(micro, accumulation)
-    reached = [samples_to(evidence.target, run) for run in used] if evidence.target is not None else []
+    reached = [samples_to(target, run) for run in used] if target is not None else []
     known = [x for x in reached if x is not None]
     samples = float(np.median(known)) if known and len(known) == len(reached) else None
     note = (
