@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 TYPING := .typing/bstune
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo format lint type test check test-gpu gpu docs bench clean
+.PHONY: help dev demo format lint type test check test-gpu gpu docs bench soak clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
@@ -56,6 +56,9 @@ docs: $(INSTALLED) ## Write docs/cli.md from the --help texts.
 bench: $(INSTALLED) ## Measure start-up time, and hold the demo's recommendation against its truth grid.
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/demo_truth.py --check
+
+soak: $(INSTALLED) ## Run 300 short searches under random faults and check that nothing is lost; about a quarter of an hour.
+	$(BIN)/python benchmarks/faults.py
 
 clean: ## Remove .venv, caches and builds; studies (*.db) are kept.
 	rm -rf $(VENV) .typing build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
