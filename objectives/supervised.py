@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..tuner.errors import ArgumentError, ObjectiveError, TrialPruned
@@ -472,10 +473,12 @@ class Run:
         return optimizer_bytes([self.optimizer], [*self.model.parameters(), *self.model.buffers()])
 
     def save(self, path: str) -> None:
-        """Write everything that the rest of the run depends on."""
+        """Write everything that the rest of the run depends on, if it can be read back without running code."""
         import numpy
         import torch
 
+        numpy_rng: Any = numpy.random.get_state(legacy=False)
+        numpy_rng["state"]["key"] = torch.from_numpy(numpy_rng["state"]["key"].astype("int64"))
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -485,16 +488,20 @@ class Run:
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.cuda else None,
             "python_rng": random.getstate(),
-            "numpy_rng": numpy.random.get_state(),
+            "numpy_rng": numpy_rng,
         }
         torch.save(state, path)
+        try:
+            torch.load(path, weights_only=True, mmap=True)
+        except Exception:  # An optimizer that keeps objects of its own: then a stopped run starts anew instead of going on.
+            Path(path).unlink()
 
     def load(self, path: str) -> None:
-        """Go on where `save` was called. The file was written by this search, so unpickling it runs nobody else's code."""
+        """Go on where `save` was called. Nothing in the file can run code."""
         import numpy
         import torch
 
-        state = torch.load(path, map_location="cpu", weights_only=False)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._scaler and state["scaler"]:
@@ -504,7 +511,9 @@ class Run:
         if self.cuda and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         random.setstate(state["python_rng"])
-        numpy.random.set_state(state["numpy_rng"])
+        numpy_rng = state["numpy_rng"]
+        numpy_rng["state"]["key"] = numpy_rng["state"]["key"].numpy().astype("uint32")
+        numpy.random.set_state(numpy_rng)
 
 
 def shapes(sample: Any) -> Any:
