@@ -296,12 +296,13 @@ def _terminable() -> Iterator[None]:
 def _stored(options: dict[str, Any], given: set[str]) -> tuple[str, dict[str, Any]]:
     """Return the file and the arguments of the newest study that stores a file; what is given now replaces what is stored."""
     from .tuner.storage import read_storage
-    from .tuner.study import newest_study, stored_arguments
+    from .tuner.study import intact, newest_study, stored_arguments
 
     try:
         with read_storage(options["storage"]) as storage:
             study = newest_study(storage, name=options["study"], with_file=True)
-            stored = stored_arguments(study)
+            with intact(study.name):
+                stored = stored_arguments(study)
     except StudyError as error:
         raise StudyError(f"There is no search to continue. {error}") from error
     kept = {name: value for name, value in stored.items() if name in options and name not in given}

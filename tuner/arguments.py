@@ -46,6 +46,14 @@ def parse_size(text: str | int) -> int:
     return size
 
 
+_RATES = "a number from 1e-15 to 1e15"
+
+
+def _is_rate(value: float) -> bool:
+    """Tell whether a value can be the end of a logarithmic range; beyond, arithmetic itself gives out."""
+    return 1e-15 <= value <= 1e15
+
+
 class _Checks:
     """Collects what is wrong; `done` raises it all at once."""
 
@@ -305,7 +313,7 @@ def _baseline(checks: _Checks, value: Any) -> tuple[int, float] | None:
         checks.wrong(f"baseline={value!r}: expected (batch_size, learning_rate).")
         return None
     batch_size = checks.integer("baseline[0] (batch size)", value[0], 1)
-    return batch_size, checks.real("baseline[1] (learning rate)", value[1], lambda x: x > 0, "more than 0")
+    return batch_size, checks.real("baseline[1] (learning rate)", value[1], _is_rate, _RATES)
 
 
 def _space(checks: _Checks, space: Any) -> dict[str, Any]:
@@ -333,7 +341,7 @@ def _dimension(checks: _Checks, where: str, name: str, values: Any) -> Any:
         if name == "batch_size":
             return checks.integer(part, value, 1)
         if name == "learning_rate":
-            return checks.real(part, value, lambda x: x > 0, "more than 0")
+            return checks.real(part, value, _is_rate, _RATES)
         if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
             checks.wrong(f"{part}={value!r}: expected a finite number or a text.")
         return value
@@ -348,7 +356,7 @@ def _dimension(checks: _Checks, where: str, name: str, values: Any) -> Any:
             return values
         whole, before = name == "batch_size", len(checks.problems)
         low, high = (
-            checks.integer(f"{where}[{i}]", value, 1) if whole else checks.real(f"{where}[{i}]", value, lambda x: x > 0, "more than 0")
+            checks.integer(f"{where}[{i}]", value, 1) if whole else checks.real(f"{where}[{i}]", value, _is_rate, _RATES)
             for i, value in enumerate(values)
         )
         if low > high and len(checks.problems) == before:

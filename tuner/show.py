@@ -8,7 +8,7 @@ from ..objectives.base import Facts
 from .errors import NoSignalError, StudyError
 from .results import ProbeResult, SearchResult, TrialRecord
 from .storage import Storage, read_storage
-from .study import Study, decode_facts, decode_plan, find_study, newest_study
+from .study import Study, decode_facts, decode_plan, find_study, intact, newest_study
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def show(name: str | None = None, *, storage: str | None = None) -> Shown:
         if study is None:
             names = ", ".join(opened.names()) or "none"
             raise StudyError(f"{opened.location.path} holds no study {name!r}. Studies: {names}.")
-        return _shown(study, opened)
+        with intact(study.name):
+            return _shown(study, opened)
 
 
 def _shown(study: Study, storage: Storage) -> Shown:

@@ -9,6 +9,7 @@ samples of its last report.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -22,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..objectives.base import Facts, TrialReport, TrialSpec
 from .arguments import ProbeArguments
-from .errors import StudyError
+from .errors import BstuneError, StudyError
 from .plan import Plan
 from .results import DeviceInfo, NoisePoint, ProbeResult, TrialRecord
+from .rows import StoredTrial, read_trials
 from .storage import Storage, read_storage
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
 
 SCHEMA = 1
 """Version of the attributes below; a study of a higher one belongs to a newer bstune."""
@@ -230,10 +231,10 @@ class Study:
         self.attributes = upgraded(self._stored)
 
     @functools.cached_property
-    def _trials(self) -> dict[int, FrozenTrial]:
+    def _trials(self) -> dict[int, StoredTrial]:
         """The trials as they were when they were first asked for."""
         with self.storage.guard():
-            return {trial.number: trial for trial in self.storage.backend.get_all_trials(self._id, deepcopy=False)}
+            return read_trials(self.storage.backend, self._id)
 
     @functools.cached_property
     def _numbers(self) -> set[int]:
@@ -286,12 +287,12 @@ class Study:
             if record.state != "running":
                 continue
             trial = self._trials[number]
-            self._ids[number] = trial._trial_id
+            self._ids[number] = trial.id
             if "result" in trial.user_attrs:  # Killed between the two writes of `finish`.
                 self.finish(_ended(trial))
                 continue
             with self.storage.guard():
-                self.storage.backend.set_trial_user_attr(trial._trial_id, "orphan", True)
+                self.storage.backend.set_trial_user_attr(trial.id, "orphan", True)
             said = f"the search was killed while it ran; its last report was at {record.samples} samples"
             self.finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
             self.orphans.append(self._records[number])
@@ -320,9 +321,8 @@ class Study:
         with self.storage.guard():
             trial_id = self.storage.backend.create_new_trial(self._id, template_trial=trial)
             number = self._number_of(trial_id)
-        trial.number = number
         self._ids[number] = trial_id
-        record = read_record(trial)
+        record = read_record(StoredTrial(trial_id, number, False, asked, earlier))
         assert record is not None
         self._records[number] = record
         return record
@@ -390,22 +390,22 @@ class Study:
         self._records[number] = dataclasses.replace(self._records[number], checkpoint=None)
 
 
-def read_record(trial: FrozenTrial) -> TrialRecord | None:
+def read_record(trial: StoredTrial) -> TrialRecord | None:
     """Return one trial of Optuna's as a record; None for a trial that bstune did not make."""
     if "stage" not in trial.user_attrs:
         return None
-    if trial.state.is_finished():
+    if trial.finished:
         return _ended(trial)
     asked = trial.user_attrs
     samples = max([asked.get("start_samples", 0), asked.get("samples", 0), *trial.intermediate_values])
     return _record(trial, {"state": "running", "reason": "", "samples": samples, "noise": asked.get("noise", [])})
 
 
-def _ended(trial: FrozenTrial) -> TrialRecord:
+def _ended(trial: StoredTrial) -> TrialRecord:
     return _record(trial, trial.user_attrs["result"])
 
 
-def _record(trial: FrozenTrial, result: Mapping[str, Any]) -> TrialRecord:
+def _record(trial: StoredTrial, result: Mapping[str, Any]) -> TrialRecord:
     asked = trial.user_attrs
     missing = {name: None for name in ("val_loss", "best_val_loss", "seconds", "samples_per_s", "peak_bytes")}
     return TrialRecord(
@@ -418,11 +418,24 @@ def _record(trial: FrozenTrial, result: Mapping[str, Any]) -> TrialRecord:
     )
 
 
+@contextlib.contextmanager
+def intact(name: str) -> Iterator[None]:
+    """Say in one sentence that what is stored of a study is not what bstune has written."""
+    try:
+        yield
+    except BstuneError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StudyError(
+            f"What is stored of the study {name!r} cannot be read ({type(error).__name__}: {error}). Another program may "
+            "have changed it. Use another name with --study, or restore a copy of the storage."
+        ) from error
+
+
 def upgraded(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a study's attributes as this version of bstune stores them; those of a newer one, and of others, are left as they are."""
     current = dict(attributes)
-    while current.get("bstune_schema", SCHEMA) < SCHEMA:
-        version = current["bstune_schema"]
+    while isinstance(version := current.get("bstune_schema"), int) and version in UPGRADES:
         current = {**UPGRADES[version](current), "bstune_schema": version + 1}
     return current
 
@@ -441,7 +454,7 @@ def find_study(storage: Storage, name: str) -> Study | None:
     with storage.guard():
         study = Study(storage, storage.backend.get_study_id_from_name(name), name)
     schema = study.attributes.get("bstune_schema")
-    if schema is None:
+    if not isinstance(schema, int):
         raise StudyError(f"The study {name!r} in {storage.location.url} was not made by bstune. Choose another name with --study.")
     if schema > SCHEMA:
         made_by = study.attributes.get("bstune_version", "a newer version")
@@ -508,7 +521,7 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
 
 def _differences(study: Study, wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     stored = study.attributes.get("fingerprint")
-    if stored is None:
+    if not isinstance(stored, dict):
         return []
     plain = json.loads(json.dumps(dict(wanted)))
     return [(key, stored.get(key), plain[key]) for key in _FINGERPRINT_WORDS if stored.get(key) != plain[key]]
