@@ -36,9 +36,11 @@ NEIGHBOURS = 1.25
 """Sizes whose ratio is at most this show scatter rather than shape."""
 SIGNIFICANT = 4.0
 """An increment counts as a slope when it is this many times the noise."""
+SETTLED_OF_INCREMENT = 0.1
+"""What libraries take once may be this share of a rise; more is another slope."""
 OWN_SCALE = 1.0
 """The slope of a predictor that is right as it stands."""
-WRONG_BY = 4.0
+WRONG_BY = 3.0
 """A first far jump leaves room for a predictor whose increments are too small by this factor."""
 
 
@@ -515,7 +517,7 @@ class Growth:
     def _settled_in(self, rise: float, expected: float) -> bool:
         """Whether a rise is what the predictor expects but for what libraries take once."""
         return abs(rise - expected) <= self._settling_bytes and (
-            rise <= self._settling_bytes or abs(rise - expected) <= PROVEN_OF_INCREMENT * rise
+            rise <= self._settling_bytes or abs(rise - expected) <= SETTLED_OF_INCREMENT * rise
         )
 
     # --- small things -------------------------------------------------------------------------------------------------
