@@ -81,8 +81,8 @@ def wrong_prior(table: Table) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def no_prior() -> Iterator[None]:
-    """Take away the slope that the learning rate is expected to have, and the rise off the centre line."""
-    flat = mock.patch.object(surrogate, "Hyper", functools.partial(surrogate.Hyper, rise=0.0))
+    """Take away the slope that the learning rate is expected to have, the rise off the centre line, and that with the batch."""
+    flat = mock.patch.object(surrogate, "Hyper", functools.partial(surrogate.Hyper, rise=0.0, growth=0.0))
     with flat, mock.patch.dict(scaling.SLOPE_PRIOR, {"other": (0.0, 0.25)}):
         yield
 
@@ -97,6 +97,8 @@ BSTUNE: dict[str, Variant] = {
     "bstune, no prior": Variant(patch=no_prior),
     "bstune, no race": Variant(patch=lambda: mock.patch.object(sampler.SurrogateSampler, "_race", return_value=None)),
     "bstune, no curve over integrated rate": Variant(patch=_hyper(learning=1e-6)),
+    "bstune, no rise with the batch": Variant(patch=_hyper(growth=0.0)),
+    "bstune, full runs at once": Variant(patch=lambda: mock.patch.multiple(sampler, WIDTH_FIRST=0.0, LARGEST_SHARE=1.0)),
     "bstune, collapsed runs as any other": Variant(patch=lambda: mock.patch.object(model, "COLLAPSED", math.inf)),
     "bstune, successive halving by thirds": Variant(patch=lambda: mock.patch.object(sampler, "PROMOTED", 3.0)),
     "bstune, no confirmation": Variant(lambda table: {"confirm": 0}),

@@ -275,7 +275,7 @@ def test_out_of_memory_forbids_the_batch_and_all_larger_ones() -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_recommended_setting_is_good(kind: str) -> None:
-    """Twelve full runs end within 15 % of the best, though early rungs favour rates that are up to 2.4 octaves too high."""
+    """Twelve full runs end within 15 % of the best, within 6 % in the middle, though early rungs favour rates 2.4 octaves too high."""
     regrets = []
     for best_batch, best_lr, slope in ((64, 0.03, 0.7), (16, 0.01, 0.5), (256, 0.1, 1.0)):
         table = synthetic(best_batch, best_lr, slope=slope)
@@ -284,6 +284,7 @@ def test_the_recommended_setting_is_good(kind: str) -> None:
         best = strategy.recommend()
         regrets.append(table.regret(best.global_batch_size, best.learning_rate))
     assert max(regrets) <= 0.15
+    assert kind == "cosine" or sorted(regrets)[1] <= 0.06
 
 
 def test_finalists_are_compared_on_the_same_seeds() -> None:
@@ -335,11 +336,11 @@ def test_the_forecast_is_said_before_training() -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("budget", [4, 12])
 def test_the_forecast_is_about_right(kind: str, budget: int) -> None:
-    """The number of trials that is announced is within half of what then runs."""
+    """The number of trials that is announced is within a factor of two of what then runs."""
     strategy = make(kind=kind, budget=budget)
     said = strategy.forecast().n_trials
 
-    assert 0.5 * said <= len(replay(strategy, TABLE)) <= 1.5 * said
+    assert 0.5 * said <= len(replay(strategy, TABLE)) <= 2 * said
 
 
 def test_a_function_through_the_front_door_finds_what_the_strategy_finds() -> None:
@@ -366,7 +367,7 @@ def test_a_run_that_lost_what_it_had_gained_is_not_trained_further() -> None:
     curves = dict(TABLE.curves)
     for (batch, lr), seeds in TABLE.curves.items():
         if lr == 0.03 * 2**2:
-            curves[batch, lr] = [[(s, 0.05 if s <= 2048 else 0.9) for s, _ in curve] for curve in seeds]
+            curves[batch, lr] = [[(1024 * epoch, 0.05 if epoch <= 2 else 0.9) for epoch in range(1, 17)] for _ in seeds]
     table = dataclasses.replace(TABLE, curves=curves)
     strategy = make(table, budget=6)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 COLLAPSED = 0.5
 """A run that has lost more than this share of what it had gained counts as diverged, from its beginning."""
+GAINED = 0.2
+"""It must have gained this share of the loss that it began with: a little comes and goes."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Model:
         self._context = context
         self._posterior = posterior
         self.lost = lost
-        """Numbers of the runs that have diverged or collapsed."""
+        """Numbers of the runs whose setting has diverged or collapsed on their seed."""
         self.points = points
         """Of the runs, in their order."""
         self.deepest: dict[Key, Run] = {}
@@ -81,10 +83,13 @@ class Model:
             if (value := _value_at(run, rung, rungs, context.planned)) is not None
         ]
         start = _start(runs)
-        lost = frozenset(run.number for run in runs if run.diverged or collapsed(run, start))
-        if not any(math.isfinite(value) and run.number not in lost for run, _, value in rows):
-            lost = frozenset(run.number for run in runs if run.diverged)
-        rows = [(run, octaves, math.nan if run.number in lost and not run.diverged else value) for run, octaves, value in rows]
+        gone = {(run.key, run.seed) for run in runs if run.diverged}
+        fallen = {(run.key, run.seed) for run in runs if collapsed(run, start)} - gone
+        if all((run.key, run.seed) in gone | fallen for run in runs):
+            fallen = set()
+        # A run that is not continued begins again, so what one run of a setting came to is true of the shorter ones before it.
+        lost = frozenset(run.number for run in runs if (run.key, run.seed) in gone | fallen)
+        rows = [(run, octaves, math.nan if (run.key, run.seed) in fallen else value) for run, octaves, value in rows]
         if not any(math.isfinite(value) for _, _, value in rows):
             return None
         numbers = {run.number for run, _, _ in rows}
@@ -146,7 +151,8 @@ def _start(runs: Sequence[Run]) -> float:
 def collapsed(run: Run, start: float) -> bool:
     """Return whether a run has lost most of what it had gained, as one with too large a learning rate does before or without diverging."""
     last, lowest = run.last, min(run.values.values())
-    return last is not None and math.isfinite(start) and last - lowest > COLLAPSED * (start - lowest) > 0
+    gained = start - lowest
+    return last is not None and math.isfinite(start) and gained > GAINED * abs(start) and last - lowest > COLLAPSED * gained
 
 
 def _arrays(points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

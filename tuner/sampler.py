@@ -26,6 +26,10 @@ PROMOTED = 1.5
 """Of so many settings at a rung one goes on to the next: half of what successive halving takes, because the surrogate chooses them."""
 ROOM = 0.5
 """A rung has room while one over `PROMOTED` of the settings at the rung before exceed those at it by more than this."""
+LARGEST_SHARE = 0.25
+"""No single run takes more than this share of what the search may train; what is left at the end may go deeper."""
+WIDTH_FIRST = 1.2
+"""A rung opens once this many times its samples have been trained: what leads at the first rungs may have too large a learning rate."""
 OPTIMISM = 0.5
 """A new setting is judged by its expected end less this many standard deviations."""
 HOPELESS_GAP = 0.7
@@ -72,7 +76,7 @@ class SurrogateSampler:
             return True
         rung = rungs.samples.index(following)
         level = self._levels(ledger, model)
-        if run.number in model.lost or not self._has_room(level, rung):
+        if run.number in model.lost or not self._has_room(ledger, level, rung):
             return False
         waiting = [p for p in model.points if p.key == run.key or (level.get(p.key) == rung - 1 and not model.closed(p.key))]
         best = self._best_of(model, waiting)
@@ -91,7 +95,12 @@ class SurrogateSampler:
             level[run.key] = max(reached, level.get(run.key, -1))
         return level
 
-    def _has_room(self, level: Mapping[Key, int], rung: int) -> bool:
+    def _has_room(self, ledger: Ledger, level: Mapping[Key, int], rung: int) -> bool:
+        """Return whether another setting may go on to a rung: in proportion to the rung before, and not before its time."""
+        full = self._context.rungs.full_samples
+        cost, spent = self._context.rungs.samples[rung] / full, ledger.charged / full
+        if cost > LARGEST_SHARE * (spent + self._left) or spent < WIDTH_FIRST * cost:
+            return False
         here, before = (sum(reached >= k for reached in level.values()) for k in (rung, rung - 1))
         return here + ROOM <= before / PROMOTED
 
@@ -120,7 +129,7 @@ class SurrogateSampler:
         shares = [rung / rungs.full_samples for rung in rungs.samples]
         last = self._left < sum(shares[:-1])
         for rung in range(len(shares) - 1, 0, -1):
-            if shares[rung] > self._left or not (last or self._has_room(level, rung)):
+            if shares[rung] > self._left or not (last or self._has_room(ledger, level, rung)):
                 continue
             waiting = [p for p in seen if (level[p.key] < rung if last else level[p.key] == rung - 1)]
             best = self._best_of(model, waiting)

@@ -171,9 +171,9 @@ class Strategy:
     def forecast(self) -> Forecast:
         """Return what the search is expected to cost."""
         search = max(0.0, self.plan.budget - self._share)
-        # Counted on recorded tables: the longer the search, the more of it are short runs; continuing splits runs in more trials.
-        n_search = 4 + search * (2 + min(search, 9.0) / 6)
-        n_trials = max(1, round(n_search * (1.5 if self.facts.can_continue and not self._planned else 1.0) + self._share))
+        # Counted on recorded tables: about four trials to a full run, and half as many again where runs are continued as new trials.
+        n_search = (4 + 4 * search) * (1.5 if self.facts.can_continue and not self._planned else 1.0)
+        n_trials = max(1, round(n_search + self._share))
         if self.plan.n_trials is not None:
             n_trials = min(n_trials, self.plan.n_trials)
         line = None if self.probe is None else self.probe.step_time_line

@@ -68,6 +68,8 @@ class Hyper:
     valley: float = 0.0
     """Octaves by which the bottom of the valley lies above the centre line."""
     valley_sd: float = 3.0
+    growth: float = 0.25
+    """Prior rise per octave of batch size: at equal samples a larger batch has made fewer steps (McCandlish et al. 2018, 2.11)."""
     typical: float = 0.2
     """Prior mean at the bottom of the valley."""
 
@@ -160,7 +162,9 @@ class Surrogate:
         k[np.diag_indices_from(k)] += _noise(hyper, seen.y, seen.octaves)
         chol = np.asarray(np.linalg.cholesky(k), dtype=np.float64)
         valleys = np.array(VALLEYS)
-        residuals = seen.y[:, None] - _rise(hyper, seen.x[:, 1:2] - hyper.slope * seen.x[:, :1] - valleys[None, :])
+        residuals = (seen.y - hyper.growth * seen.x[:, 0])[:, None] - _rise(
+            hyper, seen.x[:, 1:2] - hyper.slope * seen.x[:, :1] - valleys[None, :]
+        )
         halves = np.asarray(np.linalg.solve(chol, residuals), dtype=np.float64)
         fits = -0.5 * (halves**2).sum(0) - 0.5 * (valleys / hyper.valley_sd) ** 2
         i = int(np.argmax(fits))
@@ -192,7 +196,7 @@ def _variance(h: Hyper) -> float:
 
 
 def _mean(h: Hyper, x: Array) -> Array:
-    return _rise(h, x[:, 1] - h.slope * x[:, 0] - h.valley)
+    return _rise(h, x[:, 1] - h.slope * x[:, 0] - h.valley) + h.growth * x[:, 0]
 
 
 def _rise(h: Hyper, off: Array) -> Array:

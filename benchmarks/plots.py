@@ -1,0 +1,81 @@
+"""Draw the plots of docs/how-it-chooses.md from the project's own runs.
+
+python benchmarks/plots.py  # After benchmarks/search.py --out benchmarks/results; needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import tables
+from bstune.tuner.plan import Plan
+from bstune.tuner.strategy import Strategy
+from bstune.tuner.table import replay
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).resolve().parent
+DOCS = HERE.parent / "docs"
+SHOWN = ("bstune", "bstune, prior 16x wrong", "TPE + Median", "TPE + SHA", "Ray ASHA + random", "screen + top 3", "random")
+EXAMPLE = "california_sgd"
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write a figure without the date, so that the same data give the same file."""
+    mpl.rcParams.update({"svg.hashsalt": name, "svg.fonttype": "none"})
+    figure.savefig(DOCS / name, metadata={"Date": None})
+
+
+def regrets() -> None:
+    """Draw the median regret over all tables against the training that it took."""
+    kept: dict[str, Any] = json.loads((HERE / "results" / "search.json").read_text())
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name in SHOWN:
+        by_table = kept["searchers"].get(name)
+        if by_table is None:
+            continue
+        medians = [np.median([[math.inf if x is None else x for x in row["regret"]] for row in rows], axis=0) for rows in by_table.values()]
+        ours = name.startswith("bstune")
+        line = "-" if name == "bstune" else "--"
+        axes.plot(kept["budgets"], 100 * np.median(medians, axis=0) + 0.05, line, marker="o", label=name, linewidth=2.5 if ours else 1.2)
+    axes.set(yscale="log", xlabel="training, in full runs", ylabel="regret of the recommended cell, % + 0.05", xticks=kept["budgets"])
+    axes.legend(fontsize=7)
+    save(figure, "search-regret.svg")
+
+
+def example() -> None:
+    """Draw one search on a recorded table: the true regret of every cell, what was trained how far, and what was recommended."""
+    table = next(table for table in tables.own(HERE / "tables") if table.name.endswith(EXAMPLE))
+    strategy = Strategy(Plan(budget=8, tolerance=0.0, space=table.space), table.facts(), None)
+    records = replay(strategy, table)
+    best = strategy.recommend()
+    truth = table.truth()
+    batches, rates = table.batches, table.learning_rates
+    grid = [[100 * min(table.regret(batch, lr), 1.0) if math.isfinite(truth[batch, lr]) else 100 for batch in batches] for lr in rates]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.pcolormesh(np.log2(batches), np.log2(rates), np.array(grid), cmap="Greys", vmin=0, vmax=60, shading="nearest")
+    figure.colorbar(image, label="true regret, %")
+    full = table.n_samples * table.epochs
+    for stage, color in (("anchor", "tab:orange"), ("search", "tab:blue"), ("confirm", "tab:green")):
+        runs = [record for record in records if record.stage == stage]
+        x, y = [math.log2(r.global_batch_size) for r in runs], [math.log2(r.learning_rate) for r in runs]
+        size = [20 + 250 * r.samples / full for r in runs]
+        axes.scatter(x, y, size, facecolors="none", edgecolors=color, linewidths=1.6, label=stage)
+    axes.plot(math.log2(best.global_batch_size), math.log2(best.learning_rate), "x", color="tab:red", markersize=10, label="recommended")
+    axes.set(
+        xlabel="log2 batch size", ylabel="log2 learning rate", title=f"{table.name}, 8 full runs; a circle's area: how far it was trained"
+    )
+    axes.title.set_fontsize(9)
+    axes.legend(fontsize=7, loc="lower right")
+    save(figure, "search-example.svg")
+
+
+if __name__ == "__main__":
+    example()
+    regrets()
