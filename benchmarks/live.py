@@ -260,12 +260,14 @@ def main() -> None:
         sys.exit(f"No training data in {live_tasks.DATA}. Set BSTUNE_DATA to the folder that holds `train`, or use --tasks digits_bn.")
     torch.set_num_threads(1)
     start_s = time.time()
-    rows = [row for name in arguments.tasks for seed in arguments.seeds for row in task_rows(name, seed, arguments.peers)]
     command = "python benchmarks/live.py --peers PYTHON" if arguments.peers else "python benchmarks/live.py"
     command += "" if arguments.seeds == [0] else " --seeds " + " ".join(map(str, arguments.seeds))
-    text = report(rows, command, time.time() - start_s)
-    (HERE / "results" / "live.md").write_text(text)
-    (HERE / "results" / "live.json").write_text(json.dumps(rows, indent=1) + "\n")
+    rows: list[Row] = []
+    for name, seed in itertools.product(arguments.tasks, arguments.seeds):
+        rows += task_rows(name, seed, arguments.peers)
+        text = report(rows, command, time.time() - start_s)
+        (HERE / "results" / "live.md").write_text(text)
+        (HERE / "results" / "live.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(text)
 
 
