@@ -134,7 +134,8 @@ def by_lightning(python: str, name: str, seed: int) -> Row:
 
 def seconds_per_sample(objective: bstune.Supervised, settings: dict[str, Row]) -> dict[str, float]:
     """Time training of all settings in turns, and return the median of each."""
-    runs, seen = {}, {finder: [] for finder in settings}
+    runs: dict[str, Run] = {}
+    seen: dict[str, list[float]] = {finder: [] for finder in settings}
     for finder, row in settings.items():
         runs[finder] = Run(objective, device="cpu", learning_rate=1e-6, seed=0, horizon_samples=None)
         runs[finder].open_stream(row["batch_size"], 1)

@@ -56,7 +56,7 @@ def _largest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
     model = Model.of(evidence.context, evidence.ledger)
     if model is None or not leaders:
         return list(leaders)
-    mean, _ = model.final([evidence.context.space.point(run.setting) for run in leaders])
+    mean = model.expected([evidence.context.space.point(run.setting) for run in leaders])
     slack = evidence.plan.tolerance + NOISE_PRIOR[0]
     good = [run for run, gap in zip(leaders, mean, strict=True) if gap <= mean[0] + slack]
     return sorted(good, key=lambda run: -run.setting.global_batch_size) + [run for run in leaders if run not in good]
@@ -256,11 +256,16 @@ def _choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> t
         reason = f"{name} is expected to end lowest by the trials so far; it was not confirmed"
     elif len(pool) == 1:
         reason = f"{name} won the search and held on a fresh seed"
-    probe = evidence.probe
-    line = None if probe is None else probe.step_time_line
-    saturation = None if line is None else line.saturation_batch
-    limits = limits_sentence(batch_answer(evidence), None if probe is None else probe.micro_batch_size, saturation)
+    limits = _limits(evidence)
     return chosen, f"{reason}; {limits}." if limits else f"{reason}."
+
+
+def _limits(evidence: Evidence) -> str | None:
+    """Return what memory, hardware and gradient noise each allow, in words; None without a probe, which knows the first two."""
+    probe = evidence.probe
+    if probe is None or probe.step_time_line is None:
+        return None
+    return limits_sentence(batch_answer(evidence), probe.micro_batch_size, probe.step_time_line.saturation_batch)
 
 
 def _peak_bytes(evidence: Evidence, chosen: Candidate) -> int | None:
@@ -273,7 +278,7 @@ def _batch_interval(evidence: Evidence, model: Model, chosen: Candidate, noise: 
     """Return the smallest and largest batch size that were run and whose best setting cannot be told from the best of all."""
     best: dict[int, float] = {}
     runs = [run for run in model.leaders]
-    mean, _ = model.final([evidence.context.space.point(run.setting) for run in runs])
+    mean = model.expected([evidence.context.space.point(run.setting) for run in runs])
     for run, gap in zip(runs, mean, strict=True):
         batch = run.setting.global_batch_size
         best[batch] = min(best.get(batch, math.inf), float(gap))
@@ -291,7 +296,7 @@ def _lr_rule(evidence: Evidence, model: Model) -> LrRule | None:
     xs, ys = [], []
     for batch in batches:
         settings = [space.setting(batch, lr, model.leaders[0].setting.params) for lr in space.learning_rates]
-        mean, _ = model.final([space.point(setting) for setting in settings])
+        mean = model.expected([space.point(setting) for setting in settings])
         xs.append(math.log2(batch))
         ys.append(math.log2(settings[int(np.argmin(mean))].learning_rate))
     x, y = np.array(xs) - np.mean(xs), np.array(ys) - np.mean(ys)
@@ -313,6 +318,12 @@ def _warnings(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) 
             found.append(f"Not verified yet: {_what_verifies(evidence, chosen)}.")
     if chosen.val_loss.n_seeds == 1 and chosen.verified and len(pool) == 1 and plan.budget < 8:
         found.append("One setting was confirmed, on one fresh seed; a budget of 8 would compare two.")
+    values = {value for run in evidence.ledger for value in run.values.values() if math.isfinite(value)}
+    if len(values) == 1 and len(evidence.ledger) > 2:
+        found.append(
+            f"All trials reported the same loss, {values.pop():.4g}, so nothing tells one setting from another. Does the loss that is "
+            "reported depend on the model?"
+        )
     if plan.goal == "time" and chosen.samples_to_target is None:
         found.append("No confirmed setting reached the target, so the lowest loss decided.")
     rates = evidence.context.space.learning_rates
