@@ -145,7 +145,9 @@ def bstune_once(table: Table, seed: int, budget: int, plan: dict[str, Any], *, w
 
     def look(now: Strategy) -> None:
         # Between rungs and ends nothing is learned that the recommendation rests on.
-        state = tuple(sum(rung in run.values for rung in now.rungs.samples) + 8 * (run.state != "running") for run in now.ledger)
+        state = tuple(
+            sum(rung in run.values for rung in now.rungs.samples) + 8 * (run.state != "running") for run in now.ledger if run.values
+        )
         if state not in before[-1:] and any(run.finite for run in now.ledger):
             before.append(state)
             best = now.recommend()

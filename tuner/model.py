@@ -56,7 +56,7 @@ class Model:
         for run in runs:
             if run.seed == context.seed and (run.key not in self.deepest or run.samples > self.deepest[run.key].samples):
                 self.deepest[run.key] = run
-        mean, _ = self.final(points)
+        mean = self.expected(points)
         ranked = np.argsort(np.where([run.finite and run.number not in lost for run in runs], mean, np.inf), kind="stable")
         self.leaders = [runs[i] for i in ranked if runs[i].finite]
         """The runs, best setting first by the expected end of a full run."""
@@ -113,6 +113,10 @@ class Model:
         """Return mean and sd of the compressed gap at the end of a full run, the sd against the setting of lowest mean."""
         ends = self._posterior.ends(points)
         return ends.mean, self._posterior.surrogate.deviation(ends)
+
+    def expected(self, points: Sequence[Point]) -> NDArray[np.float64]:
+        """Return the mean of the compressed gap at the end of a full run."""
+        return self._posterior.ends(points).mean
 
     def closed(self, key: Key) -> bool:
         """Return whether there is nothing more to learn of a setting on the seed of the search."""

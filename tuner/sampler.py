@@ -108,10 +108,9 @@ class SurrogateSampler:
         """Return the point that is expected to end lowest, unless that is hopeless beside the best that was run."""
         if not points:
             return None
-        mean, _ = model.final(points)
-        lowest, _ = model.final(model.points)
+        mean = model.expected(points)
         i = int(np.argmin(mean))
-        return points[i] if mean[i] <= lowest.min() + HOPELESS_GAP else None
+        return points[i] if mean[i] <= model.expected(model.points).min() + HOPELESS_GAP else None
 
     def _climb(self, ledger: Ledger, model: Model) -> Action | None:
         """Return the best that waits below the deepest rung that has room, else a new setting for the first rung.
