@@ -53,7 +53,7 @@ import bstune, torch
 
 KIND, AT = os.environ.get("SOAK_FAULT", ""), int(os.environ.get("SOAK_AT", "-1"))
 
-def misbehave(trial):
+def misbehave(trial, samples):
     if KIND == "trial_sigkill":
         os.kill(os.getpid(), signal.SIGKILL)
     if KIND == "trial_segfault":
@@ -73,7 +73,7 @@ def misbehave(trial):
         if KIND == "trial_late_oom" and trial.global_batch_size == 32:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if KIND == "trial_nan":
-            trial.report(val_loss=math.nan, samples=trial.max_samples)
+            trial.report(val_loss=math.nan, samples=samples + 16)
 
 @bstune.objective(n_samples=320, epochs=4, evals=4, name="soak")
 def objective(trial):
@@ -82,7 +82,7 @@ def objective(trial):
             loss = 0.1 + math.exp(-samples / 500) + 0.05 * math.log10(trial.learning_rate / 0.01) ** 2
             trial.report(val_loss=loss * (1 + 0.002 * trial.seed), samples=samples)
             always = KIND in ("trial_exception", "trial_late_oom", "trial_nan")
-            if (trial.number == AT or always and trial.number > 0) and misbehave(trial):
+            if (trial.number == AT or always and trial.number > 0) and misbehave(trial, samples):
                 return
 """
 PROBE = ProbeResult(
