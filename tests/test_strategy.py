@@ -275,16 +275,17 @@ def test_out_of_memory_forbids_the_batch_and_all_larger_ones() -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_recommended_setting_is_good(kind: str) -> None:
-    """Twelve full runs end within 15 % of the best, within 6 % in the middle, though early rungs favour rates 2.4 octaves too high."""
+    """Twelve full runs end within 15 % of the best, half within 6 %, though early rungs favour rates 2.4 octaves too high."""
     regrets = []
-    for best_batch, best_lr, slope in ((64, 0.03, 0.7), (16, 0.01, 0.5), (256, 0.1, 1.0)):
-        table = synthetic(best_batch, best_lr, slope=slope)
+    tables = [(seed, *shape) for seed in (0, 1) for shape in ((64, 0.03, 0.7), (16, 0.01, 0.5), (256, 0.1, 1.0))]
+    for seed, best_batch, best_lr, slope in tables:
+        table = synthetic(best_batch, best_lr, slope=slope, seed=seed)
         strategy = make(table, kind=kind, budget=12, tolerance=0.0)
         replay(strategy, table)
         best = strategy.recommend()
         regrets.append(table.regret(best.global_batch_size, best.learning_rate))
     assert max(regrets) <= 0.15
-    assert kind == "cosine" or sorted(regrets)[1] <= 0.06
+    assert kind == "cosine" or sorted(regrets)[2] <= 0.06
 
 
 def test_finalists_are_compared_on_the_same_seeds() -> None:
@@ -378,3 +379,19 @@ def test_a_run_that_lost_what_it_had_gained_is_not_trained_further() -> None:
     assert fallen
     assert all(r.samples < full / 2 for r in fallen)
     assert strategy.recommend().learning_rate != 0.03 * 2**2
+
+
+def test_a_cliff_does_not_move_the_valley() -> None:
+    """The largest of three rates diverges and the middle one is ahead at every rung: it is recommended, not the smallest."""
+
+    @bstune.objective(n_samples=320, epochs=4, evals=4, name="cliff")
+    def cliff(trial: bstune.Trial) -> None:
+        for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
+            if samples >= trial.next_report:
+                loss = 0.1 + math.exp(-samples / 500) + 0.05 * math.log10(trial.learning_rate / 0.01) ** 2
+                trial.report(val_loss=math.nan if trial.learning_rate == 0.1 and samples > 64 else loss, samples=samples)
+
+    space = {"batch_size": [16, 32], "learning_rate": [0.001, 0.01, 0.1]}
+    result = bstune.search(cliff, isolation="none", storage="sqlite:///:memory:", budget=4, space=space)
+
+    assert result.recommendation.learning_rate == 0.01

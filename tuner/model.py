@@ -90,7 +90,10 @@ class Model:
         # A run that is not continued begins again, so what one run of a setting came to is true of the shorter ones before it.
         lost = frozenset(run.number for run in runs if (run.key, run.seed) in gone | fallen)
         rows = [(run, octaves, math.nan if (run.key, run.seed) in fallen else value) for run, octaves, value in rows]
-        if not any(math.isfinite(value) for _, _, value in rows):
+        # Where nothing finite is known at a fidelity, a diverged run would pass for what is usual there, and the valley for elsewhere.
+        known = {octaves for _, octaves, value in rows if math.isfinite(value)}
+        rows = [row for row in rows if row[1] in known]
+        if not rows:
             return None
         numbers = {run.number for run, _, _ in rows}
         runs = [run for run in runs if run.number in numbers]
@@ -105,6 +108,7 @@ class Model:
             cell=np.array([points[run.number].number for run, _, _ in rows]),
             run=np.array([float(order[run.number]) for run, _, _ in rows]),
             y=compress(np.array([value for _, _, value in rows])),
+            diverged=np.array([float(not math.isfinite(value)) for _, _, value in rows]),
         )
         surrogate = Surrogate(seen, context.space.slope, context.space.slope_sd)
         return cls(context, runs, list(points.values()), _Posterior(data, surrogate), lost)

@@ -68,6 +68,8 @@ class Hyper:
     valley: float = 0.0
     """Octaves by which the bottom of the valley lies above the centre line."""
     valley_sd: float = 3.0
+    diverged: float = 2.0
+    """That a run diverged says that it is bad, and not how bad: the valley may end in a cliff."""
     growth: float = 0.25
     """Prior rise per octave of batch size: at equal samples a larger batch has made fewer steps (McCandlish et al. 2018, 2.11)."""
     typical: float = 0.2
@@ -83,6 +85,8 @@ class Observations:
     cell: Array
     run: Array
     y: Array
+    diverged: Array
+    """1 where the loss was not finite, else 0."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class Surrogate:
     def _fit(self, hyper: Hyper, parts: _Parts, prior: float) -> _Fitted:
         seen = self._seen
         k = parts.kernel(hyper)
-        k[np.diag_indices_from(k)] += _noise(hyper, seen.y, seen.octaves)
+        k[np.diag_indices_from(k)] += _noise(hyper, seen)
         chol = np.asarray(np.linalg.cholesky(k), dtype=np.float64)
         valleys = np.array(VALLEYS)
         residuals = (seen.y - hyper.growth * seen.x[:, 0])[:, None] - _rise(
@@ -181,13 +185,14 @@ class _Fitted:
     half: Array
 
 
-def _noise(h: Hyper, y: Array, octaves: Array) -> Array:
+def _noise(h: Hyper, seen: Observations) -> Array:
     """Return the variance of what was seen besides luck: what is far from the best of its fidelity is believed less."""
-    beyond = y.copy()
-    for fidelity in np.unique(octaves):
-        same = octaves == fidelity
-        beyond[same] -= y[same].min()
-    return np.asarray(h.white**2 + (h.far * np.maximum(beyond - h.near, 0.0)) ** 2, dtype=np.float64)
+    beyond = seen.y.copy()
+    for fidelity in np.unique(seen.octaves):
+        same = seen.octaves == fidelity
+        beyond[same] -= seen.y[same].min()
+    far = h.far * np.maximum(beyond - h.near, 0.0)
+    return np.asarray(h.white**2 + far**2 + (h.diverged * seen.diverged) ** 2, dtype=np.float64)
 
 
 def _variance(h: Hyper) -> float:
@@ -261,4 +266,4 @@ def _tilt(x: Array, slope: float) -> Array:
 def _at_the_end(x: Array, cell: Array) -> Observations:
     """Return rows at the end of a full run on a seed yet unseen."""
     n = len(x)
-    return Observations(x, np.zeros(n), cell, np.full(n, -1.0), np.zeros(n))
+    return Observations(x, np.zeros(n), cell, np.full(n, -1.0), np.zeros(n), np.zeros(n))
