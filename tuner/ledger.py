@@ -112,6 +112,8 @@ class Ledger:
     def __init__(self, records: Sequence[TrialRecord] = ()) -> None:
         """Enter the finished records of an earlier call."""
         self._runs: dict[int, Run] = {}
+        self._by_key: dict[Key, dict[int, Run]] = {}
+        self._in_order: list[Run] | None = None
         self.version = 0
         """Grows with every entry."""
         self.fitted: tuple[int, object] | None = None
@@ -121,7 +123,14 @@ class Ledger:
 
     def __iter__(self) -> Iterator[Run]:
         """Iterate in the order of the numbers, so that the order of arrival changes nothing."""
-        return iter([self._runs[number] for number in sorted(self._runs)])
+        if self._in_order is None:
+            self._in_order = [self._runs[number] for number in sorted(self._runs)]
+        return iter(self._in_order)
+
+    def _enter(self, run: Run) -> None:
+        self._runs[run.number] = run
+        self._by_key.setdefault(run.key, {})[run.number] = run
+        self._in_order = None
 
     def __len__(self) -> int:
         """Return how many trials there are."""
@@ -135,7 +144,7 @@ class Ledger:
         """Enter a run that starts now; a continued one brings its earlier values along."""
         self.version += 1
         values = {} if proposal.continues is None else dict(self._runs[proposal.continues].values)
-        self._runs[number] = Run(
+        run = Run(
             number=number,
             stage=proposal.stage,
             setting=proposal.setting,
@@ -148,6 +157,7 @@ class Ledger:
             noise_granted=proposal.noise_samples,
             values=values,
         )
+        self._enter(run)
 
     def report(self, report: TrialReport) -> Run:
         """Enter a report of a running trial, under the wanted points that it is the first to reach."""
@@ -187,7 +197,7 @@ class Ledger:
             run.values = dict(before.values)
         if record.state == "pruned" and run.values:
             run.overshoot = max(0, run.samples - max(run.values))
-        self._runs[record.number] = run
+        self._enter(run)
 
     @property
     def running(self) -> list[Run]:
@@ -206,7 +216,8 @@ class Ledger:
 
     def of(self, key: Key, seed: int | None = None) -> list[Run]:
         """Return the runs of one setting, on one seed if given."""
-        return [run for run in self if run.key == key and (seed is None or run.seed == seed)]
+        runs = self._by_key.get(key, {})
+        return [runs[number] for number in sorted(runs) if seed is None or runs[number].seed == seed]
 
     def superseded(self) -> set[int]:
         """Return the numbers of trials that another one has continued and overtaken."""

@@ -210,7 +210,7 @@ class Strategy:
 
     @property
     def _hopeless(self) -> bool:
-        return sum(run.diverged for run in self.ledger) >= HOPELESS and not any(run.finite for run in self.ledger)
+        return not any(run.finite for run in self.ledger) and sum(run.diverged for run in self.ledger) >= HOPELESS
 
     def _search(self) -> Proposal | None:
         """Return the next run of the search, or None when it is over or waits."""
@@ -235,8 +235,9 @@ class Strategy:
         """Return a run that was lost through no fault of its own, to be started again."""
         lost = Counter(run.key for run in self.ledger if run.cause in LOST)
         for run in self.ledger:
-            tries = self.ledger.of(run.key, run.seed)
-            if run.cause in LOST and run.stage != "confirm" and lost[run.key] <= RETRIES and tries[-1] is run:
+            if run.cause not in LOST or run.stage == "confirm" or lost[run.key] > RETRIES:
+                continue
+            if self.ledger.of(run.key, run.seed)[-1] is run:
                 return Action(run.setting, self.rungs.counted(run.setting.global_batch_size)[0])
         return None
 
