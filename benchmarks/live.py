@@ -263,6 +263,7 @@ def main() -> None:
     start_s = time.time()
     command = "python benchmarks/live.py --peers PYTHON" if arguments.peers else "python benchmarks/live.py"
     command += "" if arguments.seeds == [0] else " --seeds " + " ".join(map(str, arguments.seeds))
+    command += "" if tuple(arguments.tasks) == live_tasks.TASKS else " --tasks " + " ".join(arguments.tasks)
     rows: list[Row] = []
     for name, seed in itertools.product(arguments.tasks, arguments.seeds):
         rows += task_rows(name, seed, arguments.peers)
