@@ -1,7 +1,8 @@
-"""How the tests are collected. The checkout is itself the package, and pytest must not import it a second time."""
+"""How the tests are collected, and started. The checkout is itself the package, and pytest must not import it a second time."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,13 @@ class _PlainRoot:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the plugin early enough for the collection of the root."""
+    """Register the plugin early enough for the collection of the root, and listen to signals.
+
+    A shell's background job ignores Ctrl-C, and one under `nohup` also the end of its terminal. What it starts would do so too,
+    and tests of both would wait for nothing.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.pluginmanager.register(_PlainRoot(), "bstune-plain-root")
 
 
