@@ -84,8 +84,9 @@ def test_a_loss_that_never_moves_is_said_so() -> None:
     assert any("same loss" in warning for warning in told.warnings)
 
 
+@pytest.mark.xfail(strict=True, reason="18 of 20 searches do; the rule that sends small batches on too often is not mended yet")
 def test_large_batches_are_not_stopped_for_starting_slowly() -> None:
-    """At equal samples large batches begin behind, and batch 512 with 3e-3 ends first: three searches in four find it or its neighbour.
+    """At equal samples large batches begin behind, and batch 512 with 3e-3 ends first: 19 of 20 searches find it or its neighbour.
 
     Small batches report more often, so a pruner that compares by the number of the report would stop the wrong ones.
     """
@@ -98,9 +99,9 @@ def test_large_batches_are_not_stopped_for_starting_slowly() -> None:
         return min(2.3, floor) + 2.0 * math.exp(-samples / pace) + scatter(trial, samples, 0.003)
 
     space = {"batch_size": [16, 32, 64, 128, 256, 512, 1024], "learning_rate": (1e-5, 1e-1)}
-    batches = [search(looked_up(loss), space=space, seed=seed).recommendation.global_batch_size for seed in range(12)]
+    batches = [search(looked_up(loss), space=space, seed=seed).recommendation.global_batch_size for seed in range(20)]
 
-    assert sum(batch in (256, 512, 1024) for batch in batches) >= 9, batches
+    assert sum(batch in (256, 512, 1024) for batch in batches) >= 19, batches
 
 
 MODEL = """
