@@ -11,6 +11,8 @@ benchmarks to 0.1-13 %. B* follows by setting the derivative to zero.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -23,16 +25,28 @@ from .steptime import relative_line
 
 LEAST_BATCHES = 3
 """Fewer batch sizes than this always lie on a line."""
-MOST_RESIDUAL = 0.5
-"""A line that misses a batch size by more than this share says nothing."""
-LEAST_SPAN = 8
+LEAST_SPAN = 4
 """The largest batch size over the smallest: over less, learning rates that are not quite the best outweigh the batch."""
-SCATTER_PRIOR = (0.15, 2.0)
+MOST_RESIDUAL = 2.5
+"""A line that misses a batch size by more than this factor says nothing."""
+SCATTER_PRIOR = (0.2, 2.0)
 """Relative scatter about the line, and how many degrees of freedom that guess is worth.
 
 Samples to target scatter by 3.7 % between seeds in the median of MLPerf's reference runs, and by 18 % in one of ten; the
 rest is for learning rates that were searched at a few values only.
 """
+CRITICAL_PRIOR = (400.0, 4.0)
+"""Critical batch size to begin with, and the factor that one standard deviation is.
+
+Gradient noise scales along a run: 50 to 1,400 for a small network on MNIST; 290 to 25,000 on CIFAR-10 in the traces of Pollux
+(Qiao et al., OSDI 2021). McCandlish et al. 2018 find them over three orders of magnitude.
+"""
+SCALE_FACTOR = 3.0
+"""Critical batch size and measured gradient noise scale may differ by this factor: one standard deviation."""
+CRITICALS = tuple(2.0 ** (k / 8) for k in range(161))
+"""Critical batch sizes that are weighed, from 1 to a million."""
+FLAT_LOSS = 1.35
+"""Log likelihood that a line without growth may lack to be possible still: half the 90 % point of chi-squared with one degree."""
 DRAWS = 200
 INTERVAL = (0.05, 0.95)
 
@@ -51,72 +65,68 @@ class Reach:
 
 @dataclass(frozen=True)
 class BatchLine:
-    """E(B) = E_min + S_min * B, with refits to data as it might have come out."""
+    """E(B) = E_min + S_min * B, with what else its critical batch size might be."""
 
     e_min_samples: float
     s_min_steps: float
     n_batches: int
     worst_residual: float
-    draws: tuple[tuple[float, float], ...] = ()
+    b_crits: tuple[float, ...]
+    """Critical batch sizes, ascending, each as probable as the next."""
+    bounded: bool
+    """Whether samples to target grow with the batch beyond doubt: else only the prior bounds the critical batch size from above."""
 
     @property
     def b_crit(self) -> float:
-        """The critical batch size; infinite where samples to target do not grow with the batch."""
-        return self.e_min_samples / self.s_min_steps if self.s_min_steps > 0 else math.inf
-
-    @property
-    def b_crits(self) -> list[float]:
-        """The critical batch sizes of the refits."""
-        return [fixed / slope if slope > 0 else math.inf for fixed, slope in self.draws]
-
-    @property
-    def bounded(self) -> bool:
-        """Whether samples to target grow with the batch beyond doubt: else there is a lower end only, and no number."""
-        return _quantile(self.b_crits, INTERVAL[1]) is not None
+        """The critical batch size."""
+        return self.e_min_samples / self.s_min_steps
 
 
-def fit_batch_line(reaches: Sequence[Reach], seed: int = 0) -> BatchLine | None:
-    """Fit the samples to target over at least three batch sizes that span a factor of eight; None where no line can be had.
+def fit_batch_line(reaches: Sequence[Reach], scale: NoiseScale | None = None) -> BatchLine | None:
+    """Fit the samples to target over at least three batch sizes that span a factor of four; None where no line can be had.
 
-    Batch sizes that did not reach the target pull the line up where it runs below what they trained, and are left out
-    elsewhere. The refits draw every batch size anew with the scatter that the line leaves (a parametric bootstrap).
+    Bayes' rule over the critical batch size: the relative scatter and the level of the line are integrated out, and its median is
+    taken. A batch size that did not reach the target counts where the line runs below what it trained. The prior is centred on the
+    gradient noise scale where that was measured.
 
     Example:
-        >>> line = fit_batch_line([Reach(b, 20_000 + 100 * b) for b in (32, 64, 128, 256)])
-        >>> round(line.b_crit)
-        200
+        >>> line = fit_batch_line([Reach(b, 20_000 + 100 * b) for b in (16, 64, 256, 1024)])
+        >>> 150 < line.b_crit < 250
+        True
     """
     reached = [reach for reach in reaches if reach.reached]
     sizes = {reach.batch for reach in reached}
     if len(sizes) < LEAST_BATCHES or max(sizes) < LEAST_SPAN * min(sizes):
         return None
-    fixed, slope = _censored_line(reaches)
-    if fixed <= 0:  # Samples in proportion to the batch: an easy target, reached in so many steps whatever the batch.
+    fits = [_fit_with(reaches, crit) for crit in CRITICALS]
+    log_weights = [likelihood + _log_prior(crit, scale) for crit, (likelihood, _) in zip(CRITICALS, fits, strict=True)]
+    weights = [math.exp(x - max(log_weights)) for x in log_weights]
+    cumulated = list(itertools.accumulate(weights))
+    b_crits = tuple(CRITICALS[bisect.bisect(cumulated, (i + 0.5) / DRAWS * cumulated[-1])] for i in range(DRAWS))
+    crit = b_crits[DRAWS // 2]
+    e_min = math.exp(_fit_with(reaches, crit)[1])
+    residuals = [e_min * (1 + reach.batch / crit) / reach.samples for reach in reached]
+    if max(max(r, 1 / r) for r in residuals) > MOST_RESIDUAL:
         return None
-    residuals = [(fixed + slope * reach.batch) / reach.samples - 1 for reach in reached]
-    worst = max(map(abs, residuals))
-    if worst > MOST_RESIDUAL:
-        return None
+    bounded = max(likelihood for likelihood, _ in fits) - fits[-1][0] > FLAT_LOSS
+    return BatchLine(e_min, e_min / crit, len(sizes), max(abs(r - 1) for r in residuals), b_crits, bounded)
+
+
+def _fit_with(reaches: Sequence[Reach], crit: float) -> tuple[float, float]:
+    """Return the log likelihood of a critical batch size, and log(E_min) of its line."""
+    off = [(math.log(reach.samples / (1 + reach.batch / crit)), reach.reached) for reach in reaches]
+    known = [x for x, reached in off if reached]
+    level = sum(known) / len(known)
     prior, weight = SCATTER_PRIOR
-    scatter = math.sqrt((weight * prior**2 + sum(r * r for r in residuals)) / (weight + len(residuals) - 2))
-    rng = random.Random(seed)
-    draws = []
-    for _ in range(DRAWS):
-        drawn = [Reach(r.batch, (fixed + slope * r.batch) * math.exp(scatter * rng.gauss(0, 1))) for r in reached]
-        draws.append(_censored_line([*drawn, *(reach for reach in reaches if not reach.reached)]))
-    return BatchLine(fixed, slope, len(sizes), worst, tuple(draws))
+    squares = sum((x - level) ** 2 for x in known) + sum(max(0.0, x - level) ** 2 for x, reached in off if not reached)
+    return -(weight + len(known) - 1) / 2 * math.log(weight * prior**2 + squares), level
 
 
-def _censored_line(reaches: Sequence[Reach]) -> tuple[float, float]:
-    used = [(float(reach.batch), reach.samples) for reach in reaches if reach.reached]
-    waiting = [reach for reach in reaches if not reach.reached]
-    while True:
-        fixed, slope = relative_line(used)
-        broken = [reach for reach in waiting if fixed + slope * reach.batch < reach.samples]
-        if not broken:
-            return fixed, slope
-        waiting = [reach for reach in waiting if reach not in broken]
-        used += [(float(reach.batch), reach.samples) for reach in broken]
+def _log_prior(crit: float, scale: NoiseScale | None) -> float:
+    centre, factor = CRITICAL_PRIOR
+    if scale is not None and scale.value is not None:
+        centre, factor = scale.value, SCALE_FACTOR
+    return -0.5 * (math.log(crit / centre) / math.log(factor)) ** 2
 
 
 def answer_batch(
@@ -140,37 +150,38 @@ def answer_batch(
     """
     crit, crit_draws = _critical(line, scale)
     star, low, high = _fastest(crit, crit_draws, probe)
+    open_end = line is not None and not line.bounded
     fastest = decided_by = None
     if star is not None and crit is not None and probe is not None and probe.step_time_line is not None:
         fastest = _fewest_seconds(crit, probe.step_time_line, probe.micro_batch_size, batches)
         decided_by = _decider(star, crit, probe, fastest, batches, data_set_largest)
     return BatchAnswer(
-        source=None if crit is None else "trials" if line is not None and line.bounded else "noise scale",
-        target=target if line is not None and line.bounded else None,
+        source=None if crit is None else "trials" if line is not None else "noise scale",
+        target=None if line is None else target,
         n_batches=0 if line is None else line.n_batches,
         e_min_samples=None if line is None else line.e_min_samples,
         s_min_steps=None if line is None else line.s_min_steps,
         worst_residual=None if line is None else line.worst_residual,
         b_crit=crit,
         b_crit_low=_quantile(crit_draws, INTERVAL[0]),
-        b_crit_high=_quantile(crit_draws, INTERVAL[1]),
+        b_crit_high=None if open_end else _quantile(crit_draws, INTERVAL[1]),
         noise_scale=None if scale is None else scale.value,
         noise_scale_low=None if scale is None else scale.low,
         noise_scale_high=None if scale is None else scale.high,
         b_star=star,
         b_star_low=low,
-        b_star_high=high,
+        b_star_high=None if open_end else high,
         fastest=fastest,
         decided_by=decided_by,
     )
 
 
-def _critical(line: BatchLine | None, scale: NoiseScale | None) -> tuple[float | None, list[float]]:
+def _critical(line: BatchLine | None, scale: NoiseScale | None) -> tuple[float | None, Sequence[float]]:
     """Return the critical batch size and draws of it."""
-    if line is not None and line.bounded:
+    if line is not None:
         return line.b_crit, line.b_crits
     if scale is None or scale.value is None or scale.high is None:
-        return None, [] if line is None else line.b_crits
+        return None, ()
     sd = math.log(scale.high / scale.low) / (2 * 1.645)
     rng = random.Random(0)
     return scale.value, [scale.value * math.exp(sd * rng.gauss(0, 1)) for _ in range(DRAWS)]

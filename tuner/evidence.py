@@ -11,7 +11,7 @@ from ..objectives.base import Facts
 from .batchline import LEAST_BATCHES, BatchLine, Reach, answer_batch, fit_batch_line
 from .ledger import Key, Ledger, Run
 from .model import Context
-from .noise import noise_scale
+from .noise import NoiseScale, noise_scale
 from .plan import Plan
 from .results import BatchAnswer, ProbeResult
 from .space import STEPS_AT_LEAST
@@ -67,20 +67,21 @@ def samples_to(target: float, run: Run) -> float | None:
     return None
 
 
-def batch_line(evidence: Evidence) -> tuple[BatchLine | None, float | None]:
+def batch_line(evidence: Evidence, scale: NoiseScale | None = None) -> tuple[BatchLine | None, float | None]:
     """Return the line of samples to target over the batch sizes that trials have run, and the loss that was counted to.
 
-    That loss is the target, or the lowest that three batch sizes have reached where that is not the target yet. Each batch size counts
+    That loss is the target, or the lowest that enough batch sizes have reached where that is not the target yet. Each batch size counts
     with its best learning rate, so one whose learning rates were all poor lies above the line.
     """
     by_batch = _curves(evidence)
-    target = evidence.target
-    if len(by_batch) < LEAST_BATCHES:
-        return None, None
+    target = -math.inf if evidence.target is None else evidence.target
     floors = sorted(min(loss for runs in settings.values() for run in runs for _, loss in smoothed(run)) for settings in by_batch.values())
-    level = max(floors[LEAST_BATCHES - 1], -math.inf if target is None else target)
-    reaches = [reach for batch, settings in by_batch.items() if (reach := _reach(evidence, batch, settings, level)) is not None]
-    return fit_batch_line(reaches), level
+    for level in dict.fromkeys(max(floor, target) for floor in floors[LEAST_BATCHES - 1 :]):
+        reaches = [reach for batch, settings in by_batch.items() if (reach := _reach(evidence, batch, settings, level)) is not None]
+        line = fit_batch_line(reaches, scale)
+        if line is not None:
+            return line, level
+    return None, None
 
 
 def _curves(evidence: Evidence) -> dict[int, dict[Key, list[Run]]]:
@@ -115,11 +116,12 @@ def _reach(evidence: Evidence, batch: int, settings: dict[Key, list[Run]], level
 
 def batch_answer(evidence: Evidence) -> BatchAnswer:
     """Return which batch size reaches the target first, as far as trials, gradients and step times tell."""
-    line, level = batch_line(evidence)
+    scale = noise_scale([point for run in evidence.ledger for point in run.noise])
+    line, level = batch_line(evidence, scale)
     facts = evidence.facts
     return answer_batch(
         line,
-        noise_scale([point for run in evidence.ledger for point in run.noise]),
+        scale,
         evidence.probe,
         evidence.context.space.batches,
         target=level,

@@ -12,7 +12,7 @@ import numpy as np
 from .ledger import Key, Ledger, Run
 from .pruner import Rungs
 from .space import Point, Space
-from .surrogate import Ends, Observations, Surrogate, compress
+from .surrogate import Ends, Observations, Surrogate, compress, expand
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,6 +121,11 @@ class Model:
     def expected(self, points: Sequence[Point]) -> NDArray[np.float64]:
         """Return the mean of the compressed gap at the end of a full run."""
         return self._posterior.ends(points).mean
+
+    def excess(self, runs: Sequence[Run]) -> NDArray[np.float64]:
+        """Return by what share of it the setting of each run is expected to end above the lowest of them."""
+        gap = expand(self.expected([self._context.space.point(run.setting) for run in runs]))
+        return np.asarray((1 + gap) / (1 + gap.min()) - 1)
 
     def closed(self, key: Key) -> bool:
         """Return whether there is nothing more to learn of a setting on the seed of the search."""

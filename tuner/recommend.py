@@ -43,6 +43,8 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
         leaders = _largest_first(evidence, leaders)
     elif evidence.plan.goal == "time":
         leaders = _fastest_first(evidence, leaders)
+    else:
+        leaders = _fast_one_early(evidence, leaders, place=0 if n == 1 else 1)
     for run in leaders:
         if len(chosen) >= n:
             break
@@ -56,9 +58,8 @@ def _largest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
     model = Model.of(evidence.context, evidence.ledger)
     if model is None or not leaders:
         return list(leaders)
-    mean = model.expected([evidence.context.space.point(run.setting) for run in leaders])
     slack = evidence.plan.tolerance + NOISE_PRIOR[0]
-    good = [run for run, gap in zip(leaders, mean, strict=True) if gap <= mean[0] + slack]
+    good = [run for run, excess in zip(leaders, model.excess(leaders), strict=True) if excess <= slack]
     return sorted(good, key=lambda run: -run.setting.global_batch_size) + [run for run in leaders if run not in good]
 
 
@@ -77,6 +78,28 @@ def _fastest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
         ordered.remove(expected)
         ordered.insert(1, expected)
     return ordered
+
+
+def _fast_one_early(evidence: Evidence, leaders: Sequence[Run], place: int) -> list[Run]:
+    """Return the runs with the fastest of those expected within tolerance of the best at a place, so that it is run and may win.
+
+    Beside the best, which stays first, one is let in that may lie within tolerance by the luck of seeds.
+    """
+    model, line = Model.of(evidence.context, evidence.ledger), None if evidence.probe is None else evidence.probe.step_time_line
+    if model is None or line is None or evidence.probe is None or not leaders or evidence.plan.tolerance <= 0:
+        return list(leaders)
+    micro_max = evidence.probe.micro_batch_size
+
+    def s_per_sample(run: Run) -> float:
+        batch = run.setting.global_batch_size
+        return line.step_s(*split_batch(batch, micro_max)) / batch
+
+    slack = evidence.plan.tolerance + (NOISE_PRIOR[0] if place else 0.0)
+    fast = min((run for run, excess in zip(leaders, model.excess(leaders), strict=True) if excess <= slack), key=s_per_sample)
+    if s_per_sample(fast) >= s_per_sample(leaders[0]):
+        return list(leaders)
+    others = [run for run in leaders if run is not fast]
+    return [*others[:place], fast, *others[place:]]
 
 
 def _seconds_to(evidence: Evidence, target: float, run: Run) -> float | None:
@@ -277,13 +300,11 @@ def _peak_bytes(evidence: Evidence, chosen: Candidate) -> int | None:
 def _batch_interval(evidence: Evidence, model: Model, chosen: Candidate, noise: float) -> tuple[int, ...]:
     """Return the smallest and largest batch size that were run and whose best setting cannot be told from the best of all."""
     best: dict[int, float] = {}
-    runs = [run for run in model.leaders]
-    mean = model.expected([evidence.context.space.point(run.setting) for run in runs])
-    for run, gap in zip(runs, mean, strict=True):
+    for run, excess in zip(model.leaders, model.excess(model.leaders), strict=True):
         batch = run.setting.global_batch_size
-        best[batch] = min(best.get(batch, math.inf), float(gap))
+        best[batch] = min(best.get(batch, math.inf), float(excess))
     slack = max(evidence.plan.tolerance, 1.64 * noise)
-    even = [batch for batch, gap in best.items() if gap <= min(best.values()) + slack] + [chosen.global_batch_size]
+    even = [batch for batch, excess in best.items() if excess <= slack] + [chosen.global_batch_size]
     return (min(even), max(even))
 
 

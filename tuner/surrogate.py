@@ -118,6 +118,16 @@ def compress(losses: Array) -> Array:
     return np.where(finite, y, float(y[finite].max()) + DIVERGED_BEYOND)
 
 
+def expand(compressed: Array) -> Array:
+    """Return the relative gaps of compressed ones.
+
+    Example:
+        >>> expand(compress(np.array([1.0, 1.25])))
+        array([0.  , 0.25])
+    """
+    return KNEE * np.expm1(compressed)
+
+
 class Surrogate:
     """The process, conditioned on what was seen."""
 
