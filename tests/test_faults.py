@@ -153,6 +153,7 @@ def test_out_of_memory_late_in_a_run_makes_the_point_infeasible(folder: Path, mo
     cell = (out[0].global_batch_size, out[0].learning_rate)
     assert cell not in {(record.global_batch_size, record.learning_rate) for record in result.records[2:]}
     assert all(record.micro_batch_size <= out[0].micro_batch_size // 2 for record in result.records[2:])
+    assert any(record.global_batch_size >= out[0].global_batch_size for record in result.records[2:])  # It is accumulated now.
     assert result.recommendation.micro_batch_size <= out[0].micro_batch_size // 2
     assert result.probe == PROBE
 

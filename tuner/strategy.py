@@ -314,9 +314,8 @@ class Strategy:
             if run.cause in ("error", "no_report") or (run.cause in LOST and lost[run.key] > RETRIES):
                 banned.add(run.key)
             if run.cause == "oom":
-                batch = run.setting.global_batch_size
-                whole = run.record is not None and run.record.accumulation_steps == 1
-                batches |= {b for b in self.space.batches if b == batch or (whole and b > batch)}
+                banned.add(run.key)
+                batches |= self._too_large_after(run)
         return Context(
             self.space,
             self.rungs,
@@ -326,6 +325,14 @@ class Strategy:
             frozenset(banned),
             frozenset(batches),
         )
+
+    def _too_large_after(self, run: Run) -> set[int]:
+        """Return the batch sizes that are given up because this run was out of memory."""
+        batch, record = run.setting.global_batch_size, run.record
+        if self.probe is not None and record is not None and record.micro_batch_size > 1:
+            return set()  # They are accumulated from smaller micro-batches from now on.
+        whole = record is not None and record.accumulation_steps == 1
+        return {b for b in self.space.batches if b == batch or (whole and b > batch)}
 
     def _evidence(self) -> Evidence:
         return Evidence(self.plan, self.facts, self.probe, self._context(), self.ledger, self._share)
