@@ -114,6 +114,10 @@ class Ledger:
         self._runs: dict[int, Run] = {}
         self._by_key: dict[Key, dict[int, Run]] = {}
         self._in_order: list[Run] | None = None
+        self._running: dict[int, Run] = {}
+        self._charged_of_ended = 0
+        self.memo: dict[int, object] = {}
+        """What was computed of single runs; an entry goes when its run changes."""
         self.version = 0
         """Grows with every entry."""
         self.fitted: tuple[int, object] | None = None
@@ -128,7 +132,16 @@ class Ledger:
         return iter(self._in_order)
 
     def _enter(self, run: Run) -> None:
+        before = self._runs.get(run.number)
+        if before is not None and before.state != "running":
+            self._charged_of_ended -= before.charged
+        self._running.pop(run.number, None)
+        if run.state == "running":
+            self._running[run.number] = run
+        else:
+            self._charged_of_ended += run.charged
         self._runs[run.number] = run
+        self.memo.pop(run.number, None)
         self._by_key.setdefault(run.key, {})[run.number] = run
         self._in_order = None
 
@@ -163,6 +176,7 @@ class Ledger:
         """Enter a report of a running trial, under the wanted points that it is the first to reach."""
         self.version += 1
         run = self._runs[report.number]
+        self.memo.pop(report.number, None)
         for samples in report.points or (report.samples,):
             run.values.setdefault(samples, float(report.val_loss))
         run.samples = max(run.samples, report.samples)
@@ -202,17 +216,17 @@ class Ledger:
     @property
     def running(self) -> list[Run]:
         """The runs that have not ended."""
-        return [run for run in self if run.state == "running"]
+        return [self._running[number] for number in sorted(self._running)]
 
     @property
     def charged(self) -> int:
         """Samples trained so far."""
-        return sum(run.charged for run in self._runs.values())
+        return self._charged_of_ended + sum(run.charged for run in self._running.values())
 
     @property
     def committed(self) -> int:
         """Samples trained or held back for what runs."""
-        return sum(run.committed for run in self._runs.values())
+        return self._charged_of_ended + sum(run.committed for run in self._running.values())
 
     def of(self, key: Key, seed: int | None = None) -> list[Run]:
         """Return the runs of one setting, on one seed if given."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,10 @@ COLLAPSED = 0.5
 """A run that has lost more than this share of what it had gained counts as diverged, from its beginning."""
 GAINED = 0.2
 """It must have gained this share of the loss that it began with: a little comes and goes."""
+
+
+MOST_ROWS = 200
+"""Rows that the surrogate is fitted to at most, so that a choice takes no longer in a search of ten thousand trials."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Context:
 class Model:
     """The surrogate fitted to a ledger, with what is needed to read it."""
 
-    def __init__(self, context: Context, runs: list[Run], points: list[Point], posterior: _Posterior, lost: frozenset[int]) -> None:
+    def __init__(self, context: Context, runs: list[Run], points: list[Point], posterior: _Posterior, lost: frozenset[int], deepest: dict[Key, Run]) -> None:
         """Keep the parts; use `Model.of`."""
         self._context = context
         self._posterior = posterior
@@ -52,10 +56,8 @@ class Model:
         """Numbers of the runs whose setting has diverged or collapsed on their seed."""
         self.points = points
         """Of the runs, in their order."""
-        self.deepest: dict[Key, Run] = {}
-        for run in runs:
-            if run.seed == context.seed and (run.key not in self.deepest or run.samples > self.deepest[run.key].samples):
-                self.deepest[run.key] = run
+        self.deepest = deepest
+        """The run of each setting that went furthest on the seed of the search."""
         mean = self.expected(points)
         ranked = np.argsort(np.where([run.finite and run.number not in lost for run in runs], mean, np.inf), kind="stable")
         self.leaders = [runs[i] for i in ranked if runs[i].finite]
@@ -74,14 +76,14 @@ class Model:
 
     @classmethod
     def _fit(cls, context: Context, ledger: Ledger, before: Model | None) -> Model | None:
-        rungs = context.rungs
         runs = [run for seed in sorted({run.seed for run in ledger}) for run in ledger.curves(seed)]
-        rows = [
-            (run, math.log2(min(rung / rungs.full_samples, 1.0)), value)
-            for run in runs
-            for rung in rungs.samples
-            if (value := _value_at(run, rung, rungs, context.planned)) is not None
-        ]
+        deepest: dict[Key, Run] = {}
+        for run in runs:
+            if run.seed == context.seed and (run.key not in deepest or run.samples > deepest[run.key].samples):
+                deepest[run.key] = run
+        rows_of = {run.number: _rows_of(run, context, ledger.memo) for run in runs}
+        runs = _most_telling(runs, rows_of)
+        rows = [(run, octaves, value) for run in runs for octaves, value in rows_of[run.number]]
         start = _start(runs)
         gone = {(run.key, run.seed) for run in runs if run.diverged}
         fallen = {(run.key, run.seed) for run in runs if collapsed(run, start)} - gone
@@ -100,7 +102,7 @@ class Model:
         points = {run.number: context.space.point(run.setting) for run in runs}
         data = tuple((run.number, octaves, repr(value)) for run, octaves, value in rows)
         if before is not None and before._posterior.data == data:
-            return cls(context, runs, list(points.values()), before._posterior, lost)
+            return cls(context, runs, list(points.values()), before._posterior, lost, deepest)
         order = {run.number: i for i, run in enumerate(runs)}
         seen = Observations(
             x=np.array([points[run.number].coordinates for run, _, _ in rows]),
@@ -111,7 +113,7 @@ class Model:
             diverged=np.array([float(not math.isfinite(value)) for _, _, value in rows]),
         )
         surrogate = Surrogate(seen, context.space.slope, context.space.slope_sd)
-        return cls(context, runs, list(points.values()), _Posterior(data, surrogate), lost)
+        return cls(context, runs, list(points.values()), _Posterior(data, surrogate), lost, deepest)
 
     def final(self, points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and sd of the compressed gap at the end of a full run, the sd against the setting of lowest mean."""
@@ -153,6 +155,33 @@ class _Posterior:
             self._rows.update({key: len(self._rows) + i for i, key in enumerate(new)})
         assert self._ends is not None
         return self._ends.take([self._rows[point.key] for point in points])
+
+
+def _rows_of(run: Run, context: Context, memo: dict[int, object]) -> list[tuple[float, float]]:
+    """Return what a run says: the value at each rung, which is in octaves of a full run."""
+    found = memo.get(run.number)
+    if not isinstance(found, list):
+        rungs = context.rungs
+        values = [(rung, _value_at(run, rung, rungs, context.planned)) for rung in rungs.samples]
+        found = [(math.log2(min(rung / rungs.full_samples, 1.0)), value) for rung, value in values if value is not None]
+        memo[run.number] = found
+    return found
+
+
+def _most_telling(runs: list[Run], rows_of: Mapping[int, Sequence[tuple[float, float]]]) -> list[Run]:
+    """Return the runs that are fitted: of too many, the best of those that went furthest, and every so many-th of the others."""
+    n_rows = sum(map(len, rows_of.values()))
+    if n_rows <= MOST_ROWS:
+        return runs
+
+    def rank(run: Run) -> tuple[float, float, int]:
+        octaves, value = rows_of[run.number][-1] if rows_of[run.number] else (-math.inf, math.inf)
+        return (-octaves, value if math.isfinite(value) else math.inf, run.number)
+
+    half = MOST_ROWS * len(runs) // n_rows // 2
+    ranked = sorted(runs, key=rank)
+    kept = {run.number for run in (*ranked[:half], *ranked[half :: (len(runs) - half) // half])}
+    return [run for run in runs if run.number in kept]
 
 
 def _start(runs: Sequence[Run]) -> float:

@@ -5,6 +5,7 @@ A sampler sees the ledger and answers two questions: which run to start, and whe
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -91,7 +92,7 @@ class SurrogateSampler:
         for run in (*model.deepest.values(), *(run for run in ledger.running if run.seed == self._context.seed)):
             samples = max(run.samples, run.granted if run.state == "running" and not run.values else 0)
             # A run that is planned to end at a rung ends up to one step before it.
-            reached = sum(samples > max(0, rung - run.setting.global_batch_size) for rung in rungs.samples) - 1
+            reached = bisect.bisect_left(rungs.samples, samples + run.setting.global_batch_size) - 1 if samples else -1
             level[run.key] = max(reached, level.get(run.key, -1))
         return level
 
