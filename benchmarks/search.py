@@ -98,7 +98,7 @@ BSTUNE: dict[str, Variant] = {
     "bstune, no race": Variant(patch=lambda: mock.patch.object(sampler.SurrogateSampler, "_race", return_value=None)),
     "bstune, no curve over integrated rate": Variant(patch=_hyper(learning=1e-6)),
     "bstune, no rise with the batch": Variant(patch=_hyper(growth=0.0)),
-    "bstune, full runs at once": Variant(patch=lambda: mock.patch.multiple(sampler, WIDTH_FIRST=0.0, LARGEST_SHARE=1.0)),
+    "bstune, any run for any share of the budget": Variant(patch=lambda: mock.patch.object(sampler, "LARGEST_SHARE", 1.0)),
     "bstune, collapsed runs as any other": Variant(patch=lambda: mock.patch.object(model, "COLLAPSED", math.inf)),
     "bstune, successive halving by thirds": Variant(patch=lambda: mock.patch.object(sampler, "PROMOTED", 3.0)),
     "bstune, no confirmation": Variant(lambda table: {"confirm": 0}),

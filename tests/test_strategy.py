@@ -275,7 +275,7 @@ def test_out_of_memory_forbids_the_batch_and_all_larger_ones() -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_recommended_setting_is_good(kind: str) -> None:
-    """Twelve full runs end within 15 % of the best, half within 6 %, though early rungs favour rates 2.4 octaves too high."""
+    """Twelve full runs end within 13 % of the best, most within 6 %, though early rungs favour rates 2.4 octaves too high."""
     regrets = []
     tables = [(seed, *shape) for seed in (0, 1) for shape in ((64, 0.03, 0.7), (16, 0.01, 0.5), (256, 0.1, 1.0))]
     for seed, best_batch, best_lr, slope in tables:
@@ -284,8 +284,8 @@ def test_the_recommended_setting_is_good(kind: str) -> None:
         replay(strategy, table)
         best = strategy.recommend()
         regrets.append(table.regret(best.global_batch_size, best.learning_rate))
-    assert max(regrets) <= 0.15
-    assert kind == "cosine" or sorted(regrets)[2] <= 0.06
+    assert max(regrets) <= 0.13
+    assert sorted(regrets)[3] <= 0.06
 
 
 def test_finalists_are_compared_on_the_same_seeds() -> None:

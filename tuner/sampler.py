@@ -23,17 +23,15 @@ from .space import Point
 RACE_OCTAVES = 2.0
 """Spacing of the first race along the learning rate."""
 RACE_MOST = 8
-PROMOTED = 1.5
-"""Of so many settings at a rung one goes on to the next: half of what successive halving takes, because the surrogate chooses them."""
+PROMOTED = 1.2
+"""Of so many settings at a rung one goes on to the next: far fewer than successive halving drops, because the surrogate chooses them."""
 ROOM = 0.5
 """A rung has room while one over `PROMOTED` of the settings at the rung before exceed those at it by more than this."""
 LARGEST_SHARE = 0.25
 """No single run takes more than this share of what the search may train; what is left at the end may go deeper."""
-WIDTH_FIRST = 1.2
-"""A rung opens once this many times its samples have been trained: what leads at the first rungs may have too large a learning rate."""
-OPTIMISM = 0.5
+OPTIMISM = 1.0
 """A new setting is judged by its expected end less this many standard deviations."""
-HOPELESS_GAP = 0.7
+HOPELESS_GAP = 1.5
 """A setting that is expected to end by this much worse than the best is not trained further, in compressed gaps."""
 
 
@@ -97,10 +95,9 @@ class SurrogateSampler:
         return level
 
     def _has_room(self, ledger: Ledger, level: Mapping[Key, int], rung: int) -> bool:
-        """Return whether another setting may go on to a rung: in proportion to the rung before, and not before its time."""
+        """Return whether another setting may go on to a rung: in proportion to the rung before, and not for too much of the budget."""
         full = self._context.rungs.full_samples
-        cost, spent = self._context.rungs.samples[rung] / full, ledger.charged / full
-        if cost > LARGEST_SHARE * (spent + self._left) or spent < WIDTH_FIRST * cost:
+        if self._context.rungs.samples[rung] / full > LARGEST_SHARE * (ledger.charged / full + self._left):
             return False
         here, before = (sum(reached >= k for reached in level.values()) for k in (rung, rung - 1))
         return here + ROOM <= before / PROMOTED

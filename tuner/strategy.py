@@ -171,8 +171,8 @@ class Strategy:
     def forecast(self) -> Forecast:
         """Return what the search is expected to cost."""
         search = max(0.0, self.plan.budget - self._share)
-        # Counted on recorded tables: about four trials to a full run, and half as many again where runs are continued as new trials.
-        n_search = (4 + 4 * search) * (1.5 if self.facts.can_continue and not self._planned else 1.0)
+        # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as many more.
+        n_search = (6 + 2 * search) * (1.5 if self.facts.can_continue or self._planned else 1.0)
         n_trials = max(1, round(n_search + self._share))
         if self.plan.n_trials is not None:
             n_trials = min(n_trials, self.plan.n_trials)
