@@ -107,7 +107,7 @@ def main() -> None:
             now = strategy(reopened)
             proposal = now.ask()
             resume_s = time.perf_counter() - started_s
-            ask_s = []
+            ask_s: list[float] = []
             while proposal is not None and len(ask_s) < arguments.asks:
                 train(reopened, proposal, rng, now)
                 started_s = time.perf_counter()

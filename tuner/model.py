@@ -48,7 +48,9 @@ class Context:
 class Model:
     """The surrogate fitted to a ledger, with what is needed to read it."""
 
-    def __init__(self, context: Context, runs: list[Run], points: list[Point], posterior: _Posterior, lost: frozenset[int], deepest: dict[Key, Run]) -> None:
+    def __init__(
+        self, context: Context, runs: list[Run], points: list[Point], posterior: _Posterior, lost: frozenset[int], deepest: dict[Key, Run]
+    ) -> None:
         """Keep the parts; use `Model.of`."""
         self._context = context
         self._posterior = posterior
