@@ -324,6 +324,19 @@ def test_the_baseline_is_measured_and_is_the_centre() -> None:
     assert (records[0].global_batch_size, records[0].learning_rate) == (32, 0.0075)
 
 
+@pytest.mark.parametrize(("baseline", "compared"), [((32, 0.0075), True), ((64, 0.00046875), False)])
+def test_the_baseline_is_compared_on_the_same_seed_unless_it_is_hopeless(baseline: tuple[int, float], compared: bool) -> None:
+    """It stands in the table as the user's own, with its loss on the seeds of the finalists."""
+    strategy = make(budget=12, baseline=baseline)
+    records = replay(strategy, TABLE)
+    best = strategy.recommend()
+
+    confirmed = {(r.global_batch_size, r.learning_rate) for r in records if r.stage == "confirm"}
+    assert (baseline in confirmed) == compared
+    own = [c for c in best.alternatives if c.note.startswith("your present setting")]
+    assert not compared or [(c.global_batch_size, c.learning_rate, c.verified) for c in own] == [(*baseline, True)]
+
+
 def test_the_forecast_is_said_before_training() -> None:
     """It names trials, full runs and the space; seconds are unknown without a step time."""
     forecast = make(budget=8).forecast()

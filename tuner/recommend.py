@@ -21,6 +21,10 @@ from .results import Candidate, LossEstimate, LrRule, Recommendation, Setting
 from .scaling import split_batch
 
 ALTERNATIVES = 5
+LEAST_WITH_BASELINE = 3
+"""Of so many finalists one is the user's present setting."""
+BASELINE_EXCESS = 1.0
+"""A setting that is expected to end by this share above the best is not run to the end to be told so."""
 NOISE_PRIOR = (0.05, 2.0)
 """Relative standard deviation of a full run between seeds, and how many degrees of freedom that guess is worth.
 
@@ -45,12 +49,32 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
         leaders = _fastest_first(evidence, leaders)
     else:
         leaders = _fast_one_early(evidence, leaders, place=0 if n == 1 else 1)
-    for run in leaders:
+    for run in _with_baseline(evidence, leaders, n):
         if len(chosen) >= n:
             break
         if run.key not in out and evidence.context.allowed(run.key, run.setting.global_batch_size):
             chosen.setdefault(run.key, run.setting)
     return list(chosen.values())[:n]
+
+
+def _with_baseline(evidence: Evidence, leaders: Sequence[Run], n: int) -> list[Run]:
+    """Return the runs with the user's present setting at the last place of n, if it is worth a full run to compare with."""
+    model, own = Model.of(evidence.context, evidence.ledger), _baseline_key(evidence)
+    if model is None or own is None or n < LEAST_WITH_BASELINE:
+        return list(leaders)
+    worth = [run for run, excess in zip(leaders, model.excess(leaders), strict=True) if run.key == own and excess <= BASELINE_EXCESS]
+    before: dict[Key, Run] = {}
+    for run in leaders:
+        if run.key != own and len(before) < n - 1:
+            before.setdefault(run.key, run)
+    return [*before.values(), *worth[:1], *leaders]
+
+
+def _baseline_key(evidence: Evidence) -> Key | None:
+    if evidence.plan.baseline is None:
+        return None
+    space = evidence.context.space
+    return key_of(space.setting(*evidence.plan.baseline, space.default_params()))
 
 
 def _largest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
@@ -216,6 +240,7 @@ def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float],
     reached = [samples_to(target, run) for run in used] if target is not None else []
     known = [x for x in reached if x is not None]
     samples = float(np.median(known)) if known and len(known) == len(reached) else None
+    yours = "your present setting" if key_of(setting) == _baseline_key(evidence) else ""
     note = (
         "diverged on a fresh seed"
         if spoilt
@@ -237,7 +262,7 @@ def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float],
         seconds_to_target=None if samples is None or rate is None else samples / rate,
         samples_to_target=samples,
         verified=bool(fresh) and not spoilt,
-        note=note,
+        note="; ".join(filter(None, [yours, note])),
     )
 
 
