@@ -32,9 +32,13 @@ import os, time
 import bstune, torch
 from shape import bowl  # A neighbour of this file, which has to travel with it.
 
+held = []
+
 @bstune.objective(n_samples=320, epochs=4, evals=4)
 def objective(trial):
     hoard = []
+    held.append(torch.ones(1 << 20))  # Nothing that a trial keeps is there in the next.
+    assert len(held) == 1
     mark = os.environ.get("HOARD")  # Takes host memory without end, once.
     if trial.number == 1 and mark and not os.path.exists(mark):
         open(mark, "w").close()
@@ -49,6 +53,10 @@ def objective(trial):
         if samples >= trial.next_report:
             time.sleep(float(os.environ.get("SLOWLY", "0.02")))
             trial.report(val_loss=bowl(samples, trial.learning_rate) + 0.001 * trial.seed, samples=samples)
+            if os.environ.get("MISBEHAVE") and trial.number == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            if os.environ.get("MISBEHAVE") and trial.number == 2:
+                raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (64x10 and 20x30)")
 """
 SHAPE = """
 import math
@@ -168,6 +176,21 @@ def test_a_killed_ray_worker_costs_one_trial(model: Path, url: str) -> None:
     assert result.recommendation.verified
     assert seen
     assert {address.removeprefix("::ffff:") for address in seen} <= {"127.0.0.1", "::1"}
+
+
+@pytest.mark.parametrize("engine", ["optuna", "ray"])
+def test_memory_and_mistakes_are_told_apart_by_both_engines(model: Path, url: str, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    """Out of memory in the middle of a run is a result and not tried again; a mistake is none of memory; no trial inherits a tensor."""
+    monkeypatch.setenv("MISBEHAVE", "1")
+
+    result = search(model, url, engine=engine)
+
+    failed = [record for record in result.records if record.state == "failed"]
+    assert [(record.number, record.cause, record.samples > 0) for record in failed] == [(1, "oom", True), (2, "error", True)]
+    assert failed[1].reason == "RuntimeError: mat1 and mat2 shapes cannot be multiplied (64x10 and 20x30)"
+    cells = [(record.global_batch_size, record.learning_rate) for record in result.records]
+    assert not {cells[1], cells[2]} & set(cells[3:])
+    assert result.recommendation.verified
 
 
 VICTIM = """
