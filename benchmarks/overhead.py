@@ -79,7 +79,7 @@ def searched(folder: Path, n: int, engine: str) -> float:
     started = time.perf_counter()
     result = bstune.search(
         objective,
-        engine=engine,  # type: ignore[arg-type]  # One of two names.
+        engine=engine,
         probe=probe,
         device="cpu",
         space={"batch_size": [64], "learning_rate": RATES},

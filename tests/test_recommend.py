@@ -113,6 +113,17 @@ def test_the_largest_batch_without_measurable_loss_is_larger() -> None:
     assert "largest" in largest.reason or "won" in largest.reason
 
 
+@pytest.mark.parametrize(("noise", "tied"), [(0.0, False), (0.2, True)])
+def test_a_tie_is_called_a_tie(noise: float, tied: bool) -> None:
+    """Settings that differ by less than seeds do are not told apart; without noise between many seeds, they are."""
+    table = synthetic(seeds=8, noise=noise)
+    space = {"batch_size": [64], "learning_rate": [0.0075, 0.03, 0.12]}  # 12 % apart.
+    strategy = Strategy(Plan(budget=20, space=space, tolerance=0.0), table.facts(), None)
+    replay(strategy, table)
+
+    assert ("a tie with" in strategy.recommend().reason) == tied
+
+
 def test_the_target_of_the_time_goal_is_chosen_and_reached() -> None:
     """Without a target one is chosen from the first full run, and the winner says when it reaches it."""
     strategy = Strategy(Plan(goal="time", budget=12, space=TABLE.space), TABLE.facts(), PROBE)

@@ -304,8 +304,18 @@ def _choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> t
         reason = f"{name} is expected to end lowest by the trials so far; it was not confirmed"
     elif len(pool) == 1:
         reason = f"{name} won the search and held on a fresh seed"
+    elif n_tied := _n_tied(evidence, chosen, pool):
+        reason += f", a tie with {'the other' if len(pool) == 2 else f'{n_tied} of them'} within the noise of seeds"
     limits = _limits(evidence)
     return chosen, f"{reason}; {limits}." if limits else f"{reason}."
+
+
+def _n_tied(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) -> int:
+    """Return how many others of the pool cannot be told from the chosen one: the 90 % interval of their ratio holds 1."""
+    noise, freedom = _noise(evidence)
+    mean = chosen.val_loss.mean or 0.0
+    slack = student_quantile(freedom) * noise * abs(mean) * math.sqrt(2 / max(1, chosen.val_loss.n_seeds))
+    return sum(other is not chosen and abs((other.val_loss.mean or 0.0) - mean) <= slack for other in pool)
 
 
 def _limits(evidence: Evidence) -> str | None:
