@@ -37,8 +37,8 @@ import optuna
 import psutil
 import torch
 from bstune.tuner.drive import Progress
-from bstune.tuner.results import DeviceInfo, ProbeResult
 from bstune.tuner.storage import InUseError, open_storage
+from bstune.tuner.testing import known_probe
 
 BUDGET = 4.0
 ONE_REPORT = 0.25
@@ -85,23 +85,7 @@ def objective(trial):
             if (trial.number == AT or always and trial.number > 0) and misbehave(trial, samples):
                 return
 """
-PROBE = ProbeResult(
-    micro_batch_size=32,
-    eval_batch_size=32,
-    limited_by="memory",
-    proof="bracket",
-    capacity_bytes=1 << 34,
-    usable_bytes=1 << 33,
-    budget_bytes=1 << 33,
-    peak_bytes=1 << 30,
-    memory_line=None,
-    memory_by_category=None,
-    throughput=(),
-    step_time_line=None,
-    attempts=(),
-    device=DeviceInfo("cpu", "soak"),
-    n_train_samples=320,
-)
+PROBE = known_probe(32, step_s=None, n_train_samples=320)
 TRIAL_FAULTS = (
     "trial_sigkill",
     "trial_segfault",

@@ -24,11 +24,12 @@ from datetime import date
 from pathlib import Path
 
 from bstune.objectives.base import TrialReport, TrialSpec
+from bstune.tuner.axes import Axes
 from bstune.tuner.plan import Plan, Proposal
 from bstune.tuner.results import Setting
 from bstune.tuner.storage import open_storage
 from bstune.tuner.strategy import Strategy
-from bstune.tuner.study import Axes, Study, find_study, make_study
+from bstune.tuner.study import Study, find_study, make_study
 from bstune.tuner.table import synthetic
 
 TABLE = synthetic()

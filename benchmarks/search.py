@@ -46,9 +46,10 @@ from bstune.tuner import model, sampler, scaling, surrogate
 from bstune.tuner.evidence import samples_to
 from bstune.tuner.ledger import Run
 from bstune.tuner.plan import Plan
-from bstune.tuner.results import DeviceInfo, ProbeResult, Setting, StepTimeLine
+from bstune.tuner.results import ProbeResult, Setting
 from bstune.tuner.strategy import Strategy
 from bstune.tuner.table import Cell, Table, replay
+from bstune.tuner.testing import known_probe
 
 BUDGETS = (4, 8, 12)
 HERE = Path(__file__).resolve().parent
@@ -180,24 +181,7 @@ SATURATION = 100.0
 
 def timed_probe(table: Table) -> ProbeResult:
     """Return a probe that found every batch of the table to fit, and step times of 1 ms and 10 us a sample."""
-    c_s = 1e-5
-    return ProbeResult(
-        micro_batch_size=max(table.batches),
-        eval_batch_size=None,
-        limited_by="memory",
-        proof="model",
-        capacity_bytes=1,
-        usable_bytes=1,
-        budget_bytes=1,
-        peak_bytes=1,
-        memory_line=None,
-        memory_by_category=None,
-        throughput=(),
-        step_time_line=StepTimeLine(SATURATION * c_s, c_s, SATURATION),
-        attempts=(),
-        device=DeviceInfo("cpu", "assumed"),
-        n_train_samples=table.n_samples,
-    )
+    return known_probe(max(table.batches), step_s=(SATURATION * 1e-5, 1e-5), n_train_samples=table.n_samples)
 
 
 def fastest_batch(table: Table, level: float) -> int | None:

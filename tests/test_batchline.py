@@ -9,33 +9,15 @@ import numpy as np
 import pytest
 from bstune.tuner.batchline import Reach, answer_batch, fit_batch_line, limits_sentence
 from bstune.tuner.noise import NoiseScale
-from bstune.tuner.results import BatchAnswer, DeviceInfo, ProbeResult, ThroughputRow
-from bstune.tuner.steptime import fit_step_time
+from bstune.tuner.results import BatchAnswer, ProbeResult
+from bstune.tuner.testing import known_probe
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def probe(a_s: float = 0.01, c_s: float = 0.0001, **changes: Any) -> ProbeResult:
     """Return a probe whose step takes a + c n seconds, so that the hardware saturates at a / c = 100."""
-    rows = tuple(ThroughputRow(n, n / (a_s + c_s * n), a_s + c_s * n, 0.02) for n in (4, 32, 256, 1024))
-    values: dict[str, Any] = {
-        "micro_batch_size": 512,
-        "eval_batch_size": 512,
-        "limited_by": "memory",
-        "proof": "bracket",
-        "capacity_bytes": 1,
-        "usable_bytes": 1,
-        "budget_bytes": 1,
-        "peak_bytes": 1,
-        "memory_line": None,
-        "memory_by_category": None,
-        "throughput": rows,
-        "step_time_line": fit_step_time(rows),
-        "attempts": (),
-        "device": DeviceInfo("cpu", "here"),
-        "n_train_samples": 10_000,
-    }
-    return ProbeResult(**(values | changes))
+    return known_probe(step_s=(a_s, c_s), n_train_samples=10_000, **changes)
 
 
 def answered(b_crit: float, given: ProbeResult | None, batches: tuple[int, ...] = SIZES) -> BatchAnswer:

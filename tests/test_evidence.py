@@ -10,31 +10,14 @@ import pytest
 from bstune.objectives.base import TrialReport
 from bstune.tuner.ledger import Ledger
 from bstune.tuner.plan import Plan, Proposal
-from bstune.tuner.results import DeviceInfo, NoisePoint, ProbeResult, Setting, ThroughputRow, TrialRecord
-from bstune.tuner.steptime import fit_step_time
+from bstune.tuner.results import NoisePoint, Setting, TrialRecord
 from bstune.tuner.strategy import Strategy
 from bstune.tuner.table import Table, replay
+from bstune.tuner.testing import known_probe
 
 N, EPOCHS, CRITICAL = 1024, 16, 200
 FULL = N * EPOCHS
-ROWS = tuple(ThroughputRow(n, 0.0, 0.01 + 0.0002 * n, 0.02) for n in (4, 32, 256))
-PROBE = ProbeResult(
-    micro_batch_size=512,
-    eval_batch_size=64,
-    limited_by="memory",
-    proof="bracket",
-    capacity_bytes=1,
-    usable_bytes=1,
-    budget_bytes=1,
-    peak_bytes=1,
-    memory_line=None,
-    memory_by_category=None,
-    throughput=ROWS,
-    step_time_line=fit_step_time(ROWS),
-    attempts=(),
-    device=DeviceInfo("cpu", "test"),
-    n_train_samples=N,
-)
+PROBE = known_probe(512, step_s=(0.01, 0.0002), n_train_samples=N)
 """Saturates at 50 samples."""
 
 

@@ -30,11 +30,12 @@ from bstune.tuner.drive import Drive, corrected
 from bstune.tuner.plan import Plan
 from bstune.tuner.pool import Event, Finished, Lost, Reported
 from bstune.tuner.pool_local import LocalPool, device_lost
-from bstune.tuner.results import DeviceInfo, ProbeResult, TrialRecord
+from bstune.tuner.results import TrialRecord
 from bstune.tuner.search import make_strategy
 from bstune.tuner.storage import open_storage, read_storage
 from bstune.tuner.study import find_study, make_study
 from bstune.tuner.table import TablePool, synthetic
+from bstune.tuner.testing import known_probe
 
 SPACE = {"batch_size": [16, 32], "learning_rate": [0.001, 0.01, 0.1]}
 MODEL = """
@@ -75,23 +76,7 @@ def objective(trial):
             if 0 <= trial.number < len(FAULTS):
                 misbehave(trial, FAULTS[trial.number])
 """
-PROBE = ProbeResult(
-    micro_batch_size=64,
-    eval_batch_size=64,
-    limited_by="memory",
-    proof="bracket",
-    capacity_bytes=1,
-    usable_bytes=1 << 30,
-    budget_bytes=1,
-    peak_bytes=1,
-    memory_line=None,
-    memory_by_category=None,
-    throughput=(),
-    step_time_line=None,
-    attempts=(),
-    device=DeviceInfo("cpu", "test"),
-    n_train_samples=320,
-)
+PROBE = known_probe(64, step_s=None, n_train_samples=320)
 
 
 @pytest.fixture

@@ -8,28 +8,13 @@ from typing import Any
 import pytest
 from bstune.tuner.intervals import student_quantile
 from bstune.tuner.plan import Plan
-from bstune.tuner.results import DeviceInfo, ProbeResult, Recommendation, StepTimeLine
+from bstune.tuner.results import ProbeResult, Recommendation
 from bstune.tuner.strategy import Strategy
 from bstune.tuner.table import replay, synthetic
+from bstune.tuner.testing import known_probe
 
 TABLE = synthetic()
-PROBE = ProbeResult(
-    micro_batch_size=48,
-    eval_batch_size=64,
-    limited_by="memory",
-    proof="bracket",
-    capacity_bytes=1,
-    usable_bytes=1,
-    budget_bytes=1,
-    peak_bytes=1,
-    memory_line=None,
-    memory_by_category=None,
-    throughput=(),
-    step_time_line=StepTimeLine(0.01, 0.0001, 100.0),
-    attempts=(),
-    device=DeviceInfo("cpu", "test"),
-    n_train_samples=1024,
-)
+PROBE = known_probe(48)
 
 
 def best_of(probe: ProbeResult | None = None, **plan: Any) -> Recommendation:

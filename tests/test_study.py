@@ -18,16 +18,15 @@ from typing import Any
 import optuna
 import pytest
 from bstune.objectives.base import Facts, TrialReport, TrialSpec
+from bstune.tuner.axes import Axes
+from bstune.tuner.codec import decode_plan, encode_plan
 from bstune.tuner.errors import StudyError
 from bstune.tuner.plan import Plan
 from bstune.tuner.results import DeviceInfo, NoisePoint, TrialRecord
 from bstune.tuner.storage import Storage, open_storage, read_storage
 from bstune.tuner.study import (
-    Axes,
     Study,
     choose_study,
-    decode_plan,
-    encode_plan,
     find_study,
     fingerprint,
     make_study,

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..objectives.base import Facts, TrialReport, TrialSpec, Verdict
+from .axes import Axes
 from .errors import ObjectiveError, StudyError
 from .plan import Forecast, Proposal
 from .pool import Finished, Lost, Pool, Reported
 from .results import Attempt, ProbeResult, TrialRecord
 from .scaling import split_batch
-from .study import Axes, Study
+from .study import Study
 
 if TYPE_CHECKING:
     from .strategy import Strategy

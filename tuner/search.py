@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..objectives.base import Facts
 from ..objectives.load import check_objective
 from .arguments import SearchArguments, check_search
+from .codec import encode_plan
 from .drive import Drive, Progress, corrected
 from .errors import NoSignalError
 from .naming import study_name
@@ -26,7 +27,7 @@ from .plan import Forecast, Plan
 from .pool import Pool
 from .results import Attempt, DeviceInfo, ProbeResult, SearchResult
 from .storage import Storage, open_storage
-from .study import Study, choose_study, encode_plan, fingerprint, probe_key, studies, touch
+from .study import Study, choose_study, fingerprint, probe_key, studies, touch
 
 if TYPE_CHECKING:
     from ..objectives.load import ObjectiveRef

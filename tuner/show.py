@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..objectives.base import Facts
+from .codec import decode_facts, decode_plan
 from .errors import NoSignalError, StudyError
 from .results import ProbeResult, SearchResult, TrialRecord
 from .storage import Storage, read_storage
-from .study import Study, decode_facts, decode_plan, find_study, intact, newest_study
+from .study import Study, find_study, intact, newest_study
 
 
 @dataclass(frozen=True)

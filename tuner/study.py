@@ -16,21 +16,19 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..objectives.base import Facts, TrialReport, TrialSpec
 from .arguments import ProbeArguments
+from .axes import Axes
+from .codec import decode_plan, encode_space
 from .errors import BstuneError, StudyError
 from .plan import Plan
 from .results import DeviceInfo, NoisePoint, ProbeResult, TrialRecord
 from .rows import StoredTrial, read_trials
 from .storage import Storage, read_storage
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
 
 SCHEMA = 1
 """Version of the attributes below; a study of a higher one belongs to a newer bstune."""
@@ -97,50 +95,6 @@ def fingerprint(facts: Facts, plan: Plan, device: DeviceInfo) -> dict[str, Any]:
     }
 
 
-def encode_space(space: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a space as JSON: a scalar or a list as it is, a range and an Optuna distribution as objects."""
-    from optuna.distributions import BaseDistribution, distribution_to_json
-
-    def encode(values: Any) -> Any:
-        if isinstance(values, BaseDistribution):
-            return {"distribution": distribution_to_json(values)}
-        return {"range": list(values)} if isinstance(values, tuple) else values
-
-    return {name: encode(space[name]) for name in sorted(space)}
-
-
-def decode_space(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Read back what `encode_space` wrote."""
-    from optuna.distributions import json_to_distribution
-
-    def decode(values: Any) -> Any:
-        if isinstance(values, Mapping):
-            return json_to_distribution(values["distribution"]) if "distribution" in values else tuple(values["range"])
-        return values
-
-    return {name: decode(values) for name, values in data.items()}
-
-
-def encode_plan(plan: Plan) -> dict[str, Any]:
-    """Return a plan as JSON."""
-    return {**dataclasses.asdict(dataclasses.replace(plan, space={})), "space": encode_space(plan.space)}
-
-
-def decode_plan(data: Mapping[str, Any]) -> Plan:
-    """Read back what `encode_plan` wrote."""
-    names = {field.name for field in dataclasses.fields(Plan)}
-    values = {name: value for name, value in data.items() if name in names}
-    baseline = values.get("baseline")
-    return Plan(**{**values, "space": decode_space(data["space"]), "baseline": baseline and (int(baseline[0]), float(baseline[1]))})
-
-
-def decode_facts(data: Mapping[str, Any]) -> Facts:
-    """Read back the facts of an objective."""
-    names = {field.name for field in dataclasses.fields(Facts)}
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in names}
-    return Facts(**values)
-
-
 def stored_arguments(study: Study) -> dict[str, Any]:
     """Return the arguments of the last search of a study, by the names that `bstune.search` gives them."""
     if "plan" not in study.attributes:
@@ -150,59 +104,6 @@ def stored_arguments(study: Study) -> dict[str, Any]:
     if asked.pop("probe_given", False):
         asked["probe"] = study.probe
     return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | asked
-
-
-# --- how a setting looks to Optuna --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Axes:
-    """The ranges that a search draws from, as Optuna is told them."""
-
-    batch_range: tuple[int, int]
-    learning_rate_range: tuple[float, float]
-    space: Mapping[str, Any]
-
-    def parameters(self, spec: TrialSpec) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-        """Return Optuna's parameters of a run and their distributions.
-
-        The batch is the integer exponent of a power of two, or an index into the user's list. A batch that is neither, as a
-        baseline may be, stands in the user attributes only.
-        """
-        from optuna.distributions import FloatDistribution, IntDistribution
-
-        batch, lr = spec.global_batch_size, spec.learning_rate
-        low, high = self.learning_rate_range
-        parameters: dict[str, Any] = {"learning_rate": lr}
-        distributions: dict[str, BaseDistribution] = {"learning_rate": FloatDistribution(min(low, lr), max(high, lr), log=True)}
-        listed = self.space.get("batch_size")
-        sizes = sorted(set(listed)) if isinstance(listed, list) else []
-        if any(not _is_power_of_two(size) for size in sizes):
-            if batch in sizes:
-                parameters["batch_size_index"] = sizes.index(batch)
-                distributions["batch_size_index"] = IntDistribution(0, len(sizes) - 1)
-        elif _is_power_of_two(batch):
-            lowest, highest = min(*self.batch_range, batch), max(*self.batch_range, batch)
-            parameters["batch_size_log2"] = batch.bit_length() - 1
-            distributions["batch_size_log2"] = IntDistribution((lowest - 1).bit_length(), highest.bit_length() - 1)
-        for name, value in spec.params.items():
-            parameters[name] = value
-            distributions[name] = self._distribution(name, value)
-        return parameters, distributions
-
-    def _distribution(self, name: str, value: Any) -> BaseDistribution:
-        from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-
-        values = self.space.get(name, value)
-        if isinstance(values, BaseDistribution):
-            return values
-        if isinstance(values, tuple):
-            return FloatDistribution(min(values[0], value), max(values[1], value), log=True)
-        return CategoricalDistribution(values if isinstance(values, list) else [values])
-
-
-def _is_power_of_two(number: int) -> bool:
-    return number > 0 and number & (number - 1) == 0
 
 
 # --- one study ----------------------------------------------------------------------------------------------------

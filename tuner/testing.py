@@ -15,11 +15,50 @@ from typing import Any, Literal, NoReturn
 from .allocator import CachingAllocator, OutOfReserveError
 from .device import classify
 from .growth import Measured
+from .results import DeviceInfo, ProbeResult, ThroughputRow
+from .steptime import fit_step_time
 from .trace import TraceModel
 
 GIB = 1 << 30
 
 FaultKind = Literal["oom", "cublas", "cudnn", "sticky", "spill", "killed", "limit", "too_few"]
+
+
+def known_probe(
+    micro_batch_size: int = 512, *, step_s: tuple[float, float] | None = (0.01, 0.0001), n_train_samples: int = 1024, **changes: Any
+) -> ProbeResult:
+    """Return the probe of a device that is made up, to hand to a search.
+
+    Args:
+        micro_batch_size: The largest that fits.
+        step_s: (a, c), where a step of n samples takes a + c * n seconds; None leaves step times unknown.
+        n_train_samples: Of the objective that it is for.
+        changes: Other fields of the result.
+
+    Example:
+        >>> known_probe(step_s=(0.01, 0.0001)).step_time_line.saturation_batch
+        100.0
+    """
+    rows: tuple[ThroughputRow, ...] = ()
+    if step_s is not None:
+        times = {n: step_s[0] + step_s[1] * n for n in (4, 32, 256, 1024)}
+        rows = tuple(ThroughputRow(n, n / seconds, seconds, 0.02) for n, seconds in times.items())
+    values: dict[str, Any] = {
+        "eval_batch_size": micro_batch_size,
+        "limited_by": "memory",
+        "proof": "bracket",
+        "capacity_bytes": GIB,
+        "usable_bytes": GIB,
+        "budget_bytes": GIB,
+        "peak_bytes": GIB,
+        "memory_line": None,
+        "memory_by_category": None,
+        "throughput": rows,
+        "step_time_line": fit_step_time(rows),
+        "attempts": (),
+        "device": DeviceInfo("cpu", "made up"),
+    }
+    return ProbeResult(micro_batch_size, n_train_samples=n_train_samples, **(values | changes))
 
 
 class FakeClock:
