@@ -39,7 +39,7 @@ def regrets() -> None:
         by_table = kept["searchers"].get(name)
         if by_table is None:
             continue
-        medians = [np.median([[math.inf if x is None else x for x in row["regret"]] for row in rows], axis=0) for rows in by_table.values()]
+        medians = [np.median([[math.inf if x is None else x for x in run] for run in seen["regret"]], axis=0) for seen in by_table.values()]
         ours = name.startswith("bstune")
         line = "-" if name == "bstune" else "--"
         axes.plot(kept["budgets"], 100 * np.median(medians, axis=0) + 0.05, line, marker="o", label=name, linewidth=2.5 if ours else 1.2)

@@ -437,8 +437,14 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "search.md").write_text("\n".join([*text, *lines, ""]))
-        kept = {"origin": _origin(), "budgets": BUDGETS, "searchers": ordered, "batch_answers": answers}
+        searchers = {name: {table: _columns(rows) for table, rows in by_table.items()} for name, by_table in ordered.items()}
+        octaves = {table: [row["octaves"] for row in rows] for table, rows in answers.items()}
+        kept = {"origin": _origin(), "budgets": BUDGETS, "searchers": searchers, "octaves_off_the_fastest_batch": octaves}
         (arguments.out / "search.json").write_text(json.dumps(_finite(kept)) + "\n")
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"regret": [row["regret"] for row in rows], "cost": [row["cost"] for row in rows]}
 
 
 def _origin() -> str:
@@ -454,7 +460,7 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    return round(value, 5) if isinstance(value, float) and math.isfinite(value) else None if isinstance(value, float) else value
+    return round(value, 4) if isinstance(value, float) and math.isfinite(value) else None if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
