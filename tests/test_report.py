@@ -64,7 +64,7 @@ def changed(**changes: Any) -> SearchResult:
         (BatchAnswer(), None),
         (BatchAnswer(noise_scale_low=90.0), "not known: gradient noise dominates, so the critical batch is at least 90"),
         (BatchAnswer("noise scale", b_crit=300.0, b_crit_low=200.0, b_crit_high=400.0), "not known without step times; critical batch 300"),
-        (BatchAnswer(n_batches=3, b_crit_low=80.0), "3 batch sizes needed about as many samples, so the critical batch is at least 80"),
+        (BatchAnswer("trials", 0.3, 3, b_crit=300.0, b_crit_low=80.0), "critical batch 300 (80 or more) from 3 batch sizes"),
     ],
     ids=["older", "nothing", "dominated", "untimed", "flat"],
 )

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import time
 from typing import Any
+from unittest import mock
 
 import bstune
 import pytest
-from bstune.tuner.plan import Plan
-from bstune.tuner.results import Recommendation, TrialRecord
+from bstune.objectives.base import TrialReport
+from bstune.tuner.errors import NoSignalError
+from bstune.tuner.plan import Plan, Proposal
+from bstune.tuner.results import Recommendation, Setting, TrialRecord
+from bstune.tuner.sampler import SurrogateSampler
 from bstune.tuner.strategy import Strategy
 from bstune.tuner.table import Table, replay, synthetic
 
@@ -325,16 +330,72 @@ def test_the_baseline_is_measured_and_is_the_centre() -> None:
 
 
 @pytest.mark.parametrize(("baseline", "compared"), [((32, 0.0075), True), ((64, 0.00046875), False)])
-def test_the_baseline_is_compared_on_the_same_seed_unless_it_is_hopeless(baseline: tuple[int, float], compared: bool) -> None:
-    """It stands in the table as the user's own, with its loss on the seeds of the finalists."""
-    strategy = make(budget=12, baseline=baseline)
-    records = replay(strategy, TABLE)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_baseline_is_compared_on_the_same_seed_unless_it_is_hopeless(baseline: tuple[int, float], compared: bool, seed: int) -> None:
+    """It stands in the table as the user's own, with its loss on the seeds of the finalists, however these have come out so far."""
+    table = synthetic(noise=0.05, seed=seed)
+    strategy = make(table, budget=12, baseline=baseline)
+    records = replay(strategy, table)
     best = strategy.recommend()
 
     confirmed = {(r.global_batch_size, r.learning_rate) for r in records if r.stage == "confirm"}
     assert (baseline in confirmed) == compared
-    own = [c for c in best.alternatives if c.note.startswith("your present setting")]
-    assert not compared or [(c.global_batch_size, c.learning_rate, c.verified) for c in own] == [(*baseline, True)]
+    own = [(c.global_batch_size, c.learning_rate, c.verified) for c in best.alternatives if c.note.startswith("your present setting")]
+    if compared and (best.global_batch_size, best.learning_rate) == baseline:
+        assert "(your present setting)" in best.reason
+    elif compared:
+        assert own == [(*baseline, True)]
+
+
+def test_where_all_diverges_late_a_baseline_changes_nothing() -> None:
+    """No setting can be recommended, and that is what is said."""
+    curves = {
+        cell: [[(at, loss if at < 3 * 1024 else math.nan) for at, loss in curve] for curve in seeds] for cell, seeds in TABLE.curves.items()
+    }
+    table = dataclasses.replace(TABLE, curves=curves)
+    strategy = make(table, budget=12, baseline=(32, 0.0075), pruner="none")
+    replay(strategy, table)
+
+    with pytest.raises(NoSignalError):
+        strategy.recommend()
+
+
+@pytest.mark.parametrize("n_before", [200, 2000])
+def test_a_run_is_judged_by_what_it_reported_however_long_the_search(n_before: int) -> None:
+    """A new setting with half the loss of all before it passes the first rung, though many have been further."""
+    space = {**TABLE.space, "weight_decay": (1e-6, 1e-1)}
+    rungs = make(space=space).rungs.samples
+    rng = random.Random(0)
+    history = [
+        TrialRecord(
+            number=i,
+            stage="search",
+            state="complete" if i % 2 else "pruned",
+            reason="",
+            global_batch_size=rng.choice(TABLE.batches),
+            micro_batch_size=8,
+            accumulation_steps=1,
+            learning_rate=rate,
+            seed=0,
+            samples=reached[-1],
+            val_loss=1.5,
+            best_val_loss=None,
+            seconds=1.0,
+            samples_per_s=None,
+            peak_bytes=None,
+            values=tuple((rung, 1 + 0.1 * abs(math.log2(rate / 0.03)) + 0.05 * rng.random()) for rung in reached),
+            end_samples=rungs[-1],
+            params={"weight_decay": 10 ** rng.uniform(-6, -1)},
+        )
+        for i in range(n_before)
+        for reached, rate in [(rungs if i % 2 else rungs[:1], rng.choice(TABLE.learning_rates))]
+    ]
+    strategy = make(space=space, history=history, budget=10_000)
+    proposal = Proposal("search", Setting(64, 0.03, {"weight_decay": 1e-3}), 0, rungs[-1], rungs)
+    strategy.started(n_before, proposal)
+
+    with mock.patch.object(SurrogateSampler, "_race", return_value=None):  # It is over in so long a search.
+        assert strategy.report(TrialReport(n_before, rungs[:1], rungs[0], 0.5, {}, 1.0)) == "go"
 
 
 def test_the_forecast_is_said_before_training() -> None:

@@ -82,6 +82,12 @@ class BatchLine:
         return self.e_min_samples / self.s_min_steps
 
 
+def enough(reaches: Sequence[Reach]) -> bool:
+    """Return whether enough batch sizes, far enough apart, have reached the target for a line."""
+    sizes = {reach.batch for reach in reaches if reach.reached}
+    return len(sizes) >= LEAST_BATCHES and max(sizes) >= LEAST_SPAN * min(sizes)
+
+
 def fit_batch_line(reaches: Sequence[Reach], scale: NoiseScale | None = None) -> BatchLine | None:
     """Fit the samples to target over at least three batch sizes that span a factor of four; None where no line can be had.
 
@@ -94,10 +100,10 @@ def fit_batch_line(reaches: Sequence[Reach], scale: NoiseScale | None = None) ->
         >>> 150 < line.b_crit < 250
         True
     """
+    if not enough(reaches):
+        return None
     reached = [reach for reach in reaches if reach.reached]
     sizes = {reach.batch for reach in reached}
-    if len(sizes) < LEAST_BATCHES or max(sizes) < LEAST_SPAN * min(sizes):
-        return None
     fits = [_fit_with(reaches, crit) for crit in CRITICALS]
     log_weights = [likelihood + _log_prior(crit, scale) for crit, (likelihood, _) in zip(CRITICALS, fits, strict=True)]
     weights = [math.exp(x - max(log_weights)) for x in log_weights]
@@ -217,8 +223,7 @@ def _fewest_seconds(crit: float, line: StepTimeLine, micro_max: int, batches: Se
     """Return the batch size with the fewest seconds to the target, with steps as they are run: accumulated where they do not fit."""
 
     def seconds(batch: int) -> float:
-        steps = 1 + crit / batch if math.isfinite(crit) else 1 / batch  # In units that do not depend on the batch.
-        return steps * line.step_s(*split_batch(batch, micro_max))
+        return (1 + crit / batch) * line.step_s(*split_batch(batch, micro_max))
 
     return min(batches, key=lambda batch: (seconds(batch), batch))
 
@@ -247,12 +252,16 @@ def limits_sentence(answer: BatchAnswer, memory: int | None, hardware: float | N
     """Return what memory, hardware and gradient noise each say, and which batch is fastest by that; None where it is not known.
 
     Example:
-        >>> limits_sentence(BatchAnswer("trials", 0.3, b_crit=290.4, b_star=167.0, fastest=128, decided_by="hardware"), 512, 96.2)
+        >>> answer = BatchAnswer("trials", 0.3, b_crit=290.4, b_crit_low=150.0, b_crit_high=600.0, fastest=128, decided_by="hardware")
+        >>> limits_sentence(answer, 512, 96.2)
         'memory allows 512, hardware saturates at 96, gradient noise at 290: 128 is fastest to a loss of 0.3'
     """
-    if answer.fastest is None or memory is None:
+    if answer.fastest is None or answer.b_crit is None or memory is None:
         return None
     speed = "hardware never saturates" if hardware is None else f"hardware saturates at {hardware:.0f}"
-    noise = "gradient noise nowhere" if answer.b_crit is None else f"gradient noise at {answer.b_crit:.0f}"
-    verb = "should be fastest" if answer.target is None else f"is fastest to a loss of {answer.target:.3g}"
+    if answer.b_crit_high is None:  # Trials showed no growth beyond doubt.
+        noise, verb = f"gradient noise at {answer.b_crit_low or answer.b_crit:.0f} or more", "should be fastest"
+    else:
+        noise = f"gradient noise at {answer.b_crit:.0f}"
+        verb = "should be fastest" if answer.target is None else f"is fastest to a loss of {answer.target:.3g}"
     return f"memory allows {memory}, {speed}, {noise}: {answer.fastest} {verb}"

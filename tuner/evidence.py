@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ..objectives.base import Facts
-from .batchline import LEAST_BATCHES, BatchLine, Reach, answer_batch, fit_batch_line
+from .batchline import LEAST_BATCHES, BatchLine, Reach, answer_batch, enough, fit_batch_line
 from .ledger import Key, Ledger, Run
 from .model import Context
 from .noise import NoiseScale, noise_scale
@@ -78,9 +78,9 @@ def batch_line(evidence: Evidence, scale: NoiseScale | None = None) -> tuple[Bat
     floors = sorted(min(loss for runs in settings.values() for run in runs for _, loss in smoothed(run)) for settings in by_batch.values())
     for level in dict.fromkeys(max(floor, target) for floor in floors[LEAST_BATCHES - 1 :]):
         reaches = [reach for batch, settings in by_batch.items() if (reach := _reach(evidence, batch, settings, level)) is not None]
-        line = fit_batch_line(reaches, scale)
-        if line is not None:
-            return line, level
+        if enough(reaches):
+            line = fit_batch_line(reaches, scale)
+            return line, None if line is None else level
     return None, None
 
 

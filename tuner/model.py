@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,7 +62,10 @@ class Model:
         self.deepest = deepest
         """The run of each setting that went furthest on the seed of the search."""
         mean = self.expected(points)
-        ranked = np.argsort(np.where([run.finite and run.number not in lost for run in runs], mean, np.inf), kind="stable")
+        sound = np.where([run.finite and run.number not in lost for run in runs], mean, np.inf)
+        ranked = np.argsort(sound, kind="stable")
+        self._lowest = float(expand(np.array(sound.min() if np.isfinite(sound.min()) else mean.min())))
+        """The relative gap that is expected of the best of the runs."""
         self.leaders = [runs[i] for i in ranked if runs[i].finite]
         """The runs, best setting first by the expected end of a full run."""
 
@@ -79,21 +83,23 @@ class Model:
     @classmethod
     def _fit(cls, context: Context, ledger: Ledger, before: Model | None) -> Model | None:
         runs = [run for seed in sorted({run.seed for run in ledger}) for run in ledger.curves(seed)]
+        said = {run.number: _said(run, context, ledger.memo) for run in runs}
         deepest: dict[Key, Run] = {}
         for run in runs:
             if run.seed == context.seed and (run.key not in deepest or run.samples > deepest[run.key].samples):
                 deepest[run.key] = run
-        rows_of = {run.number: _rows_of(run, context, ledger.memo) for run in runs}
-        runs = _most_telling(runs, rows_of)
-        rows = [(run, octaves, value) for run in runs for octaves, value in rows_of[run.number]]
         start = _start(runs)
-        gone = {(run.key, run.seed) for run in runs if run.diverged}
-        fallen = {(run.key, run.seed) for run in runs if collapsed(run, start)} - gone
+        gone = {(run.key, run.seed) for run in runs if said[run.number].diverged}
+        fallen = {(run.key, run.seed) for run in runs if collapsed(said[run.number].lowest, said[run.number].last, start)} - gone
         if all((run.key, run.seed) in gone | fallen for run in runs):
             fallen = set()
         # A run that is not continued begins again, so what one run of a setting came to is true of the shorter ones before it.
         lost = frozenset(run.number for run in runs if (run.key, run.seed) in gone | fallen)
-        rows = [(run, octaves, math.nan if (run.key, run.seed) in fallen else value) for run, octaves, value in rows]
+        rows = [
+            (run, octaves, math.nan if (run.key, run.seed) in fallen else value)
+            for run in _most_telling(runs, said)
+            for octaves, value in said[run.number].rows
+        ]
         # Where nothing finite is known at a fidelity, a diverged run would pass for what is usual there, and the valley for elsewhere.
         known = {octaves for _, octaves, value in rows if math.isfinite(value)}
         rows = [row for row in rows if row[1] in known]
@@ -126,10 +132,17 @@ class Model:
         """Return the mean of the compressed gap at the end of a full run."""
         return self._posterior.ends(points).mean
 
-    def excess(self, runs: Sequence[Run]) -> NDArray[np.float64]:
-        """Return by what share of it the setting of each run is expected to end above the lowest of them."""
-        gap = expand(self.expected([self._context.space.point(run.setting) for run in runs]))
-        return np.asarray((1 + gap) / (1 + gap.min()) - 1)
+    def excess(self, runs: Sequence[Run], optimism: float = 0.0) -> NDArray[np.float64]:
+        """Return by what share the setting of each run is expected to end above the best of all.
+
+        Args:
+            runs: The runs.
+            optimism: Standard deviations to take off, of the difference from the best of these runs.
+        """
+        if not runs:
+            return np.zeros(0)
+        mean, deviation = self.final([self._context.space.point(run.setting) for run in runs])
+        return np.asarray((1 + expand(mean - optimism * deviation)) / (1 + self._lowest) - 1)
 
     def closed(self, key: Key) -> bool:
         """Return whether there is nothing more to learn of a setting on the seed of the search."""
@@ -159,30 +172,44 @@ class _Posterior:
         return self._ends.take([self._rows[point.key] for point in points])
 
 
-def _rows_of(run: Run, context: Context, memo: dict[int, object]) -> list[tuple[float, float]]:
-    """Return what a run says: the value at each rung, which is in octaves of a full run."""
+@dataclass(frozen=True)
+class _Said:
+    """What a run says: its value at each rung, which is in octaves of a full run, and how it went."""
+
+    rows: tuple[tuple[float, float], ...]
+    diverged: bool
+    lowest: float
+    last: float
+
+
+def _said(run: Run, context: Context, memo: dict[int, object]) -> _Said:
     found = memo.get(run.number)
-    if not isinstance(found, list):
+    if not isinstance(found, _Said):
         rungs = context.rungs
         values = [(rung, _value_at(run, rung, rungs, context.planned)) for rung in rungs.samples]
-        found = [(math.log2(min(rung / rungs.full_samples, 1.0)), value) for rung, value in values if value is not None]
-        memo[run.number] = found
+        rows = tuple((math.log2(min(rung / rungs.full_samples, 1.0)), value) for rung, value in values if value is not None)
+        found = memo[run.number] = _Said(rows, run.diverged, min(run.values.values()), run.values[max(run.values)])
     return found
 
 
-def _most_telling(runs: list[Run], rows_of: Mapping[int, Sequence[tuple[float, float]]]) -> list[Run]:
-    """Return the runs that are fitted: of too many, the best of those that went furthest, and every so many-th of the others."""
-    n_rows = sum(map(len, rows_of.values()))
-    if n_rows <= MOST_ROWS:
+def _most_telling(runs: list[Run], said: Mapping[int, _Said]) -> list[Run]:
+    """Return the runs that are fitted: of too many, what still runs, and of each depth the best and some from the middle."""
+    if sum(len(said[run.number].rows) for run in runs) <= MOST_ROWS:
         return runs
-
-    def rank(run: Run) -> tuple[float, float, int]:
-        octaves, value = rows_of[run.number][-1] if rows_of[run.number] else (-math.inf, math.inf)
-        return (-octaves, value if math.isfinite(value) else math.inf, run.number)
-
-    half = MOST_ROWS * len(runs) // n_rows // 2
-    ranked = sorted(runs, key=rank)
-    kept = {run.number for run in (*ranked[:half], *ranked[half :: (len(runs) - half) // half])}
+    by_depth: dict[float, list[tuple[float, int]]] = defaultdict(list)
+    kept = {run.number for run in runs if run.state == "running"}
+    for run in runs:
+        if said[run.number].rows and run.number not in kept:
+            octaves, value = said[run.number].rows[-1]
+            by_depth[octaves].append((value if math.isfinite(value) else math.inf, run.number))
+    ranked = [sorted(found, reverse=True) for _, found in sorted(by_depth.items())]
+    left = MOST_ROWS - sum(len(said[number].rows) for number in kept)
+    while left > 0:  # There are more rows than that.
+        for depth in ranked:
+            if depth and left > 0:
+                number = depth.pop(-1 if len(kept) % 2 else len(depth) // 2)[1]
+                kept.add(number)
+                left -= len(said[number].rows)
     return [run for run in runs if run.number in kept]
 
 
@@ -192,15 +219,14 @@ def _start(runs: Sequence[Run]) -> float:
     return first[(3 * len(first)) // 4] if len(first) >= 4 else math.inf
 
 
-def collapsed(run: Run, start: float) -> bool:
-    """Return whether a run has lost most of what it had gained, as one with too large a learning rate does before or without diverging."""
-    last, lowest = run.last, min(run.values.values())
-    gained = start - lowest
-    return last is not None and math.isfinite(start) and gained > GAINED * abs(start) and last - lowest > COLLAPSED * gained
-
-
 def _arrays(points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.array([point.coordinates for point in points]), np.array([point.number for point in points])
+
+
+def collapsed(lowest: float, last: float, start: float) -> bool:
+    """Return whether a run lost most of what it had gained, as one with too large a learning rate does before or without diverging."""
+    gained = start - lowest
+    return math.isfinite(start) and gained > GAINED * abs(start) and last - lowest > COLLAPSED * gained
 
 
 def _value_at(run: Run, rung: int, rungs: Rungs, planned: bool) -> float | None:

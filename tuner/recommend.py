@@ -33,7 +33,7 @@ MLPerf's reference runs: median 3.7 %, nine in ten below 18 % (of samples to tar
 
 
 def finalists(evidence: Evidence, n: int) -> list[Setting]:
-    """Return the settings to confirm: those whose confirmation has begun, then the best by the surrogate."""
+    """Return the settings to confirm: those whose confirmation has begun, then the best by the surrogate and what the goal asks for."""
     chosen: dict[Key, Setting] = {}
     out: set[Key] = set()
     for run in evidence.ledger:
@@ -42,32 +42,30 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
             (out.add(run.key) if bad else chosen.setdefault(run.key, run.setting))
     chosen = {key: setting for key, setting in chosen.items() if key not in out}
     model = Model.of(evidence.context, evidence.ledger)
-    leaders = [] if model is None else model.leaders
+    places = n - len(chosen)
+    if model is None or places < 1:
+        return list(chosen.values())[:n]
+    waiting = [run for run in _leaders(evidence, model) if run.key not in chosen and run.key not in out]
     if evidence.plan.goal == "largest":
-        leaders = _largest_first(evidence, leaders)
+        waiting = _largest_first(evidence, model, waiting)
     elif evidence.plan.goal == "time":
-        leaders = _fastest_first(evidence, leaders)
+        waiting = _fastest_first(evidence, waiting)
     else:
-        leaders = _fast_one_early(evidence, leaders, place=0 if n == 1 else 1)
-    for run in _with_baseline(evidence, leaders, n):
-        if len(chosen) >= n:
-            break
-        if run.key not in out and evidence.context.allowed(run.key, run.setting.global_batch_size):
-            chosen.setdefault(run.key, run.setting)
-    return list(chosen.values())[:n]
+        waiting = _fast_one_early(evidence, model, waiting, list(chosen.values()), n)
+    own = _baseline_key(evidence)
+    present = [run for run, excess in zip(waiting, model.excess(waiting), strict=True) if run.key == own and excess <= BASELINE_EXCESS]
+    if n >= LEAST_WITH_BASELINE and present and present[0] not in waiting[:places]:
+        waiting.insert(places - 1, present[0])
+    return [*chosen.values(), *(run.setting for run in waiting[:places])]
 
 
-def _with_baseline(evidence: Evidence, leaders: Sequence[Run], n: int) -> list[Run]:
-    """Return the runs with the user's present setting at the last place of n, if it is worth a full run to compare with."""
-    model, own = Model.of(evidence.context, evidence.ledger), _baseline_key(evidence)
-    if model is None or own is None or n < LEAST_WITH_BASELINE:
-        return list(leaders)
-    worth = [run for run, excess in zip(leaders, model.excess(leaders), strict=True) if run.key == own and excess <= BASELINE_EXCESS]
-    before: dict[Key, Run] = {}
-    for run in leaders:
-        if run.key != own and len(before) < n - 1:
-            before.setdefault(run.key, run)
-    return [*before.values(), *worth[:1], *leaders]
+def _leaders(evidence: Evidence, model: Model) -> list[Run]:
+    """Return one run of each setting that may be recommended, best first."""
+    found: dict[Key, Run] = {}
+    for run in model.leaders:
+        if run.number not in model.lost and evidence.context.allowed(run.key, run.setting.global_batch_size):
+            found.setdefault(run.key, run)
+    return list(found.values())
 
 
 def _baseline_key(evidence: Evidence) -> Key | None:
@@ -77,11 +75,8 @@ def _baseline_key(evidence: Evidence) -> Key | None:
     return key_of(space.setting(*evidence.plan.baseline, space.default_params()))
 
 
-def _largest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
-    """Return the best run of each batch size, the largest sizes that are not measurably worse first."""
-    model = Model.of(evidence.context, evidence.ledger)
-    if model is None or not leaders:
-        return list(leaders)
+def _largest_first(evidence: Evidence, model: Model, leaders: Sequence[Run]) -> list[Run]:
+    """Return the runs with the largest batch sizes that are not measurably worse first."""
     slack = evidence.plan.tolerance + NOISE_PRIOR[0]
     good = [run for run, excess in zip(leaders, model.excess(leaders), strict=True) if excess <= slack]
     return sorted(good, key=lambda run: -run.setting.global_batch_size) + [run for run in leaders if run not in good]
@@ -104,25 +99,28 @@ def _fastest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
     return ordered
 
 
-def _fast_one_early(evidence: Evidence, leaders: Sequence[Run], place: int) -> list[Run]:
-    """Return the runs with the fastest of those expected within tolerance of the best at a place, so that it is run and may win.
+def _fast_one_early(evidence: Evidence, model: Model, leaders: list[Run], chosen: Sequence[Setting], n: int) -> list[Run]:
+    """Return the runs with a faster one than the best, which may end within tolerance of it, at the next place, so that it is run.
 
-    Beside the best, which stays first, one is let in that may lie within tolerance by the luck of seeds.
+    A single finalist is the fastest that is expected within tolerance; beside the best, one is let in for what is not known of it.
     """
-    model, line = Model.of(evidence.context, evidence.ledger), None if evidence.probe is None else evidence.probe.step_time_line
-    if model is None or line is None or evidence.probe is None or not leaders or evidence.plan.tolerance <= 0:
-        return list(leaders)
+    line = None if evidence.probe is None else evidence.probe.step_time_line
+    if line is None or evidence.probe is None or not leaders or evidence.plan.tolerance <= 0:
+        return leaders
     micro_max = evidence.probe.micro_batch_size
 
-    def s_per_sample(run: Run) -> float:
-        batch = run.setting.global_batch_size
+    def s_per_sample(setting: Setting) -> float:
+        batch = setting.global_batch_size
         return line.step_s(*split_batch(batch, micro_max)) / batch
 
-    slack = evidence.plan.tolerance + (NOISE_PRIOR[0] if place else 0.0)
-    fast = min((run for run, excess in zip(leaders, model.excess(leaders), strict=True) if excess <= slack), key=s_per_sample)
-    if s_per_sample(fast) >= s_per_sample(leaders[0]):
-        return list(leaders)
+    known = list(chosen) or [leaders[0].setting]
+    excess = model.excess(leaders, optimism=0.0 if n == 1 else 1.0)
+    within = [run for run, share in zip(leaders, excess, strict=True) if share <= evidence.plan.tolerance]
+    fast = min(within, key=lambda run: s_per_sample(run.setting), default=leaders[0])
+    if s_per_sample(fast.setting) >= min(map(s_per_sample, known)):
+        return leaders
     others = [run for run in leaders if run is not fast]
+    place = 0 if chosen or n == 1 else 1
     return [*others[:place], fast, *others[place:]]
 
 
@@ -299,12 +297,14 @@ def _choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> t
         if chosen is not best:
             why = f"is the fastest within {evidence.plan.tolerance:.0%} of the lowest validation loss"
     name = f"Batch {chosen.global_batch_size} at learning rate {chosen.learning_rate:.3g}"
+    if key_of(Setting(chosen.global_batch_size, chosen.learning_rate, chosen.params)) == _baseline_key(evidence):
+        name += " (your present setting)"
     reason = f"{name} {why} of {len(pool)} settings run on fresh seeds"
     if not confirmed:
         reason = f"{name} is expected to end lowest by the trials so far; it was not confirmed"
     elif len(pool) == 1:
         reason = f"{name} won the search and held on a fresh seed"
-    elif n_tied := _n_tied(evidence, chosen, pool):
+    elif chosen is best and evidence.plan.goal == "loss" and (n_tied := _n_tied(evidence, chosen, pool)):
         reason += f", a tie with {'the other' if len(pool) == 2 else f'{n_tied} of them'} within the noise of seeds"
     limits = _limits(evidence)
     return chosen, f"{reason}; {limits}." if limits else f"{reason}."
@@ -335,7 +335,8 @@ def _peak_bytes(evidence: Evidence, chosen: Candidate) -> int | None:
 def _batch_interval(evidence: Evidence, model: Model, chosen: Candidate, noise: float) -> tuple[int, ...]:
     """Return the smallest and largest batch size that were run and whose best setting cannot be told from the best of all."""
     best: dict[int, float] = {}
-    for run, excess in zip(model.leaders, model.excess(model.leaders), strict=True):
+    leaders = [run for run in model.leaders if run.number not in model.lost]
+    for run, excess in zip(leaders, model.excess(leaders), strict=True):
         batch = run.setting.global_batch_size
         best[batch] = min(best.get(batch, math.inf), float(excess))
     slack = max(evidence.plan.tolerance, 1.64 * noise)

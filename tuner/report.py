@@ -323,9 +323,8 @@ def batch_text(answer: BatchAnswer) -> str | None:
         '128 of those searched (optimum 167, 130 to 210), decided by hardware; critical batch 290 (200 to 410) from 4 batch sizes'
     """
     if answer.source is None:
-        low = answer.b_crit_low or answer.noise_scale_low
-        why = "gradient noise dominates" if answer.b_crit_low is None else f"{answer.n_batches} batch sizes needed about as many samples"
-        return None if low is None else f"not known: {why}, so the critical batch is at least {low:.0f}"
+        low = answer.noise_scale_low
+        return None if low is None else f"not known: gradient noise dominates, so the critical batch is at least {low:.0f}"
     rests_on = f"{answer.n_batches} batch sizes" if answer.source == "trials" else "gradient noise, which tends to be low"
     crit = f"critical batch {_ranged(answer.b_crit, answer.b_crit_low, answer.b_crit_high)} from {rests_on}"
     if answer.fastest is None:

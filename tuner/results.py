@@ -374,10 +374,10 @@ class BatchAnswer(Record):
     worst_residual: float | None = None
     """Largest relative distance of a batch size from the line."""
     b_crit: float | None = None
-    """Critical batch size E_min / S_min, in samples: there, steps and samples are both twice their least. None with a
-    `low`: samples to the target did not grow with the batch beyond doubt, so that there is no upper end."""
+    """Critical batch size E_min / S_min, in samples: there, steps and samples are both twice their least."""
     b_crit_low: float | None = None
     b_crit_high: float | None = None
+    """None beside a `low`: samples to the target did not grow with the batch beyond doubt, so only the prior bounds it from above."""
     noise_scale: float | None = None
     """tr(Sigma) / |G|^2 along the measured runs, in samples; None where noise dominates: then only a lower end is known."""
     noise_scale_low: float | None = None

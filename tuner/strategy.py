@@ -269,7 +269,7 @@ class Strategy:
     def _n_finalists(self, left: float, confirming: Sequence[Run]) -> int:
         """Return how many settings are confirmed: as many as one fresh seed each can be had for."""
         settings = len({run.key for run in confirming if not run.diverged and run.state != "failed"})
-        affordable = settings + int(left / self.rungs.full_samples + 1e-6)
+        affordable = settings + int(min(left / self.rungs.full_samples + 1e-6, self._trials_left))
         return max(1, min(int(self._share), affordable))
 
     def _proposal(self, stage: str, setting: Setting, seed: int, end: int, continues: int | None) -> Proposal:
@@ -328,11 +328,12 @@ class Strategy:
 
     def _too_large_after(self, run: Run) -> set[int]:
         """Return the batch sizes that are given up because this run was out of memory."""
-        batch, record = run.setting.global_batch_size, run.record
-        if self.probe is not None and record is not None and record.micro_batch_size > 1:
-            return set()  # They are accumulated from smaller micro-batches from now on.
-        whole = record is not None and record.accumulation_steps == 1
-        return {b for b in self.space.batches if b == batch or (whole and b > batch)}
+        record = run.record
+        # Larger batches are accumulated from smaller micro-batches from now on; a loop that is out of memory all the same heeds none.
+        heeded = self.facts.kind == "supervised" or (record is not None and record.accumulation_steps == 1)
+        if self.probe is not None and record is not None and record.micro_batch_size > 1 and heeded:
+            return set()
+        return {batch for batch in self.space.batches if batch >= run.setting.global_batch_size}
 
     def _evidence(self) -> Evidence:
         return Evidence(self.plan, self.facts, self.probe, self._context(), self.ledger, self._share)
