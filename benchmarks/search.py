@@ -43,6 +43,7 @@ import baselines
 import numpy as np
 import tables
 from bstune.tuner import model, sampler, scaling, surrogate
+from bstune.tuner.batchline import CRITICAL_PRIOR
 from bstune.tuner.evidence import samples_to
 from bstune.tuner.ledger import Run
 from bstune.tuner.plan import Plan
@@ -197,13 +198,17 @@ def fastest_batch(table: Table, level: float) -> int | None:
     return best[0] if math.isfinite(seconds[best]) else None
 
 
-def batch_answer(table: Table, seed: int) -> float | None:
-    """Return by how many octaves the answer misses the fastest batch; None where a search of 12 full runs gives none."""
-    strategy = Strategy(Plan(budget=12, space=table.space, seed=seed), table.facts(), timed_probe(table))
+def batch_answer(table: Table, seed: int) -> tuple[float, float] | None:
+    """Return by how many octaves the answer of a search of 12 full runs misses the fastest batch, and the prior alone; None without one."""
+    probe = timed_probe(table)
+    strategy = Strategy(Plan(budget=12, space=table.space, seed=seed), table.facts(), probe)
     replay(strategy, table)
     answer = strategy.batch_answer()
     truth = None if answer.target is None else fastest_batch(table, answer.target)
-    return None if truth is None or answer.fastest is None else math.log2(answer.fastest / truth)
+    if truth is None or answer.fastest is None:
+        return None
+    guess = min(table.batches, key=lambda batch: (1 + CRITICAL_PRIOR[0] / batch) * (SATURATION + batch))
+    return math.log2(answer.fastest / truth), math.log2(guess / truth)
 
 
 # --- the work, in two processes ---
@@ -285,6 +290,7 @@ def summary(by_table: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 Results = dict[str, dict[str, list[dict[str, Any]]]]
+SAME = "bstune, on the tables and seeds of the ablations"
 
 
 def report(title: str, results: Results) -> list[str]:
@@ -295,14 +301,28 @@ def report(title: str, results: Results) -> list[str]:
         f"| searcher | {head} | p80 at {' / '.join(map(str, BUDGETS))} | cost to 1 % | reached |",
         "| --- " * (4 + len(BUDGETS)) + "|",
     ]
-    for name, by_table in results.items():
+    for name, by_table in _with_equal_terms(results).items():
         found = summary(by_table)
         cells = " | ".join(f"{100 * m:.1f} %" for m in found["median"])
         spread = " / ".join(f"{100 * p:.0f}" for p in found["p80"])
-        watched = name not in BSTUNE or BSTUNE[name].watched
+        watched = name != SAME and (name not in BSTUNE or BSTUNE[name].watched)
         reached = f"{_cost(found['cost'])} | {found['reached']:.0%}" if watched else "- | -"
         lines.append(f"| {name} | {cells} | {spread} % | {reached} |")
     return [*lines, ""]
+
+
+def _with_equal_terms(results: Results) -> Results:
+    """Return the results with bstune's once more, on what its ablations were run on, before the first of these."""
+    ablations = [name for name in results if name in BSTUNE and not BSTUNE[name].watched]
+    if "bstune" not in results or not ablations:
+        return results
+    same = {table: results["bstune"][table][: len(rows)] for table, rows in results[ablations[0]].items()}
+    found: Results = {}
+    for name, rows in results.items():
+        if name == ablations[0]:
+            found[SAME] = same
+        found[name] = rows
+    return found
 
 
 def _cost(value: float) -> str:
@@ -358,8 +378,12 @@ def honesty(results: Results, answers: dict[str, list[dict[str, Any]]]) -> list[
             f"The 90 % prediction interval of the recommended cell held {inside / fresh:.0%} of {fresh} runs that the search had not seen."
         )
     octaves = [row["octaves"] for by_table in answers.values() for row in by_table]
-    given = [abs(x) for x in octaves if x is not None]
-    near = f", within one octave of the fastest in {np.mean([x <= 1 for x in given]):.0%} of these" if given else ""
+    given = np.abs([pair for pair in octaves if pair is not None])
+    near = ""
+    if len(given):
+        share, error = (given <= 1).mean(axis=0), given.mean(axis=0)
+        near = f", within one octave of the fastest in {share[0]:.0%} of these, with a mean error of {error[0]:.2f} octaves"
+        near += f" (the prior alone: {share[1]:.0%} and {error[1]:.2f})"
     lines.append(
         f"Which batch is fastest (a step of 1 ms + 10 us a sample assumed) was answered from trials in {len(given)} of {len(octaves)} "
         f"searches of 12 full runs{near}."
