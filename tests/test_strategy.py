@@ -347,6 +347,14 @@ def test_the_baseline_is_compared_on_the_same_seed_unless_it_is_hopeless(baselin
         assert own == [(*baseline, True)]
 
 
+def test_a_large_budget_also_compares_with_batch_32_and_the_largest() -> None:
+    """Five finalists leave room for what people use by habit."""
+    table = synthetic(8, 0.01)
+    records = replay(make(table, budget=20, space={**table.space, "batch_size": [8, 16, 32, 64, 128]}), table)
+
+    assert {32, 128} <= {r.global_batch_size for r in records if r.stage == "confirm"}
+
+
 def test_where_all_diverges_late_a_baseline_changes_nothing() -> None:
     """No setting can be recommended, and that is what is said."""
     curves = {

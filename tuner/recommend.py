@@ -7,7 +7,7 @@ are too good to be believed. Before any is confirmed, the surrogate's view of th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,7 +23,9 @@ from .scaling import split_batch
 ALTERNATIVES = 5
 LEAST_WITH_BASELINE = 3
 """Of so many finalists one is the user's present setting."""
-BASELINE_EXCESS = 1.0
+USUAL_BATCH = 32
+"""What many frameworks begin with."""
+COMPARED_EXCESS = 1.0
 """A setting that is expected to end by this share above the best is not run to the end to be told so."""
 NOISE_PRIOR = (0.05, 2.0)
 """Relative standard deviation of a full run between seeds, and how many degrees of freedom that guess is worth.
@@ -52,11 +54,28 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
         waiting = _fastest_first(evidence, waiting)
     else:
         waiting = _fast_one_early(evidence, model, waiting, list(chosen.values()), n)
-    own = _baseline_key(evidence)
-    present = [run for run, excess in zip(waiting, model.excess(waiting), strict=True) if run.key == own and excess <= BASELINE_EXCESS]
-    if n >= LEAST_WITH_BASELINE and present and present[0] not in waiting[:places]:
-        waiting.insert(places - 1, present[0])
-    return [*chosen.values(), *(run.setting for run in waiting[:places])]
+    compared = _compared(evidence, model, [*chosen.values(), *(run.setting for run in waiting[:places])], waiting, n)[:places]
+    ordered = [*waiting[: places - len(compared)], *compared]
+    return [*chosen.values(), *(run.setting for run in ordered)]
+
+
+def _compared(evidence: Evidence, model: Model, going: Sequence[Setting], waiting: Sequence[Run], n: int) -> list[Run]:
+    """Return the runs of what users compare with, unless it goes already or is hopeless.
+
+    Their own setting is worth a place of three, the usual batch of 32 one of four, the largest one of five.
+    """
+    own, largest = _baseline_key(evidence), max(evidence.context.space.batches)
+    wanted: list[Callable[[Setting], bool]] = [
+        lambda setting: key_of(setting) == own,
+        lambda setting: setting.global_batch_size == USUAL_BATCH,
+        lambda setting: setting.global_batch_size == largest,
+    ]
+    worth = [run for run, excess in zip(waiting, model.excess(waiting), strict=True) if excess <= COMPARED_EXCESS]
+    found: list[Run] = []
+    for fits in wanted[: max(0, n - LEAST_WITH_BASELINE + 1)]:
+        if not any(map(fits, [*going, *(run.setting for run in found)])):
+            found += [run for run in worth if fits(run.setting)][:1]
+    return found
 
 
 def _leaders(evidence: Evidence, model: Model) -> list[Run]:
