@@ -21,6 +21,7 @@ from .pruner import SCHEDULED, Rungs, diverged
 from .recommend import finalists, recommend
 from .results import BatchAnswer, Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
 from .sampler import Action, PlainSampler, SurrogateSampler, make_sampler
+from .scaling import split_batch
 from .space import make_space
 
 RETRIES = 2
@@ -177,14 +178,12 @@ class Strategy:
         if self.plan.n_trials is not None:
             n_trials = min(n_trials, self.plan.n_trials)
         line = None if self.probe is None else self.probe.step_time_line
-        middle = self.space.anchor_batch
+        rates, batches = self.space.learning_rates, self.space.batches
         seconds = None
         if line is not None and self.probe is not None:
-            from .scaling import split_batch
-
-            micro, accumulation = split_batch(middle, self.probe.micro_batch_size)
-            seconds = self._budget / middle * line.step_s(micro, accumulation)
-        rates, batches = self.space.learning_rates, self.space.batches
+            # Which batches will be run is not known yet, and small ones take several times as long for a sample.
+            each = [line.step_s(*split_batch(batch, self.probe.micro_batch_size)) / batch for batch in batches]
+            seconds = self._budget * sum(each) / len(each)
         return Forecast(
             n_trials, self.plan.budget, round(self._budget), seconds, len(batches), (batches[0], batches[-1]), (rates[0], rates[-1])
         )
