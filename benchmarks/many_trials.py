@@ -23,14 +23,14 @@ import tracemalloc
 from datetime import date
 from pathlib import Path
 
-from bstune.objectives.base import TrialReport, TrialSpec
+from bstune.objectives.base import TrialReport
 from bstune.tuner.axes import Axes
 from bstune.tuner.plan import Plan, Proposal
 from bstune.tuner.results import Setting
 from bstune.tuner.storage import open_storage
 from bstune.tuner.strategy import Strategy
 from bstune.tuner.study import Study, find_study, make_study
-from bstune.tuner.table import synthetic
+from bstune.tuner.table import spec_of, synthetic
 
 TABLE = synthetic()
 SPACE = {"batch_size": [8, 16, 32, 64, 128, 256, 512], "learning_rate": (1e-5, 1.0), "weight_decay": (1e-6, 1e-1)}
@@ -54,19 +54,7 @@ def loss(rng: random.Random, setting: Setting, progress: float) -> float:
 def train(study: Study, proposal: Proposal, rng: random.Random, judge: Strategy | None) -> None:
     """Store a trial that is stopped by the strategy, or by chance where there is none."""
     setting = proposal.setting
-    spec = TrialSpec(
-        number=-1,
-        stage=proposal.stage,
-        global_batch_size=setting.global_batch_size,
-        micro_batch_size=setting.global_batch_size,
-        accumulation_steps=1,
-        learning_rate=setting.learning_rate,
-        seed=proposal.seed,
-        end_samples=proposal.end_samples,
-        points=proposal.points,
-        params=setting.params,
-    )
-    record = study.begin(spec, AXES)
+    record = study.begin(spec_of(-1, proposal), AXES)
     if judge is not None:
         judge.started(record.number, proposal)
     state = "complete"

@@ -221,7 +221,7 @@ def replay(
     while True:
         while len(running) < slots and (proposal := strategy.ask()) is not None:
             strategy.started(number, proposal)
-            pool.submit(_spec(number, proposal, strategy.facts.can_continue))
+            pool.submit(spec_of(number, proposal, checkpoint=strategy.facts.can_continue))
             old = {} if proposal.continues is None else dict(strategy.ledger[proposal.continues].values)
             running[number] = _Watched(proposal, old)
             number += 1
@@ -245,7 +245,8 @@ def replay(
                 watch(strategy)
 
 
-def _spec(number: int, proposal: Proposal, checkpoint: bool) -> TrialSpec:
+def spec_of(number: int, proposal: Proposal, *, checkpoint: bool = False) -> TrialSpec:
+    """Return what a trial of a proposal is asked to do where nothing is accumulated."""
     setting = proposal.setting
     return TrialSpec(
         number=number,
