@@ -64,7 +64,7 @@ def _text() -> Split:
     stream = torch.tensor([codes[character] for character in text])
     n_samples = (len(stream) - 1) // LENGTH
     pieces = torch.stack([stream[: n_samples * LENGTH].view(-1, LENGTH), stream[1 : n_samples * LENGTH + 1].view(-1, LENGTH)], dim=1)
-    return _split(pieces, torch.zeros(n_samples, dtype=torch.long), 8_192)
+    return _split(pieces, torch.zeros(n_samples, dtype=torch.long), 4_096)
 
 
 class Characters(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import statistics
 import time
 from typing import Any
 from unittest import mock
@@ -94,15 +95,30 @@ def test_search_trials_share_one_seed_and_finalists_share_the_next() -> None:
 
 @pytest.mark.parametrize("budget", [4, 12])
 def test_confirmation_leaves_the_search_its_share(budget: int) -> None:
-    """The search may use all but a quarter of the budget (one full run at least)."""
+    """The search leaves one full run over beside the quarter of the budget that is kept from it, and uses most of the rest."""
     strategy = make(budget=budget)
 
     records = replay(strategy, TABLE)
 
     full = TABLE.n_samples * TABLE.epochs
     searched = sum(r.samples - r.start_samples for r in records if r.stage != "confirm")
-    assert searched <= (budget - max(1, budget // 4)) * full
-    assert searched >= 0.5 * (budget - max(1, budget // 4)) * full
+    assert searched <= (budget - budget // 4 - 1) * full
+    assert searched >= 0.7 * (budget - budget // 4 - 1) * full
+
+
+def test_a_small_budget_compares_two_settings_on_a_fresh_seed() -> None:
+    """With four full runs two settings are run to the end, of which the second need not have been run before."""
+    strategy = make(budget=4)
+
+    records = replay(strategy, TABLE)
+
+    confirmed = [r for r in records if r.stage == "confirm" and r.state == "complete"]
+    assert len(confirmed) == 2
+    assert len({(r.global_batch_size, r.learning_rate) for r in confirmed}) == 2
+    assert {r.seed for r in confirmed} == {1}
+    best = strategy.recommend()
+    assert best.verified
+    assert best.val_loss.mean == min(r.val_loss for r in confirmed if r.val_loss is not None)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -280,17 +296,17 @@ def test_out_of_memory_forbids_the_batch_and_all_larger_ones() -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_recommended_setting_is_good(kind: str) -> None:
-    """Twelve full runs end within 13 % of the best, most within 6 %, though early rungs favour rates 2.4 octaves too high."""
+    """Twelve full runs end within 14 % of the best, most within 4 %, though early rungs favour rates 2.4 octaves too high."""
     regrets = []
-    tables = [(seed, *shape) for seed in (0, 1) for shape in ((64, 0.03, 0.7), (16, 0.01, 0.5), (256, 0.1, 1.0))]
+    tables = [(seed, *shape) for seed in range(3) for shape in ((64, 0.03, 0.7), (16, 0.01, 0.5), (256, 0.1, 1.0))]
     for seed, best_batch, best_lr, slope in tables:
         table = synthetic(best_batch, best_lr, slope=slope, seed=seed)
         strategy = make(table, kind=kind, budget=12, tolerance=0.0)
         replay(strategy, table)
         best = strategy.recommend()
         regrets.append(table.regret(best.global_batch_size, best.learning_rate))
-    assert max(regrets) <= 0.13
-    assert sorted(regrets)[3] <= 0.06
+    assert max(regrets) <= 0.14
+    assert statistics.median(regrets) <= 0.04
 
 
 def test_finalists_are_compared_on_the_same_seeds() -> None:

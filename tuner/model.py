@@ -144,6 +144,21 @@ class Model:
         mean, deviation = self.final([self._context.space.point(run.setting) for run in runs])
         return np.asarray((1 + expand(mean - optimism * deviation)) / (1 + self._lowest) - 1)
 
+    def weighed(self, ledger: Ledger) -> list[Point]:
+        """Return the settings that may be run next: what nothing forbids, and what has not diverged or collapsed on the seed of the search.
+
+        Extra parameters are drawn anew for each state of the ledger, beside those of the best settings so far.
+        """
+        context = self._context
+        known = [run.setting.params for run in self.leaders[:3]]
+        points = context.space.points(np.random.default_rng([context.seed, len(ledger)]), known)
+        return [
+            point
+            for point in points
+            if context.allowed(point.key, point.setting.global_batch_size)
+            and not (point.key in self.deepest and self.deepest[point.key].number in self.lost)
+        ]
+
     def closed(self, key: Key) -> bool:
         """Return whether there is nothing more to learn of a setting on the seed of the search."""
         done = self.deepest.get(key)

@@ -21,10 +21,10 @@ from .results import Candidate, LossEstimate, LrRule, Recommendation, Setting
 from .scaling import split_batch
 
 ALTERNATIVES = 5
-LEAST_WITH_BASELINE = 3
-"""Of so many finalists one is the user's present setting."""
 USUAL_BATCH = 32
 """What many frameworks begin with."""
+OPTIMISM = 0.5
+"""A finalist after the first is judged by its expected end less this many standard deviations."""
 COMPARED_EXCESS = 1.0
 """A setting that is expected to end by this share above the best is not run to the end to be told so."""
 NOISE_PRIOR = (0.05, 2.0)
@@ -47,34 +47,31 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
     places = n - len(chosen)
     if model is None or places < 1:
         return list(chosen.values())[:n]
-    waiting = [run for run in _leaders(evidence, model) if run.key not in chosen and run.key not in out]
+    leaders = [run for run in _leaders(evidence, model) if run.key not in chosen and run.key not in out]
     if evidence.plan.goal == "largest":
-        waiting = _largest_first(evidence, model, waiting)
+        waiting = [run.setting for run in _largest_first(evidence, model, leaders)]
     elif evidence.plan.goal == "time":
-        waiting = _fastest_first(evidence, waiting)
+        waiting = [run.setting for run in _fastest_first(evidence, leaders)]
     else:
-        waiting = _fast_one_early(evidence, model, waiting, list(chosen.values()), n)
-    compared = _compared(evidence, model, [*chosen.values(), *(run.setting for run in waiting[:places])], waiting, n)[:places]
-    ordered = [*waiting[: places - len(compared)], *compared]
-    return [*chosen.values(), *(run.setting for run in ordered)]
+        waiting = _lowest_first(evidence, model, leaders, list(chosen.values()), n)
+        waiting = [setting for setting in waiting if key_of(setting) not in out]
+    compared = _compared(evidence, model, [*chosen.values(), *waiting[:places]], leaders, n)[:places]
+    return [*chosen.values(), *waiting[: places - len(compared)], *compared]
 
 
-def _compared(evidence: Evidence, model: Model, going: Sequence[Setting], waiting: Sequence[Run], n: int) -> list[Run]:
-    """Return the runs of what users compare with, unless it goes already or is hopeless.
-
-    Their own setting is worth a place of three, the usual batch of 32 one of four, the largest one of five.
-    """
+def _compared(evidence: Evidence, model: Model, going: Sequence[Setting], leaders: Sequence[Run], n: int) -> list[Setting]:
+    """Return what users compare with, unless it goes already or is hopeless: their own setting, the usual batch of 32, the largest."""
     own, largest = _baseline_key(evidence), max(evidence.context.space.batches)
-    wanted: list[Callable[[Setting], bool]] = [
-        lambda setting: key_of(setting) == own,
-        lambda setting: setting.global_batch_size == USUAL_BATCH,
-        lambda setting: setting.global_batch_size == largest,
-    ]
-    worth = [run for run, excess in zip(waiting, model.excess(waiting), strict=True) if excess <= COMPARED_EXCESS]
-    found: list[Run] = []
-    for fits in wanted[: max(0, n - LEAST_WITH_BASELINE + 1)]:
-        if not any(map(fits, [*going, *(run.setting for run in found)])):
-            found += [run for run in worth if fits(run.setting)][:1]
+    wanted: dict[int, Callable[[Setting], bool]] = {
+        3: lambda setting: key_of(setting) == own,
+        5: lambda setting: setting.global_batch_size == USUAL_BATCH,
+        6: lambda setting: setting.global_batch_size == largest,
+    }
+    worth = [run.setting for run, excess in zip(leaders, model.excess(leaders), strict=True) if excess <= COMPARED_EXCESS]
+    found: list[Setting] = []
+    for least, fits in wanted.items():
+        if n >= least and not any(map(fits, [*going, *found])):
+            found += [setting for setting in worth if fits(setting)][:1]
     return found
 
 
@@ -118,29 +115,40 @@ def _fastest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
     return ordered
 
 
-def _fast_one_early(evidence: Evidence, model: Model, leaders: list[Run], chosen: Sequence[Setting], n: int) -> list[Run]:
-    """Return the runs with a faster one than the best, which may end within tolerance of it, at the next place, so that it is run.
+def _lowest_first(evidence: Evidence, model: Model, leaders: Sequence[Run], chosen: Sequence[Setting], n: int) -> list[Setting]:
+    """Return what to confirm for the lowest loss: the best that was run, one that is faster and may be as good, then what may end lowest.
+
+    After the first, a setting need not have been run: what the runs to the end have shown tells where the next one is worth most.
+    """
+    fast = _fast_one(evidence, model, leaders, chosen, n)
+    known = [*chosen, *([run.setting for run in leaders[:1]] if not chosen else [])]
+    first = [fast] if n == 1 else [*known[len(chosen) :], fast]
+    points = model.weighed(evidence.ledger)
+    mean, sd = model.final(points)
+    hopeful = [points[i].setting for i in np.argsort(mean - OPTIMISM * sd, kind="stable")]
+    ordered = {key_of(setting): setting for setting in [*filter(None, first), *hopeful]}
+    return [setting for key, setting in ordered.items() if key not in {key_of(setting) for setting in chosen}]
+
+
+def _fast_one(evidence: Evidence, model: Model, leaders: Sequence[Run], chosen: Sequence[Setting], n: int) -> Setting | None:
+    """Return the fastest setting that was run and may end within tolerance, if it is faster than what is confirmed already.
 
     A single finalist is the fastest that is expected within tolerance; beside the best, one is let in for what is not known of it.
     """
     line = None if evidence.probe is None else evidence.probe.step_time_line
     if line is None or evidence.probe is None or not leaders or evidence.plan.tolerance <= 0:
-        return leaders
+        return leaders[0].setting if leaders and n == 1 else None
     micro_max = evidence.probe.micro_batch_size
 
     def s_per_sample(setting: Setting) -> float:
         batch = setting.global_batch_size
         return line.step_s(*split_batch(batch, micro_max)) / batch
 
-    known = list(chosen) or [leaders[0].setting]
     excess = model.excess(leaders, optimism=0.0 if n == 1 else 1.0)
-    within = [run for run, share in zip(leaders, excess, strict=True) if share <= evidence.plan.tolerance]
-    fast = min(within, key=lambda run: s_per_sample(run.setting), default=leaders[0])
-    if s_per_sample(fast.setting) >= min(map(s_per_sample, known)):
-        return leaders
-    others = [run for run in leaders if run is not fast]
-    place = 0 if chosen or n == 1 else 1
-    return [*others[:place], fast, *others[place:]]
+    within = [run.setting for run, share in zip(leaders, excess, strict=True) if share <= evidence.plan.tolerance]
+    fast = min(within, key=s_per_sample, default=leaders[0].setting)
+    known = list(chosen) or [leaders[0].setting]
+    return fast if n == 1 or s_per_sample(fast) < min(map(s_per_sample, known)) else None
 
 
 def _seconds_to(evidence: Evidence, target: float, run: Run) -> float | None:

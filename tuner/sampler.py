@@ -31,8 +31,10 @@ LARGEST_SHARE = 0.25
 """No single run takes more than this share of what the search may train; what is left at the end may go deeper."""
 OPTIMISM = 1.0
 """A new setting is judged by its expected end less this many standard deviations."""
-HOPELESS_GAP = 1.5
-"""A setting that is expected to end by this much worse than the best is not trained further, in compressed gaps."""
+HOPELESS_GAP = 0.35
+"""A setting that is expected to end by this much worse than the best, for each full run that the search has, is not trained further."""
+LARGEST_HOPELESS_GAP = 1.5
+"""Gaps are compressed ones: this is a loss 14 % higher."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class SurrogateSampler:
         if run.number in model.lost or not self._has_room(ledger, level, rung):
             return False
         waiting = [p for p in model.points if p.key == run.key or (level.get(p.key) == rung - 1 and not model.closed(p.key))]
-        best = self._best_of(model, waiting)
+        best = self._best_of(ledger, model, waiting)
         return best is not None and best.key == run.key
 
     # --- the rungs ---
@@ -96,19 +98,24 @@ class SurrogateSampler:
 
     def _has_room(self, ledger: Ledger, level: Mapping[Key, int], rung: int) -> bool:
         """Return whether another setting may go on to a rung: in proportion to the rung before, and not for too much of the budget."""
-        full = self._context.rungs.full_samples
-        if self._context.rungs.samples[rung] / full > LARGEST_SHARE * (ledger.charged / full + self._left):
+        rungs = self._context.rungs
+        if rungs.samples[rung] / rungs.full_samples > LARGEST_SHARE * self._in_all(ledger):
             return False
         here, before = (sum(reached >= k for reached in level.values()) for k in (rung, rung - 1))
         return here + ROOM <= before / PROMOTED
 
-    def _best_of(self, model: Model, points: Sequence[Point]) -> Point | None:
+    def _in_all(self, ledger: Ledger) -> float:
+        """Return how many full runs the search has, trained or left."""
+        return ledger.charged / self._context.rungs.full_samples + self._left
+
+    def _best_of(self, ledger: Ledger, model: Model, points: Sequence[Point]) -> Point | None:
         """Return the point that is expected to end lowest, unless that is hopeless beside the best that was run."""
         if not points:
             return None
         mean = model.expected(points)
         i = int(np.argmin(mean))
-        return points[i] if mean[i] <= model.expected(model.points).min() + HOPELESS_GAP else None
+        gap = min(LARGEST_HOPELESS_GAP, HOPELESS_GAP * self._in_all(ledger))
+        return points[i] if mean[i] <= model.expected(model.points).min() + gap else None
 
     def _climb(self, ledger: Ledger, model: Model) -> Action | None:
         """Return the best that waits below the deepest rung that has room, else a new setting for the first rung.
@@ -129,14 +136,12 @@ class SurrogateSampler:
             if shares[rung] > self._left or not (last or self._has_room(ledger, level, rung)):
                 continue
             waiting = [p for p in seen if (level[p.key] < rung if last else level[p.key] == rung - 1)]
-            best = self._best_of(model, waiting)
+            best = self._best_of(ledger, model, waiting)
             if best is not None:
                 return self._towards(model, best, rungs.samples[rung])
         if last:
             return None
-        known = [run.setting.params for run in model.leaders[:3]]
-        points = context.space.points(np.random.default_rng([context.seed, len(ledger)]), known)
-        fresh = [p for p in points if p.key not in level and is_open(p)]
+        fresh = [p for p in model.weighed(ledger) if p.key not in level and p.key not in busy]
         if not fresh:
             return None
         mean, sd = model.final(fresh)

@@ -30,7 +30,9 @@ LOST = frozenset({"orphan", "killed", "crashed", "hung"})
 HOPELESS = 12
 """Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
 CONFIRM_SHARE = 4
-"""Confirmation takes at most one over this of the budget, and at least one full run."""
+"""Confirmation is sure of one over this of the budget, and of at least one full run."""
+LEFT_OVER_FROM = 4
+"""A search with so large a budget leaves one more full run over for it: near the end a run on a fresh seed tells as much, and verifies."""
 
 
 class Strategy:
@@ -68,10 +70,15 @@ class Strategy:
         return float(max(1, int(budget) // CONFIRM_SHARE))
 
     @property
+    def _kept(self) -> float:
+        """Full runs that the search keeps its hands off: the share of confirmation, and what it leaves over for another finalist."""
+        return self._share + (1 if self._share and self.plan.budget >= LEFT_OVER_FROM else 0)
+
+    @property
     def _search_left(self) -> float:
-        """Samples that the search may still commit: what is left of the budget without the share of confirmation."""
+        """Samples that the search may still commit."""
         confirming = sum(run.committed for run in self.ledger if run.stage == "confirm")
-        held = max(0.0, self._share * self.rungs.full_samples - confirming)
+        held = max(0.0, self._kept * self.rungs.full_samples - confirming)
         return self._budget - self.ledger.committed - held
 
     @property
@@ -171,10 +178,10 @@ class Strategy:
 
     def forecast(self) -> Forecast:
         """Return what the search is expected to cost."""
-        search = max(0.0, self.plan.budget - self._share)
+        search = max(0.0, self.plan.budget - self._kept)
         # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as many more.
         n_search = (6 + 2 * search) * (1.5 if self.facts.can_continue or self._planned else 1.0)
-        n_trials = max(1, round(n_search + self._share))
+        n_trials = max(1, round(n_search + self._kept))
         if self.plan.n_trials is not None:
             n_trials = min(n_trials, self.plan.n_trials)
         line = None if self.probe is None else self.probe.step_time_line
@@ -269,7 +276,7 @@ class Strategy:
         """Return how many settings are confirmed: as many as one fresh seed each can be had for."""
         settings = len({run.key for run in confirming if not run.diverged and run.state != "failed"})
         affordable = settings + int(min(left / self.rungs.full_samples + 1e-6, self._trials_left))
-        return max(1, min(int(self._share), affordable))
+        return max(1, min(int(self._kept), affordable))
 
     def _proposal(self, stage: str, setting: Setting, seed: int, end: int, continues: int | None) -> Proposal:
         start = 0 if continues is None else self.ledger[continues].samples
