@@ -19,15 +19,19 @@ import bstune
 import optuna
 import psutil
 import pytest
+from bstune.tuner.device import Memory
 from bstune.tuner.drive import Progress
+from bstune.tuner.jobs import Pickled
 from bstune.tuner.report import search_text
 from bstune.tuner.storage import read_storage
 from bstune.tuner.study import find_study
 
 pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
 
+from bstune.objectives.base import Split, TrialSpec
+from bstune.tuner import ray_worker
 from bstune.tuner.ray_cluster import Slots, lay_out, pack, token
-from bstune.tuner.ray_worker import KIND_LABEL, Carried
+from bstune.tuner.ray_worker import KIND_LABEL, Carried, Task, decode_spec, encode_spec
 
 MODEL = """
 import os, time
@@ -379,14 +383,14 @@ def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cl
     assert bstune.SearchResult.from_dict(json.loads(first.to_json())) == first
 
     late.touch()
-    second = search(model, url, jobs=2, budget=6, ray_address=cluster.address, callbacks=[hear])
+    second = search(model, url, jobs=2, budget=10, ray_address=cluster.address, callbacks=[hear])
 
     assert len(probed) == 2
     assert second.records[: len(first.records)] == first.records
     assert used(second) == trained(seen)
     (lost,) = [record for record in second.records if record.state == "failed"]
     assert (lost.cause, lost.device, lost.micro_batch_size) == ("oom", "small", 8)
-    assert {record.micro_batch_size for record in second.records if record.number > lost.number + 1 and record.device == "small"} == {4}
+    assert {record.micro_batch_size for record in second.records if record.number > lost.number and record.device == "small"} == {4}
     assert {record.accumulation_steps for record in second.records if record.device == "large"} == {1}
     assert [(each.device, each.micro_batch_size) for each in second.recommendation.by_device][1] == ("small", 4)
     assert second.recommendation.verified
@@ -441,6 +445,43 @@ def test_more_than_the_cluster_has_is_refused(device: str, jobs: int, said: str)
     """The message names both numbers."""
     with pytest.raises(bstune.DeviceError, match=said):
         lay_out([{"CPU": 8}], device, jobs)
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("device", "node", "cards", "kind"),
+    [
+        ("cpu", {"CPU": 4.0}, [], "a CPU, 16 GiB"),
+        ("cpu", {"CPU": 16.0}, [], "a CPU, 4 GiB"),  # Four trials share it.
+        ("cuda", {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0}, [("NVIDIA H200", 140 * GIB)], "NVIDIA H200, 140 GiB"),
+        ("cuda", {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0}, [], "H200"),
+        ("cuda", {"CPU": 16.0, "GPU": 4.0}, [], "GPU"),
+    ],
+)
+def test_a_kind_of_device_is_what_a_trial_gets_on_a_node(
+    monkeypatch: pytest.MonkeyPatch, device: str, node: dict[str, float], cards: list[tuple[str, int]], kind: str
+) -> None:
+    """Name and memory; a label comes first. Trials share the memory of a node without GPUs, and none shares a card."""
+    here: dict[str, Any] = {"Resources": node, "Labels": {"ray.io/node-id": "1"}}
+    monkeypatch.setattr(ray_worker, "this_node", lambda: here)
+    monkeypatch.setattr(ray_worker, "nvml_devices", lambda: [{"name": name, "total_bytes": total} for name, total in cards])
+    monkeypatch.setattr("bstune.tuner.device.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
+    monkeypatch.setattr("bstune.tuner.device._cpu_name", lambda: "a CPU")
+    task = Task(Pickled(b""), device, 4, None, None)
+
+    assert task.kind() == kind
+    assert task.sharing(here) == (4 if kind == "a CPU, 4 GiB" else 1)
+    here["Labels"][KIND_LABEL] = "shared"
+    assert task.kind() == "shared"
+
+
+def test_a_run_survives_the_way_through_tune() -> None:
+    """With its splits and all else."""
+    spec = TrialSpec(3, "search", 64, 64, 1, 0.1, 0, 640, (320, 640), {"depth": 2}, splits={"small": Split(8, 8, None)})
+
+    assert decode_spec(encode_spec(spec)) == spec
 
 
 def test_source_travels_and_data_stays(tmp_path: Path) -> None:

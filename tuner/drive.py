@@ -265,7 +265,7 @@ def corrected_probes(
     A kind is corrected by what ran out of memory on it, or on one that was not probed. With batch norm, whose statistics are those of a
     micro-batch, all kinds train with the smallest one, so that their losses can be compared.
     """
-    if not probes:
+    if probe is None or not probes:
         return corrected(probe, records), {}
     found = {}
     for device, its_probe in probes.items():

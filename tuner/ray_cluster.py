@@ -150,6 +150,8 @@ class Cluster:
         from .ray_worker import kind_here
 
         nodes = [node["NodeID"] for node in _nodes() if _fit(node["Resources"], self.slots.need)]
+        if not nodes:
+            raise DeviceError("No node of the Ray cluster has both a GPU and a CPU, and a trial needs one of each. Check `ray status`.")
         ask = ray.remote(num_cpus=0)(kind_here)
         found = self._get([ask.options(scheduling_strategy=_on(node)).remote(self.task) for node in nodes])
         kinds: dict[str, str] = {}

@@ -201,17 +201,18 @@ def recommend(evidence: Evidence) -> Recommendation:
 
 
 def _on_device(evidence: Evidence, chosen: Candidate, device: str, probe: ProbeResult) -> OnDevice:
-    batch, line = chosen.global_batch_size, probe.step_time_line
+    batch, line, samples = chosen.global_batch_size, probe.step_time_line, chosen.samples_to_target
     micro, accumulation = split_batch(batch, probe.micro_batch_size)
     step_s = None if line is None else line.step_s(micro, accumulation)
+    rate = None if step_s is None else batch / step_s
     return OnDevice(
         device=device,
         micro_batch_size=micro,
         accumulation_steps=accumulation,
         eval_batch_size=probe.eval_batch_size,
-        samples_per_s=None if step_s is None else batch / step_s,
+        samples_per_s=rate,
         seconds_per_full_run=None if step_s is None else evidence.facts.full_run_steps(batch) * step_s,
-        seconds_to_target=None if step_s is None or chosen.samples_to_target is None else chosen.samples_to_target / batch * step_s,
+        seconds_to_target=None if samples is None or rate is None else samples / rate,
     )
 
 
