@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import bstune
@@ -135,7 +136,7 @@ class FakeCluster:
     def run_probe(self, kind: str, *, timeout: float | None, seed: int) -> ProbeResult:
         """Return what is known of the kind."""
         self.probed.append(kind)
-        return PROBES[kind]
+        return PROBES.get(kind, SMALL)
 
 
 def probe_on(study: Study, cluster: FakeCluster, **changes: Any) -> tuple[ProbeResult, list[Progress]]:
@@ -161,6 +162,9 @@ def test_each_kind_is_probed_once_and_the_fastest_is_first(storage: Storage) -> 
         assert probe_on(study_, cluster)[0] == LARGE
         assert cluster.probed == []
         assert study_.probes == PROBES
+    assert probe_on(again, later := FakeCluster("small", "new"))[0] == LARGE
+    assert later.probed == ["new"]
+    assert list(again.probes) == ["large", "small", "new"]
 
 
 def test_the_first_stays_the_first_once_trials_have_run(storage: Storage) -> None:
@@ -194,6 +198,25 @@ def test_a_probe_that_was_given_holds_for_all_kinds(storage: Storage) -> None:
     assert [progress.message for progress in said] == [
         "The probe that was given holds for all kinds of device of the cluster: small; large."
     ]
+
+
+def test_a_kind_on_which_nothing_fits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several, the message says which; of one, it is as ever."""
+
+    def fail(*_: Any) -> None:
+        raise bstune.NothingFitsError("Nothing fits.", needed_bytes=3, budget_bytes=2)
+
+    cluster = object.__new__(Cluster)
+    cluster.kinds = {"small": "here", "large": "there"}
+    cluster._surveyor, cluster._surveyed = SimpleNamespace(probe=SimpleNamespace(remote=lambda *_: None)), "here"
+    monkeypatch.setattr(cluster, "_get", fail)
+
+    with pytest.raises(bstune.NothingFitsError, match=r"^On small: Nothing fits\. Or search without the nodes of this kind\.$") as caught:
+        cluster.run_probe("small", timeout=None, seed=0)
+    assert caught.value.needed_bytes == 3
+    del cluster.kinds["large"]
+    with pytest.raises(bstune.NothingFitsError, match=r"^Nothing fits\.$"):
+        cluster.run_probe("small", timeout=None, seed=0)
 
 
 # --- what is said -------------------------------------------------------------------------------------------------
