@@ -170,9 +170,16 @@ def test_each_kind_is_probed_once_and_the_fastest_is_first(storage: Storage) -> 
 def test_the_first_stays_the_first_once_trials_have_run(storage: Storage) -> None:
     """What was decided by one kind is not decided anew by another."""
     study = make_study(storage, "s")
-    study.begin(SPEC, Axes((4, 256), (1e-4, 1.0), {}))
+    assert probe_on(study, FakeCluster("small"))[1] == []
+    assert study.attributes["probe_key"] is not None
+    record = study.begin(SPEC, Axes((4, 256), (1e-4, 1.0), {}))  # While there was one kind, and nobody asked which.
+    assert probe_on(study, FakeCluster("small", "new"))[0] == SMALL
+    assert study.attributes["probe_key"] is None  # What is stored as the probe may be of another kind now.
+
+    study.place(record.number, device="small", micro_batch_size=8, accumulation_steps=8)
 
     assert probe_on(study, FakeCluster("small", "large"))[0] == SMALL
+    assert list(study.probes) == ["small", "new", "large"]
 
 
 def test_one_kind_is_stored_as_ever(storage: Storage) -> None:

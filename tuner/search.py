@@ -312,7 +312,7 @@ def _probe(study: Study, arguments: SearchArguments, facts: Facts, host: Host | 
 
 
 def _probe_kinds(study: Study, arguments: SearchArguments, facts: Facts, cluster: Cluster, deadline_s: float) -> ProbeResult:
-    """Store a probe of each kind of device and return the first, that of the fastest; once trials have run, the first stays the first."""
+    """Store a probe of each kind of device and return the first: that of the fastest, when the first trial lands on one of them."""
     entries: dict[str, dict[str, Any]] = {entry["device"]: entry for entry in study.attributes.get("probes", ())}
     for kind in cluster.kinds:
         device = DeviceInfo(cluster.device_info.kind, kind, threads=cluster.slots.cpus)
@@ -331,8 +331,8 @@ def _probe_kinds(study: Study, arguments: SearchArguments, facts: Facts, cluster
                 _tell(arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt))
             stored = {"device": kind, "key": key, "probe": probe.to_dict()}
         entries[kind] = stored
-        study.set(probes=list(entries.values()))
-    if not study.records:
+        study.set(probes=list(entries.values()), probe_key=None)  # What was stored of one kind is about to be replaced.
+    if not any(record.device for record in study.records):
         study.set(
             probes=sorted(entries.values(), key=lambda entry: -max((r["samples_per_s"] for r in entry["probe"]["throughput"]), default=0))
         )
