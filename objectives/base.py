@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
@@ -59,6 +59,15 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Split:
+    """A global batch as one kind of device takes it."""
+
+    micro_batch_size: int
+    accumulation_steps: int
+    eval_batch_size: int | None
+
+
+@dataclass(frozen=True)
 class TrialSpec:
     """One run of one setting, exactly as a worker is to do it."""
 
@@ -86,6 +95,13 @@ class TrialSpec:
     """Checkpoint file to write when the run ends or is stopped, so that another can continue it."""
     noise_samples: int = 0
     """Samples that may be drawn, beside those that are trained on, to measure gradient noise along the run; 0 for none."""
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """By kind of device, where a cluster has several: where the run lands decides."""
+
+    def on(self, device: str) -> TrialSpec:
+        """Return the run as this kind of device takes it; one that was not probed gets the smallest micro-batch of all."""
+        split = self.splits.get(device) or min(self.splits.values(), key=lambda split: split.micro_batch_size)
+        return replace(self, **vars(split), splits={})
 
     @property
     def n_steps(self) -> int:

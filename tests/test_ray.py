@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -18,14 +19,19 @@ import bstune
 import optuna
 import psutil
 import pytest
+from bstune.tuner.device import Memory
 from bstune.tuner.drive import Progress
+from bstune.tuner.jobs import Pickled
+from bstune.tuner.report import search_text
 from bstune.tuner.storage import read_storage
 from bstune.tuner.study import find_study
 
 pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
 
+from bstune.objectives.base import Split, TrialSpec
+from bstune.tuner import ray_worker
 from bstune.tuner.ray_cluster import Slots, lay_out, pack, token
-from bstune.tuner.ray_worker import Carried
+from bstune.tuner.ray_worker import KIND_LABEL, Carried, Task, decode_spec, encode_spec
 
 MODEL = """
 import os, time
@@ -310,6 +316,97 @@ def test_a_memory_kill_costs_one_trial(model: Path, url: str, cluster: Any, monk
     assert result.recommendation.verified
 
 
+SIZED = """
+import os, time
+from pathlib import Path
+import bstune, torch
+from shape import bowl
+
+@bstune.objective(n_samples=320, epochs=4, evals=4)
+def objective(trial):
+    fits, seen, late = int(os.environ["FITS"]), Path(os.environ["SEEN"]), Path(os.environ["LATE"])
+    if trial.micro_batch_size > fits:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    (seen / f"{trial.number} {fits} {trial.micro_batch_size} {trial.accumulation_steps}").touch()
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=trial.learning_rate)  # The probe counts its steps.
+    for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
+        weight.grad = torch.zeros(1)
+        time.sleep(0.001 * trial.accumulation_steps)
+        optimizer.step()
+        if samples >= trial.next_report:
+            time.sleep(0.1)
+            trial.report(val_loss=bowl(samples, trial.learning_rate) + 0.001 * trial.seed, samples=samples)
+            if fits == 8 and late.exists():  # What fitted for the probe's few steps does not fit for long, once.
+                late.unlink()
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+"""
+
+
+@pytest.mark.parametrize("cluster", [dict[str, str]], indirect=True, ids=["two kinds"])
+def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cluster: Any, tmp_path: Path) -> None:
+    """Each kind is probed once, a trial is split as the one it lands on needs, and memory that ends late costs that one alone."""
+    model.write_text(SIZED)
+    seen, late = tmp_path / "seen", tmp_path / "late"
+    seen.mkdir()
+    for kind, fits in (("small", 8), ("large", 64)):
+        environment = {"FITS": str(fits), "SEEN": str(seen), "LATE": str(late)}
+        cluster.add_node(**node_arguments(1), labels={KIND_LABEL: kind}, env_vars=environment)
+    cluster.wait_for_nodes()
+    probed: list[str] = []
+
+    def hear(progress: Progress) -> None:
+        if progress.kind == "probe" and progress.attempt is None:
+            probed.append(progress.message)
+
+    first = search(model, url, jobs=2, ray_address=cluster.address, callbacks=[hear])
+
+    assert sorted(probed) == ["large", "small"]
+    assert [(kind, probe.micro_batch_size) for kind, probe in first.probes.items()] == [("large", 64), ("small", 8)]  # The faster first.
+    assert first.probe == first.probes["large"]
+    assert used(first) == trained(seen)
+    assert {record.global_batch_size for record in first.records} == {16, 32}
+    assert {(record.device, record.global_batch_size // record.accumulation_steps) for record in first.records} <= {
+        *(("large", 16), ("large", 32), ("small", 8))
+    }
+    assert set(first.trials.device) == {"large", "small"}
+    assert list(first.trials.columns)[-1] == "device"
+    best = first.recommendation
+    assert best.learning_rate == 0.01
+    assert best.micro_batch_size == best.global_batch_size  # Of the kind that is named, which takes it whole.
+    assert [(each.device, each.micro_batch_size) for each in best.by_device] == [("large", best.global_batch_size), ("small", 8)]
+    assert best.by_device[0].samples_per_s == best.samples_per_s
+    assert (best.by_device[1].samples_per_s or 0) < (best.by_device[0].samples_per_s or 0)
+    text = search_text(first)
+    assert "figures for:   large (" in text
+    assert "elsewhere:     small: micro-batch 8 x" in text
+    assert bstune.SearchResult.from_dict(json.loads(first.to_json())) == first
+
+    late.touch()
+    second = search(model, url, jobs=2, budget=10, ray_address=cluster.address, callbacks=[hear])
+
+    assert len(probed) == 2
+    assert second.records[: len(first.records)] == first.records
+    assert used(second) == trained(seen)
+    (lost,) = [record for record in second.records if record.state == "failed"]
+    assert (lost.cause, lost.device, lost.micro_batch_size) == ("oom", "small", 8)
+    assert {record.micro_batch_size for record in second.records if record.number > lost.number and record.device == "small"} == {4}
+    assert {record.accumulation_steps for record in second.records if record.device == "large"} == {1}
+    assert [(each.device, each.micro_batch_size) for each in second.recommendation.by_device][1] == ("small", 4)
+    assert second.recommendation.verified
+
+
+def used(result: bstune.SearchResult) -> set[tuple[int, str | None, int, int]]:
+    """What the records say of where each trial ran, and how its batch was split there."""
+    return {(record.number, record.device, record.micro_batch_size, record.accumulation_steps) for record in result.records}
+
+
+def trained(seen: Path) -> set[tuple[int, str | None, int, int]]:
+    """The same as the training loop itself saw it."""
+    rows = [tuple(map(int, path.name.split())) for path in seen.iterdir()]
+    return {(number, {8: "small", 64: "large"}[fits], micro, steps) for number, fits, micro, steps in rows if number >= 0}
+
+
 def test_absent_resources_are_an_error_at_once(model: Path, url: str) -> None:
     """Nothing hangs where a cluster, a card or a core is not there."""
     start_s = time.monotonic()
@@ -328,12 +425,12 @@ def test_absent_resources_are_an_error_at_once(model: Path, url: str) -> None:
 @pytest.mark.parametrize(
     ("nodes", "device", "jobs", "slots"),
     [
-        ([{"CPU": 8}], "auto", 1, Slots(1, 8, 0, 1)),
-        ([{"CPU": 8}], "cpu", 3, Slots(3, 2, 0, 4)),
-        ([{"CPU": 0}, {"CPU": 1}, {"CPU": 1}], "auto", 2, Slots(2, 1, 0, 1)),
-        ([{"CPU": 16, "GPU": 4}, {"CPU": 4}], "auto", 1, Slots(4, 4, 1, 4)),
-        ([{"CPU": 16, "GPU": 4}], "cuda", 2, Slots(2, 4, 1, 4)),
-        ([{"CPU": 16, "GPU": 4}], "cpu", 2, Slots(2, 8, 0, 2)),
+        ([{"CPU": 8}], "auto", 1, Slots(1, 8, 0)),
+        ([{"CPU": 8}], "cpu", 3, Slots(3, 2, 0)),
+        ([{"CPU": 0}, {"CPU": 1}, {"CPU": 1}], "auto", 2, Slots(2, 1, 0)),
+        ([{"CPU": 16, "GPU": 4}, {"CPU": 4}], "auto", 1, Slots(4, 4, 1)),
+        ([{"CPU": 16, "GPU": 4}], "cuda", 2, Slots(2, 4, 1)),
+        ([{"CPU": 16, "GPU": 4}], "cpu", 2, Slots(2, 8, 0)),
     ],
 )
 def test_trials_are_laid_out_over_nodes(nodes: list[dict[str, float]], device: str, jobs: int, slots: Slots) -> None:
@@ -348,6 +445,43 @@ def test_more_than_the_cluster_has_is_refused(device: str, jobs: int, said: str)
     """The message names both numbers."""
     with pytest.raises(bstune.DeviceError, match=said):
         lay_out([{"CPU": 8}], device, jobs)
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("device", "node", "cards", "kind"),
+    [
+        ("cpu", {"CPU": 4.0}, [], "a CPU, 16 GiB"),
+        ("cpu", {"CPU": 16.0}, [], "a CPU, 4 GiB"),  # Four trials share it.
+        ("cuda", {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0}, [("NVIDIA H200", 140 * GIB)], "NVIDIA H200, 140 GiB"),
+        ("cuda", {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0}, [], "H200"),
+        ("cuda", {"CPU": 16.0, "GPU": 4.0}, [], "GPU"),
+    ],
+)
+def test_a_kind_of_device_is_what_a_trial_gets_on_a_node(
+    monkeypatch: pytest.MonkeyPatch, device: str, node: dict[str, float], cards: list[tuple[str, int]], kind: str
+) -> None:
+    """Name and memory; a label comes first. Trials share the memory of a node without GPUs, and none shares a card."""
+    here: dict[str, Any] = {"Resources": node, "Labels": {"ray.io/node-id": "1"}}
+    monkeypatch.setattr(ray_worker, "this_node", lambda: here)
+    monkeypatch.setattr(ray_worker, "nvml_devices", lambda: [{"name": name, "total_bytes": total} for name, total in cards])
+    monkeypatch.setattr("bstune.tuner.device.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
+    monkeypatch.setattr("bstune.tuner.device._cpu_name", lambda: "a CPU")
+    task = Task(Pickled(b""), device, 4, None, None)
+
+    assert task.kind() == kind
+    assert task.sharing(here) == (4 if kind == "a CPU, 4 GiB" else 1)
+    here["Labels"][KIND_LABEL] = "shared"
+    assert task.kind() == "shared"
+
+
+def test_a_run_survives_the_way_through_tune() -> None:
+    """With its splits and all else."""
+    spec = TrialSpec(3, "search", 64, 64, 1, 0.1, 0, 640, (320, 640), {"depth": 2}, splits={"small": Split(8, 8, None)})
+
+    assert decode_spec(encode_spec(spec)) == spec
 
 
 def test_source_travels_and_data_stays(tmp_path: Path) -> None:

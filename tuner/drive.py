@@ -6,17 +6,17 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..objectives.base import Facts, TrialReport, TrialSpec, Verdict
+from ..objectives.base import Facts, Split, TrialReport, TrialSpec, Verdict
 from .axes import Axes
 from .errors import ObjectiveError, StudyError
 from .plan import Forecast, Proposal
-from .pool import Finished, Lost, Pool, Reported
-from .results import Attempt, ProbeResult, TrialRecord
+from .pool import Finished, Lost, Placed, Pool, Reported
+from .results import Attempt, ProbeResult, StepTimeLine, TrialRecord
 from .scaling import split_batch
 from .study import Study
 
@@ -99,6 +99,8 @@ class Drive:
                 for event in pool.events(min(POLL_S, max(0.0, self._deadline_s - time.monotonic()))):
                     if isinstance(event, Reported):
                         pool.reply(event.report.number, self.judge(event.report))
+                    elif isinstance(event, Placed):
+                        self._place(event)
                     else:
                         self._end(event)
                 self._end_hung(pool)
@@ -131,6 +133,7 @@ class Drive:
             start_samples=proposal.start_samples,
             resume_from=resume_from,
             noise_samples=proposal.noise_samples,
+            splits={device: split_on(probe, setting.global_batch_size) for device, probe in self._strategy.probes.items()},
         )
         record = self._study.begin(spec, self._axes, continues=proposal.continues)
         if self._checkpoint_dir is not None:
@@ -139,6 +142,12 @@ class Drive:
         self._running[record.number] = time.monotonic()
         self._tell("start", record)
         pool.submit(dataclasses.replace(spec, number=record.number))
+
+    def _place(self, event: Placed) -> None:
+        if event.number in self._running:  # It may have been ended since.
+            placed = dataclasses.asdict(event)
+            self._running[placed.pop("number")] = time.monotonic()
+            self._study.place(event.number, **placed)
 
     def judge(self, report: TrialReport) -> Verdict:
         """Write a report down and return the verdict on it."""
@@ -156,7 +165,8 @@ class Drive:
         record = self._finished(record, event) if isinstance(event, Finished) else _lost(record, event)
         self._finish(dataclasses.replace(record, best_val_loss=_best(record), samples_per_s=self._samples_per_s(record)))
         if isinstance(event, Lost) and event.cause == "oom":
-            self._strategy.probe = corrected(self._probe, self._study.finished)
+            facts, finished = self._strategy.facts, self._study.finished
+            self._strategy.probe, self._strategy.probes = corrected_probes(self._probe, self._strategy.probes, finished, facts)
         if fatal:
             assert isinstance(event, Lost)
             raise ObjectiveError(f"Trial {event.number} failed: {_said(event)}", traceback=event.traceback, output=event.output)
@@ -173,7 +183,7 @@ class Drive:
     def _patience_s(self, record: TrialRecord) -> float:
         if self._trial_timeout_s is not None:
             return self._trial_timeout_s
-        line = None if self._probe is None else self._probe.step_time_line
+        line = self._step_time_line(record)
         if line is None or record.end_samples is None:
             return PATIENCE_UNKNOWN_S
         n_steps = record.end_samples / record.global_batch_size
@@ -208,8 +218,12 @@ class Drive:
             record, state="failed", cause="no_report", reason=f"ended at {event.samples} of {end} samples without a report at its end"
         )
 
+    def _step_time_line(self, record: TrialRecord) -> StepTimeLine | None:
+        probe = self._probe if record.device is None else self._strategy.probes.get(record.device)
+        return None if probe is None else probe.step_time_line
+
     def _samples_per_s(self, record: TrialRecord) -> float | None:
-        line = None if self._probe is None else self._probe.step_time_line
+        line = self._step_time_line(record)
         return None if line is None else record.global_batch_size / line.step_s(record.micro_batch_size, record.accumulation_steps)
 
     def _is_fatal(self, event: Lost) -> bool:
@@ -241,6 +255,32 @@ def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> Prob
             micro = record.micro_batch_size // 2
             evaluation = None if evaluation is None else max(1, evaluation // 2)
     return dataclasses.replace(probe, micro_batch_size=micro, eval_batch_size=evaluation)
+
+
+def corrected_probes(
+    probe: ProbeResult | None, probes: Mapping[str, ProbeResult], records: Sequence[TrialRecord], facts: Facts
+) -> tuple[ProbeResult | None, dict[str, ProbeResult]]:
+    """Return the probe to decide by and those of all kinds of device, where there are several, as trials have corrected them.
+
+    A kind is corrected by what ran out of memory on it, or on one that was not probed. With batch norm, whose statistics are those of a
+    micro-batch, all kinds train with the smallest one, so that their losses can be compared.
+    """
+    if probe is None or not probes:
+        return corrected(probe, records), {}
+    found = {}
+    for device, its_probe in probes.items():
+        after = corrected(its_probe, [record for record in records if record.device == device or record.device not in probes])
+        assert after is not None
+        found[device] = after
+    if facts.batch_norm:
+        least = min(each.micro_batch_size for each in found.values())
+        found = {device: dataclasses.replace(each, micro_batch_size=least) for device, each in found.items()}
+    return next(iter(found.values())), found
+
+
+def split_on(probe: ProbeResult, global_batch_size: int) -> Split:
+    """Return how a device that was probed takes a global batch."""
+    return Split(*split_batch(global_batch_size, probe.micro_batch_size), probe.eval_batch_size)
 
 
 def _lost(record: TrialRecord, event: Lost) -> TrialRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -30,6 +31,8 @@ class Evidence:
     context: Context
     ledger: Ledger
     confirm_share: float
+    probes: Mapping[str, ProbeResult]
+    """Of all kinds of device, where a cluster has several; the first is also `probe`."""
 
     @property
     def target(self) -> float | None:

@@ -48,7 +48,17 @@ class Reported:
     report: TrialReport
 
 
-Event = Reported | Finished | Lost
+@dataclass(frozen=True)
+class Placed:
+    """A run has landed on one of several kinds of device, whose split it takes."""
+
+    number: int
+    device: str
+    micro_batch_size: int
+    accumulation_steps: int
+
+
+Event = Reported | Finished | Lost | Placed
 
 
 class Pool(Protocol):

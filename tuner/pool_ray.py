@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ray.tune.stopper import Stopper
 
 from ..objectives.base import TrialReport, TrialSpec, Verdict
 from .errors import DeviceError
-from .pool import Event, Finished, Lost, Reported
+from .pool import Event, Finished, Lost, Placed, Reported
 from .ray_cluster import Cluster
 from .ray_worker import RayTrial, encode_spec
 
@@ -47,10 +47,10 @@ MAX_TUNERS = 10
 class RayPool:
     """Runs up to `slots` trials side by side on the nodes of a cluster."""
 
-    def __init__(self, cluster: Cluster, *, fence_bytes: int | None = None) -> None:
-        """Run trials of the cluster's objective; `fence_bytes` bounds what one of them may take before it fails."""
+    def __init__(self, cluster: Cluster, *, fences: Mapping[str, int]) -> None:
+        """Run trials of the cluster's objective; `fences` bounds in bytes, by kind of device, what one of them may take before it fails."""
         self._cluster = cluster
-        self._fence_bytes = fence_bytes
+        self._fences = dict(fences)
         self._slots = cluster.slots.n
         self._looked_s = time.monotonic()
         self._link = _Link()
@@ -89,6 +89,8 @@ class RayPool:
             while True:
                 if isinstance(event, Reported):
                     self._samples[event.report.number] = event.report.samples
+                    yield event
+                elif isinstance(event, Placed):
                     yield event
                 else:
                     yield self._last(event)
@@ -146,7 +148,7 @@ class RayPool:
     def _tuner(self, name: str) -> tune.Tuner:
         slots = self._cluster.slots
         resources = {"CPU": slots.cpus} | ({"GPU": slots.gpus} if slots.gpus else {})
-        trainable = tune.with_parameters(RayTrial, task=self._cluster.task, fence_bytes=self._fence_bytes)
+        trainable = tune.with_parameters(RayTrial, task=self._cluster.task, fences=self._fences)
         return tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([resources])),
             tune_config=tune.TuneConfig(
@@ -226,6 +228,11 @@ class _Link:
                 if number == report.number:
                     return verdict
         return "stop"
+
+    def placed(self, event: Placed) -> None:
+        """Tell the drive where a run has landed."""
+        if event.number not in self._cancelled:
+            self.events.put(event)
 
     def ended(self, number: int, event: Finished | Lost) -> None:
         """Tell the drive how a run has ended, and give it time to fill the slot again."""
@@ -320,6 +327,8 @@ class _LinkScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         event = result.get("event")
+        if isinstance(event, Placed):
+            self._link.placed(event)
         if isinstance(event, Reported) and self._link.judge(event.report) == "stop":
             trial.temporary_state.ray_actor.stop_training.remote()
         return str(TrialScheduler.CONTINUE)

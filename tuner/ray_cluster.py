@@ -31,7 +31,7 @@ from typing import Any
 from ..objectives.base import Facts
 from ..objectives.load import ObjectiveRef
 from .device import check_device_name, usable_cores
-from .errors import BstuneError, DeviceError, ObjectiveError
+from .errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
 from .jobs import Pickled
 from .results import DeviceInfo, ProbeResult
 
@@ -67,8 +67,11 @@ class Slots:
     cpus: int
     """Per trial."""
     gpus: int
-    per_node: int
-    """Trials that share the largest node."""
+
+    @property
+    def need(self) -> dict[str, int]:
+        """What a trial takes of a node."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
 
 
 def require_ray() -> None:
@@ -87,6 +90,7 @@ class Cluster:
         device_info: The device that trials run on.
         warnings: What the user should know of how it was chosen.
         slots: How many trials run side by side, and what each gets.
+        kinds: A node of each kind of device that can hold a trial, by the name of the kind.
         jobs: The same number.
         task: What every actor of the search is told.
         folder: Where Tune keeps what it must write; it goes when the cluster is closed.
@@ -122,12 +126,13 @@ class Cluster:
                 self._exit.enter_context(_replaced("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", False))
             objective, source = _portable(objective, self.folder, travels=address is not None)
             self._exit.enter_context(_connected(address, jobs, self.folder, source))
-            self.slots = lay_out(_nodes(), device, jobs)
+            self.slots = lay_out([node["Resources"] for node in _nodes()], device, jobs)
             self.jobs = self.slots.n
             like_driver = None if address else (os.getcwd(), tuple(sys.path))
             kind = "cuda" if self.slots.gpus else "cpu"
             self.task = _task(objective, kind, self.slots, like_driver, source)
-            self._look()
+            self.kinds = self._kinds()
+            self._look(next(iter(self.kinds.values())))
         except BaseException:
             self.close()
             raise
@@ -138,23 +143,45 @@ class Cluster:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _look(self) -> None:
-        """Describe the objective in an actor that gets what a trial gets."""
+    def _kinds(self) -> dict[str, str]:
+        """Ask each node that can hold a trial what kind of device it has."""
+        import ray
+
+        from .ray_worker import kind_here
+
+        nodes = [node["NodeID"] for node in _nodes() if _fit(node["Resources"], self.slots.need)]
+        if not nodes:
+            raise DeviceError("No node of the Ray cluster has both a GPU and a CPU, and a trial needs one of each. Check `ray status`.")
+        ask = ray.remote(num_cpus=0)(kind_here)
+        found = self._get([ask.options(scheduling_strategy=_on(node)).remote(self.task) for node in nodes])
+        kinds: dict[str, str] = {}
+        for kind, node in zip(found, nodes, strict=True):
+            kinds.setdefault(kind, node)
+        return kinds
+
+    def _look(self, node: str) -> None:
+        """Describe the objective in an actor that gets what a trial gets, on this node."""
         import ray
 
         from .ray_worker import Surveyor
 
-        remote = ray.remote(num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, max_restarts=0)(Surveyor)
-        self._surveyor = remote.remote(self.task)
+        remote = ray.remote(num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, max_restarts=0, scheduling_strategy=_on(node))(Surveyor)
+        self._surveyor, self._surveyed = remote.remote(self.task), node
         self.facts: Facts
         self.device_info: DeviceInfo
         self.facts, self.device_info, self.warnings = self._get(self._surveyor.look.remote())
 
-    def run_probe(self, *, timeout: float | None, seed: int) -> ProbeResult:
-        """Probe the objective where its trials will run."""
-        if self._surveyor is None:
-            self._look()
-        probe: ProbeResult = self._get(self._surveyor.probe.remote(timeout, seed))
+    def run_probe(self, kind: str, *, timeout: float | None, seed: int) -> ProbeResult:
+        """Probe the objective where its trials will run, on a node of this kind."""
+        if self._surveyor is None or self._surveyed != self.kinds[kind]:
+            self.end_survey()
+            self._look(self.kinds[kind])
+        try:
+            probe: ProbeResult = self._get(self._surveyor.probe.remote(timeout, seed))
+        except NothingFitsError as error:
+            if len(self.kinds) > 1:
+                error.args = (f"On {kind}: {error} Or search without the nodes of this kind.",)
+            raise
         return probe
 
     def shares(self, folder: Path) -> bool:
@@ -173,8 +200,7 @@ class Cluster:
 
     def slots_left(self) -> int:
         """Return how many trials the nodes that are alive can hold, at most as many as were asked for."""
-        need = {"CPU": self.slots.cpus, "GPU": self.slots.gpus}
-        return min(self.slots.n, sum(_fit(node, need) for node in _nodes()))
+        return min(self.slots.n, sum(_fit(node["Resources"], self.slots.need) for node in _nodes()))
 
     def _get(self, reference: Any) -> Any:
         """Wait for an answer of the surveyor and raise what it carries."""
@@ -204,11 +230,18 @@ class Cluster:
 # --- what there is ------------------------------------------------------------------------------------------------
 
 
-def _nodes() -> list[Mapping[str, float]]:
-    """Return the resources of each node that is alive."""
+def _nodes() -> list[Mapping[str, Any]]:
+    """Return what Ray knows of each node that is alive."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _on(node: str) -> Any:
+    """Return the word to Ray that something is to run on this node."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _fit(node: Mapping[str, float], need: Mapping[str, float]) -> int:
@@ -230,7 +263,7 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slo
 
     Example:
         >>> lay_out([{"CPU": 8.0}, {"CPU": 4.0}], "auto", 3)
-        Slots(n=3, cpus=4, gpus=0, per_node=2)
+        Slots(n=3, cpus=4, gpus=0)
     """
     n_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if device == "cuda" and not n_gpus:
@@ -240,7 +273,7 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slo
             raise DeviceError(f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and a GPU holds one trial. Use jobs={n_gpus} or fewer.")
         cpus = max(1, min(int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1))
         n = sum(_fit(node, {"CPU": 1, "GPU": 1}) for node in nodes) if jobs == 1 else jobs
-        return Slots(n, cpus, 1, max(int(node.get("GPU", 0)) for node in nodes))
+        return Slots(n, cpus, 1)
     largest = int(max((node.get("CPU", 0) for node in nodes), default=0))
     cpus = next((c for c in range(largest, 0, -1) if sum(_fit(node, {"CPU": c}) for node in nodes) >= jobs), 0)
     if not cpus:
@@ -248,7 +281,7 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slo
         raise DeviceError(
             f"jobs={jobs}: the Ray cluster has {n_cpus} CPUs, and a trial needs one at least. Use jobs={max(1, n_cpus)} or fewer."
         )
-    return Slots(jobs, cpus, 0, max(_fit(node, {"CPU": cpus}) for node in nodes))
+    return Slots(jobs, cpus, 0)
 
 
 # --- starting and joining -----------------------------------------------------------------------------------------
@@ -479,7 +512,7 @@ def _task(objective: Any, kind: str, slots: Slots, like_driver: tuple[str, tuple
             with contextlib.suppress(ValueError):
                 cloudpickle.unregister_pickle_by_value(module)
     # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
-    return Task(Pickled(data), kind, slots.per_node, None if like_driver is not None and not slots.gpus else slots.cpus, like_driver)
+    return Task(Pickled(data), kind, slots.cpus, None if like_driver is not None and not slots.gpus else slots.cpus, like_driver)
 
 
 def _last_line(error: BaseException) -> str:

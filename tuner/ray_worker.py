@@ -15,19 +15,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import tune
 
-from ..objectives.base import Facts, TrialReport, TrialSpec
+from ..objectives.base import Facts, Split, TrialReport, TrialSpec
 from . import errors
+from .device import cpu_info, nvml_devices
 from .errors import BstuneError, DeviceError
 from .host import Host
 from .jobs import Pickled
-from .pool import Event, LossCause, Lost, Reported
+from .pool import Event, Finished, LossCause, Lost, Placed, Reported
 from .pool_local import LocalPool
 from .results import DeviceInfo, ProbeResult
 
 POLL_S = 5.0
 """A trial that has nothing to say says so after this long, so that its actor can hear what is wanted of it."""
+KIND_LABEL = "bstune/kind"
+"""Label of a node that names its kind of device, where what can be seen of it does not tell."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Task:
 
     objective: Pickled
     device: str
-    jobs: int
-    """Trials that share a node."""
+    cpus: int
+    """That Ray gives a trial."""
     threads: int | None
     """Per trial; None: the node's cores shared by its trials."""
     like_driver: tuple[str, tuple[str, ...]] | None
@@ -52,10 +56,46 @@ class Task:
 
     def host(self) -> Host:
         """Start the template process on this node."""
-        host = Host(self.objective, device=self.device, jobs=self.jobs)
+        host = Host(self.objective, device=self.device, jobs=self.sharing(this_node()))
         if self.threads is not None:
             host.threads = self.threads
         return host
+
+    def sharing(self, node: Mapping[str, Any]) -> int:
+        """Return how many trials share a node's memory; a card holds one."""
+        return 1 if self.device == "cuda" else max(1, int(node["Resources"].get("CPU", 0)) // self.cpus)
+
+    def kind(self) -> str:
+        """Return what kind of device a trial gets on this node: its label, else the name and the memory of the device.
+
+        The cards of a node are taken to be alike, as Ray takes them.
+        """
+        node = this_node()
+        if label := node.get("Labels", {}).get(KIND_LABEL):
+            return str(label)
+        if self.device == "cpu":
+            cpu = cpu_info(self.cpus)
+            return _named(cpu.name, (cpu.total_bytes or 0) // self.sharing(node))
+        for card in nvml_devices():
+            return _named(card["name"], card["total_bytes"])
+        prefix = "accelerator_type:"  # What Ray found, which says nothing of the memory.
+        return next((name.removeprefix(prefix) for name in sorted(node["Resources"]) if name.startswith(prefix)), "GPU")
+
+
+def this_node() -> Mapping[str, Any]:
+    """Return what Ray knows of the node that this process is on."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(node for node in ray.nodes() if node["NodeID"] == here)
+
+
+def kind_here(task: Task) -> str:
+    """Return the kind of device of this node."""
+    return task.kind()
+
+
+def _named(name: str, n_bytes: int | None) -> str:
+    gib = (n_bytes or 0) / 2**30
+    return f"{name}, {gib:.0f} GiB" if gib >= 10 else f"{name}, {gib:.2g} GiB" if gib else name
 
 
 @dataclass(frozen=True)
@@ -121,10 +161,11 @@ class Surveyor:
 class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by the type checker.
     """A slot: runs the trial that its configuration names, and is then given the next one."""
 
-    def setup(self, config: dict[str, Any], task: Task | None = None, fence_bytes: int | None = None) -> None:
+    def setup(self, config: dict[str, Any], task: Task | None = None, fences: Mapping[str, int] | None = None) -> None:
         """Take the first trial; the template process starts with its first step."""
         assert task is not None
-        self._task, self._fence_bytes = task, fence_bytes
+        self._task, self._fences = task, fences or {}
+        self._kind = ""
         self._host: Host | None = None
         self._pool: LocalPool | None = None
         self._begin(config)
@@ -150,8 +191,7 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
     def step(self) -> dict[str, Any]:
         """Let the trial go on to its next report, or its end."""
         event = self._next_event()
-        ended = event is not None and not isinstance(event, Reported)
-        return {"event": event, "done": ended}
+        return {"event": event, "done": isinstance(event, (Finished, Lost))}
 
     def _next_event(self) -> Event | None:
         try:
@@ -162,8 +202,12 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
             cause: LossCause = "crashed" if isinstance(error, DeviceError) else "error"
             return Lost(self._spec.number, cause, str(error), error_type=type(error).__name__, traceback=traceback)
         if not self._submitted:
-            pool.submit(self._spec)
             self._submitted = True
+            if self._spec.splits:
+                spec = self._spec.on(self._kind)
+                pool.submit(spec)
+                return Placed(spec.number, self._kind, spec.micro_batch_size, spec.accumulation_steps)
+            pool.submit(self._spec)
         if self._judged is not None:
             pool.reply(self._spec.number, "stop" if self._stop else "go")
             self._judged = None
@@ -177,7 +221,9 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
         if self._pool is None:
             self._task.settle()
             self._host = self._task.host()
-            self._pool = LocalPool(self._host, fence_bytes=self._fence_bytes)
+            self._kind = self._task.kind()
+            fence_bytes = self._fences.get(self._kind, min(self._fences.values(), default=None))
+            self._pool = LocalPool(self._host, fence_bytes=fence_bytes)
         return self._pool
 
     def _close(self) -> None:
@@ -194,10 +240,11 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
 
 def encode_spec(spec: TrialSpec) -> str:
     """Return a run as one text: Tune takes a configuration apart and names files by it."""
-    return json.dumps({**dataclasses.asdict(spec), "params": dict(spec.params)})
+    return json.dumps(dataclasses.asdict(dataclasses.replace(spec, params=dict(spec.params))))
 
 
 def decode_spec(text: str) -> TrialSpec:
     """Read back what `encode_spec` wrote."""
     data = json.loads(text)
-    return TrialSpec(**{**data, "points": tuple(data["points"])})
+    splits = {kind: Split(**split) for kind, split in data["splits"].items()}
+    return TrialSpec(**{**data, "points": tuple(data["points"]), "splits": splits})

@@ -17,7 +17,7 @@ from .evidence import Evidence, batch_answer, samples_to
 from .intervals import student_quantile
 from .ledger import Key, Run, key_of
 from .model import Model
-from .results import Candidate, LossEstimate, LrRule, Recommendation, Setting
+from .results import Candidate, LossEstimate, LrRule, OnDevice, ProbeResult, Recommendation, Setting
 from .scaling import split_batch
 
 ALTERNATIVES = 5
@@ -204,6 +204,23 @@ def recommend(evidence: Evidence) -> Recommendation:
         smallest_within_tolerance=min(within, key=lambda c: c.global_batch_size),
         alternatives=tuple(c for c in candidates if c is not chosen)[:ALTERNATIVES],
         warnings=_warnings(evidence, chosen, pool),
+        by_device=tuple(_on_device(evidence, chosen, device, probe) for device, probe in evidence.probes.items()),
+    )
+
+
+def _on_device(evidence: Evidence, chosen: Candidate, device: str, probe: ProbeResult) -> OnDevice:
+    batch, line, samples = chosen.global_batch_size, probe.step_time_line, chosen.samples_to_target
+    micro, accumulation = split_batch(batch, probe.micro_batch_size)
+    step_s = None if line is None else line.step_s(micro, accumulation)
+    rate = None if step_s is None else batch / step_s
+    return OnDevice(
+        device=device,
+        micro_batch_size=micro,
+        accumulation_steps=accumulation,
+        eval_batch_size=probe.eval_batch_size,
+        samples_per_s=rate,
+        seconds_per_full_run=None if step_s is None else evidence.facts.full_run_steps(batch) * step_s,
+        seconds_to_target=None if samples is None or rate is None else samples / rate,
     )
 
 
@@ -355,8 +372,9 @@ def _limits(evidence: Evidence) -> str | None:
 
 def _peak_bytes(evidence: Evidence, chosen: Candidate) -> int | None:
     key = key_of(Setting(chosen.global_batch_size, chosen.learning_rate, chosen.params))
-    peaks = [run.record.peak_bytes for run in evidence.ledger.of(key) if run.record is not None and run.record.peak_bytes is not None]
-    return max(peaks, default=None)
+    device = next(iter(evidence.probes), None)
+    records = [run.record for run in evidence.ledger.of(key) if run.record is not None]
+    return max((r.peak_bytes for r in records if r.peak_bytes is not None and device in (None, r.device)), default=None)
 
 
 def _batch_interval(evidence: Evidence, model: Model, chosen: Candidate, noise: float) -> tuple[int, ...]:

@@ -66,6 +66,8 @@ def progress_line(progress: Progress) -> str | None:
         return f"Study {progress.study}: {progress.message}"
     if progress.kind == "warning":
         return f"Warning: {progress.message}"
+    if progress.kind == "probe" and progress.message:
+        return f"probe  on {progress.message}"
     if progress.attempt is not None:
         return attempt_line(progress.attempt)
     if progress.forecast is not None:
@@ -268,6 +270,7 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
         lines.append(
             f"  to target:     {duration(best.seconds_to_target)}, {best.samples_to_target:,.0f} samples to {number(result.target)}"
         )
+    lines += _device_lines(result)
     lines.append(f"  limits:        {_limits(result)}")
     if result.batch_answer is not None and (said := batch_text(result.batch_answer)):
         lines.append(f"  fastest batch: {said}")
@@ -282,6 +285,19 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
     lines.append(f"  spent:         {trained}; ended by {result.stopped_by}")
     lines.append(f"  study:         {result.study} in {result.storage}")
     return "\n".join([*lines, "", *paste_lines(result, facts)])
+
+
+def _device_lines(result: SearchResult) -> list[str]:
+    """Return which kind of device the figures are for, and what they are on the others; nothing where there is one kind."""
+    lines: list[str] = []
+    for each in result.recommendation.by_device:
+        ran = [record for record in result.records if record.device == each.device]
+        speed = "" if each.samples_per_s is None else f", {each.samples_per_s:.4g} samples/s"
+        target = "" if each.seconds_to_target is None else f", {duration(each.seconds_to_target)} to target"
+        said = f"micro-batch {each.micro_batch_size} x {each.accumulation_steps} accumulation steps{speed}{target}"
+        took = f"{len(ran)} trial{'s' if len(ran) != 1 else ''}, {duration(sum(record.seconds or 0.0 for record in ran))}"
+        lines.append(f"  elsewhere:     {each.device}: {said} ({took})" if lines else f"  figures for:   {each.device} ({took})")
+    return lines
 
 
 def _others(best: Recommendation) -> list[tuple[str, Candidate]]:

@@ -103,6 +103,9 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise BstuneError(f"{where}: expected an object, found {value!r}.")
+        inner = typing.get_args(hint)
+        if inner and isinstance(inner[1], type) and issubclass(inner[1], Record):
+            return {key: _typed(inner[1], item, f"{where}[{key!r}]") for key, item in value.items()}
         return dict(value)
     if origin is Literal:
         if value not in typing.get_args(hint):
@@ -304,6 +307,19 @@ class Candidate(Record):
 
 
 @dataclass(frozen=True)
+class OnDevice(Record):
+    """The recommended setting on one kind of device: the same global batch, as it is split and what it costs there."""
+
+    device: str
+    micro_batch_size: int
+    accumulation_steps: int
+    eval_batch_size: int | None
+    samples_per_s: float | None
+    seconds_per_full_run: float | None
+    seconds_to_target: float | None
+
+
+@dataclass(frozen=True)
 class Recommendation(Record):
     """One setting that was really run, with the reason, its uncertainty and its cost."""
 
@@ -330,6 +346,8 @@ class Recommendation(Record):
     smallest_within_tolerance: Candidate | None
     alternatives: tuple[Candidate, ...]
     warnings: tuple[str, ...] = ()
+    by_device: tuple[OnDevice, ...] = ()
+    """Where a cluster has several kinds of device, each of them. The first is the one that micro-batch, seconds and peak above are for."""
 
 
 @dataclass(frozen=True)
@@ -470,6 +488,8 @@ class TrialRecord(Record):
     """Gradient noise measured along this run itself; its samples are charged beside `samples`."""
     report_interval: int = 0
     """Samples from one report to the next, at most."""
+    device: str | None = None
+    """The kind of device that it ran on, where a cluster has several; micro-batch, accumulation and seconds are those of this kind."""
 
 
 @dataclass(frozen=True)
@@ -490,16 +510,19 @@ class SearchResult(Record):
     goal: Goal = "loss"
     batch_answer: BatchAnswer | None = None
     """Which batch size is fastest, and what decides it."""
+    probes: dict[str, ProbeResult] = field(default_factory=dict)
+    """By kind of device, where a cluster has several; `probe` is the first of them."""
 
     @property
     def trials(self) -> pandas.DataFrame:
-        """One row per trial; the extra parameters and metrics follow the fixed columns."""
+        """One row per trial; the extra parameters and metrics follow the fixed columns, then the device where there are several kinds."""
         import pandas
 
         rows = []
         for record in self.records:
             row = {name: getattr(record, name) for name in TRIAL_COLUMNS}
-            rows.append(row | record.params | record.metrics)
+            row |= record.params | record.metrics
+            rows.append(row if not self.probes else {**row, "device": record.device})
         frame: pandas.DataFrame = pandas.DataFrame(rows, columns=None if rows else list(TRIAL_COLUMNS))
         return frame
 

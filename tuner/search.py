@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..objectives.base import Facts
 from ..objectives.load import check_objective
 from .arguments import SearchArguments, check_search
 from .codec import encode_plan
-from .drive import Drive, Progress, corrected
+from .drive import Drive, Progress, corrected_probes
 from .errors import NoSignalError
 from .naming import study_name
 from .plan import Forecast, Plan
@@ -229,7 +229,8 @@ def make_strategy(plan: Plan, facts: Facts, probe: ProbeResult | None, study: St
     """Return a strategy that goes on from the finished trials of the study."""
     from .strategy import Strategy
 
-    return Strategy(plan, facts, corrected(probe, study.finished), study.finished)
+    current, probes = corrected_probes(probe, study.probes, study.finished, facts)
+    return Strategy(plan, facts, current, study.finished, probes)
 
 
 @contextlib.contextmanager
@@ -280,8 +281,19 @@ def _study(storage: Storage, objective: Any, arguments: SearchArguments, facts: 
 
 
 def _probe(study: Study, arguments: SearchArguments, facts: Facts, host: Host | Cluster, deadline_s: float) -> ProbeResult:
-    """Return the probe that was given, else a stored one of the same objective, device and settings, else a new one."""
+    """Return the probe that was given, else a stored one of the same objective, device and settings, else a new one.
+
+    Where a cluster has several kinds of device, each is probed, and the fastest is the one to decide by.
+    """
+    kinds = getattr(host, "kinds", {})
+    if arguments.probe is None and len({*kinds, *study.probes}) > 1 and kinds:
+        return _probe_kinds(study, arguments, facts, cast("Cluster", host), deadline_s)
+    if study.probes:  # Of a cluster that the search has left.
+        study.set(probes=[])
     if arguments.probe is not None:
+        if len(kinds) > 1:
+            said = f"The probe that was given holds for all kinds of device of the cluster: {'; '.join(kinds)}."
+            _tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
         return arguments.probe
     key = probe_key(facts, host.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
     for other in (study, *studies(study.storage)):
@@ -299,6 +311,34 @@ def _probe(study: Study, arguments: SearchArguments, facts: Facts, host: Host | 
     return probe
 
 
+def _probe_kinds(study: Study, arguments: SearchArguments, facts: Facts, cluster: Cluster, deadline_s: float) -> ProbeResult:
+    """Store a probe of each kind of device and return the first: that of the fastest, when the first trial lands on one of them."""
+    entries: dict[str, dict[str, Any]] = {entry["device"]: entry for entry in study.attributes.get("probes", ())}
+    for kind in cluster.kinds:
+        device = DeviceInfo(cluster.device_info.kind, kind, threads=cluster.slots.cpus)
+        key = probe_key(facts, device, seed=arguments.plan.seed)
+        known = (entry for other in (study, *studies(study.storage)) for entry in other.attributes.get("probes", ()))
+        stored = next((entry for entry in known if entry["key"] == key and entry["probe"]["limited_by"] != "timeout"), None)
+        if stored is None:
+            _tell(arguments, Progress("probe", study.name, arguments.plan.budget, message=kind))
+            left_s = deadline_s - time.monotonic()
+            probe = cluster.run_probe(
+                kind,
+                timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE / len(cluster.kinds) * left_s),
+                seed=arguments.plan.seed,
+            )
+            for attempt in probe.attempts:
+                _tell(arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt))
+            stored = {"device": kind, "key": key, "probe": probe.to_dict()}
+        entries[kind] = stored
+        study.set(probes=list(entries.values()), probe_key=None)  # What was stored of one kind is about to be replaced.
+    if not any(record.device for record in study.records):
+        study.set(
+            probes=sorted(entries.values(), key=lambda entry: -max((r["samples_per_s"] for r in entry["probe"]["throughput"]), default=0))
+        )
+    return next(iter(study.probes.values()))
+
+
 def _run_probe(host: Host | Cluster, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]) -> ProbeResult:
     """Probe where the trials will run."""
     from .host import Host
@@ -307,7 +347,7 @@ def _run_probe(host: Host | Cluster, *, timeout: float | None, seed: int, on_att
         from .probe import run_probe
 
         return run_probe(host, timeout=timeout, seed=seed, on_attempt=on_attempt)
-    probe = host.run_probe(timeout=timeout, seed=seed)
+    probe = host.run_probe(next(iter(host.kinds)), timeout=timeout, seed=seed)
     for attempt in probe.attempts:
         on_attempt(attempt)
     return probe
@@ -354,14 +394,15 @@ def _pool(ready: _Ready, drive: Drive) -> Pool:
         return InlinePool(ready.objective, drive.judge)
     from .host import Host
 
-    fence_bytes = ready.probe.usable_bytes if ready.probe else None
+    assert ready.probe is not None
     if isinstance(ready.host, Host):
         from .pool_local import LocalPool
 
-        return LocalPool(ready.host, slots=ready.arguments.plan.jobs, fence_bytes=fence_bytes)
+        return LocalPool(ready.host, slots=ready.arguments.plan.jobs, fence_bytes=ready.probe.usable_bytes)
     from .pool_ray import RayPool
 
-    return RayPool(ready.host, fence_bytes=fence_bytes)
+    probes = ready.study.probes or dict.fromkeys(ready.host.kinds, ready.probe)
+    return RayPool(ready.host, fences={kind: probe.usable_bytes for kind, probe in probes.items()})
 
 
 # --- the result ---------------------------------------------------------------------------------------------------
@@ -386,6 +427,7 @@ def make_result(study: Study, strategy: Strategy, probe: ProbeResult | None, sto
         versions=versions(),
         goal=strategy.plan.goal,
         batch_answer=strategy.batch_answer(),
+        probes=study.probes,
     )
 
 

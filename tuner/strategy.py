@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from ..objectives.base import Facts, TrialReport, Verdict
 from .evidence import Evidence, batch_answer
@@ -41,8 +42,17 @@ class Strategy:
     stopped_by: str | None = None
     """`budget`, `n_trials` or `converged` once the search is over; None before."""
 
-    def __init__(self, plan: Plan, facts: Facts, probe: ProbeResult | None, history: Sequence[TrialRecord] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        facts: Facts,
+        probe: ProbeResult | None,
+        history: Sequence[TrialRecord] = (),
+        probes: Mapping[str, ProbeResult] = MappingProxyType({}),
+    ) -> None:
         """Take up the search where the history left it.
+
+        Decisions rest on `probe`; `probes` are those of all kinds of device, where a cluster has several, the first of them the same.
 
         Raises:
             ArgumentError: The space, the baseline or the budget is wrong on its face.
@@ -50,6 +60,7 @@ class Strategy:
         self.plan = plan
         self.facts = facts
         self.probe = probe
+        self.probes = probes
         self.space = make_space(plan, facts, probe)
         self.rungs = Rungs.of(facts)
         self.ledger = Ledger(history)
@@ -336,10 +347,11 @@ class Strategy:
         """Return the batch sizes that are given up because this run was out of memory."""
         record = run.record
         # Larger batches are accumulated from smaller micro-batches from now on; a loop that is out of memory all the same heeds none.
-        heeded = self.facts.kind == "supervised" or (record is not None and record.accumulation_steps == 1)
+        # Where there are several kinds of device, what is too much for one may fit another, so each works its way down first.
+        heeded = self.facts.kind == "supervised" or (record is not None and (record.accumulation_steps == 1 or record.device is not None))
         if self.probe is not None and record is not None and record.micro_batch_size > 1 and heeded:
             return set()
         return {batch for batch in self.space.batches if batch >= run.setting.global_batch_size}
 
     def _evidence(self) -> Evidence:
-        return Evidence(self.plan, self.facts, self.probe, self._context(), self.ledger, self._share)
+        return Evidence(self.plan, self.facts, self.probe, self._context(), self.ledger, self._share, self.probes)

@@ -45,6 +45,7 @@ _ASKED = (
     "end_samples",
     "start_samples",
     "continues",
+    "device",
 )
 _RESULT = (
     "state",
@@ -168,6 +169,11 @@ class Study:
         data = self.attributes.get("probe")
         return None if data is None else ProbeResult.from_dict(data)
 
+    @property
+    def probes(self) -> dict[str, ProbeResult]:
+        """The probes of the kinds of device of a cluster that has several; the first is also `probe`."""
+        return {entry["device"]: ProbeResult.from_dict(entry["probe"]) for entry in self.attributes.get("probes", ())}
+
     def set(self, **attributes: Any) -> None:
         """Store user attributes of the study; what is the same already is not written again."""
         with self.storage.guard():
@@ -204,7 +210,7 @@ class Study:
         from optuna.trial import TrialState, create_trial
 
         parameters, distributions = axes.parameters(spec)
-        asked: dict[str, Any] = {name: getattr(spec, name) for name in _ASKED if name != "continues"}
+        asked: dict[str, Any] = {name: getattr(spec, name) for name in _ASKED if name not in ("continues", "device")}
         if continues is None:
             del asked["start_samples"]
         else:
@@ -239,6 +245,14 @@ class Study:
             number = backend.get_trial_number_from_id(trial_id)
         self._numbers.add(number)
         return number
+
+    def place(self, number: int, **placed: Any) -> TrialRecord:
+        """Enter where a run has landed, and how its batch is split there."""
+        with self.storage.guard():
+            for name, value in placed.items():
+                self.storage.backend.set_trial_user_attr(self._ids[number], name, value)
+        self._records[number] = dataclasses.replace(self._records[number], **placed)
+        return self._records[number]
 
     def report(self, report: TrialReport) -> TrialRecord:
         """Enter a report under the points that it is the first to reach, and return the trial so far."""
