@@ -473,7 +473,7 @@ def newest_study(storage: Storage, *, name: str | None = None, with_file: bool =
         if name in (None, study.name) and (not with_file or study.attributes.get("objective")):
             return study
     what = f"no study{'' if name is None else f' {name!r}'}{' that stores a file' if with_file else ''}"
-    raise StudyError(f"{storage.location.path} holds {what}. Give a model: bstune search model.py")
+    raise StudyError(f"{storage.location.path or storage.location.url} holds {what}. Give a model: bstune search model.py")
 
 
 def touch(study: Study) -> None:
