@@ -357,6 +357,16 @@ def try_records(folder: Path) -> list[TrialRecord]:
     return []
 
 
+def test_a_terminal_that_goes_changes_nothing_under_nohup(folder: Path) -> None:
+    """Who asked for the search to stay gets its result."""
+    process = start("--budget", "3", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    read_until(process, "trial 0")
+    process.send_signal(signal.SIGHUP)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert stdout.startswith("verified: true")
+
+
 def test_a_reader_that_goes_does_not_end_the_search(folder: Path) -> None:
     """`bstune search model.py 2>&1 | head`: progress is for whoever reads it; the result is stored either way."""
     process = start("--budget", "3")
