@@ -280,6 +280,8 @@ def _terminable() -> Iterator[None]:
     """End on SIGTERM, and when the terminal goes, as on Ctrl-C: what was finished is shown and nothing is left behind."""
 
     def terminate(*_: object) -> None:
+        for number in numbers:  # To close a window sends it twice, and the second must not end the ending.
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     numbers = [signal.SIGTERM]
@@ -290,7 +292,8 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+            if signal.getsignal(number) == terminate:
+                signal.signal(number, handler)
 
 
 def _stored(options: dict[str, Any], given: set[str]) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,19 +86,23 @@ def load(target: str | Path) -> ObjectiveRef:
         target: `model.py` (its module-level `objective`), `model.py:name` or `package.module:name`.
 
     Raises:
-        ObjectiveError: The file is missing, or is not a Python file.
+        ObjectiveError: The file is missing, cannot be read, or is not a Python file.
     """
     text = str(target)
     place, _, name = text.rpartition(":") if ":" in text else (text, "", DEFAULT_NAME)
     name = name or DEFAULT_NAME
     path = Path(place)
-    if path.suffix == ".py" or path.exists() or "/" in place:
-        if not path.is_file():
+    if path.suffix == ".py" or os.path.exists(place) or "/" in place:  # Unlike Path's, these take any text.
+        if not os.path.isfile(place):
             raise ObjectiveError(f"{place}: no such file. Give the path of a Python file that defines an objective.")
         if path.suffix != ".py":
             raise ObjectiveError(f"{place} is not a Python file: expected a path that ends in .py.")
         path = path.resolve()
-        return ObjectiveRef(text, str(path), None, name, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ObjectiveError(f"{place} cannot be read: {error.strerror}.") from error
+        return ObjectiveRef(text, str(path), None, name, hashlib.sha256(content).hexdigest()[:16])
     if not place or not all(part.isidentifier() for part in place.split(".")) or ":" not in text:
         raise ObjectiveError(f"{text}: no such file. Give model.py, model.py:name or package.module:name.")
     return ObjectiveRef(text, None, place, name, None)
@@ -113,12 +118,12 @@ def check_objective(objective: Any, *, isolation: str = "process") -> Any:
 
     Raises:
         ArgumentError: It is no objective, or none that can run in this process.
-        ObjectiveError: The path names no Python file.
+        ObjectiveError: The path names no Python file, or one that fails when it is run in this process.
     """
     if isinstance(objective, (str, Path)):
         objective = load(objective)
     if isolation == "none" and isinstance(objective, ObjectiveRef):
-        objective = objective.resolve()
+        objective = _resolve_here(objective)
     if not isinstance(objective, ObjectiveRef) and not is_objective(objective):
         raise ArgumentError(
             f"{objective!r} is not an objective: expected a bstune.Supervised, a function under @bstune.objective, "
@@ -127,3 +132,14 @@ def check_objective(objective: Any, *, isolation: str = "process") -> Any:
     if isolation == "none" and getattr(objective, "kind", None) != "loop":
         raise ArgumentError("isolation='none' runs a function under @bstune.objective; leave it out for any other objective.")
     return objective
+
+
+def _resolve_here(reference: ObjectiveRef) -> Any:
+    """Execute the file in this process, and say what goes wrong as if it were a worker's."""
+    from ..tuner.host import error_of
+    from ..tuner.worker import failure_of
+
+    try:
+        return reference.resolve()
+    except (Exception, SystemExit) as error:
+        raise error_of(failure_of(error), "loading the objective", output=None) from error

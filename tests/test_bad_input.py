@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from bstune.tuner.arguments import check_search
 from bstune.tuner.errors import BstuneError
 from bstune.tuner.plan import Plan
 from bstune.tuner.results import ProbeResult, SearchResult
+from bstune.tuner.show import Shown, show
 from bstune.tuner.space import make_space
 from bstune.tuner.storage import locate, open_storage, read_storage
 from bstune.tuner.study import find_study, make_study
@@ -28,6 +31,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
+SPACE = {"batch_size": [16], "learning_rate": [0.001, 0.01]}
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
@@ -42,8 +46,7 @@ def formula(trial: bstune.Trial) -> None:
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     """A true search result, as JSON has it."""
-    space = {"batch_size": [16], "learning_rate": [0.001, 0.01]}
-    result = bstune.search(formula, isolation="none", space=space, budget=2, storage="sqlite:///:memory:")
+    result = bstune.search(formula, isolation="none", space=SPACE, budget=2, storage="sqlite:///:memory:")
     data: dict[str, Any] = json.loads(result.to_json())
     return data
 
@@ -144,27 +147,92 @@ def test_a_storage_url_is_found_or_refused(url: str) -> None:
     assert not isinstance(answer, str) or "secret" not in answer
 
 
-@settings(QUICK, max_examples=15)
-@given(st.sampled_from(["probe", "plan", "facts", "fingerprint", "bstune_schema", "stopped_by", "objective"]), JSON)
-def test_a_study_whose_attributes_were_changed_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, key: str, value: Any) -> None:
-    """By another program, or by a hand."""
-    folder = tmp_path_factory.getbasetemp() / "attributes"
-    folder.mkdir(exist_ok=True)
-    url = f"sqlite:///{folder}/bstune.db"
-    space = {"batch_size": [16], "learning_rate": [0.001, 0.01]}
-    if not (folder / "bstune.db").exists():
-        bstune.search(formula, isolation="none", space=space, budget=2, storage=url)
-    with contextlib.closing(sqlite3.connect(folder / "bstune.db")) as connection:
-        kept = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = ?", (key,)).fetchone()
-        connection.execute("UPDATE study_user_attributes SET value_json = ? WHERE key = ?", (json.dumps(value), key))
-        connection.commit()
-        try:
-            from bstune.tuner.show import Shown, show
+MODEL = b"""
+import bstune
+@bstune.objective(n_samples=320, epochs=4, evals=4)
+def objective(trial):
+    for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
+        trial.report(val_loss=1 + (trial.learning_rate - 0.01) ** 2, samples=samples)
+"""
+PIECES = st.binary(max_size=3) | st.sampled_from(
+    [
+        b"exit()\n",
+        b"1/0\n",
+        b"objective = 3\n",
+        b"raise MemoryError\n",
+        b"\t",
+        b'"""',
+        b"# coding: rot13\n",
+        b"-",
+        b"None",
+        b"async ",
+        b"\0",
+    ]
+)
 
-            assert isinstance(answer_or_message(lambda: show("formula", storage=url)), Shown | str)
-        finally:
-            connection.execute("UPDATE study_user_attributes SET value_json = ? WHERE key = ?", (kept and kept[0], key))
-            connection.commit()
+
+@QUICK
+@given(st.integers(0, len(MODEL)), st.integers(0, 40), PIECES)
+@example(0, 0, b"exit()\n")
+@example(len(MODEL), 0, b"1/0\n")
+@example(MODEL.index(b"trial.report"), 0, b"exit()\n        ")
+def test_a_model_file_is_searched_or_refused(tmp_path: Path, at: int, cut: int, piece: bytes) -> None:
+    """A part of it replaced by another: it is run as it says, or one error says whose mistake it is."""
+    (tmp_path / "model.py").write_bytes(MODEL[:at] + piece + MODEL[at + cut :])
+    arguments: dict[str, Any] = {"isolation": "none", "budget": 2, "space": SPACE, "storage": "sqlite:///:memory:"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", sys.path[:])
+        answer = answer_or_message(lambda: bstune.search(tmp_path / "model.py", **arguments))
+    assert isinstance(answer, SearchResult | str)
+
+
+@QUICK
+@given(st.text(max_size=8) | st.sampled_from(["a" * 300 + ".py", "/" * 5000, "memory.py", ".", "a\0.py", "\ud800.py"]))
+def test_a_name_of_a_model_is_found_or_refused(tmp_path: Path, name: str) -> None:
+    """Whatever the name, and also where the file is there but cannot be read."""
+    (tmp_path / "memory.py").unlink(missing_ok=True)
+    (tmp_path / "memory.py").symlink_to("/proc/self/mem")
+    assert isinstance(answer_or_message(lambda: bstune.load(tmp_path / name)), bstune.objectives.load.ObjectiveRef | str)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of a finished search."""
+    path = tmp_path_factory.mktemp("stored") / "bstune.db"
+    bstune.search(formula, isolation="none", space=SPACE, budget=2, storage=f"sqlite:///{path}")
+    return path
+
+
+@settings(QUICK, max_examples=30)
+@given(st.data(), JSON)
+def test_a_study_whose_attributes_were_changed_is_used_or_refused(stored: Path, tmp_path: Path, data: st.DataObject, value: Any) -> None:
+    """By another program, or by a hand: those of the study, and those of its trials; whether it is read or goes on."""
+    copy = Path(shutil.copy(stored, tmp_path / "bstune.db"))
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        table = data.draw(st.sampled_from(["study_user_attributes", "trial_user_attributes"]))
+        keys = sorted(row[0] for row in connection.execute(f"SELECT DISTINCT key FROM {table}"))
+        connection.execute(f"UPDATE {table} SET value_json = ? WHERE key = ?", (json.dumps(value), data.draw(st.sampled_from(keys))))
+        connection.commit()
+    used_or_refused(copy)
+
+
+@settings(QUICK, max_examples=30)
+@given(st.data(), st.binary(min_size=1, max_size=64))
+def test_a_damaged_database_is_used_or_refused(stored: Path, tmp_path: Path, data: st.DataObject, damage: bytes) -> None:
+    """Some bytes of it replaced, anywhere, or its end lost."""
+    content = stored.read_bytes()
+    at = data.draw(st.integers(0, len(content)))
+    copy = tmp_path / "bstune.db"
+    copy.write_bytes(content[:at] + (damage + content[at + len(damage) :] if data.draw(st.booleans()) else b""))
+    used_or_refused(copy)
+
+
+def used_or_refused(path: Path) -> None:
+    """Show a study, then go on with it."""
+    url = f"sqlite:///{path}"
+    assert isinstance(answer_or_message(lambda: show("formula", storage=url)), Shown | str)
+    more = answer_or_message(lambda: bstune.search(formula, isolation="none", space=SPACE, budget=3, storage=url))
+    assert isinstance(more, SearchResult | str)
 
 
 def test_nothing_is_written_by_refusing(tmp_path: Path) -> None:

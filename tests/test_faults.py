@@ -27,6 +27,7 @@ from bstune.objectives.base import TrialSpec, Verdict
 from bstune.tuner import jobs
 from bstune.tuner import storage as storage_module
 from bstune.tuner.drive import Drive, corrected
+from bstune.tuner.host import Host
 from bstune.tuner.plan import Plan
 from bstune.tuner.pool import Event, Finished, Lost, Reported
 from bstune.tuner.pool_local import LocalPool, device_lost
@@ -254,11 +255,13 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_end_is_an_interruption(folder: Path, number: signal.Signals) -> None:
-    """As Ctrl-C: the best so far on stdout, exit 130, everything stored, no process left."""
+    """As Ctrl-C: the best so far on stdout, exit 130, everything stored, no process left; however often it is sent."""
     process = start()
     read_until(process, "trial 2")
     children = family(process)
-    process.send_signal(number)
+    for _ in range(3):
+        process.send_signal(number)
+        time.sleep(0.02)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert stdout.startswith("verified: false")
@@ -266,6 +269,51 @@ def test_a_signal_to_end_is_an_interruption(folder: Path, number: signal.Signals
     assert children
     assert gone(children)
     assert all(record.state != "running" for record in records(folder))
+
+
+@pytest.mark.parametrize("write", ["create_new_trial", "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_state_values"])
+def test_a_signal_waits_for_the_end_of_what_is_written(write: str) -> None:
+    """Whichever write it meets: what is stored is what the search believes, and no trial of it runs."""
+    table = synthetic()
+    with open_storage("sqlite:///:memory:") as storage, pytest.MonkeyPatch.context() as patch:
+        study = make_study(storage, "interrupted")
+        strategy = make_strategy(Plan(budget=4, space=table.space), table.facts(), None, study)
+        real = getattr(storage.backend, write)
+
+        def interrupted(*arguments: Any, **named: Any) -> Any:
+            patch.undo()
+            answer = real(*arguments, **named)
+            signal.raise_signal(signal.SIGINT)
+            return answer
+
+        patch.setattr(storage.backend, write, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Drive(study, strategy, None, tell=lambda *_: None).run(TablePool(table, 1))
+        stored = find_study(storage, "interrupted")
+        assert stored is not None
+        assert stored.records
+        assert all(record.state != "running" for record in stored.records)
+        assert stored.records == study.records
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_waits_for_the_end_of_a_message(folder: Path) -> None:
+    """Half a message taken from the template would be the end of all that it says later, such as which process it has ended."""
+    with Host(bstune.load(folder / "model.py"), device="cpu") as host, pytest.MonkeyPatch.context() as patch:
+        control = host._first.control
+        real = control._recv  # type: ignore[attr-defined]
+
+        def interrupted(*arguments: Any) -> Any:
+            patch.undo()
+            part = real(*arguments)
+            signal.raise_signal(signal.SIGINT)
+            return part
+
+        patch.setattr(control, "_recv", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            host.start(jobs.Describe())
+        assert host.facts.n_samples == 320
+    assert psutil.Process().children(recursive=True) == []
 
 
 def test_a_terminal_that_goes_ends_the_search_in_order(folder: Path) -> None:
@@ -307,6 +355,16 @@ def try_records(folder: Path) -> list[TrialRecord]:
     with contextlib.suppress(bstune.StudyError, AssertionError):
         return records(folder)
     return []
+
+
+def test_a_terminal_that_goes_changes_nothing_under_nohup(folder: Path) -> None:
+    """Who asked for the search to stay gets its result."""
+    process = start("--budget", "3", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    read_until(process, "trial 0")
+    process.send_signal(signal.SIGHUP)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert stdout.startswith("verified: true")
 
 
 def test_a_reader_that_goes_does_not_end_the_search(folder: Path) -> None:

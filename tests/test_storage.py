@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import getpass
 import json
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,70 +154,144 @@ def test_what_a_driver_repeats_is_not_shown() -> None:
     assert "what is *** doing here" in str(error)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL of this test's own, on loopback."""
-    pytest.importorskip("psycopg", reason="the driver of PostgreSQL is not installed: pip install 'psycopg[binary]'")
-    programs = [
-        shutil.which(name) or next(iter(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None)
-        for name in ("initdb", "postgres")
-    ]
-    if None in programs:
-        pytest.skip("PostgreSQL is not installed here")
-    folder = Path("/tmp") / f"bstune-pg-{os.getpid()}"
-    folder.mkdir()
-    user = "postgres" if os.getuid() == 0 else getpass.getuser()
-    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-    if as_user:
-        shutil.chown(folder, "postgres", "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data = str(folder / "data")
-    subprocess.run([*as_user, str(programs[0]), "-D", data, "-U", user, "--auth=trust"], check=True, capture_output=True, cwd="/")
-    process = subprocess.Popen(
-        [*as_user, str(programs[1]), "-D", data, "-p", str(port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-    )
-    try:
-        wait_for_port(port)
-        yield f"postgresql://{user}:s3cret@127.0.0.1:{port}/postgres"
-    finally:
-        process.terminate()
-        process.wait(20)
-        shutil.rmtree(folder, ignore_errors=True)
+def program(name: str, *places: str) -> str:
+    """Find a program of a server; the test is skipped where there is none."""
+    found = shutil.which(name) or next((str(path) for place in places for path in Path("/").glob(f"{place}/{name}")), None)
+    if found is None:
+        pytest.skip(f"the database server is not installed here: there is no program {name}")
+    return found
 
 
-def wait_for_port(port: int) -> None:
-    """Wait until somebody listens."""
-    deadline_s = time.monotonic() + 20
-    while time.monotonic() < deadline_s:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            time.sleep(0.5)
-            return
-        time.sleep(0.1)
+class Server:
+    """A database server of a test's own, on loopback, that soon ends connections on which nothing is said."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        """Make its files."""
+        user, self._as_user = getpass.getuser(), list[str]()
+        if kind == "postgresql" and os.getuid() == 0:  # It will not run as root.
+            user, self._as_user = "postgres", ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            shutil.chown(folder, user, user)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        make, self._serve, login = getattr(self, f"_{kind}")(folder, user)
+        subprocess.run([*self._as_user, *make], check=True, capture_output=True, cwd="/")
+        self.url = f"{login}:s3cret@127.0.0.1:{self._port}/runs"
+
+    def _postgresql(self, folder: Path, user: str) -> tuple[list[str], list[str], str]:
+        initdb, postgres = (program(name, "usr/lib/postgresql/*/bin") for name in ("initdb", "postgres"))
+        data = str(folder / "data")
+        (folder / "password").write_text("s3cret")
+        make = f"{initdb} -D {data} -U {user} --auth=scram-sha-256 --pwfile={folder}/password"
+        make += f" && echo 'CREATE DATABASE runs' | {postgres} --single -D {data} postgres"
+        serve = [postgres, "-D", data, "-p", str(self._port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
+        return ["sh", "-c", make], [*serve, "-c", "idle_session_timeout=1s"], f"postgresql://{user}"
+
+    def _mysql(self, folder: Path, user: str) -> tuple[list[str], list[str], str]:
+        install, mariadbd = program("mariadb-install-db", "usr/bin"), program("mariadbd", "usr/sbin")
+        options = ["--no-defaults", f"--datadir={folder}/data", f"--user={user}"]
+        start = folder / "start.sql"
+        start.write_text(
+            "CREATE DATABASE IF NOT EXISTS runs;\nCREATE USER IF NOT EXISTS me IDENTIFIED BY 's3cret';\nGRANT ALL ON runs.* TO me;\n"
+        )
+        listen = [f"--port={self._port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket", f"--init-file={start}"]
+        make = [install, *options, "--auth-root-authentication-method=normal", "--skip-test-db"]
+        return make, [mariadbd, *options, *listen, "--wait-timeout=1"], "mysql+pymysql://me"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._process = subprocess.Popen([*self._as_user, *self._serve], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
+        deadline_s = time.monotonic() + 30
+        while "There are no studies yet" not in (answer := self._answer()) and answer:
+            assert time.monotonic() < deadline_s, answer
+            time.sleep(0.1)
+
+    def _answer(self) -> str:
+        """Return what it answers a reader: nothing where there are studies."""
+        try:
+            read_storage(self.url).close()
+        except bstune.StudyError as error:
+            return str(error)
+        return ""
+
+    def stop(self) -> None:
+        """End it, whoever is connected."""
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(30)
 
 
-def test_a_server_holds_what_a_file_holds(server: str, tmp_path: Path) -> None:
-    """The same records; the second search is refused while the first runs; the password is stored nowhere."""
-    first = search(server)
+@pytest.fixture(scope="module", params=["postgresql", "mysql"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """PostgreSQL, and MariaDB for MySQL."""
+    driver = {"postgresql": "psycopg", "mysql": "pymysql"}[request.param]
+    pytest.importorskip(driver, reason=f"the driver of the database is not installed: {driver}")
+    with tempfile.TemporaryDirectory(prefix="bstune-", dir="/tmp") as folder:  # Not in pytest's folder, which is closed to other users.
+        server = Server(request.param, Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+def test_a_server_holds_what_a_file_holds(server: Server, tmp_path: Path) -> None:
+    """The same records, to the last bit; the password is stored nowhere."""
+    first = search(server.url)
     assert timeless(first.records) == timeless(search(f"sqlite:///{tmp_path}/bstune.db").records)
-    assert search(server).records == first.records
+    assert search(server.url).records == first.records
     assert "s3cret" not in first.to_json()
     assert "s3cret" not in repr(first)
-    with open_storage(server) as storage:
-        study = find_study(storage, "formula")
+    with read_storage(server.url) as reader:
+        study = find_study(reader, "formula")
         assert study is not None
         assert "s3cret" not in json.dumps(study.attributes)
+
+
+def test_a_server_has_one_writer_however_long_it_is_silent(server: Server) -> None:
+    """A second search is refused while the first runs, also after the server has ended connections on which nothing was said."""
+    with open_storage(server.url) as storage:
+        study = make_study(storage, "silent")
+        time.sleep(2.5)
         with pytest.raises(bstune.StudyError, match="in use"):
-            search(server)
-        with read_storage(server) as reader:
+            search(server.url)
+        with read_storage(server.url) as reader:
             assert reader.writer() == "another process uses it"
-    with read_storage(server) as reader:
+        study.set(heard=True)
+    with read_storage(server.url) as reader:
         assert reader.writer() is None
+
+
+def test_a_server_that_goes_away_is_said_and_the_search_goes_on_when_it_is_back(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """One error, and no more; what was finished is stored."""
+    finished = []
+
+    def stop_after_two(progress: Any) -> None:
+        if progress.kind == "finish":
+            finished.append(progress.trial)
+            if len(finished) == 2:
+                server.stop()
+
+    with pytest.raises(bstune.StudyError, match=r"no database server answers there|the database server went away") as caught:
+        search(server.url, study="away", callbacks=[stop_after_two])
+    assert "s3cret" not in str(caught.value)
+    assert caplog.messages == []
+    server.start()
+    assert list(search(server.url, study="away").records[:2]) == finished[:2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (":s3cret@", ":wr0ng@", "refuses the user or the password"),
+        ("/runs", "/walks", "has no such database|does not let this user in"),
+        ("127.0.0.1", "nowhere.invalid", "there is no such host"),
+    ],
+)
+def test_a_server_that_refuses_is_said(server: Server, old: str, new: str, said: str) -> None:
+    """In the words of either server, one error says what to do."""
+    for attempt in (open_storage, read_storage):
+        with pytest.raises(bstune.StudyError, match=said):
+            attempt(server.url.replace(old, new))
 
 
 # --- attributes of another version --------------------------------------------------------------------------------

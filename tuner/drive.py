@@ -18,6 +18,7 @@ from .plan import Forecast, Proposal
 from .pool import Finished, Lost, Placed, Pool, Reported
 from .results import Attempt, ProbeResult, StepTimeLine, TrialRecord
 from .scaling import split_batch
+from .signals import held
 from .study import Study
 
 if TYPE_CHECKING:
@@ -115,6 +116,13 @@ class Drive:
             self._cut_off(why)
 
     def _start(self, pool: Pool, proposal: Proposal) -> None:
+        spec = self._begin(proposal)
+        self._tell("start", self._study.record(spec.number))
+        pool.submit(spec)
+
+    @held()
+    def _begin(self, proposal: Proposal) -> TrialSpec:
+        """Write down that a trial begins, and return what to run."""
         probe, setting = self._strategy.probe, proposal.setting
         micro, accumulation = split_batch(setting.global_batch_size, setting.global_batch_size if probe is None else probe.micro_batch_size)
         resume_from = None if proposal.continues is None else self._study.record(proposal.continues).checkpoint
@@ -136,12 +144,10 @@ class Drive:
             splits={device: split_on(probe, setting.global_batch_size) for device, probe in self._strategy.probes.items()},
         )
         record = self._study.begin(spec, self._axes, continues=proposal.continues)
-        if self._checkpoint_dir is not None:
-            spec = dataclasses.replace(spec, checkpoint_to=str(self._checkpoint_dir / f"trial-{record.number}.pt"))
         self._strategy.started(record.number, proposal)
         self._running[record.number] = time.monotonic()
-        self._tell("start", record)
-        pool.submit(dataclasses.replace(spec, number=record.number))
+        checkpoint_to = None if self._checkpoint_dir is None else str(self._checkpoint_dir / f"trial-{record.number}.pt")
+        return dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to)
 
     def _place(self, event: Placed) -> None:
         if event.number in self._running:  # It may have been ended since.
@@ -151,11 +157,12 @@ class Drive:
 
     def judge(self, report: TrialReport) -> Verdict:
         """Write a report down and return the verdict on it."""
-        self._running[report.number] = time.monotonic()
-        record = self._study.report(report)
-        verdict = self._strategy.report(report)
-        if verdict == "stop":
-            self._stopped.add(report.number)
+        with held():
+            self._running[report.number] = time.monotonic()
+            record = self._study.report(report)
+            verdict = self._strategy.report(report)
+            if verdict == "stop":
+                self._stopped.add(report.number)
         self._tell("report", record)
         return verdict
 
@@ -190,10 +197,11 @@ class Drive:
         return max(PATIENCE_LEAST_S, PATIENCE * n_steps * line.step_s(record.micro_batch_size, record.accumulation_steps))
 
     def _finish(self, record: TrialRecord) -> None:
-        self._running.pop(record.number, None)
-        self._stopped.discard(record.number)
-        self._study.finish(record)
-        self._strategy.finish(record)
+        with held():
+            self._running.pop(record.number, None)
+            self._stopped.discard(record.number)
+            self._study.finish(record)
+            self._strategy.finish(record)
         self._tell("finish", record)
 
     def _finished(self, record: TrialRecord, event: Finished) -> TrialRecord:
@@ -237,7 +245,6 @@ class Drive:
         """Enter what still runs as cut off; closing the pool is what ends it."""
         for number in sorted(self._running):
             record = self._study.record(number)
-            self._running.pop(number)
             said = f"{why}; its last report was at {record.samples} samples"
             self._finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
 

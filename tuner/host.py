@@ -37,6 +37,7 @@ from .device import (
 )
 from .errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
 from .results import DeviceInfo
+from .signals import held
 from .worker import CUDA_UNTOUCHED, ONE_THREAD, PATIENT_THREADS
 
 TAIL_BYTES = 4096
@@ -139,6 +140,7 @@ class _Template:
         assert isinstance(answer, jobs.Ready)
         return answer
 
+    @held()
     def start(self, job: jobs.Job, *, fork: bool) -> Worker:
         """Start a process for the job."""
         ours, theirs = socket.socketpair()
@@ -156,15 +158,20 @@ class _Template:
         return self._workers[pid]
 
     def _await_started(self) -> int:
-        while True:
-            verb, value = self.control.recv()
-            if verb == "started":
-                return int(value)
-            self._note_exit(value)
+        while (pid := self._hear()) is None:
+            pass
+        return pid
 
-    def _note_exit(self, value: tuple[int, int]) -> None:
+    def _hear(self) -> int | None:
+        """Take the next message: that a process has started, which is returned, or that one has ended, which is noted."""
+        wait([self.control])
+        with held():  # Half a message taken is the end of all understanding.
+            verb, value = self.control.recv()
+        if verb == "started":
+            return int(value)
         pid, code = value
         self._exits[pid] = code
+        return None
 
     def exit_code(self, pid: int) -> int:
         """Wait for a process whose connection is closed, and return how it ended."""
@@ -173,11 +180,9 @@ class _Template:
         while pid not in self._exits:
             try:
                 self.control.send(("kill", pid))  # It may have closed its connection and gone on.
-                verb, value = self.control.recv()
+                self._hear()
             except (EOFError, ConnectionError):
                 return self._process.wait()  # The template was ended, and its children with it.
-            if verb == "exited":
-                self._note_exit(value)
         return self._exits[pid]
 
     def end_worker(self, worker: Worker) -> None:
@@ -190,7 +195,7 @@ class _Template:
         try:
             self.control.send(("kill", worker.pid))
             while self.control.poll():
-                self._note_exit(self.control.recv()[1])
+                self._hear()
         except (OSError, EOFError):
             return
 

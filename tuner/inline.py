@@ -59,7 +59,7 @@ class InlinePool:
         except TrialPruned:
             if trial.stopped_at is None:  # The user's own, without a verdict of ours.
                 return _lost(spec, trial, ObjectiveError("The function raised TrialPruned without being told to stop."), clock() - start_s)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return _lost(spec, trial, error, clock() - start_s)
         samples = trial.last_samples if trial.stopped_at is None else trial.stopped_at
         return Finished(spec.number, samples, clock() - start_s)
@@ -76,7 +76,7 @@ class InlinePool:
         self._waiting.clear()
 
 
-def _lost(spec: TrialSpec, trial: Trial, error: Exception, seconds: float) -> Lost:
+def _lost(spec: TrialSpec, trial: Trial, error: BaseException, seconds: float) -> Lost:
     ours = isinstance(error, ObjectiveError)
     return Lost(
         spec.number,

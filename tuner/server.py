@@ -6,6 +6,7 @@ connection does, however the search ends.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,20 @@ from .errors import BstuneError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
-    from sqlalchemy.engine import URL, Connection
+    from sqlalchemy.engine import URL, Connection, Engine
 
 CONNECT_S = 10
-_MYSQL = "pip install mysqlclient, or pip install PyMySQL and begin the URL with {}+pymysql://"
+_MYSQL = "pip install mysqlclient, or pip install 'PyMySQL[rsa]' and begin the URL with {}+pymysql://"
 DRIVERS = {"postgresql": "pip install 'psycopg[binary]'", "mysql": _MYSQL.format("mysql"), "mariadb": _MYSQL.format("mariadb")}
 """How to come by a driver, by SQLAlchemy's name of the server."""
+
+_TAKE = {"postgresql": "SELECT pg_try_advisory_lock(:number)", "mysql": "SELECT GET_LOCK(CONCAT('bstune ', :number), 0)"}
+_LET_GO = {"postgresql": "SELECT pg_advisory_unlock(:number)", "mysql": "SELECT RELEASE_LOCK(CONCAT('bstune ', :number))"}
+_STAY = {
+    "postgresql": "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",  # Since PostgreSQL 14.
+    "mysql": "SET SESSION wait_timeout = 2147483",  # Seconds; the most that MySQL takes on every platform.
+}
+"""What keeps the server from ending a connection on which nothing is said for hours, and the lock with it."""
 
 
 class HeldError(BstuneError):
@@ -31,6 +40,21 @@ def open_server(url: URL, *, create: bool) -> BaseStorage:
 
     text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna fills in {SCHEMA_VERSION}.
     return RDBStorage(text, engine_kwargs={"pool_pre_ping": True, "connect_args": _connect_args(url)}, skip_table_creation=not create)
+
+
+def has_tables(url: URL) -> bool:
+    """Tell whether Optuna's tables are there."""
+    import sqlalchemy
+
+    with _engine(url).connect() as connection:
+        return sqlalchemy.inspect(connection).has_table("studies")
+
+
+def _engine(url: URL) -> Engine:
+    """Return what opens a connection that is closed after its use, and not kept for another."""
+    import sqlalchemy
+
+    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=_connect_args(url))
 
 
 def _connect_args(url: URL) -> dict[str, Any]:
@@ -47,21 +71,26 @@ class ServerLock:
         Raises:
             HeldError: Somebody else has it.
         """
-        import sqlalchemy
-
-        self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=_connect_args(url))
-        self._connection: Connection = self._engine.connect()
-        number = zlib.crc32(f"bstune {url.database}".encode())
-        if url.get_backend_name() == "postgresql":
-            taken = self._connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:number)"), {"number": number}).scalar()
-        else:
-            taken = self._connection.execute(sqlalchemy.text("SELECT GET_LOCK(:name, 0)"), {"name": f"bstune {number}"}).scalar()
-        self._connection.commit()
-        if not taken:
-            self.close()
+        self._connection: Connection = _engine(url).connect()
+        self._kind = "postgresql" if url.get_backend_name() == "postgresql" else "mysql"
+        self._number = zlib.crc32(f"bstune {url.database}".encode())
+        self._ask(_STAY)
+        if not self._ask(_TAKE):
+            self._connection.close()
             raise HeldError("another session of the database server holds the lock of the writer")
 
+    def _ask(self, question: dict[str, str]) -> Any:
+        import sqlalchemy
+
+        answer = self._connection.execute(sqlalchemy.text(question[self._kind]), {"number": self._number})
+        said = answer.scalar() if answer.returns_rows else None
+        self._connection.commit()
+        return said
+
     def close(self) -> None:
-        """Let go."""
+        """Let go, in so many words: a server may take a moment to see that a connection is closed."""
+        import sqlalchemy
+
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # Where the server has gone, so has the lock.
+            self._ask(_LET_GO)
         self._connection.close()
-        self._engine.dispose()

@@ -209,6 +209,8 @@ def read_storage(url: str | None) -> Storage:
         raise StudyError(f"The storage {location.url} lives in memory: nothing of it is left to read after the call that made it.")
     if location.server is not None:
         with _guard(location), _quiet():
+            if not server.has_tables(location.server):
+                raise StudyError(f"There are no studies yet in {location.url}. `bstune search` makes the tables.")
             return Storage(location, server.open_server(location.server, create=False))
     if location.path is None or not location.path.exists():
         raise StudyError(f"There is no storage {location.path}. `bstune search` makes one; --storage or ${VARIABLE} name another.")
@@ -422,11 +424,18 @@ _SAYINGS = {
     "no longer compatible": "another version of Optuna made its tables. Install that version, or name another file with --storage",
     "connection refused": "no database server answers there. Start it, or check the address",
     "timeout expired": "the database server does not answer. Check the address",
+    "name or service not known": "there is no such host. Check the address",
     "could not translate host": "there is no such host. Check the address",
     "password authentication failed": "the server refuses the user or the password. Check both",
+    "to database": "the server has no such database, or keeps this user out of it. Make it first: bstune makes only the tables",
     "access denied": "the server refuses the user or the password. Check both",
+    "unknown database": "the server has no such database. Make it first: bstune makes the tables, not the database",
     "does not exist": "the server has no such database or user. Make it first: bstune makes the tables, not the database",
-    "server closed the connection": "the database server went away. Run the same command again when it is back",
+    "incorrect string value": "the database cannot hold these letters. Make it with CHARACTER SET utf8mb4, or use another name",
+    **dict.fromkeys(
+        ("server closed the connection", "terminating connection", "the connection is lost", "lost connection", "gone away"),
+        "the database server went away. Run the same command again when it is back",
+    ),
     "too large for the file system": "the disk is full. Free some space and run the same command again",
     "file too large": "the file may not grow further (a limit of the system). Raise it, or name another file with --storage",
     "i/o error": "the disk could not be read or written (I/O error). Check it and run the same command again",

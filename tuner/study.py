@@ -26,7 +26,7 @@ from .axes import Axes
 from .codec import decode_plan, encode_space
 from .errors import BstuneError, StudyError
 from .plan import Plan
-from .results import DeviceInfo, NoisePoint, ProbeResult, TrialRecord
+from .results import DeviceInfo, ProbeResult, TrialRecord
 from .rows import StoredTrial, read_trials
 from .storage import Storage, read_storage
 
@@ -146,7 +146,8 @@ class Study:
     @functools.cached_property
     def _records(self) -> dict[int, TrialRecord]:
         """The trials that bstune made, as they are now."""
-        return {number: record for number, trial in self._trials.items() if (record := read_record(trial)) is not None}
+        with intact(self.name):
+            return {number: record for number, trial in self._trials.items() if (record := read_record(trial)) is not None}
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
@@ -323,14 +324,18 @@ def _ended(trial: StoredTrial) -> TrialRecord:
 def _record(trial: StoredTrial, result: Mapping[str, Any]) -> TrialRecord:
     asked = trial.user_attrs
     missing = {name: None for name in ("val_loss", "best_val_loss", "seconds", "samples_per_s", "peak_bytes")}
-    return TrialRecord(
-        number=trial.number,
-        params=dict(asked.get("params", {})),
-        values=tuple(sorted(trial.intermediate_values.items())),
-        **{name: asked[name] for name in _ASKED if name in asked},
-        **(missing | {name: result[name] for name in _RESULT if name in result and name != "noise"}),
-        noise=tuple(NoisePoint.from_dict(point) for point in result.get("noise", ())),
-    )
+    try:
+        record = TrialRecord.from_dict(
+            missing
+            | {name: asked[name] for name in _ASKED if name in asked}
+            | {name: result[name] for name in _RESULT if name in result}
+            | {"number": trial.number, "params": asked.get("params", {}), "values": sorted(trial.intermediate_values.items())}
+        )
+    except BstuneError as error:
+        raise ValueError(str(error)) from error
+    if min(record.global_batch_size, record.micro_batch_size, record.accumulation_steps) < 1 or not record.learning_rate > 0:
+        raise ValueError(f"trial {record.number} trained at batch size {record.global_batch_size}, learning rate {record.learning_rate}")
+    return record
 
 
 @contextlib.contextmanager
@@ -487,7 +492,7 @@ def newest_study(storage: Storage, *, name: str | None = None, with_file: bool =
         if name in (None, study.name) and (not with_file or study.attributes.get("objective")):
             return study
     what = f"no study{'' if name is None else f' {name!r}'}{' that stores a file' if with_file else ''}"
-    raise StudyError(f"{storage.location.path} holds {what}. Give a model: bstune search model.py")
+    raise StudyError(f"{storage.location.path or storage.location.url} holds {what}. Give a model: bstune search model.py")
 
 
 def touch(study: Study) -> None:
