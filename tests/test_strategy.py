@@ -15,10 +15,11 @@ import pytest
 from bstune.objectives.base import TrialReport
 from bstune.tuner.errors import NoSignalError
 from bstune.tuner.plan import Plan, Proposal
-from bstune.tuner.results import Recommendation, Setting, TrialRecord
+from bstune.tuner.results import NoisePoint, Recommendation, Setting, TrialRecord
 from bstune.tuner.sampler import SurrogateSampler
 from bstune.tuner.strategy import Strategy
 from bstune.tuner.table import Table, replay, synthetic
+from bstune.tuner.testing import known_probe
 
 TABLE = synthetic()
 KINDS: dict[str, dict[str, Any]] = {
@@ -119,6 +120,21 @@ def test_a_small_budget_compares_two_settings_on_a_fresh_seed() -> None:
     best = strategy.recommend()
     assert best.verified
     assert best.val_loss.mean == min(r.val_loss for r in confirmed if r.val_loss is not None)
+
+
+def test_gradient_noise_lets_larger_batches_in() -> None:
+    """Where throughput is flat, default batches end at 64; once noise of 100 samples is known, at four times that. So it is on resuming."""
+    facts = dataclasses.replace(TABLE.facts(**KINDS["continued"]), n_samples=8192)
+    probe = known_probe(step_s=(0.0, 0.001), n_train_samples=8192)
+    first = replay(make(budget=2), TABLE)[0]
+    noisy = dataclasses.replace(first, noise=tuple(NoisePoint(64 * i, 4, 8, 1.0, 100.0) for i in range(1, 9)))
+    strategy = Strategy(Plan(budget=4), facts, probe)
+    assert max(strategy.space.batches) == 64
+
+    strategy.finish(noisy)
+
+    assert max(strategy.space.batches) == 256
+    assert Strategy(Plan(budget=4), facts, probe, [noisy]).space == strategy.space
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -17,10 +17,11 @@ from .evidence import Evidence, batch_answer
 from .ledger import Key, Ledger, Run, key_of
 from .model import Context
 from .noise import SHARE as NOISE_SHARE
+from .noise import noise_scale
 from .plan import Forecast, Plan, Proposal
 from .pruner import SCHEDULED, Rungs, diverged
 from .recommend import finalists, recommend
-from .results import BatchAnswer, Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
+from .results import BatchAnswer, Limits, NoisePoint, ProbeResult, Recommendation, Setting, Spent, TrialRecord
 from .sampler import Action, PlainSampler, SurrogateSampler, make_sampler
 from .scaling import split_batch
 from .space import make_space
@@ -64,6 +65,9 @@ class Strategy:
         self.space = make_space(plan, facts, probe)
         self.rungs = Rungs.of(facts)
         self.ledger = Ledger(history)
+        self._noise: tuple[NoisePoint, ...] = ()
+        for record in history:
+            self._learn_noise(record)
         self._planned = facts.schedule in SCHEDULED and facts.kind == "supervised"
 
     # --- the budget ---
@@ -168,6 +172,16 @@ class Strategy:
     def finish(self, record: TrialRecord) -> None:
         """Enter the final record of a trial."""
         self.ledger.finish(record)
+        self._learn_noise(record)
+
+    def _learn_noise(self, record: TrialRecord) -> None:
+        """Let in the larger batches that gradient noise allows, as it becomes known; it grows along a run."""
+        if not record.noise:
+            return
+        self._noise += record.noise
+        scale = noise_scale(self._noise)
+        if scale is not None and scale.value is not None and scale.value > (self.space.noise_scale or 0.0):
+            self.space = make_space(self.plan, self.facts, self.probe, scale.value)
 
     def spent(self) -> Spent:
         """Return what was trained so far; the probe is not in it."""
