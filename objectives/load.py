@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -142,4 +143,5 @@ def _resolve_here(reference: ObjectiveRef) -> Any:
     try:
         return reference.resolve()
     except (Exception, SystemExit) as error:
-        raise error_of(failure_of(error), "loading the objective", output=None) from error
+        failure = dataclasses.replace(failure_of(error), outcome="error")  # There is no budget of memory here.
+        raise error_of(failure, "loading the objective", output=None) from error

@@ -33,6 +33,7 @@ from bstune.tuner.pool import Event, Finished, Lost, Reported
 from bstune.tuner.pool_local import LocalPool, device_lost
 from bstune.tuner.results import TrialRecord
 from bstune.tuner.search import make_strategy
+from bstune.tuner.signals import held
 from bstune.tuner.storage import open_storage, read_storage
 from bstune.tuner.study import find_study, make_study
 from bstune.tuner.table import TablePool, synthetic
@@ -294,6 +295,24 @@ def test_a_signal_waits_for_the_end_of_what_is_written(write: str) -> None:
         assert stored.records
         assert all(record.state != "running" for record in stored.records)
         assert stored.records == study.records
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    """What is written may hang, on a server that has gone silent; the handlers are as before then."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    reached = []
+
+    def write_for_ever() -> None:
+        with held():
+            for _ in range(3):
+                reached.append("interrupted")
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_for_ever()
+    assert len(reached) == 2
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.mark.timeout(60)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import bstune
 import pytest
-from bstune.tuner.scaling import centre_shift, linear, split_batch, square_root
+from bstune.tuner.scaling import linear, split_batch, square_root
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,10 +32,3 @@ def test_the_rules_are_what_their_names_say() -> None:
     """Four times the batch: four times the rate by the linear rule, twice by the square root."""
     assert linear(0.1, 4) == pytest.approx(0.4)
     assert square_root(0.1, 4) == pytest.approx(0.2)
-
-
-def test_beyond_the_noise_scale_the_rate_stops_rising() -> None:
-    """Far below the noise scale the rise is the slope; far above it, nothing."""
-    assert centre_shift(2, 1.0, noise_scale=1e6) == pytest.approx(1.0, abs=1e-3)
-    assert centre_shift(2, 1.0, noise_scale=1e-3) == pytest.approx(0.0, abs=1e-3)
-    assert centre_shift(8, 0.5) == pytest.approx(0.5 * math.log2(8))

@@ -137,6 +137,17 @@ def test_gradient_noise_lets_larger_batches_in() -> None:
     assert Strategy(Plan(budget=4), facts, probe, [noisy]).space == strategy.space
 
 
+def test_gradient_noise_does_not_start_the_race_again() -> None:
+    """The race begins a search and is over then, also where the batch sizes are a list without the usual one."""
+    table = dataclasses.replace(synthetic(), noise_scale=100.0)
+    plan = Plan(budget=12, space={"batch_size": [256, 512], "learning_rate": table.learning_rates})
+    facts = dataclasses.replace(table.facts(**KINDS["continued"]), optimizer_family="sgd")
+    records = replay(Strategy(plan, facts, known_probe()), table)
+    stages = [record.stage for record in records]
+    assert any(record.noise for record in records)
+    assert "anchor" not in stages[stages.index("search") :]
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(kind: str) -> None:
     """A strategy rebuilt from the finished records of another asks for what the other asked next."""

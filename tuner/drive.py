@@ -149,6 +149,7 @@ class Drive:
         checkpoint_to = None if self._checkpoint_dir is None else str(self._checkpoint_dir / f"trial-{record.number}.pt")
         return dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to)
 
+    @held()
     def _place(self, event: Placed) -> None:
         if event.number in self._running:  # It may have been ended since.
             placed = dataclasses.asdict(event)

@@ -153,7 +153,8 @@ class Cluster:
         if not nodes:
             raise DeviceError("No node of the Ray cluster has both a GPU and a CPU, and a trial needs one of each. Check `ray status`.")
         ask = ray.remote(num_cpus=0)(kind_here)
-        found = self._get([ask.options(scheduling_strategy=_on(node)).remote(self.task) for node in nodes])
+        task = dataclasses.replace(self.task, objective=Pickled(b""))  # The data need not travel for this.
+        found = self._get([ask.options(scheduling_strategy=_on(node)).remote(task) for node in nodes])
         kinds: dict[str, str] = {}
         for kind, node in zip(found, nodes, strict=True):
             kinds.setdefault(kind, node)

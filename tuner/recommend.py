@@ -23,6 +23,8 @@ from .scaling import split_batch
 ALTERNATIVES = 5
 USUAL_BATCH = 32
 """What many frameworks begin with."""
+LEFT_OVER_FROM = 4
+"""A search with so large a budget leaves a full run over for another finalist: near its end a fresh seed tells as much, and verifies."""
 OPTIMISM = 0.5
 """A finalist after the first is judged by its expected end less this many standard deviations."""
 COMPARED_EXCESS = 1.0
@@ -54,7 +56,7 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
         waiting = [run.setting for run in _fastest_first(evidence, leaders)]
     else:
         waiting = _lowest_first(evidence, model, leaders, list(chosen.values()), n)
-        waiting = [setting for setting in waiting if key_of(setting) not in out]
+    waiting = list({key: setting for setting in waiting if (key := key_of(setting)) not in chosen and key not in out}.values())
     compared = _compared(evidence, model, [*chosen.values(), *waiting[:places]], leaders, n)[:places]
     return [*chosen.values(), *waiting[: places - len(compared)], *compared]
 
@@ -120,35 +122,29 @@ def _lowest_first(evidence: Evidence, model: Model, leaders: Sequence[Run], chos
 
     After the first, a setting need not have been run: what the runs to the end have shown tells where the next one is worth most.
     """
-    fast = _fast_one(evidence, model, leaders, chosen, n)
-    known = [*chosen, *([run.setting for run in leaders[:1]] if not chosen else [])]
-    first = [fast] if n == 1 else [*known[len(chosen) :], fast]
+    best = [run.setting for run in leaders[:1]] if not chosen else []
+    fast = _fast_one(evidence, model, leaders, [*chosen, *best], optimism=0.0 if n == 1 else 1.0)
     points = model.weighed(evidence.ledger)
     mean, sd = model.final(points)
     hopeful = [points[i].setting for i in np.argsort(mean - OPTIMISM * sd, kind="stable")]
-    ordered = {key_of(setting): setting for setting in [*filter(None, first), *hopeful]}
-    return [setting for key, setting in ordered.items() if key not in {key_of(setting) for setting in chosen}]
+    return [*fast, *best] if n == 1 else [*best, *fast, *hopeful]
 
 
-def _fast_one(evidence: Evidence, model: Model, leaders: Sequence[Run], chosen: Sequence[Setting], n: int) -> Setting | None:
-    """Return the fastest setting that was run and may end within tolerance, if it is faster than what is confirmed already.
-
-    A single finalist is the fastest that is expected within tolerance; beside the best, one is let in for what is not known of it.
-    """
+def _fast_one(evidence: Evidence, model: Model, leaders: Sequence[Run], known: Sequence[Setting], optimism: float) -> list[Setting]:
+    """Return the fastest setting that was run and may end within tolerance, if it is faster than what is known to go."""
     line = None if evidence.probe is None else evidence.probe.step_time_line
-    if line is None or evidence.probe is None or not leaders or evidence.plan.tolerance <= 0:
-        return leaders[0].setting if leaders and n == 1 else None
+    if line is None or evidence.probe is None or evidence.plan.tolerance <= 0:
+        return []
     micro_max = evidence.probe.micro_batch_size
 
     def s_per_sample(setting: Setting) -> float:
         batch = setting.global_batch_size
         return line.step_s(*split_batch(batch, micro_max)) / batch
 
-    excess = model.excess(leaders, optimism=0.0 if n == 1 else 1.0)
+    excess = model.excess(leaders, optimism=optimism)
     within = [run.setting for run, share in zip(leaders, excess, strict=True) if share <= evidence.plan.tolerance]
-    fast = min(within, key=s_per_sample, default=leaders[0].setting)
-    known = list(chosen) or [leaders[0].setting]
-    return fast if n == 1 or s_per_sample(fast) < min(map(s_per_sample, known)) else None
+    fastest = min(within, key=s_per_sample, default=None)
+    return [fastest] if fastest is not None and s_per_sample(fastest) < min(map(s_per_sample, known)) else []
 
 
 def _seconds_to(evidence: Evidence, target: float, run: Run) -> float | None:
@@ -418,8 +414,8 @@ def _warnings(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) 
             found.append(f"Not verified: a budget of {plan.budget:g} leaves no full run on a fresh seed; a budget of 2 would.")
         else:
             found.append(f"Not verified yet: {_what_verifies(evidence, chosen)}.")
-    if chosen.val_loss.n_seeds == 1 and chosen.verified and len(pool) == 1 and plan.budget < 8:
-        found.append("One setting was confirmed, on one fresh seed; a budget of 8 would compare two.")
+    if chosen.val_loss.n_seeds == 1 and chosen.verified and len(pool) == 1 and plan.budget < LEFT_OVER_FROM:
+        found.append(f"One setting was confirmed, on one fresh seed; a budget of {LEFT_OVER_FROM} would compare two.")
     values = {value for run in evidence.ledger for value in run.values.values() if math.isfinite(value)}
     if len(values) == 1 and len(evidence.ledger) > 2:
         found.append(

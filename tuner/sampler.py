@@ -161,67 +161,53 @@ class SurrogateSampler:
 
     # --- the race ---
 
-    def _race_cells(self, ledger: Ledger) -> tuple[list[Setting], dict[float, float]]:
-        """Return the settings raced so far by order of learning rate, with their losses at the first rung (inf while unknown)."""
-        space, batch = self._context.space, self._context.space.anchor_batch
-        rung = self._first_rung(batch)
-        params = space.default_params()
-        losses: dict[float, float] = {}
-        for run in ledger:
-            if (
-                run.seed == self._context.seed
-                and run.stage in ("anchor", "baseline")
-                and run.setting.global_batch_size == batch
-                and run.setting.params == params
-            ):
-                value = run.at(rung)
-                losses[run.setting.learning_rate] = math.inf if value is None or not math.isfinite(value) else value
-        return [space.setting(batch, lr, params) for lr in sorted(losses)], losses
-
     def _race(self, ledger: Ledger) -> Action | None:
         """Return the next learning rate of the race at the anchor batch: outwards until the best has a worse one on either side."""
         space = self._context.space
-        batch = space.anchor_batch
-        _, losses = self._race_cells(ledger)
+        batch, params = space.anchor_batch, space.default_params()
+        rung = self._first_rung(batch)
         start = space.nearest_learning_rate(space.centre(batch))
-        wanted: float | None = None
-        if start not in losses:
-            wanted = start
-        else:
-            for step in (RACE_OCTAVES, -RACE_OCTAVES):
-                lr = space.nearest_learning_rate(start * 2.0**step)
-                if lr not in losses:
-                    wanted = lr
-                    break
-        if wanted is None and len(losses) < RACE_MOST and any(math.isfinite(v) for v in losses.values()):
-            best = min(losses, key=lambda lr: (losses[lr], lr))
-            step = RACE_OCTAVES if best == max(losses) else -RACE_OCTAVES if best == min(losses) else 0.0
-            lr = space.nearest_learning_rate(best * 2.0**step)
-            wanted = lr if lr not in losses else None
-        elif wanted is None and len(losses) < RACE_MOST:  # All diverged: only smaller ones can help.
-            lr = space.nearest_learning_rate(min(losses) * 2.0**-RACE_OCTAVES)
-            wanted = lr if lr not in losses else None
-        if wanted is None:
+        wanted = [start, *(space.nearest_learning_rate(start * 2.0**step) for step in (RACE_OCTAVES, -RACE_OCTAVES))]
+        losses: dict[float, float | None] = {}
+        """By learning rate; None while that is not known yet."""
+        for run in ledger:
+            setting = run.setting
+            here = setting.global_batch_size == batch and setting.params == params and run.seed == self._context.seed
+            if here and (run.stage in ("anchor", "baseline") or setting.learning_rate in wanted):
+                value = run.at(rung)
+                ended = math.inf if value is None or not math.isfinite(value) else value
+                losses[setting.learning_rate] = None if value is None and run.state == "running" else ended
+        known = {lr: value for lr, value in losses.items() if value is not None}
+        if known and len(known) == len(losses) < RACE_MOST:  # What runs tells where to go on.
+            best = min(known, key=lambda lr: (known[lr], lr))  # All diverged: only smaller ones can help.
+            if best == min(known):
+                wanted.append(space.nearest_learning_rate(best * 2.0**-RACE_OCTAVES))
+            elif best == max(known):
+                wanted.append(space.nearest_learning_rate(best * 2.0**RACE_OCTAVES))
+        rate = next((lr for lr in wanted if lr not in losses), None)
+        if rate is None:
             return None
-        setting = space.setting(batch, wanted)
-        return Action(setting, self._first_rung(batch), racing=True) if self._context.allowed(key_of(setting), batch) else None
+        setting = space.setting(batch, rate)
+        key = key_of(setting)
+        return Action(setting, rung, racing=True) if self._context.allowed(key, batch) and not ledger.of(key, self._context.seed) else None
 
     def _first_rung(self, batch: int) -> int:
         return self._context.rungs.counted(batch)[0]
 
     def _untried(self, ledger: Ledger) -> Action | None:
-        """Return the untried cell nearest to the centre line: all that can be done before anything finite is known."""
+        """Return the untried cell nearest to the centre line: all that can be done while nothing finite is known."""
         space = self._context.space
         tried = {run.key for run in ledger if run.seed == self._context.seed}
-        fresh = [p.setting for p in space.grid if p.key not in tried and self._context.allowed(p.key, p.setting.global_batch_size)]
+        fresh = [p for p in space.grid if p.key not in tried and self._context.allowed(p.key, p.setting.global_batch_size)]
         if not fresh:
             return None
 
-        def distance(s: Setting) -> tuple[float, float]:
-            off = abs(math.log2(s.learning_rate / space.centre(s.global_batch_size)))
-            return (off + 0.5 * abs(math.log2(s.global_batch_size / space.anchor_batch)), s.learning_rate)
+        def distance(point: Point) -> tuple[float, float]:
+            setting = point.setting
+            off = abs(math.log2(setting.learning_rate / space.centre(setting.global_batch_size)))
+            return (off + 0.5 * abs(math.log2(setting.global_batch_size / space.anchor_batch)), setting.learning_rate)
 
-        setting = min(fresh, key=distance)
+        setting = min(fresh, key=distance).setting
         return Action(setting, self._first_rung(setting.global_batch_size))
 
 
@@ -267,6 +253,8 @@ class PlainSampler:
         }
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=rng.randrange(2**31)))
         for run in ledger.curves(self._context.seed):
+            if run.setting.global_batch_size not in space.batches:  # Larger than what gradient noise allows by now.
+                continue
             where: dict[str, Any] = {
                 "batch": space.batches.index(run.setting.global_batch_size),
                 "lr": space.learning_rates.index(run.setting.learning_rate),

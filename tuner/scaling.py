@@ -65,25 +65,3 @@ def linear(lr: float, ratio: float) -> float:
 def square_root(lr: float, ratio: float) -> float:
     """Scale for Adam-like optimizers. Source: Malladi et al. 2022, arXiv:2205.10287; their change of betas is left out."""
     return lr * math.sqrt(ratio)
-
-
-def centre_shift(ratio: float, slope: float, noise_scale: float | None = None, reference: float = ANCHOR_BATCH) -> float:
-    """Return by how many octaves the centre of the learning rate moves when the batch grows by `ratio`.
-
-    Args:
-        ratio: New over reference batch size.
-        slope: Alpha of the optimizer family.
-        noise_scale: Gradient noise scale in samples, where it was measured; the rise then levels off beyond it.
-        reference: The reference batch size, in samples; used with `noise_scale` only.
-
-    Example:
-        >>> centre_shift(4, 0.5)
-        1.0
-        >>> round(centre_shift(4, 0.5, noise_scale=64), 2)  # From 64 to 256 the noise falls from 1 to 1/4 of the signal.
-        0.34
-
-    Source: McCandlish et al. 2018, arXiv:1812.06162, equation 2.7 and appendix A.3: eta(B) = eta_max / (1 + phi / B)**alpha.
-    """
-    if noise_scale is None:
-        return slope * math.log2(ratio)
-    return slope * math.log2((1 + noise_scale / reference) / (1 + noise_scale / (reference * ratio)))

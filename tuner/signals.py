@@ -5,28 +5,35 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP wait until the block is over; the first of them then does what it would have done.
+    """Let Ctrl-C, SIGTERM and SIGHUP wait until the block is over; Ctrl-C a second time, because the block hangs, does not wait.
 
     Python raises KeyboardInterrupt between any two instructions of the main thread: between the two writes that end a trial, too.
-    Hold nothing that may wait for long.
     """
     if threading.current_thread() is not threading.main_thread():  # Nothing interrupts it.
         yield
         return
     arrived: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    found = {int(number): signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
+    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {n: handler for n, handler in found.items() if callable(handler)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if arrived and number == signal.SIGINT:
+            handlers[number](number, frame)
+        arrived.append(number)
+
     try:
         for number in handlers:
-            signal.signal(number, lambda number, _: arrived.append(number))
+            signal.signal(number, note)
         yield
     finally:
-        for number, handler in handlers.items():
+        for number, handler in handlers.items():  # SIGINT last: it may raise from here on.
             signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])

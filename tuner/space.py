@@ -22,7 +22,7 @@ from .errors import ArgumentError
 from .ledger import Key, key_of
 from .plan import Plan
 from .results import ProbeResult, Setting
-from .scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, LEARNING_RATE_RANGE, SLOPE_PRIOR, centre_shift
+from .scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, LEARNING_RATE_RANGE, SLOPE_PRIOR
 
 SMALLEST_BATCH = 4
 RANGE_RULE = "a tuple means a range (low, high) with {} {} low <= high; a list means exactly these values"
@@ -102,7 +102,6 @@ class Space:
     """The centre is the user's baseline or the family's default, not just the middle of the range."""
     slope: float
     slope_sd: float
-    noise_scale: float | None = None
 
     @property
     def anchor_batch(self) -> int:
@@ -111,8 +110,7 @@ class Space:
 
     def centre(self, batch: int) -> float:
         """Return the learning rate expected to be best at a batch size."""
-        octaves = centre_shift(batch / self.centre_batch, self.slope, self.noise_scale, self.centre_batch)
-        return float(self.centre_learning_rate * 2.0**octaves)
+        return float(self.centre_learning_rate * (batch / self.centre_batch) ** self.slope)
 
     def nearest_learning_rate(self, lr: float) -> float:
         """Return the learning rate of the grid that is nearest in octaves."""
@@ -149,7 +147,7 @@ class Space:
 
 
 def make_space(plan: Plan, facts: Facts, probe: ProbeResult | None, noise_scale: float | None = None) -> Space:
-    """Return the space that a plan and an objective ask for.
+    """Return the space that a plan and an objective ask for; a gradient noise scale, once measured, lets in larger default batches.
 
     Raises:
         ArgumentError: The space asked for is wrong on its face; the message lists all that is.
@@ -179,7 +177,7 @@ def make_space(plan: Plan, facts: Facts, probe: ProbeResult | None, noise_scale:
     if plan.baseline is not None:
         batches = tuple(sorted({*batches, plan.baseline[0]}))
         rates = tuple(sorted({*rates, centre}))
-    return Space(batches, rates, extras, fixed, centre_batch, centre, informed, slope, slope_sd, noise_scale)
+    return Space(batches, rates, extras, fixed, centre_batch, centre, informed, slope, slope_sd)
 
 
 def _rate_grid(low: float, high: float, centre: float) -> tuple[float, ...]:

@@ -20,8 +20,8 @@ from .noise import SHARE as NOISE_SHARE
 from .noise import noise_scale
 from .plan import Forecast, Plan, Proposal
 from .pruner import SCHEDULED, Rungs, diverged
-from .recommend import finalists, recommend
-from .results import BatchAnswer, Limits, NoisePoint, ProbeResult, Recommendation, Setting, Spent, TrialRecord
+from .recommend import LEFT_OVER_FROM, finalists, recommend
+from .results import BatchAnswer, Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
 from .sampler import Action, PlainSampler, SurrogateSampler, make_sampler
 from .scaling import split_batch
 from .space import make_space
@@ -33,8 +33,6 @@ HOPELESS = 12
 """Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
 CONFIRM_SHARE = 4
 """Confirmation is sure of one over this of the budget, and of at least one full run."""
-LEFT_OVER_FROM = 4
-"""A search with so large a budget leaves one more full run over for it: near the end a run on a fresh seed tells as much, and verifies."""
 
 
 class Strategy:
@@ -65,9 +63,8 @@ class Strategy:
         self.space = make_space(plan, facts, probe)
         self.rungs = Rungs.of(facts)
         self.ledger = Ledger(history)
-        self._noise: tuple[NoisePoint, ...] = ()
-        for record in history:
-            self._learn_noise(record)
+        if any(record.noise for record in history):
+            self._learn_noise()
         self._planned = facts.schedule in SCHEDULED and facts.kind == "supervised"
 
     # --- the budget ---
@@ -172,16 +169,13 @@ class Strategy:
     def finish(self, record: TrialRecord) -> None:
         """Enter the final record of a trial."""
         self.ledger.finish(record)
-        self._learn_noise(record)
+        if record.noise:
+            self._learn_noise()
 
-    def _learn_noise(self, record: TrialRecord) -> None:
-        """Let in the larger batches that gradient noise allows, as it becomes known; it grows along a run."""
-        if not record.noise:
-            return
-        self._noise += record.noise
-        scale = noise_scale(self._noise)
-        if scale is not None and scale.value is not None and scale.value > (self.space.noise_scale or 0.0):
-            self.space = make_space(self.plan, self.facts, self.probe, scale.value)
+    def _learn_noise(self) -> None:
+        """Let in the larger batches that gradient noise allows, by all that was measured so far."""
+        scale = noise_scale([point for run in self.ledger for point in run.noise])
+        self.space = make_space(self.plan, self.facts, self.probe, None if scale is None else scale.value)
 
     def spent(self) -> Spent:
         """Return what was trained so far; the probe is not in it."""
