@@ -26,7 +26,9 @@ USUAL_BATCH = 32
 LEFT_OVER_FROM = 4
 """A search with so large a budget leaves a full run over for another finalist: near its end a fresh seed tells as much, and verifies."""
 OPTIMISM = 0.5
-"""A finalist after the first is judged by its expected end less this many standard deviations."""
+"""A finalist after the first is judged by its expected end less this many standard deviations, and by no more than `MOST_OPTIMISM`."""
+MOST_OPTIMISM = 0.35
+"""In compressed gaps: where nothing is known, a full run is too much to pay for knowing it."""
 COMPARED_EXCESS = 1.0
 """A setting that is expected to end by this share above the best is not run to the end to be told so."""
 NOISE_PRIOR = (0.05, 2.0)
@@ -126,7 +128,7 @@ def _lowest_first(evidence: Evidence, model: Model, leaders: Sequence[Run], chos
     fast = _fast_one(evidence, model, leaders, [*chosen, *best], optimism=0.0 if n == 1 else 1.0)
     points = model.weighed(evidence.ledger)
     mean, sd = model.final(points)
-    hopeful = [points[i].setting for i in np.argsort(mean - OPTIMISM * sd, kind="stable")]
+    hopeful = [points[i].setting for i in np.argsort(mean - np.minimum(OPTIMISM * sd, MOST_OPTIMISM), kind="stable")]
     return [*fast, *best] if n == 1 else [*best, *fast, *hopeful]
 
 
