@@ -1,15 +1,17 @@
 """What a trial costs beyond its training: a bare loop, the local engine and Ray, side by side in one run.
 
-    python benchmarks/overhead.py [--seconds 30] [--trials 3] [--no-ray] [--out benchmarks/results]
+    python benchmarks/overhead.py [--seconds 30] [--trials 4] [--no-ray] [--out benchmarks/results]
 
 The same loop trains for the same samples with the same reports: called by itself in one process, and as trials of a search with one
-learning rate after the other, nothing stopped early. Bare loops run before and after each search, so that a machine that slows down
-is seen. A search's seconds are all of its wall time but the probe's, divided by its trials: its own start and end are in it.
+learning rate after the other, nothing stopped early. The loop notes when it begins and ends, by the clock of the machine. So the
+seconds between the loops of a search are known whatever the machine does meanwhile, and what is slower within a loop is seen beside
+bare loops before and after. The start and end of a search are told apart: they do not grow with its trials.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -36,6 +38,7 @@ def loop(trial):
     optimizer = torch.optim.SGD(model.parameters(), lr=trial.learning_rate)
     inputs, labels = torch.randn(4096, 256), torch.randint(10, (4096,))
     samples, n = 0, trial.global_batch_size
+    note()
     while samples < trial.max_samples:
         at = samples % 2048
         loss = nn.functional.cross_entropy(model(inputs[at:at + n]), labels[at:at + n])
@@ -46,9 +49,14 @@ def loop(trial):
         if samples >= trial.next_report:
             with torch.no_grad():
                 trial.report(val_loss=nn.functional.cross_entropy(model(inputs), labels).item(), samples=samples)
+    note()
+
+def note():
+    with open(os.environ["BSTUNE_OVERHEAD_CLOCK"], "a") as clock:
+        clock.write(f"{time.monotonic()}\\n")
 """
 BARE = """
-import sys, time
+import sys
 from types import SimpleNamespace
 from loop import N, loop
 
@@ -57,26 +65,31 @@ class Trial(SimpleNamespace):
         self.next_report += N // 8
 
 for _ in range(int(sys.argv[1])):
-    started = time.perf_counter()
     loop.function(Trial(seed=0, learning_rate=0.01, global_batch_size=64, max_samples=N, next_report=N // 8))
-    print(time.perf_counter() - started)
 """
 RATES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
 
 
+def noted(clock: Path) -> list[tuple[float, float]]:
+    """Return when each loop since the last call began and ended."""
+    times = [float(line) for line in clock.read_text().split()]
+    clock.unlink()
+    return list(zip(times[::2], times[1::2], strict=True))
+
+
 def bare(folder: Path, n: int) -> list[float]:
     """Return the seconds of loops that nobody looks after."""
-    command = [sys.executable, "bare.py", str(n)]
-    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    return [float(line) for line in done.stdout.split()]
+    subprocess.run([sys.executable, "bare.py", str(n)], cwd=folder, check=True)
+    return [end - begin for begin, end in noted(folder / "clock")]
 
 
-def searched(folder: Path, n: int, engine: str) -> float:
-    """Return the seconds of one trial of a search, its start and end in them."""
+def searched(folder: Path, n: int, engine: str) -> tuple[float, float, float]:
+    """Return the seconds of a loop of a search, those from one to the next, and those before the first and after the last."""
     objective = bstune.load(f"{folder / 'loop.py'}:loop")
     storage = f"sqlite:///{folder / engine}.db"
     probe = bstune.probe(objective, device="cpu", max_batch=64, storage=storage)
-    started = time.perf_counter()
+    (folder / "clock").unlink()
+    started = time.monotonic()
     result = bstune.search(
         objective,
         engine=engine,
@@ -90,16 +103,18 @@ def searched(folder: Path, n: int, engine: str) -> float:
         storage=storage,
         study=engine,
     )
-    seconds = time.perf_counter() - started
-    whole = [record for record in result.records if record.state == "complete"]
-    assert len(whole) == n, f"{len(whole)} of {n} trials were whole runs"
-    return seconds / n
+    seconds = time.monotonic() - started
+    loops = noted(folder / "clock")
+    assert len([record for record in result.records if record.state == "complete"]) == len(loops) == n
+    between = [begin - end for (_, end), (begin, _) in itertools.pairwise(loops)]
+    whole = loops[-1][1] - loops[0][0]
+    return statistics.fmean(end - begin for begin, end in loops), statistics.fmean(between), seconds - whole
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="of a bare loop, about")
-    parser.add_argument("--trials", type=int, default=3, help="of each search, and bare loops beside it")
+    parser.add_argument("--trials", type=int, default=4, help="of each search, and bare loops beside it")
     parser.add_argument("--no-ray", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -110,23 +125,23 @@ def main() -> None:
             " `.", "`."
         ),
         "",
-        "| engine | bare loop, s | a trial, s | beyond the loop, s | share |",
-        "| --- | --- | --- | --- | --- |",
+        "| engine | bare loop, s | the loop in a trial, s | from loop to loop, s | share of a bare loop | start and end of a search, s |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "loop.py").write_text(LOOP)
         (folder / "bare.py").write_text(BARE)
+        os.environ["BSTUNE_OVERHEAD_CLOCK"] = str(folder / "clock")
         os.environ["BSTUNE_OVERHEAD_SAMPLES"] = str(64 * 4096)
         each = bare(folder, 1)[0] / 4096
         os.environ["BSTUNE_OVERHEAD_SAMPLES"] = str(64 * 8 * max(1, round(arguments.seconds / each / 8)))
         for engine in ("optuna",) if arguments.no_ray else ("optuna", "ray"):
             before = bare(folder, arguments.trials)
-            trial_s = searched(folder, arguments.trials, engine)
+            loop_s, between_s, start_s = searched(folder, arguments.trials, engine)
             bare_s = statistics.fmean([*before, *bare(folder, arguments.trials)])
-            more_s = trial_s - bare_s
-            lines.append(f"| {engine} | {bare_s:.2f} | {trial_s:.2f} | {more_s:+.2f} | {more_s / bare_s:+.1%} |")
+            lines.append(f"| {engine} | {bare_s:.2f} | {loop_s:.2f} | {between_s:.2f} | {between_s / bare_s:.1%} | {start_s:.1f} |")
             print(lines[-1], flush=True)
     if arguments.out is not None:
         (arguments.out / "overhead.md").write_text("\n".join([*lines, ""]))
