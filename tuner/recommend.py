@@ -19,6 +19,7 @@ from .ledger import Key, Run, key_of
 from .model import Model
 from .results import Candidate, LossEstimate, LrRule, OnDevice, ProbeResult, Recommendation, Setting
 from .scaling import split_batch
+from .surrogate import expand
 
 ALTERNATIVES = 5
 USUAL_BATCH = 32
@@ -125,15 +126,21 @@ def _lowest_first(evidence: Evidence, model: Model, leaders: Sequence[Run], chos
     After the first, a setting need not have been run: what the runs to the end have shown tells where the next one is worth most.
     """
     best = [run.setting for run in leaders[:1]] if not chosen else []
-    fast = _fast_one(evidence, model, leaders, [*chosen, *best], optimism=0.0 if n == 1 else 1.0)
+    within = model.excess(leaders, optimism=0.0 if n == 1 else 1.0) <= evidence.plan.tolerance
+    fast = _fastest(evidence, [run.setting for run, fits in zip(leaders, within, strict=True) if fits])[:1]
+    fast = fast if _fastest(evidence, [*chosen, *best, *fast])[:1] == fast else []
     points = model.weighed(evidence.ledger)
     mean, sd = model.final(points)
-    hopeful = [points[i].setting for i in np.argsort(mean - np.minimum(OPTIMISM * sd, MOST_OPTIMISM), kind="stable")]
+    ends = expand(mean - np.minimum(OPTIMISM * sd, MOST_OPTIMISM))
+    order = np.argsort(ends, kind="stable")
+    n_alike = int(np.sum(1 + ends <= (1 + ends.min()) * (1 + evidence.plan.tolerance)))
+    hopeful = [points[i].setting for i in order]
+    hopeful = [*_fastest(evidence, hopeful[:n_alike]), *hopeful]
     return [*fast, *best] if n == 1 else [*best, *fast, *hopeful]
 
 
-def _fast_one(evidence: Evidence, model: Model, leaders: Sequence[Run], known: Sequence[Setting], optimism: float) -> list[Setting]:
-    """Return the fastest setting that was run and may end within tolerance, if it is faster than what is known to go."""
+def _fastest(evidence: Evidence, settings: Sequence[Setting]) -> list[Setting]:
+    """Return settings by the seconds that a sample takes, the fastest first; none where that is not known or does not count."""
     line = None if evidence.probe is None else evidence.probe.step_time_line
     if line is None or evidence.probe is None or evidence.plan.tolerance <= 0:
         return []
@@ -143,10 +150,7 @@ def _fast_one(evidence: Evidence, model: Model, leaders: Sequence[Run], known: S
         batch = setting.global_batch_size
         return line.step_s(*split_batch(batch, micro_max)) / batch
 
-    excess = model.excess(leaders, optimism=optimism)
-    within = [run.setting for run, share in zip(leaders, excess, strict=True) if share <= evidence.plan.tolerance]
-    fastest = min(within, key=s_per_sample, default=None)
-    return [fastest] if fastest is not None and s_per_sample(fastest) < min(map(s_per_sample, known)) else []
+    return sorted(settings, key=s_per_sample)
 
 
 def _seconds_to(evidence: Evidence, target: float, run: Run) -> float | None:
