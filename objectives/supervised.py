@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..tuner.errors import ArgumentError, ObjectiveError, TrialPruned
@@ -212,7 +214,14 @@ class Supervised:
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
         """Run one trial to its planned end, or until it is told to stop; write the checkpoint if one is wanted."""
-        run = Run(self, device=trial.device, learning_rate=trial.learning_rate, seed=trial.seed, horizon_samples=spec.end_samples)
+        run = Run(
+            self,
+            device=trial.device,
+            learning_rate=trial.learning_rate,
+            seed=trial.seed,
+            horizon_samples=spec.end_samples,
+            params=trial.params,
+        )
         if spec.resume_from:
             run.load(spec.resume_from)
         run.open_stream(spec.micro_batch_size, spec.accumulation_steps)
@@ -236,31 +245,46 @@ class Supervised:
         if spec.checkpoint_to:
             run.save(spec.checkpoint_to)
 
-    def build_model(self) -> torch.nn.Module:
-        """Return a fresh model.
+    def build_model(self, params: Mapping[str, Any] = MappingProxyType({})) -> torch.nn.Module:
+        """Return a fresh model, by those extra parameters of the space that `model` takes as keywords.
 
         Raises:
-            ObjectiveError: `model` returned something else than a module with parameters to train.
+            ObjectiveError: `model` returned something else than a module with parameters to train, or nobody takes a parameter.
         """
         import torch
 
-        model = self.model()
+        known = taken(self.model, params) | taken(self._make_optimizer, params)
+        unknown = [name for name in params if name not in known]
+        if unknown:
+            raise ObjectiveError(
+                f"The space has {', '.join(map(repr, unknown))}, and neither model() nor optimizer(params, lr) takes a keyword of that "
+                "name. Add it to one of them, or leave it out of the space."
+            )
+        model = self.model(**taken(self.model, params))
         if not isinstance(model, torch.nn.Module):
             raise ObjectiveError(f"model() returned a {type(model).__name__}: expected a torch.nn.Module.")
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ObjectiveError("model() returned a module without parameters to train: expected at least one with requires_grad.")
         return model
 
-    def build_optimizer(self, model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-        """Return the optimizer of the model's trainable parameters.
+    @property
+    def _make_optimizer(self) -> Callable[..., torch.optim.Optimizer]:
+        import torch
+
+        return self.optimizer or torch.optim.AdamW
+
+    def build_optimizer(
+        self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any] = MappingProxyType({})
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer of the model's trainable parameters, by those extra parameters of the space that it takes as keywords.
 
         Raises:
             ObjectiveError: `optimizer` returned something else than an Optimizer.
         """
         import torch
 
-        make = self.optimizer or torch.optim.AdamW
-        optimizer = make([parameter for parameter in model.parameters() if parameter.requires_grad], learning_rate)
+        make = self._make_optimizer
+        optimizer = make([parameter for parameter in model.parameters() if parameter.requires_grad], learning_rate, **taken(make, params))
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ObjectiveError(f"optimizer() returned a {type(optimizer).__name__}: expected a torch.optim.Optimizer.")
         return optimizer
@@ -308,11 +332,31 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def taken(make: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that a class or function takes as keywords."""
+    try:
+        signature = inspect.signature(make).parameters.values()
+    except ValueError:  # Some that are written in C have none.
+        return {}
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature)
+    keywords = {parameter.name for parameter in signature if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)}
+    return {name: value for name, value in params.items() if anything or name in keywords}
+
+
 class Run:
     """One model in training: built from a seed, stepped, validated, saved and loaded."""
 
-    def __init__(self, objective: Supervised, *, device: str, learning_rate: float, seed: int, horizon_samples: int | None) -> None:
-        """Build everything from the seed; `horizon_samples` is where the schedule ends, None for a constant rate."""
+    def __init__(
+        self,
+        objective: Supervised,
+        *,
+        device: str,
+        learning_rate: float,
+        seed: int,
+        horizon_samples: int | None,
+        params: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Build everything from the seed and extra parameters; `horizon_samples` is where the schedule ends, None for a constant rate."""
         import torch
 
         seed_everything(seed)
@@ -323,8 +367,8 @@ class Run:
         self.steps = 0
         self.horizon_samples = horizon_samples
         self.cuda = device.startswith("cuda")
-        self.model = objective.build_model().to(device)
-        self.optimizer = objective.build_optimizer(self.model, learning_rate)
+        self.model = objective.build_model(params).to(device)
+        self.optimizer = objective.build_optimizer(self.model, learning_rate, params)
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._scaler = torch.amp.GradScaler("cuda") if objective.precision == "fp16" and self.cuda else None
         self._last_loss: torch.Tensor | None = None

@@ -240,6 +240,25 @@ def test_mistakes_in_the_objective_say_what_was_expected(options: dict[str, Any]
         run(supervised(**options), spec_of())
 
 
+def test_extra_parameters_reach_the_model_and_the_optimizer() -> None:
+    """By the names of their keywords; one that neither takes is an error, not a dimension without effect."""
+    widths, decays = [], []
+
+    def model(width: int = 8) -> nn.Module:
+        widths.append(width)
+        return net()
+
+    def optimizer(parameters: Any, lr: float, decay: float = 0.0) -> torch.optim.Optimizer:
+        decays.append(decay)
+        return torch.optim.SGD(parameters, lr, weight_decay=decay)
+
+    run(supervised(model=model, optimizer=optimizer), spec_of(params={"width": 16, "decay": 0.1}))
+    assert (widths[-1], decays[-1]) == (16, 0.1)
+    run(supervised(), spec_of(params={"weight_decay": 0.1}))  # AdamW, the default, takes it.
+    with pytest.raises(bstune.ObjectiveError, match=r"'dropout'.* takes a keyword of that name"):
+        run(supervised(), spec_of(params={"dropout": 0.1}))
+
+
 def loop(**options: Any) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
     """Return the decorator for a loop over `N` samples."""
     return bstune.objective(n_samples=N, epochs=4, **options)

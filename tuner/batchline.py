@@ -248,8 +248,14 @@ def _quantile(values: Sequence[float], share: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def limits_sentence(answer: BatchAnswer, memory: int | None, hardware: float | None) -> str | None:
+def limits_sentence(answer: BatchAnswer, memory: int | None, hardware: float | None, *, more_memory: bool = False) -> str | None:
     """Return what memory, hardware and gradient noise each say, and which batch is fastest by that; None where it is not known.
+
+    Args:
+        answer: The batch that is fastest.
+        memory: The micro-batch that fits.
+        hardware: The batch of half the peak speed.
+        more_memory: The probe ended at the data set or at a limit of the user, so that more may fit.
 
     Example:
         >>> answer = BatchAnswer("trials", 0.3, b_crit=290.4, b_crit_low=150.0, b_crit_high=600.0, fastest=128, decided_by="hardware")
@@ -264,4 +270,5 @@ def limits_sentence(answer: BatchAnswer, memory: int | None, hardware: float | N
     else:
         noise = f"gradient noise at {answer.b_crit:.0f}"
         verb = "should be fastest" if answer.target is None else f"is fastest to a loss of {answer.target:.3g}"
-    return f"memory allows {memory}, {speed}, {noise}: {answer.fastest} {verb}"
+    allowed = f"{memory} or more" if more_memory else str(memory)
+    return f"memory allows {allowed}, {speed}, {noise}: {answer.fastest} {verb}"

@@ -254,8 +254,10 @@ def _estimate(values: Sequence[float], noise: tuple[float, float]) -> LossEstima
         return LossEstimate(None, None, 0)
     mean = sum(values) / n
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
-    half = student_quantile(noise[1]) * noise[0] * abs(mean) * math.sqrt(1 + 1 / n)
-    return LossEstimate(mean, sd, n, mean - half, mean + half)
+    half = student_quantile(noise[1]) * noise[0] * math.sqrt(1 + 1 / n)
+    if mean > 0:  # Losses scatter by shares of themselves, and do not fall below zero.
+        return LossEstimate(mean, sd, n, mean * math.exp(-half), mean * math.exp(half))
+    return LossEstimate(mean, sd, n, mean - half * abs(mean), mean + half * abs(mean))
 
 
 def _candidates(evidence: Evidence, model: Model, noise: tuple[float, float]) -> list[Candidate]:
@@ -349,7 +351,8 @@ def _choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> t
     if not confirmed:
         reason = f"{name} is expected to end lowest by the trials so far; it was not confirmed"
     elif len(pool) == 1:
-        reason = f"{name} won the search and held on a fresh seed"
+        n_settings = len({run.key for run in evidence.ledger})
+        reason = f"{name} won the search and held on a fresh seed" if n_settings > 1 else f"{name} is the only setting that was tried"
     elif chosen is best and evidence.plan.goal == "loss" and (n_tied := _n_tied(evidence, chosen, pool)):
         reason += f", a tie with {'the other' if len(pool) == 2 else f'{n_tied} of them'} within the noise of seeds"
     limits = _limits(evidence)
@@ -369,7 +372,8 @@ def _limits(evidence: Evidence) -> str | None:
     probe = evidence.probe
     if probe is None or probe.step_time_line is None:
         return None
-    return limits_sentence(batch_answer(evidence), probe.micro_batch_size, probe.step_time_line.saturation_batch)
+    more = probe.limited_by != "memory"
+    return limits_sentence(batch_answer(evidence), probe.micro_batch_size, probe.step_time_line.saturation_batch, more_memory=more)
 
 
 def _peak_bytes(evidence: Evidence, chosen: Candidate) -> int | None:
@@ -383,7 +387,7 @@ def _batch_interval(evidence: Evidence, model: Model, chosen: Candidate, noise: 
     """Return the smallest and largest batch size that were run and whose best setting cannot be told from the best of all."""
     best: dict[int, float] = {}
     leaders = [run for run in model.leaders if run.number not in model.lost]
-    for run, excess in zip(leaders, model.excess(leaders), strict=True):
+    for run, excess in zip(leaders, model.excess(leaders, optimism=1.64), strict=True):
         batch = run.setting.global_batch_size
         best[batch] = min(best.get(batch, math.inf), float(excess))
     slack = max(evidence.plan.tolerance, 1.64 * noise)

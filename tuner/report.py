@@ -276,13 +276,15 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
         lines.append(f"  fastest batch: {said}")
     if best.batch_interval:
         low, high = best.batch_interval[0], best.batch_interval[-1]
-        lines.append(f"  as good as:    {'no other batch size' if low == high else f'batch sizes {low} to {high} cannot be told from it'}")
+        said = "no other batch size that was run" if low == high else f"batch sizes {low} to {high} cannot be told from it"
+        lines.append(f"  as good as:    {said}")
     if best.lr_rule is not None:
         lines.append(f"  rule:          double the batch, multiply the learning rate by {2**best.lr_rule.alpha:.2f}")
     lines += [f"  {label:<14} {_candidate(candidate)}" for label, candidate in _others(best)]
     spent = result.spent
     trained = f"{spent.full_runs:.2f} full runs, {len(result.records)} trials, {duration(spent.seconds)}"
-    lines.append(f"  spent:         {trained}; ended by {result.stopped_by}")
+    ended = "not finished" if result.stopped_by == "interrupted" else f"ended by {result.stopped_by}"
+    lines.append(f"  spent:         {trained}; {ended}")
     lines.append(f"  study:         {result.study} in {result.storage}")
     return "\n".join([*lines, "", *paste_lines(result, facts)])
 
@@ -305,7 +307,7 @@ def _others(best: Recommendation) -> list[tuple[str, Candidate]]:
     named = [
         ("fastest:", best.fastest),
         ("smallest:", best.smallest_within_tolerance),
-        *(("also good:", other) for other in best.alternatives[:3]),
+        *((_told_apart(best, other), other) for other in best.alternatives[:3] if other.val_loss.mean is not None),
     ]
     seen = {chosen}
     others = []
@@ -316,6 +318,12 @@ def _others(best: Recommendation) -> list[tuple[str, Candidate]]:
     return others
 
 
+def _told_apart(best: Recommendation, other: Candidate) -> str:
+    """Return whether a fresh run of another setting might end as low as the recommended one, in a word."""
+    low, mean = other.val_loss.low, best.val_loss.mean
+    return "also good:" if low is not None and mean is not None and low <= mean else "also run:"
+
+
 def _candidate(candidate: Candidate) -> str:
     speed = "" if candidate.samples_per_s is None else f", {candidate.samples_per_s:.4g} samples/s"
     note = f" ({_one_line(candidate.note)})" if candidate.note else ""
@@ -324,7 +332,8 @@ def _candidate(candidate: Candidate) -> str:
 
 def _limits(result: SearchResult) -> str:
     limits = result.limits
-    memory = "not measured" if limits.memory is None else f"micro-batch {limits.memory}"
+    more = " or more" if result.probe is not None and result.probe.limited_by != "memory" else ""
+    memory = "not measured" if limits.memory is None else f"micro-batch {limits.memory}{more}"
     hardware = "not measured" if limits.hardware is None else f"half of the peak speed at {limits.hardware:.0f}"
     noise = "not measured" if limits.noise is None else f"critical batch {limits.noise:.0f}"
     return f"memory {memory}; hardware {hardware}; gradient noise {noise}"

@@ -52,7 +52,10 @@ def show(name: str | None = None, *, storage: str | None = None) -> Shown:
 def _shown(study: Study, storage: Storage) -> Shown:
     stopped_by = study.attributes.get("stopped_by")
     writer = storage.writer()
-    state = f"ended by {stopped_by}" if stopped_by else writer or "not finished; the same search goes on from here"
+    begun = bool(study.records)
+    state = (
+        f"ended by {stopped_by}" if stopped_by else writer or ("not finished; the same search goes on from here" if begun else "no search")
+    )
     headline = f"Study {study.name} in {storage.location.url}: {len(study.finished)} trials, {state}"
     if "plan" not in study.attributes or "facts" not in study.attributes:
         return Shown(headline, study.records, study.probe, None, None)

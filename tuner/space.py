@@ -7,6 +7,7 @@ batch and of learning rate from the centre, then the extra dimensions scaled to 
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import zlib
@@ -264,6 +265,9 @@ def _extras(asked: Mapping[str, Any], problems: list[str]) -> tuple[tuple[Dimens
     extras: list[Dimension] = []
     fixed: dict[str, Any] = {}
     for name, value in asked.items():
+        meant = difflib.get_close_matches(name, ("batch_size", "learning_rate"), n=1, cutoff=0.8)
+        if meant:
+            problems.append(f"space[{name!r}]: did you mean {meant[0]!r}?")
         kind = type(value).__name__
         if isinstance(value, list) or kind == "CategoricalDistribution":
             choices = tuple(value if isinstance(value, list) else value.choices)
