@@ -22,7 +22,7 @@ from torch.utils.data import TensorDataset
 DATA = Path(os.environ.get("BSTUNE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "train"
 ADULT_COLUMNS = 108
 """Numbers as they are, and one column for each word."""
-LENGTH = 32
+LENGTH = 16
 """Characters of one sample of text."""
 MOST_VALIDATED = 2048
 EVALS = 24
@@ -59,7 +59,7 @@ def _adult() -> Split:
 
 
 def _text() -> Split:
-    text = (DATA / "tinyshakespeare.txt").read_text()[:300_000]
+    text = (DATA / "tinyshakespeare.txt").read_text()[:150_000]
     codes = {character: code for code, character in enumerate(sorted(set(text)))}
     stream = torch.tensor([codes[character] for character in text])
     n_samples = (len(stream) - 1) // LENGTH
@@ -73,7 +73,7 @@ class Characters(nn.Module):
     def __init__(self) -> None:
         """Build it with random weights."""
         super().__init__()
-        self.embed, self.rnn, self.head = nn.Embedding(128, 32), nn.GRU(32, 96, batch_first=True), nn.Linear(96, 128)
+        self.embed, self.rnn, self.head = nn.Embedding(128, 32), nn.GRU(32, 64, batch_first=True), nn.Linear(64, 128)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """Return logits for the next character at each place."""
