@@ -36,13 +36,13 @@ class Supervised:
     """Train `model` on `train_data`, judge it on `val_data`.
 
     Args:
-        model: A class or function without arguments that returns a fresh `torch.nn.Module`.
+        model: A class or function that returns a fresh `torch.nn.Module`; it takes nothing but extra dimensions of the space, by keyword.
         train_data: A map-style Dataset, or a function without arguments that returns one; called once per search.
         val_data: The same, for validation. All of it is used at every validation.
         training_step: `(model, batch) -> loss`, the mean over the batch as one scalar tensor. Default: the loss of `(x, y)` pairs.
         validation_step: The same for validation, called under `eval()` and `no_grad`. Default: `training_step`.
         loss: `(output, target) -> scalar` for pairs. Default: cross-entropy for integer targets, mean squared error for float ones.
-        optimizer: `(parameters, lr) -> torch.optim.Optimizer`. Default: `torch.optim.AdamW`.
+        optimizer: `(parameters, lr) -> torch.optim.Optimizer`, and extra dimensions by keyword. Default: `torch.optim.AdamW`.
         epochs: Passes over the training data in one full run.
         evals: Equal points of a full run at which it is validated, besides the rungs of the search.
         schedule: `constant`, `linear`, `cosine`, `wsd`, or a function of progress in [0, 1] that returns a factor. Progress is
