@@ -129,14 +129,19 @@ def _lowest_first(evidence: Evidence, model: Model, leaders: Sequence[Run], chos
     within = model.excess(leaders, optimism=0.0 if n == 1 else 1.0) <= evidence.plan.tolerance
     fast = _fastest(evidence, [run.setting for run, fits in zip(leaders, within, strict=True) if fits])[:1]
     fast = fast if _fastest(evidence, [*chosen, *best, *fast])[:1] == fast else []
+    return [*fast, *best] if n == 1 else [*best, *fast, *_hopeful(evidence, model)]
+
+
+def _hopeful(evidence: Evidence, model: Model) -> list[Setting]:
+    """Return all settings that may be run by how low they may end; of those within tolerance of the lowest, the fastest first."""
     points = model.weighed(evidence.ledger)
+    if not points:
+        return []
     mean, sd = model.final(points)
     ends = expand(mean - np.minimum(OPTIMISM * sd, MOST_OPTIMISM))
-    order = np.argsort(ends, kind="stable")
+    settings = [points[i].setting for i in np.argsort(ends, kind="stable")]
     n_alike = int(np.sum(1 + ends <= (1 + ends.min()) * (1 + evidence.plan.tolerance)))
-    hopeful = [points[i].setting for i in order]
-    hopeful = [*_fastest(evidence, hopeful[:n_alike]), *hopeful]
-    return [*fast, *best] if n == 1 else [*best, *fast, *hopeful]
+    return [*_fastest(evidence, settings[:n_alike]), *settings]
 
 
 def _fastest(evidence: Evidence, settings: Sequence[Setting]) -> list[Setting]:
