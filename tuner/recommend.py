@@ -26,6 +26,8 @@ USUAL_BATCH = 32
 """What many frameworks begin with."""
 LEFT_OVER_FROM = 4
 """A search with so large a budget leaves a full run over for another finalist: near its end a fresh seed tells as much, and verifies."""
+FAST_OPTIMISM = 1.64
+"""A faster setting is run to the end if it may be within tolerance by its expected end less this many standard deviations."""
 OPTIMISM = 0.5
 """A finalist after the first is judged by its expected end less this many standard deviations, and by no more than `MOST_OPTIMISM`."""
 MOST_OPTIMISM = 0.35
@@ -126,7 +128,7 @@ def _lowest_first(evidence: Evidence, model: Model, leaders: Sequence[Run], chos
     After the first, a setting need not have been run: what the runs to the end have shown tells where the next one is worth most.
     """
     best = [run.setting for run in leaders[:1]] if not chosen else []
-    within = model.excess(leaders, optimism=0.0 if n == 1 else 1.0) <= evidence.plan.tolerance
+    within = model.excess(leaders, optimism=0.0 if n == 1 else FAST_OPTIMISM) <= evidence.plan.tolerance
     fast = _fastest(evidence, [run.setting for run, fits in zip(leaders, within, strict=True) if fits])[:1]
     fast = fast if _fastest(evidence, [*chosen, *best, *fast])[:1] == fast else []
     return [*fast, *best] if n == 1 else [*best, *fast, *_hopeful(evidence, model)]
