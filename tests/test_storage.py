@@ -162,6 +162,10 @@ def program(name: str, *places: str) -> str:
     return found
 
 
+IDLE_S = 5
+"""After so long a silence the servers end a connection: longer than a busy machine takes from one statement to the next."""
+
+
 class Server:
     """A database server of a test's own, on loopback, that soon ends connections on which nothing is said."""
 
@@ -185,7 +189,7 @@ class Server:
         make = f"{initdb} -D {data} -U {user} --auth=scram-sha-256 --pwfile={folder}/password"
         make += f" && echo 'CREATE DATABASE runs' | {postgres} --single -D {data} postgres"
         serve = [postgres, "-D", data, "-p", str(self._port), "-k", str(folder), "-c", "listen_addresses=127.0.0.1"]
-        return ["sh", "-c", make], [*serve, "-c", "idle_session_timeout=1s"], f"postgresql://{user}"
+        return ["sh", "-c", make], [*serve, "-c", f"idle_session_timeout={IDLE_S}s"], f"postgresql://{user}"
 
     def _mysql(self, folder: Path, user: str) -> tuple[list[str], list[str], str]:
         install, mariadbd = program("mariadb-install-db", "usr/bin"), program("mariadbd", "usr/sbin")
@@ -196,7 +200,7 @@ class Server:
         )
         listen = [f"--port={self._port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket", f"--init-file={start}"]
         make = [install, *options, "--auth-root-authentication-method=normal", "--skip-test-db"]
-        return make, [mariadbd, *options, *listen, "--wait-timeout=1"], "mysql+pymysql://me"
+        return make, [mariadbd, *options, *listen, f"--wait-timeout={IDLE_S}"], "mysql+pymysql://me"
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -251,7 +255,7 @@ def test_a_server_has_one_writer_however_long_it_is_silent(server: Server) -> No
     """A second search is refused while the first runs, also after the server has ended connections on which nothing was said."""
     with open_storage(server.url) as storage:
         study = make_study(storage, "silent")
-        time.sleep(2.5)
+        time.sleep(1.5 * IDLE_S)
         with pytest.raises(bstune.StudyError, match="in use"):
             search(server.url)
         with read_storage(server.url) as reader:
