@@ -26,7 +26,7 @@ USUAL_BATCH = 32
 """What many frameworks begin with."""
 LEFT_OVER_FROM = 4
 """A search with so large a budget leaves a full run over for another finalist: near its end a fresh seed tells as much, and verifies."""
-FAST_OPTIMISM = 1.64
+FAST_OPTIMISM = 1.0
 """A faster setting is run to the end if it may be within tolerance by its expected end less this many standard deviations."""
 OPTIMISM = 0.5
 """A finalist after the first is judged by its expected end less this many standard deviations, and by no more than `MOST_OPTIMISM`."""
