@@ -315,6 +315,34 @@ def test_a_second_interrupt_does_not_wait() -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+def test_a_signal_before_all_are_held_keeps_what_it_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first SIGTERM makes the next one ignored, so that it cannot end the ending; it may come while handlers are being replaced."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(*_: object) -> None:
+        set_handler(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    def at_a_bad_moment(number: int, handler: Any) -> Any:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGTERM)
+        return set_handler(number, handler)
+
+    def hold() -> None:
+        with held():
+            pytest.fail("the signal should have come before")
+
+    set_handler = signal.signal
+    set_handler(signal.SIGTERM, terminate)
+    monkeypatch.setattr(signal, "signal", at_a_bad_moment)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            hold()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        set_handler(signal.SIGTERM, before)
+
+
 @pytest.mark.timeout(60)
 def test_a_signal_waits_for_the_end_of_a_message(folder: Path) -> None:
     """Half a message taken from the template would be the end of all that it says later, such as which process it has ended."""

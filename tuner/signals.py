@@ -34,6 +34,7 @@ def held() -> Iterator[None]:
         yield
     finally:
         for number, handler in handlers.items():  # SIGINT last: it may raise from here on.
-            signal.signal(number, handler)
+            if signal.getsignal(number) is note:  # Else one came before all were held, and has set what the next one does.
+                signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])
