@@ -383,7 +383,7 @@ def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cl
     assert bstune.SearchResult.from_dict(json.loads(first.to_json())) == first
 
     late.touch()
-    second = search(model, url, jobs=2, budget=10, ray_address=cluster.address, callbacks=[hear])
+    second = search(model, url, jobs=2, budget=16, ray_address=cluster.address, callbacks=[hear])
 
     assert len(probed) == 2
     assert second.records[: len(first.records)] == first.records
