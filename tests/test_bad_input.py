@@ -213,7 +213,9 @@ def test_a_study_whose_attributes_were_changed_is_used_or_refused(stored: Path, 
         keys = sorted(row[0] for row in connection.execute(f"SELECT DISTINCT key FROM {table}"))
         connection.execute(f"UPDATE {table} SET value_json = ? WHERE key = ?", (json.dumps(value), data.draw(st.sampled_from(keys))))
         connection.commit()
-    used_or_refused(copy)
+    shown, more = shown_and_continued(copy)
+    assert isinstance(shown, Shown | str)
+    assert isinstance(more, SearchResult | str)
 
 
 @settings(QUICK, max_examples=30)
@@ -224,15 +226,16 @@ def test_a_damaged_database_is_used_or_refused(stored: Path, tmp_path: Path, dat
     at = data.draw(st.integers(0, len(content)))
     copy = tmp_path / "bstune.db"
     copy.write_bytes(content[:at] + (damage + content[at + len(damage) :] if data.draw(st.booleans()) else b""))
-    used_or_refused(copy)
-
-
-def used_or_refused(path: Path) -> None:
-    """Show a study, then go on with it."""
-    url = f"sqlite:///{path}"
-    assert isinstance(answer_or_message(lambda: show("formula", storage=url)), Shown | str)
-    more = answer_or_message(lambda: bstune.search(formula, isolation="none", space=SPACE, budget=3, storage=url))
+    shown, more = shown_and_continued(copy)
+    assert isinstance(shown, Shown | str)
     assert isinstance(more, SearchResult | str)
+
+
+def shown_and_continued(path: Path) -> tuple[Shown | str, SearchResult | str]:
+    """What comes of showing a study, and then of going on with it: an answer, or the message of the one error."""
+    url = f"sqlite:///{path}"
+    shown = answer_or_message(lambda: show("formula", storage=url))
+    return shown, answer_or_message(lambda: bstune.search(formula, isolation="none", space=SPACE, budget=3, storage=url))
 
 
 def test_nothing_is_written_by_refusing(tmp_path: Path) -> None:
