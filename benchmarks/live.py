@@ -37,7 +37,7 @@ import live_tasks
 import optuna
 import torch
 from bstune.objectives.base import Trial, TrialReport, TrialSpec, Verdict
-from bstune.objectives.supervised import Run
+from bstune.objectives.run import Run
 
 HERE = Path(__file__).resolve().parent
 FRESH_SEEDS = (1001, 1002, 1003)

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..tuner.errors import ArgumentError, ObjectiveError, TrialPruned
 from .base import Facts, MeasureNotes, MeasureSpec, Meter, Trial, TrialReport, TrialSpec, Verdict
+from .run import optimizer_bytes, seed_everything
 from .source import optimizer_family, source_hash
-from .supervised import optimizer_bytes, seed_everything
 
 ENDED_EARLY = 0.9
 """A loop may end a little before `max_samples` (whole epochs, dropped last batches); below this share of it, it has not run."""

@@ -297,7 +297,7 @@ def _measure_traced(spec: MeasureSpec, device: str, objective: Objective, meter:
 
 
 def _train(spec: TrialSpec, device: str, objective: Objective, host: Connection) -> jobs.Answer:
-    from ..objectives.supervised import seed_everything
+    from ..objectives.run import seed_everything
 
     reset_peak_rss()
     seed_everything(spec.seed)
