@@ -122,14 +122,18 @@ def test_a_small_budget_compares_two_settings_on_a_fresh_seed() -> None:
     assert best.val_loss.mean == min(r.val_loss for r in confirmed if r.val_loss is not None)
 
 
+@dataclasses.dataclass(frozen=True)
 class Valley(Table):
     """Curves by a formula, for any batch size and learning rate: on the default space, which is far wider than any recorded table."""
+
+    best_rate: float = 0.03
+    """At a batch size of 64."""
 
     def curve(self, batch: int, lr: float, seed: int) -> list[tuple[int, float]]:
         """Return the curve of any setting."""
         rng = random.Random(f"{batch} {lr} {seed}")
         octaves = math.log2(batch / 64)
-        off = math.log2(lr / 0.03) - 0.7 * octaves
+        off = math.log2(lr / self.best_rate) - 0.7 * octaves
         gap = 0.03 * off**2 + 0.01 * octaves**2
         luck = 1 + 0.02 * rng.gauss(0, 1)
         return [(8192 * epoch, (1 + gap) * (0.1 + 0.2 * (1 - epoch / 16) ** 2) * luck) for epoch in range(1, 17)]
@@ -158,6 +162,22 @@ def test_gradient_noise_lets_larger_batches_in() -> None:
 
     assert max(strategy.space.batches) == 256
     assert Strategy(Plan(budget=4), facts, probe, [noisy]).space == strategy.space
+
+
+@pytest.mark.parametrize("best", [1e-5, 30.0])
+def test_the_default_range_of_rates_gives_way_where_the_best_is_at_its_edge(best: float) -> None:
+    """A valley beyond either end of SGD's default range is found, and known after a restart; a range that was asked for is kept."""
+    valley = Valley("valley", 8192, 16, {}, best_rate=best)
+    facts = valley.facts(**KINDS["continued"], optimizer_family="sgd")
+    strategy = Strategy(Plan(budget=8), facts, None)
+    usual = strategy.space.learning_rates
+    records = replay(strategy, valley)
+
+    assert any(abs(math.log2(record.learning_rate / best)) < 1 for record in records)
+    assert set(usual) < set(strategy.space.learning_rates)
+    assert Strategy(Plan(budget=8), facts, None, records).space == strategy.space
+    kept = Strategy(Plan(budget=8, space={"learning_rate": (1e-4, 3.0)}), facts, None, records)
+    assert (kept.space.learning_rates[0], kept.space.learning_rates[-1]) == (usual[0], usual[-1])
 
 
 def test_gradient_noise_does_not_start_the_race_again() -> None:

@@ -33,6 +33,8 @@ PLATEAU = 0.95
 """Share of the peak throughput at which it counts as reached."""
 LR_STEP_OCTAVES = 0.5
 """Spacing of the default grid; a quarter octave off the optimum costs about 0.02 % of the loss (StepLaw, 0.3 % per octave squared)."""
+ROUNDED = 1.005
+"""The rates of the grid have three digits: one may be this factor off the rate that it stands for."""
 EXTRA_SAMPLES = 24
 """Combinations of the extra dimensions that are weighed at a time."""
 
@@ -147,8 +149,17 @@ class Space:
         return Point(setting, key, tuple(row), -2.0 - zlib.crc32(repr(key).encode()))
 
 
-def make_space(plan: Plan, facts: Facts, probe: ProbeResult | None, noise_scale: float | None = None) -> Space:
-    """Return the space that a plan and an objective ask for; a gradient noise scale, once measured, lets in larger default batches.
+def make_space(
+    plan: Plan, facts: Facts, probe: ProbeResult | None, noise_scale: float | None = None, rates_seen: Sequence[float] = ()
+) -> Space:
+    """Return the space that a plan and an objective ask for.
+
+    Args:
+        plan: What the user asked for.
+        facts: What is known of the objective.
+        probe: What is known of the device.
+        noise_scale: Gradient noise scale, in samples: once measured, it lets in larger default batches.
+        rates_seen: Learning rates that the default range is to cover besides.
 
     Raises:
         ArgumentError: The space asked for is wrong on its face; the message lists all that is.
@@ -158,7 +169,9 @@ def make_space(plan: Plan, facts: Facts, probe: ProbeResult | None, noise_scale:
     batches = _batches(asked.pop("batch_size", None), facts, probe, noise_scale, problems)
     family = facts.optimizer_family
     lr = asked.pop("learning_rate", None)
-    low, high, listed = _learning_rate_range(lr, LEARNING_RATE_RANGE[family], problems)
+    usual = LEARNING_RATE_RANGE[family]
+    covered = (min([usual[0], *(rate / ROUNDED for rate in rates_seen)]), max([usual[1], *(rate * ROUNDED for rate in rates_seen)]))
+    low, high, listed = _learning_rate_range(lr, covered, problems)
     extras, fixed = _extras(asked, problems)
     if plan.baseline is not None:
         batch, rate = plan.baseline
@@ -172,7 +185,8 @@ def make_space(plan: Plan, facts: Facts, probe: ProbeResult | None, noise_scale:
     elif family in DEFAULT_LEARNING_RATE:
         centre_batch, centre, informed = ANCHOR_BATCH, min(max(DEFAULT_LEARNING_RATE[family], low), high), True
     else:
-        centre_batch, centre, informed = ANCHOR_BATCH, math.sqrt(low * high), False
+        middle = math.sqrt(math.prod(usual if lr is None else (low, high)))
+        centre_batch, centre, informed = ANCHOR_BATCH, middle, False
     slope, slope_sd = SLOPE_PRIOR[family]
     rates = listed or _rate_grid(low, high, centre)
     if plan.baseline is not None:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from ..objectives.base import Facts, TrialReport, Verdict
 from .evidence import Evidence, batch_answer
 from .ledger import Key, Ledger, Run, key_of
-from .model import Context
+from .model import Context, Model
 from .noise import SHARE as NOISE_SHARE
 from .noise import noise_scale
 from .plan import Forecast, Plan, Proposal
@@ -29,6 +29,8 @@ from .space import make_space
 RETRIES = 2
 """How often a run that was lost through no fault of its setting is started again."""
 LOST = frozenset({"orphan", "killed", "crashed", "hung"})
+BEYOND = 4.0
+"""The default range of learning rates reaches this factor beyond a rate that is best so far."""
 HOPELESS = 12
 """Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
 CONFIRM_SHARE = 4
@@ -63,9 +65,9 @@ class Strategy:
         self.space = make_space(plan, facts, probe)
         self.rungs = Rungs.of(facts)
         self.ledger = Ledger(history)
-        if any(record.noise for record in history):
-            self._learn_noise()
         self._planned = facts.schedule in SCHEDULED and facts.kind == "supervised"
+        if history:
+            self._widen()
 
     # --- the budget ---
 
@@ -161,6 +163,7 @@ class Strategy:
         reach = self._next_stop(run.setting, run.samples, run.end_samples)
         if reach - max(run.granted, run.samples) > self._search_left:
             return "stop"
+        self._widen()
         if not self._sampler().goes_on(self.ledger, run, counted[-1]):
             return "stop"
         run.granted = reach
@@ -169,13 +172,25 @@ class Strategy:
     def finish(self, record: TrialRecord) -> None:
         """Enter the final record of a trial."""
         self.ledger.finish(record)
-        if record.noise:
-            self._learn_noise()
+        self._widen()
 
-    def _learn_noise(self) -> None:
-        """Let in the larger batches that gradient noise allows, by all that was measured so far."""
+    def _widen(self) -> None:
+        """Let in what the default space leaves out: batches that gradient noise allows, and rates beyond an edge that is best so far."""
         scale = noise_scale([point for run in self.ledger for point in run.noise])
-        self.space = make_space(self.plan, self.facts, self.probe, None if scale is None else scale.value)
+        allowed = None if scale is None else scale.value
+        free = "learning_rate" not in self.plan.space
+        if not free and allowed is None:
+            return
+        rates = [run.setting.learning_rate for run in self.ledger]
+        space = make_space(self.plan, self.facts, self.probe, allowed, rates)
+        model = Model.of(self._context(), self.ledger) if free else None
+        if model is not None and model.leaders:
+            best = model.leaders[0].setting.learning_rate
+            if best in (space.learning_rates[0], space.learning_rates[-1]):
+                space = make_space(self.plan, self.facts, self.probe, allowed, [*rates, best / BEYOND, best * BEYOND])
+        if space != self.space:
+            self.space = space
+            self.ledger.fitted = None  # What was fitted holds the space as it was.
 
     def spent(self) -> Spent:
         """Return what was trained so far; the probe is not in it."""
