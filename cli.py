@@ -83,7 +83,9 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 _storage_option = click.option(
-    "--storage", help="Where studies are kept: sqlite:///FILE.  [default: $BSTUNE_STORAGE, else sqlite:///bstune.db]"
+    "--storage",
+    help="Where studies are kept: sqlite:///FILE, journal:///FILE, postgresql://... or mysql://...  "
+    "[default: $BSTUNE_STORAGE, else sqlite:///bstune.db]",
 )
 _output_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout."),

@@ -53,7 +53,7 @@ class ObjectiveRef:
         if is_objective(found):
             return found
         others = [name for name, value in vars(module).items() if is_objective(value)]
-        public = [name for name in vars(module) if not name.startswith("_")]
+        found_here = others or [name for name in vars(module) if not name.startswith("_")]
         what = f"has no {self.name!r}" if found is None else f"has a {self.name!r} that is a {type(found).__name__}, not an objective"
         hint = (
             f"Name the one you mean: {self.target.split(':')[0]}:{others[0]}"
@@ -62,7 +62,7 @@ class ObjectiveRef:
         )
         raise ObjectiveError(
             f"{self.target} {what}. Looked for a module-level bstune.Supervised or a function under @bstune.objective; found "
-            f"{', '.join(public[:12]) or 'nothing'}. {hint}."
+            f"{', '.join(found_here[:12]) or 'nothing'}. {hint}."
         )
 
     def _import(self) -> ModuleType:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..tuner.errors import ObjectiveError
 from ..tuner.noise import NoiseDesign
@@ -20,10 +20,29 @@ from .schedule import learning_rate_factor
 if TYPE_CHECKING:
     import torch
 
-    from .supervised import Supervised
-
 FINITE_CHECK_STEPS = 20
 """On a GPU the training loss is looked at every so many steps only: each look waits for the device."""
+
+
+class Recipe(Protocol):
+    """What a run is made from; `Supervised` is one."""
+
+    train_data: Any
+    val_data: Any
+    training_step: Callable[[Any, Any], Any]
+    validation_step: Callable[[Any, Any], Any]
+    schedule: str | Callable[[float], float]
+    precision: str
+    metrics: dict[str, Callable[[Any, Any], float]]
+    collate_fn: Callable[[list[Any]], Any] | None
+    num_workers: int
+    clip_grad_norm: float | None
+
+    def build_model(self, params: Mapping[str, Any]) -> torch.nn.Module:
+        """Return a fresh model."""
+
+    def build_optimizer(self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any]) -> torch.optim.Optimizer:
+        """Return the optimizer of its trainable parameters."""
 
 
 class Run:
@@ -31,7 +50,7 @@ class Run:
 
     def __init__(
         self,
-        objective: Supervised,
+        objective: Recipe,
         *,
         device: str,
         learning_rate: float,

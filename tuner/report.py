@@ -52,6 +52,21 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def per_second(samples_per_s: float) -> str:
+    """Return a throughput for people.
+
+    Example:
+        >>> per_second(45843.2), per_second(3.456)
+        ('45,843 samples/s', '3.46 samples/s')
+    """
+    return f"{samples_per_s:,.0f} samples/s" if samples_per_s >= 100 else f"{samples_per_s:.3g} samples/s"
+
+
+def full_runs(n: float) -> str:
+    """Return an amount of training for people: `1 full run`, `2.5 full runs`."""
+    return f"{n:g} full run{'' if n == 1 else 's'}"
+
+
 def number(value: float | None) -> str:
     """Return a number with four significant digits, or `-`."""
     return "-" if value is None else f"{value:.4g}"
@@ -73,7 +88,7 @@ def progress_line(progress: Progress) -> str | None:
     if progress.forecast is not None:
         return forecast_line(progress.forecast)
     if progress.kind == "finish" and progress.trial is not None:
-        return f"{trial_line(progress.trial)}  [{progress.spent:.1f} of {progress.budget:g} full runs]"
+        return f"{trial_line(progress.trial)}  [{progress.spent:.1f} of {full_runs(progress.budget)}]"
     return None
 
 
@@ -82,7 +97,7 @@ def forecast_line(forecast: Forecast) -> str:
     batches, rates = forecast.batch_range, forecast.learning_rate_range
     took = "in a time that is not known" if forecast.seconds is None else f"about {duration(forecast.seconds)} of training"
     return (
-        f"Forecast: about {forecast.n_trials} trials, at most {forecast.full_runs:g} full runs ({forecast.samples:,} samples), {took}; "
+        f"Forecast: about {forecast.n_trials} trials, at most {full_runs(forecast.full_runs)} ({forecast.samples:,} samples), {took}; "
         f"batch sizes {batches[0]} to {batches[1]}, learning rates {rates[0]:.3g} to {rates[1]:.3g}."
     )
 
@@ -208,16 +223,14 @@ def probe_text(probe: ProbeResult) -> str:
         known = [f"{name.removesuffix('_bytes').replace('_', ' ')} {gib(value)}" for name, value in parts if value is not None]
         lines.append(f"  made of:     {', '.join(known)}")
     if probe.throughput:
-        rates = ", ".join(f"{row.samples_per_s:.4g} at {row.batch_size}" for row in probe.throughput)
+        rates = ", ".join(f"{per_second(row.samples_per_s).removesuffix(' samples/s')} at {row.batch_size}" for row in probe.throughput)
         lines.append(f"  samples/s:   {rates}")
     if probe.knee_batch_size is not None:
         saturation = probe.step_time_line and probe.step_time_line.saturation_batch
         half = "" if saturation is None else f"; half of the peak speed at {saturation:.0f}"
         lines.append(f"  knee:        {probe.knee_batch_size}: larger ones are hardly faster{half}")
     if probe.loader is not None:
-        lines.append(
-            f"  loader:      {probe.loader.wait_share:.0%} of a step; {probe.loader.samples_per_s_without:.4g} samples/s without it"
-        )
+        lines.append(f"  loader:      {probe.loader.wait_share:.0%} of a step; {per_second(probe.loader.samples_per_s_without)} without it")
     lines += [f"  export:      {name}={value}  (the answer holds with it)" for name, value in probe.environment.items()]
     again = ", a stored result whose size was run once more" if probe.cached else ""
     lines.append(f"  took:        {duration(probe.seconds)}{again}")
@@ -265,7 +278,7 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
     if best.params:
         lines.append(f"  parameters:    {', '.join(f'{name}={value!r}' for name, value in best.params.items())}")
     if best.samples_per_s is not None:
-        lines.append(f"  speed:         {best.samples_per_s:.4g} samples/s, peak memory {gib(best.peak_bytes)}")
+        lines.append(f"  speed:         {per_second(best.samples_per_s)}, peak memory {gib(best.peak_bytes)}")
     if best.samples_to_target is not None:
         lines.append(
             f"  to target:     {duration(best.seconds_to_target)}, {best.samples_to_target:,.0f} samples to {number(result.target)}"
@@ -294,7 +307,7 @@ def _device_lines(result: SearchResult) -> list[str]:
     lines: list[str] = []
     for each in result.recommendation.by_device:
         ran = [record for record in result.records if record.device == each.device]
-        speed = "" if each.samples_per_s is None else f", {each.samples_per_s:.4g} samples/s"
+        speed = "" if each.samples_per_s is None else f", {per_second(each.samples_per_s)}"
         target = "" if each.seconds_to_target is None else f", {duration(each.seconds_to_target)} to target"
         said = f"micro-batch {each.micro_batch_size} x {each.accumulation_steps} accumulation steps{speed}{target}"
         took = f"{len(ran)} trial{'s' if len(ran) != 1 else ''}, {duration(sum(record.seconds or 0.0 for record in ran))}"
@@ -325,7 +338,7 @@ def _told_apart(best: Recommendation, other: Candidate) -> str:
 
 
 def _candidate(candidate: Candidate) -> str:
-    speed = "" if candidate.samples_per_s is None else f", {candidate.samples_per_s:.4g} samples/s"
+    speed = "" if candidate.samples_per_s is None else f", {per_second(candidate.samples_per_s)}"
     note = f" ({_one_line(candidate.note)})" if candidate.note else ""
     return f"batch {candidate.global_batch_size}, lr {candidate.learning_rate:.4g}: {loss_text(candidate.val_loss)}{speed}{note}"
 
@@ -394,7 +407,9 @@ def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
         "# train_loader = DataLoader(train_data, batch_size=micro_batch_size, shuffle=True, drop_last=True)",
         f"# optimizer = torch.optim.{optimizer}(model.parameters(), lr=learning_rate)  # and your other arguments, such as momentum",
     ]
-    if best.accumulation_steps > 1:
+    if facts is not None and facts.kind == "loop":
+        steps = ["# Put them where your loop reads the attributes of these names from its trial."]
+    elif best.accumulation_steps > 1:
         steps.append("# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps micro-batches")
     return [
         f"# bstune {version}, study {result.study}: {_one_line(best.reason)}",
