@@ -128,13 +128,14 @@ class Valley(Table):
 
     best_rate: float = 0.03
     """At a batch size of 64."""
+    best_batch: int = 64
 
     def curve(self, batch: int, lr: float, seed: int) -> list[tuple[int, float]]:
         """Return the curve of any setting."""
         rng = random.Random(f"{batch} {lr} {seed}")
         octaves = math.log2(batch / 64)
         off = math.log2(lr / self.best_rate) - 0.7 * octaves
-        gap = 0.03 * off**2 + 0.01 * octaves**2
+        gap = 0.03 * off**2 + 0.01 * math.log2(batch / self.best_batch) ** 2
         luck = 1 + 0.02 * rng.gauss(0, 1)
         return [(8192 * epoch, (1 + gap) * (0.1 + 0.2 * (1 - epoch / 16) ** 2) * luck) for epoch in range(1, 17)]
 
@@ -431,6 +432,18 @@ def test_the_baseline_is_compared_on_the_same_seed_unless_it_is_hopeless(baselin
         assert "(your present setting)" in best.reason
     elif compared:
         assert own == [(*baseline, True)]
+
+
+def test_the_batch_size_that_should_be_fastest_is_run_to_the_end() -> None:
+    """Where the lowest losses are at small, slow batches, what reaches the target first is confirmed beside them."""
+    valley = Valley("valley", 8192, 16, {}, best_batch=4)
+    strategy = Strategy(Plan(budget=12), valley.facts(**KINDS["continued"], optimizer_family="sgd"), known_probe(n_train_samples=8192))
+    confirmed = {r.global_batch_size for r in replay(strategy, valley) if r.stage == "confirm"}
+    fastest = strategy.batch_answer().fastest
+
+    assert min(confirmed) <= 8
+    assert fastest is not None and fastest >= 32
+    assert fastest in confirmed
 
 
 def test_a_large_budget_also_compares_with_batch_32_and_the_largest() -> None:

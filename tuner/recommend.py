@@ -67,16 +67,20 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
 
 
 def _compared(evidence: Evidence, model: Model, going: Sequence[Setting], leaders: Sequence[Run], n: int) -> list[Setting]:
-    """Return what users compare with, unless it goes already or is hopeless: their own setting, the usual batch of 32, the largest."""
-    own, largest = _baseline_key(evidence), max(evidence.context.space.batches)
-    wanted: dict[int, Callable[[Setting], bool]] = {
-        3: lambda setting: key_of(setting) == own,
-        5: lambda setting: setting.global_batch_size == USUAL_BATCH,
-        6: lambda setting: setting.global_batch_size == largest,
-    }
+    """Return what users compare with, unless its like goes already or it is hopeless.
+
+    Their own setting, the batch size that should reach the target first, the usual batch of 32, and the largest.
+    """
+    own, largest, fastest = _baseline_key(evidence), max(evidence.context.space.batches), batch_answer(evidence).fastest
+    wanted: list[tuple[int, Callable[[Setting], bool]]] = [
+        (3, lambda setting: key_of(setting) == own),
+        (3, lambda setting: setting.global_batch_size == fastest),
+        (5, lambda setting: setting.global_batch_size == USUAL_BATCH),
+        (6, lambda setting: setting.global_batch_size == largest),
+    ]
     worth = [run.setting for run, excess in zip(leaders, model.excess(leaders), strict=True) if excess <= COMPARED_EXCESS]
     found: list[Setting] = []
-    for least, fits in wanted.items():
+    for least, fits in wanted:
         if n >= least and not any(map(fits, [*going, *found])):
             found += [setting for setting in worth if fits(setting)][:1]
     return found

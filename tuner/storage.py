@@ -119,7 +119,10 @@ class Storage:
     def names(self) -> list[str]:
         """Return the names of all studies, oldest first."""
         with self.guard():
-            return [study.study_name for study in sorted(self.backend.get_all_studies(), key=lambda study: study._study_id)]
+            names: list[str | None] = [s.study_name for s in sorted(self.backend.get_all_studies(), key=lambda s: s._study_id)]
+            if None in names:
+                raise sqlite3.DatabaseError("malformed: a study has no name")
+            return [str(name) for name in names]
 
     def quiet(self) -> contextlib.AbstractContextManager[None]:
         """Keep Optuna from announcing a new study."""
