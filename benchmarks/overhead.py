@@ -2,15 +2,16 @@
 
     python benchmarks/overhead.py [--seconds 30] [--trials 4] [--no-ray] [--out benchmarks/results]
 
-The same loop trains for the same samples with the same reports: called by itself in one process, and as trials of a search with one
-learning rate after the other, nothing stopped early. The loop notes when it begins and ends, by the clock of the machine. So the
-seconds between the loops of a search are known whatever the machine does meanwhile, and what is slower within a loop is seen beside
-bare loops before and after. The start and end of a search are told apart: they do not grow with its trials.
+The same loop trains for the same samples with the same reports, twice at a time: by itself in a process of its own, and as the trials of
+a search, nothing stopped early. The loops note when they begin and end, by the clock of the machine. So what else the machine does slows
+both, and the seconds between the loops of a search are known whatever that is. The start and end of a search are told apart: they do
+not grow with its trials. It needs two idle cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import statistics
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -74,47 +76,62 @@ def noted(clock: Path) -> list[tuple[float, float]]:
     """Return when each loop since the last call began and ended."""
     times = [float(line) for line in clock.read_text().split()]
     clock.unlink()
-    return list(zip(times[::2], times[1::2], strict=True))
+    return list(zip(times[::2], times[1::2], strict=False))  # The last one may have been cut off.
 
 
-def bare(folder: Path, n: int) -> list[float]:
-    """Return the seconds of loops that nobody looks after."""
-    subprocess.run([sys.executable, "bare.py", str(n)], cwd=folder, check=True)
-    return [end - begin for begin, end in noted(folder / "clock")]
+@contextlib.contextmanager
+def bare_beside(folder: Path) -> Iterator[Path]:
+    """Have loops run that nobody looks after, one after the other; yield the clock that they note."""
+    clock = folder / "bare-clock"
+    beside = subprocess.Popen([sys.executable, "bare.py", "1000"], cwd=folder, env={**os.environ, "BSTUNE_OVERHEAD_CLOCK": str(clock)})
+    try:
+        yield clock
+    finally:
+        beside.kill()
+        beside.wait()
 
 
-def searched(folder: Path, n: int, engine: str) -> tuple[float, float, float]:
-    """Return the seconds of a loop of a search, those from one to the next, and those before the first and after the last."""
+def bare(folder: Path) -> float:
+    """Return the seconds of one loop by itself."""
+    subprocess.run([sys.executable, "bare.py", "1"], cwd=folder, check=True)
+    ((begin, end),) = noted(folder / "clock")
+    return end - begin
+
+
+def side_by_side(folder: Path, n: int, engine: str) -> tuple[float, float, float, float]:
+    """Return the seconds of a bare loop, of a loop of a search, those from one of these to the next, and those before and after all."""
     objective = bstune.load(f"{folder / 'loop.py'}:loop")
     storage = f"sqlite:///{folder / engine}.db"
     probe = bstune.probe(objective, device="cpu", max_batch=64, storage=storage)
     (folder / "clock").unlink()
-    started = time.monotonic()
-    result = bstune.search(
-        objective,
-        engine=engine,
-        probe=probe,
-        device="cpu",
-        space={"batch_size": [64], "learning_rate": RATES},
-        budget=n,
-        n_trials=n,
-        confirm=0,
-        pruner="none",
-        storage=storage,
-        study=engine,
-    )
-    seconds = time.monotonic() - started
+    with bare_beside(folder) as clock:
+        started = time.monotonic()
+        result = bstune.search(
+            objective,
+            engine=engine,
+            probe=probe,
+            device="cpu",
+            space={"batch_size": [64], "learning_rate": RATES},
+            budget=n,
+            n_trials=n,
+            confirm=0,
+            pruner="none",
+            storage=storage,
+            study=engine,
+        )
+        seconds = time.monotonic() - started
     loops = noted(folder / "clock")
     assert len([record for record in result.records if record.state == "complete"]) == len(loops) == n
+    beside = [end - begin for begin, end in noted(clock) if loops[0][0] <= (begin + end) / 2 <= loops[-1][1]]
     between = [begin - end for (_, end), (begin, _) in itertools.pairwise(loops)]
     whole = loops[-1][1] - loops[0][0]
-    return statistics.fmean(end - begin for begin, end in loops), statistics.fmean(between), seconds - whole
+    return statistics.fmean(beside), statistics.fmean(end - begin for begin, end in loops), statistics.fmean(between), seconds - whole
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="of a bare loop, about")
-    parser.add_argument("--trials", type=int, default=4, help="of each search, and bare loops beside it")
+    parser.add_argument("--trials", type=int, default=4, help="of each search")
     parser.add_argument("--no-ray", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -125,7 +142,7 @@ def main() -> None:
             " `.", "`."
         ),
         "",
-        "| engine | bare loop, s | the loop in a trial, s | from loop to loop, s | share of a bare loop | start and end of a search, s |",
+        "| engine | bare loop, s | the loop in a trial, s | from loop to loop, s | beyond the bare loop | start and end of a search, s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines), flush=True)
@@ -135,13 +152,12 @@ def main() -> None:
         (folder / "bare.py").write_text(BARE)
         os.environ["BSTUNE_OVERHEAD_CLOCK"] = str(folder / "clock")
         os.environ["BSTUNE_OVERHEAD_SAMPLES"] = str(64 * 4096)
-        each = bare(folder, 1)[0] / 4096
+        each = bare(folder) / 4096
         os.environ["BSTUNE_OVERHEAD_SAMPLES"] = str(64 * 8 * max(1, round(arguments.seconds / each / 8)))
         for engine in ("optuna",) if arguments.no_ray else ("optuna", "ray"):
-            before = bare(folder, arguments.trials)
-            loop_s, between_s, start_s = searched(folder, arguments.trials, engine)
-            bare_s = statistics.fmean([*before, *bare(folder, arguments.trials)])
-            lines.append(f"| {engine} | {bare_s:.2f} | {loop_s:.2f} | {between_s:.2f} | {between_s / bare_s:.1%} | {start_s:.1f} |")
+            bare_s, loop_s, between_s, start_s = side_by_side(folder, arguments.trials, engine)
+            share = (loop_s + between_s) / bare_s - 1
+            lines.append(f"| {engine} | {bare_s:.2f} | {loop_s:.2f} | {between_s:.2f} | {share:+.1%} | {start_s:.1f} |")
             print(lines[-1], flush=True)
     if arguments.out is not None:
         (arguments.out / "overhead.md").write_text("\n".join([*lines, ""]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -83,7 +84,7 @@ class Run:
         self._micro_batch_size = micro_batch_size
         self.accumulation_steps = accumulation_steps
         if worst_batch is not None:
-            self._batches = iter(lambda: worst_batch(micro_batch_size), None)
+            self._batches: Iterator[Any] = (worst_batch(micro_batch_size) for _ in itertools.count())
             return
         self._batches = training_batches(
             self.objective.train_data,
@@ -121,7 +122,7 @@ class Run:
     def hold_batch(self) -> None:
         """Train on one batch from here on, already at hand."""
         batch = next(self._batches)
-        self._batches = iter(lambda: batch, None)
+        self._batches = itertools.repeat(batch)
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was asked to."""
@@ -236,11 +237,11 @@ class Run:
             "python_rng": random.getstate(),
             "numpy_rng": numpy_rng,
         }
-        torch.save(state, path)
         try:
+            torch.save(state, path)
             torch.load(path, weights_only=True, mmap=True)
-        except Exception:  # An optimizer that keeps objects of its own: then a stopped run starts anew instead of going on.
-            Path(path).unlink()
+        except Exception:  # A full disk, or an optimizer that keeps objects of its own: a stopped run then starts anew.
+            Path(path).unlink(missing_ok=True)
 
     def load(self, path: str) -> None:
         """Go on where `save` was called. Nothing in the file can run code."""

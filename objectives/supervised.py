@@ -6,7 +6,7 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -208,7 +208,7 @@ class Supervised:
         return waited_s, tuple(cached_step_s)
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
-        """Run one trial to its planned end, or until it is told to stop; write the checkpoint if one is wanted."""
+        """Run one trial to its planned end, or until it is told to stop: then write the checkpoint, if one is wanted."""
         run = Run(
             self,
             device=trial.device,
@@ -237,8 +237,6 @@ class Supervised:
             if spec.checkpoint_to and run.loss_is_finite():
                 run.save(spec.checkpoint_to)
             raise
-        if spec.checkpoint_to:
-            run.save(spec.checkpoint_to)
 
     def build_model(self, params: Mapping[str, Any] = MappingProxyType({})) -> torch.nn.Module:
         """Return a fresh model, by those extra parameters of the space that `model` takes as keywords.
@@ -248,14 +246,14 @@ class Supervised:
         """
         import torch
 
-        known = taken(self.model, params) | taken(self._make_optimizer, params)
-        unknown = [name for name in params if name not in known]
+        its, optimizers = dealt((self.model, self._make_optimizer), params)
+        unknown = [name for name in params if name not in its and name not in optimizers]
         if unknown:
             raise ObjectiveError(
                 f"The space has {', '.join(map(repr, unknown))}, and neither model() nor optimizer(params, lr) takes a keyword of that "
                 "name. Add it to one of them, or leave it out of the space."
             )
-        model = self.model(**taken(self.model, params))
+        model = self.model(**its)
         if not isinstance(model, torch.nn.Module):
             raise ObjectiveError(f"model() returned a {type(model).__name__}: expected a torch.nn.Module.")
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -278,8 +276,8 @@ class Supervised:
         """
         import torch
 
-        make = self._make_optimizer
-        optimizer = make([parameter for parameter in model.parameters() if parameter.requires_grad], learning_rate, **taken(make, params))
+        _, its = dealt((self.model, self._make_optimizer), params)
+        optimizer = self._make_optimizer([p for p in model.parameters() if p.requires_grad], learning_rate, **its)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ObjectiveError(f"optimizer() returned a {type(optimizer).__name__}: expected a torch.optim.Optimizer.")
         return optimizer
@@ -317,15 +315,21 @@ def _shape(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if hasattr(value, "dtype") and hasattr(value, "shape") else type(value).__name__
 
 
-def taken(make: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that a class or function takes as keywords."""
-    try:
-        signature = inspect.signature(make).parameters.values()
-    except ValueError:  # Some that are written in C have none.
-        return {}
-    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature)
-    keywords = {parameter.name for parameter in signature if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)}
-    return {name: value for name, value in params.items() if anything or name in keywords}
+def dealt(makers: Sequence[Callable[..., Any]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what each of several classes or functions takes as keywords: what it names; what none names, the first that takes any."""
+    found: list[dict[str, Any]] = []
+    takes_any = []
+    for make in makers:
+        try:
+            signature = list(inspect.signature(make).parameters.values())
+        except ValueError:  # Some that are written in C have none.
+            signature = []
+        names = {one.name for one in signature if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        found.append({name: value for name, value in params.items() if name in names})
+        takes_any.append(any(one.kind is one.VAR_KEYWORD for one in signature))
+    if True in takes_any:
+        found[takes_any.index(True)] |= {name: value for name, value in params.items() if not any(name in each for each in found)}
+    return found
 
 
 def shapes(sample: Any) -> Any:

@@ -20,6 +20,7 @@ from bstune.objectives.base import Trial, TrialReport, TrialSpec, Verdict
 from bstune.objectives.data import MicroBatches, noise_batches, to_device
 from bstune.objectives.gradients import measure_noise
 from bstune.objectives.loop import LoopObjective
+from bstune.objectives.run import Run
 from bstune.tuner.noise import NoiseDesign
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -259,6 +260,36 @@ def test_extra_parameters_reach_the_model_and_the_optimizer() -> None:
         run(supervised(), spec_of(params={"dropout": 0.1}))
 
 
+def test_keywords_go_to_whom_names_them() -> None:
+    """A model that takes any keyword does not get those of the optimizer."""
+
+    def model(**anything: Any) -> nn.Module:
+        assert set(anything) <= {"width"}
+        return net()
+
+    run(supervised(model=model), spec_of(params={"weight_decay": 0.1, "width": 8}))
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tmp_path: Path) -> None:
+    """The stopped run is what it was; another one starts anew."""
+    path = tmp_path / "gone" / "half.pt"
+    assert run(supervised(), spec_of(checkpoint_to=str(path)), lambda _: "stop")
+    assert not path.exists()
+
+
+def test_batches_may_be_anything(tmp_path: Path) -> None:
+    """Also NumPy arrays, which cannot be compared with None."""
+    objective = supervised(
+        collate_fn=lambda samples: numpy.stack([numpy.append(x.flatten().numpy(), y.item()) for x, y in samples]).astype("float32"),
+        training_step=lambda model, batch: model(torch.tensor(batch[:, :-1])).square().mean(),
+    )
+    training = Run(objective, device="cpu", learning_rate=0.01, seed=0, horizon_samples=None)
+    training.open_stream(4, 1)
+    training.hold_batch()
+    training.step()
+    assert training.samples == 4
+
+
 def loop(**options: Any) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
     """Return the decorator for a loop over `N` samples."""
     return bstune.objective(n_samples=N, epochs=4, **options)
@@ -370,7 +401,7 @@ def test_measuring_noise_leaves_training_bit_for_bit_as_it_was(model: Any, optio
     def train(noise_samples: int) -> tuple[list[TrialReport], dict[str, Any]]:
         path = str(tmp_path / f"{noise_samples}.pt")
         spec = spec_of(points=points, noise_samples=noise_samples, checkpoint_to=path, **options)
-        reports = run(supervised(model=model, clip_grad_norm=0.5), spec)
+        reports = run(supervised(model=model, clip_grad_norm=0.5), spec, lambda report: "stop" if report.samples >= 4 * N else "go")
         return reports, torch.load(path, weights_only=False)
 
     plain, state = train(0)

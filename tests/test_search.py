@@ -19,11 +19,13 @@ from typing import Any
 import bstune
 import numpy as np
 import pytest
+import torch
 from bstune.objectives.base import TrialSpec, Verdict
+from bstune.tuner.arguments import check_search
 from bstune.tuner.drive import Drive, Progress
 from bstune.tuner.plan import Plan
 from bstune.tuner.pool import Event
-from bstune.tuner.search import SearchInterrupted
+from bstune.tuner.search import SearchInterrupted, run_forecast
 from bstune.tuner.storage import open_storage, read_storage
 from bstune.tuner.strategy import Strategy
 from bstune.tuner.study import find_study, make_study
@@ -236,6 +238,7 @@ class SilentPool:
     """Starts trials of which nothing is ever heard."""
 
     slots = 2
+    places = False
 
     def __init__(self) -> None:
         """Run nothing yet."""
@@ -274,6 +277,73 @@ def test_a_hung_trial_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {record.cause for record in study.finished} == {"hung"}
         assert "nothing was heard of it" in study.finished[0].reason
     assert sorted(pool.cancelled) == sorted(pool.submitted) == [record.number for record in study.finished]
+
+
+class InterruptedPool(SilentPool):
+    """Is interrupted while trials run."""
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+
+def test_what_ended_a_search_is_told_whatever_its_storage_says_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C stays Ctrl-C where none of several running trials can be written down any more."""
+
+    def full(*_: Any) -> None:
+        raise bstune.StudyError("the disk is full")
+
+    with open_storage("sqlite:///:memory:") as storage:
+        study = make_study(storage, "silent")
+        monkeypatch.setattr(study, "finish", full)
+        drive = Drive(study, Strategy(Plan(n_trials=4), formula.facts, None), None, tell=lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            drive.run(InterruptedPool())
+
+
+def test_waiting_for_a_place_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a run may have to wait, it is not given up for being silent before it begins."""
+    monkeypatch.setattr("bstune.tuner.drive.POLL_S", 0.01)
+    pool = SilentPool()
+    pool.places = True
+    with open_storage("sqlite:///:memory:") as storage:
+        study, strategy = make_study(storage, "silent"), Strategy(Plan(n_trials=4), formula.facts, None)
+        Drive(study, strategy, None, tell=lambda *_: None, deadline_s=time.monotonic() + 0.3, trial_timeout_s=0.05).run(pool)
+        assert {record.cause for record in study.finished} == {"orphan"}
+    assert pool.cancelled == []
+
+
+def test_nothing_is_continued_from_a_checkpoint_that_went_with_an_earlier_call(url: str) -> None:
+    """Checkpoints go when a search ends; what continues it later begins such runs anew, and keeps the budget."""
+    data = torch.utils.data.TensorDataset(torch.randn(256, 4), torch.randint(2, (256,)))
+    objective = bstune.Supervised(lambda: torch.nn.Linear(4, 2), data, data, epochs=4, name="linear")
+    asked: dict[str, Any] = {"space": {"batch_size": [16, 32], "learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}, "budget": 4, "storage": url}
+    first = bstune.search(objective, n_trials=5, confirm=0, **asked)
+    kept = [record.number for record in first.records if record.state == "pruned"]
+    later = bstune.search(objective, **asked).records[len(first.records) :]
+    assert kept
+    assert later
+    assert not {record.continues for record in later} & set(kept)
+
+
+def test_a_dry_run_changes_nothing_of_a_search(url: str) -> None:
+    """It may be asked with another budget, and for a new study: the old one goes on as it was, and no new one is left."""
+    search(storage=url)
+    with read_storage(url) as storage:
+        before = dict(find_study(storage, "formula").attributes)  # type: ignore[union-attr]
+    asked: dict[str, Any] = {"isolation": "none", "space": SPACE, "budget": 40, "storage": url}
+    for fresh in (False, True):
+        assert run_forecast(formula, check_search(**asked), fresh=fresh).full_runs == 40
+    with read_storage(url) as storage:
+        assert dict(find_study(storage, "formula").attributes) == before  # type: ignore[union-attr]
+        assert storage.names() == ["formula"]
+
+
+def test_another_baseline_does_not_stop_optunas_sampler(url: str) -> None:
+    """The grid of rates moves with the baseline, and what was run is not on the new one."""
+    asked: dict[str, Any] = {"sampler": "tpe", "storage": url, "space": {"batch_size": [16, 32]}}
+    search(baseline=(16, 0.001), **asked)
+    assert search(baseline=(16, 0.0013), **(asked | {"budget": BUDGET + 2})).recommendation.learning_rate > 0
 
 
 def test_what_is_no_objective_is_refused() -> None:

@@ -163,6 +163,12 @@ def test_gradient_noise_lets_larger_batches_in() -> None:
 
     assert max(strategy.space.batches) == 256
     assert Strategy(Plan(budget=4), facts, probe, [noisy]).space == strategy.space
+    listed = Plan(budget=4, space={"learning_rate": [0.01, 0.03]})
+    unsure = dataclasses.replace(noisy, number=1, noise=tuple(NoisePoint(64 * i, 4, 8, -1.0, 100.0) for i in range(1, 9)))
+    for plan in (Plan(budget=4), listed):  # More measurements may say that the first were luck.
+        strategy = Strategy(plan, facts, probe, [noisy])
+        strategy.finish(unsure)
+        assert Strategy(plan, facts, probe, [noisy, unsure]).space == strategy.space
 
 
 @pytest.mark.parametrize("best", [1e-5, 30.0])
@@ -177,6 +183,9 @@ def test_the_default_range_of_rates_gives_way_where_the_best_is_at_its_edge(best
     assert any(abs(math.log2(record.learning_rate / best)) < 1 for record in records)
     assert set(usual) < set(strategy.space.learning_rates)
     assert Strategy(Plan(budget=8), facts, None, records).space == strategy.space
+    outermost = min(records, key=lambda record: record.learning_rate * (1 if best < 1 else -1))
+    edge = any("at the edge" in warning for warning in strategy.recommend().warnings)
+    assert edge == (strategy.recommend().learning_rate == outermost.learning_rate)
     kept = Strategy(Plan(budget=8, space={"learning_rate": (1e-4, 3.0)}), facts, None, records)
     assert (kept.space.learning_rates[0], kept.space.learning_rates[-1]) == (usual[0], usual[-1])
 
@@ -290,6 +299,42 @@ def test_a_recommendation_can_be_had_at_any_moment() -> None:
     assert not seen[0].verified
     assert seen[0].warnings
     assert seen[-1].verified
+
+
+def test_a_setting_that_diverged_on_its_fresh_seed_is_not_recommended() -> None:
+    """Where nothing is confirmed, the best of what has not shown to diverge is; and where all has, that is said."""
+    curves = {
+        cell: [seeds[0], *([[(at, math.nan) for at, _ in curve] for curve in seeds[1:]] if cell[0] <= 64 else seeds[1:])]
+        for cell, seeds in TABLE.curves.items()
+    }
+    table = dataclasses.replace(TABLE, curves=curves)
+    for batches in (table.batches, [batch for batch in table.batches if batch <= 64]):
+        strategy = make(table, budget=3, space={**table.space, "batch_size": batches})
+        replay(strategy, table)
+        told = strategy.recommend()
+        spoilt = {
+            (run.setting.global_batch_size, run.setting.learning_rate) for run in strategy.ledger if run.stage == "confirm" and run.diverged
+        }
+        assert spoilt
+        all_of_them = max(batches) <= 64
+        assert ((told.global_batch_size, told.learning_rate) in spoilt) == all_of_them
+        assert any("diverged on a fresh seed" in warning for warning in told.warnings) == all_of_them
+
+
+def test_a_lost_run_is_started_again_as_it_was() -> None:
+    """To its own planned end, and from the checkpoint that it continued, if that is still there."""
+    for kind in ("cosine", "continued"):
+        strategy = make(kind=kind, budget=8)
+        records = replay(strategy, TABLE)
+        victim = next(r for r in records if r.stage == "search" and (r.continues is not None or kind == "cosine") and r.samples > 2048)
+        lost = dataclasses.replace(victim, state="failed", cause="orphan", val_loss=None, values=(), samples=victim.start_samples)
+        again = make(kind=kind, budget=8, history=[*records[: victim.number], lost]).ask()
+        assert again is not None
+        assert (again.setting, again.end_samples, again.continues) == (
+            Setting(victim.global_batch_size, victim.learning_rate, dict(victim.params)),
+            victim.end_samples,
+            victim.continues,
+        )
 
 
 def test_n_trials_counts_confirmation_too() -> None:
@@ -442,8 +487,27 @@ def test_the_batch_size_that_should_be_fastest_is_run_to_the_end() -> None:
     fastest = strategy.batch_answer().fastest
 
     assert min(confirmed) <= 8
-    assert fastest is not None and fastest >= 32
-    assert fastest in confirmed
+    assert fastest is not None
+    assert fastest >= 32
+    assert any(fastest / 2 <= batch <= fastest * 2 for batch in confirmed)
+
+
+def test_what_users_compare_with_does_not_take_the_place_of_one_another() -> None:
+    """The user's own setting and the batch size that should be fastest are both confirmed, whatever waits besides."""
+    valley = Valley("valley", 8192, 16, {}, best_batch=4)
+    plan = Plan(budget=12, baseline=(16, 0.01))
+    strategy = Strategy(plan, valley.facts(**KINDS["continued"], optimizer_family="sgd"), known_probe(n_train_samples=8192))
+    confirmed = [r for r in replay(strategy, valley) if r.stage == "confirm"]
+
+    assert (16, 0.01) in {(r.global_batch_size, r.learning_rate) for r in confirmed}
+    fastest = strategy.batch_answer().fastest or 0
+    assert any(fastest / 2 <= r.global_batch_size <= fastest * 2 for r in confirmed)
+
+
+def test_a_baseline_beyond_a_full_run_is_refused() -> None:
+    """No step of it could be made."""
+    with pytest.raises(bstune.ArgumentError, match=r"more than the .* samples of a full run"):
+        make(budget=4, baseline=(10**6, 0.1))
 
 
 def test_a_large_budget_also_compares_with_batch_32_and_the_largest() -> None:

@@ -15,7 +15,7 @@ from ..objectives.base import Facts, Split, TrialReport, TrialSpec, Verdict
 from .axes import Axes
 from .errors import ObjectiveError, StudyError
 from .plan import Forecast, Proposal
-from .pool import Finished, Lost, Placed, Pool, Reported
+from .pool import Event, Finished, Lost, Placed, Pool, Reported
 from .results import Attempt, ProbeResult, StepTimeLine, TrialRecord
 from .scaling import split_batch
 from .signals import held
@@ -30,6 +30,8 @@ PATIENCE = 20
 """A trial that is silent for so many times as long as its whole run should take has hung."""
 PATIENCE_LEAST_S = 300.0
 PATIENCE_UNKNOWN_S = 3600.0
+PLACE_S = 3600.0
+"""So long a run may wait for its place, and its place load the data, before its silence counts."""
 """The same where no step time is known."""
 
 
@@ -90,35 +92,43 @@ class Drive:
 
     def run(self, pool: Pool) -> str:
         """Run until the strategy wants nothing more or the time is over; return why it ended."""
-        why = "the search was interrupted"
         try:
-            while time.monotonic() < self._deadline_s:
-                while len(self._running) < pool.slots and (proposal := self._strategy.ask()) is not None:
-                    self._start(pool, proposal)
-                if not self._running:
-                    return self._strategy.stopped_by or "converged"
-                for event in pool.events(min(POLL_S, max(0.0, self._deadline_s - time.monotonic()))):
-                    if isinstance(event, Reported):
-                        pool.reply(event.report.number, self.judge(event.report))
-                    elif isinstance(event, Placed):
-                        self._place(event)
-                    else:
-                        self._end(event)
-                self._end_hung(pool)
-            why = "the timeout was over"
-            return "timeout"
+            why = self._run(pool)
         except BaseException:
-            # What went wrong is what must be told, not that the same storage fails once more.
-            with contextlib.suppress(StudyError):
-                self._cut_off(why)
+            for number in sorted(self._running):
+                # What went wrong is what must be told, not that the same storage fails once more.
+                with contextlib.suppress(StudyError):
+                    self._cut_off(number, "the search was interrupted")
             raise
-        finally:
-            self._cut_off(why)
+        for number in sorted(self._running):
+            self._cut_off(number, "the timeout was over")
+        return why
+
+    def _run(self, pool: Pool) -> str:
+        while time.monotonic() < self._deadline_s:
+            while len(self._running) < pool.slots and (proposal := self._strategy.ask()) is not None:
+                self._start(pool, proposal)
+            if not self._running:
+                return self._strategy.stopped_by or "converged"
+            for event in pool.events(min(POLL_S, max(0.0, self._deadline_s - time.monotonic()))):
+                self._take(pool, event)
+            self._end_hung(pool)
+        return "timeout"
+
+    def _take(self, pool: Pool, event: Event) -> None:
+        if isinstance(event, Reported):
+            pool.reply(event.report.number, self.judge(event.report))
+        elif isinstance(event, Placed):
+            self._placed(event)
+        else:
+            self._end(event)
 
     def _start(self, pool: Pool, proposal: Proposal) -> None:
         spec = self._begin(proposal)
         self._tell("start", self._study.record(spec.number))
         pool.submit(spec)
+        if pool.places:
+            self._running[spec.number] += PLACE_S
 
     @held()
     def _begin(self, proposal: Proposal) -> TrialSpec:
@@ -150,11 +160,11 @@ class Drive:
         return dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to)
 
     @held()
-    def _place(self, event: Placed) -> None:
-        if event.number in self._running:  # It may have been ended since.
+    def _placed(self, event: Placed) -> None:
+        self._running[event.number] = time.monotonic()
+        if event.device is not None:
             placed = dataclasses.asdict(event)
-            self._running[placed.pop("number")] = time.monotonic()
-            self._study.place(event.number, **placed)
+            self._study.place(placed.pop("number"), **placed)
 
     def judge(self, report: TrialReport) -> Verdict:
         """Write a report down and return the verdict on it."""
@@ -242,12 +252,11 @@ class Drive:
         ended = [record for record in self._study.finished if record.cause != "orphan"]
         return not ended or any(record.reason.partition(":")[0] == _said(event).partition(":")[0] for record in ended)
 
-    def _cut_off(self, why: str) -> None:
-        """Enter what still runs as cut off; closing the pool is what ends it."""
-        for number in sorted(self._running):
-            record = self._study.record(number)
-            said = f"{why}; its last report was at {record.samples} samples"
-            self._finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
+    def _cut_off(self, number: int, why: str) -> None:
+        """Enter a trial that still runs as cut off; closing the pool is what ends it."""
+        record = self._study.record(number)
+        said = f"{why}; its last report was at {record.samples} samples"
+        self._finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
 
 
 def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> ProbeResult | None:

@@ -22,6 +22,7 @@ class InlinePool:
     """
 
     slots = 1
+    places = False
 
     def __init__(self, objective: LoopObjective, judge: Callable[[TrialReport], Verdict]) -> None:
         """Run trials of the user's function; `judge` answers its reports."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from .ledger import Key, Ledger, Run
 from .pruner import Rungs
+from .results import Setting
 from .space import Point, Space
 from .surrogate import Ends, Observations, Surrogate, compress, expand
 
@@ -132,16 +133,16 @@ class Model:
         """Return the mean of the compressed gap at the end of a full run."""
         return self._posterior.ends(points).mean
 
-    def excess(self, runs: Sequence[Run], optimism: float = 0.0) -> NDArray[np.float64]:
-        """Return by what share the setting of each run is expected to end above the best of all.
+    def excess(self, settings: Sequence[Setting], optimism: float = 0.0) -> NDArray[np.float64]:
+        """Return by what share each setting is expected to end above the best that was run.
 
         Args:
-            runs: The runs.
-            optimism: Standard deviations to take off, of the difference from the best of these runs.
+            settings: The settings.
+            optimism: Standard deviations to take off, of the difference from the best of these settings.
         """
-        if not runs:
+        if not settings:
             return np.zeros(0)
-        mean, deviation = self.final([self._context.space.point(run.setting) for run in runs])
+        mean, deviation = self.final([self._context.space.point(setting) for setting in settings])
         return np.asarray((1 + expand(mean - optimism * deviation)) / (1 + self._lowest) - 1)
 
     def weighed(self, ledger: Ledger) -> list[Point]:

@@ -50,10 +50,11 @@ class Reported:
 
 @dataclass(frozen=True)
 class Placed:
-    """A run has landed on one of several kinds of device, whose split it takes."""
+    """A run that had to wait for a place has one, and begins."""
 
     number: int
-    device: str
+    device: str | None
+    """The kind of device, where there are several: its split is the one that is taken."""
     micro_batch_size: int
     accumulation_steps: int
 
@@ -63,6 +64,9 @@ Event = Reported | Finished | Lost | Placed
 
 class Pool(Protocol):
     """Runs trials, each in a process of its own."""
+
+    places: bool
+    """A run that was submitted may have to wait for its place; `Placed` says when it begins."""
 
     @property
     def slots(self) -> int:

@@ -36,6 +36,8 @@ def device_lost(message: str) -> bool:
 class LocalPool:
     """Runs up to `slots` trials side by side, each in a fresh process; see `pool.Pool`."""
 
+    places = False
+
     def __init__(self, host: Host, *, slots: int = 1, fence_bytes: int | None = None) -> None:
         """Run trials of the host's objective; `fence_bytes` bounds what one of them may take before it fails."""
         self.slots = slots

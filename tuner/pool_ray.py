@@ -47,6 +47,8 @@ MAX_TUNERS = 10
 class RayPool:
     """Runs up to `slots` trials side by side on the nodes of a cluster."""
 
+    places = True
+
     def __init__(self, cluster: Cluster, *, fences: Mapping[str, int]) -> None:
         """Run trials of the cluster's objective; `fences` bounds in bytes, by kind of device, what one of them may take before it fails."""
         self._cluster = cluster
@@ -63,9 +65,15 @@ class RayPool:
 
     @property
     def slots(self) -> int:
-        """Trials that the nodes alive can hold side by side; a lost node is noticed some seconds after its trial."""
+        """Trials that the nodes alive can hold side by side; a lost node is noticed some seconds after its trial.
+
+        Raises:
+            DeviceError: No node is left, and nothing runs.
+        """
         if time.monotonic() - self._looked_s > LOOK_S:
             self._look()
+        if self._slots == 0 and not self._samples:
+            raise DeviceError("No node of the Ray cluster is left that could run a trial. Check `ray status`.")
         return self._slots
 
     def _look(self) -> None:
@@ -87,8 +95,11 @@ class RayPool:
         with contextlib.suppress(queue.Empty):
             event = self._link.events.get(timeout=timeout_s)
             while True:
-                if isinstance(event, Reported):
-                    self._samples[event.report.number] = event.report.samples
+                number = event.report.number if isinstance(event, Reported) else event.number
+                if number not in self._samples:  # It was cancelled while this was under way.
+                    self.reply(number, "stop")
+                elif isinstance(event, Reported):
+                    self._samples[number] = event.report.samples
                     yield event
                 elif isinstance(event, Placed):
                     yield event

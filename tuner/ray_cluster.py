@@ -51,6 +51,8 @@ QUIET = {
 OBJECT_STORE_BYTES = 128 << 20
 CONNECT_S = 5.0
 CLOSE_S = 20.0
+PLACE_S = 120.0
+"""The first look at an objective waits this long for a place on a cluster where others work too."""
 PACKED_SUFFIXES = {".py", ".pyi", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".txt"}
 PACKED_FILE_BYTES = 1 << 20
 PACKED_BYTES = 32 << 20
@@ -149,7 +151,7 @@ class Cluster:
 
         from .ray_worker import kind_here
 
-        nodes = [node["NodeID"] for node in _nodes() if _fit(node["Resources"], self.slots.need)]
+        nodes = self._places()
         if not nodes:
             raise DeviceError("No node of the Ray cluster has both a GPU and a CPU, and a trial needs one of each. Check `ray status`.")
         ask = ray.remote(num_cpus=0)(kind_here)
@@ -159,6 +161,10 @@ class Cluster:
         for kind, node in zip(found, nodes, strict=True):
             kinds.setdefault(kind, node)
         return kinds
+
+    def _places(self) -> list[str]:
+        """Return the nodes that can hold a trial."""
+        return [node["NodeID"] for node in _nodes() if _fit(node["Resources"], self.slots.need)]
 
     def _look(self, node: str) -> None:
         """Describe the objective in an actor that gets what a trial gets, on this node."""
@@ -170,6 +176,11 @@ class Cluster:
         self._surveyor, self._surveyed = remote.remote(self.task), node
         self.facts: Facts
         self.device_info: DeviceInfo
+        if not ray.wait([self._surveyor.ready.remote()], timeout=PLACE_S)[0]:
+            need = " and ".join(f"{amount} {name}" for name, amount in self.slots.need.items() if amount)
+            raise DeviceError(
+                f"A node of the Ray cluster has had no {need} free for {PLACE_S:.0f} s: others use them. Check `ray status`, and try again."
+            )
         self.facts, self.device_info, self.warnings = self._get(self._surveyor.look.remote())
 
     def run_probe(self, kind: str, *, timeout: float | None, seed: int) -> ProbeResult:
@@ -186,8 +197,19 @@ class Cluster:
         return probe
 
     def shares(self, folder: Path) -> bool:
-        """Tell whether the nodes see a folder of this machine, so that checkpoints can lie there."""
-        return len(_nodes()) == 1 or bool(self._get(self._surveyor.sees.remote(str(folder))))
+        """Tell whether all nodes that can hold a trial see a folder of this machine, so that checkpoints can lie there."""
+        import ray
+
+        from .ray_worker import text_here
+
+        if len(_nodes()) == 1:
+            return True
+        ask, word = ray.remote(num_cpus=0)(text_here), secrets.token_hex(8)
+        with contextlib.suppress(OSError), tempfile.NamedTemporaryFile("w", dir=folder, prefix=".bstune-") as file:
+            file.write(word)
+            file.flush()
+            return set(self._get([ask.options(scheduling_strategy=_on(node)).remote(file.name) for node in self._places()])) == {word}
+        return False
 
     def end_survey(self) -> None:
         """Free what the survey holds, for the trials."""

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -93,6 +94,14 @@ def kind_here(task: Task) -> str:
     return task.kind()
 
 
+def text_here(path: str) -> str:
+    """Return what a file holds, as this node sees it."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
 def _named(name: str, n_bytes: int | None) -> str:
     gib = (n_bytes or 0) / 2**30
     return f"{name}, {gib:.0f} GiB" if gib >= 10 else f"{name}, {gib:.2g} GiB" if gib else name
@@ -138,9 +147,8 @@ class Surveyor:
         except BstuneError as error:
             return Carried.of(error)
 
-    def sees(self, path: str) -> bool:
-        """Tell whether a folder of the driver is there on this node too."""
-        return os.path.isdir(path)
+    def ready(self) -> None:
+        """Have a place: this is answered as soon as the actor has started."""
 
     def probe(self, timeout_s: float | None, seed: int) -> ProbeResult | Carried:
         """Return the probe of the objective on this node's device."""
@@ -203,11 +211,9 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
             return Lost(self._spec.number, cause, str(error), error_type=type(error).__name__, traceback=traceback)
         if not self._submitted:
             self._submitted = True
-            if self._spec.splits:
-                spec = self._spec.on(self._kind)
-                pool.submit(spec)
-                return Placed(spec.number, self._kind, spec.micro_batch_size, spec.accumulation_steps)
-            pool.submit(self._spec)
+            spec = self._spec.on(self._kind) if self._spec.splits else self._spec
+            pool.submit(spec)
+            return Placed(spec.number, self._kind if self._spec.splits else None, spec.micro_batch_size, spec.accumulation_steps)
         if self._judged is not None:
             pool.reply(self._spec.number, "stop" if self._stop else "go")
             self._judged = None

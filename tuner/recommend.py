@@ -18,7 +18,7 @@ from .intervals import student_quantile
 from .ledger import Key, Run, key_of
 from .model import Model
 from .results import Candidate, LossEstimate, LrRule, OnDevice, ProbeResult, Recommendation, Setting
-from .scaling import split_batch
+from .scaling import LEARNING_RATE_RANGE, split_batch
 from .surrogate import expand
 
 ALTERNATIVES = 5
@@ -62,27 +62,35 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
     else:
         waiting = _lowest_first(evidence, model, leaders, list(chosen.values()), n)
     waiting = list({key: setting for setting in waiting if (key := key_of(setting)) not in chosen and key not in out}.values())
-    compared = _compared(evidence, model, [*chosen.values(), *waiting[:places]], leaders, n)[:places]
-    return [*chosen.values(), *waiting[: places - len(compared)], *compared]
+    compared = _compared(evidence, model, list(chosen.values()), waiting[:places], n)[:places]
+    others = [setting for setting in waiting if setting not in compared][: places - len(compared)]
+    going = [setting for setting in waiting if setting in others or setting in compared]
+    return [*chosen.values(), *going, *(setting for setting in compared if setting not in going)]
 
 
-def _compared(evidence: Evidence, model: Model, going: Sequence[Setting], leaders: Sequence[Run], n: int) -> list[Setting]:
-    """Return what users compare with, unless its like goes already or it is hopeless.
+def _compared(evidence: Evidence, model: Model, chosen: Sequence[Setting], waiting: Sequence[Setting], n: int) -> list[Setting]:
+    """Return what users compare with, unless its like was chosen already or it is hopeless; what waits for its turn anyway comes first.
 
     Their own setting, the batch size that should reach the target first, the usual batch of 32, and the largest.
     """
     own, largest, fastest = _baseline_key(evidence), max(evidence.context.space.batches), batch_answer(evidence).fastest
+    if fastest is not None and any(fastest / 2 <= setting.global_batch_size <= fastest * 2 for setting in chosen):
+        fastest = None  # It is known to an octave at best, and moves with each run.
     wanted: list[tuple[int, Callable[[Setting], bool]]] = [
         (3, lambda setting: key_of(setting) == own),
         (3, lambda setting: setting.global_batch_size == fastest),
         (5, lambda setting: setting.global_batch_size == USUAL_BATCH),
         (6, lambda setting: setting.global_batch_size == largest),
     ]
-    worth = [run.setting for run, excess in zip(leaders, model.excess(leaders), strict=True) if excess <= COMPARED_EXCESS]
+    if n < min(least for least, _ in wanted):
+        return []
+    settings = [point.setting for point in model.weighed(evidence.ledger)]
+    excess = model.excess(settings)
+    worth = [settings[i] for i in np.argsort(excess, kind="stable") if excess[i] <= COMPARED_EXCESS]
     found: list[Setting] = []
     for least, fits in wanted:
-        if n >= least and not any(map(fits, [*going, *found])):
-            found += [setting for setting in worth if fits(setting)][:1]
+        if n >= least and not any(map(fits, [*chosen, *found])):
+            found += [setting for setting in (*waiting, *worth) if fits(setting)][:1]
     return found
 
 
@@ -105,7 +113,7 @@ def _baseline_key(evidence: Evidence) -> Key | None:
 def _largest_first(evidence: Evidence, model: Model, leaders: Sequence[Run]) -> list[Run]:
     """Return the runs with the largest batch sizes that are not measurably worse first."""
     slack = evidence.plan.tolerance + NOISE_PRIOR[0]
-    good = [run for run, excess in zip(leaders, model.excess(leaders), strict=True) if excess <= slack]
+    good = [run for run, excess in zip(leaders, model.excess([run.setting for run in leaders]), strict=True) if excess <= slack]
     return sorted(good, key=lambda run: -run.setting.global_batch_size) + [run for run in leaders if run not in good]
 
 
@@ -132,8 +140,9 @@ def _lowest_first(evidence: Evidence, model: Model, leaders: Sequence[Run], chos
     After the first, a setting need not have been run: what the runs to the end have shown tells where the next one is worth most.
     """
     best = [run.setting for run in leaders[:1]] if not chosen else []
-    within = model.excess(leaders, optimism=0.0 if n == 1 else FAST_OPTIMISM) <= evidence.plan.tolerance
-    fast = _fastest(evidence, [run.setting for run, fits in zip(leaders, within, strict=True) if fits])[:1]
+    settings = [run.setting for run in leaders]
+    within = model.excess(settings, optimism=0.0 if n == 1 else FAST_OPTIMISM) <= evidence.plan.tolerance
+    fast = _fastest(evidence, [setting for setting, fits in zip(settings, within, strict=True) if fits])[:1]
     fast = fast if _fastest(evidence, [*chosen, *best, *fast])[:1] == fast else []
     return [*fast, *best] if n == 1 else [*best, *fast, *_hopeful(evidence, model)]
 
@@ -192,7 +201,8 @@ def recommend(evidence: Evidence) -> Recommendation:
     noise = _noise(evidence)
     candidates = _candidates(evidence, model, noise)
     confirmed = _comparable([c for c in candidates if c.verified])
-    pool = confirmed or candidates[:1]
+    sound = [c for c in candidates if not _spoilt(evidence, c)]
+    pool = confirmed or sound[:1] or candidates[:1]
     chosen, reason = _choose(evidence, pool, bool(confirmed))
     within = [c for c in pool if _within(c, pool, evidence.plan.tolerance)] or [chosen]
     timed = [c for c in within if c.seconds_per_full_run is not None]
@@ -323,6 +333,12 @@ def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float],
     )
 
 
+def _spoilt(evidence: Evidence, candidate: Candidate) -> bool:
+    """Return whether a setting has diverged on a fresh seed."""
+    key = key_of(Setting(candidate.global_batch_size, candidate.learning_rate, candidate.params))
+    return any(run.stage == "confirm" and run.diverged for run in evidence.ledger.of(key))
+
+
 def _comparable(confirmed: Sequence[Candidate]) -> list[Candidate]:
     """Return the confirmed settings that share the most seeds: means over different seeds are not compared."""
     most = max((c.val_loss.n_seeds for c in confirmed), default=0)
@@ -398,7 +414,7 @@ def _batch_interval(evidence: Evidence, model: Model, chosen: Candidate, noise: 
     """Return the smallest and largest batch size that were run and whose best setting cannot be told from the best of all."""
     best: dict[int, float] = {}
     leaders = [run for run in model.leaders if run.number not in model.lost]
-    for run, excess in zip(leaders, model.excess(leaders, optimism=1.64), strict=True):
+    for run, excess in zip(leaders, model.excess([run.setting for run in leaders], optimism=1.64), strict=True):
         batch = run.setting.global_batch_size
         best[batch] = min(best.get(batch, math.inf), float(excess))
     slack = max(evidence.plan.tolerance, 1.64 * noise)
@@ -445,11 +461,23 @@ def _warnings(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) 
         )
     if plan.goal == "time" and chosen.samples_to_target is None:
         found.append("No confirmed setting reached the target, so the lowest loss decided.")
-    rates = evidence.context.space.learning_rates
-    if len(rates) > 1 and chosen.learning_rate in (rates[0], rates[-1]):
-        edge = f"the edge of its range {rates[0]:.3g} to {rates[-1]:.3g}"
+    if _spoilt(evidence, chosen):
+        found.append("It diverged on a fresh seed, and nothing else that was run is sounder. Search smaller learning rates.")
+    low, high = _range_of_rates(evidence)
+    if low < high and chosen.learning_rate in (low, high):
+        edge = f"the edge of its range {low:.3g} to {high:.3g}"
         found.append(f"The learning rate {chosen.learning_rate:.3g} is at {edge}; a wider one may do better.")
     return tuple(found)
+
+
+def _range_of_rates(evidence: Evidence) -> tuple[float, float]:
+    """Return the smallest and the largest rate of the range; of one that gives way, as far as it was tried."""
+    rates = evidence.context.space.learning_rates
+    if "learning_rate" in evidence.plan.space:
+        return rates[0], rates[-1]
+    low, high = LEARNING_RATE_RANGE[evidence.facts.optimizer_family]
+    tried = [run.setting.learning_rate for run in evidence.ledger]
+    return min([rate for rate in rates if rate >= low] + tried), max([rate for rate in rates if rate <= high] + tried)
 
 
 def _what_verifies(evidence: Evidence, chosen: Candidate) -> str:

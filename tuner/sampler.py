@@ -253,7 +253,8 @@ class PlainSampler:
         }
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=rng.randrange(2**31)))
         for run in ledger.curves(self._context.seed):
-            if run.setting.global_batch_size not in space.batches:  # Larger than what gradient noise allows by now.
+            # Larger than what gradient noise allows by now, or a rate of the grid around another baseline.
+            if run.setting.global_batch_size not in space.batches or run.setting.learning_rate not in space.learning_rates:
                 continue
             where: dict[str, Any] = {
                 "batch": space.batches.index(run.setting.global_batch_size),

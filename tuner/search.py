@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import shutil
 import sys
@@ -27,7 +28,7 @@ from .plan import Forecast, Plan
 from .pool import Pool
 from .results import Attempt, DeviceInfo, ProbeResult, SearchResult
 from .storage import Storage, open_storage
-from .study import Study, choose_study, fingerprint, probe_key, studies, touch
+from .study import Study, choose_study, fingerprint, forget_study, probe_key, studies, touch
 
 if TYPE_CHECKING:
     from ..objectives.load import ObjectiveRef
@@ -176,8 +177,11 @@ def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = Fals
 def run_forecast(objective: Any, arguments: SearchArguments, *, fresh: bool = False) -> Forecast:
     """Return what a search would cost, training nothing; it probes if no probe is stored."""
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
-    with _prepared(objective, arguments, deadline_s, fresh=fresh) as ready:
-        return ready.strategy.forecast()
+    with _prepared(objective, arguments, deadline_s, fresh=fresh, dry=True) as ready:
+        forecast = ready.strategy.forecast()
+        if fresh:
+            forget_study(ready.study)
+        return forecast
 
 
 # --- getting ready ------------------------------------------------------------------------------------------------
@@ -206,13 +210,16 @@ def _tell(arguments: SearchArguments, progress: Progress) -> None:
 
 
 @contextlib.contextmanager
-def _prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, fresh: bool) -> Iterator[_Ready]:
-    """Open the storage, describe the objective, find its study, probe, and take up the search where it stands."""
+def _prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, fresh: bool, dry: bool = False) -> Iterator[_Ready]:
+    """Open the storage, describe the objective, find its study, probe, and take up the search where it stands.
+
+    `dry`: nothing is to be trained, and a study that has trials keeps what it says of its search.
+    """
     objective = check_objective(objective, isolation=arguments.isolation)
     with open_storage(arguments.storage) as storage, _described(objective, arguments, storage) as (facts, device, host):
         if host is not None and host.jobs != arguments.plan.jobs:
             arguments = dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=host.jobs))
-        study = _study(storage, objective, arguments, facts, device, fresh=fresh)
+        study = _study(storage, objective, arguments, facts, device, fresh=fresh, dry=dry)
         said = f"{len(study.finished)} trials so far" + (
             f", {len(study.orphans)} of them cut off when the last search was killed" if study.orphans else ""
         )
@@ -221,7 +228,9 @@ def _prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, 
             _tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))
         probe = None if host is None else _probe(study, arguments, facts, host, deadline_s)
         facts = _with_probed_optimizer(facts, probe)
-        study.set(facts=dataclasses.asdict(facts), probe=None if probe is None else probe.to_dict())
+        if not (dry and study.finished):
+            study.set(facts=dataclasses.asdict(facts), probe=None if probe is None else probe.to_dict())
+            _forget_checkpoints(study)
         yield _Ready(objective, arguments, facts, study, probe, make_strategy(arguments.plan, facts, probe, study), host)
 
 
@@ -252,7 +261,9 @@ def _described(objective: Any, arguments: SearchArguments, storage: Storage) -> 
         yield host.facts, host.device_info, host
 
 
-def _study(storage: Storage, objective: Any, arguments: SearchArguments, facts: Facts, device: DeviceInfo, *, fresh: bool) -> Study:
+def _study(
+    storage: Storage, objective: Any, arguments: SearchArguments, facts: Facts, device: DeviceInfo, *, fresh: bool, dry: bool
+) -> Study:
     """Find or make the study, and write down what it is about."""
     from ..objectives.load import ObjectiveRef
 
@@ -260,6 +271,8 @@ def _study(storage: Storage, objective: Any, arguments: SearchArguments, facts: 
     name = study_name(arguments.study, objective, facts)
     wanted = fingerprint(facts, arguments.plan, device)
     study = choose_study(storage, name, wanted, named=arguments.study is not None, fresh=fresh)
+    if dry and study.finished:
+        return study
     target = None if reference is None else reference.target if reference.path is None else f"{reference.path}:{reference.name}"
     study.set(
         fingerprint=wanted,
@@ -296,7 +309,7 @@ def _probe(study: Study, arguments: SearchArguments, facts: Facts, host: Host | 
             _tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
         return arguments.probe
     key = probe_key(facts, host.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
-    for other in (study, *studies(study.storage)):
+    for other in itertools.chain([study], studies(study.storage)):
         if other.probe is not None and other.probe.limited_by != "timeout" and other.attributes.get("probe_key") == key:
             study.set(probe_key=key)
             return other.probe
@@ -317,7 +330,7 @@ def _probe_kinds(study: Study, arguments: SearchArguments, facts: Facts, cluster
     for kind in cluster.kinds:
         device = DeviceInfo(cluster.device_info.kind, kind, threads=cluster.slots.cpus)
         key = probe_key(facts, device, seed=arguments.plan.seed)
-        known = (entry for other in (study, *studies(study.storage)) for entry in other.attributes.get("probes", ()))
+        known = (entry for other in itertools.chain([study], studies(study.storage)) for entry in other.attributes.get("probes", ()))
         stored = next((entry for entry in known if entry["key"] == key and entry["probe"]["limited_by"] != "timeout"), None)
         if stored is None:
             _tell(arguments, Progress("probe", study.name, arguments.plan.budget, message=kind))
@@ -363,6 +376,15 @@ def _with_probed_optimizer(facts: Facts, probe: ProbeResult | None) -> Facts:
     return dataclasses.replace(facts, optimizer=seen, optimizer_family=optimizer_family(seen))
 
 
+def _forget_checkpoints(study: Study) -> None:
+    """Forget the checkpoints that went with an earlier call, before anything is decided by them."""
+    path = study.storage.location.checkpoint_path(study.name)
+    for record in study.finished:
+        file = None if record.checkpoint is None else Path(record.checkpoint)
+        if file is not None and not (file.is_file() and file.parent == path):
+            study.forget_checkpoint(record.number)
+
+
 @contextlib.contextmanager
 def _checkpoints(study: Study) -> Iterator[Path | None]:
     """Yield a folder for checkpoints; keep what finished trials of a killed search left, and leave nothing at the end."""
@@ -371,12 +393,7 @@ def _checkpoints(study: Study) -> Iterator[Path | None]:
     if path is None or not facts["can_continue"]:
         yield None
         return
-    kept = set()
-    for record in study.finished:
-        if record.checkpoint is not None and Path(record.checkpoint).is_file() and Path(record.checkpoint).parent == path:
-            kept.add(Path(record.checkpoint).name)
-        elif record.checkpoint is not None:
-            study.forget_checkpoint(record.number)
+    kept = {Path(record.checkpoint).name for record in study.finished if record.checkpoint is not None}
     path.mkdir(exist_ok=True)
     try:
         for leftover in path.iterdir():

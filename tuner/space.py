@@ -177,6 +177,8 @@ def make_space(
         batch, rate = plan.baseline
         if not (isinstance(batch, int) and batch >= 1 and rate > 0):
             problems.append(f"baseline={plan.baseline!r}: expected (global batch size >= 1, learning rate > 0)")
+        elif batch > facts.full_run_samples:
+            problems.append(f"baseline={plan.baseline!r}: its batch is more than the {facts.full_run_samples:g} samples of a full run")
     if problems:
         raise ArgumentError("; ".join(problems) + ".")
 

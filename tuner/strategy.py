@@ -179,8 +179,6 @@ class Strategy:
         scale = noise_scale([point for run in self.ledger for point in run.noise])
         allowed = None if scale is None else scale.value
         free = "learning_rate" not in self.plan.space
-        if not free and allowed is None:
-            return
         rates = [run.setting.learning_rate for run in self.ledger]
         space = make_space(self.plan, self.facts, self.probe, allowed, rates)
         model = Model.of(self._context(), self.ledger) if free else None
@@ -278,7 +276,10 @@ class Strategy:
             if run.cause not in LOST or run.stage == "confirm" or lost[run.key] > RETRIES:
                 continue
             if self.ledger.of(run.key, run.seed)[-1] is run:
-                return Action(run.setting, self.rungs.counted(run.setting.global_batch_size)[0])
+                batch = run.setting.global_batch_size
+                ends = {self.rungs.end_of(batch, rung / self.rungs.full_samples): rung for rung in self.rungs.samples}
+                known = run.continues is not None and self.ledger[run.continues].checkpoint is not None
+                return Action(run.setting, ends.get(run.end_samples, self.rungs.samples[-1]), run.continues if known else None)
         return None
 
     def _confirm(self) -> Proposal | None:

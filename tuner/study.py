@@ -419,8 +419,7 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
     if not differences:
         return study
     if not study.learned:  # Nothing in it is worth keeping, so a mistake mended in the model's file needs no new name.
-        with storage.guard():
-            storage.backend.delete_study(study._id)
+        forget_study(study)
         return make_study(storage, name)
     for sibling in [] if named else reversed(_siblings(storage, name)):
         other = find_study(storage, sibling)
@@ -437,6 +436,12 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
             ]
         )
     )
+
+
+def forget_study(study: Study) -> None:
+    """Delete a study and all that it holds."""
+    with study.storage.guard():
+        study.storage.backend.delete_study(study._id)
 
 
 def _differences(study: Study, wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -129,6 +129,7 @@ class TablePool:
     def __init__(self, table: Table, slots: int = 1, *, exact: bool = False) -> None:
         """Start with nothing running."""
         self.slots = slots
+        self.places = False
         self._exact = exact
         self._table = table
         self._running: dict[int, _Replay] = {}
