@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BARE := $(VENV)/.bare
 INSTALLED := $(VENV)/.installed
 TYPING := .typing/bstune
 
@@ -12,10 +13,15 @@ TYPING := .typing/bstune
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
 
-$(INSTALLED): pyproject.toml constraints.txt
+# What a user installs; the tools of development come on top where they are needed.
+$(BARE): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip setuptools
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[examples]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[examples]'
+	touch $@
+
+$(INSTALLED): $(BARE)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
 	touch $@
 
 # Type checkers look for `bstune` in a folder of that name, and the checkout may be called anything.
@@ -25,7 +31,7 @@ $(TYPING):
 
 dev: $(INSTALLED) $(TYPING) ## Create .venv with bstune, editable, and the tools.
 
-demo: $(INSTALLED) ## Search examples/digits.py down to a recommendation.
+demo: $(BARE) ## Search examples/digits.py down to a recommendation.
 	$(BIN)/bstune search examples/digits.py
 
 format: $(INSTALLED) ## Rewrite the code as ruff formats it.

@@ -92,7 +92,7 @@ class TrialSpec:
     resume_from: str | None = None
     """Checkpoint file to continue from."""
     checkpoint_to: str | None = None
-    """Checkpoint file to write when the run ends or is stopped, so that another can continue it."""
+    """Checkpoint file to write when the run is stopped before its end, so that another can continue it."""
     noise_samples: int = 0
     """Samples that may be drawn, beside those that are trained on, to measure gradient noise along the run; 0 for none."""
     splits: Mapping[str, Split] = field(default_factory=dict)
