@@ -321,6 +321,19 @@ def test_a_setting_that_diverged_on_its_fresh_seed_is_not_recommended() -> None:
         assert any("diverged on a fresh seed" in warning for warning in told.warnings) == all_of_them
 
 
+def test_what_failed_before_anything_was_learned_is_tried_again() -> None:
+    """The search ended there with the user's own error; who starts it again has mended something. Later failures rule a setting out."""
+    records = replay(make(budget=8), TABLE)
+    failed: dict[str, Any] = {"state": "failed", "cause": "error", "val_loss": None}
+    first = make(budget=8, history=[dataclasses.replace(records[0], **failed)]).ask()
+    assert first is not None
+    assert first.setting == Setting(records[0].global_batch_size, records[0].learning_rate, dict(records[0].params))
+    late = next(r for r in records if r.stage == "search")
+    history = [*records[: late.number], dataclasses.replace(late, **failed)]
+    later = replay(make(budget=8, history=history), TABLE, first=len(history))
+    assert (late.global_batch_size, late.learning_rate) not in {(r.global_batch_size, r.learning_rate) for r in later}
+
+
 def test_a_lost_run_is_started_again_as_it_was() -> None:
     """To its own planned end, and from the checkpoint that it continued, if that is still there."""
     for kind in ("cosine", "continued"):

@@ -31,6 +31,8 @@ RETRIES = 2
 LOST = frozenset({"orphan", "killed", "crashed", "hung"})
 BEYOND = 4.0
 """The default range of learning rates reaches this factor beyond a rate that is best so far."""
+FAULTS = frozenset({"error", "no_report"})
+"""Of the user's code."""
 HOPELESS = 12
 """Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
 CONFIRM_SHARE = 4
@@ -269,11 +271,20 @@ class Strategy:
             return None
         return self._proposal("anchor" if action.racing else "search", action.setting, self.plan.seed, end, action.continues)
 
+    def _blameless(self) -> list[Run]:
+        """Return the runs that were lost through no fault of their setting.
+
+        Where the user's code failed before anything was learned, the search ended; who starts it again has mended something.
+        """
+        learned = next((run.number for run in self.ledger if run.values and run.state != "failed"), math.inf)
+        return [run for run in self.ledger if run.cause in LOST or (run.cause in FAULTS and run.number < learned)]
+
     def _retry(self) -> Action | None:
         """Return a run that was lost through no fault of its own, to be started again."""
-        lost = Counter(run.key for run in self.ledger if run.cause in LOST)
-        for run in self.ledger:
-            if run.cause not in LOST or run.stage == "confirm" or lost[run.key] > RETRIES:
+        blameless = self._blameless()
+        lost = Counter(run.key for run in blameless)
+        for run in blameless:
+            if run.stage == "confirm" or lost[run.key] > RETRIES:
                 continue
             if self.ledger.of(run.key, run.seed)[-1] is run:
                 batch = run.setting.global_batch_size
@@ -350,9 +361,11 @@ class Strategy:
     def _context(self) -> Context:
         banned: set[Key] = set()
         batches: set[int] = set()
-        lost = Counter(run.key for run in self.ledger if run.cause in LOST)
+        blameless = self._blameless()
+        banned |= {key for key, n in Counter(run.key for run in blameless).items() if n > RETRIES}
+        numbers = {run.number for run in blameless}
         for run in self.ledger:
-            if run.cause in ("error", "no_report") or (run.cause in LOST and lost[run.key] > RETRIES):
+            if run.cause in FAULTS and run.number not in numbers:
                 banned.add(run.key)
             if run.cause == "oom":
                 banned.add(run.key)
