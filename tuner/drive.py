@@ -30,9 +30,9 @@ PATIENCE = 20
 """A trial that is silent for so many times as long as its whole run should take has hung."""
 PATIENCE_LEAST_S = 300.0
 PATIENCE_UNKNOWN_S = 3600.0
+"""The same where no step time is known."""
 PLACE_S = 3600.0
 """So long a run may wait for its place, and its place load the data, before its silence counts."""
-"""The same where no step time is known."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from ..objectives.base import Facts, TrialReport, Verdict
 from .evidence import Evidence, batch_answer
-from .ledger import Key, Ledger, Run, key_of
+from .ledger import Ledger, Run, key_of
 from .model import Context, Model
 from .noise import SHARE as NOISE_SHARE
 from .noise import noise_scale
@@ -359,13 +359,12 @@ class Strategy:
         return make_sampler(self._context(), self.plan.sampler, self.plan.pruner, left)
 
     def _context(self) -> Context:
-        banned: set[Key] = set()
         batches: set[int] = set()
         blameless = self._blameless()
-        banned |= {key for key, n in Counter(run.key for run in blameless).items() if n > RETRIES}
-        numbers = {run.number for run in blameless}
+        excused = {run.number for run in blameless}
+        banned = {key for key, n in Counter(run.key for run in blameless).items() if n > RETRIES}
         for run in self.ledger:
-            if run.cause in FAULTS and run.number not in numbers:
+            if run.cause in FAULTS and run.number not in excused:
                 banned.add(run.key)
             if run.cause == "oom":
                 banned.add(run.key)
