@@ -44,7 +44,9 @@ FORK_SAFE_THREADS = {"jemalloc_bg_thd"}
 """Pyarrow's allocator starts this thread when it is imported, as scikit-learn and pandas do where it is installed. jemalloc prepares
 for a fork and starts the thread anew in the child (`background_thread_postfork_child` in its sources)."""
 PR_SET_PDEATHSIG = 1
-PACKAGE_FOLDERS = tuple(str(Path(__file__).resolve().parents[1] / room) for room in ("tuner", "objectives"))
+PACKAGE_FOLDERS = tuple(
+    str(home / room) for home in (Path(__file__).parents[1], Path(__file__).resolve().parents[1]) for room in ("tuner", "objectives")
+)
 
 
 def main() -> None:
