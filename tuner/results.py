@@ -7,6 +7,7 @@ result is made, so a result always equals what is read back from its own JSON.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -54,7 +55,7 @@ class Record:
         """
         if not isinstance(data, Mapping):
             raise BstuneError(f"Not a {cls.__name__}: expected a JSON object, found {type(data).__name__}.")
-        hints = typing.get_type_hints(cls)
+        hints = _hints(typing.cast("type[Any]", cls))
         values = {}
         for item in dataclasses.fields(cls):
             if item.name in data:
@@ -62,6 +63,11 @@ class Record:
             elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
                 raise BstuneError(f"Not a {cls.__name__}: the key {item.name!r} is missing.")
         return cls(**values)
+
+
+@functools.cache
+def _hints(record: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(record)
 
 
 def _finite(value: Any) -> Any:
