@@ -7,7 +7,6 @@ result is made, so a result always equals what is read back from its own JSON.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import types
@@ -55,7 +54,7 @@ class Record:
         """
         if not isinstance(data, Mapping):
             raise BstuneError(f"Not a {cls.__name__}: expected a JSON object, found {type(data).__name__}.")
-        hints = _hints(typing.cast("type[Any]", cls))
+        hints = _hints(cls)
         values = {}
         for item in dataclasses.fields(cls):
             if item.name in data:
@@ -65,9 +64,12 @@ class Record:
         return cls(**values)
 
 
-@functools.cache
+_HINTS: dict[Any, dict[str, Any]] = {}
+
+
 def _hints(record: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(record)
+    """Return the types of a record's fields, worked out once: that takes half a millisecond."""
+    return _HINTS.get(record) or _HINTS.setdefault(record, typing.get_type_hints(record))
 
 
 def _finite(value: Any) -> Any:
