@@ -231,6 +231,16 @@ def test_a_damaged_database_is_used_or_refused(stored: Path, tmp_path: Path, dat
     assert isinstance(more, SearchResult | str)
 
 
+def test_a_database_whose_damage_is_no_text_is_refused(stored: Path, tmp_path: Path) -> None:
+    """SQLite repeats damaged bytes of the schema in what it says, and Python cannot read that."""
+    content = stored.read_bytes()
+    copy = tmp_path / "bstune.db"
+    copy.write_bytes(content.replace(b"CREATE TABLE", b"CREATE \x80\xff\x80\xff\x80"))
+    shown, more = shown_and_continued(copy)
+    assert isinstance(shown, str)
+    assert isinstance(more, str)
+
+
 def shown_and_continued(path: Path) -> tuple[Shown | str, SearchResult | str]:
     """What comes of showing a study, and then of going on with it: an answer, or the message of the one error."""
     url = f"sqlite:///{path}"

@@ -316,8 +316,8 @@ def _readable_as_is(path: Path) -> bool:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.OperationalError as error:
         return "unable to open" not in str(error) and "readonly" not in str(error)
-    except sqlite3.DatabaseError:
-        pass  # Not a database; whoever reads it next says so.
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
+        pass  # Not a database, or a damaged one whose bytes are in what SQLite says; whoever reads it next says so.
     return True
 
 
@@ -410,12 +410,22 @@ def _database_errors() -> tuple[type[BaseException], ...]:
     import sqlalchemy
     from optuna.exceptions import StorageInternalError
 
-    return (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, json.JSONDecodeError, ImportError, RuntimeError, OSError)
+    return (
+        StorageInternalError,
+        sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        ImportError,
+        RuntimeError,
+        OSError,
+    )
 
 
 _SAYINGS = {
     "disk is full": "the disk is full. Free some space and run the same command again: it goes on after the last finished trial",
     "not a database": "it is not a database. Name another file with --storage",
+    "codec can't decode": "the database is damaged. Restore a copy, or name another file with --storage",
     "malformed": "the database is damaged. Restore a copy, or name another file with --storage",
     "readonly": "it cannot be written (read-only). Name another file with --storage",
     "read-only": "it cannot be written (read-only). Name another file with --storage",
