@@ -123,6 +123,7 @@ def test_trials_that_show_no_growth_give_a_lower_end_only() -> None:
     assert (alone.source, alone.n_batches, alone.b_crit_high, alone.b_star_high) == ("trials", 3, None, None)
     assert (alone.b_crit_low or 0.0) > 64
     assert (both.b_crit or 0.0) > 2 * (alone.b_crit or math.inf)
+    assert f"gradient noise at {alone.b_crit:.0f} ({alone.b_crit_low:.0f} or more)" in (limits_sentence(alone, 512, 96.0) or "")
 
 
 def test_what_is_not_known_is_null() -> None:

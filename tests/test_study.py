@@ -31,6 +31,7 @@ from bstune.tuner.study import (
     fingerprint,
     make_study,
     newest_study,
+    studies,
     touch,
 )
 
@@ -372,11 +373,13 @@ def test_a_full_disk_loses_nothing(url: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_study_of_a_newer_bstune(url: str) -> None:
-    """It is left alone."""
+    """It is left alone, and is not in the way of another study that looks for a stored probe."""
     with opened(url) as study:
         study.set(bstune_schema=99, bstune_version="9.9")
     with pytest.raises(StudyError, match=r"written by bstune 9\.9.*Update bstune"), opened(url):
         pass
+    with opened(url, "other") as study:
+        assert [found.name for found in studies(study.storage, readable=True)] == ["other"]
 
 
 def test_a_study_that_is_not_ours(url: str) -> None:

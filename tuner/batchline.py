@@ -266,7 +266,8 @@ def limits_sentence(answer: BatchAnswer, memory: int | None, hardware: float | N
         return None
     speed = "hardware never saturates" if hardware is None else f"hardware saturates at {hardware:.0f}"
     if answer.b_crit_high is None:  # Trials showed no growth beyond doubt.
-        noise, verb = f"gradient noise at {answer.b_crit_low or answer.b_crit:.0f} or more", "should be fastest"
+        low = "" if answer.b_crit_low is None else f" ({answer.b_crit_low:.0f} or more)"
+        noise, verb = f"gradient noise at {answer.b_crit:.0f}{low}", "should be fastest"
     else:
         noise = f"gradient noise at {answer.b_crit:.0f}"
         verb = "should be fastest" if answer.target is None else f"is fastest to a loss of {answer.target:.3g}"

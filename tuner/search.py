@@ -309,7 +309,7 @@ def _probe(study: Study, arguments: SearchArguments, facts: Facts, host: Host | 
             _tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
         return arguments.probe
     key = probe_key(facts, host.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
-    for other in itertools.chain([study], studies(study.storage)):
+    for other in itertools.chain([study], studies(study.storage, readable=True)):
         if other.probe is not None and other.probe.limited_by != "timeout" and other.attributes.get("probe_key") == key:
             study.set(probe_key=key)
             return other.probe
@@ -330,7 +330,8 @@ def _probe_kinds(study: Study, arguments: SearchArguments, facts: Facts, cluster
     for kind in cluster.kinds:
         device = DeviceInfo(cluster.device_info.kind, kind, threads=cluster.slots.cpus)
         key = probe_key(facts, device, seed=arguments.plan.seed)
-        known = (entry for other in itertools.chain([study], studies(study.storage)) for entry in other.attributes.get("probes", ()))
+        others = itertools.chain([study], studies(study.storage, readable=True))
+        known = (entry for other in others for entry in other.attributes.get("probes", ()))
         stored = next((entry for entry in known if entry["key"] == key and entry["probe"]["limited_by"] != "timeout"), None)
         if stored is None:
             _tell(arguments, Progress("probe", study.name, arguments.plan.budget, message=kind))

@@ -470,12 +470,13 @@ def _siblings(storage: Storage, name: str) -> list[str]:
     return [other for _, other in sorted(numbered)]
 
 
-def studies(storage: Storage) -> Iterator[Study]:
-    """Yield the studies that bstune made, the most recently used first."""
+def studies(storage: Storage, *, readable: bool = False) -> Iterator[Study]:
+    """Yield the studies that bstune made, the most recently used first; those of a newer bstune are an error, or passed over."""
     with storage.guard():
         ids = {study.study_name: study._study_id for study in storage.backend.get_all_studies()}
         used = {name: storage.backend.get_study_user_attrs(study_id) for name, study_id in ids.items()}
-    ours = [name for name, attributes in used.items() if attributes.get("bstune_schema") is not None]
+    schemas = {name: attributes.get("bstune_schema") for name, attributes in used.items()}
+    ours = [name for name, schema in schemas.items() if (isinstance(schema, int) and schema <= SCHEMA if readable else schema is not None)]
     for name in sorted(ours, key=lambda name: used[name].get("used_s", 0.0), reverse=True):
         study = find_study(storage, name)
         assert study is not None
