@@ -54,7 +54,7 @@ class ObjectiveRef:
             return found
         others = [name for name, value in vars(module).items() if is_objective(value)]
         found_here = others or [name for name in vars(module) if not name.startswith("_")]
-        what = f"has no {self.name!r}" if found is None else f"has a {self.name!r} that is a {type(found).__name__}, not an objective"
+        what = f"has no {self.name!r}" if found is None else f"has a {self.name!r} of type {type(found).__name__}, not an objective"
         hint = (
             f"Name the one you mean: {self.target.split(':')[0]}:{others[0]}"
             if others

@@ -22,7 +22,14 @@ class _Enough(BaseException):
 
 
 def objective(
-    *, n_samples: int, epochs: float = 1, evals: int = 16, optimizer: str | None = None, name: str | None = None
+    function: None = None,
+    /,
+    *,
+    n_samples: int = 0,
+    epochs: float = 1,
+    evals: int = 16,
+    optimizer: str | None = None,
+    name: str | None = None,
 ) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
     """Make an objective of a function that trains a model.
 
@@ -30,7 +37,8 @@ def objective(
     `trial.report(val_loss=..., samples=...)` on the way.
 
     Args:
-        n_samples: Samples in the training data set.
+        function: Nothing: what is decorated comes in a second call.
+        n_samples: Samples in the training data set; it must be given.
         epochs: Passes over them in one full run.
         evals: Equal points of a full run at which a report is wanted, besides the rungs of the search.
         optimizer: Name of the optimizer's class, such as `"SGD"`; default: seen in the probe.
@@ -47,6 +55,8 @@ def objective(
         1000
     """
     wrong = []
+    if function is not None:
+        raise ArgumentError("objective: expected @bstune.objective(n_samples=..., epochs=...), with the samples in the training data.")
     if not (isinstance(n_samples, int) and n_samples >= 1):
         wrong.append(f"n_samples={n_samples!r}: expected a whole number of at least 1")
     if not epochs > 0:

@@ -91,6 +91,8 @@ class Supervised:
             wrong.append("model is a module that was already built: expected a class or function that builds one (model=Net, not Net())")
         elif not callable(model):
             wrong.append(f"model={model!r}: expected a class or function without arguments that returns a module")
+        if optimizer is not None and not _takes_two(optimizer):
+            wrong.append("optimizer: expected a class or function (parameters, lr) that returns a torch.optim.Optimizer")
         if not epochs > 0:
             wrong.append(f"epochs={epochs!r}: expected a number above 0")
         if evals < 1:
@@ -139,7 +141,12 @@ class Supervised:
         """Build the model and its optimizer once, on CPU, and say what this objective is."""
         seed_everything(0)
         model = self.build_model()
-        optimizer = self.build_optimizer(model, 1e-3)
+        optimizer, other = (self.build_optimizer(model, lr) for lr in (1e-3, 2e-3))
+        if [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in other.param_groups]:
+            raise ObjectiveError(
+                "optimizer(parameters, lr) returned the same learning rates for two values of lr, so there is nothing to search. Give lr "
+                "to the optimizer that it returns: lambda parameters, lr: torch.optim.SGD(parameters, lr)."
+            )
         return Facts(
             name=self.name,
             kind=self.kind,
@@ -330,6 +337,17 @@ def dealt(makers: Sequence[Callable[..., Any]], params: Mapping[str, Any]) -> li
     if True in takes_any:
         found[takes_any.index(True)] |= {name: value for name, value in params.items() if not any(name in each for each in found)}
     return found
+
+
+def _takes_two(make: Any) -> bool:
+    """Tell whether something can be called with two positional arguments, as far as its signature says."""
+    try:
+        inspect.signature(make).bind(None, None)
+    except ValueError:  # Some that are written in C have none.
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def shapes(sample: Any) -> Any:

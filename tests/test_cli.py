@@ -307,3 +307,16 @@ def test_a_timeout_is_a_partial_answer(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("verified: false")
     assert "ended by timeout" in done.stdout
+
+
+def test_a_file_that_searches_when_it_is_loaded_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for the storage that its own caller holds."""
+    monkeypatch.chdir(tmp_path)
+    Path("script.py").write_text(
+        "import bstune\n\n\n@bstune.objective(n_samples=100)\ndef objective(trial): ...\n\n\nbstune.search(objective)\n"
+    )
+
+    result = invoke("search", "script.py")
+
+    assert result.exit_code != 0
+    assert "was called by a file that bstune was loading" in result.output

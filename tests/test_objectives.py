@@ -241,6 +241,20 @@ def test_mistakes_in_the_objective_say_what_was_expected(options: dict[str, Any]
         run(supervised(**options), spec_of())
 
 
+def test_an_optimizer_that_takes_no_learning_rate_is_refused() -> None:
+    """At once where its signature tells, else before anything is trained: a search of rates that nothing uses would find one."""
+    with pytest.raises(bstune.ArgumentError, match=r"expected a class or function \(parameters, lr\)"):
+        supervised(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    with pytest.raises(bstune.ObjectiveError, match="the same learning rates for two values of lr"):
+        supervised(optimizer=lambda parameters, lr: torch.optim.SGD(parameters, lr=0.1)).describe()
+
+
+def test_a_decorator_without_its_arguments_says_what_to_write() -> None:
+    """The most common slip with decorators."""
+    with pytest.raises(bstune.ArgumentError, match=r"expected @bstune\.objective\(n_samples="):
+        bstune.objective(lambda trial: None)  # type: ignore[arg-type]
+
+
 def test_extra_parameters_reach_the_model_and_the_optimizer() -> None:
     """By the names of their keywords; one that neither takes is an error, not a dimension without effect."""
     widths, decays = [], []

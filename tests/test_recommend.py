@@ -136,6 +136,26 @@ def test_a_rate_at_the_edge_is_warned_of() -> None:
     assert any("edge" in warning for warning in strategy.recommend().warnings)
 
 
+def test_the_largest_batch_is_warned_of_where_larger_ones_make_few_steps() -> None:
+    """The default range ends where a full run has a hundred steps left, which a user may not expect."""
+    rates = {"learning_rate": TABLE.space["learning_rate"]}
+    strategy = Strategy(Plan(budget=4, goal="largest", space=rates), dataclasses.replace(TABLE.facts(), n_samples=1600, epochs=1.0), None)
+
+    batches = strategy.space.batches
+    replay(strategy, dataclasses.replace(TABLE, n_samples=1600, epochs=1.0))
+
+    assert batches == (4, 8, 16)
+    assert any("Batch 16 is the largest that was searched" in warning for warning in strategy.recommend().warnings)
+
+
+def test_one_confirmed_setting_is_not_said_to_have_won() -> None:
+    """What was seen of the others are short runs, so the reason says what was expected, and not that it was the lowest."""
+    best = best_of(budget=2)
+
+    assert "was expected to end lowest of" in best.reason
+    assert "the only one that was run to the end on a fresh seed" in best.reason
+
+
 @pytest.mark.parametrize(("freedom", "exact"), [(2, 2.920), (3, 2.353), (5, 2.015), (10, 1.812), (30, 1.697)])
 def test_student_quantiles_are_close(freedom: float, exact: float) -> None:
     """Against the printed table."""

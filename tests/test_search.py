@@ -57,6 +57,13 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/bstune.db"
 
 
+@pytest.mark.parametrize("few", [{"n_trials": 1}, {"budget": 0.01}])
+def test_a_search_without_room_for_a_trial_says_what_would_give_it(few: dict[str, Any]) -> None:
+    """No trial was run, so none had a loss that was not finite."""
+    with pytest.raises(bstune.NoSignalError, match=r"No trial was run: a budget of .* leaves none"):
+        search(**few)
+
+
 class Listener:
     """Keeps every progress, and may do something at one of them."""
 

@@ -13,10 +13,16 @@ from bstune.tuner.space import Space, make_space
 
 
 def space_of(
-    asked: dict[str, Any] | None = None, *, family: str = "other", n_samples: int = 10_000, epochs: float = 5, **plan: Any
+    asked: dict[str, Any] | None = None,
+    *,
+    family: str = "other",
+    n_samples: int = 10_000,
+    epochs: float = 5,
+    kind: str = "loop",
+    **plan: Any,
 ) -> Space:
     """Return the space of a plan."""
-    facts = Facts("t", "loop", n_samples, epochs, optimizer_family=family)  # type: ignore[arg-type]
+    facts = Facts("t", kind, n_samples, epochs, optimizer_family=family)  # type: ignore[arg-type]
     return make_space(Plan(space=asked or {}, **plan), facts, None)
 
 
@@ -62,17 +68,19 @@ def test_the_forms_of_a_dimension() -> None:
             "depth": [1, 2, 3],
             "weight_decay": (1e-4, 1e-1),
             "dropout": optuna.distributions.FloatDistribution(0.0, 0.5),
+            "width": (16, 64),
         }
     )
 
     assert space.batches == (16, 32, 64)
     assert space.learning_rates == (0.01, 0.1)
     assert space.fixed == {"momentum": 0.9}
-    assert {dimension.name for dimension in space.extras} == {"depth", "weight_decay", "dropout"}
+    assert {dimension.name for dimension in space.extras} == {"depth", "weight_decay", "dropout", "width"}
     params = space.default_params()
     assert params["momentum"] == 0.9
     assert params["depth"] == 2
     assert params["weight_decay"] == pytest.approx(10**-2.5, rel=1e-3)
+    assert (params["width"], type(params["width"])) == (32, int)  # Between whole numbers lie whole numbers.
 
 
 @pytest.mark.parametrize(
@@ -93,6 +101,13 @@ def test_a_wrong_space_is_refused_by_name(asked: dict[str, Any], message: str) -
     """The message names the dimension and what was expected."""
     with pytest.raises(bstune.ArgumentError, match=message):
         space_of(asked)
+
+
+def test_a_batch_is_no_larger_than_the_data_that_bstune_deals_out() -> None:
+    """A loop of the user's own may take more, and says what that means."""
+    assert space_of({"batch_size": [20_000]}).batches == (20_000,)
+    with pytest.raises(bstune.ArgumentError, match=r"\[20000\], more than the 10000 samples of the training data"):
+        space_of({"batch_size": [64, 20_000]}, kind="supervised")
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

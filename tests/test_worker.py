@@ -104,6 +104,22 @@ def run(host: Host, *specs: TrialSpec, verdict: Verdict = "go", timeout_s: float
     return events
 
 
+def test_what_a_file_draws_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """Random data made at the top of a file would else change when a search goes on, and between trials that cannot be forked."""
+    path = tmp_path / "drawn.py"
+    path.write_text(
+        "import random, bstune, numpy, torch\n"
+        "drawn = (random.random(), numpy.random.rand(), torch.rand(()).item())\n"
+        "objective = bstune.objective(n_samples=10, name=repr(drawn))(print)\n"
+    )
+    names = []
+    for _ in range(2):
+        with Host(bstune.load(path), device="cpu") as host:
+            names.append(host.facts.name)
+
+    assert names[0] == names[1]
+
+
 @pytest.mark.parametrize(
     ("does", "cause", "said"),
     [
@@ -264,7 +280,7 @@ def test_a_file_that_makes_forking_unsafe_gets_fresh_programs(tmp_path: Path, li
         ("import os; os._exit(3)", "code 3"),
         ("import sys; sys.exit('stop here')", "SystemExit"),
         ("def f(:", "SyntaxError"),
-        ("objective = 3", "is a int, not an objective"),
+        ("objective = 3", "of type int, not an objective"),
         ("import no_such_module_of_mine", "no_such_module_of_mine"),
     ],
 )

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .trace import Trace
 
 
+LOADING = "BSTUNE_LOADING"
+"""Set to its process ID in a process that loads a user's file."""
+
+
 @dataclass(frozen=True)
 class Pickled:
     """An objective that was pickled elsewhere, for a template process to unpickle."""

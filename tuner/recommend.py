@@ -19,6 +19,7 @@ from .ledger import Key, Run, key_of
 from .model import Model
 from .results import Candidate, LossEstimate, LrRule, OnDevice, ProbeResult, Recommendation, Setting
 from .scaling import LEARNING_RATE_RANGE, split_batch
+from .space import STEPS_AT_LEAST
 from .surrogate import expand
 
 ALTERNATIVES = 5
@@ -193,6 +194,12 @@ def recommend(evidence: Evidence) -> Recommendation:
         NoSignalError: No trial has a finite validation loss.
     """
     model = Model.of(evidence.context, evidence.ledger)
+    if not len(evidence.ledger):
+        trials = "" if evidence.plan.n_trials is None else f" and n_trials={evidence.plan.n_trials}"
+        raise NoSignalError(
+            f"No trial was run: a budget of {evidence.plan.budget:g}{trials} leaves none beside what confirms the "
+            "answer. A budget of 2 and n_trials=2 are the least that give a verified answer; confirm=0 does without one."
+        )
     if model is None or not model.leaders:
         raise NoSignalError(
             f"None of {len(evidence.ledger)} trials has a finite validation loss, so there is nothing to recommend. "
@@ -306,7 +313,7 @@ def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float],
     rate = None if line is None else batch / line.step_s(micro, accumulation)
     reached = [samples_to(target, run) for run in used] if target is not None else []
     known = [x for x in reached if x is not None]
-    samples = float(np.median(known)) if known and len(known) == len(reached) else None
+    samples = max(float(np.median(known)), batch) if known and len(known) == len(reached) else None  # No step is half done.
     yours = "your present setting" if key_of(setting) == _baseline_key(evidence) else ""
     note = (
         "diverged on a fresh seed"
@@ -379,11 +386,22 @@ def _choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> t
         reason = f"{name} is expected to end lowest by the trials so far; it was not confirmed"
     elif len(pool) == 1:
         n_settings = len({run.key for run in evidence.ledger})
-        reason = f"{name} won the search and held on a fresh seed" if n_settings > 1 else f"{name} is the only setting that was tried"
+        hoped = f"{_hoped(evidence)} of {n_settings} settings, and is the only one that was run to the end on a fresh seed"
+        reason = f"{name} {hoped if n_settings > 1 else 'is the only setting that was tried'}"
     elif chosen is best and evidence.plan.goal == "loss" and (n_tied := _n_tied(evidence, chosen, pool)):
         reason += f", a tie with {'the other' if len(pool) == 2 else f'{n_tied} of them'} within the noise of seeds"
     limits = _limits(evidence)
     return chosen, f"{reason}; {limits}." if limits else f"{reason}."
+
+
+def _hoped(evidence: Evidence) -> str:
+    """Return what the search expected of the one setting that it confirmed, from runs that were mostly short."""
+    if evidence.plan.goal == "time":
+        return "was expected to reach the target first"
+    if evidence.plan.goal == "largest":
+        return "was the largest expected to end without measurable loss"
+    timed = evidence.probe is not None and evidence.probe.step_time_line is not None and evidence.plan.tolerance > 0
+    return f"was expected to end within {evidence.plan.tolerance:.0%} of the lowest loss" if timed else "was expected to end lowest"
 
 
 def _n_tied(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) -> int:
@@ -426,7 +444,7 @@ def _lr_rule(evidence: Evidence, model: Model) -> LrRule | None:
     """Return how the best learning rate moves with the batch: the surrogate's best per batch size that was run, joined with the prior."""
     space = evidence.context.space
     batches = sorted({run.setting.global_batch_size for run in model.leaders})
-    if len(batches) < 2:
+    if len(batches) < 2 or len({run.setting.learning_rate for run in model.leaders}) < 2:
         return None
     xs, ys = [], []
     for batch in batches:
@@ -467,6 +485,13 @@ def _warnings(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) 
     if low < high and chosen.learning_rate in (low, high):
         edge = f"the edge of its range {low:.3g} to {high:.3g}"
         found.append(f"The learning rate {chosen.learning_rate:.3g} is at {edge}; a wider one may do better.")
+    largest = evidence.context.space.batches[-1]
+    by_steps = evidence.facts.full_run_samples / STEPS_AT_LEAST < 2 * largest <= evidence.facts.n_samples
+    if "batch_size" not in plan.space and chosen.global_batch_size == largest and by_steps:
+        found.append(
+            f"Batch {largest} is the largest that was searched, since a larger one makes under {STEPS_AT_LEAST} steps in a full run of "
+            f"{evidence.facts.full_run_samples:,.0f} samples. Name larger ones in the space, or train for more epochs."
+        )
     return tuple(found)
 
 

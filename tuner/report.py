@@ -95,9 +95,10 @@ def progress_line(progress: Progress) -> str | None:
 def forecast_line(forecast: Forecast) -> str:
     """Return what a search is expected to cost."""
     batches, rates = forecast.batch_range, forecast.learning_rate_range
+    trials = f"{forecast.n_trials} trials" if forecast.n_trials != 1 else "1 trial"
     took = "in a time that is not known" if forecast.seconds is None else f"about {duration(forecast.seconds)} of training"
     return (
-        f"Forecast: about {forecast.n_trials} trials, at most {full_runs(forecast.full_runs)} ({forecast.samples:,} samples), {took}; "
+        f"Forecast: about {trials}, at most {full_runs(forecast.full_runs)} ({forecast.samples:,} samples), {took}; "
         f"batch sizes {batches[0]} to {batches[1]}, learning rates {rates[0]:.3g} to {rates[1]:.3g}."
     )
 
@@ -348,7 +349,10 @@ def _limits(result: SearchResult) -> str:
     more = " or more" if result.probe is not None and result.probe.limited_by != "memory" else ""
     memory = "not measured" if limits.memory is None else f"micro-batch {limits.memory}{more}"
     hardware = "not measured" if limits.hardware is None else f"half of the peak speed at {limits.hardware:.0f}"
-    noise = "not measured" if limits.noise is None else f"critical batch {limits.noise:.0f}"
+    answer = result.batch_answer
+    least = None if answer is None else answer.noise_scale_low
+    unknown = "not measured" if least is None else f"critical batch at least {least:.0f}"
+    noise = unknown if limits.noise is None else f"critical batch {limits.noise:.0f}"
     return f"memory {memory}; hardware {hardware}; gradient noise {noise}"
 
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import shutil
 import sys
 import time
@@ -22,7 +23,8 @@ from ..objectives.load import check_objective
 from .arguments import SearchArguments, check_search
 from .codec import encode_plan
 from .drive import Drive, Progress, corrected_probes
-from .errors import NoSignalError
+from .errors import BstuneError, NoSignalError
+from .jobs import LOADING
 from .naming import study_name
 from .plan import Forecast, Plan
 from .pool import Pool
@@ -147,6 +149,11 @@ def search(
 
 def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = False) -> SearchResult:
     """Search with checked arguments; `fresh` makes a new study beside the old one."""
+    if os.environ.get(LOADING) == str(os.getpid()):
+        raise BstuneError(
+            'bstune.search() was called by a file that bstune was loading. Put the call under `if __name__ == "__main__":`, or run the '
+            "file with Python."
+        )
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
     with _prepared(objective, arguments, deadline_s, fresh=fresh) as ready:
         ready.tell("forecast", forecast=ready.strategy.forecast(), facts=ready.facts)

@@ -249,9 +249,11 @@ def _batches(asked: Any, facts: Facts, probe: ProbeResult | None, noise_scale: f
         problems.append(f"space['batch_size'] holds {wrong!r}: expected whole numbers of samples, 1 or more")
         return ()
     sizes = tuple(sorted({int(value) for value in values}))
-    large = [size for size in sizes if size > facts.full_run_samples]
+    # What a batch beyond the data set means is for a loop of the user's own to say.
+    most, whose = (facts.n_samples, "the training data") if facts.kind == "supervised" else (facts.full_run_samples, "a full run")
+    large = [size for size in sizes if size > most]
     if large:
-        problems.append(f"space['batch_size'] holds {large!r}, more than the {facts.full_run_samples:g} samples of a full run")
+        problems.append(f"space['batch_size'] holds {large!r}, more than the {most:g} samples of {whose}")
     return sizes
 
 
@@ -283,7 +285,7 @@ def _extras(asked: Mapping[str, Any], problems: list[str]) -> tuple[tuple[Dimens
     for name, value in asked.items():
         meant = difflib.get_close_matches(name, ("batch_size", "learning_rate"), n=1, cutoff=0.8)
         if meant:
-            problems.append(f"space[{name!r}]: did you mean {meant[0]!r}?")
+            problems.append(f"space[{name!r}]: did you mean {meant[0]!r}")
         kind = type(value).__name__
         if isinstance(value, list) or kind == "CategoricalDistribution":
             choices = tuple(value if isinstance(value, list) else value.choices)
@@ -297,7 +299,8 @@ def _extras(asked: Mapping[str, Any], problems: list[str]) -> tuple[tuple[Dimens
             if len(value) != 2 or not all(_is_number(x) for x in value) or not 0 < value[0] < value[1]:
                 problems.append(f"space[{name!r}] = {value!r}: {RANGE_RULE.format(0, '<')}")
             else:
-                extras.append(Dimension(name, None, float(value[0]), float(value[1]), log=True))
+                whole = all(isinstance(x, (int, np.integer)) for x in value)
+                extras.append(Dimension(name, None, float(value[0]), float(value[1]), log=True, integer=whole))
         elif kind in ("FloatDistribution", "IntDistribution"):
             extras.append(
                 Dimension(

@@ -189,7 +189,7 @@ def open_storage(url: str | None) -> Storage:
     assert path is not None
     if path.is_dir():
         raise StudyError(
-            f"The storage {path} is a folder: expected a file, such as {location.url.partition(':')[0]}:///{path.name}/bstune.db."
+            f"The storage {path} is a folder: expected a file, such as {location.url.partition(':')[0]}:///{path / 'bstune.db'}."
         )
     lock = _take_lock(location)
     try:

@@ -57,6 +57,7 @@ def main() -> None:
     with socket.socket(fileno=os.dup(control.fileno())) as door:
         (payload_fd,) = recvfds(door, 1)
     sys.path[:] = hello.sys_path
+    os.environ[jobs.LOADING] = str(os.getpid())
     try:
         objective = _load(payload_fd, hello.payload_bytes)
         control.send(_ready(hello.may_fork))
@@ -70,8 +71,11 @@ def _load(payload_fd: int, n_bytes: int) -> Objective:
     import cloudpickle
     import torch
 
+    from ..objectives.run import seed_everything
+
     torch.set_num_threads(1)
     _warm_up()
+    seed_everything(0)  # What the file draws at its top, such as random data, is the same in each process and when a search goes on.
     with mmap.mmap(payload_fd, n_bytes, access=mmap.ACCESS_READ) as payload:
         objective = cloudpickle.loads(payload)
     os.close(payload_fd)
