@@ -196,7 +196,10 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
 @click.option("--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]")
 @click.option("--tolerance", type=float, default=0.02, help="Share of the best loss that counts as equal.")
 @click.option(
-    "--space", multiple=True, metavar="NAME=VALUES", help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi); repeatable."
+    "--space",
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); repeatable.",
 )
 @click.option("--baseline", metavar="BATCH,LR", help="Your present setting; it is measured beside the rest.  [default: none]")
 @click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist.")

@@ -222,7 +222,8 @@ def probe_text(probe: ProbeResult) -> str:
     if probe.memory_by_category is not None:
         parts = probe.memory_by_category.to_dict().items()
         known = [f"{name.removesuffix('_bytes').replace('_', ' ')} {gib(value)}" for name, value in parts if value is not None]
-        lines.append(f"  made of:     {', '.join(known)}")
+        whole = " (on a CPU, Python and torch as well)" if probe.device.kind == "cpu" else ""
+        lines.append(f"  made of:     {', '.join(known)}{whole}")
     if probe.throughput:
         rates = ", ".join(f"{per_second(row.samples_per_s).removesuffix(' samples/s')} at {row.batch_size}" for row in probe.throughput)
         lines.append(f"  samples/s:   {rates}")
