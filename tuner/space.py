@@ -177,8 +177,8 @@ def make_space(
         batch, rate = plan.baseline
         if not (isinstance(batch, int) and batch >= 1 and rate > 0):
             problems.append(f"baseline={plan.baseline!r}: expected (global batch size >= 1, learning rate > 0)")
-        elif batch > facts.full_run_samples:
-            problems.append(f"baseline={plan.baseline!r}: its batch is more than the {facts.full_run_samples:g} samples of a full run")
+        elif batch > (most := _most_samples(facts))[0]:
+            problems.append(f"baseline={plan.baseline!r}: its batch is more than the {most[0]:g} samples of {most[1]}")
     if problems:
         raise ArgumentError("; ".join(problems) + ".")
 
@@ -249,12 +249,18 @@ def _batches(asked: Any, facts: Facts, probe: ProbeResult | None, noise_scale: f
         problems.append(f"space['batch_size'] holds {wrong!r}: expected whole numbers of samples, 1 or more")
         return ()
     sizes = tuple(sorted({int(value) for value in values}))
-    # What a batch beyond the data set means is for a loop of the user's own to say.
-    most, whose = (facts.n_samples, "the training data") if facts.kind == "supervised" else (facts.full_run_samples, "a full run")
+    most, whose = _most_samples(facts)
     large = [size for size in sizes if size > most]
     if large:
         problems.append(f"space['batch_size'] holds {large!r}, more than the {most:g} samples of {whose}")
     return sizes
+
+
+def _most_samples(facts: Facts) -> tuple[float, str]:
+    """Return what a batch may hold at most, and of what: what one beyond the data set means is for a loop of the user's own to say."""
+    if facts.kind == "supervised" and facts.n_samples < facts.full_run_samples:
+        return facts.n_samples, "the training data"
+    return facts.full_run_samples, "a full run"
 
 
 def _learning_rate_range(asked: Any, default: tuple[float, float], problems: list[str]) -> tuple[float, float, tuple[float, ...] | None]:
