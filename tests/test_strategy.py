@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import re
 import statistics
 import time
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from bstune.objectives.base import TrialReport
 from bstune.tuner.errors import NoSignalError
 from bstune.tuner.plan import Plan, Proposal
+from bstune.tuner.report import forecast_line
 from bstune.tuner.results import NoisePoint, Recommendation, Setting, TrialRecord
 from bstune.tuner.sampler import SurrogateSampler
 from bstune.tuner.strategy import Strategy
@@ -590,6 +592,18 @@ def test_the_forecast_is_said_before_training() -> None:
     assert forecast.n_trials >= 8
     assert forecast.batch_range == (8, 512)
     assert forecast.seconds is None
+
+
+def test_the_forecast_says_what_the_batch_size_may_make_of_it() -> None:
+    """A search that turns to small batches takes longer than one that turns to large ones."""
+    probe = known_probe(step_s=(0.01, 0.0001))
+    forecast = Strategy(Plan(budget=8, space=TABLE.space), TABLE.facts(), probe).forecast()
+
+    assert forecast.seconds_range == pytest.approx([forecast.samples * (0.0001 + 0.01 / batch) for batch in (512, 8)], rel=1e-3)
+    assert forecast.seconds is not None
+    assert forecast.seconds_range is not None
+    assert forecast.seconds_range[0] < forecast.seconds < forecast.seconds_range[1]
+    assert re.search(r"about .* of training \(.* to .*, as large or small batches turn out best\)", forecast_line(forecast))
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -62,7 +62,9 @@ class Forecast:
     """At most this much training, in full runs."""
     samples: int
     seconds: float | None
-    """From the step-time line; None where no step time is known."""
+    """From the step-time line, all batch sizes alike; None where no step time is known."""
+    seconds_range: tuple[float, float] | None
+    """With the fastest batch size alone, and with the slowest alone: which ones the search will turn to is not known yet."""
     n_batches: int
     """Global batch sizes that are considered."""
     batch_range: tuple[int, int]

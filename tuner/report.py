@@ -96,7 +96,11 @@ def forecast_line(forecast: Forecast) -> str:
     """Return what a search is expected to cost."""
     batches, rates = forecast.batch_range, forecast.learning_rate_range
     trials = f"{forecast.n_trials} trials" if forecast.n_trials != 1 else "1 trial"
-    took = "in a time that is not known" if forecast.seconds is None else f"about {duration(forecast.seconds)} of training"
+    took = "in a time that is not known"
+    if forecast.seconds is not None:
+        took = f"about {duration(forecast.seconds)} of training"
+    if forecast.seconds_range is not None and forecast.n_batches > 1:
+        took += f" ({' to '.join(map(duration, forecast.seconds_range))}, as large or small batches turn out best)"
     return (
         f"Forecast: about {trials}, at most {full_runs(forecast.full_runs)} ({forecast.samples:,} samples), {took}; "
         f"batch sizes {batches[0]} to {batches[1]}, learning rates {rates[0]:.3g} to {rates[1]:.3g}."

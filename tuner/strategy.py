@@ -220,13 +220,19 @@ class Strategy:
             n_trials = min(n_trials, self.plan.n_trials)
         line = None if self.probe is None else self.probe.step_time_line
         rates, batches = self.space.learning_rates, self.space.batches
-        seconds = None
+        seconds = seconds_range = None
         if line is not None and self.probe is not None:
-            # Which batches will be run is not known yet, and small ones take several times as long for a sample.
-            each = [line.step_s(*split_batch(batch, self.probe.micro_batch_size)) / batch for batch in batches]
-            seconds = self._budget * sum(each) / len(each)
+            each = [self._budget * line.step_s(*split_batch(batch, self.probe.micro_batch_size)) / batch for batch in batches]
+            seconds, seconds_range = sum(each) / len(each), (min(each), max(each))
         return Forecast(
-            n_trials, self.plan.budget, round(self._budget), seconds, len(batches), (batches[0], batches[-1]), (rates[0], rates[-1])
+            n_trials=n_trials,
+            full_runs=self.plan.budget,
+            samples=round(self._budget),
+            seconds=seconds,
+            seconds_range=seconds_range,
+            n_batches=len(batches),
+            batch_range=(batches[0], batches[-1]),
+            learning_rate_range=(rates[0], rates[-1]),
         )
 
     @property
