@@ -54,6 +54,7 @@ from bstune.tuner.testing import known_probe
 
 BUDGETS = (4, 8, 12)
 HERE = Path(__file__).resolve().parent
+GROUPS = ["digits", "mnist", "own", "lcbench"]
 NEVER = math.inf
 QUICK = ["bstune", "bstune, prior 16x wrong", "random", "screen + top 3", "TPE + Median", "Ray ASHA + random"]
 FEW_SEEDS = {"GPSampler": 2}
@@ -418,9 +419,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two tables of each group, three seeds, the usual baselines")
     parser.add_argument("--seeds", type=int, default=30, help="searcher seeds on a table; three on LCBench and for ablations")
     parser.add_argument("--searchers", nargs="*", default=None, help="names as in the table; all by default")
-    parser.add_argument("--groups", nargs="*", default=["digits", "mnist", "own", "lcbench"])
+    parser.add_argument("--groups", nargs="*", default=GROUPS)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=None, help="folder for the result (JSON and Markdown)")
+    parser.add_argument("--out", type=Path, default=None, help="folder for search.md and search.json; results/ if all is run")
     arguments = parser.parse_args()
     started = time.perf_counter()
     loaders: dict[str, Callable[[], list[Table]]] = {
@@ -458,13 +459,15 @@ def main() -> None:
         lines += [*targets(ordered), *honesty(ordered, answers), *per_table(ordered)]
     lines.append(f"All of it took {(time.perf_counter() - started) / 60:.1f} minutes in {arguments.processes} processes.")
     print("\n".join(lines), flush=True)
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "search.md").write_text("\n".join([*text, *lines, ""]))
+    whole = not arguments.quick and arguments.searchers is None and arguments.groups == GROUPS
+    out = arguments.out or (HERE / "results" if whole else None)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "search.md").write_text("\n".join([*text, *lines, ""]))
         searchers = {name: {table: _columns(rows) for table, rows in by_table.items()} for name, by_table in ordered.items()}
         octaves = {table: [row["octaves"] for row in rows] for table, rows in answers.items()}
         kept = {"origin": _origin(), "budgets": BUDGETS, "searchers": searchers, "octaves_off_the_fastest_batch": octaves}
-        (arguments.out / "search.json").write_text(json.dumps(_finite(kept)) + "\n")
+        (out / "search.json").write_text(json.dumps(_finite(kept)) + "\n")
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
