@@ -1,6 +1,6 @@
 """Draw the plots of docs/how-it-chooses.md from the project's own runs.
 
-python benchmarks/plots.py  # After benchmarks/search.py --out benchmarks/results; needs matplotlib.
+python benchmarks/plots.py  # After benchmarks/search.py; needs matplotlib.
 """
 
 from __future__ import annotations
