@@ -459,7 +459,7 @@ def main() -> None:
         lines += [*targets(ordered), *honesty(ordered, answers), *per_table(ordered)]
     lines.append(f"All of it took {(time.perf_counter() - started) / 60:.1f} minutes in {arguments.processes} processes.")
     print("\n".join(lines), flush=True)
-    whole = not arguments.quick and arguments.searchers is None and arguments.groups == GROUPS
+    whole = not arguments.quick and arguments.searchers is None and arguments.groups == GROUPS and arguments.seeds >= 30
     out = arguments.out or (HERE / "results" if whole else None)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

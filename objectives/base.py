@@ -47,6 +47,8 @@ class Facts:
     """Of the file or the code that defines the objective."""
     structure_hash: str | None = None
     """Of the model's modules, the shapes of its parameters and of a sample: what memory depends on besides the source."""
+    ignores_rate: bool = False
+    """The optimizer has the same learning rates whatever it is given."""
 
     @property
     def full_run_samples(self) -> float:

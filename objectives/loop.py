@@ -58,7 +58,7 @@ def objective(
     if function is not None:
         raise ArgumentError("objective: expected @bstune.objective(n_samples=..., epochs=...), with the samples in the training data.")
     if not (isinstance(n_samples, int) and n_samples >= 1):
-        wrong.append(f"n_samples={n_samples!r}: expected a whole number of at least 1")
+        wrong.append(f"n_samples={n_samples!r}: expected the number of samples in the training data, 1 or more")
     if not epochs > 0:
         wrong.append(f"epochs={epochs!r}: expected a number above 0")
     if evals < 1:

@@ -142,11 +142,6 @@ class Supervised:
         seed_everything(0)
         model = self.build_model()
         optimizer, other = (self.build_optimizer(model, lr) for lr in (1e-3, 2e-3))
-        if [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in other.param_groups]:
-            raise ObjectiveError(
-                "optimizer(parameters, lr) returned the same learning rates for two values of lr, so there is nothing to search. Give lr "
-                "to the optimizer that it returns: lambda parameters, lr: torch.optim.SGD(parameters, lr)."
-            )
         return Facts(
             name=self.name,
             kind=self.kind,
@@ -168,6 +163,7 @@ class Supervised:
                 [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in model.named_parameters()],
                 shapes(self.train_data[0]) if len(self.train_data) else None,
             ),
+            ignores_rate=[group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in other.param_groups],
         )
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:

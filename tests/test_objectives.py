@@ -22,6 +22,8 @@ from bstune.objectives.gradients import measure_noise
 from bstune.objectives.loop import LoopObjective
 from bstune.objectives.run import Run
 from bstune.tuner.noise import NoiseDesign
+from bstune.tuner.plan import Plan
+from bstune.tuner.space import make_space
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -242,11 +244,14 @@ def test_mistakes_in_the_objective_say_what_was_expected(options: dict[str, Any]
 
 
 def test_an_optimizer_that_takes_no_learning_rate_is_refused() -> None:
-    """At once where its signature tells, else before anything is trained: a search of rates that nothing uses would find one."""
+    """At once where its signature tells, else before rates are searched: a search of rates that nothing uses would find one."""
     with pytest.raises(bstune.ArgumentError, match=r"expected a class or function \(parameters, lr\)"):
         supervised(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
-    with pytest.raises(bstune.ObjectiveError, match="the same learning rates for two values of lr"):
-        supervised(optimizer=lambda parameters, lr: torch.optim.SGD(parameters, lr=0.1)).describe()
+    assert not supervised().describe().ignores_rate
+    facts = supervised(optimizer=lambda parameters, lr: torch.optim.SGD(parameters, lr=0.1)).describe()
+    with pytest.raises(bstune.ArgumentError, match="has the same learning rates whatever lr is"):
+        make_space(Plan(), facts, None)
+    assert make_space(Plan(space={"learning_rate": 0.1}), facts, None).learning_rates == (0.1,)
 
 
 def test_a_decorator_without_its_arguments_says_what_to_write() -> None:

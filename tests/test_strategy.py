@@ -451,6 +451,21 @@ def test_finalists_are_compared_on_the_same_seeds() -> None:
         assert len({frozenset(s) for s in seeds.values()}) == 1
 
 
+def test_a_search_cut_off_within_a_round_of_seeds_says_what_was_run() -> None:
+    """Then one setting has been on two fresh seeds and the others on one: it is not the only one that was run to the end."""
+    strategy = make(budget=30, space={"batch_size": [64, 128], "learning_rate": TABLE.learning_rates[5:7]})
+    said = []
+
+    def watch(now: Strategy) -> None:
+        if len({run.key for run in now.ledger if run.stage == "confirm" and run.state == "complete"}) > 1:
+            said.append(now.recommend().reason)
+
+    replay(strategy, TABLE, watch=watch)
+
+    assert any("is the first of the settings compared that was run on 2 fresh seeds" in reason for reason in said)
+    assert not any("only one" in reason for reason in said)
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_the_samplers_for_comparison_run(sampler: str) -> None:
     """They keep the same budget and end in a verified recommendation."""

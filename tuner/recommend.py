@@ -195,10 +195,15 @@ def recommend(evidence: Evidence) -> Recommendation:
     """
     model = Model.of(evidence.context, evidence.ledger)
     if not len(evidence.ledger):
+        if evidence.confirm_share == 0:
+            raise NoSignalError(
+                f"No trial was run: a budget of {evidence.plan.budget:g} full runs is less than the shortest costs. Expected 1 or more, "
+                "and 2 for a verified answer."
+            )
         trials = "" if evidence.plan.n_trials is None else f" and n_trials={evidence.plan.n_trials}"
         raise NoSignalError(
             f"No trial was run: a budget of {evidence.plan.budget:g}{trials} leaves none beside what confirms the "
-            "answer. A budget of 2 and n_trials=2 are the least that give a verified answer; confirm=0 does without one."
+            "answer. A budget of 2 and n_trials=2 are the least that give a verified answer."
         )
     if model is None or not model.leaders:
         raise NoSignalError(
@@ -386,8 +391,12 @@ def _choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> t
         reason = f"{name} is expected to end lowest by the trials so far; it was not confirmed"
     elif len(pool) == 1:
         n_settings = len({run.key for run in evidence.ledger})
-        hoped = f"{_hoped(evidence)} of {n_settings} settings, and is the only one that was run to the end on a fresh seed"
-        reason = f"{name} {hoped if n_settings > 1 else 'is the only setting that was tried'}"
+        reason = f"{name} {_hoped(evidence)} of {n_settings} settings, and is the only one that was run to the end on a fresh seed"
+        if n_settings == 1:
+            reason = f"{name} is the only setting that was tried"
+        elif len({run.key for run in evidence.ledger if run.stage == "confirm" and run.state == "complete"}) > 1:
+            # Cut off within a round of seeds: means over different ones are not compared.
+            reason = f"{name} is the first of the settings compared that was run on {chosen.val_loss.n_seeds} fresh seeds"
     elif chosen is best and evidence.plan.goal == "loss" and (n_tied := _n_tied(evidence, chosen, pool)):
         reason += f", a tie with {'the other' if len(pool) == 2 else f'{n_tied} of them'} within the noise of seeds"
     limits = _limits(evidence)
@@ -397,9 +406,9 @@ def _choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> t
 def _hoped(evidence: Evidence) -> str:
     """Return what the search expected of the one setting that it confirmed, from runs that were mostly short."""
     if evidence.plan.goal == "time":
-        return "was expected to reach the target first"
+        return "was expected to reach the target first, or to come nearest to it,"
     if evidence.plan.goal == "largest":
-        return "was the largest expected to end without measurable loss"
+        return "was expected to be the largest without measurable loss"
     timed = evidence.probe is not None and evidence.probe.step_time_line is not None and evidence.plan.tolerance > 0
     return f"was expected to end within {evidence.plan.tolerance:.0%} of the lowest loss" if timed else "was expected to end lowest"
 
@@ -486,7 +495,7 @@ def _warnings(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) 
         edge = f"the edge of its range {low:.3g} to {high:.3g}"
         found.append(f"The learning rate {chosen.learning_rate:.3g} is at {edge}; a wider one may do better.")
     largest = evidence.context.space.batches[-1]
-    by_steps = evidence.facts.full_run_samples / STEPS_AT_LEAST < 2 * largest <= evidence.facts.n_samples
+    by_steps = largest <= evidence.facts.full_run_samples / STEPS_AT_LEAST < 2 * largest <= evidence.facts.n_samples
     if "batch_size" not in plan.space and chosen.global_batch_size == largest and by_steps:
         found.append(
             f"Batch {largest} is the largest that was searched, since a larger one makes under {STEPS_AT_LEAST} steps in a full run of "

@@ -172,6 +172,11 @@ def make_space(
     usual = LEARNING_RATE_RANGE[family]
     covered = (min([usual[0], *(rate / ROUNDED for rate in rates_seen)]), max([usual[1], *(rate * ROUNDED for rate in rates_seen)]))
     low, high, listed = _learning_rate_range(lr, covered, problems)
+    if facts.ignores_rate and low < high:
+        problems.append(
+            "optimizer(parameters, lr) has the same learning rates whatever lr is, so there are none to search: expected lr in the "
+            "optimizer that it returns, as in torch.optim.SGD(parameters, lr), or one learning_rate in the space"
+        )
     extras, fixed = _extras(asked, problems)
     if plan.baseline is not None:
         batch, rate = plan.baseline
