@@ -37,8 +37,9 @@ import optuna
 import psutil
 import torch
 from bstune.tuner.drive import Progress
-from bstune.tuner.storage import InUseError, open_storage
+from bstune.tuner.storage import open_storage
 from bstune.tuner.testing import known_probe
+from bstune.tuner.writer_lock import InUseError
 
 BUDGET = 4.0
 ONE_REPORT = 0.25
@@ -274,7 +275,7 @@ def run(case: Case, home: Path, truth: dict[str, Any] | None) -> dict[str, Any]:
     if case.fault == "torn_journal":
         with open(folder / "runs" / "bstune.db", "ab") as journal:
             journal.write(b'{"op_code": 4, "wor')
-        (folder / "runs" / "bstune.db.lock").touch()
+        (folder / "runs" / "bstune.db.lock").write_text('{"bstune journal write": "of a writer that was killed"}')
         ended_early = True
     if ended_early:
         again = in_child(lambda: search(case, folder, disturbed=False), log, environment)

@@ -15,11 +15,12 @@ import bstune
 import pytest
 from bstune.tuner.arguments import check_search
 from bstune.tuner.errors import BstuneError
+from bstune.tuner.location import locate
 from bstune.tuner.plan import Plan
 from bstune.tuner.results import ProbeResult, SearchResult
 from bstune.tuner.show import Shown, show
 from bstune.tuner.space import make_space
-from bstune.tuner.storage import locate, open_storage, read_storage
+from bstune.tuner.storage import open_storage, read_storage
 from bstune.tuner.study import find_study, make_study
 from bstune.tuner.table import synthetic
 from click.testing import CliRunner

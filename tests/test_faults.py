@@ -25,7 +25,7 @@ import psutil
 import pytest
 from bstune.objectives.base import TrialSpec, Verdict
 from bstune.tuner import jobs
-from bstune.tuner import storage as storage_module
+from bstune.tuner import sqlite as sqlite_module
 from bstune.tuner.drive import Drive, corrected
 from bstune.tuner.host import Host
 from bstune.tuner.plan import Plan
@@ -455,7 +455,7 @@ def test_a_full_disk_is_said_and_the_search_goes_on_from_there(folder: Path) -> 
 
 def test_a_locked_database_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program that will not let go of it, after a patient wait; nothing is lost."""
-    monkeypatch.setattr(storage_module, "_BUSY_S", 0.2)
+    monkeypatch.setattr(sqlite_module, "BUSY_S", 0.2)
     monkeypatch.setattr("time.sleep", lambda _: None)  # Optuna tries several times, with pauses.
     search(folder, isolation="none", probe=None, study="model", budget=2)
     before = records(folder)

@@ -139,7 +139,9 @@ def _memory() -> list[Finding]:
 
 
 def _storage(url: str | None) -> list[Finding]:
-    from .storage import InUseError, locate, open_storage, read_storage
+    from .location import locate
+    from .storage import open_storage, read_storage
+    from .writer_lock import InUseError
 
     location = locate(url)
     if location.path is None:

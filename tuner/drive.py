@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..objectives.base import Facts, Split, TrialReport, TrialSpec, Verdict
 from .axes import Axes
+from .checkpoints import checkpoint_name
 from .errors import ObjectiveError, StudyError
 from .plan import Forecast, Proposal
 from .pool import Event, Finished, Lost, Placed, Pool, Reported
@@ -106,6 +107,7 @@ class Drive:
 
     def _run(self, pool: Pool) -> str:
         while time.monotonic() < self._deadline_s:
+            self._study.storage.check()  # Also where nothing is written for long.
             while len(self._running) < pool.slots and (proposal := self._strategy.ask()) is not None:
                 self._start(pool, proposal)
             if not self._running:
@@ -156,7 +158,7 @@ class Drive:
         record = self._study.begin(spec, self._axes, continues=proposal.continues)
         self._strategy.started(record.number, proposal)
         self._running[record.number] = time.monotonic()
-        checkpoint_to = None if self._checkpoint_dir is None else str(self._checkpoint_dir / f"trial-{record.number}.pt")
+        checkpoint_to = None if self._checkpoint_dir is None else str(self._checkpoint_dir / checkpoint_name(record.number))
         return dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to)
 
     @held()

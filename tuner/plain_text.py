@@ -16,7 +16,7 @@ _SECRET_NAME = (
     r"|(?:access|auth|api|bearer|refresh|security|session)?_?token"
 )
 _SECRET_PARAMETER = re.compile(rf"(?i)(?<![\w.-])({_SECRET_NAME})(\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)")
-_USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^/?#\s@:]*)(?P<password>:[^/?#\s]*)?@")
+_USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^/?#\s@:]*)(?P<password>:(?:[^/?#\s]*|[^\s@]*))?@")
 _SHOWS_ITS_USER = re.compile(r"(?i)(postgres|mysql|mariadb)")
 
 

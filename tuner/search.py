@@ -10,17 +10,16 @@ import dataclasses
 import itertools
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..objectives.base import Facts
 from ..objectives.load import check_objective
 from .arguments import SearchArguments, check_search
+from .checkpoints import checkpoint_folder, forget_checkpoints
 from .codec import encode_plan
 from .drive import Drive, Progress, corrected_probes
 from .errors import BstuneError, NoSignalError
@@ -157,7 +156,7 @@ def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = Fals
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
     with _prepared(objective, arguments, deadline_s, fresh=fresh) as ready:
         ready.tell("forecast", forecast=ready.strategy.forecast(), facts=ready.facts)
-        with _checkpoints(ready.study) as checkpoint_dir:
+        with checkpoint_folder(ready.study) as checkpoint_dir:
             drive = Drive(
                 ready.study,
                 ready.strategy,
@@ -237,7 +236,7 @@ def _prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, 
         facts = _with_probed_optimizer(facts, probe)
         if not (dry and study.finished):
             study.set(facts=dataclasses.asdict(facts), probe=None if probe is None else probe.to_dict())
-            _forget_checkpoints(study)
+            forget_checkpoints(study)
         yield _Ready(objective, arguments, facts, study, probe, make_strategy(arguments.plan, facts, probe, study), host)
 
 
@@ -382,34 +381,6 @@ def _with_probed_optimizer(facts: Facts, probe: ProbeResult | None) -> Facts:
     from ..objectives.source import optimizer_family
 
     return dataclasses.replace(facts, optimizer=seen, optimizer_family=optimizer_family(seen))
-
-
-def _forget_checkpoints(study: Study) -> None:
-    """Forget the checkpoints that went with an earlier call, before anything is decided by them."""
-    path = study.storage.location.checkpoint_path(study.name)
-    for record in study.finished:
-        file = None if record.checkpoint is None else Path(record.checkpoint)
-        if file is not None and not (file.is_file() and file.parent == path):
-            study.forget_checkpoint(record.number)
-
-
-@contextlib.contextmanager
-def _checkpoints(study: Study) -> Iterator[Path | None]:
-    """Yield a folder for checkpoints; keep what finished trials of a killed search left, and leave nothing at the end."""
-    path = study.storage.location.checkpoint_path(study.name)
-    facts = study.attributes["facts"]
-    if path is None or not facts["can_continue"]:
-        yield None
-        return
-    kept = {Path(record.checkpoint).name for record in study.finished if record.checkpoint is not None}
-    path.mkdir(exist_ok=True)
-    try:
-        for leftover in path.iterdir():
-            if leftover.name not in kept:
-                leftover.unlink()
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _pool(ready: _Ready, drive: Drive) -> Pool:

@@ -7,6 +7,7 @@ connection does, however the search ends.
 from __future__ import annotations
 
 import contextlib
+import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Connection, Engine
 
 CONNECT_S = 10
+LOOK_S = 5.0
+"""Time between two looks at whether the lock is still held."""
 _MYSQL = "pip install mysqlclient, or pip install 'PyMySQL[rsa]' and begin the URL with {}+pymysql://"
 DRIVERS = {"postgresql": "pip install 'psycopg[binary]'", "mysql": _MYSQL.format("mysql"), "mariadb": _MYSQL.format("mariadb")}
 """How to come by a driver, by SQLAlchemy's name of the server."""
@@ -74,6 +77,7 @@ class ServerLock:
         self._connection: Connection = _engine(url).connect()
         self._kind = "postgresql" if url.get_backend_name() == "postgresql" else "mysql"
         self._number = zlib.crc32(f"bstune {url.database}".encode())
+        self._lives, self._looked_s = True, time.monotonic()
         self._ask(_STAY)
         if not self._ask(_TAKE):
             self._connection.close()
@@ -86,6 +90,19 @@ class ServerLock:
         said = answer.scalar() if answer.returns_rows else None
         self._connection.commit()
         return said
+
+    def is_held(self) -> bool:
+        """Tell whether the connection that holds the lock still lives; the server is asked every few seconds at most."""
+        import sqlalchemy
+
+        if time.monotonic() - self._looked_s > LOOK_S:
+            self._looked_s = time.monotonic()
+            try:
+                self._connection.execute(sqlalchemy.text("SELECT 1"))
+                self._connection.commit()
+            except sqlalchemy.exc.SQLAlchemyError:
+                self._lives = False
+        return self._lives
 
     def close(self) -> None:
         """Let go, in so many words: a server may take a moment to see that a connection is closed."""
