@@ -173,10 +173,14 @@ ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELEC
     [
         (["CREATE TABLE studies (id INTEGER, title TEXT)"], "database of something else"),
         (
-            ["CREATE TABLE studies (study_id, study_name)", "CREATE TABLE trials (a)", "CREATE TABLE version_info (a)"],
+            [
+                "CREATE TABLE studies (study_id, study_name)",
+                "CREATE TABLE trials (trial_id, study_id)",
+                "CREATE TABLE version_info (schema_version)",
+            ],
             "another version of Optuna",
         ),
-        ([f"CREATE VIEW studies AS {ENDLESS}", "CREATE TABLE trials (a)", "CREATE TABLE version_info (a)"], "database of something else"),
+        ([f"CREATE VIEW studies AS {ENDLESS}", "CREATE TABLE trials (a)", "CREATE TABLE version_info (a)"], "holds code that would run"),
         (["CREATE TABLE contacts (name)"], "database of something else"),
     ],
 )

@@ -22,6 +22,7 @@ import bstune
 import optuna
 import pytest
 from bstune.tuner import journal as journal_module
+from bstune.tuner import server as server_module
 from bstune.tuner import study as study_module
 from bstune.tuner.journal import cut_torn_line
 from bstune.tuner.location import locate
@@ -290,6 +291,42 @@ def test_a_server_has_one_writer_however_long_it_is_silent(server: Server) -> No
         study.set(heard=True)
     with read_storage(server.url) as reader:
         assert reader.writer() is None
+
+
+def test_tables_of_another_program_are_not_added_to(server: Server) -> None:
+    """A table `studies` of its own is no reason for Optuna to make the others."""
+    import sqlalchemy
+
+    search(server.url)
+    engine = sqlalchemy.create_engine(server.url, poolclass=sqlalchemy.NullPool)
+
+    def run(*statements: str) -> list[str]:
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.execute(sqlalchemy.text(statement))
+            return sorted(sqlalchemy.inspect(connection).get_table_names())
+
+    before = run("ALTER TABLE studies RENAME TO aside", "CREATE TABLE studies (id INTEGER, title VARCHAR(20))")
+    try:
+        for attempt in (open_storage, read_storage):
+            with pytest.raises(bstune.StudyError, match=r"database of something else \(tables .*studies"):
+                attempt(server.url)
+        assert run() == before
+    finally:
+        run("DROP TABLE studies", "ALTER TABLE aside RENAME TO studies")
+
+
+def test_a_lock_that_the_server_has_ended_ends_the_search(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that was started anew knows nothing of it: from then on another search could write, too."""
+    monkeypatch.setattr(server_module, "LOOK_S", 0.0)
+    storage = open_storage(server.url)
+    server.stop()
+    server.start()
+    with pytest.raises(bstune.StudyError, match="has lost the lock of this search"):
+        storage.names()
+    with pytest.raises(bstune.StudyError, match="has lost the lock of this search"):
+        storage.close()
+    open_storage(server.url).close()
 
 
 def test_a_server_that_goes_away_is_said_and_the_search_goes_on_when_it_is_back(server: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import BstuneError
+from .optuna_tables import check_tables, expected_columns
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -41,16 +42,27 @@ def open_server(url: URL, *, create: bool) -> BaseStorage:
     """Open Optuna's tables in a server, made first if there are none and `create`."""
     from optuna.storages import RDBStorage
 
+    if create:
+        has_tables(url)
     text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna fills in {SCHEMA_VERSION}.
     return RDBStorage(text, engine_kwargs={"pool_pre_ping": True, "connect_args": _connect_args(url)}, skip_table_creation=not create)
 
 
 def has_tables(url: URL) -> bool:
-    """Tell whether Optuna's tables are there."""
+    """Tell whether Optuna's tables are there.
+
+    Raises:
+        StudyError: Tables of another program bear their names: Optuna would add its own to them.
+    """
     import sqlalchemy
 
     with _engine(url).connect() as connection:
-        return sqlalchemy.inspect(connection).has_table("studies")
+        inspector = sqlalchemy.inspect(connection)
+        named = sorted(expected_columns().keys() & {*inspector.get_table_names(), *inspector.get_view_names()})
+        columns = {table: {str(column["name"]) for column in inspector.get_columns(table)} for table in named}
+    if named:
+        check_tables(url.render_as_string(hide_password=True), columns)
+    return bool(named)
 
 
 def _engine(url: URL) -> Engine:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .errors import StudyError
+from .optuna_tables import check_tables, expected_columns
 from .own_files import NotPlainError, create_whole, identity, is_plain, open_plain
 
 if TYPE_CHECKING:
@@ -107,23 +108,14 @@ def check_database(path: Path) -> None:
         rows = connection.execute("SELECT name, type, sql FROM sqlite_master").fetchall()
         tables = {str(name) for name, kind, sql in rows if kind == "table" and str(sql).upper().startswith("CREATE TABLE")}
         columns = {table: {row[1] for row in connection.execute("SELECT * FROM pragma_table_info(?)", (table,))} for table in tables}
-    expected = _expected_columns()
-    if not {"studies", "trials", "version_info"} <= tables or not {"study_id", "study_name"} <= columns["studies"]:
-        found = ", ".join(sorted(tables - {"sqlite_sequence"})[:3]) or "none"
-        raise StudyError(
-            f"{path} is a database of something else (tables {found}): expected an Optuna storage. Name another with --storage."
-        )
+    expected = expected_columns()
     strange = sorted({str(name) for name, kind, _ in rows if kind == "trigger" or (kind == "view" and str(name).lower() in expected)})
     if strange:
         raise StudyError(
             f"{path} holds code that would run when bstune uses it ({', '.join(strange[:3])}: a trigger, or a view in place of a table): "
             "Optuna makes none. Name another with --storage."
         )
-    if any(not names <= columns.get(table, set()) for table, names in expected.items()):
-        raise StudyError(
-            f"The storage {path} cannot be used: another version of Optuna made its tables. Install that version, or name "
-            "another file with --storage."
-        )
+    check_tables(str(path), columns)
 
 
 def _check_beside(path: Path) -> None:
@@ -152,13 +144,6 @@ def _head(path: Path) -> bytes | None:
         return os.pread(fd, 8, 0)
     finally:
         os.close(fd)
-
-
-def _expected_columns() -> dict[str, set[str]]:
-    """Return the columns of Optuna's tables."""
-    from optuna.storages._rdb import models
-
-    return {table.name: {column.name for column in table.columns} for table in models.BaseModel.metadata.tables.values()}
 
 
 # --- opening ------------------------------------------------------------------------------------------------------
