@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bstune
 import pytest
-from bstune.tuner.scaling import linear, split_batch, square_root
+from bstune.tuner.scaling import split_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,9 +26,3 @@ def test_an_impossible_split_is_refused(batch: int, micro_max: int, world_size: 
     """A batch that does not divide by the processes is refused, never rounded."""
     with pytest.raises(bstune.ArgumentError):
         split_batch(batch, micro_max, world_size)
-
-
-def test_the_rules_are_what_their_names_say() -> None:
-    """Four times the batch: four times the rate by the linear rule, twice by the square root."""
-    assert linear(0.1, 4) == pytest.approx(0.4)
-    assert square_root(0.1, 4) == pytest.approx(0.2)

@@ -2,7 +2,7 @@
 
 Totals are what the driver reports for the card (`nvidia-smi`, `nvmlDeviceGetMemoryInfo`), which is less than the number in
 its name where error correction or the firmware keeps a part. Figures from the cards' data sheets and from public
-`nvidia-smi` listings; none was read off a card by this project, except where `MEASURED` says so.
+`nvidia-smi` listings; none was read off a card by this project.
 """
 
 from __future__ import annotations
@@ -48,8 +48,6 @@ CARDS_MIB = {
     "RTX 3080 10GB": 10_240,
     "RTX 3060 12GB": 12_288,
 }
-MEASURED: frozenset[str] = frozenset()
-"""Cards whose total this project has read itself."""
 
 
 def card_bytes(name: str) -> tuple[str, int]:

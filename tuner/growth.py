@@ -103,8 +103,6 @@ class Answer:
     """Two peaks that differ by less than this were not told apart."""
     needed_bytes: int | None = None
     """Where nothing fits: what the smallest size was measured or predicted to need."""
-    limit_size: int | None = None
-    """Smallest size that failed for a reason other than memory, where that is what bounds the answer."""
     complete: bool = True
     """False: time or attempts ran out first, so a larger size may fit."""
 
@@ -245,9 +243,7 @@ class Growth:
         limited_by, proof = choice.limited_by, choice.proof
         if low is None:
             smallest = min((m for m in self.history if m.size >= self._lowest), key=lambda m: m.size, default=None)
-            return Answer(
-                None, proof, limited_by, needed_bytes=self._needed(smallest), complete=choice.complete, limit_size=self._limit_size()
-            )
+            return Answer(None, proof, limited_by, needed_bytes=self._needed(smallest), complete=choice.complete)
         line = self._line()
         fixed = per_sample = None
         peak = self._peak(low)
@@ -264,7 +260,6 @@ class Growth:
             fixed_bytes=fixed,
             bytes_per_sample=per_sample,
             noise_bytes=self.noise_bytes,
-            limit_size=self._limit_size() if limited_by == "max_batch" else None,
             complete=choice.size is None and choice.complete,
         )
 
@@ -545,9 +540,6 @@ class Growth:
             return smallest.peak_bytes
         expected = self.predictor(smallest.size) if self.predictor is not None else math.inf
         return round(expected) if math.isfinite(expected) and expected > self.budget_bytes else None
-
-    def _limit_size(self) -> int | None:
-        return min((m.size for m in self.history if m.outcome == "limit" and m.size > 1), default=None)
 
 
 def _small_sizes(bounds: Bounds) -> tuple[int, ...]:

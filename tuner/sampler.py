@@ -173,7 +173,7 @@ class SurrogateSampler:
         for run in ledger:
             setting = run.setting
             here = setting.global_batch_size == batch and setting.params == params and run.seed == self._context.seed
-            if here and (run.stage in ("anchor", "baseline") or setting.learning_rate in wanted):
+            if here and (run.stage == "anchor" or setting.learning_rate in wanted):
                 value = run.at(rung)
                 ended = math.inf if value is None or not math.isfinite(value) else value
                 losses[setting.learning_rate] = None if value is None and run.state == "running" else ended

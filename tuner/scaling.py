@@ -6,8 +6,6 @@ A rule here is a prior, never a law: the search learns the slope from its own tr
 
 from __future__ import annotations
 
-import math
-
 from .errors import ArgumentError
 
 SLOPE_PRIOR = {"sgd": (0.9, 0.15), "adam": (0.5, 0.2), "other": (0.6, 0.25)}
@@ -55,13 +53,3 @@ def split_batch(global_batch_size: int, micro_max: int, world_size: int = 1) -> 
     per_device = global_batch_size // world_size
     micro = next(m for m in range(min(micro_max, per_device), 0, -1) if per_device % m == 0)
     return micro, per_device // micro
-
-
-def linear(lr: float, ratio: float) -> float:
-    """Scale a learning rate with the batch size. Source: Goyal et al. 2017, arXiv:1706.02677; for batches well below the noise scale."""
-    return lr * ratio
-
-
-def square_root(lr: float, ratio: float) -> float:
-    """Scale for Adam-like optimizers. Source: Malladi et al. 2022, arXiv:2205.10287; their change of betas is left out."""
-    return lr * math.sqrt(ratio)

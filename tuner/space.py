@@ -101,8 +101,6 @@ class Space:
     fixed: Mapping[str, Any]
     centre_batch: int
     centre_learning_rate: float
-    informed: bool
-    """The centre is the user's baseline or the family's default, not just the middle of the range."""
     slope: float
     slope_sd: float
 
@@ -188,18 +186,17 @@ def make_space(
         raise ArgumentError("; ".join(problems) + ".")
 
     if plan.baseline is not None:
-        centre_batch, centre, informed = plan.baseline[0], float(plan.baseline[1]), True
+        centre_batch, centre = plan.baseline[0], float(plan.baseline[1])
     elif family in DEFAULT_LEARNING_RATE:
-        centre_batch, centre, informed = ANCHOR_BATCH, min(max(DEFAULT_LEARNING_RATE[family], low), high), True
+        centre_batch, centre = ANCHOR_BATCH, min(max(DEFAULT_LEARNING_RATE[family], low), high)
     else:
-        middle = math.sqrt(math.prod(usual if lr is None else (low, high)))
-        centre_batch, centre, informed = ANCHOR_BATCH, middle, False
+        centre_batch, centre = ANCHOR_BATCH, math.sqrt(math.prod(usual if lr is None else (low, high)))
     slope, slope_sd = SLOPE_PRIOR[family]
     rates = listed or _rate_grid(low, high, centre)
     if plan.baseline is not None:
         batches = tuple(sorted({*batches, plan.baseline[0]}))
         rates = tuple(sorted({*rates, centre}))
-    return Space(batches, rates, extras, fixed, centre_batch, centre, informed, slope, slope_sd)
+    return Space(batches, rates, extras, fixed, centre_batch, centre, slope, slope_sd)
 
 
 def _rate_grid(low: float, high: float, centre: float) -> tuple[float, ...]:

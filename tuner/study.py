@@ -28,7 +28,7 @@ from .errors import BstuneError, StudyError
 from .plan import Plan
 from .results import DeviceInfo, ProbeResult, TrialRecord
 from .rows import StoredTrial, read_trials
-from .storage import Storage, read_storage
+from .storage import Storage
 
 SCHEMA = 1
 """Version of the attributes below; a study of a higher one belongs to a newer bstune."""
@@ -528,14 +528,3 @@ def probe_key(
         "seed": seed,
         **asked,
     }
-
-
-def load_probe(storage_url: str | None, study_name: str) -> ProbeResult | None:
-    """Return the probe that is stored under a study, or None.
-
-    Raises:
-        StudyError: There is no such storage, or it cannot be read.
-    """
-    with read_storage(storage_url) as storage:
-        study = find_study(storage, study_name)
-        return None if study is None else study.probe

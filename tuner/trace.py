@@ -12,7 +12,6 @@ Where the sequence changes between two sizes (another kernel, a branch on the ba
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +25,6 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 ALLOCATE, FREE = 1, -1
-CUDA_ROUNDING_BYTES = 512
-"""CUDA's caching allocator hands out multiples of this. Source: c10/core/AllocatorConfig.h, kMinBlockSize."""
 
 
 class DoesNotPairError(BstuneError):
@@ -67,15 +64,6 @@ class Trace:
         return None if start is None else int((self.signs[:start] == ALLOCATE).sum())
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A range of batch sizes in which the peak is one line."""
-
-    from_size: int
-    fixed_bytes: float
-    bytes_per_sample: float
-
-
 class TraceModel:
     """Bytes of every storage as a polynomial of the batch size, and the order in which they live and die.
 
@@ -84,7 +72,6 @@ class TraceModel:
         degree: The highest power of the batch size that any storage needed.
         residual_bytes: Largest difference, over the traces, between the recorded and the replayed peak. With two traces it is
             0 by construction and says nothing; see `checked`.
-        inexact_storages: Storages whose size grows by no whole number of bytes per sample, as padded workspaces do.
     """
 
     def __init__(self, like: Trace, coefficients: Floats, in_validation: NDArray[np.bool_], traces: Sequence[Trace]) -> None:
@@ -95,7 +82,6 @@ class TraceModel:
         self.in_validation = in_validation
         self.batches = tuple(trace.batch for trace in traces)
         self.degree = max(power for power in (0, 1, 2) if power == 0 or bool(np.any(coefficients[:, power])))
-        self.inexact_storages = int(np.sum(np.abs(coefficients[:, 1] - np.rint(coefficients[:, 1])) > 1e-6))
         self.residual_bytes = max(abs(self.peak_at(trace.batch, trace.eval_batch) - trace.peak_bytes) for trace in traces)
 
     @property
@@ -134,47 +120,21 @@ class TraceModel:
             coefficients[where] = _polynomials(sizes, np.stack([trace.nbytes[where] for trace in paired]).astype(np.float64))
         return cls(largest, coefficients, in_validation, paired)
 
-    def nbytes_at(self, size: int, eval_size: int | None = None, *, rounding_bytes: int = 1) -> Ints:
+    def nbytes_at(self, size: int, eval_size: int | None = None) -> Ints:
         """Return the size of each storage at a micro-batch size (and a validation batch size; default: the same)."""
         x = np.where(self.in_validation, float(size if eval_size is None else eval_size), float(size))
         constant, slope, square = self.coefficients.T
-        exact = np.maximum(np.rint(constant + slope * x + square * x * x), 0).astype(np.int64)
-        # Rounded here and never before the fit: lines through rounded sizes are wrong lines.
-        rounded: Ints = -(-exact // rounding_bytes) * rounding_bytes
-        return rounded
+        nbytes: Ints = np.maximum(np.rint(constant + slope * x + square * x * x), 0).astype(np.int64)
+        return nbytes
 
-    def peak_at(self, size: int, eval_size: int | None = None, *, rounding_bytes: int = 1) -> int:
+    def peak_at(self, size: int, eval_size: int | None = None) -> int:
         """Return the most bytes live at once at a size that need not have been run."""
-        nbytes = self.nbytes_at(size, eval_size, rounding_bytes=rounding_bytes)
+        nbytes = self.nbytes_at(size, eval_size)
         return int(np.cumsum(self.signs * nbytes[self.storages]).max(initial=0))
 
     def events_at(self, size: int, eval_size: int | None = None) -> tuple[NDArray[np.int8], NDArray[np.int32], Ints]:
         """Return (signs, storages, bytes per storage) at a size, as an allocator wants to see them."""
         return self.signs, self.storages, self.nbytes_at(size, eval_size)
-
-    def held_at_peak(self, size: int, eval_size: int | None = None) -> dict[str, int]:
-        """Return the bytes that are live at the peak by the operation that made them, largest first."""
-        nbytes = self.nbytes_at(size, eval_size)
-        top = int(np.argmax(np.cumsum(self.signs * nbytes[self.storages]))) if len(self.signs) else -1
-        alive = np.zeros(len(nbytes), dtype=np.int64)
-        np.add.at(alive, self.storages[: top + 1], self.signs[: top + 1])
-        held: dict[str, int] = {}
-        for storage in np.flatnonzero(alive > 0):
-            name = self.op_names[self.born_in[storage]] if self.op_names else "?"
-            held[name] = held.get(name, 0) + int(nbytes[storage])
-        return dict(sorted(held.items(), key=lambda item: -item[1]))
-
-    def envelope(self) -> tuple[Segment, ...]:
-        """Return the lines that make up the peak, from size 1 on; without rounding to whole bytes, and of degree 1 only.
-
-        Raises:
-            DoesNotPairError: A storage grows with the square of the batch; ask `peak_at` size by size.
-        """
-        if self.degree > 1:
-            raise DoesNotPairError("A storage grows with the square of the batch, so the peak is not made of lines; use peak_at.")
-        fixed = np.cumsum(self.signs * self.coefficients[self.storages, 0])
-        slope = np.cumsum(self.signs * self.coefficients[self.storages, 1])
-        return _upper_envelope(fixed, slope)
 
 
 def difference(a: Trace, b: Trace) -> str | None:
@@ -221,31 +181,6 @@ def _polynomials(sizes: Sequence[int], nbytes: Floats) -> Floats:
         # A whole sample more or less is rounding in a workspace; only more than that is a bend.
         steeper = np.abs(line[:, 0] + line[:, 1] * x2 - y2) > np.maximum(1.0, 1e-4 * y2)
     return np.where(steeper[:, None], curve, line)
-
-
-def _upper_envelope(fixed: Floats, slope: Floats) -> tuple[Segment, ...]:
-    """Return the upper envelope, on sizes from 1 on, of the lines fixed + slope * size."""
-    order = np.lexsort((fixed, slope))
-    best: list[tuple[float, float]] = []  # By rising slope; of lines with one slope only the highest.
-    for a, b in zip(fixed[order], slope[order], strict=True):
-        if best and best[-1][1] == b:
-            best.pop()
-        while len(best) >= 2 and _crossing(best[-2], (a, b)) <= _crossing(best[-2], best[-1]):
-            best.pop()
-        best.append((float(a), float(b)))
-    segments: list[Segment] = []
-    for line, following in itertools.zip_longest(best, best[1:]):
-        if following is not None and _crossing(line, following) <= 1:
-            continue
-        start = 1 if not segments else int(np.ceil(_crossing((segments[-1].fixed_bytes, segments[-1].bytes_per_sample), line)))
-        if segments and segments[-1].from_size == start:
-            segments.pop()  # No whole size lies on it.
-        segments.append(Segment(start, *line))
-    return tuple(segments)
-
-
-def _crossing(a: tuple[float, float], b: tuple[float, float]) -> float:
-    return (a[0] - b[0]) / (b[1] - a[1])
 
 
 def fitted(traces: Sequence[Trace | None]) -> tuple[TraceModel | None, str | None]:
