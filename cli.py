@@ -220,14 +220,16 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
 @_study_option
 @click.option("--fresh", is_flag=True, help="Keep the old study and make a new one, NAME-2.")
 @click.option("--dry-run", is_flag=True, help="Print the forecast and train nothing.")
+@click.option("--yes", is_flag=True, help="Without MODEL: run what the study stores, also where it is not certain that you chose it.")
 @_storage_option
 @_output_options
 @click.pass_context
-def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fresh: bool, dry_run: bool, **options: Any) -> None:
+def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fresh: bool, dry_run: bool, yes: bool, **options: Any) -> None:
     """Find the batch size and the learning rate to train with.
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`. Without MODEL the newest study that stores
-    a file goes on. Running the same command again resumes: nothing that was finished is run again.
+    a file goes on, if you started it, here, and the file is as it was; otherwise it says why not, and runs nothing without --yes.
+    Running the same command again resumes: nothing that was finished is run again.
     """
     from .objectives.load import load
     from .tuner.report import forecast_line, make_progress
@@ -240,7 +242,7 @@ def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fres
     progress = make_progress()
     arguments = _arguments(options, progress)  # What is wrong on its face is said before the storage is looked at.
     if model is None:
-        model, options = _stored(options, given)
+        model, options = _stored(options, given, yes=yes)
         arguments = _arguments(options, progress)
     objective = load(model)
     try:
@@ -301,8 +303,10 @@ def _terminable() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _stored(options: dict[str, Any], given: set[str]) -> tuple[str, dict[str, Any]]:
+def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str, dict[str, Any]]:
     """Return the file and the arguments of the newest study that stores a file; what is given now replaces what is stored."""
+    from .tuner.plain_text import one_line
+    from .tuner.seal import require_trusted, shown_target, stored_reference
     from .tuner.storage import read_storage
     from .tuner.study import intact, newest_study, stored_arguments
 
@@ -313,8 +317,16 @@ def _stored(options: dict[str, Any], given: set[str]) -> tuple[str, dict[str, An
                 stored = stored_arguments(study)
     except StudyError as error:
         raise StudyError(f"There is no search to continue. {error}") from error
-    kept = {name: value for name, value in stored.items() if name in options and name not in given}
-    return str(study.attributes["objective"]), {**options, **kept, "study": study.name}
+    reference = stored_reference(study)
+    if not yes:
+        require_trusted(study, reference)
+    # The study says how to search, never where it is kept.
+    kept = {name: value for name, value in stored.items() if name in options and name not in {*given, "study", "storage"}}
+    options = {**options, **kept, "study": study.name}
+    where = f" on the Ray cluster at {one_line(options['ray_address'])}" if options["ray_address"] else ""
+    with contextlib.suppress(OSError):  # Nobody may be there to read it.
+        click.echo(f"Going on with study {one_line(study.name)}: runs {shown_target(reference)}{where}", err=True)
+    return reference.target, options
 
 
 def _parse_space(items: tuple[str, ...]) -> dict[str, Any]:

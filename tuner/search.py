@@ -28,6 +28,7 @@ from .naming import study_name
 from .plan import Forecast, Plan
 from .pool import Pool
 from .results import Attempt, DeviceInfo, ProbeResult, SearchResult
+from .seal import make_seal
 from .storage import Storage, open_storage
 from .study import Study, choose_study, fingerprint, forget_study, probe_key, studies, touch
 
@@ -280,19 +281,21 @@ def _study(
     if dry and study.finished:
         return study
     target = None if reference is None else reference.target if reference.path is None else f"{reference.path}:{reference.name}"
+    asked = {
+        "device": arguments.device,
+        "isolation": arguments.isolation,
+        "engine": arguments.engine,
+        "ray_address": arguments.ray_address,
+        "trial_timeout": arguments.trial_timeout,
+        "probe_given": arguments.probe is not None,
+    }
     study.set(
         fingerprint=wanted,
         plan=encode_plan(arguments.plan),
         device=device.to_dict(),
         objective=target,
-        asked={
-            "device": arguments.device,
-            "isolation": arguments.isolation,
-            "engine": arguments.engine,
-            "ray_address": arguments.ray_address,
-            "trial_timeout": arguments.trial_timeout,
-            "probe_given": arguments.probe is not None,
-        },
+        objective_seal=make_seal(study, objective=target, source=facts.source_hash, asked=asked),
+        asked=asked,
         stopped_by=None,
     )
     touch(study)
