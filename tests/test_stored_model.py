@@ -430,12 +430,15 @@ main(["search"])
         assert contents(shared) == before
 
 
-@pytest.mark.parametrize("mode", [0o666, 0o664])
-def test_a_database_that_others_may_write_is_asked_about(folder: Path, mode: int) -> None:
-    """The world, or a group."""
-    (folder / "bstune.db").chmod(mode)
-
+def test_a_database_that_others_may_write_is_asked_about(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The world, or another group than the user's own, which may write where the umask is 002."""
+    (folder / "bstune.db").chmod(0o666)
     assert "others may write to the database" in asks(folder)
+    (folder / "bstune.db").chmod(0o664)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getegid", lambda: 12345)
+        assert "others may write to the database" in asks(folder)
+    assert invoke("search").exit_code == 0
 
 
 # --- the key ------------------------------------------------------------------------------------------------------

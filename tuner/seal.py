@@ -115,7 +115,8 @@ def _doubts_of_database(study: Study) -> list[str]:
     reasons = []
     if found.st_uid != os.geteuid():
         reasons.append(f"the database {one_line(path)} belongs to {_owner(found.st_uid)}")
-    if found.st_mode & _OTHERS_WRITE:
+    # Where the umask is 002, as it is for users with a group of their own, a file can be written by its group.
+    if found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid != os.getegid()):
         reasons.append(f"others may write to the database {one_line(path)} (chmod go-w ends that)")
     return reasons
 
