@@ -8,7 +8,8 @@ from typing import Any
 import bstune
 import pytest
 from bstune.objectives.base import Facts
-from bstune.tuner.report import paste_lines, probe_text, search_text
+from bstune.tuner.paste import paste_lines
+from bstune.tuner.report import probe_text, search_text
 from bstune.tuner.results import (
     Attempt,
     BatchAnswer,

@@ -41,6 +41,10 @@ class InUseError(StudyError):
     """Another process is the writer of this storage."""
 
 
+class NoStudiesError(StudyError):
+    """A database server answers, and has no tables of Optuna yet."""
+
+
 @dataclass(frozen=True)
 class Location:
     """Where a storage is."""
@@ -213,7 +217,7 @@ def read_storage(url: str | None) -> Storage:
     if location.server is not None:
         with _guard(location), _quiet():
             if not server.has_tables(location.server):
-                raise StudyError(f"There are no studies yet in {location.url}. `bstune search` makes the tables.")
+                raise NoStudiesError(f"There are no studies yet in {location.url}. `bstune search` makes the tables.")
             return Storage(location, server.open_server(location.server, create=False))
     if location.path is None or not location.path.exists():
         raise StudyError(f"There is no storage {location.path}. `bstune search` makes one; --storage or ${VARIABLE} name another.")
