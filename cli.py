@@ -20,7 +20,7 @@ from click.core import ParameterSource
 from . import __version__
 from .tuner.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError, StudyError
 from .tuner.plain_text import one_line
-from .tuner.terminal import answer, harmless, is_open, keep_secret, note, ready
+from .tuner.terminal import answer, harmless, keep_secret, note, ready
 
 if TYPE_CHECKING:
     from .objectives.base import Facts
@@ -86,7 +86,9 @@ def _exit_code(run: Callable[[], int | None]) -> int:
     except click.Abort:  # Ctrl-C before a command has begun.
         return INTERRUPTED
     except Exception as error:
-        if isinstance(error, OSError) and not is_open(sys.stdout):  # As with --help, which click prints.
+        if (
+            isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo"
+        ):  # What click prints, such as --help.
             note(f"Error: {_unprinted(error)}")
         else:
             note("".join(traceback.format_exception(error)) + "This is a mistake in bstune. Please report it, with these lines.")
@@ -117,7 +119,8 @@ def _explain(ctx: click.Context, error: BaseException) -> None:
 
 
 def _unprinted(error: OSError, where: str = "") -> str:
-    return f"The answer could not be printed: {(error.strerror or str(error)).lower()}.{where}"
+    why = "stdout is closed" if error.errno == errno.EBADF else (error.strerror or str(error)).lower()
+    return f"The answer could not be printed: {why}.{where}"
 
 
 def _answer(text: str, *, as_json: bool = False, kept: str | None = None) -> None:

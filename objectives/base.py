@@ -228,22 +228,22 @@ class Trial:
                 f"trial.report got samples={_shown(samples)} after {self._last_samples}: expected the cumulative number of training "
                 "samples of this trial, which never goes down."
             )
+        if self.stopped_at is None and samples > (self._spec.most_samples or MOST_SAMPLES):
+            raise ObjectiveError(
+                f"trial.report got samples={_shown(samples)} in a trial that ends at {self._spec.end_samples}: expected the number of "
+                "training samples that this trial has seen, not of tokens or steps."
+            )
         self._interval = max(self._interval, samples - self._last_samples)
         self._last_samples = samples
         self.n_reports += 1
         if self.stopped_at is not None:
             self.check_overrun(samples)
             raise TrialPruned(f"trial {self.number} was stopped at {self.stopped_at} samples")
-        if samples > (self._spec.most_samples or MOST_SAMPLES):
-            raise ObjectiveError(
-                f"trial.report got samples={_shown(samples)} in a trial that ends at {self._spec.end_samples}: expected the number of "
-                "training samples that this trial has seen, not of tokens or steps."
-            )
         due = self._due(samples)
         if not due and math.isfinite(loss):
             return
-        self._next += len(due)
         numbers = _metrics(metrics)
+        self._next += len(due)
         report = TrialReport(self.number, due, samples, loss, numbers, self._clock() - self._start_s, tuple(self._noise), self._interval)
         self._noise, self._interval = [], 0
         verdict = self._send(report)

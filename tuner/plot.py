@@ -32,7 +32,7 @@ def check_picture(path: Path) -> None:
     """
     require_matplotlib()
     if path.suffix.lower() not in _KINDS:
-        raise ArgumentError(f"--plot {path}: expected a file such as probe.png, probe.svg or probe.pdf.")
+        raise ArgumentError(f"--plot {path}: no picture has this suffix. Name a file such as probe.png, probe.svg or probe.pdf.")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ArgumentError(f"--plot {path}: there is no folder {folder}.")

@@ -40,7 +40,9 @@ Size = Annotated[int, Range(1, 2**53)]
 Bytes = Annotated[int, Range(0, 2**60)]
 Amount = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(1e-30, 1e30)]
-Seconds = Annotated[float, Range(0, 1e12)]
+Seconds = Annotated[float, Range(0, 1e9)]
+StepSeconds = Annotated[float, Range(1e-12, 1e9)]
+Spread = Annotated[float, Range(0, 100)]
 _INTEGER = Range(-(2**63), 2**63 - 1)
 _NUMBER = Range(-math.inf)
 

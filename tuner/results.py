@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import BstuneError
-from .record import Amount, Bytes, Count, Positive, Record, Seconds, Size
+from .record import Amount, Bytes, Count, Positive, Record, Seconds, Size, Spread, StepSeconds
 
 if TYPE_CHECKING:
     import pandas
@@ -90,9 +90,9 @@ class ThroughputRow(Record):
 
     batch_size: Size
     samples_per_s: Positive
-    s_per_step: Positive
+    s_per_step: StepSeconds
     """Median over the timed steps."""
-    spread: Amount
+    spread: Spread
     """Interquartile range over the median."""
 
 

@@ -42,7 +42,7 @@ def note(text: object) -> None:
         print(harmless(text), file=sys.stderr, flush=True)
 
 
-def is_open(stream: object) -> bool:
+def _arrived(stream: object) -> bool:
     """Tell whether what was written to a stream has arrived."""
     try:
         if isinstance(stream, io.TextIOBase):
@@ -63,7 +63,7 @@ def ready() -> Iterator[None]:
         yield
     finally:
         for number, streams in ((1, (sys.stdout, sys.__stdout__)), (2, (sys.stderr, sys.__stderr__))):
-            if not all(map(is_open, streams)):
+            if not all(map(_arrived, streams)):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), number)
         _SECRETS.clear()
 
