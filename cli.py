@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
+import io
+import os
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +19,14 @@ from click.core import ParameterSource
 
 from . import __version__
 from .tuner.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError, StudyError
+from .tuner.plain_text import one_line
+from .tuner.terminal import answer, harmless, keep_secret, note, ready
 
 if TYPE_CHECKING:
     from .objectives.base import Facts
     from .tuner.arguments import SearchArguments
-    from .tuner.report import PlainProgress
-    from .tuner.results import ProbeResult, SearchResult
+    from .tuner.progress import PlainProgress
+    from .tuner.results import SearchResult
 
 NOTHING_FITS = 3
 INTERRUPTED = 130
@@ -31,6 +36,25 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "s
 
 class _Commands(click.Group):
     """Turns what can go wrong into one message and an exit code, in one place."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run as a program, also where stdin, stdout or stderr is closed, full, or read by nobody."""
+
+        def run() -> Any:
+            return super(_Commands, self).main(args, prog_name, complete_var, standalone_mode=False, **extra)
+
+        if not standalone_mode:
+            return run()
+        with ready():
+            keep_secret(os.environ.get("BSTUNE_STORAGE"))
+            sys.exit(_exit_code(run))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -46,8 +70,29 @@ class _Commands(click.Group):
             raise _Failed(str(error)) from error
         except KeyboardInterrupt as error:
             _explain(ctx, error)
-            click.echo("Interrupted. What was finished is stored; the same command goes on from there.", err=True)
+            note("Interrupted. What was finished is stored; the same command goes on from there.")
             ctx.exit(INTERRUPTED)
+
+
+def _exit_code(run: Callable[[], int | None]) -> int:
+    """Run, say what went wrong, and return the exit code."""
+    try:
+        return run() or 0
+    except click.ClickException as error:
+        said = io.StringIO()
+        error.show(said)
+        note(said.getvalue().rstrip("\n"))
+        return error.exit_code
+    except click.Abort:  # Ctrl-C before a command has begun.
+        return INTERRUPTED
+    except Exception as error:
+        if (
+            isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo"
+        ):  # What click prints, such as --help.
+            note(f"Error: {_unprinted(error)}")
+        else:
+            note("".join(traceback.format_exception(error)) + "This is a mistake in bstune. Please report it, with these lines.")
+        return 1
 
 
 class _Failed(click.ClickException):
@@ -65,12 +110,27 @@ def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def _explain(ctx: click.Context, error: BaseException) -> None:
     """Show the user's own traceback and output; ours only when asked for."""
     if ctx.ensure_object(dict).get("debug"):
-        click.echo("".join(traceback.format_exception(error)), err=True)
+        note("".join(traceback.format_exception(error)))
     if isinstance(error, ObjectiveError):
         if error.traceback:
-            click.echo(error.traceback.rstrip(), err=True)
+            note(error.traceback.rstrip())
         if error.output:
-            click.echo(f"The last lines that it printed:\n{error.output.rstrip()}", err=True)
+            note(f"The last lines that it printed:\n{error.output.rstrip()}")
+
+
+def _unprinted(error: OSError, where: str = "") -> str:
+    why = "stdout is closed" if error.errno == errno.EBADF else (error.strerror or str(error)).lower()
+    return f"The answer could not be printed: {why}.{where}"
+
+
+def _answer(text: str, *, as_json: bool = False, kept: str | None = None) -> None:
+    """Print what was asked for, made harmless unless it is JSON, which is so already; `kept` says how to see it later."""
+    try:
+        answer(text if as_json else harmless(text))
+    except OSError as error:
+        if error.errno == errno.EPIPE and kept is None:  # As `| head` does it on purpose.
+            raise click.exceptions.Exit(1) from error
+        raise _Failed(_unprinted(error, "" if kept is None else f" {kept}")) from error
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -82,8 +142,18 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
+def _check_storage(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        from .tuner.arguments import check_storage
+
+        keep_secret(value)
+        check_storage(value)
+    return value
+
+
 _storage_option = click.option(
     "--storage",
+    callback=_check_storage,
     help="Where studies are kept: sqlite:///FILE, journal:///FILE, postgresql://... or mysql://...  "
     "[default: $BSTUNE_STORAGE, else sqlite:///bstune.db]",
 )
@@ -130,27 +200,22 @@ def probe_command(model: str, as_json: bool, plot: Path | None, **options: Any) 
     from .objectives.load import load
     from .tuner.arguments import check_probe
     from .tuner.probe import probe
-    from .tuner.report import attempt_line, make_progress, probe_text
+    from .tuner.progress import make_progress
+    from .tuner.report import attempt_line, probe_text
 
     check_probe(**options)
-    draw = None if plot is None else _drawing(plot)
+    if plot is not None:
+        from .tuner.plot import check_picture, draw_probe
+
+        check_picture(plot)
     progress = make_progress()
     with progress, _terminable():
         result = probe(load(model), on_attempt=lambda attempt: progress.print(attempt_line(attempt)), **options)
     _warn(result.warnings)
-    if draw is not None:
-        draw(result)
-    click.echo(result.to_json() if as_json else probe_text(result))
-
-
-def _drawing(path: Path) -> Callable[[ProbeResult], None]:
-    """Return what draws a probe to the file; what could not be drawn is better known before the work than after it."""
-    from .tuner.plot import draw_probe, require_matplotlib
-
-    require_matplotlib()
-    if not path.absolute().parent.is_dir():
-        raise click.UsageError(f"--plot {path}: there is no folder {path.absolute().parent}.")
-    return lambda result: draw_probe(result, path)
+    kept = "What was probed is stored: run the same command again." if _is_kept(options["storage"]) else None
+    _answer(result.to_json() if as_json else probe_text(result), as_json=as_json, kept=kept)
+    if plot is not None:
+        draw_probe(result, plot)
 
 
 @main.command("plan", epilog="\b\nExample:\n  bstune plan model.py --gpu 'H100 80GB' --gpu 'RTX 4090' --memory 16GiB")
@@ -175,7 +240,7 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
     check_plan(**options)
     with _terminable():
         result = plan(load(model), **options)
-    click.echo(result.to_json() if as_json else plan_text(result))
+    _answer(result.to_json() if as_json else plan_text(result), as_json=as_json)
 
 
 # --- search -------------------------------------------------------------------------------------------------------
@@ -232,12 +297,14 @@ def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fres
     Running the same command again resumes: nothing that was finished is run again.
     """
     from .objectives.load import load
-    from .tuner.report import forecast_line, make_progress
+    from .tuner.document import read_probe
+    from .tuner.progress import make_progress
     from .tuner.search import SearchInterrupted, run_forecast, run_search
 
     options["space"] = _parse_space(options["space"])
     options["baseline"] = _parse_baseline(options["baseline"])
-    options["probe"] = _read_probe(options.pop("probe_file"))
+    probe_file = options.pop("probe_file")
+    options["probe"] = None if probe_file is None else read_probe(probe_file)
     given = {name for name in options if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)}
     progress = make_progress()
     arguments = _arguments(options, progress)  # What is wrong on its face is said before the storage is looked at.
@@ -253,14 +320,20 @@ def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fres
                 result = run_search(objective, arguments, fresh=fresh)
     except SearchInterrupted as error:
         if error.result is not None:
-            _show(error.result, progress.facts, as_json=as_json)
+            try:
+                _show(error.result, progress.facts, as_json=as_json, storage=arguments.storage)
+            except click.ClickException as unprinted:
+                note(unprinted.message)
         raise
     if dry_run:
         from dataclasses import asdict
 
-        click.echo(json.dumps(asdict(forecast), indent=2) if as_json else forecast_line(forecast))
+        from .tuner.record import json_text
+        from .tuner.report import forecast_line
+
+        _answer(json_text(asdict(forecast)) if as_json else forecast_line(forecast), as_json=as_json)
     else:
-        _show(result, progress.facts, as_json=as_json)
+        _show(result, progress.facts, as_json=as_json, storage=arguments.storage)
 
 
 def _arguments(options: dict[str, Any], progress: PlainProgress) -> SearchArguments:
@@ -269,17 +342,24 @@ def _arguments(options: dict[str, Any], progress: PlainProgress) -> SearchArgume
     return check_search(**options, callbacks=[progress])
 
 
-def _show(result: SearchResult, facts: Facts | None, *, as_json: bool) -> None:
+def _show(result: SearchResult, facts: Facts | None, *, as_json: bool, storage: str | None) -> None:
     from .tuner.report import search_text
 
     _warn(result.recommendation.warnings)
-    click.echo(result.to_json() if as_json else search_text(result, facts))
+    kept = f"It is stored, and `bstune show {shlex.quote(one_line(result.study))}` shows it." if _is_kept(storage) else None
+    _answer(result.to_json() if as_json else search_text(result, facts), as_json=as_json, kept=kept)
+
+
+def _is_kept(storage: str | None) -> bool:
+    """Tell whether what is found is kept after this command."""
+    from .tuner.location import locate
+
+    return locate(storage).kind != "memory"
 
 
 def _warn(warnings: tuple[str, ...]) -> None:
-    with contextlib.suppress(OSError):  # Nobody may be there to read them; the result matters more.
-        for warning in warnings:
-            click.echo(f"Warning: {warning}", err=True)
+    for warning in warnings:
+        note(f"Warning: {one_line(warning)}")
 
 
 @contextlib.contextmanager
@@ -354,17 +434,6 @@ def _parse_baseline(text: str | None) -> tuple[Any, ...] | None:
     return None if text is None else tuple(_value(part) for part in text.split(","))
 
 
-def _read_probe(path: Path | None) -> ProbeResult | None:
-    from .tuner.results import ProbeResult
-
-    if path is None:
-        return None
-    try:
-        return ProbeResult.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise BstuneError(f"--probe {path} cannot be read: {error}. Expected a file that `bstune probe --json` wrote.") from error
-
-
 # --- show, doctor -------------------------------------------------------------------------------------------------
 
 
@@ -382,16 +451,17 @@ def show_command(study: str | None, storage: str | None, as_json: bool) -> None:
 
     shown = show(study, storage=storage)
     if as_json:
-        click.echo(shown.require_result().to_json())
+        _answer(shown.require_result().to_json(), as_json=True)
         return
-    click.echo(shown.headline)
+    parts = [shown.headline]
     if shown.probe is not None:
-        click.echo(probe_text(shown.probe))
+        parts.append(probe_text(shown.probe))
     if shown.records:
-        click.echo(trials_text(shown.records))
+        parts.append(trials_text(shown.records))
     if shown.result is not None:
         _warn(shown.result.recommendation.warnings)
-        click.echo(f"\n{search_text(shown.result, shown.facts)}")
+        parts.append(f"\n{search_text(shown.result, shown.facts)}")
+    _answer("\n".join(parts))
 
 
 @main.command("doctor", epilog="\b\nExample:\n  bstune doctor --json")
@@ -402,9 +472,10 @@ def show_command(study: str | None, storage: str | None, as_json: bool) -> None:
 def doctor_command(ctx: click.Context, device: str, storage: str | None, as_json: bool) -> None:
     """Say what bstune sees on this machine; exit 1 when something will not work."""
     from .tuner.doctor import examine
+    from .tuner.record import json_text
 
     findings = examine(device=device, storage=storage)
-    click.echo(json.dumps(findings.to_dict(), indent=2) if as_json else findings.text())
+    _answer(json_text(findings.to_dict()) if as_json else findings.text(), as_json=as_json)
     if not findings.healthy:
         ctx.exit(1)
 

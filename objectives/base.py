@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from numbers import Real
 from typing import Any, Literal, Protocol
 
 from ..tuner.errors import ObjectiveError, TrialPruned
@@ -18,6 +19,10 @@ from ..tuner.results import NoisePoint
 
 Verdict = Literal["go", "stop"]
 OptimizerFamily = Literal["sgd", "adam", "other"]
+MOST_SAMPLES = 2**53
+MOST_METRICS = 100
+MOST_NAME = 200
+"""Characters in the name of a metric."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ class TrialSpec:
     """Samples that may be drawn, beside those that are trained on, to measure gradient noise along the run; 0 for none."""
     splits: Mapping[str, Split] = field(default_factory=dict)
     """By kind of device, where a cluster has several: where the run lands decides."""
+    most_samples: int | None = None
+    """A report of more samples than this is taken for a mistake."""
 
     def on(self, device: str) -> TrialSpec:
         """Return the run as this kind of device takes it; one that was not probed gets the smallest micro-batch of all."""
@@ -206,19 +213,25 @@ class Trial:
         Report as often as you like: only the first report at or after each wanted point counts.
 
         Args:
-            val_loss: The validation loss, to be minimised. To tune accuracy, report 1 - accuracy.
-            samples: Training samples seen by this trial since its beginning.
+            val_loss: The validation loss, to be minimised, as a number or a tensor of one number. To tune accuracy, report 1 - accuracy.
+                One that is not finite says that the run has diverged.
+            samples: Training samples seen by this trial since its beginning, a whole number.
             metrics: Other numbers to record beside it.
 
         Raises:
             TrialPruned: The trial is to stop. Let it pass; it is raised again at each later call.
-            ObjectiveError: `samples` went down, or `val_loss` is not one number.
+            ObjectiveError: `samples` is no count of samples or went down, or `val_loss` or a metric is not one number.
         """
-        loss, samples = _number(val_loss, "val_loss"), int(_number(samples, "samples"))
+        loss, samples = _number(val_loss, "val_loss"), _whole_number(samples, "samples")
         if samples < self._last_samples:
             raise ObjectiveError(
-                f"trial.report got samples={samples} after {self._last_samples}: expected the cumulative number of training samples "
-                "of this trial, which never goes down."
+                f"trial.report got samples={_shown(samples)} after {self._last_samples}: expected the cumulative number of training "
+                "samples of this trial, which never goes down."
+            )
+        if self.stopped_at is None and samples > (self._spec.most_samples or MOST_SAMPLES):
+            raise ObjectiveError(
+                f"trial.report got samples={_shown(samples)} in a trial that ends at {self._spec.end_samples}: expected the number of "
+                "training samples that this trial has seen, not of tokens or steps."
             )
         self._interval = max(self._interval, samples - self._last_samples)
         self._last_samples = samples
@@ -229,8 +242,8 @@ class Trial:
         due = self._due(samples)
         if not due and math.isfinite(loss):
             return
+        numbers = _metrics(metrics)
         self._next += len(due)
-        numbers = {name: _number(value, name) for name, value in metrics.items()}
         report = TrialReport(self.number, due, samples, loss, numbers, self._clock() - self._start_s, tuple(self._noise), self._interval)
         self._noise, self._interval = [], 0
         verdict = self._send(report)
@@ -266,10 +279,40 @@ class Trial:
 
 
 def _number(value: Any, name: str) -> float:
+    """Return one number: Python's own, NumPy's, or that of a tensor without dimensions."""
+    plain = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    if isinstance(plain, Real) and not isinstance(plain, bool):
+        try:
+            return float(plain)
+        except OverflowError:
+            pass
+    raise ObjectiveError(f"trial.report got {name}={_shown(value)}: expected one number, or a tensor of one without dimensions.")
+
+
+def _whole_number(value: Any, name: str) -> int:
+    """Return a number as an int, exactly."""
+    number = _number(value, name)
+    if not number.is_integer():  # Which what is not finite is not either.
+        raise ObjectiveError(f"trial.report got {name}={_shown(value)}: expected a whole number.")
+    return int(value)
+
+
+def _metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    if len(metrics) > MOST_METRICS:
+        raise ObjectiveError(f"trial.report got {len(metrics)} metrics: expected at most {MOST_METRICS}.")
+    for name in metrics:
+        if len(name) > MOST_NAME:
+            raise ObjectiveError(f"trial.report got a metric {_shown(name)}: expected a name of at most {MOST_NAME} characters.")
+    return {name: _number(value, name) for name, value in metrics.items()}
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, cut short."""
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ObjectiveError(f"trial.report got {name}={value!r}: expected one number.") from error
+        text = repr(value)
+    except Exception:  # Such as a whole number of many thousand digits, which Python does not write.
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:96]} ..."
 
 
 class Meter(Protocol):

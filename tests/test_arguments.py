@@ -19,7 +19,9 @@ def test_sizes(text: str | int, n_bytes: int) -> None:
     assert parse_size(text) == n_bytes
 
 
-@pytest.mark.parametrize("text", ["12parsecs", "GiB", "", "-1GiB", "0", "1e3", "0.2", True, "1.2.3GiB", "nan"])
+@pytest.mark.parametrize(
+    "text", ["12parsecs", "GiB", "", "-1GiB", "0", "1e3", "0.2", True, "1.2.3GiB", "nan", "9" * 400, "2000000TiB", 2**61]
+)
 def test_what_is_no_size(text: Any) -> None:
     """Each is refused with an example of what would do."""
     with pytest.raises(bstune.ArgumentError, match="is not a size: expected"):
@@ -45,6 +47,25 @@ def test_what_is_no_size(text: Any) -> None:
         {"engine": "spark"},
         {"ray_address": "auto"},
         {"study": " "},
+        {"study": "a\nb"},
+        {"study": "a\x1b[2J"},
+        {"study": "a\u202eb"},
+        {"study": "a\ud800"},
+        {"study": "a" * 201},
+        {"study": 3},
+        {"storage": "sqlite:///a\0b"},
+        {"storage": "sqlite:///a\nb"},
+        {"storage": "sqlite:///\udc80"},
+        {"storage": ""},
+        {"device": "cuda\n"},
+        {"engine": "ray", "ray_address": "auto\x07"},
+        {"seed": 2**43 + 1},
+        {"jobs": 10**30},
+        {"budget": 1e300},
+        {"timeout": 1e10},
+        {"space": {"batch_size": [10**30]}},
+        {"space": {"width": [2**63]}},
+        {"space": {"w" * 201: 1}},
         {"callbacks": "print"},
         {"callbacks": [1]},
         {"probe": "probe.json"},
@@ -69,6 +90,12 @@ def test_a_wrong_argument_is_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(bstune.ArgumentError) as caught:
         check_search(**wrong)
     assert str(caught.value).startswith(names)
+
+
+def test_a_name_that_is_long_or_foreign_is_good() -> None:
+    """Other languages, spaces, and all that a file's name may hold."""
+    assert check_search(study="Größe 4×4 – 研究 'a'", storage="sqlite:////tmp/Größe #1?.db").study == "Größe 4×4 – 研究 'a'"
+    assert check_probe(study="a" * 200, storage="a").seed == 0
 
 
 def test_good_arguments_become_a_plan() -> None:

@@ -25,7 +25,8 @@ HEAVY = {"torch", "optuna", "numpy", "pandas", "ray", "sqlalchemy", "rich"}
 # What a module may import of bstune, where it is held to less than "anything below it".
 ALLOWED = {
     "bstune.tuner.errors": set[str](),
-    "bstune.tuner.results": {"bstune.tuner.errors"},
+    "bstune.tuner.record": {"bstune.tuner.errors"},
+    "bstune.tuner.results": {"bstune.tuner.errors", "bstune.tuner.record"},
     "bstune.objectives.base": {"bstune.tuner.errors", "bstune.tuner.results"},
 }
 

@@ -365,6 +365,77 @@ def test_loop_that_reports_wrongly_is_told_how(reports: list[tuple[Any, int]], s
         run(train, spec_of())
 
 
+@pytest.mark.parametrize(
+    ("loss", "samples"),
+    [
+        (0.5, 384),
+        (1, 384.0),
+        (numpy.float32(0.5), numpy.int64(384)),
+        (numpy.array(0.5), numpy.uint16(384)),
+        (torch.tensor(0.5, requires_grad=True), torch.tensor(384)),
+        (torch.tensor(0.5, dtype=torch.bfloat16), 384),
+        (math.nan, 384),
+        (-math.inf, 384),
+    ],
+)
+def test_a_number_is_reported_in_any_kind(loss: Any, samples: Any) -> None:
+    """Python's, NumPy's, a tensor's; and a loss that is not finite is a result."""
+
+    @loop()
+    def train(trial: Trial) -> None:
+        trial.report(loss, samples=samples, accuracy=loss)
+
+    (report,) = run(train, spec_of())
+
+    assert (type(report.samples), report.samples) == (int, 384)
+    assert type(report.val_loss) is float
+    plain = float(loss.item() if hasattr(loss, "item") else loss)
+    assert str(report.val_loss) == str(plain) == str(report.metrics["accuracy"])
+
+
+@pytest.mark.parametrize("loss", ["0.5", b"0.5", True, numpy.True_, torch.tensor(True), torch.tensor([0.5]), [0.5], None, 1j, 10**400])
+def test_what_is_no_number_is_no_loss(loss: Any) -> None:
+    """Neither as the loss nor as a metric."""
+    trial = Trial(spec_of(), device="cpu", send=lambda _: "go", clock=lambda: 0.0)
+    with pytest.raises(bstune.ObjectiveError, match=r"trial.report got val_loss=.*: expected one number") as caught:
+        trial.report(loss, samples=384)
+    assert len(str(caught.value)) < 250
+    with pytest.raises(bstune.ObjectiveError, match=r"trial.report got accuracy="):
+        trial.report(0.5, samples=384, accuracy=loss)
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (math.inf, "whole number"),
+        (math.nan, "whole number"),
+        (12.5, "whole number"),
+        ("384", "one number"),
+        (True, "one number"),
+        (-1, "never goes down"),
+        (10**25, "not of tokens or steps"),
+        (1e25, "not of tokens or steps"),
+        (769, "not of tokens or steps"),
+        (10**400, "one number"),
+    ],
+)
+def test_what_is_no_count_of_samples_is_refused(samples: Any, said: str) -> None:
+    """Also a count that no run of this trial can reach."""
+    trial = Trial(spec_of(most_samples=768), device="cpu", send=lambda _: "go", clock=lambda: 0.0)
+    with pytest.raises(bstune.ObjectiveError, match=said):
+        trial.report(0.5, samples=samples)
+    trial.report(0.5, samples=768)
+
+
+def test_metrics_have_bounds() -> None:
+    """A hundred, with names that can be read."""
+    trial = Trial(spec_of(), device="cpu", send=lambda _: "go", clock=lambda: 0.0)
+    with pytest.raises(bstune.ObjectiveError, match="101 metrics: expected at most 100"):
+        trial.report(0.5, samples=384, **{f"m{i}": 0.0 for i in range(101)})
+    with pytest.raises(bstune.ObjectiveError, match="a name of at most 200 characters"):
+        trial.report(0.5, samples=384, **{"m" * 201: 0.0})
+
+
 def test_load_does_not_execute_the_file(tmp_path: Path) -> None:
     """A reference knows path, name and hash; the file runs only when it is resolved, which workers do."""
     path = tmp_path / "model.py"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from unicodedata import category
 
 from .cards import card_bytes
 from .errors import ArgumentError
@@ -16,6 +17,11 @@ from .results import TRIAL_COLUMNS, ProbeResult
 
 DEFAULT_BUDGET = 12.0
 """Full runs."""
+MOST_BYTES = 2**60
+MOST_NAME = 200
+"""Characters in the name of a study, and of a dimension."""
+MOST_SEED = 2**43
+"""The order of an epoch is drawn from a seed of 64 bits, which is this one times a million (`objectives/data.py`)."""
 
 _UNITS = {"": 1, "B": 1} | {
     prefix + suffix: base**power
@@ -24,6 +30,15 @@ _UNITS = {"": 1, "B": 1} | {
     for suffix, base in (("", 1024), ("iB", 1024), ("B", 1000))
 }
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)")
+
+
+def _brief(value: Any) -> str:
+    """Return a value for a message, cut short."""
+    try:
+        text = repr(value)
+    except Exception:  # Such as a whole number of many thousand digits, which Python does not write.
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:196]} ..."
 
 
 def parse_size(text: str | int) -> int:
@@ -36,22 +51,41 @@ def parse_size(text: str | int) -> int:
         >>> parse_size("1.5GiB")
         1610612736
     """
-    match = _SIZE.fullmatch(str(text).strip())
+    match = _SIZE.fullmatch(text.strip() if isinstance(text, str) else _brief(text))
     units = {name.upper(): factor for name, factor in _UNITS.items()}
     if isinstance(text, bool) or match is None or match[2].upper() not in units:
-        raise ArgumentError(f"{text!r} is not a size: expected a number with a unit, such as 12GiB, 800MiB or 12GB.")
-    size = int(float(match[1]) * units[match[2].upper()])
-    if size < 1:
-        raise ArgumentError(f"{text!r} is not a size: expected at least one byte.")
-    return size
+        raise ArgumentError(f"{_brief(text)} is not a size: expected a number with a unit, such as 12GiB, 800MiB or 12GB.")
+    amount = float(match[1]) * units[match[2].upper()]
+    if not 1 <= amount <= MOST_BYTES:
+        raise ArgumentError(f"{_brief(text)} is not a size: expected at least one byte, and at most a million TiB.")
+    return int(amount)
 
 
 _RATES = "a number from 1e-15 to 1e15"
 
 
+_TIME = "seconds, more than 0 and at most 1e9"
+
+
+def _is_time(value: float) -> bool:
+    """Tell whether a value can be waited for."""
+    return 0 < value <= 1e9
+
+
 def _is_rate(value: float) -> bool:
     """Tell whether a value can be the end of a logarithmic range; beyond, arithmetic itself gives out."""
     return 1e-15 <= value <= 1e15
+
+
+def check_storage(url: str | None) -> None:
+    """Refuse a storage that cannot be the address of one.
+
+    Raises:
+        ArgumentError: It is empty or holds control characters.
+    """
+    checks = _Checks()
+    checks.text("storage", url)
+    checks.done()
 
 
 class _Checks:
@@ -63,17 +97,17 @@ class _Checks:
     def wrong(self, problem: str) -> None:
         self.problems.append(problem)
 
-    def integer(self, name: str, value: Any, minimum: int) -> int:
+    def integer(self, name: str, value: Any, minimum: int, maximum: int = 2**53) -> int:
         """Return the value as an int; on a problem note it and return the minimum."""
         try:
             if isinstance(value, bool):
                 raise TypeError
             number = operator.index(value)
         except TypeError:
-            self.wrong(f"{name}={value!r}: expected a whole number of at least {minimum}.")
+            self.wrong(f"{name}={_brief(value)}: expected a whole number of at least {minimum}.")
             return minimum
-        if number < minimum:
-            self.wrong(f"{name}={value!r}: expected at least {minimum}.")
+        if not minimum <= number <= maximum:
+            self.wrong(f"{name}={_brief(value)}: expected {f'at least {minimum}' if number < minimum else f'at most {maximum}'}.")
             return minimum
         return number
 
@@ -81,16 +115,16 @@ class _Checks:
         """Return the value as a float; a number that is not finite, or not accepted, is a problem."""
         try:
             number = math.nan if isinstance(value, (bool, str)) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number) or not accept(number):
-            self.wrong(f"{name}={value!r}: expected {expected}.")
+            self.wrong(f"{name}={_brief(value)}: expected {expected}.")
             return 1.0
         return number
 
     def choice(self, name: str, value: Any, valid: Sequence[str]) -> None:
         if value not in valid:
-            self.wrong(f"{name}={value!r}: expected one of {', '.join(valid)}.")
+            self.wrong(f"{name}={_brief(value)}: expected one of {', '.join(valid)}.")
 
     def size(self, name: str, value: str | int | None) -> int | None:
         try:
@@ -101,7 +135,13 @@ class _Checks:
 
     def text(self, name: str, value: Any) -> None:
         if value is not None and (not isinstance(value, str) or not value.strip()):
-            self.wrong(f"{name}={value!r}: expected a text that is not empty.")
+            self.wrong(f"{name}={_brief(value)}: expected a text that is not empty.")
+        elif value is not None and any(category(character) in ("Cc", "Cs") for character in value):
+            self.wrong(f"{name}={_brief(value)}: expected a text without control characters.")
+
+    def study(self, value: Any) -> None:
+        if value is not None and not (isinstance(value, str) and value.strip() and value.isprintable() and len(value) <= MOST_NAME):
+            self.wrong(f"study={_brief(value)}: expected a name of at most {MOST_NAME} characters that can be printed on one line.")
 
     def done(self) -> None:
         if len(self.problems) == 1:
@@ -148,7 +188,7 @@ def check_probe(
     """
     checks = _Checks()
     checks.text("device", device)
-    checks.text("study", study)
+    checks.study(study)
     checks.text("storage", storage)
     arguments = ProbeArguments(
         device=device,
@@ -157,8 +197,8 @@ def check_probe(
         min_batch=checks.integer("min_batch", min_batch, 1),
         max_batch=None if max_batch is None else checks.integer("max_batch", max_batch, 1),
         multiple_of=checks.integer("multiple_of", multiple_of, 1),
-        timeout=None if timeout is None else checks.real("timeout", timeout, lambda x: x > 0, "seconds, more than 0"),
-        seed=checks.integer("seed", seed, 0),
+        timeout=None if timeout is None else checks.real("timeout", timeout, _is_time, _TIME),
+        seed=checks.integer("seed", seed, 0, MOST_SEED),
         malloc=malloc,
     )
     checks.choice("malloc", malloc, ("default", "stable"))
@@ -184,7 +224,7 @@ def check_plan(
     checks.text("device", device)
     checks.real("headroom", headroom, lambda x: 0 <= x < 1, "a share of memory from 0 up to, but below, 1")
     checks.integer("multiple_of", multiple_of, 1)
-    checks.integer("seed", seed, 0)
+    checks.integer("seed", seed, 0, MOST_SEED)
     if not _listed(gpu) and not _listed(memory):
         checks.wrong("gpu and memory are empty: expected a card such as 'H100 80GB', or a size such as 24GiB.")
     cards = []
@@ -255,18 +295,19 @@ def check_search(
     checks.choice("pruner", pruner, ("auto", "none"))
     checks.choice("sampler", sampler, ("auto", "random", "tpe"))
     checks.choice("isolation", isolation, ("process", "none"))
-    for name, text in (("device", device), ("study", study), ("storage", storage), ("ray_address", ray_address)):
+    for name, text in (("device", device), ("storage", storage), ("ray_address", ray_address)):
         checks.text(name, text)
+    checks.study(study)
     if ray_address is not None and engine != "ray":
-        checks.wrong(f"ray_address={ray_address!r}: it goes with engine='ray', not with engine={engine!r}.")
+        checks.wrong(f"ray_address={_brief(ray_address)}: it goes with engine='ray', not with engine={_brief(engine)}.")
     if isolation == "none" and engine == "ray":
         checks.wrong("engine='ray': with isolation='none' trials run in this process. Leave one of the two out.")
     if probe is not None and not isinstance(probe, ProbeResult):
-        checks.wrong(f"probe={probe!r}: expected what bstune.probe returned.")
+        checks.wrong(f"probe={_brief(probe)}: expected what bstune.probe returned.")
     if isinstance(callbacks, str) or not all(callable(item) for item in _listed(callbacks)):
-        checks.wrong(f"callbacks={callbacks!r}: expected a list of functions.")
+        checks.wrong(f"callbacks={_brief(callbacks)}: expected a list of functions.")
     if target is not None and goal != "time":
-        checks.wrong(f"target={target!r}: it goes with goal='time', not with goal={goal!r}.")
+        checks.wrong(f"target={_brief(target)}: it goes with goal='time', not with goal={_brief(goal)}.")
     n_jobs = checks.integer("jobs", jobs, 1)
     if isolation == "none" and n_jobs > 1:
         checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
@@ -274,7 +315,9 @@ def check_search(
         goal=goal,  # type: ignore[arg-type]  # Checked above.
         target=None if target is None else checks.real("target", target, lambda _: True, "a finite validation loss"),
         tolerance=checks.real("tolerance", tolerance, lambda x: 0 <= x < 1, "a share of the best loss from 0 up to, but below, 1"),
-        budget=DEFAULT_BUDGET if budget is None else checks.real("budget", budget, lambda x: x > 0, "full runs, more than 0"),
+        budget=DEFAULT_BUDGET
+        if budget is None
+        else checks.real("budget", budget, lambda x: 0 < x <= 1e9, "full runs, more than 0 and at most 1e9"),
         n_trials=None if n_trials is None else checks.integer("n_trials", n_trials, 1),
         space=_space(checks, space),
         jobs=n_jobs,
@@ -282,10 +325,10 @@ def check_search(
         sampler=sampler,
         confirm=checks.integer("confirm", confirm, 0),
         baseline=_baseline(checks, baseline),
-        seed=checks.integer("seed", seed, 0),
+        seed=checks.integer("seed", seed, 0, MOST_SEED),
     )
-    seconds = None if timeout is None else checks.real("timeout", timeout, lambda x: x > 0, "seconds, more than 0")
-    silence_s = None if trial_timeout is None else checks.real("trial_timeout", trial_timeout, lambda x: x > 0, "seconds, more than 0")
+    seconds = None if timeout is None else checks.real("timeout", timeout, _is_time, _TIME)
+    silence_s = None if trial_timeout is None else checks.real("trial_timeout", trial_timeout, _is_time, _TIME)
     checks.done()
     return SearchArguments(
         plan=plan,
@@ -310,7 +353,7 @@ def _baseline(checks: _Checks, value: Any) -> tuple[int, float] | None:
     if value is None:
         return None
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        checks.wrong(f"baseline={value!r}: expected (batch_size, learning_rate).")
+        checks.wrong(f"baseline={_brief(value)}: expected (batch_size, learning_rate).")
         return None
     batch_size = checks.integer("baseline[0] (batch size)", value[0], 1)
     return batch_size, checks.real("baseline[1] (learning rate)", value[1], _is_rate, _RATES)
@@ -320,13 +363,13 @@ def _space(checks: _Checks, space: Any) -> dict[str, Any]:
     if space is None:
         return {}
     if not isinstance(space, Mapping):
-        checks.wrong(f"space={space!r}: expected a dictionary from name to values.")
+        checks.wrong(f"space={_brief(space)}: expected a dictionary from name to values.")
         return {}
     checked = {}
     for name, values in space.items():
-        where = f"space[{name!r}]"
-        if not isinstance(name, str) or not name.isidentifier():
-            checks.wrong(f"{where}: expected a name such as weight_decay.")
+        where = f"space[{_brief(name)}]"
+        if not isinstance(name, str) or not name.isidentifier() or len(name) > MOST_NAME:
+            checks.wrong(f"{where}: expected a name such as weight_decay, of at most {MOST_NAME} characters.")
         elif name in TRIAL_COLUMNS and name != "learning_rate":
             checks.wrong(f"{where}: bstune uses this name itself; the dimensions it knows are batch_size and learning_rate.")
         else:
@@ -343,7 +386,9 @@ def _dimension(checks: _Checks, where: str, name: str, values: Any) -> Any:
         if name == "learning_rate":
             return checks.real(part, value, _is_rate, _RATES)
         if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
-            checks.wrong(f"{part}={value!r}: expected a finite number or a text.")
+            checks.wrong(f"{part}={_brief(value)}: expected a finite number or a text.")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            checks.wrong(f"{part}={_brief(value)}: expected a number of at most 64 bits.")
         return value
 
     if isinstance(values, list):
@@ -352,7 +397,7 @@ def _dimension(checks: _Checks, where: str, name: str, values: Any) -> Any:
         return [one(value, f"{where}[{i}]") for i, value in enumerate(values)]
     if isinstance(values, tuple):
         if len(values) != 2:
-            checks.wrong(f"{where}={values!r}: expected (lowest, highest); write a list to try exactly these values.")
+            checks.wrong(f"{where}={_brief(values)}: expected (lowest, highest); write a list to try exactly these values.")
             return values
         whole, before = name == "batch_size", len(checks.problems)
         low, high = (
@@ -360,11 +405,11 @@ def _dimension(checks: _Checks, where: str, name: str, values: Any) -> Any:
             for i, value in enumerate(values)
         )
         if low > high and len(checks.problems) == before:
-            checks.wrong(f"{where}={values!r}: the lowest is more than the highest.")
+            checks.wrong(f"{where}={_brief(values)}: the lowest is more than the highest.")
         return (low, high)
     if _is_distribution(values):
         if name == "batch_size" and type(values).__name__ != "IntDistribution":
-            checks.wrong(f"{where}={values!r}: expected whole numbers; write a list, (lowest, highest) or an IntDistribution.")
+            checks.wrong(f"{where}={_brief(values)}: expected whole numbers; write a list, (lowest, highest) or an IntDistribution.")
         return values
     return one(values)
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import BstuneError
+from .plain_text import one_line
 from .report import gib
 
+if TYPE_CHECKING:
+    from .location import Location
+
+STORAGE_S = 15.0
+"""So long a storage may take to answer; a server gets ten seconds to connect."""
 Verdict = Literal["ok", "note", "wrong"]
 
 
@@ -23,6 +31,11 @@ class Finding:
     """`wrong` when something will not work; `note` when it will, less well."""
     found: str
     advice: str = ""
+
+    def __post_init__(self) -> None:
+        """Make the texts lines that can be shown: they come from drivers, servers and files."""
+        for item in ("found", "advice"):
+            object.__setattr__(self, item, one_line(getattr(self, item)))
 
 
 @dataclass(frozen=True)
@@ -54,19 +67,30 @@ class Findings:
 def examine(*, device: str = "auto", storage: str | None = None) -> Findings:
     """Look at Python, packages, device, memory and storage; nothing is changed and nothing is left behind."""
     items: list[Finding] = []
-    for look in (_python, _packages, lambda: _devices(device), _memory, lambda: _storage(storage)):
-        items += _safely(look)
+    looks = {"python": _python, "packages": _packages, "device": lambda: _devices(device), "memory": _memory}
+    for name, look in looks.items():
+        items += _safely(name, look)
+    items += _within(STORAGE_S, "storage", lambda: _storage(storage))
     return Findings(tuple(items))
 
 
-def _safely(look: Callable[[], list[Finding]]) -> list[Finding]:
+def _safely(name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
     """Return what a look found; a look that fails is a finding too, because a doctor must not fall ill."""
     try:
         return look()
     except BstuneError as error:
-        return [Finding("check", "wrong", str(error))]
+        return [Finding(name, "wrong", str(error))]
     except Exception as error:
-        return [Finding("check", "wrong", f"{type(error).__name__}: {error}")]
+        return [Finding(name, "wrong", f"{type(error).__name__}: {error}")]
+
+
+def _within(limit_s: float, name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+    """Return what a look found within a time; one that takes longer, as at a server which says nothing, is left alone."""
+    found: list[Finding] = []
+    thread = threading.Thread(target=lambda: found.extend(_safely(name, look)), daemon=True)  # Not waited for at the end, either.
+    thread.start()
+    thread.join(limit_s)
+    return found[:] or [Finding(name, "wrong", f"does not answer within {limit_s:.0f} s", "Check that it is what you mean.")]
 
 
 def _python() -> list[Finding]:
@@ -81,22 +105,27 @@ def _python() -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    from importlib import metadata
-
     from .. import __version__
 
     items = [Finding("bstune", "ok", __version__)]
     for name in ("torch", "optuna", "sqlalchemy", "numpy", "pandas", "cloudpickle", "psutil", "rich", "nvidia-ml-py"):
-        try:
-            items.append(Finding(name, "ok", metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            items.append(Finding(name, "wrong", "not installed", f"Install it: pip install {name}"))
+        items.append(_package(name) or Finding(name, "wrong", "not installed", f"Install it: pip install {name}"))
     for extra, name in (("ray", "ray"), ("examples", "scikit-learn")):
-        try:
-            items.append(Finding(f"extra {extra}", "ok", f"{name} {metadata.version(name)}"))
-        except metadata.PackageNotFoundError:
-            items.append(Finding(f"extra {extra}", "ok", "not installed (optional)"))
+        found = _package(name)
+        items.append(Finding(f"extra {extra}", "ok", "not installed (optional)" if found is None else f"{name} {found.found}"))
     return items
+
+
+def _package(name: str) -> Finding | None:
+    """Return the version of a package, or None where it is not installed."""
+    from importlib import metadata
+
+    try:
+        return Finding(name, "ok", metadata.version(name) + "")  # Which is None where the metadata hold none.
+    except metadata.PackageNotFoundError:
+        return None
+    except Exception as error:  # Its metadata are damaged, and Python says so in many ways.
+        return Finding(name, "note", f"its version cannot be read ({type(error).__name__})", f"Install it anew: pip install {name}")
 
 
 def _devices(wanted: str) -> list[Finding]:
@@ -139,22 +168,41 @@ def _memory() -> list[Finding]:
 
 
 def _storage(url: str | None) -> list[Finding]:
+    """Look at the storage without changing it: nothing is written, locked or made."""
     from .location import locate
-    from .storage import open_storage, read_storage
-    from .writer_lock import InUseError
+    from .storage import read_storage
 
     location = locate(url)
-    if location.path is None:
-        return [Finding("storage", "ok", f"{location.url} (kept in memory)")]
-    existed = location.path.exists()
+    if location.kind == "memory":
+        return [Finding("storage", "ok", f"{location.url}: kept in memory, and gone when the search ends")]
+    path = location.path
+    if path is None:
+        return [_server(location, url)]
+    if not os.path.lexists(path):
+        usable = path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)
+        if usable:
+            return [Finding("storage", "ok", f"{path}: can be made")]
+        why = "cannot be written to" if path.parent.is_dir() else "does not exist"
+        return [Finding("storage", "wrong", f"{path}: cannot be made, its folder {why}", "Name another file with --storage.")]
+    with read_storage(url) as storage:
+        found, writer = f"{path}: {_studies(len(storage.names()))}", storage.writer()
+    if writer is not None:
+        return [Finding("storage", "note", f"{found}; {writer}", "A second search would be refused.")]
+    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
+        return [Finding("storage", "wrong", f"{found}, but it cannot be written to", "`bstune show` works; to search, name another file.")]
+    return [Finding("storage", "ok", found)]
+
+
+def _server(location: Location, url: str | None) -> Finding:
+    """Connect to a database server and say what it holds."""
+    from .storage import NoStudiesError, read_storage
+
     try:
-        if existed:
-            with read_storage(url) as storage:
-                n_studies = len(storage.names())
-        with open_storage(url) as storage:
-            n_studies = len(storage.names())
-        return [Finding("storage", "ok", f"{location.path}: {f'{n_studies} studies' if existed else 'can be made'}")]
-    except InUseError as error:
-        return [Finding("storage", "note", str(error))]
-    except BstuneError as error:
-        return [Finding("storage", "wrong", str(error))]
+        with read_storage(url) as storage:
+            return Finding("storage", "ok", f"{location.url}: {_studies(len(storage.names()))}")
+    except NoStudiesError:
+        return Finding("storage", "ok", f"{location.url}: answers; the first search makes the tables")
+
+
+def _studies(n: int) -> str:
+    return f"{n} stud{'y' if n == 1 else 'ies'}"

@@ -18,7 +18,8 @@ from .errors import BstuneError, ObjectiveError
 from .foresight import Foresight
 from .host import Host, error_of
 from .meter import Reading
-from .results import DeviceInfo, LimitedBy, MemoryByCategory, Record
+from .record import Bytes, Record, Size
+from .results import DeviceInfo, LimitedBy, MemoryByCategory
 from .trace import TraceModel
 
 TRACED_SIZES = (3, 5, 9)
@@ -30,15 +31,15 @@ class Outlook(Record):
     """What is expected to fit one device."""
 
     device: str
-    total_bytes: int
+    total_bytes: Bytes
     budget_bytes: int
     """For the allocator: the total without the context and the headroom."""
-    micro_batch_size: int | None
+    micro_batch_size: Size | None
     """Largest size whose replay needs no allocator retry; None where not even one sample fits."""
     limited_by: LimitedBy
-    reserved_bytes: int | None
+    reserved_bytes: Bytes | None
     """Predicted peak of the caching allocator at that size."""
-    live_bytes: int | None
+    live_bytes: Bytes | None
     """Predicted peak of live tensors at that size."""
     free_bytes: int | None
     """What is then left of the total, headroom included."""
@@ -51,11 +52,11 @@ class PlanResult(Record):
 
     outlooks: tuple[Outlook, ...]
     traced_on: DeviceInfo
-    traced_sizes: tuple[int, ...]
+    traced_sizes: tuple[Size, ...]
     eval_batch_size: str
     residual: float | None
     """Relative error of the replay at the traced size that it was not fitted to; None where there is none."""
-    n_train_samples: int
+    n_train_samples: Size
     rests_on: tuple[str, ...]
     """What each kind of figure rests on, and its known error."""
 

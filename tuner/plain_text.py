@@ -15,19 +15,31 @@ _SECRET_NAME = (
     r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|api_?key|access_?key|private_?key)|pass"
     r"|(?:access|auth|api|bearer|refresh|security|session)?_?token"
 )
-_SECRET_PARAMETER = re.compile(rf"(?i)(?<![\w.-])({_SECRET_NAME})(\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)")
-_USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^/?#\s@:]*)(?P<password>:(?:[^/?#\s]*|[^\s@]*))?@")
-_SHOWS_ITS_USER = re.compile(r"(?i)(postgres|mysql|mariadb)")
+# In the query of a URL a value goes to the next &; elsewhere, as in what a driver says, to the next mark.
+_SECRET_PARAMETER = re.compile(
+    rf"(?i)(?<=[?&])(?P<query>(?:{_SECRET_NAME})=)[^&\s#]+"
+    rf"|(?<![\w.-])(?P<name>(?:{_SECRET_NAME})\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)"
+)
+# A database's password may hold a slash, as SQLAlchemy reads it; elsewhere the first slash begins the path. All lengths are bounded, so
+# that no text takes long.
+_USER_INFO = re.compile(
+    r"(?i)(?P<server>(?:postgres|mysql|mariadb)[\w+]{0,40}://[^/?#\s@:]{0,4000})(?P<password>:[^\s@]{0,500}(?:@[^/?#\s@]{0,500})*)?@"
+    r"|(?P<other>[a-z][\w+.-]{0,40}://)(?P<user>[^/?#\s@:]{0,4000})(?P<other_password>:[^/?#\s]{0,4000})?@"
+)
+_WHOLE_URL = re.compile(r"[\w+]+://[^/@:]*:(?P<password>[^@]+)@")
+_LONG = 8
+"""A secret of fewer characters is hidden where it stands as a word, not inside others, which would tell it rather than hide it."""
 
 
-def one_line(text: object) -> str:
-    r"""Return text as one line that changes nothing on a terminal and holds no secret.
+def one_line(text: object, most: int = 2000) -> str:
+    r"""Return text as one line that changes nothing on a terminal and holds no secret, cut short after so many characters.
 
     Example:
         >>> one_line("digits\n\x1b[2J  2")
         'digits \\x1b[2J 2'
     """
-    return hide_secrets(_escaped(" ".join(str(text).split())))
+    line = hide_secrets(_escaped(" ".join(str(text)[: 4 * most].split())))
+    return line if len(line) <= most else f"{line[: most - 4]} ..."
 
 
 def printable(text: object) -> str:
@@ -56,16 +68,18 @@ def hide_secrets(text: str, secrets: Iterable[str] = ()) -> str:
         'postgresql://me:***@host/runs?sslpassword=***&a=1'
     """
     for secret in sorted(set(secrets), key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
+        found = re.escape(secret) if len(secret) >= _LONG else rf"(?<!\w){re.escape(secret)}(?!\w)"
+        text = re.sub(found, HIDDEN, text)
     if "@" in text:
         text = _USER_INFO.sub(_without_password, text)
-    return _SECRET_PARAMETER.sub(rf"\1\2{HIDDEN}", text) if "=" in text else text
+    return _SECRET_PARAMETER.sub(lambda found: f"{found['query'] or found['name']}{HIDDEN}", text) if "=" in text else text
 
 
 def _without_password(found: re.Match[str]) -> str:
-    # A server's user says who may not log in. Elsewhere what stands before the @ may be a token.
-    user = found["user"] if _SHOWS_ITS_USER.match(found["scheme"]) or not found["user"] else HIDDEN
-    return f"{found['scheme']}{user}{f':{HIDDEN}' if found['password'] else ''}@"
+    if found["server"]:  # Its user says who may not log in.
+        return f"{found['server']}{f':{HIDDEN}' if found['password'] else ''}@"
+    # Elsewhere what stands before the @ may be a token.
+    return f"{found['other']}{found['user'] and HIDDEN}{f':{HIDDEN}' if found['other_password'] else ''}@"
 
 
 def secrets_in(url: str) -> tuple[str, ...]:
@@ -76,5 +90,9 @@ def secrets_in(url: str) -> tuple[str, ...]:
         ('a%40b', 'a@b')
     """
     found = [match["password"][1:] for match in _USER_INFO.finditer(url) if match["password"]]
-    found += [match[3] for match in _SECRET_PARAMETER.finditer(url)]
+    found += [match["other_password"][1:] for match in _USER_INFO.finditer(url) if match["other_password"]]
+    found += [match["password"] for match in _WHOLE_URL.finditer(url)]
+    # By its decoded name: the name itself may be written with escapes.
+    items = [item.partition("=") for item in url.partition("?")[2].split("&")]
+    found += [value for name, _, value in items if re.fullmatch(_SECRET_NAME, unquote_plus(name), re.IGNORECASE)]
     return tuple(dict.fromkeys(form for secret in found if secret for form in (secret, unquote_plus(secret)) if form != HIDDEN))

@@ -1,14 +1,16 @@
-"""Results and progress as text for people; programs read `to_dict()`."""
+"""Results and progress as text for people; programs read `to_dict()`.
+
+Names, reasons and the like come from studies, models and workers. Here they are text within a line, and never make one of their own.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from types import TracebackType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .drive import Progress
+from .paste import paste_lines
+from .plain_text import one_line, printable
 from .plan import Forecast
 from .results import Attempt, BatchAnswer, Candidate, LossEstimate, ProbeResult, Recommendation, SearchResult, TrialRecord
 
@@ -67,6 +69,20 @@ def full_runs(n: float) -> str:
     return f"{n:g} full run{'' if n == 1 else 's'}"
 
 
+def _row(text: str) -> str:
+    """Return a line with its columns, whatever was put into it, as one line that is harmless."""
+    return printable(text.replace("\n", " ").replace("\t", " "))
+
+
+def _rows(lines: Iterable[str]) -> str:
+    return "\n".join(map(_row, lines))
+
+
+def _given(params: Mapping[str, Any], between: str) -> str:
+    """Return extra parameters with their values."""
+    return between.join(f"{one_line(name, 80)}={one_line(repr(value), 200)}" for name, value in params.items())
+
+
 def number(value: float | None) -> str:
     """Return a number with four significant digits, or `-`."""
     return "-" if value is None else f"{value:.4g}"
@@ -78,11 +94,11 @@ def number(value: float | None) -> str:
 def progress_line(progress: Progress) -> str | None:
     """Return one line for what has happened, or None where it deserves none."""
     if progress.kind == "study":
-        return f"Study {progress.study}: {progress.message}"
+        return f"Study {one_line(progress.study)}: {one_line(progress.message)}"
     if progress.kind == "warning":
-        return f"Warning: {progress.message}"
+        return f"Warning: {one_line(progress.message)}"
     if progress.kind == "probe" and progress.message:
-        return f"probe  on {progress.message}"
+        return f"probe  on {one_line(progress.message)}"
     if progress.attempt is not None:
         return attempt_line(progress.attempt)
     if progress.forecast is not None:
@@ -109,99 +125,18 @@ def forecast_line(forecast: Forecast) -> str:
 
 def attempt_line(attempt: Attempt) -> str:
     """Return one attempt of a probe."""
-    why = "" if attempt.outcome == "ok" else f"  {attempt.phase or ''} {attempt.reason or ''}".rstrip()
-    return f"probe  micro-batch {attempt.size:<6} {attempt.outcome:<6} peak {gib(attempt.peak_bytes)}  {duration(attempt.seconds)}{why}"
+    why = "" if attempt.outcome == "ok" else f"  {attempt.phase or ''} {one_line(attempt.reason or '')}".rstrip()
+    took = f"peak {gib(attempt.peak_bytes)}  {duration(attempt.seconds)}"
+    return _row(f"probe  micro-batch {attempt.size:<6} {attempt.outcome:<6} {took}{why}")
 
 
 def trial_line(trial: TrialRecord) -> str:
     """Return one trial."""
-    extra = "".join(f" {name}={value!r}" for name, value in trial.params.items())
+    extra = f" {_given(trial.params, ' ')}" if trial.params else ""
     loss = None if trial.val_loss is None else f"loss {number(trial.val_loss)}"
-    said = ", ".join(part for part in (trial.reason, loss) if part)
+    said = ", ".join(part for part in (one_line(trial.reason), loss) if part)
     setting = f"batch {trial.global_batch_size:<5} lr {trial.learning_rate:<9.3g}{extra}"
-    return f"trial {trial.number:<3} {trial.stage:<8} {setting} {trial.state:<8} {said}  {duration(trial.seconds)}"
-
-
-class PlainProgress:
-    """Prints one line to stderr for what deserves it."""
-
-    facts: Facts | None = None
-
-    def __enter__(self) -> PlainProgress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        return None
-
-    def __call__(self, progress: Progress) -> None:
-        """Take a step of a search."""
-        self.facts = progress.facts or self.facts
-        line = progress_line(progress)
-        if line is not None:
-            self.print(line)
-
-    def print(self, line: str) -> None:
-        """Print one line; when nobody can read it any more, the search matters more."""
-        with suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
-
-
-class LiveProgress(PlainProgress):
-    """Shows a bar of the budget and the running trials on a terminal; finished trials scroll above it."""
-
-    def __init__(self) -> None:
-        """Prepare the display; it shows from the first step of a search on."""
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        self._console = Console(stderr=True, highlight=False)
-        columns = (
-            BarColumn(),
-            TextColumn("{task.completed:.1f} of {task.total:g} full runs"),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-        )
-        # Our own stdout and stderr stay as they are: stdout holds the result only.
-        self._bars = Bars(*columns, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._task: Any = None
-        self._running: dict[int, TrialRecord] = {}
-        self._stack = ExitStack()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stack.close()
-
-    def __call__(self, progress: Progress) -> None:
-        """Take a step of a search."""
-        super().__call__(progress)
-        with suppress(OSError, ValueError):  # The terminal may have gone.
-            self._show(progress)
-
-    def _show(self, progress: Progress) -> None:
-        if progress.trial is not None:
-            if self._task is None:
-                self._stack.enter_context(self._bars)
-                self._task = self._bars.add_task("", total=progress.budget)
-            if progress.kind == "finish":
-                self._running.pop(progress.trial.number, None)
-            else:
-                self._running[progress.trial.number] = progress.trial
-            self._bars.update(self._task, completed=progress.spent, description="; ".join(map(_running, self._running.values())))
-
-    def print(self, line: str) -> None:
-        """Print one line above the bar."""
-        self._console.print(line, markup=False, soft_wrap=True)
-
-
-def _running(trial: TrialRecord) -> str:
-    last = trial.values[-1][1] if trial.values else None
-    share = 100 * trial.samples / trial.end_samples if trial.end_samples else 0.0
-    return f"trial {trial.number} batch {trial.global_batch_size} lr {trial.learning_rate:.3g} {share:.0f} % loss {number(last)}"
-
-
-def make_progress() -> PlainProgress:
-    """Return a live display on a terminal, plain lines on a pipe."""
-    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
+    return _row(f"trial {trial.number:<3} {trial.stage:<8} {setting} {trial.state:<8} {said}  {duration(trial.seconds)}")
 
 
 # --- results ------------------------------------------------------------------------------------------------------
@@ -210,7 +145,7 @@ def make_progress() -> PlainProgress:
 def probe_text(probe: ProbeResult) -> str:
     """Return a probe as text: the answer, what it rests on, and every attempt."""
     lines = [
-        f"Micro-batches of up to {probe.micro_batch_size} samples fit on {probe.device.name} (limited by {probe.limited_by})",
+        f"Micro-batches of up to {probe.micro_batch_size} samples fit on {one_line(probe.device.name)} (limited by {probe.limited_by})",
         f"  proof:       {probe.proof}: {_PROOFS[probe.proof]}",
         f"  peak:        {gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed",
         f"  device:      {gib(probe.usable_bytes)} usable of {gib(probe.capacity_bytes)}",
@@ -237,15 +172,15 @@ def probe_text(probe: ProbeResult) -> str:
         lines.append(f"  knee:        {probe.knee_batch_size}: larger ones are hardly faster{half}")
     if probe.loader is not None:
         lines.append(f"  loader:      {probe.loader.wait_share:.0%} of a step; {per_second(probe.loader.samples_per_s_without)} without it")
-    lines += [f"  export:      {name}={value}  (the answer holds with it)" for name, value in probe.environment.items()]
+    lines += [f"  export:      {one_line(name)}={one_line(value)}  (the answer holds with it)" for name, value in probe.environment.items()]
     again = ", a stored result whose size was run once more" if probe.cached else ""
     lines.append(f"  took:        {duration(probe.seconds)}{again}")
     lines += ["", f"{'size':>8}  {'outcome':<8} {'peak':>10} {'steps':>6} {'seconds':>8}  note"]
-    return "\n".join([*lines, *map(_attempt_row, probe.attempts)])
+    return _rows([*lines, *map(_attempt_row, probe.attempts)])
 
 
 def _attempt_row(attempt: Attempt) -> str:
-    note = " ".join(filter(None, [attempt.phase and f"in {attempt.phase}:", _one_line(attempt.reason or "")]))
+    note = " ".join(filter(None, [attempt.phase and f"in {attempt.phase}:", one_line(attempt.reason or "")]))
     row = f"{attempt.size:>8}  {attempt.outcome:<8} {gib(attempt.peak_bytes):>10} {attempt.steps:>6} {attempt.seconds:>8.2f}  {note}"
     return row.rstrip()
 
@@ -267,8 +202,11 @@ def plan_text(plan: PlanResult) -> str:
             f"{gib(parts.activations_bytes):>12}  {outlook.limited_by}"
         )
     checked = "no third size to check it by" if plan.residual is None else f"off by {plan.residual:.2%} at the size it was not fitted to"
-    lines += ["", f"Traced at {', '.join(map(str, plan.traced_sizes))} samples on {plan.traced_on.name}; the replay is {checked}."]
-    return "\n".join([*lines, *(f"- {text}" for text in plan.rests_on)])
+    lines += [
+        "",
+        f"Traced at {', '.join(map(str, plan.traced_sizes))} samples on {one_line(plan.traced_on.name)}; the replay is {checked}.",
+    ]
+    return _rows([*lines, *(f"- {text}" for text in plan.rests_on)])
 
 
 def search_text(result: SearchResult, facts: Facts | None = None) -> str:
@@ -277,12 +215,12 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
     verified = "true" if best.verified else "false"
     lines = [
         f"verified: {verified}  global batch size {best.global_batch_size}, learning rate {best.learning_rate:.4g}",
-        f"  reason:        {_one_line(best.reason)}",
+        f"  reason:        {one_line(best.reason)}",
         f"  as trained:    micro-batch {best.micro_batch_size} x {best.accumulation_steps} accumulation steps x {best.world_size} device",
         f"  validation:    {loss_text(best.val_loss)}",
     ]
     if best.params:
-        lines.append(f"  parameters:    {', '.join(f'{name}={value!r}' for name, value in best.params.items())}")
+        lines.append(f"  parameters:    {_given(best.params, ', ')}")
     if best.samples_per_s is not None:
         lines.append(f"  speed:         {per_second(best.samples_per_s)}, peak memory {gib(best.peak_bytes)}")
     if best.samples_to_target is not None:
@@ -302,10 +240,10 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
     lines += [f"  {label:<14} {_candidate(candidate)}" for label, candidate in _others(best)]
     spent = result.spent
     trained = f"{spent.full_runs:.2f} full runs, {len(result.records)} trials, {duration(spent.seconds)}"
-    ended = "not finished" if result.stopped_by == "interrupted" else f"ended by {result.stopped_by}"
+    ended = "not finished" if result.stopped_by == "interrupted" else f"ended by {one_line(result.stopped_by)}"
     lines.append(f"  spent:         {trained}; {ended}")
-    lines.append(f"  study:         {result.study} in {result.storage}")
-    return "\n".join([*lines, "", *paste_lines(result, facts)])
+    lines.append(f"  study:         {one_line(result.study)} in {one_line(result.storage)}")
+    return _rows([*lines, "", *paste_lines(result, facts)])
 
 
 def _device_lines(result: SearchResult) -> list[str]:
@@ -317,7 +255,8 @@ def _device_lines(result: SearchResult) -> list[str]:
         target = "" if each.seconds_to_target is None else f", {duration(each.seconds_to_target)} to target"
         said = f"micro-batch {each.micro_batch_size} x {each.accumulation_steps} accumulation steps{speed}{target}"
         took = f"{len(ran)} trial{'s' if len(ran) != 1 else ''}, {duration(sum(record.seconds or 0.0 for record in ran))}"
-        lines.append(f"  elsewhere:     {each.device}: {said} ({took})" if lines else f"  figures for:   {each.device} ({took})")
+        device = one_line(each.device)
+        lines.append(f"  elsewhere:     {device}: {said} ({took})" if lines else f"  figures for:   {device} ({took})")
     return lines
 
 
@@ -345,7 +284,7 @@ def _told_apart(best: Recommendation, other: Candidate) -> str:
 
 def _candidate(candidate: Candidate) -> str:
     speed = "" if candidate.samples_per_s is None else f", {per_second(candidate.samples_per_s)}"
-    note = f" ({_one_line(candidate.note)})" if candidate.note else ""
+    note = f" ({one_line(candidate.note)})" if candidate.note else ""
     return f"batch {candidate.global_batch_size}, lr {candidate.learning_rate:.4g}: {loss_text(candidate.val_loss)}{speed}{note}"
 
 
@@ -399,39 +338,6 @@ def loss_text(loss: LossEstimate) -> str:
     return f"loss {number(loss.mean)}{spread} on {seeds}{interval}"
 
 
-def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
-    """Return lines of Python: the values, the reason, and what to do with them in a script of this kind."""
-    best = result.recommendation
-    version = result.versions.get("bstune", "")
-    values: dict[str, Any] = {
-        "micro_batch_size": best.micro_batch_size,
-        "accumulation_steps": best.accumulation_steps,
-        "global_batch_size": best.global_batch_size,
-        "eval_batch_size": best.eval_batch_size,
-        "learning_rate": best.learning_rate,
-        **best.params,
-    }
-    optimizer = (facts.optimizer if facts else None) or "AdamW"
-    steps = [
-        "# train_loader = DataLoader(train_data, batch_size=micro_batch_size, shuffle=True, drop_last=True)",
-        f"# optimizer = torch.optim.{optimizer}(model.parameters(), lr=learning_rate)  # and your other arguments, such as momentum",
-    ]
-    if facts is not None and facts.kind == "loop":
-        steps = ["# Put them where your loop reads the attributes of these names from its trial."]
-    elif best.accumulation_steps > 1:
-        steps.append("# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps micro-batches")
-    return [
-        f"# bstune {version}, study {result.study}: {_one_line(best.reason)}",
-        *([] if best.verified else ["# Not verified: no full run on a fresh seed has confirmed it yet."]),
-        *(f"{name} = {value!r}" for name, value in values.items() if value is not None),
-        *steps,
-    ]
-
-
 def trials_text(records: Sequence[TrialRecord]) -> str:
     """Return one line for each trial."""
     return "\n".join(trial_line(record) for record in records)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -6,16 +6,12 @@ result is made, so a result always equals what is read back from its own JSON.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import BstuneError
+from .record import Amount, Bytes, Count, Positive, Record, Seconds, Size, Spread, StepSeconds
 
 if TYPE_CHECKING:
     import pandas
@@ -25,107 +21,9 @@ Outcome = Literal["ok", "oom", "limit", "error"]
 LimitedBy = Literal["memory", "dataset", "max_batch", "plateau", "timeout"]
 Proof = Literal["bracket", "model", "cap", "noise"]
 Goal = Literal["loss", "time", "largest"]
+LEAST_S = 1e-12
+"""No step takes less."""
 Decider = Literal["memory", "hardware", "noise", "data set", "space"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """A frozen dataclass that can be written as JSON and read back equal."""
-
-    def __post_init__(self) -> None:
-        """Replace what JSON cannot say: numbers that are not finite become None, lists become tuples."""
-        for item in dataclasses.fields(self):
-            object.__setattr__(self, item.name, _finite(getattr(self, item.name)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts, lists, strings and numbers; `json.dumps` takes them as they are."""
-        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
-
-    def to_json(self, *, indent: int | None = 2) -> str:
-        """Return `to_dict()` as one JSON document."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read back what `to_dict` wrote; keys that a newer version added are ignored.
-
-        Raises:
-            BstuneError: A key is missing or a value has another type than the field.
-        """
-        if not isinstance(data, Mapping):
-            raise BstuneError(f"Not a {cls.__name__}: expected a JSON object, found {type(data).__name__}.")
-        hints = _hints(cls)
-        values = {}
-        for item in dataclasses.fields(cls):
-            if item.name in data:
-                values[item.name] = _typed(hints[item.name], data[item.name], f"{cls.__name__}.{item.name}")
-            elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-                raise BstuneError(f"Not a {cls.__name__}: the key {item.name!r} is missing.")
-        return cls(**values)
-
-
-_HINTS: dict[Any, dict[str, Any]] = {}
-
-
-def _hints(record: type[Any]) -> dict[str, Any]:
-    """Return the types of a record's fields, worked out once: that takes half a millisecond."""
-    return _HINTS.get(record) or _HINTS.setdefault(record, typing.get_type_hints(record))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, (list, tuple)):
-        return tuple(_finite(item) for item in value)
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.to_dict()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        return _typed(next(option for option in options if option is not type(None)), value, where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise BstuneError(f"{where}: expected a list, found {value!r}.")
-        inner = typing.get_args(hint)
-        if inner[-1] is Ellipsis:
-            return tuple(_typed(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        if len(inner) != len(value):
-            raise BstuneError(f"{where}: expected {len(inner)} values, found {len(value)}.")
-        return tuple(_typed(part, item, where) for part, item in zip(inner, value, strict=True))
-    if origin in (dict, Mapping) or hint in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise BstuneError(f"{where}: expected an object, found {value!r}.")
-        inner = typing.get_args(hint)
-        if inner and isinstance(inner[1], type) and issubclass(inner[1], Record):
-            return {key: _typed(inner[1], item, f"{where}[{key!r}]") for key, item in value.items()}
-        return dict(value)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise BstuneError(f"{where}: expected one of {', '.join(map(repr, typing.get_args(hint)))}, found {value!r}.")
-        return value
-    if isinstance(hint, type) and issubclass(hint, Record):
-        return hint.from_dict(value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if isinstance(hint, type) and type(value) is not hint:
-        raise BstuneError(f"{where}: expected {hint.__name__}, found {value!r}.")
-    return value
 
 
 # --- what the probe returns ---------------------------------------------------------------------------------------
@@ -139,8 +37,8 @@ class DeviceInfo(Record):
     """`cpu` or `cuda`."""
     name: str
     uuid: str | None = None
-    total_bytes: int | None = None
-    threads: int | None = None
+    total_bytes: Bytes | None = None
+    threads: Size | None = None
     """Threads per worker on CPU."""
 
 
@@ -148,14 +46,14 @@ class DeviceInfo(Record):
 class Attempt(Record):
     """One size that was tried, in a process of its own."""
 
-    size: int
+    size: Size
     """The micro-batch size, in samples."""
     outcome: Outcome
-    peak_bytes: int | None
-    seconds: float
-    steps: int
+    peak_bytes: Bytes | None
+    seconds: Amount
+    steps: Count
     """Optimizer steps that were completed."""
-    eval_batch_size: int | None = None
+    eval_batch_size: Size | None = None
     phase: str | None = None
     """Where it failed: `build`, `data`, `train` or `validation`; None when it did not."""
     reason: str | None = None
@@ -167,9 +65,9 @@ class MemoryLine(Record):
 
     fixed_bytes: float
     bytes_per_sample: float
-    predicted_bytes: int | None
+    predicted_bytes: Bytes | None
     """What was predicted for the answer before it was run; None when nothing was predicted."""
-    measured_bytes: int
+    measured_bytes: Bytes
     relative_error: float | None
     """(predicted - measured) / measured."""
 
@@ -190,11 +88,11 @@ class MemoryByCategory(Record):
 class ThroughputRow(Record):
     """Step time at one micro-batch size, alone on the device, after warm-up."""
 
-    batch_size: int
-    samples_per_s: float
-    s_per_step: float
+    batch_size: Size
+    samples_per_s: Positive
+    s_per_step: StepSeconds
     """Median over the timed steps."""
-    spread: float
+    spread: Spread
     """Interquartile range over the median."""
 
 
@@ -202,9 +100,9 @@ class ThroughputRow(Record):
 class Loader(Record):
     """What the data loader costs a training step, at the largest size that was timed."""
 
-    wait_share: float
+    wait_share: Amount
     """Share of a step that is spent waiting for its batch."""
-    samples_per_s_without: float
+    samples_per_s_without: Positive
     """Throughput on a batch that is at hand already."""
     bound: bool
     """The loader holds training back: more than 10 % waiting, and less than 90 % of the rate without it."""
@@ -214,10 +112,18 @@ class Loader(Record):
 class StepTimeLine(Record):
     """Seconds per step as a line in the micro-batch size: t(n) = a + c * n."""
 
-    a_s: float
-    c_s_per_sample: float
-    saturation_batch: float | None
+    a_s: Seconds
+    c_s_per_sample: Seconds
+    saturation_batch: Amount | None
     """a / c: the size at which half of the peak throughput is reached."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read back what `to_dict` wrote."""
+        line = super().from_dict(data)
+        if line.a_s + line.c_s_per_sample < LEAST_S:
+            raise BstuneError(f"StepTimeLine: expected a step to take time, found a_s={line.a_s}, c_s_per_sample={line.c_s_per_sample}.")
+        return line
 
     def step_s(self, micro_batch_size: int, accumulation_steps: int = 1) -> float:
         """Return the seconds that one optimizer step takes with this many accumulated micro-batches."""
@@ -228,28 +134,28 @@ class StepTimeLine(Record):
 class ProbeResult(Record):
     """The largest micro-batch that fits, how that is known, and what a step costs."""
 
-    micro_batch_size: int
-    eval_batch_size: int | None
+    micro_batch_size: Size
+    eval_batch_size: Size | None
     limited_by: LimitedBy
     proof: Proof
-    capacity_bytes: int
-    usable_bytes: int
-    budget_bytes: int
-    peak_bytes: int
+    capacity_bytes: Bytes
+    usable_bytes: Bytes
+    budget_bytes: Bytes
+    peak_bytes: Bytes
     memory_line: MemoryLine | None
     memory_by_category: MemoryByCategory | None
     throughput: tuple[ThroughputRow, ...]
     step_time_line: StepTimeLine | None
     attempts: tuple[Attempt, ...]
     device: DeviceInfo
-    n_train_samples: int
+    n_train_samples: Size
     warnings: tuple[str, ...] = ()
-    samples: int = 0
+    samples: Count = 0
     """Training samples that the probe used; not charged to a search."""
-    seconds: float = 0.0
+    seconds: Amount = 0.0
     optimizer: str | None = None
     """Class name of the optimizer that was seen to step."""
-    knee_batch_size: int | None = None
+    knee_batch_size: Size | None = None
     """Smallest size that was timed at 95 % or more of the best throughput: beyond it, size brings next to no speed."""
     loader: Loader | None = None
     """None where the user owns the loop, so that the wait for batches cannot be seen."""
@@ -269,8 +175,8 @@ class ProbeResult(Record):
 class Setting(Record):
     """A point of the search: what is trained with. The device decides how it is split into micro-batches."""
 
-    global_batch_size: int
-    learning_rate: float
+    global_batch_size: Size
+    learning_rate: Positive
     params: dict[str, Any] = field(default_factory=dict)
 
 
@@ -279,9 +185,9 @@ class LossEstimate(Record):
     """Validation loss at the end of a full run."""
 
     mean: float | None
-    sd: float | None
+    sd: Amount | None
     """None with one seed."""
-    n_seeds: int
+    n_seeds: Count
     low: float | None = None
     """90 % prediction interval for one fresh full run."""
     high: float | None = None
@@ -300,16 +206,16 @@ class LrRule(Record):
 class Candidate(Record):
     """A setting that was run, with what it reached and what a full run of it costs."""
 
-    global_batch_size: int
-    micro_batch_size: int
-    accumulation_steps: int
-    learning_rate: float
+    global_batch_size: Size
+    micro_batch_size: Size
+    accumulation_steps: Size
+    learning_rate: Positive
     params: dict[str, Any]
     val_loss: LossEstimate
-    seconds_per_full_run: float | None
-    samples_per_s: float | None
-    seconds_to_target: float | None = None
-    samples_to_target: float | None = None
+    seconds_per_full_run: Amount | None
+    samples_per_s: Amount | None
+    seconds_to_target: Amount | None = None
+    samples_to_target: Amount | None = None
     verified: bool = False
     note: str = ""
 
@@ -319,35 +225,35 @@ class OnDevice(Record):
     """The recommended setting on one kind of device: the same global batch, as it is split and what it costs there."""
 
     device: str
-    micro_batch_size: int
-    accumulation_steps: int
-    eval_batch_size: int | None
-    samples_per_s: float | None
-    seconds_per_full_run: float | None
-    seconds_to_target: float | None
+    micro_batch_size: Size
+    accumulation_steps: Size
+    eval_batch_size: Size | None
+    samples_per_s: Amount | None
+    seconds_per_full_run: Amount | None
+    seconds_to_target: Amount | None
 
 
 @dataclass(frozen=True)
 class Recommendation(Record):
     """One setting that was really run, with the reason, its uncertainty and its cost."""
 
-    micro_batch_size: int
-    accumulation_steps: int
-    world_size: int
-    global_batch_size: int
+    micro_batch_size: Size
+    accumulation_steps: Size
+    world_size: Size
+    global_batch_size: Size
     """`micro_batch_size * accumulation_steps * world_size`, exactly."""
-    eval_batch_size: int | None
-    learning_rate: float
+    eval_batch_size: Size | None
+    learning_rate: Positive
     params: dict[str, Any]
     val_loss: LossEstimate
-    seconds_to_target: float | None
-    samples_to_target: float | None
-    samples_per_s: float | None
-    peak_bytes: int | None
+    seconds_to_target: Amount | None
+    samples_to_target: Amount | None
+    samples_per_s: Amount | None
+    peak_bytes: Bytes | None
     verified: bool
     """It was run to the full budget, on a seed that it was not chosen on, as recommended."""
     reason: str
-    batch_interval: tuple[int, ...]
+    batch_interval: tuple[Size, ...]
     """Smallest and largest global batch size that could not be told from the best."""
     lr_rule: LrRule | None
     fastest: Candidate | None
@@ -362,20 +268,20 @@ class Recommendation(Record):
 class Spent(Record):
     """What the search trained, confirmation included and the probe not."""
 
-    full_runs: float
-    samples: int
-    seconds: float
+    full_runs: Amount
+    samples: Count
+    seconds: Amount
 
 
 @dataclass(frozen=True)
 class Limits(Record):
     """The batch size that each of the three allows, in samples; None where it was not measured."""
 
-    memory: int | None = None
+    memory: Size | None = None
     """Largest micro-batch that fits."""
-    hardware: float | None = None
+    hardware: Amount | None = None
     """Saturation batch a / c of the step-time line."""
-    noise: float | None = None
+    noise: Amount | None = None
     """Critical batch size."""
 
 
@@ -391,7 +297,7 @@ class BatchAnswer(Record):
     """What the critical batch size is from: samples to target of trials, or gradient noise, which tends to be too low."""
     target: float | None = None
     """Validation loss that the samples were counted to."""
-    n_batches: int = 0
+    n_batches: Count = 0
     """Batch sizes that reached it."""
     e_min_samples: float | None = None
     """Samples to the target with the smallest batches."""
@@ -412,7 +318,7 @@ class BatchAnswer(Record):
     """Fastest batch size sqrt(b_crit * a / c), in samples, before any cap."""
     b_star_low: float | None = None
     b_star_high: float | None = None
-    fastest: int | None = None
+    fastest: Size | None = None
     """Of the batch sizes searched, the one that takes the fewest seconds to the target, by both lines and all caps."""
     decided_by: Decider | None = None
     """What keeps the fastest batch from being larger."""
@@ -441,10 +347,10 @@ TRIAL_COLUMNS = (
 class NoisePoint(Record):
     """Gradient noise at one moment of a run, from several micro-batches at the same weights, before clipping."""
 
-    at_samples: int
+    at_samples: Count
     """Training samples of the run so far."""
-    n_microbatches: int
-    microbatch_size: int
+    n_microbatches: Size
+    microbatch_size: Size
     """Samples in each."""
     gradient_squared: float | None
     """Unbiased estimate of the squared norm of the true gradient; negative by chance, None where a gradient was not finite."""
@@ -461,32 +367,32 @@ class NoisePoint(Record):
 class TrialRecord(Record):
     """One trial, as one row of `SearchResult.trials`."""
 
-    number: int
+    number: Count
     stage: str
     state: str
     """`complete`, `pruned`, `failed` or `running`."""
     reason: str
-    global_batch_size: int
-    micro_batch_size: int
-    accumulation_steps: int
-    learning_rate: float
-    seed: int
-    samples: int
+    global_batch_size: Size
+    micro_batch_size: Size
+    accumulation_steps: Size
+    learning_rate: Positive
+    seed: Count
+    samples: Count
     """Training samples at its end, those of the run that it continues included."""
     val_loss: float | None
     best_val_loss: float | None
-    seconds: float | None
-    samples_per_s: float | None
-    peak_bytes: int | None
+    seconds: Amount | None
+    samples_per_s: Amount | None
+    peak_bytes: Bytes | None
     params: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-    values: tuple[tuple[int, float | None], ...] = ()
+    values: tuple[tuple[Count, float | None], ...] = ()
     """The learning curve: (samples, validation loss)."""
-    end_samples: int | None = None
+    end_samples: Count | None = None
     """Where the run was planned to end."""
-    start_samples: int = 0
+    start_samples: Count = 0
     """Samples that it took over from the run that it continues; the search is charged for `samples - start_samples`."""
-    continues: int | None = None
+    continues: Count | None = None
     """Number of the trial that it went on from; the values of that trial stand at the head of `values`."""
     cause: str | None = None
     """Of a failed trial: `oom`, `killed`, `crashed`, `hung`, `error`, `no_report`, or `orphan` when the search itself was killed."""
@@ -494,7 +400,7 @@ class TrialRecord(Record):
     """A checkpoint that a new trial can continue from; None when there is none (any more)."""
     noise: tuple[NoisePoint, ...] = ()
     """Gradient noise measured along this run itself; its samples are charged beside `samples`."""
-    report_interval: int = 0
+    report_interval: Count = 0
     """Samples from one report to the next, at most."""
     device: str | None = None
     """The kind of device that it ran on, where a cluster has several; micro-batch, accumulation and seconds are those of this kind."""
@@ -529,7 +435,7 @@ class SearchResult(Record):
         rows = []
         for record in self.records:
             row = {name: getattr(record, name) for name in TRIAL_COLUMNS}
-            row |= record.params | record.metrics
+            row |= {name: value for name, value in (record.params | record.metrics).items() if name not in row}
             rows.append(row if not self.probes else {**row, "device": record.device})
         frame: pandas.DataFrame = pandas.DataFrame(rows, columns=None if rows else list(TRIAL_COLUMNS))
         return frame

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..objectives.base import Facts
 from .codec import decode_facts, decode_plan
 from .errors import NoSignalError, StudyError
+from .plain_text import one_line
 from .results import ProbeResult, SearchResult, TrialRecord
 from .storage import Storage, read_storage
 from .study import Study, find_study, intact, newest_study
@@ -17,6 +18,7 @@ class Shown:
     """A study as it is now."""
 
     headline: str
+    """One line."""
     records: tuple[TrialRecord, ...]
     probe: ProbeResult | None
     result: SearchResult | None
@@ -51,12 +53,14 @@ def show(name: str | None = None, *, storage: str | None = None) -> Shown:
 
 def _shown(study: Study, storage: Storage) -> Shown:
     stopped_by = study.attributes.get("stopped_by")
+    if not isinstance(stopped_by, str | None):
+        raise TypeError(f"stopped_by is no text: {stopped_by!r}")
     writer = storage.writer()
     begun = bool(study.records)
     state = (
         f"ended by {stopped_by}" if stopped_by else writer or ("not finished; the same search goes on from here" if begun else "no search")
     )
-    headline = f"Study {study.name} in {storage.location.url}: {len(study.finished)} trials, {state}"
+    headline = f"Study {one_line(study.name)} in {one_line(storage.location.url)}: {len(study.finished)} trials, {one_line(state)}"
     if "plan" not in study.attributes or "facts" not in study.attributes:
         return Shown(headline, study.records, study.probe, None, None)
     from .search import make_result, make_strategy

@@ -204,23 +204,28 @@ def abandon_database(backend: Any, path: Path) -> None:
 
 def _connect(path: Path, *, write: bool) -> _Connection:
     """Connect to a file that is there."""
-    address = f"file:{quote(str(path))}?mode={'rw' if write else 'ro'}" + ("" if write or _readable_as_is(path) else "&immutable=1")
+    as_it_stands = "&immutable=1" if not write and _is_at_rest(path) else ""
+    address = f"file:{quote(str(path))}?mode={'rw' if write else 'ro'}{as_it_stands}"
     connection = sqlite3.connect(address, uri=True, timeout=BUSY_S if write else 10.0, check_same_thread=False, factory=_Connection)
     connection.watch()
     connection.execute("PRAGMA trusted_schema=OFF")
     return connection
 
 
-def _readable_as_is(path: Path) -> bool:
-    """A database left in write-ahead mode on a read-only file system opens only when declared immutable."""
+def _is_at_rest(path: Path) -> bool:
+    """Tell whether a database was left in write-ahead mode by a search that was killed, and nobody has it open.
+
+    To open it would make the files that SQLite keeps beside such a one, and fail where the folder cannot be written.
+    """
+    if _OPEN[path] or os.path.lexists(f"{path}-shm"):
+        return False
+    if os.path.lexists(f"{path}-wal"):
+        return not os.access(path.parent, os.W_OK)
+    fd = open_plain(path, os.O_RDONLY)
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError as error:
-        return "unable to open" not in str(error) and "readonly" not in str(error)
-    except (sqlite3.DatabaseError, UnicodeDecodeError):
-        pass  # Not a database, or a damaged one whose bytes are in what SQLite says; whoever reads it next says so.
-    return True
+        return os.pread(fd, 2, 18) == b"\2\2"  # Source: sqlite.org/fileformat2.html, 1.3.1.
+    finally:
+        os.close(fd)
 
 
 def leave_write_ahead_mode(path: Path) -> None:

@@ -91,7 +91,10 @@ def relative_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     terms = [(y**-2, x, y) for x, y in points]
     w, wx, wy = sum(k for k, _, _ in terms), sum(k * x for k, x, _ in terms), sum(k * y for k, _, y in terms)
     wxx, wxy = sum(k * x * x for k, x, _ in terms), sum(k * x * y for k, x, y in terms)
-    slope = (w * wxy - wx * wy) / (w * wxx - wx * wx)
+    width = w * wxx - wx * wx
+    if not width > 0:  # One point is so slow that it weighs nothing beside the other.
+        return wy / w, 0.0
+    slope = (w * wxy - wx * wy) / width
     fixed = (wy - slope * wx) / w
     if slope < 0:
         return wy / w, 0.0

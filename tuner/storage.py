@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 
+class NoStudiesError(StudyError):
+    """A database server answers, and has no tables of Optuna yet."""
+
+
 class Storage:
     """An open storage: reads and writes through Optuna, with errors that say what to do.
 
@@ -219,7 +223,7 @@ def read_storage(url: str | None) -> Storage:
     if location.server is not None:
         with guard(location), _quiet():
             if not server.has_tables(location.server):
-                raise StudyError(f"There are no studies yet in {location.url}. `bstune search` makes the tables.")
+                raise NoStudiesError(f"There are no studies yet in {location.url}. `bstune search` makes the tables.")
             return Storage(location, server.open_server(location.server, create=False))
     if location.path is None or not os.path.lexists(location.path):
         raise StudyError(f"There is no storage {location.path}. `bstune search` makes one; --storage or ${VARIABLE} name another.")
