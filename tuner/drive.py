@@ -153,6 +153,7 @@ class Drive:
             start_samples=proposal.start_samples,
             resume_from=resume_from,
             noise_samples=proposal.noise_samples,
+            most_samples=math.ceil(2 * self._strategy.facts.full_run_samples),
             splits={device: split_on(probe, setting.global_batch_size) for device, probe in self._strategy.probes.items()},
         )
         record = self._study.begin(spec, self._axes, continues=proposal.continues)
