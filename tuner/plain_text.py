@@ -15,10 +15,11 @@ _SECRET_NAME = (
     r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|api_?key|access_?key|private_?key)|pass"
     r"|(?:access|auth|api|bearer|refresh|security|session)?_?token"
 )
-# In the query of a URL a value goes to the next &; elsewhere, as in what a driver says, to the next mark.
+# In the query of a URL a value goes to the next &; elsewhere, as in what a driver says, to the next mark. What is hidden already stays.
+_HIDDEN_ALREADY = r"(?!\*\*\*(?:[:;,.'\")&\s#]|$))"
 _SECRET_PARAMETER = re.compile(
-    rf"(?i)(?<=[?&])(?P<query>(?:{_SECRET_NAME})=)[^&\s#]+"
-    rf"|(?<![\w.-])(?P<name>(?:{_SECRET_NAME})\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)"
+    rf"(?i)(?<=[?&])(?P<query>(?:{_SECRET_NAME})=){_HIDDEN_ALREADY}[^&\s#]+"
+    rf"|(?<![\w.-])(?P<name>(?:{_SECRET_NAME})\s*=\s*){_HIDDEN_ALREADY}(?:'[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)"
 )
 # A database's password may hold a slash, as SQLAlchemy reads it; elsewhere the first slash begins the path. All lengths are bounded, so
 # that no text takes long.

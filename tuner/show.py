@@ -45,8 +45,8 @@ def show(name: str | None = None, *, storage: str | None = None) -> Shown:
     with read_storage(storage) as opened:
         study = newest_study(opened) if name is None else find_study(opened, name)
         if study is None:
-            names = ", ".join(opened.names()) or "none"
-            raise StudyError(f"{opened.location.path} holds no study {name!r}. Studies: {names}.")
+            names = one_line(", ".join(map(one_line, opened.names())) or "none")
+            raise StudyError(f"{opened.location.path or opened.location.url} holds no study {name!r}. Studies: {names}.")
         with intact(study.name):
             return _shown(study, opened)
 

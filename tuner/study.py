@@ -25,6 +25,7 @@ from .arguments import ProbeArguments
 from .axes import Axes
 from .codec import decode_plan, encode_space
 from .errors import BstuneError, StudyError
+from .plain_text import one_line
 from .plan import Plan
 from .results import DeviceInfo, ProbeResult, TrialRecord
 from .rows import StoredTrial, read_trials
@@ -377,7 +378,7 @@ def find_study(storage: Storage, name: str) -> Study | None:
     if not isinstance(schema, int):
         raise StudyError(f"The study {name!r} in {storage.location.url} was not made by bstune. Choose another name with --study.")
     if schema > SCHEMA:
-        made_by = study.attributes.get("bstune_version", "a newer version")
+        made_by = one_line(study.attributes.get("bstune_version", "a newer version"))
         raise StudyError(
             f"The study {name!r} was written by bstune {made_by}, which stores more than this version can read. Update bstune."
         )
@@ -453,7 +454,7 @@ def _differences(study: Study, wanted: Mapping[str, Any]) -> list[tuple[str, Any
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+    return one_line(json.dumps(value) if isinstance(value, dict) else value)
 
 
 def next_name(storage: Storage, name: str) -> str:
