@@ -177,13 +177,18 @@ def test_the_field_that_is_wrong_is_named(field: str, value: Any) -> None:
     assert len(str(caught.value)) < 300
 
 
+def arguments_of(name: str, value: Any) -> dict[str, Any]:
+    """One argument, of any type."""
+    return {name: value}
+
+
 def test_a_number_that_python_does_not_write_is_refused() -> None:
     """It has too many digits even for the message."""
     with pytest.raises(BstuneError, match=r"micro_batch_size: expected .* thousands of digits"):
         ProbeResult.from_dict({**PROBE, "micro_batch_size": 10**5000})
     for name in ("seed", "jobs", "budget", "target", "study", "probe", "space", "baseline"):
         with pytest.raises(BstuneError, match=name):
-            check_search(**{name: 10**5000})
+            check_search(**arguments_of(name, 10**5000))
     with pytest.raises(BstuneError, match="memory"):
         check_probe(memory=10**5000)
 

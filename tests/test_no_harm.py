@@ -254,9 +254,9 @@ class Place:
                 self._holds_all(was[0], now[0], scheme)
                 self.storages[was[3]] = scheme
         new = {self.base / path for path in after.keys() - before.keys()}
-        mine = {self.here / "bstune", self.here / "bstune" / "key"} if command[0] == "seal" else {storage}
+        mine = {storage, self.here / "bstune", self.here / "bstune" / "key"}
         assert new <= mine, f"{typed}: left {sorted(map(str, new - mine))}; {said}"
-        if new and command[0] != "seal":
+        if storage in new:
             self.storages[storage.stat().st_ino] = scheme
 
     def _holds_all(self, was: bytes, now: bytes, scheme: str) -> None:
