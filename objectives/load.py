@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from ..tuner.errors import ArgumentError, ObjectiveError
+from ..tuner.launch import after_standard_library
 
 DEFAULT_NAME = "objective"
 
@@ -68,8 +69,8 @@ class ObjectiveRef:
     def _import(self) -> ModuleType:
         if self.path is None:
             return importlib.import_module(str(self.module))
-        # The file's folder comes first, as it does for `python model.py`, so that its neighbours can be imported.
-        sys.path.insert(0, str(Path(self.path).parent))
+        # Its neighbours can be imported, as with `python model.py`, but none of them is taken for a module of Python's own.
+        sys.path[:] = after_standard_library(os.path.dirname(os.path.abspath(self.path)), sys.path)
         name = f"bstune_user_{Path(self.path).stem}"
         spec = importlib.util.spec_from_file_location(name, self.path)
         if spec is None or spec.loader is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import socket
 import sys
 import types
 from collections.abc import Callable
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bstune.tuner import device, host, meter, worker
+from bstune.tuner import device, host, meter, wire, worker
 from bstune.tuner.device import CudaFacts, CudaProcess, Memory, classify
 from bstune.tuner.errors import DeviceError
 from bstune.tuner.jobs import Failure, Job, TryCuda
+from bstune.tuner.messages import decode
 from bstune.tuner.results import DeviceInfo
 from bstune.tuner.testing import GIB, FakeCard, FakeClock, fake_nvml
 
@@ -435,22 +436,10 @@ def test_a_host_says_who_took_the_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "7 with 4.00 GiB" in text
 
 
-class Wire:
-    """A connection that keeps what is sent."""
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        self.sent: list[Any] = []
-
-    def send(self, message: Any) -> None:
-        """Keep it, if it could travel."""
-        pickle.dumps(message)
-        self.sent.append(message)
-
-
 def test_an_error_that_destroys_the_context_is_still_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be read off the card any more, and the user's bug is shown all the same."""
-    cuda, wire = a_card(monkeypatch), Wire()
+    cuda = a_card(monkeypatch)
+    ours, theirs = socket.socketpair()
 
     def do(job: Job, objective: Any, connection: Any, meters: list[meter.ProcessMeter]) -> None:
         meters.append(meter.ProcessMeter(job.device))
@@ -462,11 +451,11 @@ def test_an_error_that_destroys_the_context_is_still_told(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(worker, "_do", do)
     monkeypatch.setattr("os._exit", leave)
-    with pytest.raises(SystemExit):
-        worker.run_job(Job(TryCuda("cuda:0"), "cuda:0", 1, 8 * GIB), None, wire)  # type: ignore[arg-type]
+    with ours, theirs:
+        with pytest.raises(SystemExit):
+            worker.run_job(Job(TryCuda("cuda:0"), "cuda:0", 1, 8 * GIB), None, theirs)  # type: ignore[arg-type]
+        failure = decode(wire.receive(ours), Failure)
 
-    (failure,) = wire.sent
-    assert isinstance(failure, Failure)
     assert (failure.outcome, failure.reading) == ("error", None)
     assert "device-side assert" in failure.message
 

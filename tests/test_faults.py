@@ -173,24 +173,16 @@ class Card:
 
     def start(self, work: Any, **_: Any) -> Any:
         """Start nothing: the worker has already failed."""
-        reading, writing = os.pipe()
-        os.write(writing, b"!")
-        self.fds = [reading, writing]
-        return SimpleNamespace(connection=reading, started_s=time.monotonic(), tail=lambda: None, end=self.end)
+        return SimpleNamespace(take=lambda: self.failure, started_s=time.monotonic(), tail=lambda: None, end=lambda: None)
 
-    def answer(self, worker: Any) -> jobs.Failure:
-        """Return the failure."""
-        return self.failure
+    def news(self, workers: list[Any], timeout_s: float) -> list[Any]:
+        """Return the worker that has failed."""
+        return workers
 
     def check_device(self) -> None:
         """Try the card."""
         if not self._works:
             raise bstune.DeviceError("cuda:0 was lost while a trial ran on it.")
-
-    def end(self) -> None:
-        """End the worker."""
-        for fd in self.fds:
-            os.close(fd)
 
 
 SPEC = TrialSpec(0, "search", 16, 16, 1, 0.1, 0, 320, (320,))
@@ -347,16 +339,16 @@ def test_a_signal_before_all_are_held_keeps_what_it_has_set(monkeypatch: pytest.
 def test_a_signal_waits_for_the_end_of_a_message(folder: Path) -> None:
     """Half a message taken from the template would be the end of all that it says later, such as which process it has ended."""
     with Host(bstune.load(folder / "model.py"), device="cpu") as host, pytest.MonkeyPatch.context() as patch:
-        control = host._first.control
-        real = control._recv  # type: ignore[attr-defined]
+        control = host._first._control
+        real = control._part
 
-        def interrupted(*arguments: Any) -> Any:
+        def interrupted() -> bytes:
             patch.undo()
-            part = real(*arguments)
+            part = real()
             signal.raise_signal(signal.SIGINT)
             return part
 
-        patch.setattr(control, "_recv", interrupted)
+        patch.setattr(control, "_part", interrupted)
         with pytest.raises(KeyboardInterrupt):
             host.start(jobs.Describe())
         assert host.facts.n_samples == 320

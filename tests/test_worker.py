@@ -18,9 +18,10 @@ import pytest
 import torch
 from bstune.objectives.base import MeasureSpec, TrialSpec, Verdict
 from bstune.tuner import jobs
-from bstune.tuner.host import Died, Host
+from bstune.tuner.host import Host
 from bstune.tuner.pool import Event, Finished, Lost, Reported
 from bstune.tuner.pool_local import LocalPool
+from bstune.tuner.template import Died
 
 MODEL = """
 import os, signal, sys, time

@@ -5,18 +5,14 @@ Nothing here touches the caller's random numbers, threads or device, and no file
 
 from __future__ import annotations
 
+import math
 import os
-import signal
-import socket
-import subprocess
-import sys
+import secrets
 import tempfile
 import time
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import sendfds
+from collections.abc import Collection, Sequence
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from ..objectives.base import Facts
 from . import jobs
@@ -36,184 +32,12 @@ from .device import (
     usable_cores,
 )
 from .errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
+from .launch import path_of_caller
+from .leftovers import end_marked, marked
 from .results import DeviceInfo
-from .signals import held
-from .worker import CUDA_UNTOUCHED, ONE_THREAD, PATIENT_THREADS
+from .template import Died, Template, Worker, watch
 
-TAIL_BYTES = 4096
-TAIL_LINES = 15
-CLOSE_S = 3.0
 SETTLE_S = 2.0
-
-
-@dataclass(frozen=True)
-class Died:
-    """A worker process ended without an answer."""
-
-    exit_code: int
-    """Negative: the signal that ended it."""
-
-    @property
-    def text(self) -> str:
-        """Return how it ended, in words."""
-        if self.exit_code >= 0:
-            return f"its process exited with code {self.exit_code}"
-        name = signal.Signals(-self.exit_code).name if -self.exit_code in set(signal.Signals) else f"signal {-self.exit_code}"
-        return f"its process was ended by {name}"
-
-
-@dataclass
-class Worker:
-    """One process at work on one job, as the host sees it."""
-
-    pid: int
-    connection: Connection
-    log: IO[bytes]
-    template: _Template
-    started_s: float = field(default_factory=time.monotonic)
-
-    def tail(self) -> str | None:
-        """Return the last lines that the process printed, or None."""
-        return _tail(self.log)
-
-    def end(self) -> None:
-        """Kill the process and all that it started; return at once."""
-        self.connection.close()
-        self.log.close()
-        self.template.end_worker(self)
-
-
-def _tail(log: IO[bytes]) -> str | None:
-    size = os.fstat(log.fileno()).st_size
-    text = os.pread(log.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
-    return "\n".join(text.splitlines()[-TAIL_LINES:]).strip() or None
-
-
-class _Template:
-    """One program `python -m bstune.tuner.worker`, loaded and ready to fork, or to do one job."""
-
-    def __init__(self, payload: IO[bytes], *, may_fork: bool, environment: dict[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # Closed in `close`; it has no name, so nothing is left even by SIGKILL.
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bstune.tuner.worker", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                pass_fds=(theirs.fileno(),),
-                env={**PATIENT_THREADS, **os.environ, **environment, **ONE_THREAD, **CUDA_UNTOUCHED},
-                start_new_session=True,  # Ctrl-C in the terminal reaches the caller only.
-            )
-        self.control = Connection(ours.detach())
-        self._workers: dict[int, Worker] = {}
-        self._exits: dict[int, int] = {}
-        payload.flush()
-        size = os.fstat(payload.fileno()).st_size
-        hello = jobs.Hello(tuple(sys.path), {**os.environ, **environment}, size, may_fork)
-        try:
-            self.control.send(hello)
-            self._send_fds(payload.fileno())
-        except OSError:
-            return  # It died at once; `ready` says why.
-
-    def _send_fds(self, *fds: int) -> None:
-        with socket.socket(fileno=os.dup(self.control.fileno())) as door:
-            sendfds(door, list(fds))
-
-    def ready(self) -> jobs.Ready:
-        """Wait until the objective is loaded.
-
-        Raises:
-            ObjectiveError: The user's file or data failed to load.
-        """
-        try:
-            answer = self.control.recv()
-        except (EOFError, ConnectionError):
-            code = self._process.wait()
-            raise ObjectiveError(
-                f"The objective could not be loaded: {Died(code).text} while it ran the file. Expected it to define an objective.",
-                output=_tail(self._log),
-            ) from None
-        if isinstance(answer, jobs.Failure):
-            raise error_of(answer, "loading the objective", output=_tail(self._log))
-        assert isinstance(answer, jobs.Ready)
-        return answer
-
-    @held()
-    def start(self, job: jobs.Job, *, fork: bool) -> Worker:
-        """Start a process for the job."""
-        ours, theirs = socket.socketpair()
-        log = tempfile.TemporaryFile()  # noqa: SIM115  # Closed with the worker.
-        with theirs:
-            try:
-                self.control.send(("fork" if fork else "run", job))
-                self._send_fds(theirs.fileno(), log.fileno())
-                pid = self._await_started() if fork else self._process.pid
-            except (EOFError, ConnectionError):
-                ours.close()
-                log.close()
-                raise BstuneError(f"The template process died: {Died(self._process.wait()).text}.") from None
-        self._workers[pid] = Worker(pid, Connection(ours.detach()), log, self)
-        return self._workers[pid]
-
-    def _await_started(self) -> int:
-        while (pid := self._hear()) is None:
-            pass
-        return pid
-
-    def _hear(self) -> int | None:
-        """Take the next message: that a process has started, which is returned, or that one has ended, which is noted."""
-        wait([self.control])
-        with held():  # Half a message taken is the end of all understanding.
-            verb, value = self.control.recv()
-        if verb == "started":
-            return int(value)
-        pid, code = value
-        self._exits[pid] = code
-        return None
-
-    def exit_code(self, pid: int) -> int:
-        """Wait for a process whose connection is closed, and return how it ended."""
-        if pid == self._process.pid:
-            return self._process.wait()
-        while pid not in self._exits:
-            try:
-                self.control.send(("kill", pid))  # It may have closed its connection and gone on.
-                self._hear()
-            except (EOFError, ConnectionError):
-                return self._process.wait()  # The template was ended, and its children with it.
-        return self._exits[pid]
-
-    def end_worker(self, worker: Worker) -> None:
-        """Kill a worker and all that it started."""
-        if worker.pid == self._process.pid:
-            if worker.pid in self._workers:
-                self.close()
-            return
-        self._workers.pop(worker.pid, None)
-        try:
-            self.control.send(("kill", worker.pid))
-            while self.control.poll():
-                self._hear()
-        except (OSError, EOFError):
-            return
-
-    def close(self) -> None:
-        """End the program and everything that it forked."""
-        busy = self._process.pid in self._workers  # It does a job itself and does not listen.
-        for worker in tuple(self._workers.values()):
-            self._workers.pop(worker.pid)
-            worker.end()
-        self.control.close()  # It takes this as the word to kill its children and leave.
-        if busy and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        try:
-            self._process.wait(CLOSE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._log.close()
 
 
 class Host:
@@ -233,6 +57,8 @@ class Host:
         jobs: int = 1,
         memory_bytes: int | None = None,
         environment: dict[str, str] | None = None,
+        folder: str | None = None,
+        sys_path: Sequence[str] | None = None,
     ) -> None:
         """Start the template and choose the device.
 
@@ -242,16 +68,21 @@ class Host:
             jobs: Trials that will run side by side; they share cores and, on CPU, memory.
             memory_bytes: Most memory that the user allows, or None.
             environment: Variables for the worker processes, beside the caller's own.
+            folder: Working directory of the worker processes; default: the caller's.
+            sys_path: Where they find the user's modules; default: as the caller does, see `launch.path_of_caller`.
 
         Raises:
             ObjectiveError: The objective cannot be pickled or loaded.
             DeviceError: The device is unknown or does not work.
         """
         self._closed = False
-        self._templates: list[_Template] = []
+        self._templates: list[Template] = []
         self.jobs = jobs
         self.memory_bytes = memory_bytes
         self.environment = dict(environment or {})
+        self._folder = folder
+        self._sys_path = tuple(sys_path) if sys_path is not None else path_of_caller()
+        self._word = secrets.token_hex(16)
         self.threads = max(1, usable_cores() // jobs)
         self.warnings: list[str] = []
         self._facts: Facts | None = None
@@ -289,10 +120,21 @@ class Host:
                 "makes it."
             ) from error
 
-    def _new_template(self, *, may_fork: bool) -> _Template:
-        template = _Template(self._payload, may_fork=may_fork, environment=self.environment)
+    def _new_template(self, *, may_fork: bool) -> Template:
+        self._payload.flush()
+        size = os.fstat(self._payload.fileno()).st_size
+        environment = marked({**os.environ, **self.environment}, self._word)
+        template = Template(self._payload, jobs.Hello(self._sys_path, environment, size, may_fork), folder=self._folder)
         self._templates.append(template)
-        self._ready = template.ready()
+        answer = template.ready()
+        if isinstance(answer, jobs.Failure):
+            raise error_of(answer, "loading the objective", output=template.tail())
+        if isinstance(answer, Died):
+            raise ObjectiveError(
+                f"The objective could not be loaded: {answer.text} while it ran the file. Expected it to define an objective.",
+                output=template.tail(),
+            )
+        self._ready = answer
         return template
 
     @property
@@ -391,11 +233,8 @@ class Host:
         job = jobs.Job(work, device or self.device, self.threads, fence_bytes)
         if self.fork:
             return self._first.start(job, fork=True)
-        if self._first in self._templates and not getattr(self._first, "used", False):
-            template = self._first
-        else:
-            template = self._new_template(may_fork=False)
-        template.used = True  # type: ignore[attr-defined]
+        template = self._new_template(may_fork=False) if self._first.used else self._first
+        template.used = True
         return template.start(job, fork=False)
 
     def run(self, work: jobs.Work, *, device: str | None = None, fence_bytes: int | None = None) -> Any:
@@ -419,12 +258,16 @@ class Host:
 
     def answer(self, worker: Worker, timeout_s: float | None = None) -> Any:
         """Return the next message of a worker, `Died` if it ended without one, or None when the time is over."""
-        if not wait([worker.connection], timeout_s):
-            return None
-        try:
-            return worker.connection.recv()
-        except (EOFError, ConnectionError):
-            return Died(worker.template.exit_code(worker.pid))
+        return worker.take() if self.news([worker], math.inf if timeout_s is None else timeout_s) else None
+
+    def news(self, workers: Collection[Worker], timeout_s: float) -> list[Worker]:
+        """Return the workers that have something to say, waiting at most this long for the first; `take` it of each."""
+        deadline_s = time.monotonic() + timeout_s
+        left_s = timeout_s
+        while not (found := [worker for worker in workers if worker.has_news]) and left_s >= 0:
+            watch(workers, left_s)
+            left_s = deadline_s - time.monotonic()
+        return found
 
     def close(self) -> None:
         """End every process; nothing is left."""
@@ -433,6 +276,8 @@ class Host:
         self._closed = True
         for template in self._templates:
             template.close()
+        if self._templates:
+            end_marked(self._word)
         self._payload.close()
 
 

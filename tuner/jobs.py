@@ -1,7 +1,6 @@
 """What travels between the host and its workers: jobs on the way out, answers on the way back.
 
-Everything here is plain data and is pickled over a private socket pair between processes of one user; nothing of it is
-ever written to disk.
+Everything here is plain data. `messages.py` turns it into text and back; nothing of it is ever written to disk.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..objectives.base import MeasureNotes, MeasureSpec, TrialSpec
+from ..objectives.base import MeasureNotes, MeasureSpec, TrialSpec, Verdict
 from .meter import Reading
 from .results import Outcome
 
@@ -28,6 +27,9 @@ class Pickled:
     data: bytes
 
 
+# --- between the host and a template ----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Hello:
     """The first message to a template process: how to be like the caller, and what to load."""
@@ -44,11 +46,44 @@ class Hello:
 class Ready:
     """The template has loaded the objective."""
 
-    pid: int
     fork_safe: bool
     fork_unsafe_because: str | None
     torch_version: str
     torch_cuda: str | None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Do a job: in a forked process, or in the template itself, which ends with it. Two descriptors follow: socket and log."""
+
+    job: Job
+    fork: bool
+
+
+@dataclass(frozen=True)
+class Kill:
+    """End a process that was forked."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process was forked."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Exited:
+    """A process that was forked has ended, and all that it started with it."""
+
+    pid: int
+    code: int
+    """Negative: the signal that ended it."""
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -91,6 +126,16 @@ class Job:
     threads: int
     fence_bytes: int | None
     """On CPU: how much private memory the process may take beyond what it starts with. On CUDA: of the card."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdict on a report."""
+
+    verdict: Verdict
+
+
+# --- answers ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import wait
 
 from ..objectives.base import TrialReport, TrialSpec, Verdict
 from . import jobs
-from .host import Died, Host, Worker
+from .host import Host
 from .pool import Event, Finished, LossCause, Lost, Reported
+from .template import Died, Worker
 
 _DEVICE_LOST = (
     "gpu is lost",
@@ -54,14 +54,14 @@ class LocalPool:
 
     def events(self, timeout_s: float) -> Iterator[Event]:
         """Yield what has happened, waiting at most this long for the first."""
-        connections = {worker.connection: number for number, worker in self._running.items()}
-        for ready in wait(list(connections), timeout_s):
-            number = next(number for connection, number in connections.items() if connection is ready)
+        numbers = {id(worker): number for number, worker in self._running.items()}
+        for worker in self._host.news(list(self._running.values()), timeout_s):
+            number = numbers[id(worker)]
             if number in self._running:  # An event before this one may have led to its end.
-                yield self._event(number, self._running[number])
+                yield self._event(number, worker)
 
     def _event(self, number: int, worker: Worker) -> Event:
-        answer = self._host.answer(worker)
+        answer = worker.take()
         if isinstance(answer, TrialReport):
             self._last_samples[number] = answer.samples
             return Reported(answer)
@@ -94,10 +94,7 @@ class LocalPool:
 
     def reply(self, number: int, verdict: Verdict) -> None:
         """Let a reporting run go on, or stop it."""
-        try:
-            self._running[number].connection.send(verdict)
-        except (OSError, ValueError):
-            return  # It has died since; its end is the next event.
+        self._running[number].reply(verdict)
 
     def cancel(self, number: int) -> None:
         """End a run at once; no more events come of it."""

@@ -19,10 +19,11 @@ from .errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError
 from .foresight import Foresight
 from .growth import Answer, Bounds, Growth
 from .growth import Measured as Size
-from .host import Died, Host, error_of
+from .host import Host, error_of
 from .meter import Reading
 from .results import Attempt, Loader, MemoryByCategory, MemoryLine, Outcome, ProbeResult, ThroughputRow
 from .steptime import PLATEAU_GAIN, fit_step_time, knee, loader_of, sizes_to_time, throughput_row
+from .template import Died
 
 STEPS = 2
 SMALL_EVAL = 8

@@ -33,6 +33,7 @@ from ..objectives.load import ObjectiveRef
 from .device import check_device_name, usable_cores
 from .errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
 from .jobs import Pickled
+from .launch import command, path_of_caller, safe_environment
 from .results import DeviceInfo, ProbeResult
 
 OWN_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_memory_monitor_refresh_ms": "0"}
@@ -121,7 +122,10 @@ class Cluster:
             self.folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=_short_folder()))
             self._exit.enter_context(_guarded(self.folder))
             self._exit.callback(random.setstate, random.getstate())  # Ray draws from the global generator all along.
-            self._exit.enter_context(_environment({**QUIET, **({} if address else OWN_RAY | {"RAY_AUTH_TOKEN": token()})}))
+            own = {} if address else OWN_RAY | {"RAY_AUTH_TOKEN": token()}
+            # An empty entry in it is the current folder to Python, and Ray's programs are no place for what lies there.
+            path = {"PYTHONPATH": safe_environment(os.environ).get("PYTHONPATH", "")} if "PYTHONPATH" in os.environ else {}
+            self._exit.enter_context(_environment({**QUIET, **own, **path}))
             require_ray()
             self._exit.enter_context(_silenced())
             if address is None:
@@ -130,7 +134,7 @@ class Cluster:
             self._exit.enter_context(_connected(address, jobs, self.folder, source))
             self.slots = lay_out([node["Resources"] for node in _nodes()], device, jobs)
             self.jobs = self.slots.n
-            like_driver = None if address else (os.getcwd(), tuple(sys.path))
+            like_driver = None if address else (os.getcwd(), path_of_caller())
             kind = "cuda" if self.slots.gpus else "cpu"
             self.task = _task(objective, kind, self.slots, like_driver, source)
             self.kinds = self._kinds()
@@ -323,14 +327,14 @@ def _connected(address: str | None, jobs: int, folder: Path, source: Path | None
     if address not in (None, "auto"):
         _check_reachable(str(address))
     environment = {"env_vars": {name: QUIET[name] for name in ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_USAGE_STATS_ENABLED")}}
-    options: dict[str, Any] = {"address": address, "runtime_env": environment | ({"working_dir": str(source)} if source else {})}
+    options: dict[str, Any] = {"address": address, "runtime_env": environment | ({"working_dir": str(source.parent)} if source else {})}
     if address is None:
         n_cpus = max(usable_cores(), jobs)
         options = {"num_cpus": n_cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(folder)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False, **options)
+            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False, job_config=_job_config(), **options)
     except Exception as error:
         where = "Ray could not be started here" if address is None else f"The Ray cluster at {address!r} could not be joined"
         raise DeviceError(f"{where}: {_last_line(error)}. Check `ray status`; --ray-address takes auto or HOST:PORT.") from error
@@ -343,6 +347,20 @@ def _connected(address: str | None, jobs: int, folder: Path, source: Path | None
         ray.shutdown()
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, handler)
+
+
+def _job_config() -> Any:
+    """Return a configuration with which Ray puts neither the current folder nor the script's in front of the path of its workers.
+
+    They run bstune only: the processes that run the user's code are told where it is.
+    """
+    from ray.job_config import JobConfig
+
+    class BareJobConfig(JobConfig):  # type: ignore[misc]  # Ray is not followed by the type checker.
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return BareJobConfig()
 
 
 def _check_reachable(address: str) -> None:
@@ -420,10 +438,11 @@ def _short_folder() -> str:
 def _guarded(folder: Path) -> Iterator[None]:
     """Remove the folder and whoever uses it at the end, also if this process is killed."""
     guard = subprocess.Popen(
-        [sys.executable, "-m", "bstune.tuner.ray_guard", str(folder)],
+        command("bstune.tuner.ray_guard", str(folder)),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=safe_environment(os.environ),
         start_new_session=True,
     )
     assert guard.stdin is not None
@@ -455,10 +474,10 @@ def _portable(objective: Any, folder: Path, *, travels: bool) -> tuple[Any, Path
     home = _home(objective)
     if home is None:
         return objective, None
-    packed = folder / "source"
+    packed = folder / "packed" / "source"  # Ray has the folder above it on the path of its own processes.
     pack(home, packed)
     if isinstance(objective, ObjectiveRef) and objective.path is not None:
-        objective = dataclasses.replace(objective, path=Path(objective.path).name)  # Relative to Ray's working_dir.
+        objective = dataclasses.replace(objective, path=Path(objective.path).name)  # Relative to where it will run.
     return objective, packed
 
 
@@ -535,7 +554,8 @@ def _task(objective: Any, kind: str, slots: Slots, like_driver: tuple[str, tuple
             with contextlib.suppress(ValueError):
                 cloudpickle.unregister_pickle_by_value(module)
     # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
-    return Task(Pickled(data), kind, slots.cpus, None if like_driver is not None and not slots.gpus else slots.cpus, like_driver)
+    threads = None if like_driver is not None and not slots.gpus else slots.cpus
+    return Task(Pickled(data), kind, slots.cpus, threads, like_driver, None if source is None else source.name)
 
 
 def _last_line(error: BaseException) -> str:

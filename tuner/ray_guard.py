@@ -1,17 +1,18 @@
-"""Waits for the end of a search that started Ray, and clears away what it could not itself: `python -m bstune.tuner.ray_guard FOLDER`.
+"""Waits for the end of a search that started Ray, and clears away what it could not itself. A program of its own.
 
 When the driver is killed, most of Ray ends with it within a second, but two of its agents stay for minutes, and so do its files. This
-process, which loads nothing but the standard library, notices the end by its standard input.
+process, which loads next to nothing, notices the end by its standard input.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
+
+from .leftovers import end_if, running
 
 PATIENCE_S = 15.0
 PARTING_S = 3.0
@@ -39,28 +40,18 @@ def clear(folder: Path, patience_s: float = PATIENCE_S) -> None:
         if users:
             quiet_since_s = time.monotonic()
         for pid in users:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
+            end_if(pid, lambda pid: _uses(pid, folder))
         time.sleep(0.2)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def users_of(folder: Path) -> list[int]:
     """Return the processes of this user that have a file of the folder open."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        if process.name == str(os.getpid()):
-            continue
-        try:
-            links = [os.readlink(link) for link in (process / "fd").iterdir()]
-        except OSError:  # It has ended since, or is another user's.
-            continue
-        if any(link.startswith(f"{folder}/") for link in links):
-            found.append(int(process.name))
-    return found
+    return [pid for pid in running() if pid != os.getpid() and _uses(pid, folder)]
 
 
-if __name__ == "__main__":
-    main()
+def _uses(pid: int, folder: Path) -> bool:
+    try:
+        return any(os.readlink(link).startswith(f"{folder}/") for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # It has ended since, or is another user's.
+        return False

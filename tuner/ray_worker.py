@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .device import cpu_info, nvml_devices
 from .errors import BstuneError, DeviceError
 from .host import Host
 from .jobs import Pickled
+from .launch import after_standard_library
 from .pool import Event, Finished, LossCause, Lost, Placed, Reported
 from .pool_local import LocalPool
 from .results import DeviceInfo, ProbeResult
@@ -46,21 +47,25 @@ class Task:
     threads: int | None
     """Per trial; None: the node's cores shared by its trials."""
     like_driver: tuple[str, tuple[str, ...]] | None
-    """Working directory and `sys.path` of the driver, where it is the same machine; None: Ray's `working_dir` is both."""
-
-    def settle(self) -> None:
-        """Make this process find the user's code."""
-        if self.like_driver is not None:
-            folder, path = self.like_driver
-            sys.path[:] = path
-            os.chdir(folder)
+    """Working directory of the driver and where it finds the user's modules, where it is the same machine."""
+    source: str | None = None
+    """Elsewhere: the folder in Ray's `working_dir` that holds the user's code."""
 
     def host(self) -> Host:
-        """Start the template process on this node."""
-        host = Host(self.objective, device=self.device, jobs=self.sharing(this_node()))
+        """Start the template process on this node, where it finds the user's code. This process does not: it runs none of it."""
+        folder, path = self.like_driver or self._unpacked()
+        host = Host(self.objective, device=self.device, jobs=self.sharing(this_node()), folder=folder, sys_path=path)
         if self.threads is not None:
             host.threads = self.threads
         return host
+
+    def _unpacked(self) -> tuple[str | None, Sequence[str]]:
+        here = os.getcwd()
+        path = [folder for folder in sys.path if folder and os.path.abspath(folder) != here]
+        if self.source is None:
+            return None, path
+        source = os.path.join(here, self.source)
+        return source, after_standard_library(source, path)
 
     def sharing(self, node: Mapping[str, Any]) -> int:
         """Return how many trials share a node's memory; a card holds one."""
@@ -141,7 +146,6 @@ class Surveyor:
     def look(self) -> tuple[Facts, DeviceInfo, tuple[str, ...]] | Carried:
         """Return what the objective is, the device, and what the user should know of how it was chosen."""
         try:
-            self._task.settle()
             self._host = self._task.host()
             return self._host.facts, self._host.device_info, tuple(self._host.warnings)
         except BstuneError as error:
@@ -225,7 +229,6 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
 
     def _ready_pool(self) -> LocalPool:
         if self._pool is None:
-            self._task.settle()
             self._host = self._task.host()
             self._kind = self._task.kind()
             fence_bytes = self._fences.get(self._kind, min(self._fences.values(), default=None))

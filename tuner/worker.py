@@ -1,4 +1,4 @@
-"""The process in which user code runs: `python -m bstune.tuner.worker FD`.
+"""The process in which user code runs, a program of its own: `launch.command("bstune.tuner.worker", FD)`.
 
 It begins as a template: it imports torch, loads the objective and its data with one thread and no device, and then forks a
 fresh process for every job, in milliseconds. Where forking would be unsafe, because user code at import has started threads
@@ -10,7 +10,6 @@ Whatever user code does stays here: it may print, leak, crash or be killed. Noth
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import mmap
 import os
@@ -21,16 +20,19 @@ import threading
 import time
 import traceback
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import recvfds
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..objectives.base import MeasureSpec, Objective, Trial, TrialReport, TrialSpec, Verdict
-from . import jobs
+from . import jobs, wire
+from .answers import MOST_MESSAGE, MOST_NAME, MOST_TRACEBACK, cut
 from .device import classify, limit_cuda_memory, near_capacity, open_context, try_cuda
-from .errors import BstuneError, TrialPruned
+from .errors import BstuneError, ObjectiveError, TrialPruned
+from .leftovers import Process, adopt_orphans, can_adopt, children, descendants, die_with_parent, end_children, stay_above
+from .messages import decode, encode
 from .meter import ProcessMeter, data_segment_bytes, peak_rss_bytes, reset_peak_rss
+from .plain_text import printable
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1"}
 """While the template loads: a pool of threads started before a fork does not exist after it."""
@@ -43,7 +45,6 @@ is forked afterwards can use the card."""
 FORK_SAFE_THREADS = {"jemalloc_bg_thd"}
 """Pyarrow's allocator starts this thread when it is imported, as scikit-learn and pandas do where it is installed. jemalloc prepares
 for a fork and starts the thread anew in the child (`background_thread_postfork_child` in its sources)."""
-PR_SET_PDEATHSIG = 1
 PACKAGE_FOLDERS = tuple(
     str(home / room) for home in (Path(__file__).parents[1], Path(__file__).resolve().parents[1]) for room in ("tuner", "objectives")
 )
@@ -51,20 +52,26 @@ PACKAGE_FOLDERS = tuple(
 
 def main() -> None:
     """Serve the host behind the descriptor given as the only argument, until it goes away."""
-    control = Connection(int(sys.argv[1]))
-    die_with_parent(signal.SIGTERM)
-    hello: jobs.Hello = control.recv()
-    with socket.socket(fileno=os.dup(control.fileno())) as door:
-        (payload_fd,) = recvfds(door, 1)
+    control_fd = int(sys.argv.pop())
+    os.set_inheritable(control_fd, False)
+    stay_above(control_fd)
+    adopt_orphans()
+    control = socket.socket(fileno=control_fd)
+    hello = decode(wire.receive(control), jobs.Hello)
+    (payload_fd,) = wire.receive_fds(control, 1)
     sys.path[:] = hello.sys_path
     os.environ[jobs.LOADING] = str(os.getpid())
     try:
         objective = _load(payload_fd, hello.payload_bytes)
-        control.send(_ready(hello.may_fork))
+        _send(control, _ready(hello.may_fork))
     except BaseException as error:
-        control.send(failure_of(error))
+        _send(control, failure_of(error))
         return
     _Template(control, objective, hello.environment).serve()
+
+
+def _send(host: socket.socket, message: Any) -> None:
+    wire.send(host, encode(message))
 
 
 def _load(payload_fd: int, n_bytes: int) -> Objective:
@@ -112,8 +119,7 @@ def _ready(may_fork: bool) -> jobs.Ready:
         reason = "the objective's file touched CUDA when it was loaded"
     elif n_threads > 1:
         reason = f"the objective's file left {n_threads} threads running when it was loaded"
-    # `str`: unpickled as what it is, the version would make the host import torch, which takes more than a second.
-    return jobs.Ready(os.getpid(), reason is None, reason, str(torch.__version__), torch.version.cuda)
+    return jobs.Ready(reason is None, reason, str(torch.__version__), torch.version.cuda)
 
 
 def _threads_that_fork_loses() -> int:
@@ -128,11 +134,13 @@ def _threads_that_fork_loses() -> int:
 class _Template:
     """Takes jobs from the host, forks a process for each, and tells how each of them ended."""
 
-    def __init__(self, control: Connection, objective: Objective, environment: dict[str, str]) -> None:
+    def __init__(self, control: socket.socket, objective: Objective, environment: dict[str, str]) -> None:
         self._control = control
         self._objective = objective
         self._environment = environment
-        self._children: set[int] = set()
+        self._trials: set[int] = set()
+        self._own: frozenset[Process] | None = None
+        """What the user's file started when it was loaded. It serves all trials, so it stays until the end."""
         self._wake_read, self._wake_write = os.pipe()
 
     def serve(self) -> None:
@@ -149,53 +157,59 @@ class _Template:
                 if self._wake_read in ready:
                     os.read(self._wake_read, 512)
                     self._reap()
-                message = self._control.recv() if self._control in ready else None
-            except (EOFError, ConnectionError):  # The host has gone.
+                if self._control in ready:
+                    self._take(decode(wire.receive(self._control), jobs.Start, jobs.Kill))
+            except (EOFError, OSError):  # The host has gone.
                 self._leave()
-            if message is not None:
-                self._take(message)
 
-    def _take(self, message: tuple[str, Any]) -> None:
-        verb, value = message
-        if verb == "kill":
-            if value in self._children:
-                _kill_group(value)
+    def _take(self, message: jobs.Start | jobs.Kill) -> None:
+        if isinstance(message, jobs.Kill):
+            if message.pid in self._trials:
+                os.kill(message.pid, signal.SIGKILL)
             return
-        with socket.socket(fileno=os.dup(self._control.fileno())) as door:
-            connection_fd, log_fd = recvfds(door, 2)
-        if verb == "run":  # Forking is unsafe here: do this one job, in this process, and end.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            die_with_parent(signal.SIGKILL)
-            _become_worker(log_fd, self._environment)
-            run_job(value, self._objective, Connection(connection_fd))
-        pid = os.fork()
-        if pid == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            for fd in (self._control.fileno(), self._wake_read, self._wake_write):
-                os.close(fd)
-            die_with_parent(signal.SIGKILL)
-            _become_worker(log_fd, self._environment)
-            run_job(value, self._objective, Connection(connection_fd))
-        os.close(connection_fd)
-        os.close(log_fd)
-        self._children.add(pid)
-        self._control.send(("started", pid))
+        connection_fd, log_fd = wire.receive_fds(self._control, 2)
+        above = os.getppid()
+        if message.fork:
+            self._own = frozenset(descendants()) if self._own is None else self._own
+            above = os.getpid()
+            if (pid := os.fork()) != 0:
+                os.close(connection_fd)
+                os.close(log_fd)
+                self._trials.add(pid)
+                _send(self._control, jobs.Started(pid))
+                return
+            adopt_orphans()
+            self._control.close()
+            os.close(self._wake_read)
+        # Where forking is unsafe, this one job is done in this process, which ends with it.
+        signal.set_wakeup_fd(-1)
+        os.close(self._wake_write)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        die_with_parent(above, signal.SIGKILL)
+        _become_worker(log_fd, self._environment)
+        run_job(message.job, self._objective, socket.socket(fileno=connection_fd))
 
     def _reap(self) -> None:
-        for pid in tuple(self._children):
+        for pid in tuple(self._trials):
             # Look without reaping first: until it is reaped, its group cannot be taken for another's.
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
-            _kill_group(pid)
+            # What a trial leaves behind has become this process's, while that of a trial that runs is the trial's own.
+            assert self._own is not None
+            end_children({child for child in children() if child[0] in self._trials} | self._own, keepers=False)
+            if not can_adopt():
+                _kill_group(pid)
             _, status = os.waitpid(pid, 0)
-            self._children.discard(pid)
-            self._control.send(("exited", (pid, os.waitstatus_to_exitcode(status))))
+            self._trials.discard(pid)
+            _send(self._control, jobs.Exited(pid, os.waitstatus_to_exitcode(status)))
 
     def _leave(self) -> NoReturn:
-        for pid in self._children:
-            _kill_group(pid)
+        if can_adopt():
+            end_children()
+        else:
+            for pid in self._trials:
+                _kill_group(pid)
         os._exit(0)
 
 
@@ -205,16 +219,6 @@ def _kill_group(pid: int) -> None:
             kill(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             continue
-
-
-def die_with_parent(signal_number: int) -> None:
-    """Ask the kernel to send this process a signal when the one that started it ends."""
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _become_worker(log_fd: int, environment: dict[str, str]) -> None:
@@ -232,7 +236,7 @@ def _become_worker(log_fd: int, environment: dict[str, str]) -> None:
         return
 
 
-def run_job(job: jobs.Job, objective: Objective, host: Connection) -> NoReturn:
+def run_job(job: jobs.Job, objective: Objective, host: socket.socket) -> NoReturn:
     """Do one job, send its answer and end the process without running anybody's exit handlers."""
     import torch
 
@@ -248,11 +252,21 @@ def run_job(job: jobs.Job, objective: Objective, host: Connection) -> NoReturn:
         with contextlib.suppress(RuntimeError):  # Where the error destroyed the CUDA context, nothing can be read any more.
             answer = replace(answer, reading=meter[0].read())
     try:
-        host.send(answer)
+        _answer(host, answer)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(0)
+
+
+def _answer(host: socket.socket, answer: jobs.Answer) -> None:
+    try:
+        body = encode(answer)
+        if isinstance(answer, jobs.Measured) and len(body) > wire.MOST_BYTES:
+            body = encode(replace(answer, trace=None))  # The probe can do without one.
+    except TypeError as error:  # An objective may say anything of itself.
+        body = encode(failure_of(ObjectiveError(f"What the objective says of itself {error}.")))
+    wire.send(host, body)
 
 
 def _fence(job: jobs.Job) -> None:
@@ -272,7 +286,7 @@ def _fence(job: jobs.Job) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
-def _do(job: jobs.Job, objective: Objective, host: Connection, meter: list[ProcessMeter]) -> jobs.Answer:
+def _do(job: jobs.Job, objective: Objective, host: socket.socket, meter: list[ProcessMeter]) -> jobs.Answer:
     work = job.work
     if isinstance(work, jobs.Describe):
         return objective.describe()
@@ -302,7 +316,7 @@ def _measure_traced(spec: MeasureSpec, device: str, objective: Objective, meter:
     return jobs.Measured(reading, notes, recorder.trace(eval_batch=notes.eval_batch_size))
 
 
-def _train(spec: TrialSpec, device: str, objective: Objective, host: Connection) -> jobs.Answer:
+def _train(spec: TrialSpec, device: str, objective: Objective, host: socket.socket) -> jobs.Answer:
     from ..objectives.run import seed_everything
 
     reset_peak_rss()
@@ -315,12 +329,12 @@ def _train(spec: TrialSpec, device: str, objective: Objective, host: Connection)
         return jobs.Trained(samples, time.perf_counter() - start_s, _peak_bytes(device), checkpoint)
 
     def send(report: TrialReport) -> Verdict:
-        host.send(report)
-        verdict: Verdict = host.recv()
+        _send(host, report)
+        verdict: Verdict = decode(wire.receive(host), jobs.Judged).verdict
         return verdict
 
     def overrun() -> None:
-        host.send(ended())
+        _send(host, ended())
         os._exit(0)
 
     trial = Trial(spec, device=device, send=send, clock=time.perf_counter, overrun=overrun)
@@ -369,13 +383,17 @@ def _peak_bytes(device: str) -> int | None:
 
 def failure_of(error: BaseException, *, near_cap: bool = True) -> jobs.Failure:
     """Turn an exception into plain text, with the user's part of its traceback; `near_cap` as in `device.classify`."""
-    ours = isinstance(error, BstuneError)
+    name = type(error).__qualname__
+    try:
+        said, outcome = str(error) or name, classify(error, near_cap)
+    except Exception:  # Its class is the user's, and so is the code that says what it says.
+        said, outcome = f"{name}, which does not say more: its __str__ fails", "error"
     return jobs.Failure(
-        outcome=classify(error, near_cap),
-        error_type=type(error).__qualname__,
-        message=str(error) or type(error).__qualname__,
-        traceback=user_traceback(error),
-        ours=ours,
+        outcome=outcome,
+        error_type=printable(cut(name, MOST_NAME)),
+        message=printable(cut(said, MOST_MESSAGE)),
+        traceback=printable(cut(user_traceback(error), MOST_TRACEBACK)),
+        ours=isinstance(error, BstuneError),
     )
 
 
@@ -390,7 +408,3 @@ def user_traceback(error: BaseException) -> str:
 
 def _is_machinery(filename: str) -> bool:
     return filename.startswith((*PACKAGE_FOLDERS, "<frozen importlib")) or filename.endswith("/cloudpickle.py")
-
-
-if __name__ == "__main__":
-    main()
