@@ -97,7 +97,6 @@ class _Trial:
             raise MalformedError(
                 f"told bstune of {samples} samples after {self._samples}, in a trial that ends at {spec.end_samples}: that cannot be"
             )
-        self._samples = samples
         if isinstance(answer, jobs.Trained):
             _check_figures(answer, "Trained")
             _refuse_unless(answer.checkpoint in (None, spec.checkpoint_to), "a checkpoint that it was not asked for")
@@ -115,8 +114,7 @@ class _Trial:
         left = itertools.islice(self._wanted, self._n_reported, None)
         due = tuple(itertools.takewhile(lambda point: samples >= min(point, spec.end_samples), left))
         _refuse_unless(answer.points == due and bool(due or not math.isfinite(answer.val_loss)), "a report that it was not asked for")
-        self._n_reported += len(due)
-        self.waits = True
+        self._samples, self._n_reported, self.waits = samples, self._n_reported + len(due), True
 
     def failed(self, failure: jobs.Failure) -> jobs.Failure:
         """Return a failure whose samples can be."""
