@@ -91,9 +91,8 @@ def test_a_storage_is_looked_at_and_left_alone(tmp_path: Path, url: str) -> None
 
 def test_what_a_killed_search_left_is_left_for_the_next_one(tmp_path: Path) -> None:
     """Its log and its lock; and where only the mode of the database is left, no file is made beside it."""
-    code = (
-        "import os\nfrom bstune.tuner.storage import open_storage as o\nfrom bstune.tuner.study import make_study as m\nm(o(None), 'a')\n"
-    )
+    code = "import os\nfrom bstune.tuner.storage import open_storage\nfrom bstune.tuner.study import make_study\n"
+    code += "make_study(open_storage(None), 'a')\n"
     killed = subprocess.run([sys.executable, "-c", f"{code}os.kill(os.getpid(), 9)"], check=False)
     assert killed.returncode == -signal.SIGKILL
     before = contents(tmp_path)

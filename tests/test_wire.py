@@ -91,7 +91,7 @@ def test_a_trace_arrives_with_its_arrays() -> None:
 
 def test_numbers_of_numpy_travel_as_what_they_are() -> None:
     """A user's `epochs` may be one."""
-    facts = Facts(None, "loop", np.int64(10), np.float32(1.5))  # type: ignore[arg-type]
+    facts = Facts(None, "loop", np.int64(10), np.float32(1.5))
 
     assert decode(encode(facts), Facts) == Facts(None, "loop", 10, 1.5)
 
