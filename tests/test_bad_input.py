@@ -10,7 +10,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bstune
 import pytest
@@ -182,7 +182,7 @@ def test_a_number_that_python_does_not_write_is_refused() -> None:
         ProbeResult.from_dict({**PROBE, "micro_batch_size": 10**5000})
     for name in ("seed", "jobs", "budget", "target", "study", "probe", "space", "baseline"):
         with pytest.raises(BstuneError, match=name):
-            check_search(**{name: 10**5000})
+            check_search(**{name: cast(Any, 10**5000)})
     with pytest.raises(BstuneError, match="memory"):
         check_probe(memory=10**5000)
 

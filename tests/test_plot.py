@@ -6,6 +6,7 @@ import dataclasses
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bstune.cli import main
@@ -105,7 +106,7 @@ def test_a_file_that_appears_during_the_work_is_kept(tmp_path: Path, monkeypatch
 
     save = Figure.savefig
 
-    def slow(self: Figure, *arguments: object, **options: object) -> None:
+    def slow(self: Figure, *arguments: Any, **options: Any) -> None:
         save(self, *arguments, **options)
         (tmp_path / "a.png").write_text("put there meanwhile")
 
