@@ -404,8 +404,7 @@ def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str
     kept = {name: value for name, value in stored.items() if name in options and name not in {*given, "study", "storage"}}
     options = {**options, **kept, "study": study.name}
     where = f" on the Ray cluster at {one_line(options['ray_address'])}" if options["ray_address"] else ""
-    with contextlib.suppress(OSError):  # Nobody may be there to read it.
-        click.echo(f"Going on with study {one_line(study.name)}: runs {shown_target(reference)}{where}", err=True)
+    note(f"Going on with study {one_line(study.name)}: runs {shown_target(reference)}{where}")
     return reference.target, options
 
 

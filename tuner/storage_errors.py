@@ -42,6 +42,7 @@ def database_errors() -> tuple[type[BaseException], ...]:
         RuntimeError,
         OSError,
         OverflowError,
+        TypeError,  # Of a driver, for a parameter in the address that it does not know.
     )
 
 
