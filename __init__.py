@@ -8,47 +8,47 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .tuner.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .objectives.base import Trial as Trial
     from .objectives.load import load as load
     from .objectives.loop import objective as objective
     from .objectives.supervised import Supervised as Supervised
-    from .tuner.errors import ArgumentError as ArgumentError
-    from .tuner.errors import BstuneError as BstuneError
-    from .tuner.errors import DeviceError as DeviceError
-    from .tuner.errors import NoSignalError as NoSignalError
-    from .tuner.errors import NothingFitsError as NothingFitsError
-    from .tuner.errors import ObjectiveError as ObjectiveError
-    from .tuner.errors import StudyError as StudyError
-    from .tuner.errors import TrialPruned as TrialPruned
-    from .tuner.outlook import PlanResult as PlanResult
-    from .tuner.outlook import plan as plan
+    from .tuner.core.errors import ArgumentError as ArgumentError
+    from .tuner.core.errors import BstuneError as BstuneError
+    from .tuner.core.errors import DeviceError as DeviceError
+    from .tuner.core.errors import NoSignalError as NoSignalError
+    from .tuner.core.errors import NothingFitsError as NothingFitsError
+    from .tuner.core.errors import ObjectiveError as ObjectiveError
+    from .tuner.core.errors import StudyError as StudyError
+    from .tuner.core.errors import TrialPruned as TrialPruned
+    from .tuner.core.results import PlanResult as PlanResult
+    from .tuner.core.results import ProbeResult as ProbeResult
+    from .tuner.core.results import Recommendation as Recommendation
+    from .tuner.core.results import SearchResult as SearchResult
+    from .tuner.plan import plan as plan
     from .tuner.probe import probe as probe
-    from .tuner.results import ProbeResult as ProbeResult
-    from .tuner.results import Recommendation as Recommendation
-    from .tuner.results import SearchResult as SearchResult
     from .tuner.search import search as search
 
 _HOME = {
-    "ArgumentError": "tuner.errors",
-    "BstuneError": "tuner.errors",
-    "DeviceError": "tuner.errors",
-    "NoSignalError": "tuner.errors",
-    "NothingFitsError": "tuner.errors",
-    "ObjectiveError": "tuner.errors",
-    "PlanResult": "tuner.outlook",
-    "ProbeResult": "tuner.results",
-    "Recommendation": "tuner.results",
-    "SearchResult": "tuner.results",
-    "StudyError": "tuner.errors",
+    "ArgumentError": "tuner.core.errors",
+    "BstuneError": "tuner.core.errors",
+    "DeviceError": "tuner.core.errors",
+    "NoSignalError": "tuner.core.errors",
+    "NothingFitsError": "tuner.core.errors",
+    "ObjectiveError": "tuner.core.errors",
+    "PlanResult": "tuner.core.results",
+    "ProbeResult": "tuner.core.results",
+    "Recommendation": "tuner.core.results",
+    "SearchResult": "tuner.core.results",
+    "StudyError": "tuner.core.errors",
     "Supervised": "objectives.supervised",
     "Trial": "objectives.base",
-    "TrialPruned": "tuner.errors",
+    "TrialPruned": "tuner.core.errors",
     "load": "objectives.load",
     "objective": "objectives.loop",
-    "plan": "tuner.outlook",
+    "plan": "tuner.plan",
     "probe": "tuner.probe",
     "search": "tuner.search",
 }

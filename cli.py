@@ -18,15 +18,15 @@ import click
 from click.core import ParameterSource
 
 from . import __version__
-from .tuner.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError, StudyError
-from .tuner.plain_text import one_line
-from .tuner.terminal import answer, harmless, keep_secret, note, ready
+from .tuner.core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError, StudyError
+from .tuner.core.plain_text import one_line
+from .tuner.report.terminal import answer, harmless, keep_secret, note, ready
 
 if TYPE_CHECKING:
-    from .objectives.base import Facts
-    from .tuner.arguments import SearchArguments
-    from .tuner.progress import PlainProgress
-    from .tuner.results import SearchResult
+    from .tuner.core.arguments import SearchArguments
+    from .tuner.core.results import SearchResult
+    from .tuner.core.trials import Facts
+    from .tuner.report.progress import PlainProgress
 
 NOTHING_FITS = 3
 INTERRUPTED = 130
@@ -144,7 +144,7 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _check_storage(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     if value is not None:
-        from .tuner.arguments import check_storage
+        from .tuner.core.arguments import check_storage
 
         keep_secret(value)
         check_storage(value)
@@ -198,14 +198,14 @@ def probe_command(model: str, as_json: bool, plot: Path | None, **options: Any) 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`.
     """
     from .objectives.load import load
-    from .tuner.arguments import check_probe
+    from .tuner.core.arguments import check_probe
     from .tuner.probe import probe
-    from .tuner.progress import make_progress
-    from .tuner.report import attempt_line, probe_text
+    from .tuner.report.progress import attempt_line, make_progress
+    from .tuner.report.text import probe_text
 
     check_probe(**options)
     if plot is not None:
-        from .tuner.plot import check_picture, draw_probe
+        from .tuner.report.plot import check_picture, draw_probe
 
         check_picture(plot)
     progress = make_progress()
@@ -233,9 +233,8 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`.
     """
     from .objectives.load import load
-    from .tuner.arguments import check_plan
-    from .tuner.outlook import plan
-    from .tuner.report import plan_text
+    from .tuner.plan import check_plan, plan
+    from .tuner.report.text import plan_text
 
     check_plan(**options)
     with _terminable():
@@ -297,8 +296,8 @@ def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fres
     Running the same command again resumes: nothing that was finished is run again.
     """
     from .objectives.load import load
-    from .tuner.document import read_probe
-    from .tuner.progress import make_progress
+    from .tuner.core.document import read_probe
+    from .tuner.report.progress import make_progress
     from .tuner.search import SearchInterrupted, run_forecast, run_search
 
     options["space"] = _parse_space(options["space"])
@@ -328,8 +327,8 @@ def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fres
     if dry_run:
         from dataclasses import asdict
 
-        from .tuner.record import json_text
-        from .tuner.report import forecast_line
+        from .tuner.core.record import json_text
+        from .tuner.report.progress import forecast_line
 
         _answer(json_text(asdict(forecast)) if as_json else forecast_line(forecast), as_json=as_json)
     else:
@@ -337,13 +336,13 @@ def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fres
 
 
 def _arguments(options: dict[str, Any], progress: PlainProgress) -> SearchArguments:
-    from .tuner.arguments import check_search
+    from .tuner.core.arguments import check_search
 
     return check_search(**options, callbacks=[progress])
 
 
 def _show(result: SearchResult, facts: Facts | None, *, as_json: bool, storage: str | None) -> None:
-    from .tuner.report import search_text
+    from .tuner.report.text import search_text
 
     _warn(result.recommendation.warnings)
     kept = f"It is stored, and `bstune show {shlex.quote(one_line(result.study))}` shows it." if _is_kept(storage) else None
@@ -352,7 +351,7 @@ def _show(result: SearchResult, facts: Facts | None, *, as_json: bool, storage: 
 
 def _is_kept(storage: str | None) -> bool:
     """Tell whether what is found is kept after this command."""
-    from .tuner.location import locate
+    from .tuner.studies.location import locate
 
     return locate(storage).kind != "memory"
 
@@ -385,10 +384,11 @@ def _terminable() -> Iterator[None]:
 
 def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str, dict[str, Any]]:
     """Return the file and the arguments of the newest study that stores a file; what is given now replaces what is stored."""
-    from .tuner.plain_text import one_line
-    from .tuner.seal import require_trusted, shown_target, stored_reference
-    from .tuner.storage import read_storage
-    from .tuner.study import intact, newest_study, stored_arguments
+    from .objectives.seal import require_trusted, shown_target, stored_reference
+    from .tuner.core.plain_text import one_line
+    from .tuner.studies.catalog import newest_study
+    from .tuner.studies.storage import read_storage
+    from .tuner.studies.study import intact, stored_arguments
 
     try:
         with read_storage(options["storage"]) as storage:
@@ -445,7 +445,7 @@ def show_command(study: str | None, storage: str | None, as_json: bool) -> None:
 
     STUDY is its name; without one the newest is shown.
     """
-    from .tuner.report import probe_text, search_text, trials_text
+    from .tuner.report.text import probe_text, search_text, trials_text
     from .tuner.show import show
 
     shown = show(study, storage=storage)
@@ -470,8 +470,8 @@ def show_command(study: str | None, storage: str | None, as_json: bool) -> None:
 @click.pass_context
 def doctor_command(ctx: click.Context, device: str, storage: str | None, as_json: bool) -> None:
     """Say what bstune sees on this machine; exit 1 when something will not work."""
+    from .tuner.core.record import json_text
     from .tuner.doctor import examine
-    from .tuner.record import json_text
 
     findings = examine(device=device, storage=storage)
     _answer(json_text(findings.to_dict()) if as_json else findings.text(), as_json=as_json)

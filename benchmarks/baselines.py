@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import optuna
-from bstune.tuner.table import Cell, Table
+from bstune.tuner.testing.tables import Cell, Table
 
 Trace = list[tuple[float, Cell]]
 """(cost so far, cell that would be recommended), after every report that changes it."""

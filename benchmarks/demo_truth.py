@@ -27,7 +27,8 @@ from typing import Any
 
 import bstune
 import torch
-from bstune.objectives.base import Trial, TrialReport, TrialSpec, Verdict
+from bstune.objectives.base import Trial
+from bstune.tuner.core.trials import TrialReport, TrialSpec, Verdict
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent / "examples" / "digits.py"

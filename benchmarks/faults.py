@@ -36,10 +36,10 @@ import bstune
 import optuna
 import psutil
 import torch
-from bstune.tuner.drive import Progress
-from bstune.tuner.storage import open_storage
-from bstune.tuner.testing import known_probe
-from bstune.tuner.writer_lock import InUseError
+from bstune.tuner.core.progress import Progress
+from bstune.tuner.studies.storage import open_storage
+from bstune.tuner.studies.writer_lock import InUseError
+from bstune.tuner.testing.fake_device import known_probe
 
 BUDGET = 4.0
 ONE_REPORT = 0.25
@@ -338,7 +338,7 @@ def warm_up(home: Path) -> None:
     """Import what every search imports, so that its process, a fork of this one, has it already."""
     torch.set_num_threads(1)
     open_storage(f"sqlite:///{home / 'warm.db'}").close()
-    for name in ("bstune.tuner.search", "bstune.tuner.strategy", "bstune.tuner.host", "optuna.storages.journal"):
+    for name in ("bstune.tuner.search", "bstune.tuner.strategy.strategy", "bstune.tuner.workers.fork_server", "optuna.storages.journal"):
         importlib.import_module(name)
 
 

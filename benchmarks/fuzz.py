@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from bstune.tuner.growth import Bounds, Growth, Measured
+from bstune.tuner.probing.size_search import Bounds, Growth, SizeTried
 
 
 def run(
@@ -24,11 +24,11 @@ def run(
     while (size := growth.next_size()) is not None:
         peak = memory(size) * (1 + noise())
         if peak <= budget:
-            growth.add(Measured(size, True, int(peak), "ok"))
+            growth.add(SizeTried(size, True, int(peak), "ok"))
         elif peak <= budget * survives_to:
-            growth.add(Measured(size, False, int(peak), "ok"))
+            growth.add(SizeTried(size, False, int(peak), "ok"))
         else:
-            growth.add(Measured(size, False, None, "oom"))
+            growth.add(SizeTried(size, False, None, "oom"))
     return growth
 
 

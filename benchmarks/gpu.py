@@ -82,7 +82,7 @@ def run_check(name: str, card: Card, *, broken: bool, deadline_s: float) -> Reco
 
 def about(card: Card, arguments: Sequence[str]) -> dict[str, Any]:
     """Say what the figures were taken on."""
-    from bstune.tuner.device import nvml_devices
+    from bstune.tuner.device.nvml import nvml_devices
 
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {

@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from bstune.tuner import device as devices
-from bstune.tuner.allocator import replay
-from bstune.tuner.device import classify, first_line, near_capacity
-from bstune.tuner.history import HistoryRecorder, history, slim, trace_of
-from bstune.tuner.recorder import recording
-from bstune.tuner.results import Outcome
-from bstune.tuner.testing import FakeCard, FakeDevice, Fault, fake_nvml
-from bstune.tuner.trace import Trace, TraceModel
+from bstune.tuner.core.results import Outcome
+from bstune.tuner.device import cuda
+from bstune.tuner.device import nvml as nvml_module
+from bstune.tuner.device.cuda import near_capacity
+from bstune.tuner.device.out_of_memory import classify, first_line
+from bstune.tuner.memory.caching_allocator import replay
+from bstune.tuner.memory.cuda_recorder import HistoryRecorder, history, slim, trace_of
+from bstune.tuner.memory.dispatch_recorder import recording
+from bstune.tuner.memory.trace import Trace, TraceModel
+from bstune.tuner.testing.fake_device import FakeDevice, Fault
+from bstune.tuner.testing.fake_nvml import FakeCard, fake_nvml
 from gpu_models import GPT2, RESNET50
 from model_kinds import SMALL, Kind
 from torch import nn
@@ -302,13 +305,13 @@ class DryCard:
         real = sys.modules.get("pynvml")
         try:
             sys.modules["pynvml"] = fake_nvml([card])
-            before = devices.nvml_memory("dry")
+            before = nvml_module.nvml_memory("dry")
             assert card.free_bytes is not None
             card.free_bytes -= 400 * MIB
-            after = devices.nvml_memory("GPU-dry")
+            after = nvml_module.nvml_memory("GPU-dry")
             assert before is not None
             assert after is not None
-            taken, n = before.available_bytes - after.available_bytes, len(devices.cuda_processes("dry"))
+            taken, n = before.available_bytes - after.available_bytes, len(nvml_module.cuda_processes("dry"))
             return ContextSeen(taken, after.available_bytes, after.total_bytes, card.free_bytes, after.total_bytes, "GPU-dry", n)
         except ImportError as error:
             raise NotRunError("the module nvidia-ml-py is not installed") from error
@@ -369,9 +372,9 @@ def child(name: str, arguments: dict[str, Any]) -> Any:
 
 
 def _read_context() -> dict[str, Any] | None:
-    taken = devices.open_context(DEVICE)
-    facts = devices.try_cuda(DEVICE)
-    nvml = devices.nvml_memory(facts.uuid, total_bytes=facts.total_bytes)
+    taken = cuda.open_context(DEVICE)
+    facts = cuda.try_cuda(DEVICE)
+    nvml = nvml_module.nvml_memory(facts.uuid, total_bytes=facts.total_bytes)
     if nvml is None:
         return None
     return {
@@ -381,7 +384,7 @@ def _read_context() -> dict[str, Any] | None:
         "cuda_free_bytes": torch.cuda.mem_get_info(DEVICE)[0],
         "cuda_total_bytes": facts.total_bytes,
         "uuid": facts.uuid,
-        "n_processes": len(devices.cuda_processes(facts.uuid)),
+        "n_processes": len(nvml_module.cuda_processes(facts.uuid)),
     }
 
 

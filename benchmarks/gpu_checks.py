@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bstune.tuner.allocator import ReservedPeak, replay, reserved_at
-from bstune.tuner.growth import Bounds, Growth, Measured
-from bstune.tuner.steptime import fit_step_time, throughput_row
-from bstune.tuner.trace import DoesNotPairError, Trace, TraceModel, fitted
+from bstune.tuner.memory.caching_allocator import ReservedPeak, replay, reserved_at
+from bstune.tuner.memory.trace import DoesNotPairError, Trace, TraceModel, fitted
+from bstune.tuner.probing.size_search import Bounds, Growth, SizeTried
+from bstune.tuner.theory.step_time import fit_step_time, throughput_row
 from gpu_cards import MIB, Card, Case, Model, NotRunError, Seen
 
 TRACED = (5, 9)
@@ -282,7 +282,7 @@ def _by_growth(card: Card, case: Case, *, traced: bool) -> dict[str, Any]:
             seen_traces.append(seen.trace)
             model, _ = fitted(seen_traces)
             growth.predictor = ReservedPeak(model, case.limit_bytes) if model else None
-        growth.add(Measured(n, _fits(seen), seen.reserved_bytes if seen.outcome == "ok" else None, seen.outcome))
+        growth.add(SizeTried(n, _fits(seen), seen.reserved_bytes if seen.outcome == "ok" else None, seen.outcome))
         sizes.append(n)
         steps += 2 if seen.outcome == "ok" else 1
     failures = sum(m.outcome == "oom" for m in growth.history)

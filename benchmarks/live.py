@@ -36,8 +36,9 @@ import bstune
 import live_tasks
 import optuna
 import torch
-from bstune.objectives.base import Trial, TrialReport, TrialSpec, Verdict
-from bstune.objectives.run import Run
+from bstune.objectives.base import Trial
+from bstune.objectives.training import TrainingRun
+from bstune.tuner.core.trials import TrialReport, TrialSpec, Verdict
 
 HERE = Path(__file__).resolve().parent
 FRESH_SEEDS = (1001, 1002, 1003)
@@ -134,10 +135,10 @@ def by_lightning(python: str, name: str, seed: int) -> Row:
 
 def seconds_per_sample(objective: bstune.Supervised, settings: dict[str, Row]) -> dict[str, float]:
     """Time training of all settings in turns, and return the median of each."""
-    runs: dict[str, Run] = {}
+    runs: dict[str, TrainingRun] = {}
     seen: dict[str, list[float]] = {finder: [] for finder in settings}
     for finder, row in settings.items():
-        runs[finder] = Run(objective, device="cpu", learning_rate=1e-6, seed=0, horizon_samples=None)
+        runs[finder] = TrainingRun(objective, device="cpu", learning_rate=1e-6, seed=0, horizon_samples=None)
         runs[finder].open_stream(row["batch_size"], 1)
         runs[finder].step()
     for _ in range(TIMING_ROUNDS):

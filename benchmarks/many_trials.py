@@ -23,14 +23,16 @@ import tracemalloc
 from datetime import date
 from pathlib import Path
 
-from bstune.objectives.base import TrialReport
-from bstune.tuner.axes import Axes
-from bstune.tuner.plan import Plan, Proposal
-from bstune.tuner.results import Setting
-from bstune.tuner.storage import open_storage
-from bstune.tuner.strategy import Strategy
-from bstune.tuner.study import Study, find_study, make_study
-from bstune.tuner.table import spec_of, synthetic
+from bstune.tuner.core.results import Setting
+from bstune.tuner.core.specs import Plan, Proposal
+from bstune.tuner.core.trials import TrialReport
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.studies.catalog import find_study, make_study
+from bstune.tuner.studies.optuna_parameters import Axes
+from bstune.tuner.studies.storage import open_storage
+from bstune.tuner.studies.study import Study
+from bstune.tuner.testing.replay import spec_of
+from bstune.tuner.testing.tables import synthetic
 
 TABLE = synthetic()
 SPACE = {"batch_size": [8, 16, 32, 64, 128, 256, 512], "learning_rate": (1e-5, 1.0), "weight_decay": (1e-6, 1e-1)}

@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import tables
-from bstune.objectives.base import TrialSpec
-from bstune.tuner.drive import Drive
-from bstune.tuner.plan import Plan
-from bstune.tuner.pool import Event, Finished, Reported
-from bstune.tuner.storage import open_storage
-from bstune.tuner.strategy import Strategy
-from bstune.tuner.study import make_study
-from bstune.tuner.table import Table, TablePool
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trials import TrialSpec
+from bstune.tuner.engines.base import Event, Finished, Reported
+from bstune.tuner.searching.loop import Drive
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.studies.catalog import make_study
+from bstune.tuner.studies.storage import open_storage
+from bstune.tuner.testing.replay import TablePool
+from bstune.tuner.testing.tables import Table
 
 SLOTS = (1, 2, 4, 8, 16, 64)
 

@@ -13,9 +13,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import tables
-from bstune.tuner.plan import Plan
-from bstune.tuner.strategy import Strategy
-from bstune.tuner.table import replay
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.testing.replay import replay
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent

@@ -31,11 +31,11 @@ from typing import Any
 
 import bstune
 import torch
-from bstune.tuner.allocator import ReservedPeak, reserved_at
-from bstune.tuner.growth import Bounds, Growth
-from bstune.tuner.recorder import recording
-from bstune.tuner.testing import GIB, FakeDevice
-from bstune.tuner.trace import Trace, TraceModel
+from bstune.tuner.memory.caching_allocator import ReservedPeak, reserved_at
+from bstune.tuner.memory.dispatch_recorder import recording
+from bstune.tuner.memory.trace import Trace, TraceModel
+from bstune.tuner.probing.size_search import Bounds, Growth
+from bstune.tuner.testing.fake_device import GIB, FakeDevice
 from fuzz import fuzzed, truth
 from model_kinds import Kind
 from torch.nn import functional

@@ -15,9 +15,9 @@ from typing import Any
 
 import bstune
 import psutil
-from bstune.objectives.base import MeasureSpec
-from bstune.tuner import jobs
-from bstune.tuner.host import Host
+from bstune.tuner.core.trials import MeasureSpec
+from bstune.tuner.workers import messages
+from bstune.tuner.workers.fork_server import Host
 
 MIB = 1 << 20
 SEARCH_STEPS = 3
@@ -70,7 +70,7 @@ def check(task: Row) -> Row:
     fits = {}
     with Host(objective(task), device="cpu", memory_bytes=task["limit_mib"] * MIB, environment=STABLE_MALLOC) as host:
         for size in task["sizes"]:
-            answer = host.run(jobs.Measure(MeasureSpec(size, min(size, 256), 2, 3, seed=1)))
+            answer = host.run(messages.Measure(MeasureSpec(size, min(size, 256), 2, 3, seed=1)))
             fits[size] = answer.reading.peak_bytes <= 0.95 * task["limit_mib"] * MIB
     return fits
 
@@ -80,7 +80,7 @@ def soak(task: Row) -> Row:
     shares = {}
     with Host(objective(task), device="cpu", memory_bytes=task["limit_mib"] * MIB, environment=STABLE_MALLOC) as host:
         for size in task["sizes"]:
-            answer = host.run(jobs.Measure(MeasureSpec(size, min(size, 256), 1, SOAK_STEPS, seed=2)))
+            answer = host.run(messages.Measure(MeasureSpec(size, min(size, 256), 1, SOAK_STEPS, seed=2)))
             shares[size] = answer.reading.peak_bytes / (task["limit_mib"] * MIB)
     return shares
 
@@ -88,7 +88,7 @@ def soak(task: Row) -> Row:
 def base(task: Row) -> int:
     """Return what a worker of bstune holds before it builds a model; each peer gets as much beyond what it holds itself."""
     with Host(objective(task), device="cpu", environment=STABLE_MALLOC) as host:
-        return int(host.run(jobs.Measure(MeasureSpec(1, 1, 1, 1, seed=0))).reading.start_bytes)
+        return int(host.run(messages.Measure(MeasureSpec(1, 1, 1, 1, seed=0))).reading.start_bytes)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def ultralytics(step: Counter, cap: int, limit_bytes: int) -> int:
 
 def simulated(task: dict[str, Any]) -> Callable[[int], int]:
     """Return a step on a simulated device."""
-    from bstune.tuner.testing import FakeDevice
+    from bstune.tuner.testing.fake_device import FakeDevice
 
     model = pickle.loads(Path(task["model"]).read_bytes())
     return FakeDevice(capacity_gib=task["capacity_gib"], trace=model).step
@@ -122,7 +122,7 @@ def simulated(task: dict[str, Any]) -> Callable[[int], int]:
 
 def on_cpu(task: dict[str, Any]) -> Callable[[int], int]:
     """Return a real training step of a model kind on CPU, which fails where its resident memory passes the limit."""
-    from bstune.tuner.meter import peak_rss_bytes, reset_peak_rss
+    from bstune.tuner.device.meter import peak_rss_bytes, reset_peak_rss
     from model_kinds import Kind
 
     torch.set_num_threads(1)

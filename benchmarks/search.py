@@ -42,15 +42,17 @@ from unittest import mock
 import baselines
 import numpy as np
 import tables
-from bstune.tuner import model, sampler, scaling, surrogate
-from bstune.tuner.batchline import CRITICAL_PRIOR
-from bstune.tuner.evidence import samples_to
-from bstune.tuner.ledger import Run
-from bstune.tuner.plan import Plan
-from bstune.tuner.results import ProbeResult, Setting
-from bstune.tuner.strategy import Strategy
-from bstune.tuner.table import Cell, Table, replay
-from bstune.tuner.testing import known_probe
+from bstune.tuner.core.results import ProbeResult, Setting
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.strategy import gaussian_process, posterior, sampler
+from bstune.tuner.strategy.ledger import Run
+from bstune.tuner.strategy.samples_to_target import samples_to
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.testing.fake_device import known_probe
+from bstune.tuner.testing.replay import replay
+from bstune.tuner.testing.tables import Cell, Table
+from bstune.tuner.theory import scaling
+from bstune.tuner.theory.critical_batch import CRITICAL_PRIOR
 
 BUDGETS = (4, 8, 12)
 HERE = Path(__file__).resolve().parent
@@ -85,13 +87,13 @@ def wrong_prior(table: Table) -> dict[str, Any]:
 @contextlib.contextmanager
 def no_prior() -> Iterator[None]:
     """Take away the slope that the learning rate is expected to have, the rise off the centre line, and that with the batch."""
-    flat = mock.patch.object(surrogate, "Hyper", functools.partial(surrogate.Hyper, rise=0.0, growth=0.0))
+    flat = mock.patch.object(gaussian_process, "Hyper", functools.partial(gaussian_process.Hyper, rise=0.0, growth=0.0))
     with flat, mock.patch.dict(scaling.SLOPE_PRIOR, {"other": (0.0, 0.25)}):
         yield
 
 
 def _hyper(**changes: float) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    return lambda: mock.patch.object(surrogate, "Hyper", functools.partial(surrogate.Hyper, **changes))
+    return lambda: mock.patch.object(gaussian_process, "Hyper", functools.partial(gaussian_process.Hyper, **changes))
 
 
 BSTUNE: dict[str, Variant] = {
@@ -102,7 +104,7 @@ BSTUNE: dict[str, Variant] = {
     "bstune, no curve over integrated rate": Variant(patch=_hyper(learning=1e-6)),
     "bstune, no rise with the batch": Variant(patch=_hyper(growth=0.0)),
     "bstune, any run for any share of the budget": Variant(patch=lambda: mock.patch.object(sampler, "LARGEST_SHARE", 1.0)),
-    "bstune, collapsed runs as any other": Variant(patch=lambda: mock.patch.object(model, "COLLAPSED", math.inf)),
+    "bstune, collapsed runs as any other": Variant(patch=lambda: mock.patch.object(posterior, "COLLAPSED", math.inf)),
     "bstune, successive halving by thirds": Variant(patch=lambda: mock.patch.object(sampler, "PROMOTED", 3.0)),
     "bstune, no confirmation": Variant(lambda table: {"confirm": 0}),
     "bstune, no pruner": Variant(lambda table: {"pruner": "none"}),
@@ -170,7 +172,7 @@ def fresh_runs_inside(strategy: Strategy, table: Table) -> tuple[int, int]:
 
 
 def _key(batch: int, lr: float) -> Any:
-    from bstune.tuner.ledger import key_of
+    from bstune.tuner.strategy.ledger import key_of
 
     return key_of(Setting(batch, lr))
 

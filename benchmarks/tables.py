@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from bstune.tuner.table import Table
+from bstune.tuner.testing.tables import Table
 
 
 def data_dir() -> Path:

@@ -1,7 +1,15 @@
 """The training problems that bstune runs: from model and data, from the user's own loop, from a file.
 
-- `base`: what an objective is to the rest of bstune, and the `Trial` that a training loop sees.
-- `supervised`: from a model, a training set and a validation set; bstune owns the loop.
-- `loop`: the user's own loop.
-- `load`: a reference to an objective in a file, resolved only in workers.
+- `base`: What an objective is to the rest of bstune, and the `Trial` that a training loop sees.
+- `data`: Data sets as bstune wants them: checked, streamed without end in full batches, and moved to the device.
+- `fingerprint`: What an objective's code is, as a hash, and which family its optimizer belongs to.
+- `gradient_noise`: Gradient noise of a model in training, measured so that training goes on bit for bit as if nothing
+  had happened.
+- `load`: A reference to an objective in a file or module; the file is executed only in workers.
+- `loop`: The user's own training loop as an objective.
+- `schedule`: Learning-rate schedules as functions of progress: samples seen over the planned end of the run.
+- `seal`: Whether the file that a study stores may be run by somebody who has not named it on this command line.
+- `supervised`: The short form of an objective: a model, a training set and a validation set. bstune owns the loop.
+- `training`: One model in training, where bstune owns the loop: built from a seed, stepped, validated, saved and
+  loaded.
 """

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from ..tuner.errors import ObjectiveError
+from ..tuner.core.errors import ObjectiveError
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

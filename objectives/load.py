@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..tuner.errors import ArgumentError, ObjectiveError
-from ..tuner.launch import after_standard_library
+from ..tuner.core.errors import ObjectiveError
 
 DEFAULT_NAME = "objective"
 
@@ -115,34 +114,18 @@ def is_objective(value: Any) -> bool:
     return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in ("prepare", "describe", "measure", "train"))
 
 
-def check_objective(objective: Any, *, isolation: str = "process") -> Any:
-    """Return the objective, a path turned into a reference.
+def after_standard_library(folder: str, path: Sequence[str]) -> list[str]:
+    """Return `sys.path` with a folder after the standard library and before what is installed.
 
-    Raises:
-        ArgumentError: It is no objective, or none that can run in this process.
-        ObjectiveError: The path names no Python file, or one that fails when it is run in this process.
+    So its modules are found, and none of them is taken for one of Python's own.
+
+    Example:
+        >>> import sys
+        >>> found = after_standard_library("/my/model", sys.path)
+        >>> found.index("/my/model") > found.index(os.path.dirname(os.__file__))
+        True
     """
-    if isinstance(objective, (str, Path)):
-        objective = load(objective)
-    if isolation == "none" and isinstance(objective, ObjectiveRef):
-        objective = _resolve_here(objective)
-    if not isinstance(objective, ObjectiveRef) and not is_objective(objective):
-        raise ArgumentError(
-            f"{objective!r} is not an objective: expected a bstune.Supervised, a function under @bstune.objective, "
-            "or bstune.load('model.py')."
-        )
-    if isolation == "none" and getattr(objective, "kind", None) != "loop":
-        raise ArgumentError("isolation='none' runs a function under @bstune.objective; leave it out for any other objective.")
-    return objective
-
-
-def _resolve_here(reference: ObjectiveRef) -> Any:
-    """Execute the file in this process, and say what goes wrong as if it were a worker's."""
-    from ..tuner.host import error_of
-    from ..tuner.worker import failure_of
-
-    try:
-        return reference.resolve()
-    except (Exception, SystemExit) as error:
-        failure = dataclasses.replace(failure_of(error), outcome="error")  # There is no budget of memory here.
-        raise error_of(failure, "loading the objective", output=None) from error
+    library = os.path.dirname(os.__file__)
+    parts = [index for index, entry in enumerate(path) if entry in (library, os.path.join(library, "lib-dynload"))]
+    place = parts[-1] + 1 if parts else 0
+    return [*path[:place], folder, *path[place:]]

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..tuner.errors import ArgumentError, ObjectiveError, TrialPruned
-from .base import Facts, MeasureNotes, MeasureSpec, Meter, Trial, TrialReport, TrialSpec, Verdict
-from .run import optimizer_bytes, seed_everything
-from .source import optimizer_family, source_hash
+from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
+from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
+from .base import Meter, Trial
+from .fingerprint import optimizer_family, source_hash
+from .training import optimizer_bytes, seed_everything
 
 ENDED_EARLY = 0.9
 """A loop may end a little before `max_samples` (whole epochs, dropped last batches); below this share of it, it has not run."""

@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..tuner.errors import ArgumentError, ObjectiveError, TrialPruned
-from ..tuner.noise import design
-from .base import Facts, MeasureNotes, MeasureSpec, Meter, Trial, TrialSpec
+from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
+from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
+from ..tuner.theory.gradient_noise import design
+from .base import Meter, Trial
 from .data import check_data, is_factory
-from .gradients import moments
-from .run import Run, seed_everything
+from .fingerprint import optimizer_family, source_hash
+from .gradient_noise import moments
 from .schedule import SCHEDULES
-from .source import optimizer_family, source_hash
+from .training import TrainingRun, seed_everything
 
 if TYPE_CHECKING:
     import torch
@@ -169,7 +170,7 @@ class Supervised:
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         """Run real optimizer steps at one micro-batch size, then one validation batch with gradients still held."""
         meter.phase("build")
-        run = Run(self, device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None)
+        run = TrainingRun(self, device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None)
         meter.phase("data")
         run.open_stream(spec.micro_batch_size, spec.accumulation_steps, worst_batch=self.worst_batch)
         meter.phase("train")
@@ -191,7 +192,7 @@ class Supervised:
             cached_step_s=cached_step_s,
         )
 
-    def _time_steps(self, run: Run, spec: MeasureSpec, meter: Meter) -> tuple[float, tuple[float, ...]]:
+    def _time_steps(self, run: TrainingRun, spec: MeasureSpec, meter: Meter) -> tuple[float, tuple[float, ...]]:
         """Time steps as training does them, then a few on a batch that is at hand: the difference is the loader's."""
         steps, before_s = 0, run.wait_s
         meter.phase("timing")
@@ -212,7 +213,7 @@ class Supervised:
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
         """Run one trial to its planned end, or until it is told to stop: then write the checkpoint, if one is wanted."""
-        run = Run(
+        run = TrainingRun(
             self,
             device=trial.device,
             learning_rate=trial.learning_rate,

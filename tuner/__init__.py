@@ -1,12 +1,24 @@
-"""The room where the work is done: probe what fits, search what learns, recommend what to use.
+"""What the commands do, one file a verb, and the rooms behind them.
 
-Read `search.py` first; it tells the whole story on one page. The modules behind it, from the bottom up:
+- `doctor`: What bstune sees on this machine, and what will not work.
+- `plan`: What would fit a device that is not here: steps traced on the device that is, replayed in an allocator of
+  the other's size.
+- `probe`: `bstune probe`: the largest micro-batch that fits, found or taken from the study, and stored.
+- `search`: The whole story on one page: describe the objective, probe what fits, try settings, confirm, recommend.
+- `show`: What a study knows, read without disturbing the search that may be writing it.
 
-- `errors`, `results`: what can go wrong, and what comes back.
-- `device`, `meter`: what a device has, and what a step took of it.
-- `worker`, `pool`, `pool_local`: the processes in which user code runs, and who hands them work.
-- `probe`, `memory`: the largest micro-batch that fits, and the lines that predict it.
-- `scaling`, `space`, `pruner`, `strategy`: which setting to try next, and when to stop it.
-- `study`: the Optuna study on disk that remembers everything.
-- `recommend`, `report`: the choice among what was run, and how it is told.
+The rooms, from top to bottom; imports go only downward:
+
+- `searching`: The loop over many trials: prepare, probe, run, write down, and say what came of it.
+- `testing`: Stand-ins for what is slow, dear or absent, for our tests and those of users.
+- `engines`: Who runs trials: worker processes here, this process, or Ray.
+- `probing`: The largest size that fits: which sizes to run, and running them.
+- `workers`: The processes in which user code runs, and what travels to and from them.
+- `memory`: Memory without running it: traces of real steps, their replay, and the allocator's model.
+- `strategy`: What to try, what to stop, what to confirm and what to recommend; it runs nothing.
+- `studies`: What is remembered: storages, studies and their trials.
+- `device`: What the hardware says: memory, cards, errors, and what a step took.
+- `report`: What people read: text, progress and pictures.
+- `theory`: Pure arithmetic: gradient noise, intervals, scaling rules, step times and the critical batch.
+- `core`: What everyone speaks of: results, errors, specs and arguments; it imports nothing of bstune.
 """

@@ -7,61 +7,17 @@ import platform
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from .errors import BstuneError
-from .plain_text import one_line
-from .report import gib
+from .core.errors import BstuneError
+from .core.findings import Finding, Findings, Standing
+from .report.units import gib
 
 if TYPE_CHECKING:
-    from .location import Location
+    from .studies.location import Location
 
 STORAGE_S = 15.0
 """So long a storage may take to answer; a server gets ten seconds to connect."""
-Verdict = Literal["ok", "note", "wrong"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    name: str
-    verdict: Verdict
-    """`wrong` when something will not work; `note` when it will, less well."""
-    found: str
-    advice: str = ""
-
-    def __post_init__(self) -> None:
-        """Make the texts lines that can be shown: they come from drivers, servers and files."""
-        for item in ("found", "advice"):
-            object.__setattr__(self, item, one_line(getattr(self, item)))
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Everything that was looked at."""
-
-    items: tuple[Finding, ...]
-
-    @property
-    def healthy(self) -> bool:
-        """Whether everything will work."""
-        return all(item.verdict != "wrong" for item in self.items)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {"healthy": self.healthy, "findings": [asdict(item) for item in self.items]}
-
-    def text(self) -> str:
-        """Return one line for each finding, and what to do about those that are wrong."""
-        width = max(len(item.name) for item in self.items)
-        lines = []
-        for item in self.items:
-            advice = f"  {item.advice}" if item.advice else ""
-            lines.append(f"{item.verdict:<6}{item.name:<{width}}  {item.found}{advice}")
-        last = "Everything that bstune needs works." if self.healthy else "Something will not work: see the lines that begin with `wrong`."
-        return "\n".join([*lines, last])
 
 
 def examine(*, device: str = "auto", storage: str | None = None) -> Findings:
@@ -105,7 +61,7 @@ def _python() -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    from .. import __version__
+    from .core.version import __version__
 
     items = [Finding("bstune", "ok", __version__)]
     for name in ("torch", "optuna", "sqlalchemy", "numpy", "pandas", "cloudpickle", "psutil", "rich", "nvidia-ml-py"):
@@ -131,7 +87,9 @@ def _package(name: str) -> Finding | None:
 def _devices(wanted: str) -> list[Finding]:
     import torch
 
-    from .device import check_device_name, cpu_info, nvml_devices, try_cuda, usable_cores
+    from .device.cuda import check_device_name, try_cuda
+    from .device.memory import cpu_info, usable_cores
+    from .device.nvml import nvml_devices
 
     check_device_name(wanted)
     cpu = cpu_info(usable_cores())
@@ -145,7 +103,7 @@ def _devices(wanted: str) -> list[Finding]:
     if not cards and not cuda:
         items.append(Finding("cuda", "ok", "no card: bstune will use the CPU"))
     elif torch.version.cuda is None:
-        verdict: Verdict = "wrong" if cuda else "note"
+        verdict: Standing = "wrong" if cuda else "note"
         items.append(Finding("cuda", verdict, f"torch {torch.__version__} has no CUDA in it", "Install a torch build with CUDA."))
     else:
         try:
@@ -157,10 +115,10 @@ def _devices(wanted: str) -> list[Finding]:
 
 
 def _memory() -> list[Finding]:
-    from .device import cgroup_limits, cpu_memory
+    from .device.memory import cgroup_limits, cpu_memory
 
     memory = cpu_memory()
-    verdict: Verdict = "ok" if memory.available_bytes > 1 << 30 else "note"
+    verdict: Standing = "ok" if memory.available_bytes > 1 << 30 else "note"
     items = [Finding("memory", verdict, f"{gib(memory.available_bytes)} available of {gib(memory.total_bytes)} (by {memory.source})")]
     for limit, used in cgroup_limits():
         items.append(Finding("container", "ok", f"limited to {gib(limit)}, {gib(used)} of it used"))
@@ -169,8 +127,8 @@ def _memory() -> list[Finding]:
 
 def _storage(url: str | None) -> list[Finding]:
     """Look at the storage without changing it: nothing is written, locked or made."""
-    from .location import locate
-    from .storage import read_storage
+    from .studies.location import locate
+    from .studies.storage import read_storage
 
     location = locate(url)
     if location.kind == "memory":
@@ -195,7 +153,7 @@ def _storage(url: str | None) -> list[Finding]:
 
 def _server(location: Location, url: str | None) -> Finding:
     """Connect to a database server and say what it holds."""
-    from .storage import NoStudiesError, read_storage
+    from .studies.storage import NoStudiesError, read_storage
 
     try:
         with read_storage(url) as storage:

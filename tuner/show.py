@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..objectives.base import Facts
-from .codec import decode_facts, decode_plan
-from .errors import NoSignalError, StudyError
-from .plain_text import one_line
-from .results import ProbeResult, SearchResult, TrialRecord
-from .storage import Storage, read_storage
-from .study import Study, find_study, intact, newest_study
+from .core.errors import NoSignalError, StudyError
+from .core.plain_text import one_line
+from .core.results import ProbeResult, SearchResult, TrialRecord
+from .core.trials import Facts
+from .studies.catalog import find_study, newest_study
+from .studies.spec_json import decode_facts, decode_plan
+from .studies.storage import Storage, read_storage
+from .studies.study import Study, intact
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _shown(study: Study, storage: Storage) -> Shown:
     headline = f"Study {one_line(study.name)} in {one_line(storage.location.url)}: {len(study.finished)} trials, {one_line(state)}"
     if "plan" not in study.attributes or "facts" not in study.attributes:
         return Shown(headline, study.records, study.probe, None, None)
-    from .search import make_result, make_strategy
+    from .searching.result import make_result, make_strategy
 
     facts = decode_facts(study.attributes["facts"])
     strategy = make_strategy(decode_plan(study.attributes["plan"]), facts, study.probe, study)

@@ -1,0 +1,305 @@
+"""One model in training, where bstune owns the loop: built from a seed, stepped, validated, saved and loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..tuner.core.errors import ObjectiveError
+from ..tuner.core.results import NoisePoint
+from ..tuner.theory.gradient_noise import NoiseDesign
+from .data import noise_batches, to_device, training_batches, validation_batches
+from .gradient_noise import measure_noise
+from .schedule import learning_rate_factor
+
+if TYPE_CHECKING:
+    import torch
+
+FINITE_CHECK_STEPS = 20
+"""On a GPU the training loss is looked at every so many steps only: each look waits for the device."""
+
+
+class Recipe(Protocol):
+    """What a run is made from; `Supervised` is one."""
+
+    train_data: Any
+    val_data: Any
+    training_step: Callable[[Any, Any], Any]
+    validation_step: Callable[[Any, Any], Any]
+    schedule: str | Callable[[float], float]
+    precision: str
+    metrics: dict[str, Callable[[Any, Any], float]]
+    collate_fn: Callable[[list[Any]], Any] | None
+    num_workers: int
+    clip_grad_norm: float | None
+
+    def build_model(self, params: Mapping[str, Any]) -> torch.nn.Module:
+        """Return a fresh model."""
+
+    def build_optimizer(self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any]) -> torch.optim.Optimizer:
+        """Return the optimizer of its trainable parameters."""
+
+
+class TrainingRun:
+    """One model in training: built from a seed, stepped, validated, saved and loaded."""
+
+    def __init__(
+        self,
+        objective: Recipe,
+        *,
+        device: str,
+        learning_rate: float,
+        seed: int,
+        horizon_samples: int | None,
+        params: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Build everything from the seed and extra parameters; `horizon_samples` is where the schedule ends, None for a constant rate."""
+        import torch
+
+        seed_everything(seed)
+        self.objective = objective
+        self.device = device
+        self.seed = seed
+        self.samples = 0
+        self.steps = 0
+        self.horizon_samples = horizon_samples
+        self.cuda = device.startswith("cuda")
+        self.model = objective.build_model(params).to(device)
+        self.optimizer = objective.build_optimizer(self.model, learning_rate, params)
+        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._scaler = torch.amp.GradScaler("cuda") if objective.precision == "fp16" and self.cuda else None
+        self._last_loss: torch.Tensor | None = None
+        self.wait_s = 0.0
+        """Seconds spent waiting for training batches."""
+        self.model.train()
+
+    def open_stream(self, micro_batch_size: int, accumulation_steps: int, *, worst_batch: Callable[[int], Any] | None = None) -> None:
+        """Start the endless stream of training micro-batches where this run stands."""
+        self._micro_batch_size = micro_batch_size
+        self.accumulation_steps = accumulation_steps
+        if worst_batch is not None:
+            self._batches: Iterator[Any] = (worst_batch(micro_batch_size) for _ in itertools.count())
+            return
+        self._batches = training_batches(
+            self.objective.train_data,
+            micro_batch_size,
+            seed=self.seed,
+            start_samples=self.samples,
+            collate_fn=self.objective.collate_fn,
+            num_workers=self.objective.num_workers,
+            pin_memory=self.cuda,
+        )
+
+    def step(self) -> None:
+        """Do one optimizer step. Gradients stay until the next one begins, as they do in most training loops."""
+        self._set_learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(self.accumulation_steps):
+            start_s = time.perf_counter()
+            batch = next(self._batches)
+            self.wait_s += time.perf_counter() - start_s
+            self._backward(to_device(batch, self.device))
+        if self._scaler:
+            self._scaler.unscale_(self.optimizer)
+        if self.objective.clip_grad_norm is not None:
+            import torch
+
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.objective.clip_grad_norm)
+        if self._scaler:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        else:
+            self.optimizer.step()
+        self.steps += 1
+        self.samples += self._micro_batch_size * self.accumulation_steps
+
+    def hold_batch(self) -> None:
+        """Train on one batch from here on, already at hand."""
+        batch = next(self._batches)
+        self._batches = itertools.repeat(batch)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was asked to."""
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize(self.device)
+
+    def _training_loss(self, batch: Any) -> torch.Tensor:
+        with self._autocast():
+            loss: torch.Tensor = self.objective.training_step(self.model, batch)
+        check_loss(loss, "training_step", needs_grad=True)
+        return loss
+
+    def _backward(self, batch: Any) -> None:
+        loss = self._training_loss(batch).reshape(()) / self.accumulation_steps
+        (self._scaler.scale(loss) if self._scaler else loss).backward()
+        self._last_loss = loss.detach()
+
+    def _set_learning_rate(self) -> None:
+        if self.horizon_samples is None:
+            return
+        factor = learning_rate_factor(self.objective.schedule, min(1.0, self.samples / self.horizon_samples))
+        for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = base * factor  # All groups are scaled alike, so their ratios stay.
+
+    def loss_is_finite(self) -> bool:
+        """Tell whether the last training loss is a number; on a GPU looks only every few steps, since each look waits."""
+        if self._last_loss is None or (self.cuda and self.steps % FINITE_CHECK_STEPS):
+            return True
+        return bool(self._last_loss.isfinite())
+
+    def validate(self, eval_batch_size: int) -> dict[str, float]:
+        """Return the mean loss and metrics over all validation data, weighted by samples; key `val_loss` and the metrics' names."""
+        total, sums = 0, dict.fromkeys(("val_loss", *self.objective.metrics), 0.0)
+        for n_samples, batch in self._validation(eval_batch_size):
+            total += n_samples
+            for name, value in self._judge(batch).items():
+                sums[name] += n_samples * value
+        self.model.train()
+        return {name: value / total for name, value in sums.items()}
+
+    def validate_once(self, eval_batch_size: int) -> int:
+        """Run one validation batch, as the probe wants it; return its size."""
+        for n_samples, batch in self._validation(eval_batch_size):
+            self._judge(batch)
+            self.model.train()
+            return n_samples
+        raise AssertionError("validation data is never empty")
+
+    def measure_noise(self, noise: NoiseDesign) -> NoisePoint:
+        """Measure gradient noise here, on samples drawn beside the training stream."""
+        data, scale = self.objective.train_data, self._scaler.get_scale() if self._scaler else 1.0
+        drawn = noise_batches(
+            data,
+            noise.microbatch_size,
+            noise.n_microbatches,
+            seed=self.seed,
+            at_samples=self.samples,
+            collate_fn=self.objective.collate_fn,
+        )
+        batches = (to_device(batch, self.device) for batch in drawn)
+        return measure_noise(self.model, self._training_loss, batches, noise, at_samples=self.samples, population=len(data), scale=scale)
+
+    def _validation(self, eval_batch_size: int) -> Iterator[tuple[int, Any]]:
+        self.model.eval()
+        objective = self.objective
+        return validation_batches(
+            objective.val_data,
+            eval_batch_size,
+            collate_fn=objective.collate_fn,
+            num_workers=objective.num_workers,
+            pin_memory=self.cuda,
+        )
+
+    def _judge(self, batch: Any) -> dict[str, float]:
+        import torch
+
+        batch = to_device(batch, self.device)
+        with torch.no_grad(), self._autocast():
+            loss = self.objective.validation_step(self.model, batch)
+            check_loss(loss, "validation_step", needs_grad=False)
+            return {"val_loss": float(loss)} | {name: float(metric(self.model, batch)) for name, metric in self.objective.metrics.items()}
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        import torch
+
+        if self.objective.precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.objective.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.split(":")[0], dtype=dtype)
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of parameters (and buffers), gradients and optimizer state."""
+        return optimizer_bytes([self.optimizer], [*self.model.parameters(), *self.model.buffers()])
+
+    def save(self, path: str) -> None:
+        """Write everything that the rest of the run depends on, if it can be read back without running code."""
+        import numpy
+        import torch
+
+        numpy_rng: Any = numpy.random.get_state(legacy=False)
+        numpy_rng["state"]["key"] = torch.from_numpy(numpy_rng["state"]["key"].astype("int64"))
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict() if self._scaler else None,
+            "samples": self.samples,
+            "steps": self.steps,
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.cuda else None,
+            "python_rng": random.getstate(),
+            "numpy_rng": numpy_rng,
+        }
+        try:
+            torch.save(state, path)
+            torch.load(path, weights_only=True, mmap=True)
+        except Exception:  # A full disk, or an optimizer that keeps objects of its own: a stopped run then starts anew.
+            Path(path).unlink(missing_ok=True)
+
+    def load(self, path: str) -> None:
+        """Go on where `save` was called. Nothing in the file can run code."""
+        import numpy
+        import torch
+
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._scaler and state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        self.samples, self.steps = state["samples"], state["steps"]
+        torch.set_rng_state(state["torch_rng"])
+        if self.cuda and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        random.setstate(state["python_rng"])
+        numpy_rng = state["numpy_rng"]
+        numpy_rng["state"]["key"] = numpy_rng["state"]["key"].numpy().astype("uint32")
+        numpy.random.set_state(numpy_rng)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators that user code draws from: Python's, NumPy's and torch's."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def optimizer_bytes(optimizers: list[Any], extra: list[Any]) -> dict[str, int]:
+    """Return the bytes held by parameters, gradients and optimizer state; `extra` are tensors counted as parameters, each once."""
+    import torch
+
+    parameters = {id(tensor): tensor for tensor in extra}
+    state_bytes = 0
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            parameters.update((id(tensor), tensor) for tensor in group["params"])
+        for state in optimizer.state.values():
+            state_bytes += sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
+    return {
+        "parameters_bytes": sum(tensor.nbytes for tensor in parameters.values()),
+        "gradients_bytes": sum(tensor.grad.nbytes for tensor in parameters.values() if tensor.grad is not None),
+        "optimizer_state_bytes": state_bytes,
+    }
+
+
+def check_loss(loss: Any, where: str, *, needs_grad: bool) -> None:
+    """Raise an ObjectiveError unless `loss` is one scalar, and part of the graph where it is to be trained on."""
+    import torch
+
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        if not needs_grad or loss.requires_grad:
+            return
+        raise ObjectiveError(f"{where} returned a loss without a gradient: expected one computed from the model's output, not detached.")
+    if not needs_grad and isinstance(loss, (int, float)):
+        return
+    found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+    raise ObjectiveError(f"{where} returned {found}: expected the mean loss over the batch, one scalar tensor.")

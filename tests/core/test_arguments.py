@@ -1,0 +1,108 @@
+"""Arguments that are wrong on their face, and sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bstune
+import optuna
+import pytest
+from bstune.tuner.core.arguments import check_probe, check_search, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("12GiB", 12 * 2**30), ("1.5 GiB", 3 * 2**29), ("800MB", 800 * 10**6), ("2g", 2**31), ("512", 512), (4096, 4096), ("1TiB", 2**40)],
+)
+def test_sizes(text: str | int, n_bytes: int) -> None:
+    """Binary and decimal units; a bare letter is binary, as in Docker and Slurm."""
+    assert parse_size(text) == n_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["12parsecs", "GiB", "", "-1GiB", "0", "1e3", "0.2", True, "1.2.3GiB", "nan", "9" * 400, "2000000TiB", 2**61]
+)
+def test_what_is_no_size(text: Any) -> None:
+    """Each is refused with an example of what would do."""
+    with pytest.raises(bstune.ArgumentError, match="is not a size: expected"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"budget": 0},
+        {"budget": float("nan")},
+        {"budget": "12"},
+        {"n_trials": 0},
+        {"n_trials": 2.5},
+        {"timeout": -1},
+        {"tolerance": 1},
+        {"jobs": True},
+        {"confirm": -1},
+        {"seed": -1},
+        {"seed": 1.0},
+        {"target": 0.5},
+        {"goal": "time", "target": float("inf")},
+        {"engine": "spark"},
+        {"ray_address": "auto"},
+        {"study": " "},
+        {"study": "a\nb"},
+        {"study": "a\x1b[2J"},
+        {"study": "a\u202eb"},
+        {"study": "a\ud800"},
+        {"study": "a" * 201},
+        {"study": 3},
+        {"storage": "sqlite:///a\0b"},
+        {"storage": "sqlite:///a\nb"},
+        {"storage": "sqlite:///\udc80"},
+        {"storage": ""},
+        {"device": "cuda\n"},
+        {"engine": "ray", "ray_address": "auto\x07"},
+        {"seed": 2**43 + 1},
+        {"jobs": 10**30},
+        {"budget": 1e300},
+        {"timeout": 1e10},
+        {"space": {"batch_size": [10**30]}},
+        {"space": {"width": [2**63]}},
+        {"space": {"w" * 201: 1}},
+        {"callbacks": "print"},
+        {"callbacks": [1]},
+        {"probe": "probe.json"},
+        {"isolation": "none", "jobs": 2},
+        {"space": [32, 64]},
+        {"space": {"batch_size": []}},
+        {"space": {"batch_size": [32.5]}},
+        {"space": {"batch_size": (64, 32)}},
+        {"space": {"batch_size": (1, 2, 3)}},
+        {"space": {"learning_rate": 0.0}},
+        {"space": {"samples": [1, 2]}},
+        {"space": {"weight decay": 0.1}},
+        {"space": {"weight_decay": (0.0, 0.1)}},
+        {"space": {"batch_size": optuna.distributions.FloatDistribution(1, 2)}},
+        {"baseline": (64, -0.1)},
+        {"baseline": (0.5, 0.1)},
+    ],
+)
+def test_a_wrong_argument_is_named(wrong: dict[str, Any]) -> None:
+    """The message begins with the name of the argument that is wrong."""
+    names = tuple(wrong)
+    with pytest.raises(bstune.ArgumentError) as caught:
+        check_search(**wrong)
+    assert str(caught.value).startswith(names)
+
+
+def test_a_name_that_is_long_or_foreign_is_good() -> None:
+    """Other languages, spaces, and all that a file's name may hold."""
+    assert check_search(study="Größe 4×4 – 研究 'a'", storage="sqlite:////tmp/Größe #1?.db").study == "Größe 4×4 – 研究 'a'"
+    assert check_probe(study="a" * 200, storage="a").seed == 0
+
+
+def test_good_arguments_become_a_plan() -> None:
+    """Defaults are filled in; numbers keep their kind."""
+    arguments = check_search(space={"batch_size": (32, 256), "learning_rate": [0.1, 0.2]}, baseline=(64, 1), budget=8)
+    assert arguments.plan.budget == 8.0
+    assert arguments.plan.baseline == (64, 1.0)
+    assert arguments.plan.space == {"batch_size": (32, 256), "learning_rate": [0.1, 0.2]}
+    assert check_search().plan.budget == 12.0
+    assert check_probe(memory="1GiB").memory_bytes == 2**30

@@ -1,0 +1,326 @@
+"""The probe on real processes and real memory: what it returns was run, and what it calls too large is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bstune
+import pytest
+from bstune.tuner.core.results import Attempt, ProbeResult, ThroughputRow
+from bstune.tuner.core.trials import MeasureSpec
+from bstune.tuner.probing.run import run_probe
+from bstune.tuner.report.plot import draw_probe
+from bstune.tuner.theory.step_time import fit_step_time, sizes_to_time, throughput_row
+from bstune.tuner.workers import messages
+from bstune.tuner.workers.fork_server import Host
+
+MIB = 1 << 20
+MODEL = """
+import bstune, torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+N = 2000
+data = TensorDataset(torch.zeros(N, 4), torch.arange(N) % 3)
+held = []
+
+def net():
+    return nn.Linear(4, 3)
+
+def batch_norm():
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+def loss_of(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+def mib_per_sample(model, batch):
+    held.clear()
+    held.append(torch.ones(len(batch[0]) << 18))  # Exactly 1 MiB a sample.
+    return loss_of(model, batch)
+
+def hungry_validation(model, batch):
+    held.clear()
+    held.append(torch.ones(len(batch[0]) << 21))  # 8 MiB a sample.
+    return loss_of(model, batch)
+
+def bug_at_one(model, batch):
+    if len(batch[0]) == 1:
+        raise RuntimeError("squeezed one dimension too many")
+    return loss_of(model, batch)
+
+def bug(model, batch):
+    print("about to fail")
+    raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+def killed(model, batch):
+    import os, signal
+    if len(batch[0]) > 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss_of(model, batch)
+
+def size_limit(model, batch):
+    if len(batch[0]) > 100:
+        raise RuntimeError("CUDA error: invalid configuration argument")
+    return loss_of(model, batch)
+
+def slow(model, batch):
+    import time
+    time.sleep(0.02 * len(batch[0]))
+    return loss_of(model, batch)
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        import time
+        time.sleep(0.002)
+        return torch.zeros(4), 0
+
+def big():
+    return nn.Linear(8192, 8192)  # 256 MiB of parameters.
+
+plain = bstune.Supervised(net, data, data)
+memory = bstune.Supervised(net, data, data, training_step=mib_per_sample, validation_step=loss_of)
+validation = bstune.Supervised(net, data, data, validation_step=hungry_validation)
+norm = bstune.Supervised(batch_norm, data, data)
+one = bstune.Supervised(net, data, data, training_step=bug_at_one)
+broken = bstune.Supervised(net, data, data, training_step=bug)
+kills = bstune.Supervised(net, data, data, training_step=killed)
+limited = bstune.Supervised(net, data, data, training_step=size_limit)
+slowly = bstune.Supervised(net, data, data, training_step=slow)
+waits = bstune.Supervised(net, Slow(), data)
+weights = bstune.Supervised(big, data, data, training_step=lambda model, batch: model.weight.sum())
+"""
+BASE_MIB = 330
+"""Well above what the interpreter, torch and the template hold in memory of their own."""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with an objective for each case."""
+    path = tmp_path_factory.mktemp("probe") / "model.py"
+    path.write_text(MODEL)
+    return path
+
+
+def probe_of(path: Path, name: str, *, memory_mib: int | None = None, **options: Any) -> ProbeResult:
+    """Probe one objective of the file on CPU."""
+    with Host(bstune.load(f"{path}:{name}"), device="cpu", memory_bytes=memory_mib and memory_mib * MIB) as host:
+        return run_probe(host, **options)
+
+
+@pytest.fixture(scope="module")
+def tight(path: Path) -> Iterator[tuple[Host, ProbeResult, list[Attempt]]]:
+    """A model that takes 1 MiB a sample on a budget that ends well before the data does."""
+    seen: list[Attempt] = []
+    with Host(bstune.load(f"{path}:memory"), device="cpu", memory_bytes=(BASE_MIB + 200) * MIB) as host:
+        yield host, run_probe(host, on_attempt=seen.append), seen
+
+
+def test_the_answer_fits_and_its_successors_do_not(tight: tuple[Host, ProbeResult, list[Attempt]]) -> None:
+    """At 1 MiB a sample the answer is run again, and a size 2 % above it is over the budget: both by measuring."""
+    host, result, _ = tight
+    peaks = []
+    for size in (result.micro_batch_size, result.micro_batch_size + max(6, result.micro_batch_size // 50)):
+        worker = host.start(messages.Measure(MeasureSpec(size, 8, 2, 2, 0)))
+        answer = host.answer(worker)
+        worker.end()
+        peaks.append(answer.reading.peak_bytes)
+
+    assert result.limited_by == "memory"
+    assert result.proof in ("bracket", "model", "noise")
+    assert peaks[0] <= result.budget_bytes + 2 * MIB
+    assert peaks[1] > result.budget_bytes
+
+
+def test_every_size_marked_ok_was_trained(tight: tuple[Host, ProbeResult, list[Attempt]]) -> None:
+    """Two steps at least for each, three for the answer, and no failed size below it."""
+    _, result, seen = tight
+
+    assert tuple(seen) == result.attempts
+    assert all(attempt.steps >= 2 for attempt in result.attempts if attempt.outcome == "ok")
+    assert max(attempt.steps for attempt in result.attempts if attempt.size == result.micro_batch_size) >= 3
+    assert all(attempt.size > result.micro_batch_size for attempt in result.attempts if attempt.outcome == "oom")
+
+
+def test_memory_line_finds_the_slope(tight: tuple[Host, ProbeResult, list[Attempt]]) -> None:
+    """1 MiB a sample, a peak within the budget, and a prediction that is compared with what was measured."""
+    _, result, _ = tight
+
+    assert result.memory_line is not None
+    assert result.memory_line.bytes_per_sample == pytest.approx(MIB, rel=0.1)
+    assert result.memory_line.measured_bytes == result.peak_bytes <= result.budget_bytes < result.usable_bytes
+    assert result.memory_line.relative_error is not None
+    assert abs(result.memory_line.relative_error) < 0.05
+    assert result.memory_by_category is not None
+    assert result.memory_by_category.parameters_bytes == 60
+    assert result.memory_by_category.optimizer_state_bytes == 2 * 60 + 2 * 4  # AdamW: two moments and a step counter each.
+
+
+def test_probe_survives_json(tight: tuple[Host, ProbeResult, list[Attempt]]) -> None:
+    """Nothing is lost on a round trip."""
+    result = tight[1]
+
+    assert ProbeResult.from_dict(json.loads(result.to_json())) == result
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "limited_by"),
+    [
+        ({}, 2000, "dataset"),
+        ({"max_batch": 100, "multiple_of": 8}, 96, "max_batch"),
+        ({"max_batch": 5000, "multiple_of": 3}, 1998, "dataset"),
+        ({"min_batch": 7, "max_batch": 7}, 7, "max_batch"),
+    ],
+)
+def test_bounds_are_kept_and_named(path: Path, options: dict[str, int], size: int, limited_by: str) -> None:
+    """Data set, maximum and multiples bound the answer, and the result says which of them did."""
+    result = probe_of(path, "plain", **options)
+
+    assert (result.micro_batch_size, result.limited_by, result.proof) == (size, limited_by, "cap")
+    assert all(attempt.size <= size for attempt in result.attempts)
+
+
+@pytest.mark.parametrize("options", [{"min_batch": 3000}, {"max_batch": 7, "multiple_of": 8}])
+def test_bounds_without_a_size_between_them_are_an_argument_error(path: Path, options: dict[str, int]) -> None:
+    """Nothing is run for them."""
+    with pytest.raises(bstune.ArgumentError, match=r"expected"):
+        probe_of(path, "plain", **options)
+
+
+def test_validation_that_takes_more_than_training_gets_a_smaller_batch(path: Path) -> None:
+    """Validation takes 8 MiB a sample and training nothing: the whole data set trains, validation is cut down, and it is said."""
+    result = probe_of(path, "validation", memory_mib=BASE_MIB + 400)
+
+    assert result.micro_batch_size == 2000
+    assert result.eval_batch_size is not None
+    assert 5 <= result.eval_batch_size <= 60
+    assert {attempt.phase for attempt in result.attempts if attempt.outcome == "oom"} == {"validation"}
+
+
+def test_batch_norm_at_one_is_a_limit_and_not_a_bug(path: Path) -> None:
+    """With nothing but size 1 allowed there is no answer, and memory is not blamed."""
+    with pytest.raises(bstune.ObjectiveError, match=r"memory is not why: ValueError: Expected more than 1 value per channel"):
+        probe_of(path, "norm", max_batch=1)
+    assert probe_of(path, "norm", max_batch=2).micro_batch_size == 2
+
+
+def test_any_failure_at_one_only_is_a_limit(path: Path) -> None:
+    """A loss that squeezes away a batch of one fails at 1 and trains at 2."""
+    with pytest.raises(bstune.ObjectiveError, match="memory is not why: RuntimeError: squeezed"):
+        probe_of(path, "one", max_batch=1)
+
+
+def test_a_bug_is_shown_as_a_bug(path: Path) -> None:
+    """The user's traceback and last output, at once, and no word of memory."""
+    with pytest.raises(bstune.ObjectiveError, match=r"training at micro-batch \d: RuntimeError: mat1 and mat2") as caught:
+        probe_of(path, "broken", max_batch=1)
+
+    assert "in bug" in (caught.value.traceback or "")
+    assert caught.value.output == "about to fail"
+
+
+def test_a_killed_process_counts_as_out_of_memory(path: Path) -> None:
+    """The kernel ends what takes too much with SIGKILL: the answer is the largest size that lived."""
+    result = probe_of(path, "kills")
+
+    assert (result.micro_batch_size, result.limited_by, result.proof) == (20, "memory", "bracket")
+
+
+def test_a_size_limit_is_not_memory(path: Path) -> None:
+    """A kernel that takes 100 samples at most bounds the answer, as a limit."""
+    result = probe_of(path, "limited")
+
+    assert (result.micro_batch_size, result.limited_by) == (100, "max_batch")
+    assert {attempt.outcome for attempt in result.attempts} == {"ok", "limit"}
+
+
+def test_time_limit_returns_the_best_size_so_far(path: Path) -> None:
+    """Each sample takes 20 ms: 3 s are over long before the data set is reached, and the size returned was run."""
+    result = probe_of(path, "slowly", timeout=3)
+
+    assert result.limited_by == "timeout"
+    assert result.micro_batch_size < 2000
+    assert any(attempt.size == result.micro_batch_size and attempt.outcome == "ok" for attempt in result.attempts)
+
+
+def test_weights_that_do_not_fit_are_told_in_bytes(path: Path) -> None:
+    """256 MiB of weights, as much again of gradients, on 300 MiB: one attempt, then needed against allowed."""
+    with pytest.raises(bstune.NothingFitsError, match=r"needs .* GiB.*the budget on cpu is 0.28 GiB") as caught:
+        probe_of(path, "weights", memory_mib=300)
+
+    assert caught.value.needed_bytes is not None
+    assert caught.value.needed_bytes >= 512 * MIB > caught.value.budget_bytes
+
+
+def test_a_slow_loader_is_seen_and_said(path: Path) -> None:
+    """Reading takes 2 ms a sample and a step far less: the loader holds training back."""
+    result = probe_of(path, "waits")
+
+    assert result.loader is not None
+    assert result.loader.bound
+    assert result.loader.wait_share > 0.5
+    assert result.loader.samples_per_s_without > 1.5 * max(row.samples_per_s for row in result.throughput)
+    assert any("data loader" in warning for warning in result.warnings)
+
+
+def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None:
+    """The stored result comes back after one attempt; `fresh`, other settings or a changed file probe anew."""
+    storage, target = f"sqlite:///{tmp_path / 'p.db'}", f"{path}:plain"
+    options: dict[str, Any] = {"device": "cpu", "storage": storage, "max_batch": 64}
+    first = bstune.probe(bstune.load(target), **options)
+    seen: list[Attempt] = []
+
+    again = bstune.probe(bstune.load(target), on_attempt=seen.append, **options)
+    other = bstune.probe(bstune.load(target), **{**options, "max_batch": 32})
+    fresh = bstune.probe(bstune.load(target), fresh=True, **{**options, "max_batch": 32})
+
+    assert [(attempt.size, attempt.outcome, attempt.steps) for attempt in seen] == [(64, "ok", 3)]
+    assert (again.cached, again.micro_batch_size, again.throughput) == (True, 64, first.throughput)
+    assert [(result.cached, result.micro_batch_size) for result in (first, other, fresh)] == [(False, 64), (False, 32), (False, 32)]
+
+
+def test_stable_malloc_says_what_to_export(path: Path) -> None:
+    """Two probes of one size measure the same peak to within half a MiB, and the variable stands in the result."""
+    options: dict[str, Any] = {"device": "cpu", "storage": "sqlite:///:memory:", "max_batch": 48, "malloc": "stable"}
+    one, two = (bstune.probe(bstune.load(f"{path}:memory"), **options) for _ in range(2))
+
+    assert one.environment == {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    assert abs(one.peak_bytes - two.peak_bytes) < MIB / 2
+
+
+def test_picture_of_a_probe(tight: tuple[Host, ProbeResult, list[Attempt]], tmp_path: Path) -> None:
+    """A PNG with both lines; a name that is no picture is one clear error."""
+    draw_probe(tight[1], tmp_path / "probe.png")
+
+    assert (tmp_path / "probe.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(bstune.BstuneError, match=r"Name a file such as probe.png"):
+        draw_probe(tight[1], tmp_path / "probe.xyz")
+
+
+def test_step_time_line_is_fitted_to_relative_errors() -> None:
+    """Exact on an exact line; neither part negative on others."""
+    line = fit_step_time([ThroughputRow(n, n / (0.02 + 0.001 * n), 0.02 + 0.001 * n, 0.0) for n in (4, 32, 256)])
+
+    assert line is not None
+    assert (line.a_s, line.c_s_per_sample, line.saturation_batch) == pytest.approx((0.02, 0.001, 20.0))
+    assert line.step_s(64, accumulation_steps=2) == pytest.approx(2 * 0.084)
+    falling = fit_step_time([ThroughputRow(4, 0, 0.3, 0), ThroughputRow(64, 0, 0.1, 0)])
+    assert falling is not None
+    assert (falling.c_s_per_sample, falling.saturation_batch) == (0.0, None)
+    assert fit_step_time([throughput_row(4, [0.1, 0.1])]) is None
+
+
+@pytest.mark.parametrize(("largest", "smallest", "multiple_of"), [(1024, 4, 1), (3, 4, 1), (1000, 8, 8), (1, 1, 1), (7, 7, 7)])
+def test_sizes_to_time_are_few_and_within_bounds(largest: int, smallest: int, multiple_of: int) -> None:
+    """At most six, ascending, multiples, the largest one included."""
+    sizes = sizes_to_time(largest, smallest=smallest, multiple_of=multiple_of)
+
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == largest // multiple_of * multiple_of
+    assert 1 <= len(sizes) <= 6
+    assert all(1 <= size <= largest and size % multiple_of == 0 for size in sizes)

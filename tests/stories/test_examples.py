@@ -1,0 +1,92 @@
+"""The examples are what users copy from: they train, they report, and the scripts among them run as they stand."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bstune.objectives.base import Trial
+from bstune.tuner.core.trials import TrialReport, TrialSpec, Verdict
+
+
+def train(objective: Any, *, seed: int = 0) -> list[TrialReport]:
+    """Train two epochs in this process, with gradient accumulation, and return the reports."""
+    reports: list[TrialReport] = []
+
+    def send(report: TrialReport) -> Verdict:
+        reports.append(report)
+        return "go"
+
+    spec = TrialSpec(
+        number=0,
+        stage="search",
+        global_batch_size=32,
+        micro_batch_size=16,
+        accumulation_steps=2,
+        learning_rate=2.0**-5,
+        seed=seed,
+        end_samples=2048,
+        points=(512, 1024, 2048),
+        eval_batch_size=256,
+    )
+    objective.prepare()
+    objective.train(Trial(spec, device="cpu", send=send, clock=time.perf_counter), spec)
+    return reports
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads on a busy machine wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["digits.py", "own_loop.py"])
+def objective(root: Path, request: pytest.FixtureRequest) -> Any:
+    """The objective of one example."""
+    return runpy.run_path(str(root / "examples" / request.param))["objective"]
+
+
+def test_two_epochs_teach_most_digits(objective: Any) -> None:
+    """From the loss of pure guessing, ln 10, to below 0.5, reported at each wanted point."""
+    reports = train(objective)
+
+    assert [report.samples for report in reports] == [512, 1024, 2048]
+    assert math.log(10) > reports[0].val_loss > reports[-1].val_loss
+    assert reports[-1].val_loss < 0.5
+
+
+def test_the_same_seed_is_the_same_run(objective: Any) -> None:
+    """Settings are compared on equal terms: only another seed gives another run."""
+    first, again, other = train(objective), train(objective), train(objective, seed=1)
+
+    assert [report.val_loss for report in first] == [report.val_loss for report in again]
+    assert [report.val_loss for report in first] != [report.val_loss for report in other]
+
+
+def test_the_script_asks_and_trains_on(root: Path, tmp_path: Path) -> None:
+    """A plain script without a `__main__` guard searches, trains with the answer, and leaves nothing but the study."""
+    text = (root / "examples" / "from_script.py").read_text()
+    script = tmp_path / "from_script.py"
+    script.write_text(text.replace("budget=8", "budget=2").replace("EPOCHS = 20", "EPOCHS = 4"))
+    assert script.read_text() != text
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^batch size \d+, learning rate \d", result.stdout, re.MULTILINE)
+    assert float(re.findall(r"validation accuracy ([\d.]+)%", result.stdout)[0]) > 80
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db", "from_script.py"]

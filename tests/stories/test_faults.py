@@ -1,0 +1,522 @@
+"""What may happen to a search while it runs, provoked for real; `docs/reliability.md` says what is to come of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import os
+import pty
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import bstune
+import psutil
+import pytest
+from bstune.tuner.core.interrupts import held
+from bstune.tuner.core.results import TrialRecord
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trials import TrialSpec, Verdict
+from bstune.tuner.engines.base import Event, Finished, Lost, Reported
+from bstune.tuner.engines.local import LocalPool, device_lost
+from bstune.tuner.searching.loop import Drive
+from bstune.tuner.searching.probes import corrected
+from bstune.tuner.searching.result import make_strategy
+from bstune.tuner.studies import sqlite as sqlite_module
+from bstune.tuner.studies.catalog import find_study, make_study
+from bstune.tuner.studies.storage import open_storage, read_storage
+from bstune.tuner.testing.fake_device import known_probe
+from bstune.tuner.testing.replay import TablePool
+from bstune.tuner.testing.tables import synthetic
+from bstune.tuner.workers import messages
+from bstune.tuner.workers.fork_server import Host
+
+SPACE = {"batch_size": [16, 32], "learning_rate": [0.001, 0.01, 0.1]}
+MODEL = """
+import ctypes, math, os, signal, subprocess, time
+import bstune, torch
+
+def misbehave(trial, does):
+    if does == "hang":
+        signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP})
+        time.sleep(1000)
+    if does == "sigkill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if does == "segfault":
+        ctypes.string_at(0)
+    if does == "exit":
+        os._exit(7)
+    if does == "late oom":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if does == "cudnn":
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+    if does == "children":
+        subprocess.Popen(["sleep", "1000"])
+        os._exit(9)
+
+FAULTS = os.environ.get("FAULTS", "").split(",")
+
+@bstune.objective(n_samples=320, epochs=4, evals=4)
+def objective(trial):
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=trial.learning_rate)
+    for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
+        weight.grad = torch.zeros(1)
+        optimizer.step()
+        if samples >= trial.next_report:
+            time.sleep(float(os.environ.get("SLOWLY", "0")))
+            loss = 0.1 + math.exp(-samples / 500) + 0.05 * math.log10(trial.learning_rate / 0.01) ** 2
+            trial.report(val_loss=loss + 0.001 * trial.seed, samples=samples)
+            if 0 <= trial.number < len(FAULTS):
+                misbehave(trial, FAULTS[trial.number])
+"""
+PROBE = known_probe(64, step_s=None, n_train_samples=320)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("BSTUNE_STORAGE", raising=False)
+    (tmp_path / "model.py").write_text(MODEL)
+    return tmp_path
+
+
+def search(folder: Path, **changes: Any) -> bstune.SearchResult:
+    """Search the model; a probe is given, so that none is made."""
+    arguments: dict[str, Any] = {"probe": PROBE, "space": SPACE, "budget": 4, "device": "cpu", "storage": f"sqlite:///{folder}/bstune.db"}
+    return bstune.search(bstune.load(folder / "model.py"), **(arguments | changes))
+
+
+def records(folder: Path) -> list[TrialRecord]:
+    """The trials that are stored."""
+    with read_storage(f"sqlite:///{folder}/bstune.db") as storage:
+        study = find_study(storage, "model")
+        assert study is not None
+        return list(study.records)
+
+
+# --- in a trial ---------------------------------------------------------------------------------------------------
+
+
+def test_whatever_a_trial_does_the_search_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hung, killed, crashed, out of memory late, with children of its own: each is one trial with its cause, and the answer is right."""
+    monkeypatch.setenv("FAULTS", "fine,hang,sigkill,segfault,exit,children")
+
+    result = search(folder, trial_timeout=2.0)
+
+    lost = {record.number: (record.cause, record.reason) for record in result.records if record.state == "failed"}
+    assert {number: cause for number, (cause, _) in lost.items()} == {1: "hung", 2: "killed", 3: "crashed", 4: "crashed", 5: "crashed"}
+    assert lost[1][1] == "hung: nothing was heard of it for 2 s"
+    assert "SIGKILL" in lost[2][1]
+    assert "SIGSEGV" in lost[3][1]
+    assert "code 7" in lost[4][1]
+    assert result.recommendation.learning_rate == 0.01
+    assert result.recommendation.verified
+    assert result.spent.full_runs <= 4 + 1 / 4
+    assert psutil.Process().children(recursive=True) == []
+    assert not any(process.info["cmdline"] == ["sleep", "1000"] for process in psutil.process_iter(["cmdline"]))
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["bstune.db", "model.py"]
+
+
+def test_out_of_memory_late_in_a_run_makes_the_point_infeasible(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its reports, in two spellings: the cell is not tried again, nor is the micro-batch, and the search goes on."""
+    monkeypatch.setenv("FAULTS", "fine,late oom,fine,fine,cudnn")
+
+    result = search(folder)
+
+    out = [record for record in result.records if record.cause == "oom"]
+    assert out[0].number == 1
+    assert all(record.state == "failed" and record.samples > 0 for record in out)
+    cell = (out[0].global_batch_size, out[0].learning_rate)
+    assert cell not in {(record.global_batch_size, record.learning_rate) for record in result.records[2:]}
+    assert all(record.micro_batch_size <= out[0].micro_batch_size // 2 for record in result.records[2:])
+    assert any(record.global_batch_size >= out[0].global_batch_size for record in result.records[2:])  # It is accumulated now.
+    assert result.recommendation.micro_batch_size <= out[0].micro_batch_size // 2
+    assert result.probe == PROBE
+
+
+def test_each_out_of_memory_halves_the_micro_batch() -> None:
+    """Only one at the size that is used now, and of memory."""
+
+    def record(micro: int, cause: str | None) -> Any:
+        return SimpleNamespace(micro_batch_size=micro, cause=cause)
+
+    assert corrected(None, []) is None
+    assert corrected(PROBE, [record(64, "killed"), record(64, None)]) == PROBE
+    after = corrected(PROBE, [record(64, "oom"), record(64, "oom"), record(32, "oom")])  # Two ran side by side.
+    assert after is not None
+    assert (after.micro_batch_size, after.eval_batch_size) == (16, 16)
+    at_one = corrected(dataclasses.replace(PROBE, micro_batch_size=1), [record(1, "oom")])
+    assert at_one is not None
+    assert at_one.micro_batch_size == 1
+
+
+class Card:
+    """A host whose card fails in a trial, and works or not when it is tried again."""
+
+    device = "cuda:0"
+
+    def __init__(self, message: str, *, works: bool) -> None:
+        """Fail with a message."""
+        self.failure = messages.Failure("error", "AcceleratorError", message, "", False)
+        self._works = works
+
+    def start(self, work: Any, **_: Any) -> Any:
+        """Start nothing: the worker has already failed."""
+        return SimpleNamespace(take=lambda: self.failure, started_s=time.monotonic(), tail=lambda: None, end=lambda: None)
+
+    def news(self, workers: list[Any], timeout_s: float) -> list[Any]:
+        """Return the worker that has failed."""
+        return workers
+
+    def check_device(self) -> None:
+        """Try the card."""
+        if not self._works:
+            raise bstune.DeviceError("cuda:0 was lost while a trial ran on it.")
+
+
+SPEC = TrialSpec(0, "search", 16, 16, 1, 0.1, 0, 320, (320,))
+
+
+def test_a_card_that_comes_back_costs_a_trial_and_one_that_does_not_ends_the_search() -> None:
+    """It is not the user's mistake, so it stops nothing by itself, and the trial is run again."""
+    pool = LocalPool(Card("CUDA error: unspecified launch failure", works=True))  # type: ignore[arg-type]
+    pool.submit(SPEC)
+    (event,) = pool.events(1.0)
+    assert isinstance(event, Lost)
+    assert event.cause == "crashed"
+    pool = LocalPool(Card("CUDA error: no CUDA-capable device is detected", works=False))  # type: ignore[arg-type]
+    pool.submit(SPEC)
+    with pytest.raises(bstune.DeviceError, match="was lost"):
+        list(pool.events(1.0))
+    pool.close()
+
+
+@pytest.mark.parametrize("message", ["CUDA error: device-side assert triggered", "CUDA error: an illegal memory access was encountered"])
+def test_a_mistake_on_a_card_is_a_mistake(message: str) -> None:
+    """An index out of range is the user's, and is told as such."""
+    assert not device_lost(message)
+    pool = LocalPool(Card(message, works=False))  # type: ignore[arg-type]
+    pool.submit(SPEC)
+    (event,) = pool.events(1.0)
+    assert isinstance(event, Lost)
+    assert event.cause == "error"
+
+
+# --- to the search ------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of a program of its own."""
+    space = ["--space", "batch_size=16,32", "--space", "learning_rate=0.001,0.01,0.1"]
+    return [sys.executable, "-c", "from bstune.cli import main; main()", "search", "model.py", "--device", "cpu", *space, *arguments]
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a search that takes its time."""
+    environment = {**os.environ, "SLOWLY": "0.3"}
+    return subprocess.Popen(
+        command("--budget", "40", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+def read_until(process: subprocess.Popen[str], word: str) -> None:
+    """Read what a search says until it says this word."""
+    assert process.stderr is not None
+    assert any(word in line for line in process.stderr)
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that a search has started."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Tell whether these processes end within seconds."""
+    return psutil.wait_procs(processes, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_is_an_interruption(folder: Path, number: signal.Signals) -> None:
+    """As Ctrl-C: the best so far on stdout, exit 130, everything stored, no process left; however often it is sent."""
+    process = start()
+    read_until(process, "trial 2")
+    children = family(process)
+    for _ in range(3):
+        process.send_signal(number)
+        time.sleep(0.02)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stdout.startswith("verified: false")
+    assert "Traceback" not in stderr
+    assert children
+    assert gone(children)
+    assert all(record.state != "running" for record in records(folder))
+
+
+@pytest.mark.parametrize("write", ["create_new_trial", "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_state_values"])
+def test_a_signal_waits_for_the_end_of_what_is_written(write: str) -> None:
+    """Whichever write it meets: what is stored is what the search believes, and no trial of it runs."""
+    table = synthetic()
+    with open_storage("sqlite:///:memory:") as storage, pytest.MonkeyPatch.context() as patch:
+        study = make_study(storage, "interrupted")
+        strategy = make_strategy(Plan(budget=4, space=table.space), table.facts(), None, study)
+        real = getattr(storage.backend, write)
+
+        def interrupted(*arguments: Any, **named: Any) -> Any:
+            patch.undo()
+            answer = real(*arguments, **named)
+            signal.raise_signal(signal.SIGINT)
+            return answer
+
+        patch.setattr(storage.backend, write, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Drive(study, strategy, None, tell=lambda *_: None).run(TablePool(table, 1))
+        stored = find_study(storage, "interrupted")
+        assert stored is not None
+        assert stored.records
+        assert all(record.state != "running" for record in stored.records)
+        assert stored.records == study.records
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    """What is written may hang, on a server that has gone silent; the handlers are as before then."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    reached = []
+
+    def write_for_ever() -> None:
+        with held():
+            for _ in range(3):
+                reached.append("interrupted")
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_for_ever()
+    assert len(reached) == 2
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_signal_before_all_are_held_keeps_what_it_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first SIGTERM makes the next one ignored, so that it cannot end the ending; it may come while handlers are being replaced."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(*_: object) -> None:
+        set_handler(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    def at_a_bad_moment(number: int, handler: Any) -> Any:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGTERM)
+        return set_handler(number, handler)
+
+    def hold() -> None:
+        with held():
+            pytest.fail("the signal should have come before")
+
+    set_handler = signal.signal
+    set_handler(signal.SIGTERM, terminate)
+    monkeypatch.setattr(signal, "signal", at_a_bad_moment)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            hold()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        set_handler(signal.SIGTERM, before)
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_waits_for_the_end_of_a_message(folder: Path) -> None:
+    """Half a message taken from the template would be the end of all that it says later, such as which process it has ended."""
+    with Host(bstune.load(folder / "model.py"), device="cpu") as host, pytest.MonkeyPatch.context() as patch:
+        control = host._first._control
+        real = control._part
+
+        def interrupted() -> bytes:
+            patch.undo()
+            part = real()
+            signal.raise_signal(signal.SIGINT)
+            return part
+
+        patch.setattr(control, "_part", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            host.start(messages.Describe())
+        assert host.facts.n_samples == 320
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_a_terminal_that_goes_ends_the_search_in_order(folder: Path) -> None:
+    """Its window closed: the kernel says SIGHUP, and every write fails; what was finished is stored and no process is left."""
+    master, slave = pty.openpty()
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        command("--budget", "40"),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        preexec_fn=take_terminal,
+        env={**os.environ, "SLOWLY": "0.3"},
+    )
+    os.close(slave)
+    deadline_s = time.monotonic() + 60
+    while not (folder / "bstune.db").exists() or len([r for r in try_records(folder) if r.state != "running"]) < 2:
+        assert time.monotonic() < deadline_s
+        os.set_blocking(master, False)
+        with contextlib.suppress(BlockingIOError):
+            os.read(master, 65536)
+        time.sleep(0.2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.close(master)
+    assert process.wait(30) != 0
+    assert children
+    assert gone(children)
+    stored = records(folder)
+    assert len(stored) >= 2
+    assert all(record.state != "running" for record in stored)
+
+
+def try_records(folder: Path) -> list[TrialRecord]:
+    """The trials that are stored; none while there is no study."""
+    with contextlib.suppress(bstune.StudyError, AssertionError):
+        return records(folder)
+    return []
+
+
+def test_a_terminal_that_goes_changes_nothing_under_nohup(folder: Path) -> None:
+    """Who asked for the search to stay gets its result."""
+    process = start("--budget", "3", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    read_until(process, "trial 0")
+    process.send_signal(signal.SIGHUP)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert stdout.startswith("verified: true")
+
+
+def test_a_reader_that_goes_does_not_end_the_search(folder: Path) -> None:
+    """`bstune search model.py 2>&1 | head`: progress is for whoever reads it; the result is stored either way."""
+    process = start("--budget", "3")
+    read_until(process, "Forecast")
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        stdout = pipe.read()
+    assert process.wait(60) == 0
+    assert stdout.startswith("verified: true")
+
+
+def limit_file_size() -> None:
+    """Let no file grow beyond 512 kB, as a full disk would not: SQLite then cannot write."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512 << 10, 512 << 10))
+
+
+def test_a_full_disk_is_said_and_the_search_goes_on_from_there(folder: Path) -> None:
+    """One sentence, exit 1; with room again, the same command keeps what was finished."""
+    full = subprocess.run(
+        command("--budget", "40", "--isolation", "none", "--study", "model"),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=limit_file_size,
+    )
+    assert full.returncode == 1, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "bstune.db cannot be used" in full.stderr.splitlines()[-1]
+    before = [record for record in records(folder) if record.state != "running"]
+    assert before
+    more = command("--budget", "41", "--isolation", "none", "--study", "model")
+    again = subprocess.run(more, check=False, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert records(folder)[: len(before)] == before
+
+
+def test_a_locked_database_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program that will not let go of it, after a patient wait; nothing is lost."""
+    monkeypatch.setattr(sqlite_module, "BUSY_S", 0.2)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # Optuna tries several times, with pauses.
+    search(folder, isolation="none", probe=None, study="model", budget=2)
+    before = records(folder)
+    with contextlib.closing(sqlite3.connect(folder / "bstune.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(bstune.StudyError, match="another program holds a lock on the database"):
+            search(folder, isolation="none", probe=None, study="model", budget=3)
+    assert records(folder) == before
+    assert search(folder, isolation="none", probe=None, study="model", budget=3).records[: len(before)] == tuple(before)
+
+
+def test_a_clock_that_jumps_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop that wakes, a clock that is set: waits and limits go by the clock that only goes forward."""
+    calm = search(folder, isolation="none", probe=None)
+    jumps = itertools.cycle([0, 86_400, -86_400, 3_600 * 24 * 365])
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() + next(jumps))
+    result = search(folder, isolation="none", probe=None, study="jumping", timeout=600, trial_timeout=60)
+    assert [(r.state, r.learning_rate, r.val_loss) for r in result.records] == [
+        (r.state, r.learning_rate, r.val_loss) for r in calm.records
+    ]
+    assert result.stopped_by == calm.stopped_by
+
+
+class Scripted(TablePool):
+    """Replays a table, but for one trial, of which something else comes."""
+
+    def __init__(self, instead: Lost) -> None:
+        """Give this event for the trial of its number."""
+        super().__init__(synthetic(), 1)
+        self._instead: Lost | None = instead
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Yield the event instead of the trial's own."""
+        for event in super().events(timeout_s):
+            number = event.report.number if isinstance(event, Reported) else event.number
+            if self._instead is not None and number == self._instead.number:
+                self.cancel(number)
+                event, self._instead = self._instead, None
+            yield event
+
+    def reply(self, number: int, verdict: Verdict) -> None:
+        """Answer, unless the trial is gone."""
+        if number in self._running:
+            super().reply(number, verdict)
+
+
+@pytest.mark.parametrize("cause", ["killed", "crashed", "hung"])
+def test_a_trial_that_was_lost_without_fault_is_tried_again(cause: Any) -> None:
+    """The same cell, so that an accident decides nothing."""
+    table = synthetic()
+    with open_storage("sqlite:///:memory:") as storage:
+        study = make_study(storage, "lost")
+        strategy = make_strategy(Plan(budget=4, space=table.space), table.facts(), None, study)
+        Drive(study, strategy, None, tell=lambda *_: None).run(Scripted(Lost(1, cause, "by accident")))
+        lost, again = study.records[1], study.records[2]
+    assert (lost.state, lost.cause) == ("failed", cause)
+    assert (again.global_batch_size, again.learning_rate) == (lost.global_batch_size, lost.learning_rate)
+    assert again.state != "failed"
+
+
+def test_a_finish_without_a_report_is_no_result() -> None:
+    """A loop that returns early has said nothing of its end."""
+    event: Any = Finished(1, 100, 0.0)
+    with open_storage("sqlite:///:memory:") as storage:
+        study = make_study(storage, "early")
+        table = synthetic()
+        strategy = make_strategy(Plan(budget=4, space=table.space), table.facts(), None, study)
+        Drive(study, strategy, None, tell=lambda *_: None).run(Scripted(event))
+        assert (study.records[1].state, study.records[1].cause) == ("failed", "no_report")

@@ -1,0 +1,471 @@
+"""The story of a search: resumed, cut off, killed, refused, and what it leaves behind. A formula stands in for training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bstune
+import numpy as np
+import pytest
+import torch
+from bstune.tuner.core.arguments import check_search
+from bstune.tuner.core.progress import Progress
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trials import TrialSpec, Verdict
+from bstune.tuner.engines.base import Event
+from bstune.tuner.search import SearchInterrupted, run_forecast
+from bstune.tuner.searching.loop import Drive
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.studies.catalog import find_study, make_study
+from bstune.tuner.studies.storage import open_storage, read_storage
+
+BUDGET = 4
+ONE_REPORT = 1 / 4
+"""A user's own loop may overrun the budget by one report interval; the formula reports four times in a full run."""
+SPACE = {"batch_size": [16, 32], "learning_rate": [0.001, 0.01, 0.1]}
+
+
+@bstune.objective(n_samples=320, epochs=4, evals=4, name="formula")
+def formula(trial: bstune.Trial) -> None:
+    """A bowl in the learning rate, deeper the longer it trains; best at 0.01."""
+    for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
+        if samples >= trial.next_report:
+            loss = 0.1 + math.exp(-samples / 500) + 0.05 * math.log10(trial.learning_rate / 0.01) ** 2
+            trial.report(val_loss=loss + 0.001 * trial.seed, samples=samples)
+
+
+def search(objective: Any = formula, **changes: Any) -> bstune.SearchResult:
+    """Search the formula in this process."""
+    arguments: dict[str, Any] = {"isolation": "none", "space": SPACE, "budget": BUDGET, "storage": "sqlite:///:memory:"}
+    return bstune.search(objective, **(arguments | changes))
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A storage that does not exist yet."""
+    return f"sqlite:///{tmp_path}/bstune.db"
+
+
+@pytest.mark.parametrize(
+    ("few", "said"),
+    [
+        ({"n_trials": 1}, "n_trials=1 leaves none beside what confirms"),
+        ({"budget": 0.01}, "0.01 full runs is less than the shortest"),
+    ],
+)
+def test_a_search_without_room_for_a_trial_says_what_would_give_it(few: dict[str, Any], said: str) -> None:
+    """No trial was run, so none had a loss that was not finite."""
+    with pytest.raises(bstune.NoSignalError, match=f"No trial was run: a budget of .*{said}"):
+        search(**few)
+
+
+class Listener:
+    """Keeps every progress, and may do something at one of them."""
+
+    def __init__(self, act: Any = None, *, at: str = "", nth: int = 1) -> None:
+        """Act at the nth progress of a kind."""
+        self.heard: list[Progress] = []
+        self._act, self._at, self._left = act, at, nth
+
+    def __call__(self, progress: Progress) -> None:
+        """Hear one."""
+        self.heard.append(progress)
+        if progress.kind == self._at:
+            self._left -= 1
+            if self._left == 0:
+                self._act()
+
+    def count(self, kind: str) -> int:
+        """How many of a kind were heard."""
+        return sum(progress.kind == kind for progress in self.heard)
+
+
+def interrupt() -> None:
+    """Press Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+# --- the answer ---------------------------------------------------------------------------------------------------
+
+
+def test_a_search_finds_the_bottom_of_the_bowl_within_its_budget() -> None:
+    """The recommendation is the best learning rate, was run to the end on a fresh seed, and everything is accounted for."""
+    listener = Listener()
+    result = search(callbacks=[listener])
+    assert result.recommendation.learning_rate == 0.01
+    assert result.recommendation.verified
+    assert result.spent.full_runs <= BUDGET + ONE_REPORT
+    charged = sum(record.samples - record.start_samples for record in result.records)
+    assert result.spent.samples == charged
+    assert listener.count("forecast") == 1
+    assert listener.count("start") == listener.count("finish") == len(result.records)
+    assert bstune.SearchResult.from_dict(json.loads(result.to_json())) == result
+    assert len(result.trials) == len(result.records)
+    assert {record.state for record in result.records} <= {"complete", "pruned"}
+
+
+def test_the_same_search_gives_the_same_answer() -> None:
+    """With one job, asked settings and losses repeat exactly."""
+    first, second = search(), search()
+    assert [dataclasses.replace(record, seconds=None) for record in first.records] == [
+        dataclasses.replace(record, seconds=None) for record in second.records
+    ]
+
+
+def test_a_finished_study_trains_nothing(url: str) -> None:
+    """Running the same search again gives the same result without a single trial."""
+    first = search(storage=url)
+    listener = Listener()
+    second = search(storage=url, callbacks=[listener])
+    assert listener.count("start") == 0
+    assert second.records == first.records
+    assert second.recommendation == first.recommendation
+    assert second.stopped_by == first.stopped_by
+
+
+def test_a_larger_budget_goes_on(url: str) -> None:
+    """What was trained before counts, and is not trained again."""
+    first = search(storage=url, budget=2)
+    listener = Listener()
+    second = search(storage=url, budget=BUDGET, callbacks=[listener])
+    assert second.records[: len(first.records)] == first.records
+    assert listener.count("start") == len(second.records) - len(first.records) > 0
+    assert second.spent.full_runs <= BUDGET + ONE_REPORT
+
+
+def test_changed_settings_are_refused(url: str) -> None:
+    """Another seed or space is another study; nothing is lost by asking."""
+    first = search(storage=url)
+    with pytest.raises(bstune.StudyError, match="seed: was 0, now 1"):
+        search(storage=url, seed=1)
+    with pytest.raises(bstune.StudyError, match=r"space: was .*0\.1.* now .*0\.2"):
+        search(storage=url, space=SPACE | {"learning_rate": [0.1, 0.2]})
+    assert search(storage=url).records == first.records
+
+
+# --- cut off ------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_keeps_the_best_so_far(url: str, tmp_path: Path) -> None:
+    """The interruption carries the best so far; the trial that ran is stored as cut off, and the same search goes on."""
+    with pytest.raises(SearchInterrupted) as caught:
+        search(storage=url, callbacks=[Listener(interrupt, at="report", nth=9)])
+    result = caught.value.result
+    assert result is not None
+    assert result.stopped_by == "interrupted"
+    assert not result.recommendation.verified
+    assert result.records[-1].cause == "orphan"
+    assert "interrupted" in result.records[-1].reason
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db"]
+    again = search(storage=url)
+    assert again.records[: len(result.records)] == result.records
+    assert again.recommendation.verified
+    assert again.spent.full_runs <= BUDGET + ONE_REPORT
+
+
+def test_a_timeout_gives_the_best_so_far(url: str) -> None:
+    """A partial answer says what ended it and that it is not verified."""
+
+    @bstune.objective(n_samples=320, epochs=4, evals=4, name="slow")
+    def slow(trial: bstune.Trial) -> None:
+        for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
+            if samples >= trial.next_report:
+                time.sleep(0.05)
+                trial.report(val_loss=1.0 + trial.learning_rate, samples=samples)
+
+    result = search(slow, storage=url, timeout=1.0, budget=100)
+    assert result.stopped_by == "timeout"
+    assert not result.recommendation.verified
+
+
+def test_nothing_learned_is_said(url: str) -> None:
+    """A loss that is never finite leaves nothing to recommend, and one error says so."""
+
+    @bstune.objective(n_samples=320, epochs=4, name="nan")
+    def never(trial: bstune.Trial) -> None:
+        trial.report(val_loss=math.nan, samples=trial.next_report)
+
+    with pytest.raises(bstune.NoSignalError):
+        search(never, storage=url)
+    with read_storage(url) as storage:
+        study = find_study(storage, "nan")
+        assert study is not None
+        assert all(record.state == "pruned" and "diverged" in record.reason for record in study.finished)
+
+
+# --- the user's mistakes ------------------------------------------------------------------------------------------
+
+
+def failing(when: Any, error: type[Exception] = ValueError) -> Any:
+    """The formula, raising where `when` says so."""
+
+    @bstune.objective(n_samples=320, epochs=4, evals=4, name="failing")
+    def function(trial: bstune.Trial) -> None:
+        if when(trial):
+            raise error(f"bad rate {trial.learning_rate}")
+        formula(trial)
+
+    return function
+
+
+def test_an_exception_in_the_first_trial_stops_the_search(url: str) -> None:
+    """It is the user's own, with the user's own traceback; the trial is stored as failed."""
+    with pytest.raises(bstune.ObjectiveError, match="Trial 0 failed: ValueError: bad rate") as caught:
+        search(failing(lambda trial: True), storage=url)
+    assert caught.value.traceback is not None
+    assert "raise error" in caught.value.traceback
+    with read_storage(url) as storage:
+        study = find_study(storage, "failing")
+        assert study is not None
+        assert [(record.state, record.cause) for record in study.finished] == [("failed", "error")]
+
+
+def test_a_later_exception_is_a_result() -> None:
+    """One setting that fails does not stop a search that has learned something."""
+    result = search(failing(lambda trial: trial.learning_rate == 0.1))
+    failed = [record for record in result.records if record.state == "failed"]
+    assert failed
+    assert all(record.reason.startswith("ValueError: bad rate 0.1") for record in failed)
+    assert result.recommendation.learning_rate == 0.01
+
+
+def test_running_out_of_memory_is_a_result() -> None:
+    """Even in the first trials: it says something about the setting, not about the user's code."""
+    result = search(failing(lambda trial: trial.global_batch_size == 32, MemoryError))
+    assert {record.cause for record in result.records if record.global_batch_size == 32} == {"oom"}
+    assert result.recommendation.global_batch_size == 16
+
+
+class SilentPool:
+    """Starts trials of which nothing is ever heard."""
+
+    slots = 2
+    places = False
+
+    def __init__(self) -> None:
+        """Run nothing yet."""
+        self.submitted: list[int] = []
+        self.cancelled: list[int] = []
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Take a run."""
+        self.submitted.append(spec.number)
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Hear nothing."""
+        time.sleep(timeout_s)
+        yield from ()
+
+    def reply(self, number: int, verdict: Verdict) -> None:
+        """Never called: nothing is reported."""
+
+    def cancel(self, number: int) -> None:
+        """End a run."""
+        self.cancelled.append(number)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def test_a_hung_trial_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of which nothing is heard for far too long is a failed trial with a reason, and the search goes on without it."""
+    monkeypatch.setattr("bstune.tuner.searching.loop.POLL_S", 0.01)
+    monkeypatch.setattr("bstune.tuner.searching.loop.PATIENCE_UNKNOWN_S", 0.05)
+    pool = SilentPool()
+    with open_storage("sqlite:///:memory:") as storage:
+        study = make_study(storage, "silent")
+        drive = Drive(study, Strategy(Plan(n_trials=4), formula.facts, None), None, tell=lambda *_: None)
+        drive.run(pool)
+        assert {record.cause for record in study.finished} == {"hung"}
+        assert "nothing was heard of it" in study.finished[0].reason
+    assert sorted(pool.cancelled) == sorted(pool.submitted) == [record.number for record in study.finished]
+
+
+class InterruptedPool(SilentPool):
+    """Is interrupted while trials run."""
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+
+def test_what_ended_a_search_is_told_whatever_its_storage_says_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C stays Ctrl-C where none of several running trials can be written down any more."""
+
+    def full(*_: Any) -> None:
+        raise bstune.StudyError("the disk is full")
+
+    with open_storage("sqlite:///:memory:") as storage:
+        study = make_study(storage, "silent")
+        monkeypatch.setattr(study, "finish", full)
+        drive = Drive(study, Strategy(Plan(n_trials=4), formula.facts, None), None, tell=lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            drive.run(InterruptedPool())
+
+
+def test_waiting_for_a_place_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a run may have to wait, it is not given up for being silent before it begins."""
+    monkeypatch.setattr("bstune.tuner.searching.loop.POLL_S", 0.01)
+    pool = SilentPool()
+    pool.places = True
+    with open_storage("sqlite:///:memory:") as storage:
+        study, strategy = make_study(storage, "silent"), Strategy(Plan(n_trials=4), formula.facts, None)
+        Drive(study, strategy, None, tell=lambda *_: None, deadline_s=time.monotonic() + 0.3, trial_timeout_s=0.05).run(pool)
+        assert {record.cause for record in study.finished} == {"orphan"}
+    assert pool.cancelled == []
+
+
+def test_nothing_is_continued_from_a_checkpoint_that_went_with_an_earlier_call(url: str) -> None:
+    """Checkpoints go when a search ends; what continues it later begins such runs anew, and keeps the budget."""
+    data = torch.utils.data.TensorDataset(torch.randn(256, 4), torch.randint(2, (256,)))
+    objective = bstune.Supervised(lambda: torch.nn.Linear(4, 2), data, data, epochs=4, name="linear")
+    asked: dict[str, Any] = {"space": {"batch_size": [16, 32], "learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}, "budget": 4, "storage": url}
+    first = bstune.search(objective, n_trials=5, confirm=0, **asked)
+    kept = [record.number for record in first.records if record.state == "pruned"]
+    later = bstune.search(objective, **asked).records[len(first.records) :]
+    assert kept
+    assert later
+    assert not {record.continues for record in later} & set(kept)
+
+
+def test_a_dry_run_changes_nothing_of_a_search(url: str) -> None:
+    """It may be asked with another budget, and for a new study: the old one goes on as it was, and no new one is left."""
+    search(storage=url)
+    with read_storage(url) as storage:
+        before = dict(find_study(storage, "formula").attributes)  # type: ignore[union-attr]
+    asked: dict[str, Any] = {"isolation": "none", "space": SPACE, "budget": 40, "storage": url}
+    for fresh in (False, True):
+        assert run_forecast(formula, check_search(**asked), fresh=fresh).full_runs == 40
+    with read_storage(url) as storage:
+        assert dict(find_study(storage, "formula").attributes) == before  # type: ignore[union-attr]
+        assert storage.names() == ["formula"]
+
+
+def test_another_baseline_does_not_stop_optunas_sampler(url: str) -> None:
+    """The grid of rates moves with the baseline, and what was run is not on the new one."""
+    asked: dict[str, Any] = {"sampler": "tpe", "storage": url, "space": {"batch_size": [16, 32]}}
+    search(baseline=(16, 0.001), **asked)
+    assert search(baseline=(16, 0.0013), **(asked | {"budget": BUDGET + 2})).recommendation.learning_rate > 0
+
+
+def test_what_is_no_objective_is_refused() -> None:
+    """A bare function is told what it lacks."""
+    with pytest.raises(bstune.ArgumentError, match=r"expected a bstune\.Supervised, a function under @bstune\.objective"):
+        search(lambda trial: None)
+
+
+def test_all_wrong_arguments_are_named_at_once() -> None:
+    """Fixing one only to be told the next is a waste of time."""
+    with pytest.raises(bstune.ArgumentError) as caught:
+        search(budget=-1, jobs=0, goal="best", tolerance=2, space={"batch_size": [0], "learning_rate": (0.1, 0.01)}, baseline=(64,))
+    text = str(caught.value)
+    for name in (
+        "budget=-1",
+        "jobs=0",
+        "goal='best'",
+        "tolerance=2",
+        "space['batch_size'][0]=0",
+        "space['learning_rate']",
+        "baseline=(64,)",
+    ):
+        assert name in text
+    assert isinstance(caught.value, ValueError)
+
+
+# --- what it leaves behind ----------------------------------------------------------------------------------------
+
+
+def states() -> tuple[Any, ...]:
+    """The caller's random number generators."""
+    state: Any = np.random.get_state()
+    return random.getstate(), tuple(map(str, state)), state[1].tolist()
+
+
+def test_the_caller_is_left_as_it_was(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random numbers are bit-identical after a search, an error and an interruption; no file is left but the storage."""
+    monkeypatch.chdir(tmp_path)
+    before = states()
+    search(storage=url)
+    with pytest.raises(bstune.StudyError):
+        search(storage=url, seed=3)
+    with pytest.raises(bstune.ObjectiveError):
+        search(failing(lambda trial: True), storage=url)
+    with pytest.raises(KeyboardInterrupt):
+        search(storage=url, study="other", callbacks=[Listener(interrupt, at="report")])
+    assert states() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db"]
+
+
+# --- killed at any moment -----------------------------------------------------------------------------------------
+
+VICTIM = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    import test_search
+    from test_search import Listener, search
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if {moment!r} == "between the writes":
+        import optuna
+        original, calls = optuna.storages.RDBStorage.set_trial_state_values, []
+        def second(*arguments):
+            calls.append(1)
+            die() if len(calls) == 3 else None
+            return original(*arguments)
+        optuna.storages.RDBStorage.set_trial_state_values = second
+        listener = Listener()
+    elif {moment!r} == "confirmation":
+        listener = Listener()
+        def hear(progress):
+            if progress.kind == "report" and progress.trial.stage == "confirm" and progress.trial.samples > 300:
+                die()
+        listener = hear
+    else:
+        kind, nth = {moment!r}.split()
+        listener = Listener(die, at=kind, nth=int(nth))
+    search(storage={url!r}, callbacks=[listener])
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["study 1", "forecast 1", "start 1", "report 1", "finish 1", "start 3", "report 8", "finish 3", "between the writes", "confirmation"],
+)
+def test_sigkill_loses_nothing(moment: str, url: str) -> None:
+    """Killed and run again: no finished trial is lost or run twice, both halves are charged, and the result comes."""
+    code = textwrap.dedent(VICTIM).format(moment=moment, url=url, tests=str(Path(__file__).parent))
+    killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with read_storage(url) as storage:
+        study = find_study(storage, "formula")
+        before = () if study is None else study.records
+    result = search(storage=url)
+    ended = [record for record in before if record.state != "running"]
+    assert [result.records[record.number] for record in ended] == ended
+    for record in before:
+        after = result.records[record.number]
+        assert after.state != "running"
+        assert after.samples >= record.samples
+    done = [(record.global_batch_size, record.learning_rate, record.seed) for record in result.records if record.state == "complete"]
+    assert len(done) == len(set(done))
+    assert result.spent.samples == sum(record.samples - record.start_samples for record in result.records)
+    assert result.spent.full_runs <= BUDGET + ONE_REPORT
+    assert result.recommendation.learning_rate == 0.01
+    if not result.recommendation.verified:  # What the killed confirmation had trained is spent; a larger budget buys it again.
+        assert moment == "confirmation"
+        assert search(storage=url, budget=BUDGET + 1).recommendation.verified
+    assert not os.path.exists(f"{url.removeprefix('sqlite:///')}.lock")

@@ -1,0 +1,123 @@
+"""What is searched by default, and the forms of the `space` argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bstune
+import optuna
+import pytest
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trials import Facts
+from bstune.tuner.strategy.space import Space, make_space
+
+
+def space_of(
+    asked: dict[str, Any] | None = None,
+    *,
+    family: str = "other",
+    n_samples: int = 10_000,
+    epochs: float = 5,
+    kind: str = "loop",
+    **plan: Any,
+) -> Space:
+    """Return the space of a plan."""
+    facts = Facts("t", kind, n_samples, epochs, optimizer_family=family)  # type: ignore[arg-type]
+    return make_space(Plan(space=asked or {}, **plan), facts, None)
+
+
+def test_default_batches_are_powers_of_two_with_a_hundred_steps_left() -> None:
+    """From 4 to min(n, epochs * n / 100)."""
+    assert space_of().batches == (4, 8, 16, 32, 64, 128, 256)
+    assert space_of(n_samples=500, epochs=2).batches == (4, 8)
+
+
+def test_tiny_data_still_has_a_batch() -> None:
+    """So little data that a hundred steps cannot be had is no error."""
+    assert space_of(n_samples=20, epochs=1).batches == (1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("family", "low", "high", "centre"), [("sgd", 1e-4, 3.0, 0.025), ("adam", 1e-6, 1e-1, 1e-3), ("other", 1e-5, 1.0, 10**-2.5)]
+)
+def test_the_default_learning_rates_follow_the_family(family: str, low: float, high: float, centre: float) -> None:
+    """Range and centre by family; the middle of the range where the family is unknown."""
+    space = space_of(family=family)
+
+    assert low <= space.learning_rates[0] < low * 2**0.6
+    assert high / 2**0.6 < space.learning_rates[-1] <= high
+    assert space.centre_learning_rate == pytest.approx(centre)
+
+
+def test_the_baseline_is_in_the_space_and_its_centre() -> None:
+    """The user's own setting is always a cell."""
+    space = space_of(baseline=(48, 3e-4))
+
+    assert 48 in space.batches
+    assert 3e-4 in space.learning_rates
+    assert (space.centre_batch, space.centre_learning_rate) == (48, 3e-4)
+
+
+def test_the_forms_of_a_dimension() -> None:
+    """A scalar fixes, a list means exactly these, a tuple is a range, a distribution is itself."""
+    space = space_of(
+        {
+            "batch_size": (10, 100),
+            "learning_rate": [0.1, 0.01],
+            "momentum": 0.9,
+            "depth": [1, 2, 3],
+            "weight_decay": (1e-4, 1e-1),
+            "dropout": optuna.distributions.FloatDistribution(0.0, 0.5),
+            "width": (16, 64),
+        }
+    )
+
+    assert space.batches == (16, 32, 64)
+    assert space.learning_rates == (0.01, 0.1)
+    assert space.fixed == {"momentum": 0.9}
+    assert {dimension.name for dimension in space.extras} == {"depth", "weight_decay", "dropout", "width"}
+    params = space.default_params()
+    assert params["momentum"] == 0.9
+    assert params["depth"] == 2
+    assert params["weight_decay"] == pytest.approx(10**-2.5, rel=1e-3)
+    assert (params["width"], type(params["width"])) == (32, int)  # Between whole numbers lie whole numbers.
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"batch_size": [0, 32]}, "batch_size"),
+        ({"batch_size": [32.5]}, "batch_size"),
+        ({"batch_size": []}, "empty"),
+        ({"batch_size": (65, 100)}, "no power of two"),
+        ({"batch_size": [100_000]}, "full run"),
+        ({"learning_rate": (0.0, 1.0)}, "learning_rate"),
+        ({"learning_rate": [-0.1]}, "above 0"),
+        ({"learning_rate": optuna.distributions.FloatDistribution(0.0, 1.0)}, "octaves"),
+        ({"dropout": (0.5, 0.1)}, "dropout"),
+    ],
+)
+def test_a_wrong_space_is_refused_by_name(asked: dict[str, Any], message: str) -> None:
+    """The message names the dimension and what was expected."""
+    with pytest.raises(bstune.ArgumentError, match=message):
+        space_of(asked)
+
+
+def test_a_batch_is_no_larger_than_the_data_that_bstune_deals_out() -> None:
+    """A loop of the user's own may take more, and says what that means."""
+    assert space_of({"batch_size": [20_000]}).batches == (20_000,)
+    with pytest.raises(bstune.ArgumentError, match=r"\[20000\], more than the 10000 samples of the training data"):
+        space_of({"batch_size": [64, 20_000]}, kind="supervised")
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    """Two mistakes, one message."""
+    with pytest.raises(bstune.ArgumentError, match=r"batch_size.*learning_rate"):
+        space_of({"batch_size": [0], "learning_rate": [0]})
+
+
+@pytest.mark.parametrize(("name", "meant"), [("batchsize", "batch_size"), ("learning-rate", "learning_rate")])
+def test_a_misspelt_dimension_is_not_searched_for_nothing(name: str, meant: str) -> None:
+    """It would be an extra dimension that changes nothing, and the batch sizes would be the default ones."""
+    with pytest.raises(bstune.ArgumentError, match=f"did you mean '{meant}'"):
+        space_of({name: [32]})

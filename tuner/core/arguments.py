@@ -1,0 +1,398 @@
+"""Checking what the user asked for, before anything is opened, loaded or run: every wrong argument is named at once."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from unicodedata import category
+
+from .errors import ArgumentError
+from .results import TRIAL_COLUMNS, ProbeResult
+from .specs import Plan
+
+DEFAULT_BUDGET = 12.0
+"""Full runs."""
+MOST_BYTES = 2**60
+MOST_NAME = 200
+"""Characters in the name of a study, and of a dimension."""
+MOST_SEED = 2**43
+"""The order of an epoch is drawn from a seed of 64 bits, which is this one times a million (`objectives/data.py`)."""
+
+_UNITS = {"": 1, "B": 1} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    # A bare letter counts in powers of two, as in Docker and Slurm.
+    for suffix, base in (("", 1024), ("iB", 1024), ("B", 1000))
+}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)")
+
+
+def _brief(value: Any) -> str:
+    """Return a value for a message, cut short."""
+    try:
+        text = repr(value)
+    except Exception:  # Such as a whole number of many thousand digits, which Python does not write.
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:196]} ..."
+
+
+def parse_size(text: str | int) -> int:
+    """Return the bytes in a size such as `12GiB`, `1.5GB` or `4096`.
+
+    Raises:
+        ArgumentError: The text is not a positive number with a known unit.
+
+    Example:
+        >>> parse_size("1.5GiB")
+        1610612736
+    """
+    match = _SIZE.fullmatch(text.strip() if isinstance(text, str) else _brief(text))
+    units = {name.upper(): factor for name, factor in _UNITS.items()}
+    if isinstance(text, bool) or match is None or match[2].upper() not in units:
+        raise ArgumentError(f"{_brief(text)} is not a size: expected a number with a unit, such as 12GiB, 800MiB or 12GB.")
+    amount = float(match[1]) * units[match[2].upper()]
+    if not 1 <= amount <= MOST_BYTES:
+        raise ArgumentError(f"{_brief(text)} is not a size: expected at least one byte, and at most a million TiB.")
+    return int(amount)
+
+
+_RATES = "a number from 1e-15 to 1e15"
+
+
+_TIME = "seconds, more than 0 and at most 1e9"
+
+
+def _is_time(value: float) -> bool:
+    """Tell whether a value can be waited for."""
+    return 0 < value <= 1e9
+
+
+def _is_rate(value: float) -> bool:
+    """Tell whether a value can be the end of a logarithmic range; beyond, arithmetic itself gives out."""
+    return 1e-15 <= value <= 1e15
+
+
+def check_storage(url: str | None) -> None:
+    """Refuse a storage that cannot be the address of one.
+
+    Raises:
+        ArgumentError: It is empty or holds control characters.
+    """
+    checks = Checks()
+    checks.text("storage", url)
+    checks.done()
+
+
+class Checks:
+    """Collects what is wrong; `done` raises it all at once."""
+
+    def __init__(self) -> None:
+        """Begin with nothing wrong."""
+        self.problems: list[str] = []
+
+    def wrong(self, problem: str) -> None:
+        """Note a problem."""
+        self.problems.append(problem)
+
+    def integer(self, name: str, value: Any, minimum: int, maximum: int = 2**53) -> int:
+        """Return the value as an int; on a problem note it and return the minimum."""
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            number = operator.index(value)
+        except TypeError:
+            self.wrong(f"{name}={_brief(value)}: expected a whole number of at least {minimum}.")
+            return minimum
+        if not minimum <= number <= maximum:
+            self.wrong(f"{name}={_brief(value)}: expected {f'at least {minimum}' if number < minimum else f'at most {maximum}'}.")
+            return minimum
+        return number
+
+    def real(self, name: str, value: Any, accept: Callable[[float], bool], expected: str) -> float:
+        """Return the value as a float; a number that is not finite, or not accepted, is a problem."""
+        try:
+            number = math.nan if isinstance(value, (bool, str)) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number) or not accept(number):
+            self.wrong(f"{name}={_brief(value)}: expected {expected}.")
+            return 1.0
+        return number
+
+    def choice(self, name: str, value: Any, valid: Sequence[str]) -> None:
+        """Note a problem unless the value is one of those that are valid."""
+        if value not in valid:
+            self.wrong(f"{name}={_brief(value)}: expected one of {', '.join(valid)}.")
+
+    def size(self, name: str, value: str | int | None) -> int | None:
+        """Return a size in bytes; on a problem note it and return None."""
+        try:
+            return None if value is None else parse_size(value)
+        except ArgumentError as error:
+            self.wrong(f"{name}: {error}")
+            return None
+
+    def text(self, name: str, value: Any) -> None:
+        """Note a problem unless the value is a text, or None."""
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            self.wrong(f"{name}={_brief(value)}: expected a text that is not empty.")
+        elif value is not None and any(category(character) in ("Cc", "Cs") for character in value):
+            self.wrong(f"{name}={_brief(value)}: expected a text without control characters.")
+
+    def study(self, value: Any) -> None:
+        """Note a problem unless the value can be the name of a study, or is None."""
+        if value is not None and not (isinstance(value, str) and value.strip() and value.isprintable() and len(value) <= MOST_NAME):
+            self.wrong(f"study={_brief(value)}: expected a name of at most {MOST_NAME} characters that can be printed on one line.")
+
+    def done(self) -> None:
+        """Raise an ArgumentError with all that is wrong, if anything is."""
+        if len(self.problems) == 1:
+            raise ArgumentError(self.problems[0])
+        if self.problems:
+            raise ArgumentError("\n".join([f"{len(self.problems)} arguments are wrong:", *(f"  {problem}" for problem in self.problems)]))
+
+
+@dataclass(frozen=True)
+class ProbeArguments:
+    """The arguments of `bstune.probe`, checked."""
+
+    device: str = "auto"
+    memory_bytes: int | None = None
+    headroom: float = 0.05
+    min_batch: int = 1
+    max_batch: int | None = None
+    multiple_of: int = 1
+    timeout: float | None = None
+    """Seconds."""
+    seed: int = 0
+    malloc: str = "default"
+
+
+def check_probe(
+    *,
+    device: str = "auto",
+    memory: str | int | None = None,
+    headroom: float = 0.05,
+    min_batch: int = 1,
+    max_batch: int | None = None,
+    multiple_of: int = 1,
+    timeout: float | None = None,
+    seed: int = 0,
+    malloc: str = "default",
+    fresh: bool = False,
+    study: str | None = None,
+    storage: str | None = None,
+) -> ProbeArguments:
+    """Return the arguments of a probe as numbers.
+
+    Raises:
+        ArgumentError: One or more are wrong; all are listed.
+    """
+    checks = Checks()
+    checks.text("device", device)
+    checks.study(study)
+    checks.text("storage", storage)
+    arguments = ProbeArguments(
+        device=device,
+        memory_bytes=checks.size("memory", memory),
+        headroom=checks.real("headroom", headroom, lambda x: 0 <= x < 1, "a share of memory from 0 up to, but below, 1"),
+        min_batch=checks.integer("min_batch", min_batch, 1),
+        max_batch=None if max_batch is None else checks.integer("max_batch", max_batch, 1),
+        multiple_of=checks.integer("multiple_of", multiple_of, 1),
+        timeout=None if timeout is None else checks.real("timeout", timeout, _is_time, _TIME),
+        seed=checks.integer("seed", seed, 0, MOST_SEED),
+        malloc=malloc,
+    )
+    checks.choice("malloc", malloc, ("default", "stable"))
+    checks.done()
+    largest, multiple = arguments.max_batch, arguments.multiple_of
+    if largest is not None and arguments.min_batch > largest:
+        checks.wrong(f"min_batch={arguments.min_batch} is more than max_batch={largest}: expected at most as much.")
+    elif largest is not None and -(-arguments.min_batch // multiple) * multiple > largest:
+        checks.wrong(f"multiple_of={multiple}: no multiple of it lies between min_batch={arguments.min_batch} and max_batch={largest}.")
+    checks.done()
+    return arguments
+
+
+@dataclass(frozen=True)
+class SearchArguments:
+    """The arguments of `bstune.search`, checked: the plan, and where and how it is run."""
+
+    plan: Plan
+    device: str = "auto"
+    timeout: float | None = None
+    """Seconds of this call."""
+    trial_timeout: float | None = None
+    """Seconds of silence after which a trial counts as hung; None: many times what it should take."""
+    isolation: Literal["process", "none"] = "process"
+    engine: Literal["optuna", "ray"] = "optuna"
+    ray_address: str | None = None
+    study: str | None = None
+    storage: str | None = None
+    probe: ProbeResult | None = None
+    callbacks: tuple[Callable[[Any], None], ...] = field(default=(), compare=False)
+
+
+def check_search(
+    *,
+    probe: ProbeResult | None = None,
+    goal: str = "loss",
+    target: float | None = None,
+    tolerance: float = 0.02,
+    budget: float | None = None,
+    n_trials: int | None = None,
+    timeout: float | None = None,
+    trial_timeout: float | None = None,
+    space: Mapping[str, Any] | None = None,
+    engine: str = "optuna",
+    jobs: int = 1,
+    ray_address: str | None = None,
+    pruner: str = "auto",
+    sampler: str = "auto",
+    confirm: int = 3,
+    device: str = "auto",
+    baseline: Sequence[float] | None = None,
+    isolation: str = "process",
+    seed: int = 0,
+    study: str | None = None,
+    storage: str | None = None,
+    callbacks: Sequence[Callable[[Any], None]] = (),
+) -> SearchArguments:
+    """Return the arguments of a search, with defaults filled in.
+
+    Raises:
+        ArgumentError: One or more are wrong; all are listed.
+    """
+    checks = Checks()
+    checks.choice("goal", goal, ("loss", "time", "largest"))
+    checks.choice("engine", engine, ("optuna", "ray"))
+    checks.choice("pruner", pruner, ("auto", "none"))
+    checks.choice("sampler", sampler, ("auto", "random", "tpe"))
+    checks.choice("isolation", isolation, ("process", "none"))
+    for name, text in (("device", device), ("storage", storage), ("ray_address", ray_address)):
+        checks.text(name, text)
+    checks.study(study)
+    if ray_address is not None and engine != "ray":
+        checks.wrong(f"ray_address={_brief(ray_address)}: it goes with engine='ray', not with engine={_brief(engine)}.")
+    if isolation == "none" and engine == "ray":
+        checks.wrong("engine='ray': with isolation='none' trials run in this process. Leave one of the two out.")
+    if probe is not None and not isinstance(probe, ProbeResult):
+        checks.wrong(f"probe={_brief(probe)}: expected what bstune.probe returned.")
+    if isinstance(callbacks, str) or not all(callable(item) for item in listed(callbacks)):
+        checks.wrong(f"callbacks={_brief(callbacks)}: expected a list of functions.")
+    if target is not None and goal != "time":
+        checks.wrong(f"target={_brief(target)}: it goes with goal='time', not with goal={_brief(goal)}.")
+    n_jobs = checks.integer("jobs", jobs, 1)
+    if isolation == "none" and n_jobs > 1:
+        checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
+    plan = Plan(
+        goal=goal,  # type: ignore[arg-type]  # Checked above.
+        target=None if target is None else checks.real("target", target, lambda _: True, "a finite validation loss"),
+        tolerance=checks.real("tolerance", tolerance, lambda x: 0 <= x < 1, "a share of the best loss from 0 up to, but below, 1"),
+        budget=DEFAULT_BUDGET
+        if budget is None
+        else checks.real("budget", budget, lambda x: 0 < x <= 1e9, "full runs, more than 0 and at most 1e9"),
+        n_trials=None if n_trials is None else checks.integer("n_trials", n_trials, 1),
+        space=_space(checks, space),
+        jobs=n_jobs,
+        pruner=pruner,
+        sampler=sampler,
+        confirm=checks.integer("confirm", confirm, 0),
+        baseline=_baseline(checks, baseline),
+        seed=checks.integer("seed", seed, 0, MOST_SEED),
+    )
+    seconds = None if timeout is None else checks.real("timeout", timeout, _is_time, _TIME)
+    silence_s = None if trial_timeout is None else checks.real("trial_timeout", trial_timeout, _is_time, _TIME)
+    checks.done()
+    return SearchArguments(
+        plan=plan,
+        device=device,
+        timeout=seconds,
+        trial_timeout=silence_s,
+        isolation=isolation,  # type: ignore[arg-type]  # Checked above.
+        engine=engine,  # type: ignore[arg-type]
+        ray_address=ray_address,
+        study=study,
+        storage=storage,
+        probe=probe,
+        callbacks=tuple(callbacks),
+    )
+
+
+def listed(value: Any) -> Sequence[Any]:
+    """Return a list or tuple as it is, and anything else as one value that is not known."""
+    return value if isinstance(value, (list, tuple)) else (None,)
+
+
+def _baseline(checks: Checks, value: Any) -> tuple[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        checks.wrong(f"baseline={_brief(value)}: expected (batch_size, learning_rate).")
+        return None
+    batch_size = checks.integer("baseline[0] (batch size)", value[0], 1)
+    return batch_size, checks.real("baseline[1] (learning rate)", value[1], _is_rate, _RATES)
+
+
+def _space(checks: Checks, space: Any) -> dict[str, Any]:
+    if space is None:
+        return {}
+    if not isinstance(space, Mapping):
+        checks.wrong(f"space={_brief(space)}: expected a dictionary from name to values.")
+        return {}
+    checked = {}
+    for name, values in space.items():
+        where = f"space[{_brief(name)}]"
+        if not isinstance(name, str) or not name.isidentifier() or len(name) > MOST_NAME:
+            checks.wrong(f"{where}: expected a name such as weight_decay, of at most {MOST_NAME} characters.")
+        elif name in TRIAL_COLUMNS and name != "learning_rate":
+            checks.wrong(f"{where}: bstune uses this name itself; the dimensions it knows are batch_size and learning_rate.")
+        else:
+            checked[name] = _dimension(checks, where, name, values)
+    return checked
+
+
+def _dimension(checks: Checks, where: str, name: str, values: Any) -> Any:
+    """Check one dimension: a scalar fixes it, a list means exactly these, (lo, hi) a log range, or an Optuna distribution."""
+
+    def one(value: Any, part: str = where) -> Any:
+        if name == "batch_size":
+            return checks.integer(part, value, 1)
+        if name == "learning_rate":
+            return checks.real(part, value, _is_rate, _RATES)
+        if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+            checks.wrong(f"{part}={_brief(value)}: expected a finite number or a text.")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            checks.wrong(f"{part}={_brief(value)}: expected a number of at most 64 bits.")
+        return value
+
+    if isinstance(values, list):
+        if not values:
+            checks.wrong(f"{where}: an empty list leaves nothing to try.")
+        return [one(value, f"{where}[{i}]") for i, value in enumerate(values)]
+    if isinstance(values, tuple):
+        if len(values) != 2:
+            checks.wrong(f"{where}={_brief(values)}: expected (lowest, highest); write a list to try exactly these values.")
+            return values
+        whole, before = name == "batch_size", len(checks.problems)
+        low, high = (
+            checks.integer(f"{where}[{i}]", value, 1) if whole else checks.real(f"{where}[{i}]", value, _is_rate, _RATES)
+            for i, value in enumerate(values)
+        )
+        if low > high and len(checks.problems) == before:
+            checks.wrong(f"{where}={_brief(values)}: the lowest is more than the highest.")
+        return (low, high)
+    if _is_distribution(values):
+        if name == "batch_size" and type(values).__name__ != "IntDistribution":
+            checks.wrong(f"{where}={_brief(values)}: expected whole numbers; write a list, (lowest, highest) or an IntDistribution.")
+        return values
+    return one(values)
+
+
+def _is_distribution(value: Any) -> bool:
+    """Tell an Optuna distribution without importing Optuna."""
+    return any(base.__module__ == "optuna.distributions" for base in type(value).__mro__)

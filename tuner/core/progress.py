@@ -1,0 +1,37 @@
+"""What has just happened in a search, as those who listen are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .arguments import SearchArguments
+from .results import Attempt, TrialRecord
+from .specs import Forecast
+from .trials import Facts
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What has just happened in a search; each callback gets one of these."""
+
+    kind: Literal["study", "warning", "probe", "forecast", "start", "report", "finish"]
+    study: str
+    budget: float
+    """Full runs."""
+    spent: float = 0.0
+    """Full runs."""
+    forecast: Forecast | None = None
+    facts: Facts | None = None
+    """Of the objective, with the forecast."""
+    attempt: Attempt | None = None
+    """Of the probe."""
+    trial: TrialRecord | None = None
+    """The trial that has started, reported or finished."""
+    message: str = ""
+
+
+def tell(arguments: SearchArguments, progress: Progress) -> None:
+    """Call every callback."""
+    for callback in arguments.callbacks:
+        callback(progress)

@@ -1,0 +1,71 @@
+"""What a search was asked to do, and what the strategy asks for next: plain data between the modules of the search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .results import Goal, Setting
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of `bstune.search` that the strategy decides by, checked and with defaults filled in."""
+
+    goal: Goal = "loss"
+    target: float | None = None
+    tolerance: float = 0.02
+    budget: float = 12.0
+    """Total training of the study, in full runs, confirmation included."""
+    n_trials: int | None = None
+    space: Mapping[str, Any] = field(default_factory=dict)
+    """As the user gave it: a scalar fixes, a list means exactly these, (lo, hi) a log range, or an Optuna distribution."""
+    jobs: int = 1
+    pruner: str = "auto"
+    """`auto` or `none`."""
+    sampler: str = "auto"
+    """`auto` (prior and surrogate), or `random` and `tpe` for comparison."""
+    confirm: int = 3
+    """Most fresh seeds per finalist."""
+    baseline: tuple[int, float] | None = None
+    """(global batch size, learning rate) that the user trains with today."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A run that the strategy wants."""
+
+    stage: str
+    """`anchor`, `search`, `confirm` or `baseline`."""
+    setting: Setting
+    seed: int
+    end_samples: int
+    """Planned end, a multiple of the global batch size."""
+    points: tuple[int, ...]
+    """Samples at which reports are wanted: rungs and validation points, ascending."""
+    continues: int | None = None
+    """Number of the trial that this one goes on from."""
+    start_samples: int = 0
+    noise_samples: int = 0
+    """Samples that it may draw, beside those it trains on, to measure gradient noise."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a search is expected to cost, said before it trains anything."""
+
+    n_trials: int
+    """About this many trials, most of them stopped early."""
+    full_runs: float
+    """At most this much training, in full runs."""
+    samples: int
+    seconds: float | None
+    """From the step-time line, all batch sizes alike; None where no step time is known."""
+    seconds_range: tuple[float, float] | None
+    """With the fastest batch size alone, and with the slowest alone: which ones the search will turn to is not known yet."""
+    n_batches: int
+    """Global batch sizes that are considered."""
+    batch_range: tuple[int, int]
+    learning_rate_range: tuple[float, float]

@@ -1,0 +1,155 @@
+"""What travels to and from a trial: the facts of an objective, what to run, what to measure, and the reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from .results import NoisePoint
+
+Verdict = Literal["go", "stop"]
+OptimizerFamily = Literal["sgd", "adam", "other"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a worker learned about an objective by loading it and building its model once."""
+
+    name: str | None
+    kind: str
+    """`supervised`, `loop` or `command`."""
+    n_samples: int
+    epochs: float
+    n_val_samples: int | None = None
+    evals: int = 16
+    """Equal points of a full run at which it is validated."""
+    schedule: str = "unknown"
+    """`constant`, `linear`, `cosine`, `wsd`, `callable`; `unknown` where the user owns the loop."""
+    optimizer: str | None = None
+    """Class name, or None where it cannot be known before training."""
+    optimizer_family: OptimizerFamily = "other"
+    precision: str = "fp32"
+    batch_norm: bool = False
+    parameter_bytes: int | None = None
+    can_continue: bool = False
+    """A stopped trial can go on from a checkpoint."""
+    metrics: tuple[str, ...] = ()
+    source_hash: str | None = None
+    """Of the file or the code that defines the objective."""
+    structure_hash: str | None = None
+    """Of the model's modules, the shapes of its parameters and of a sample: what memory depends on besides the source."""
+    ignores_rate: bool = False
+    """The optimizer has the same learning rates whatever it is given."""
+
+    @property
+    def full_run_samples(self) -> float:
+        """Training samples in one full run, before rounding to whole steps."""
+        return self.epochs * self.n_samples
+
+    def full_run_steps(self, global_batch_size: int) -> int:
+        """Return the optimizer steps of a full run: floor(epochs * n_samples / global_batch_size)."""
+        return math.floor(self.full_run_samples / global_batch_size + 1e-9)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A global batch as one kind of device takes it."""
+
+    micro_batch_size: int
+    accumulation_steps: int
+    eval_batch_size: int | None
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One run of one setting, exactly as a worker is to do it."""
+
+    number: int
+    """The number of the trial in the study."""
+    stage: str
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    learning_rate: float
+    seed: int
+    end_samples: int
+    """Where this run ends: a multiple of the global batch size."""
+    points: tuple[int, ...]
+    """Samples at which a report is wanted, ascending. The last may lie past `end_samples` by less than one step;
+    it is then due at the end."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    eval_batch_size: int | None = None
+    world_size: int = 1
+    start_samples: int = 0
+    """Samples already trained by the run that this one continues."""
+    resume_from: str | None = None
+    """Checkpoint file to continue from."""
+    checkpoint_to: str | None = None
+    """Checkpoint file to write when the run is stopped before its end, so that another can continue it."""
+    noise_samples: int = 0
+    """Samples that may be drawn, beside those that are trained on, to measure gradient noise along the run; 0 for none."""
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """By kind of device, where a cluster has several: where the run lands decides."""
+    most_samples: int | None = None
+    """A report of more samples than this is taken for a mistake."""
+
+    def on(self, device: str) -> TrialSpec:
+        """Return the run as this kind of device takes it; one that was not probed gets the smallest micro-batch of all."""
+        split = self.splits.get(device) or min(self.splits.values(), key=lambda split: split.micro_batch_size)
+        return replace(self, **vars(split), splits={})
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps from zero to the planned end."""
+        return self.end_samples // self.global_batch_size
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """A validation loss on its way from a worker to the one who decides."""
+
+    number: int
+    points: tuple[int, ...]
+    """The wanted points that this report is the first to reach."""
+    samples: int
+    val_loss: float
+    metrics: Mapping[str, float]
+    seconds: float
+    """Wall seconds of this run so far, validation included."""
+    noise: tuple[NoisePoint, ...] = ()
+    """Gradient noise measured since the last report; the samples drawn for it are charged beside `samples`."""
+    interval: int = 0
+    """Samples from one call of `trial.report` to the next, at most, since the report before this one."""
+
+
+@dataclass(frozen=True)
+class MeasureSpec:
+    """A few real steps that the probe wants to see."""
+
+    micro_batch_size: int
+    eval_batch_size: int
+    accumulation_steps: int
+    """Micro-batches in the second step, where bstune owns the loop; the others have one. A user's own loop has them in every step."""
+    n_steps: int
+    seed: int
+    timed_s: float = 0.0
+    """Go on stepping for about this many seconds after `n_steps`, to time them."""
+    max_timed_steps: int = 20
+
+
+@dataclass(frozen=True)
+class MeasureNotes:
+    """What an objective says of a measurement besides what the meter saw."""
+
+    samples: int
+    eval_batch_size: int | None
+    """The validation batch size that was really run; None when none was seen."""
+    optimizer: str | None = None
+    """Class name of the optimizer that stepped."""
+    warnings: tuple[str, ...] = ()
+    wait_s: float | None = None
+    """Seconds that the timed steps waited for their batches; None where the objective cannot tell."""
+    cached_step_s: tuple[float, ...] = ()
+    """Seconds of steps on one batch that was at hand already: what a step takes without its loader."""

@@ -1,0 +1,117 @@
+"""Memory and cores of this machine, within the limits of the container."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.results import DeviceInfo
+
+NO_CGROUP_LIMIT = 1 << 60
+"""cgroup v1 says "no limit" with a number near 2**63."""
+MOVED = 0.01
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a device has and what is left of it, now."""
+
+    total_bytes: int
+    available_bytes: int
+    source: str
+    """What said so: `ram`, `cgroup`, `nvml` or `cuda`."""
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_memory() -> Memory:
+    """Return physical RAM as this process may use it: the least of what is available and what its cgroups leave."""
+    import psutil
+
+    ram = psutil.virtual_memory()
+    total, available, source = int(ram.total), int(ram.available), "ram"
+    for limit, used in cgroup_limits():
+        if limit < total:
+            total, source = limit, "cgroup"
+        available = min(available, max(0, limit - used))
+    return Memory(total, available, source)
+
+
+def cgroup_limits(proc_cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
+    """Return (limit, used) in bytes for this process's memory cgroup and each of its ancestors that has a limit.
+
+    Used memory leaves out inactive file pages: the kernel gives those back before it kills anyone. psutil knows nothing of
+    cgroups (giampaolo/psutil#2100), so they are read here, version 2 and version 1.
+    """
+    try:
+        lines = proc_cgroup.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit_names, used_name = root, ["memory.max", "memory.high"], "memory.current"
+        elif "memory" in controllers.split(","):
+            base, limit_names, used_name = root / "memory", ["memory.limit_in_bytes"], "memory.usage_in_bytes"
+        else:
+            continue
+        here = base / path.lstrip("/")
+        # Inside a container the path is often that of the host and does not exist here; the root then holds the limit.
+        for folder in (here, *here.parents):
+            limits = [value for name in limit_names if (value := _read_number(folder / name)) is not None and value < NO_CGROUP_LIMIT]
+            used = _read_number(folder / used_name)
+            if limits and used is not None:
+                found.append((min(limits), max(0, used - _inactive_file_bytes(folder))))
+            if folder == base:
+                break
+    return found
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _inactive_file_bytes(folder: Path) -> int:
+    try:
+        rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(rows.get("total_inactive_file", rows.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return 0
+
+
+def memory_moved(before: Memory, after: Memory) -> str | None:
+    """Say how far the memory that is left has moved between two readings, or return None if by no more than 1 %."""
+    change = after.available_bytes - before.available_bytes
+    if abs(change) <= MOVED * before.available_bytes:
+        return None
+    gib = 1 << 30
+    return (
+        f"Free memory of the device changed by {change / gib:+.2f} GiB during the probe, from {before.available_bytes / gib:.2f} to "
+        f"{after.available_bytes / gib:.2f} GiB: something else uses it too. The result holds for what was free at the beginning; probe "
+        "again, or set --memory to what is yours for sure."
+    )
+
+
+def cpu_info(threads: int) -> DeviceInfo:
+    """Describe this machine as a device."""
+    return DeviceInfo(kind="cpu", name=_cpu_name(), total_bytes=cpu_memory().total_bytes, threads=threads)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        return platform.processor() or platform.machine()

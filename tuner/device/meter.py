@@ -1,0 +1,209 @@
+"""What a step took: peak memory and time, read inside the process that took it.
+
+On CPU a byte counts when it is resident and not a shared file page: the peak of the process (VmHWM less RssFile) and of its
+loader workers. On CUDA it counts when the caching allocator has reserved it, plus the context and what grows beside both:
+kernels that are loaded when they are first used, and what libraries take for themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .cuda import open_context
+
+STATUS = Path("/proc/self/status")
+MOST_BESIDE_BYTES = 1 << 30
+"""More than this beside context and allocator is taken for another process's. Assumed: loaded kernels take some 100 MiB."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the meter of one process saw, from the beginning of its work to the end."""
+
+    peak_bytes: int | None
+    start_bytes: int
+    """Held before the user's code began: the interpreter and its libraries on CPU, the context on CUDA."""
+    phase: str
+    steps: int
+    step_s: tuple[float, ...]
+    """Seconds of each optimizer step."""
+    timed_step_s: tuple[float, ...] = ()
+    """Those of the steps that were run to be timed."""
+    phase_peaks: dict[str, int] = field(default_factory=dict)
+    """Highest peak until the end of each phase."""
+    parameters_bytes: int | None = None
+    gradients_bytes: int | None = None
+    optimizer_state_bytes: int | None = None
+    alloc_retries: int = 0
+
+
+def _status_bytes(*names: str) -> dict[str, int]:
+    values = dict.fromkeys(names, 0)
+    for line in STATUS.read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name in values:
+            values[name] = int(rest.split()[0]) * 1024
+    return values
+
+
+def reset_peak_rss() -> None:
+    """Set the kernel's record of this process's peak resident memory back to what is resident now."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # Not Linux, or forbidden: the peak then includes what was resident before.
+        return
+
+
+def peak_rss_bytes() -> int:
+    """Return the peak resident memory of this process since the last reset, without shared file pages."""
+    if STATUS.exists():
+        rows = _status_bytes("VmHWM", "RssFile")
+        return rows["VmHWM"] - rows["RssFile"]
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def data_segment_bytes() -> int:
+    """Return the private writable memory of this process, touched or not: what RLIMIT_DATA counts."""
+    return _status_bytes("VmData")["VmData"] if STATUS.exists() else 0
+
+
+def children_bytes() -> int:
+    """Return the anonymous memory that is proportionally this process's children's: its loader workers'."""
+    total = 0
+    for pid in _descendants(os.getpid()):
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+    return total
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return []
+    for task in tasks:
+        try:
+            children = [int(child) for child in (task / "children").read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            found += [child, *_descendants(child)]
+    return found
+
+
+class ProcessMeter:
+    """Reads peaks and times of the process that it is made in; see `objectives.base.Meter`."""
+
+    def __init__(self, device: str) -> None:
+        """Begin to measure now."""
+        self._device = device
+        self._cuda = device.startswith("cuda")
+        self._phase = "build"
+        self._phase_peaks: dict[str, int] = {}
+        self._step_s: list[float] = []
+        self._timed_s: list[float] = []
+        self._held: tuple[int, int, int] | None = None
+        self._children_peak = 0
+        self._context_bytes = 0
+        self._retries_before = 0
+        if self._cuda:
+            import torch
+
+            self._context_bytes = open_context(device)
+            self._beside_bytes = 0
+            self._unreserved_bytes = self._free_and_reserved()
+            self._retries_before = self._retries()
+            torch.cuda.reset_peak_memory_stats(device)
+        reset_peak_rss()
+        self._start_bytes = 0 if self._cuda else peak_rss_bytes()
+        self._last_s = time.perf_counter()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that have ended."""
+        return len(self._step_s)
+
+    def phase(self, name: str) -> None:
+        """Close the phase before, and begin this one."""
+        self._close_phase()
+        self._phase = name
+        self._last_s = time.perf_counter()
+
+    def _close_phase(self) -> None:
+        self._synchronize()
+        self._look_at_children()
+        self._phase_peaks[self._phase] = self._peak()
+
+    def step_done(self) -> None:
+        """End one optimizer step."""
+        self._synchronize()
+        now_s = time.perf_counter()
+        (self._timed_s if self._phase == "timing" else self._step_s).append(now_s - self._last_s)
+        self._look_at_children()
+        self._last_s = time.perf_counter()
+
+    def holds(self, *, parameters_bytes: int, gradients_bytes: int, optimizer_state_bytes: int) -> None:
+        """Keep what the objective says of its tensors."""
+        self._held = (parameters_bytes, gradients_bytes, optimizer_state_bytes)
+
+    def read(self) -> Reading:
+        """Return all that was seen."""
+        self._close_phase()
+        held = self._held or (None, None, None)
+        return Reading(
+            peak_bytes=self._peak(),
+            start_bytes=self._start_bytes or self._context_bytes,
+            phase=self._phase,
+            steps=len(self._step_s) + len(self._timed_s),
+            step_s=tuple(self._step_s),
+            timed_step_s=tuple(self._timed_s),
+            phase_peaks=dict(self._phase_peaks),
+            parameters_bytes=held[0],
+            gradients_bytes=held[1],
+            optimizer_state_bytes=held[2],
+            alloc_retries=self._retries() - self._retries_before,
+        )
+
+    def _look_at_children(self) -> None:
+        if not self._cuda:
+            self._children_peak = max(self._children_peak, children_bytes())
+
+    def _peak(self) -> int:
+        if not self._cuda:
+            return peak_rss_bytes() + self._children_peak
+        import torch
+
+        beside_bytes = self._unreserved_bytes - self._free_and_reserved()
+        if beside_bytes <= MOST_BESIDE_BYTES:
+            self._beside_bytes = max(self._beside_bytes, beside_bytes)
+        return self._context_bytes + self._beside_bytes + torch.cuda.max_memory_reserved(self._device)
+
+    def _free_and_reserved(self) -> int:
+        """Return the bytes of the card that neither another process nor this one, beside its allocator, holds."""
+        import torch
+
+        return int(torch.cuda.mem_get_info(self._device)[0]) + int(torch.cuda.memory_reserved(self._device))
+
+    def _retries(self) -> int:
+        if not self._cuda:
+            return 0
+        import torch
+
+        return int(torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0))
+
+    def _synchronize(self) -> None:
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize(self._device)

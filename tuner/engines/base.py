@@ -1,0 +1,88 @@
+"""Who runs trials: slots, `submit`, `events`, `cancel`. The strategy decides; a pool only runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..core.trials import TrialReport, TrialSpec, Verdict
+
+LossCause = Literal["oom", "killed", "crashed", "hung", "error", "no_report"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run has come to its end: to the planned one, or to where it was told to stop."""
+
+    number: int
+    samples: int
+    """Training samples at its end, those of the run that it continues included."""
+    seconds: float
+    peak_bytes: int | None = None
+    checkpoint: str | None = None
+    """The checkpoint that it wrote, if it did."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A run has ended without an answer. That is a result too, with a cause."""
+
+    number: int
+    cause: LossCause
+    message: str
+    samples: int = 0
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+    error_type: str | None = None
+    """Qualified name of the user's exception."""
+    traceback: str | None = None
+    output: str | None = None
+    """The last lines that the user's code printed."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A run waits for a verdict on its report: answer with `pool.reply`."""
+
+    report: TrialReport
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A run that had to wait for a place has one, and begins."""
+
+    number: int
+    device: str | None
+    """The kind of device, where there are several: its split is the one that is taken."""
+    micro_batch_size: int
+    accumulation_steps: int
+
+
+Event = Reported | Finished | Lost | Placed
+
+
+class Pool(Protocol):
+    """Runs trials, each in a process of its own."""
+
+    places: bool
+    """A run that was submitted may have to wait for its place; `Placed` says when it begins."""
+
+    @property
+    def slots(self) -> int:
+        """Trials that can run side by side now."""
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Start a run in a free slot."""
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Yield what has happened, waiting at most this long for the first."""
+
+    def reply(self, number: int, verdict: Verdict) -> None:
+        """Let a reporting run go on, or stop it."""
+
+    def cancel(self, number: int) -> None:
+        """End a run at once; no more events come of it."""
+
+    def close(self) -> None:
+        """End everything that runs and leave nothing behind."""

@@ -1,0 +1,91 @@
+"""Runs trials in the calling process, one at a time: for cheap, trusted functions such as a table or a formula."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ...objectives.base import Trial
+from ..core.errors import ObjectiveError, TrialPruned
+from ..core.trials import TrialReport, TrialSpec, Verdict
+from .base import Event, Finished, Lost
+
+if TYPE_CHECKING:
+    from ...objectives.loop import LoopObjective
+
+
+class InlinePool:
+    """Runs a submitted trial within `events`; see `base.Pool`.
+
+    There is no process to wait in while a report is judged, so reports go to a function and never come as events.
+    """
+
+    slots = 1
+    places = False
+
+    def __init__(self, objective: LoopObjective, judge: Callable[[TrialReport], Verdict]) -> None:
+        """Run trials of the user's function; `judge` answers its reports."""
+        self._objective = objective
+        self._judge = judge
+        self._waiting: list[TrialSpec] = []
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Take a run; it starts when events are asked for."""
+        self._waiting.append(spec)
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Run what was submitted and yield how it ended."""
+        while self._waiting:
+            yield self._run(self._waiting.pop(0))
+
+    def _run(self, spec: TrialSpec) -> Event:
+        judging_s = 0.0
+
+        def clock() -> float:
+            return time.perf_counter() - judging_s
+
+        def judge(report: TrialReport) -> Verdict:
+            nonlocal judging_s
+            start_s = time.perf_counter()
+            try:
+                return self._judge(report)
+            finally:
+                judging_s += time.perf_counter() - start_s
+
+        start_s = clock()
+        trial = Trial(spec, device="cpu", send=judge, clock=clock)
+        try:
+            self._objective.train(trial, spec)
+        except TrialPruned:
+            if trial.stopped_at is None:  # The user's own, without a verdict of ours.
+                return _lost(spec, trial, ObjectiveError("The function raised TrialPruned without being told to stop."), clock() - start_s)
+        except (Exception, SystemExit) as error:
+            return _lost(spec, trial, error, clock() - start_s)
+        samples = trial.last_samples if trial.stopped_at is None else trial.stopped_at
+        return Finished(spec.number, samples, clock() - start_s)
+
+    def reply(self, number: int, verdict: Verdict) -> None:
+        """Do nothing: a report was answered when it was made."""
+
+    def cancel(self, number: int) -> None:
+        """Forget a run that has not started."""
+        self._waiting = [spec for spec in self._waiting if spec.number != number]
+
+    def close(self) -> None:
+        """Forget everything that has not started."""
+        self._waiting.clear()
+
+
+def _lost(spec: TrialSpec, trial: Trial, error: BaseException, seconds: float) -> Lost:
+    ours = isinstance(error, ObjectiveError)
+    return Lost(
+        spec.number,
+        "oom" if isinstance(error, MemoryError) else "error",
+        str(error),
+        trial.last_samples,
+        seconds,
+        error_type=type(error).__qualname__,
+        traceback=None if ours else "".join(traceback.format_exception(error)),
+    )

@@ -1,0 +1,260 @@
+"""What runs on the nodes of a Ray cluster: an actor that holds a template process, and trials forked from it.
+
+Ray places and watches; user code runs in the same worker processes as everywhere else (`fork_server.Host`), one fresh process per trial,
+so how a trial ends is classified once, for all engines. Because the actor itself runs no user code, Ray may use it for one trial
+after another: torch and the data are loaded once per slot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from ...objectives.load import after_standard_library
+from ..core import errors
+from ..core.errors import BstuneError, DeviceError
+from ..core.results import DeviceInfo, ProbeResult
+from ..core.trials import Facts, Split, TrialReport, TrialSpec
+from ..device.memory import cpu_info
+from ..device.nvml import nvml_devices
+from ..workers.fork_server import Host
+from ..workers.messages import Pickled
+from .base import Event, Finished, LossCause, Lost, Placed, Reported
+from .local import LocalPool
+
+POLL_S = 5.0
+"""A trial that has nothing to say says so after this long, so that its actor can hear what is wanted of it."""
+KIND_LABEL = "bstune/kind"
+"""Label of a node that names its kind of device, where what can be seen of it does not tell."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every actor of a search is told."""
+
+    objective: Pickled
+    device: str
+    cpus: int
+    """That Ray gives a trial."""
+    threads: int | None
+    """Per trial; None: the node's cores shared by its trials."""
+    like_driver: tuple[str, tuple[str, ...]] | None
+    """Working directory of the driver and where it finds the user's modules, where it is the same machine."""
+    source: str | None = None
+    """Elsewhere: the folder in Ray's `working_dir` that holds the user's code."""
+
+    def host(self) -> Host:
+        """Start the template process on this node, where it finds the user's code. This process does not: it runs none of it."""
+        folder, path = self.like_driver or self._unpacked()
+        host = Host(self.objective, device=self.device, jobs=self.sharing(this_node()), folder=folder, sys_path=path)
+        if self.threads is not None:
+            host.threads = self.threads
+        return host
+
+    def _unpacked(self) -> tuple[str | None, Sequence[str]]:
+        here = os.getcwd()
+        path = [folder for folder in sys.path if folder and os.path.abspath(folder) != here]
+        if self.source is None:
+            return None, path
+        source = os.path.join(here, self.source)
+        return source, after_standard_library(source, path)
+
+    def sharing(self, node: Mapping[str, Any]) -> int:
+        """Return how many trials share a node's memory; a card holds one."""
+        return 1 if self.device == "cuda" else max(1, int(node["Resources"].get("CPU", 0)) // self.cpus)
+
+    def kind(self) -> str:
+        """Return what kind of device a trial gets on this node: its label, else the name and the memory of the device.
+
+        The cards of a node are taken to be alike, as Ray takes them.
+        """
+        node = this_node()
+        if label := node.get("Labels", {}).get(KIND_LABEL):
+            return str(label)
+        if self.device == "cpu":
+            cpu = cpu_info(self.cpus)
+            return _named(cpu.name, (cpu.total_bytes or 0) // self.sharing(node))
+        for card in nvml_devices():
+            return _named(card["name"], card["total_bytes"])
+        prefix = "accelerator_type:"  # What Ray found, which says nothing of the memory.
+        return next((name.removeprefix(prefix) for name in sorted(node["Resources"]) if name.startswith(prefix)), "GPU")
+
+
+def this_node() -> Mapping[str, Any]:
+    """Return what Ray knows of the node that this process is on."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(node for node in ray.nodes() if node["NodeID"] == here)
+
+
+def kind_here(task: Task) -> str:
+    """Return the kind of device of this node."""
+    return task.kind()
+
+
+def text_here(path: str) -> str:
+    """Return what a file holds, as this node sees it."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _named(name: str, n_bytes: int | None) -> str:
+    gib = (n_bytes or 0) / 2**30
+    return f"{name}, {gib:.0f} GiB" if gib >= 10 else f"{name}, {gib:.2g} GiB" if gib else name
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A BstuneError on its way through Ray, as plain data: exceptions with arguments of their own do not survive pickling."""
+
+    kind: str
+    message: str
+    details: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, error: BstuneError) -> Carried:
+        """Pack an error."""
+        known = next(base.__name__ for base in type(error).__mro__ if vars(errors).get(base.__name__) is base)
+        return cls(known, str(error), dict(vars(error)))
+
+    def error(self) -> BstuneError:
+        """Return the error again."""
+        kind: type[BstuneError] = getattr(errors, self.kind)
+        error = kind.__new__(kind, self.message)
+        error.args = (self.message,)
+        vars(error).update(self.details)
+        return error
+
+
+class Surveyor:
+    """An actor that describes the objective and probes it where the trials will run."""
+
+    def __init__(self, task: Task) -> None:
+        """Take a task; nothing is started yet."""
+        self._task = task
+        self._host: Host | None = None
+
+    def look(self) -> tuple[Facts, DeviceInfo, tuple[str, ...]] | Carried:
+        """Return what the objective is, the device, and what the user should know of how it was chosen."""
+        try:
+            self._host = self._task.host()
+            return self._host.facts, self._host.device_info, tuple(self._host.warnings)
+        except BstuneError as error:
+            return Carried.of(error)
+
+    def ready(self) -> None:
+        """Have a place: this is answered as soon as the actor has started."""
+
+    def probe(self, timeout_s: float | None, seed: int) -> ProbeResult | Carried:
+        """Return the probe of the objective on this node's device."""
+        from ..probing.run import run_probe
+
+        assert self._host is not None, "look first"
+        try:
+            return run_probe(self._host, timeout=timeout_s, seed=seed)
+        except BstuneError as error:
+            return Carried.of(error)
+
+    def close(self) -> None:
+        """End the template process."""
+        if self._host is not None:
+            self._host.close()
+
+
+class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by the type checker.
+    """A slot: runs the trial that its configuration names, and is then given the next one."""
+
+    def setup(self, config: dict[str, Any], task: Task | None = None, fences: Mapping[str, int] | None = None) -> None:
+        """Take the first trial; the template process starts with its first step."""
+        assert task is not None
+        self._task, self._fences = task, fences or {}
+        self._kind = ""
+        self._host: Host | None = None
+        self._pool: LocalPool | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial."""
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._spec = decode_spec(config["spec"])
+        self._submitted = False
+        self._judged: TrialReport | None = None
+        self._stop = False
+
+    def stop_training(self) -> None:
+        """Have the report that was made last answered with `stop`.
+
+        Tune has no such call: its own `STOP` ends the actor before the trial can write its checkpoint and say what it took.
+        """
+        self._stop = True
+
+    def step(self) -> dict[str, Any]:
+        """Let the trial go on to its next report, or its end."""
+        event = self._next_event()
+        return {"event": event, "done": isinstance(event, (Finished, Lost))}
+
+    def _next_event(self) -> Event | None:
+        try:
+            pool = self._ready_pool()
+        except BstuneError as error:
+            self._close()
+            traceback = getattr(error, "traceback", None)
+            cause: LossCause = "crashed" if isinstance(error, DeviceError) else "error"
+            return Lost(self._spec.number, cause, str(error), error_type=type(error).__name__, traceback=traceback)
+        if not self._submitted:
+            self._submitted = True
+            spec = self._spec.on(self._kind) if self._spec.splits else self._spec
+            pool.submit(spec)
+            return Placed(spec.number, self._kind if self._spec.splits else None, spec.micro_batch_size, spec.accumulation_steps)
+        if self._judged is not None:
+            pool.reply(self._spec.number, "stop" if self._stop else "go")
+            self._judged = None
+        for event in pool.events(POLL_S):
+            if isinstance(event, Reported):
+                self._judged = event.report
+            return event
+        return None
+
+    def _ready_pool(self) -> LocalPool:
+        if self._pool is None:
+            self._host = self._task.host()
+            self._kind = self._task.kind()
+            fence_bytes = self._fences.get(self._kind, min(self._fences.values(), default=None))
+            self._pool = LocalPool(self._host, fence_bytes=fence_bytes)
+        return self._pool
+
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        if self._host is not None:
+            self._host.close()
+        self._pool = self._host = None
+
+    def cleanup(self) -> None:
+        """End the trial and the template process."""
+        self._close()
+
+
+def encode_spec(spec: TrialSpec) -> str:
+    """Return a run as one text: Tune takes a configuration apart and names files by it."""
+    return json.dumps(dataclasses.asdict(dataclasses.replace(spec, params=dict(spec.params))))
+
+
+def decode_spec(text: str) -> TrialSpec:
+    """Read back what `encode_spec` wrote."""
+    data = json.loads(text)
+    splits = {kind: Split(**split) for kind, split in data["splits"].items()}
+    return TrialSpec(**{**data, "points": tuple(data["points"]), "splits": splits})

@@ -1,0 +1,206 @@
+"""Runs sizes, each in a fresh process, and says what came of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..core.errors import ObjectiveError
+from ..core.results import Attempt, Loader, Outcome, ThroughputRow
+from ..core.trials import MeasureSpec
+from ..device.meter import Reading
+from ..device.out_of_memory import first_line, may_be_memory
+from ..memory.predictor import Foresight
+from ..theory.step_time import loader_of, throughput_row
+from ..workers import messages
+from ..workers.fork_server import Host, error_of
+from ..workers.template import Died
+
+STEPS = 2
+SMALL_EVAL = 8
+"""Validation batch of the attempts on the way: the training size is found first, the validation size with the answer."""
+FINAL_STEPS = 3
+"""For the size that is returned: memory has been seen to grow in the second step (pytorch/pytorch#35901)."""
+GIB = 1 << 30
+
+OnAttempt = Callable[[Attempt], None]
+
+
+class TimeUp(Exception):
+    """The probe's own time limit has passed."""
+
+
+class Attempts:
+    """Runs sizes, each in a fresh process, and keeps what came of them."""
+
+    def __init__(self, host: Host, *, headroom: float, seed: int, timeout_s: float | None, on_attempt: OnAttempt | None) -> None:
+        """Look what memory there is; `timeout_s` counts from now."""
+        memory = host.memory()
+        self.host = host
+        self.headroom = headroom
+        self.seed = seed
+        self.memory = memory
+        self.capacity_bytes = memory.total_bytes
+        self.usable_bytes = host.usable_bytes()
+        self.budget_bytes = int(self.usable_bytes * (1 - headroom))
+        self.started_s = time.monotonic()
+        self.deadline_s = self.started_s + timeout_s if timeout_s is not None else None
+        self.tried: list[Attempt] = []
+        self.readings: dict[int, Reading] = {}
+        self.samples = 0
+        self.warnings: dict[str, None] = dict.fromkeys(host.warnings)
+        self.optimizer: str | None = None
+        self.eval_unseen = False
+        self.rows: list[ThroughputRow] = []
+        self.loader: Loader | None = None
+        self.last_output: str | None = None
+        self.last_failure: messages.Failure | Died | None = None
+        self.eval_sizes: dict[int, int] = {}
+        """Validation batch size that was seen to fit with a micro-batch size, as training would use it."""
+        self._eval_limit: int | None = None
+        on_cpu = host.device_info.kind == "cpu"
+        self.foresight = Foresight(self.eval_size, reserved_bytes=None if on_cpu else self.usable_bytes)
+        self._on_attempt = on_attempt
+        # On CPU: twice the budget lets a size that is just too large be measured instead of killed, where RAM allows it.
+        self.fence_bytes = min(2 * self.usable_bytes + GIB, memory.available_bytes) if on_cpu else self.usable_bytes
+
+    @property
+    def fixed_bytes(self) -> float | None:
+        """What the smallest size held that surely does not grow with the size; None before an attempt came to its end."""
+        if not self.readings:
+            return None
+        reading = self.readings[min(self.readings)]
+        parts = (reading.parameters_bytes, reading.gradients_bytes, reading.optimizer_state_bytes)
+        return reading.start_bytes + sum(part or 0 for part in parts)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether parameters and gradients alone are over the budget, so that one attempt at the smallest size says it all."""
+        return 2 * (self.host.facts.parameter_bytes or 0) > self.budget_bytes
+
+    def eval_size(self, size: int, *, final: bool = False) -> int:
+        """Return the validation batch size that is run with a micro-batch size: a small one, or in the end one as large."""
+        most = size if final else SMALL_EVAL
+        return min(size, most, self.host.facts.n_val_samples or size, self._eval_limit or size)
+
+    def run(self, size: int, *, final: bool = False, timed_s: float = 0.0) -> tuple[Attempt, Reading | None]:
+        """Try one size; where only validation runs out of memory, with ever smaller validation batches.
+
+        Args:
+            size: The micro-batch size.
+            final: It may be the answer: three steps, and the validation batch that training would use.
+            timed_s: Time steps of one micro-batch for about this many seconds.
+
+        Raises:
+            ObjectiveError: The user's code failed, or its process crashed twice.
+            _TimeUp: The probe's time is over.
+        """
+        facts = self.host.facts
+        eval_size = self.eval_size(size, final=final)
+        n_steps = FINAL_STEPS if final else STEPS
+        fluke: str | None = None
+        while True:
+            both = not timed_s and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
+            spec = MeasureSpec(size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s)
+            attempt, reading, failure = self._once(spec, traced=self.foresight.wants_trace and not timed_s)
+            if attempt is None:
+                continue
+            if fluke is None and _may_be_fluke(attempt, failure):
+                fluke = attempt.reason  # The same twice is none.
+                continue
+            if fluke is not None and attempt.outcome == "ok":
+                self.warn(f"A first run at micro-batch {size} failed where a second one did not: {fluke}.")
+            self.last_failure = failure
+            self._note(attempt)
+            if attempt.outcome == "oom" and attempt.phase == "validation" and eval_size > 1 and attempt.steps >= n_steps:
+                eval_size = self._eval_limit = eval_size // 2
+                continue
+            if attempt.outcome == "error" and not (size == 1 and isinstance(failure, messages.Failure)):
+                raise objective_error(failure, size, self.last_output)
+            if reading is not None and attempt.outcome == "ok" and not timed_s:
+                self.readings[size] = reading
+                if final:
+                    self.eval_sizes[size] = eval_size
+            return attempt, reading
+
+    def _once(self, spec: MeasureSpec, *, traced: bool) -> tuple[Attempt | None, Reading | None, messages.Failure | Died | None]:
+        left_s = None if self.deadline_s is None else self.deadline_s - time.monotonic()
+        if left_s is not None and left_s <= 0:
+            raise TimeUp
+        start_s = time.monotonic()
+        worker = self.host.start(messages.Measure(spec, traced), fence_bytes=self.fence_bytes)
+        try:
+            answer = self.host.answer(worker, left_s)
+            self.last_output = worker.tail() if isinstance(answer, (messages.Failure, Died)) else None
+        finally:
+            worker.end()
+        if answer is None:
+            raise TimeUp
+        if isinstance(answer, messages.Measured) and answer.trace is not None:
+            self.foresight.add(answer.trace, context_bytes=answer.reading.start_bytes)
+            if answer.trace.compiled:
+                return None, None, None  # It ran eagerly because it was traced, so its memory is not that of training either.
+        attempt = self._judge(spec, answer, time.monotonic() - start_s)
+        reading = answer.reading if isinstance(answer, (messages.Measured, messages.Failure)) else None
+        return attempt, reading, None if isinstance(answer, messages.Measured) else answer
+
+    def _judge(self, spec: MeasureSpec, answer: messages.Measured | messages.Failure | Died, seconds: float) -> Attempt:
+        size = spec.micro_batch_size
+
+        def attempt(outcome: Outcome, peak: int | None, steps: int, phase: str | None, reason: str | None) -> Attempt:
+            return Attempt(size, outcome, peak, seconds, steps, spec.eval_batch_size, phase, reason)
+
+        if isinstance(answer, Died):
+            # SIGKILL is the kernel's answer to a process that takes too much; nobody else here sends it.
+            return attempt("oom" if answer.exit_code == -9 else "error", None, 0, None, answer.text)
+        reading = answer.reading
+        if isinstance(answer, messages.Failure):
+            reason = f"{answer.error_type}: {first_line(answer.message)}"
+            peak, steps, phase = (reading.peak_bytes, reading.steps, reading.phase) if reading else (None, 0, "build")
+            return attempt(answer.outcome, peak, steps, phase, reason)
+        assert reading is not None
+        notes = answer.notes
+        self.samples += notes.samples
+        self.optimizer = self.optimizer or notes.optimizer
+        if spec.timed_s and reading.timed_step_s:
+            self.rows = sorted([*self.rows, throughput_row(size, reading.timed_step_s)], key=lambda row: row.batch_size)
+            if size == self.rows[-1].batch_size:
+                self.loader = loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
+        if not spec.timed_s:
+            self.eval_unseen = notes.eval_batch_size is None
+            self.warnings.update(dict.fromkeys(notes.warnings))
+        if reading.alloc_retries:
+            return attempt("oom", reading.peak_bytes, reading.steps, "train", f"the allocator had to retry {reading.alloc_retries} times")
+        # An attempt that only times a size holds a batch more than training does, and its size was seen to fit before.
+        if not spec.timed_s and reading.peak_bytes is not None and reading.peak_bytes > self.budget_bytes:
+            phase = next((name for name, peak in reading.phase_peaks.items() if peak > self.budget_bytes), reading.phase)
+            reason = f"peak {reading.peak_bytes / GIB:.3f} GiB is over the budget of {self.budget_bytes / GIB:.3f} GiB"
+            return attempt("oom", reading.peak_bytes, reading.steps, phase, reason)
+        return attempt("ok", reading.peak_bytes, reading.steps, None, None)
+
+    def warn(self, text: str) -> None:
+        """Keep a warning, once."""
+        self.warnings[text] = None
+
+    def _note(self, attempt: Attempt) -> None:
+        self.tried.append(attempt)
+        if self._on_attempt:
+            self._on_attempt(attempt)
+
+
+def _may_be_fluke(attempt: Attempt, failure: messages.Failure | Died | None) -> bool:
+    """Whether an attempt failed in a way that may come of the moment: a crash, or an error that may or may not mean memory."""
+    if isinstance(failure, Died):
+        return attempt.outcome == "error"
+    return failure is not None and attempt.outcome != "limit" and may_be_memory(failure.message)
+
+
+def objective_error(failure: messages.Failure | Died | None, size: int, output: str | None) -> ObjectiveError:
+    """Return the error for an attempt in which the user's code failed."""
+    if isinstance(failure, messages.Failure):
+        error = error_of(failure, f"training at micro-batch {size}", output=output)
+        assert isinstance(error, ObjectiveError)
+        return error
+    assert failure is not None
+    text = f"A training step at micro-batch {size} crashed twice: {failure.text}. Expected it to end or to raise."
+    return ObjectiveError(text, output=output)

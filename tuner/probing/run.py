@@ -1,0 +1,276 @@
+"""The run of a probe: sizes that grow, the answer run once more, and what a step costs.
+
+`SizeSearch` chooses the sizes, `attempts` runs each in a fresh process; this module puts the result together. A prediction is
+never an answer: the size that is returned was run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+from ..core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError
+from ..core.results import Attempt, MemoryByCategory, MemoryLine, ProbeResult
+from ..device.memory import usable_cores
+from ..device.meter import Reading
+from ..device.out_of_memory import asked_bytes
+from ..theory.step_time import PLATEAU_GAIN, fit_step_time, knee, sizes_to_time
+from ..workers import messages
+from ..workers.fork_server import Host
+from ..workers.template import Died
+from .attempts import GIB, Attempts, OnAttempt, TimeUp, objective_error
+from .size_search import Answer, Bounds, Growth, SizeTried
+
+TIMED_S = 0.4
+CPU_NOISE_BYTES = 1 << 18
+"""Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same. Measured with a fixed mmap threshold:
+repeats of a step of 300 to 660 MiB differ by 0.1 MiB. With malloc's own, moving threshold they scatter by several MiB more, which
+the search sees."""
+CPU_SETTLING_BYTES = 4 << 20
+"""Measured on six kinds of model with a fixed mmap threshold: from the second size on, resident memory lies above the live bytes of
+the traces by the same amount to within 0.3 MiB; from the smallest size to the second that amount grows by up to 2.3 MiB."""
+SMALLEST_TIMED = 4
+SMALLEST_PLATEAU = 64
+"""Smaller steps are so short that their throughput still rises, or is mostly noise."""
+SAME_MEMORY = 0.05
+"""A stored answer that memory bounded holds while the usable memory is the same to within this share."""
+
+
+def run_probe(
+    host: Host,
+    *,
+    headroom: float = 0.05,
+    min_batch: int = 1,
+    max_batch: int | None = None,
+    multiple_of: int = 1,
+    timeout: float | None = None,
+    seed: int = 0,
+    on_attempt: OnAttempt | None = None,
+) -> ProbeResult:
+    """Find the largest micro-batch of the host's objective that fits; arguments as in `probe`, already checked.
+
+    Raises:
+        ArgumentError: No size lies within the bounds.
+        ObjectiveError: The user's code is at fault.
+        NothingFitsError: Even the smallest size needs more than there is.
+    """
+    n_samples = host.facts.n_samples
+    capped = max_batch is not None and max_batch < n_samples
+    highest = min(n_samples, max_batch if max_batch is not None else n_samples)
+    if min_batch > n_samples:
+        raise ArgumentError(f"min_batch={min_batch} is more than the data set has: expected at most {n_samples}.")
+    bounds = Bounds(min_batch, highest, multiple_of, "max_batch" if capped else "dataset")
+    attempts = Attempts(host, headroom=headroom, seed=seed, timeout_s=timeout, on_attempt=on_attempt)
+    on_cpu = host.device_info.kind == "cpu"
+    growth = Growth(
+        bounds,
+        budget_bytes=attempts.budget_bytes,
+        noise_bytes=CPU_NOISE_BYTES if on_cpu else 0,
+        settling_bytes=CPU_SETTLING_BYTES if on_cpu else 0,
+        first_sizes=(bounds.lowest,) if attempts.hopeless else (),
+    )
+    _grow(growth, attempts)
+    final = _verify(growth, attempts)
+    answer = growth.answer
+    assert answer.size is not None
+    _time_sizes(answer.size, bounds, attempts)
+    if (moved := host.memory_moved(attempts.memory)) is not None:
+        attempts.warn(moved)
+    return _result(host, attempts, answer, final)
+
+
+def verified_again(
+    host: Host, stored: ProbeResult, *, headroom: float, seed: int, on_attempt: OnAttempt | None = None
+) -> ProbeResult | None:
+    """Run the size of a stored result once more, and return the result with what was seen now; None where it holds no longer."""
+    attempts = Attempts(host, headroom=headroom, seed=seed, timeout_s=None, on_attempt=on_attempt)
+    moved = abs(attempts.usable_bytes / stored.usable_bytes - 1) > SAME_MEMORY
+    if stored.limited_by == "timeout" or (moved and stored.limited_by == "memory"):
+        return None
+    attempt, reading = attempts.run(stored.micro_batch_size, final=True)
+    if attempt.outcome != "ok" or reading is None or reading.peak_bytes is None:
+        return None
+    return replace(
+        stored,
+        usable_bytes=attempts.usable_bytes,
+        budget_bytes=attempts.budget_bytes,
+        eval_batch_size=stored.eval_batch_size and attempts.eval_sizes[stored.micro_batch_size],
+        peak_bytes=reading.peak_bytes,
+        memory_line=stored.memory_line and replace(stored.memory_line, measured_bytes=reading.peak_bytes),
+        attempts=(*stored.attempts, *attempts.tried),
+        samples=attempts.samples,
+        seconds=time.monotonic() - attempts.started_s,
+        cached=True,
+    )
+
+
+def _size(attempt: Attempt, attempts: Attempts) -> SizeTried:
+    died = attempts.last_failure is not None  # What it held when it failed is no peak, only a part of one.
+    return SizeTried(attempt.size, attempt.outcome == "ok", None if died else attempt.peak_bytes, attempt.outcome)
+
+
+def _grow(growth: Growth, attempts: Attempts) -> None:
+    """Run the sizes that `growth` asks for until it knows the answer.
+
+    Raises:
+        NothingFitsError: No size fits.
+    """
+    rates: list[float] = []
+    try:
+        while (size := growth.next_size()) is not None:
+            attempt, _ = attempts.run(size, final=growth.expects_answer)
+            if attempt.outcome == "error":  # Only at size 1: a bug, unless 2 samples work where one does not.
+                attempt = _one_is_too_few(attempt, attempts.last_failure, attempts)
+            growth.add(_size(attempt, attempts))
+            growth.predictor = attempts.foresight.predictor
+            growth.fixed_bytes = attempts.fixed_bytes
+            if attempt.outcome == "ok" and growth.flat and growth.smallest_failure is None and size >= SMALLEST_PLATEAU:
+                rates.append(_rate(size, attempts))
+                if len(rates) > 2 and max(rates[-2:]) <= PLATEAU_GAIN * rates[-3]:
+                    growth.stop("plateau")
+    except TimeUp:
+        growth.stop("timeout")
+    if growth.answer.size is None:
+        raise _nothing_fits(growth, attempts)
+
+
+def _one_is_too_few(attempt: Attempt, failure: messages.Failure | Died | None, attempts: Attempts) -> Attempt:
+    """Return the failed attempt at size 1 as a `limit` where 2 samples train.
+
+    Raises:
+        ObjectiveError: They do not: it is a bug.
+    """
+    if attempts.run(2)[0].outcome != "ok":
+        raise objective_error(failure, 1, attempts.last_output)
+    fixed = replace(attempt, outcome="limit")
+    attempts.tried[attempts.tried.index(attempt)] = fixed
+    return fixed
+
+
+def _rate(size: int, attempts: Attempts) -> float:
+    attempts.run(size, timed_s=TIMED_S)
+    return next((row.samples_per_s for row in attempts.rows if row.batch_size == size), 0.0)
+
+
+def _verify(growth: Growth, attempts: Attempts) -> Reading:
+    """See that the answer has run for three steps and that its peak is no accident; where it is, the search goes on below it.
+
+    A peak that was foreseen to within a third of the headroom is none. Any other is measured once more.
+    """
+    while True:
+        size = growth.answer.size
+        if size is None:
+            raise _nothing_fits(growth, attempts)
+        reading, expected = attempts.readings[size], growth.answer.predicted_bytes
+        allowed_bytes = attempts.headroom * attempts.usable_bytes / 3
+        foreseen = expected is not None and reading.peak_bytes is not None and abs(expected - reading.peak_bytes) <= allowed_bytes
+        if foreseen and size in attempts.eval_sizes:
+            return reading
+        try:
+            attempt, again = attempts.run(size, final=True)
+        except TimeUp:
+            growth.stop("timeout")
+            return attempts.readings[size]
+        growth.add(_size(attempt, attempts))
+        attempts.budget_bytes = growth.budget_bytes = attempts.usable_bytes - max(
+            int(attempts.headroom * attempts.usable_bytes), int(3 * growth.repeat_noise_bytes)
+        )
+        if attempt.outcome == "ok" and again is not None and growth.answer.size == size:
+            return again
+        _grow(growth, attempts)
+
+
+def _time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:
+    """Time a handful of sizes up to the answer, alone on the device."""
+    timed = {row.batch_size for row in attempts.rows}
+    for size in sizes_to_time(largest, smallest=max(SMALLEST_TIMED, bounds.lowest), multiple_of=bounds.multiple_of):
+        if size in timed:
+            continue
+        try:
+            attempts.run(size, timed_s=TIMED_S)
+        except TimeUp:
+            break
+    if attempts.rows and _busy():
+        attempts.warn("Other processes keep this machine's cores busy, so the step times are too long; probe again when it is idle.")
+
+
+def _busy() -> bool:
+    return os.getloadavg()[0] > usable_cores() + 0.5
+
+
+def _nothing_fits(growth: Growth, attempts: Attempts) -> BstuneError:
+    """Return the error for a probe in which no size trained."""
+    smallest = min(attempts.tried, key=lambda attempt: attempt.size, default=None)
+    if smallest is None:
+        return BstuneError("The time limit was over before the first size had run, so nothing is known. Give the probe more time.")
+    if all(attempt.outcome == "limit" for attempt in attempts.tried if attempt.size <= growth.bounds.highest):
+        return ObjectiveError(
+            f"No micro-batch up to {growth.bounds.highest} trains, and memory is not why: {smallest.reason}. Allow a larger one, or use "
+            "layers that do not need several samples."
+        )
+    asked = asked_bytes(smallest.reason or "")
+    parts = [smallest.peak_bytes or 0, growth.answer.needed_bytes or 0, 2 * (attempts.host.facts.parameter_bytes or 0)]
+    needed = max(*parts, (smallest.peak_bytes or 0) + (asked or 0))
+    phase = f" in {smallest.phase}" if smallest.phase else ""
+    at_least = "" if smallest.peak_bytes == needed else "at least "
+    device = attempts.host.device
+    return NothingFitsError(
+        f"Nothing fits: a micro-batch of {smallest.size} needs {at_least}{needed / GIB:.2f} GiB{phase}; the budget on {device} is "
+        f"{attempts.budget_bytes / GIB:.2f} GiB (usable {attempts.usable_bytes / GIB:.2f} GiB, headroom {attempts.headroom:.2f}). "
+        "Try activation checkpointing, lower precision, shorter inputs, a smaller model, or more memory.",
+        needed_bytes=needed,
+        budget_bytes=attempts.budget_bytes,
+    )
+
+
+def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> ProbeResult:
+    size = answer.size
+    assert size is not None
+    assert final.peak_bytes is not None
+    line = None
+    if answer.fixed_bytes is not None and answer.bytes_per_sample is not None:
+        predicted = answer.predicted_bytes
+        error = None if predicted is None else (predicted - final.peak_bytes) / final.peak_bytes
+        line = MemoryLine(answer.fixed_bytes, answer.bytes_per_sample, predicted, final.peak_bytes, error)
+    if any(attempt.outcome == "limit" and attempt.size == 1 for attempt in attempts.tried):
+        attempts.warn("A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped.")
+    if attempts.loader is not None and attempts.loader.bound:
+        attempts.warn(
+            f"The data loader holds training back: {attempts.loader.wait_share:.0%} of a step waits for its batch. More num_workers, or a "
+            "data set that is cheaper to read, would help more than any batch size."
+        )
+    return ProbeResult(
+        micro_batch_size=size,
+        eval_batch_size=None if attempts.eval_unseen else attempts.eval_sizes.get(size, attempts.eval_size(size)),
+        limited_by=answer.limited_by,
+        proof=answer.proof,
+        capacity_bytes=attempts.capacity_bytes,
+        usable_bytes=attempts.usable_bytes,
+        budget_bytes=attempts.budget_bytes,
+        peak_bytes=final.peak_bytes,
+        memory_line=line,
+        memory_by_category=_categories(final, size, answer.bytes_per_sample),
+        throughput=tuple(attempts.rows),
+        step_time_line=fit_step_time(attempts.rows),
+        knee_batch_size=knee(attempts.rows),
+        loader=attempts.loader,
+        environment=host.environment,
+        attempts=tuple(attempts.tried),
+        device=host.device_info,
+        n_train_samples=host.facts.n_samples,
+        warnings=tuple(attempts.warnings),
+        samples=attempts.samples,
+        seconds=time.monotonic() - attempts.started_s,
+        optimizer=attempts.optimizer,
+    )
+
+
+def _categories(final: Reading, size: int, bytes_per_sample: float | None) -> MemoryByCategory:
+    """Split the peak: tensors are counted, activations are what grows with the batch, the rest is workspace."""
+    peak = final.peak_bytes or 0
+    held = [final.parameters_bytes, final.gradients_bytes, final.optimizer_state_bytes]
+    known = sum(part or 0 for part in held)
+    activations = None if bytes_per_sample is None else max(0, min(peak - known, round(bytes_per_sample * size)))
+    workspace = None if activations is None else max(0, peak - known - activations)
+    return MemoryByCategory(held[0], held[1], held[2], activations, workspace)

@@ -1,0 +1,66 @@
+"""The last lines of an answer: Python to paste into a script. Whatever a study holds, they are comments and assignments of constants."""
+
+from __future__ import annotations
+
+import keyword
+from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
+
+from ..core.plain_text import hide_secrets, one_line
+from ..core.results import SearchResult
+
+if TYPE_CHECKING:
+    from ..core.trials import Facts
+
+
+def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
+    """Return lines of Python: the values, the reason, and what to do with them in a script of this kind."""
+    best = result.recommendation
+    values: dict[str, Any] = {
+        "micro_batch_size": best.micro_batch_size,
+        "accumulation_steps": best.accumulation_steps,
+        "global_batch_size": best.global_batch_size,
+        "eval_batch_size": best.eval_batch_size,
+        "learning_rate": best.learning_rate,
+    }
+    version = one_line(result.versions.get("bstune", ""))
+    return [
+        one_line(f"# bstune {version}, study {one_line(result.study)}: {one_line(best.reason)}"),
+        *([] if best.verified else ["# Not verified: no full run on a fresh seed has confirmed it yet."]),
+        *(f"{name} = {value!r}" for name, value in values.items() if value is not None),
+        *(_assignment(name, value, taken=set(values)) for name, value in best.params.items() if value is not None),
+        *_steps(best.accumulation_steps, facts),
+    ]
+
+
+def _assignment(name: str, value: Any, taken: set[str]) -> str:
+    """Return one assignment of a constant; what cannot be one is told in a comment."""
+    # Python takes names that look alike to a reader for the same one; it is that one which must be free.
+    if name.isidentifier() and not keyword.iskeyword(name) and name == normalize("NFKC", name) and name not in {*taken, "__debug__"}:
+        line = f"{name} = {_constant(value)}"
+        # What sounds like a password is hidden where it is shown, and what is hidden is no Python.
+        if _constant(value) is not None and hide_secrets(line) == line:
+            return line
+    return f"# and the parameter {one_line(repr(name), 80)}: {one_line(repr(value), 200)}"
+
+
+def _constant(value: Any) -> str | None:
+    """Return a plain number or text as Python writes it, also where it came as a kind of its own, such as NumPy's."""
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return repr(kind(value))
+    return None
+
+
+def _steps(accumulation_steps: int, facts: Facts | None) -> list[str]:
+    if facts is not None and facts.kind == "loop":
+        return ["# Put them where your loop reads the attributes of these names from its trial."]
+    optimizer = (facts.optimizer if facts else None) or "AdamW"
+    made_by = f"torch.optim.{optimizer}" if optimizer.isidentifier() else "your optimizer"
+    steps = [
+        "# train_loader = DataLoader(train_data, batch_size=micro_batch_size, shuffle=True, drop_last=True)",
+        f"# optimizer = {made_by}(model.parameters(), lr=learning_rate)  # and your other arguments, such as momentum",
+    ]
+    if accumulation_steps > 1:
+        steps.append("# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps micro-batches")
+    return steps

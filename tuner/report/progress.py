@@ -1,0 +1,149 @@
+"""What is shown on stderr while bstune works: a line for what deserves it, and on a terminal a bar of the budget."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..core.plain_text import one_line
+from ..core.progress import Progress
+from ..core.results import Attempt, TrialRecord
+from ..core.specs import Forecast
+from .terminal import harmless, note
+from .units import duration, full_runs, gib, given_params, number, plain_row
+
+if TYPE_CHECKING:
+    from ..core.trials import Facts
+
+
+class PlainProgress:
+    """Prints one line to stderr for what deserves it."""
+
+    facts: Facts | None = None
+
+    def __enter__(self) -> PlainProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a step of a search."""
+        self.facts = progress.facts or self.facts
+        line = progress_line(progress)
+        if line is not None:
+            self.print(line)
+
+    def print(self, line: str) -> None:
+        """Print one line; when nobody can read it any more, the search matters more."""
+        note(line)
+
+
+class LiveProgress(PlainProgress):
+    """Shows a bar of the budget and the running trials on a terminal; finished trials scroll above it."""
+
+    def __init__(self) -> None:
+        """Prepare the display; it shows from the first step of a search on."""
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        self._console = Console(stderr=True, highlight=False, emoji=False)
+        columns = (
+            BarColumn(),
+            TextColumn("{task.completed:.1f} of {task.total:g} full runs"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        # Our own stdout and stderr stay as they are: stdout holds the result only.
+        self._bars = Bars(*columns, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._task: Any = None
+        self._running: dict[int, TrialRecord] = {}
+        self._stack = ExitStack()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with suppress(OSError, ValueError):  # The terminal may have gone.
+            self._stack.close()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a step of a search."""
+        super().__call__(progress)
+        with suppress(OSError, ValueError):
+            self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
+        if progress.trial is not None:
+            if self._task is None:
+                self._stack.enter_context(self._bars)
+                self._task = self._bars.add_task("", total=progress.budget)
+            if progress.kind == "finish":
+                self._running.pop(progress.trial.number, None)
+            else:
+                self._running[progress.trial.number] = progress.trial
+            self._bars.update(self._task, completed=progress.spent, description="; ".join(map(_running, self._running.values())))
+
+    def print(self, line: str) -> None:
+        """Print one line above the bar."""
+        with suppress(OSError, ValueError):
+            self._console.print(harmless(line), markup=False, soft_wrap=True)
+
+
+def _running(trial: TrialRecord) -> str:
+    last = trial.values[-1][1] if trial.values else None
+    share = 100 * trial.samples / trial.end_samples if trial.end_samples else 0.0
+    return f"trial {trial.number} batch {trial.global_batch_size} lr {trial.learning_rate:.3g} {share:.0f} % loss {number(last)}"
+
+
+def make_progress() -> PlainProgress:
+    """Return a live display on a terminal, plain lines on a pipe."""
+    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def progress_line(progress: Progress) -> str | None:
+    """Return one line for what has happened, or None where it deserves none."""
+    if progress.kind == "study":
+        return f"Study {one_line(progress.study)}: {one_line(progress.message)}"
+    if progress.kind == "warning":
+        return f"Warning: {one_line(progress.message)}"
+    if progress.kind == "probe" and progress.message:
+        return f"probe  on {one_line(progress.message)}"
+    if progress.attempt is not None:
+        return attempt_line(progress.attempt)
+    if progress.forecast is not None:
+        return forecast_line(progress.forecast)
+    if progress.kind == "finish" and progress.trial is not None:
+        return f"{trial_line(progress.trial)}  [{progress.spent:.1f} of {full_runs(progress.budget)}]"
+    return None
+
+
+def forecast_line(forecast: Forecast) -> str:
+    """Return what a search is expected to cost."""
+    batches, rates = forecast.batch_range, forecast.learning_rate_range
+    trials = f"{forecast.n_trials} trials" if forecast.n_trials != 1 else "1 trial"
+    took = "in a time that is not known"
+    if forecast.seconds is not None:
+        took = f"about {duration(forecast.seconds)} of training"
+    if forecast.seconds_range is not None and forecast.n_batches > 1:
+        took += f" ({' to '.join(map(duration, forecast.seconds_range))}, as large or small batches turn out best)"
+    return (
+        f"Forecast: about {trials}, at most {full_runs(forecast.full_runs)} ({forecast.samples:,} samples), {took}; "
+        f"batch sizes {batches[0]} to {batches[1]}, learning rates {rates[0]:.3g} to {rates[1]:.3g}."
+    )
+
+
+def attempt_line(attempt: Attempt) -> str:
+    """Return one attempt of a probe."""
+    why = "" if attempt.outcome == "ok" else f"  {attempt.phase or ''} {one_line(attempt.reason or '')}".rstrip()
+    took = f"peak {gib(attempt.peak_bytes)}  {duration(attempt.seconds)}"
+    return plain_row(f"probe  micro-batch {attempt.size:<6} {attempt.outcome:<6} {took}{why}")
+
+
+def trial_line(trial: TrialRecord) -> str:
+    """Return one trial."""
+    extra = f" {given_params(trial.params, ' ')}" if trial.params else ""
+    loss = None if trial.val_loss is None else f"loss {number(trial.val_loss)}"
+    said = ", ".join(part for part in (one_line(trial.reason), loss) if part)
+    setting = f"batch {trial.global_batch_size:<5} lr {trial.learning_rate:<9.3g}{extra}"
+    return plain_row(f"trial {trial.number:<3} {trial.stage:<8} {setting} {trial.state:<8} {said}  {duration(trial.seconds)}")

@@ -1,0 +1,264 @@
+"""The loop of a search: the strategy decides, the pool runs, the study remembers, and whoever listens is told."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..core.errors import ObjectiveError, StudyError
+from ..core.interrupts import held
+from ..core.results import ProbeResult, StepTimeLine, TrialRecord
+from ..core.specs import Proposal
+from ..core.trials import TrialReport, TrialSpec, Verdict
+from ..engines.base import Event, Finished, Lost, Placed, Pool, Reported
+from ..studies.checkpoints import checkpoint_name
+from ..studies.optuna_parameters import Axes
+from ..studies.study import Study
+from ..theory.scaling import split_batch
+from .probes import corrected_probes, split_on
+
+if TYPE_CHECKING:
+    from ..strategy.strategy import Strategy
+
+POLL_S = 1.0
+"""Longest wait for an event, so that a timeout is noticed."""
+PATIENCE = 20
+"""A trial that is silent for so many times as long as its whole run should take has hung."""
+PATIENCE_LEAST_S = 300.0
+PATIENCE_UNKNOWN_S = 3600.0
+"""The same where no step time is known."""
+PLACE_S = 3600.0
+"""So long a run may wait for its place, and its place load the data, before its silence counts."""
+
+
+Tell = Callable[[Literal["start", "report", "finish"], TrialRecord], None]
+
+
+class Drive:
+    """Fills the slots of a pool with what the strategy asks for, and writes down what comes of it."""
+
+    def __init__(
+        self,
+        study: Study,
+        strategy: Strategy,
+        probe: ProbeResult | None,
+        *,
+        tell: Tell,
+        deadline_s: float = math.inf,
+        checkpoint_dir: Path | None = None,
+        trial_timeout_s: float | None = None,
+    ) -> None:
+        """Drive towards the deadline, a reading of the monotonic clock; `tell` hears of every step.
+
+        A trial that is silent for `trial_timeout_s` has hung; by default that is many times what it should take.
+        """
+        forecast = strategy.forecast()
+        self._study = study
+        self._strategy = strategy
+        self._probe = probe
+        self._tell = tell
+        self._axes = Axes(forecast.batch_range, forecast.learning_rate_range, strategy.plan.space)
+        self._checkpoint_dir = checkpoint_dir
+        self._deadline_s = deadline_s
+        self._trial_timeout_s = trial_timeout_s
+        self._running: dict[int, float] = {}
+        """The trials that run, and when each was last heard of."""
+        self._stopped: set[int] = set()
+        """Running trials that were told to stop."""
+
+    def run(self, pool: Pool) -> str:
+        """Run until the strategy wants nothing more or the time is over; return why it ended."""
+        try:
+            why = self._run(pool)
+        except BaseException:
+            for number in sorted(self._running):
+                # What went wrong is what must be told, not that the same storage fails once more.
+                with contextlib.suppress(StudyError):
+                    self._cut_off(number, "the search was interrupted")
+            raise
+        for number in sorted(self._running):
+            self._cut_off(number, "the timeout was over")
+        return why
+
+    def _run(self, pool: Pool) -> str:
+        while time.monotonic() < self._deadline_s:
+            self._study.storage.check()  # Also where nothing is written for long.
+            while len(self._running) < pool.slots and (proposal := self._strategy.ask()) is not None:
+                self._start(pool, proposal)
+            if not self._running:
+                return self._strategy.stopped_by or "converged"
+            for event in pool.events(min(POLL_S, max(0.0, self._deadline_s - time.monotonic()))):
+                self._take(pool, event)
+            self._end_hung(pool)
+        return "timeout"
+
+    def _take(self, pool: Pool, event: Event) -> None:
+        if isinstance(event, Reported):
+            pool.reply(event.report.number, self.judge(event.report))
+        elif isinstance(event, Placed):
+            self._placed(event)
+        else:
+            self._end(event)
+
+    def _start(self, pool: Pool, proposal: Proposal) -> None:
+        spec = self._begin(proposal)
+        self._tell("start", self._study.record(spec.number))
+        pool.submit(spec)
+        if pool.places:
+            self._running[spec.number] += PLACE_S
+
+    @held()
+    def _begin(self, proposal: Proposal) -> TrialSpec:
+        """Write down that a trial begins, and return what to run."""
+        probe, setting = self._strategy.probe, proposal.setting
+        micro, accumulation = split_batch(setting.global_batch_size, setting.global_batch_size if probe is None else probe.micro_batch_size)
+        resume_from = None if proposal.continues is None else self._study.record(proposal.continues).checkpoint
+        spec = TrialSpec(
+            number=-1,
+            stage=proposal.stage,
+            global_batch_size=setting.global_batch_size,
+            micro_batch_size=micro,
+            accumulation_steps=accumulation,
+            learning_rate=setting.learning_rate,
+            seed=proposal.seed,
+            end_samples=proposal.end_samples,
+            points=proposal.points,
+            params=setting.params,
+            eval_batch_size=None if probe is None else probe.eval_batch_size,
+            start_samples=proposal.start_samples,
+            resume_from=resume_from,
+            noise_samples=proposal.noise_samples,
+            most_samples=math.ceil(2 * self._strategy.facts.full_run_samples),
+            splits={device: split_on(probe, setting.global_batch_size) for device, probe in self._strategy.probes.items()},
+        )
+        record = self._study.begin(spec, self._axes, continues=proposal.continues)
+        self._strategy.started(record.number, proposal)
+        self._running[record.number] = time.monotonic()
+        checkpoint_to = None if self._checkpoint_dir is None else str(self._checkpoint_dir / checkpoint_name(record.number))
+        return dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to)
+
+    @held()
+    def _placed(self, event: Placed) -> None:
+        self._running[event.number] = time.monotonic()
+        if event.device is not None:
+            placed = dataclasses.asdict(event)
+            self._study.place(placed.pop("number"), **placed)
+
+    def judge(self, report: TrialReport) -> Verdict:
+        """Write a report down and return the verdict on it."""
+        with held():
+            self._running[report.number] = time.monotonic()
+            record = self._study.report(report)
+            verdict = self._strategy.report(report)
+            if verdict == "stop":
+                self._stopped.add(report.number)
+        self._tell("report", record)
+        return verdict
+
+    def _end(self, event: Finished | Lost) -> None:
+        record = self._study.record(event.number)
+        fatal = isinstance(event, Lost) and self._is_fatal(event)
+        record = self._finished(record, event) if isinstance(event, Finished) else _lost(record, event)
+        self._finish(dataclasses.replace(record, best_val_loss=_best(record), samples_per_s=self._samples_per_s(record)))
+        if isinstance(event, Lost) and event.cause == "oom":
+            facts, finished = self._strategy.facts, self._study.finished
+            self._strategy.probe, self._strategy.probes = corrected_probes(self._probe, self._strategy.probes, finished, facts)
+        if fatal:
+            assert isinstance(event, Lost)
+            raise ObjectiveError(f"Trial {event.number} failed: {_said(event)}", traceback=event.traceback, output=event.output)
+
+    def _end_hung(self, pool: Pool) -> None:
+        """End the trials that have been silent for far too long."""
+        now_s = time.monotonic()
+        for number, heard_s in list(self._running.items()):
+            record = self._study.record(number)
+            if now_s - heard_s > (limit_s := self._patience_s(record)):
+                pool.cancel(number)
+                self._end(Lost(number, "hung", f"nothing was heard of it for {limit_s:.0f} s", record.samples, record.seconds or limit_s))
+
+    def _patience_s(self, record: TrialRecord) -> float:
+        if self._trial_timeout_s is not None:
+            return self._trial_timeout_s
+        line = self._step_time_line(record)
+        if line is None or record.end_samples is None:
+            return PATIENCE_UNKNOWN_S
+        n_steps = record.end_samples / record.global_batch_size
+        return max(PATIENCE_LEAST_S, PATIENCE * n_steps * line.step_s(record.micro_batch_size, record.accumulation_steps))
+
+    def _finish(self, record: TrialRecord) -> None:
+        with held():
+            self._running.pop(record.number, None)
+            self._stopped.discard(record.number)
+            self._study.finish(record)
+            self._strategy.finish(record)
+        self._tell("finish", record)
+
+    def _finished(self, record: TrialRecord, event: Finished) -> TrialRecord:
+        """Return the record of a run that came to its end, or was told to stop."""
+        end = record.end_samples or event.samples
+        last_at, loss = record.values[-1] if record.values else (0, None)
+        record = dataclasses.replace(
+            record,
+            samples=max(event.samples, record.samples),
+            val_loss=loss,
+            seconds=event.seconds,
+            peak_bytes=event.peak_bytes,
+            checkpoint=event.checkpoint,
+        )
+        if record.values and loss is None:
+            return dataclasses.replace(record, state="pruned", reason=f"diverged: the validation loss was not finite at {last_at} samples")
+        if last_at >= end and event.samples >= end:
+            return dataclasses.replace(record, state="complete", reason="")
+        if record.number in self._stopped:
+            return dataclasses.replace(record, state="pruned", reason=f"stopped at {record.samples} of {end} samples")
+        return dataclasses.replace(
+            record, state="failed", cause="no_report", reason=f"ended at {event.samples} of {end} samples without a report at its end"
+        )
+
+    def _step_time_line(self, record: TrialRecord) -> StepTimeLine | None:
+        probe = self._probe if record.device is None else self._strategy.probes.get(record.device)
+        return None if probe is None else probe.step_time_line
+
+    def _samples_per_s(self, record: TrialRecord) -> float | None:
+        line = self._step_time_line(record)
+        return None if line is None else record.global_batch_size / line.step_s(record.micro_batch_size, record.accumulation_steps)
+
+    def _is_fatal(self, event: Lost) -> bool:
+        """Tell whether the user's code must be mended: it failed in the first trial, or twice in one way with none finished."""
+        if event.cause not in ("error", "no_report") or self._study.learned:
+            return False
+        ended = [record for record in self._study.finished if record.cause != "orphan"]
+        return not ended or any(record.reason.partition(":")[0] == _said(event).partition(":")[0] for record in ended)
+
+    def _cut_off(self, number: int, why: str) -> None:
+        """Enter a trial that still runs as cut off; closing the pool is what ends it."""
+        record = self._study.record(number)
+        said = f"{why}; its last report was at {record.samples} samples"
+        self._finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
+
+
+def _lost(record: TrialRecord, event: Lost) -> TrialRecord:
+    return dataclasses.replace(
+        record,
+        state="failed",
+        reason=_said(event),
+        cause=event.cause,
+        samples=max(event.samples, record.samples),
+        seconds=event.seconds,
+        peak_bytes=event.peak_bytes,
+    )
+
+
+def _said(event: Lost) -> str:
+    """Return the reason of a lost trial: the type of the exception first, where there was one."""
+    message = event.message.strip().splitlines()[-1] if event.message.strip() else event.cause
+    return f"{event.error_type}: {message}" if event.error_type else f"{event.cause}: {message}"
+
+
+def _best(record: TrialRecord) -> float | None:
+    return min((loss for _, loss in record.values if loss is not None), default=None)

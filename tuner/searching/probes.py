@@ -1,0 +1,151 @@
+"""The probes of a search: found or made, of each kind of device, and as trials have corrected them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from ..core.arguments import SearchArguments
+from ..core.progress import Progress, tell
+from ..core.results import Attempt, DeviceInfo, ProbeResult, TrialRecord
+from ..core.trials import Facts, Split
+from ..studies.catalog import probe_key, studies
+from ..studies.study import Study
+from ..theory.scaling import split_batch
+
+if TYPE_CHECKING:
+    from ..engines.ray_cluster import Cluster
+    from ..workers.fork_server import Host
+
+
+def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> ProbeResult | None:
+    """Return the probe as trials have corrected it: each that ran out of memory at its micro-batch, however late, halves it.
+
+    What fitted for the probe's few steps may not fit later: allocators fragment, and others take memory of the same device.
+    """
+    if probe is None:
+        return None
+    micro, evaluation = probe.micro_batch_size, probe.eval_batch_size
+    for record in records:
+        if record.cause == "oom" and 1 < record.micro_batch_size <= micro:
+            micro = record.micro_batch_size // 2
+            evaluation = None if evaluation is None else max(1, evaluation // 2)
+    return dataclasses.replace(probe, micro_batch_size=micro, eval_batch_size=evaluation)
+
+
+def corrected_probes(
+    probe: ProbeResult | None, probes: Mapping[str, ProbeResult], records: Sequence[TrialRecord], facts: Facts
+) -> tuple[ProbeResult | None, dict[str, ProbeResult]]:
+    """Return the probe to decide by and those of all kinds of device, where there are several, as trials have corrected them.
+
+    A kind is corrected by what ran out of memory on it, or on one that was not probed. With batch norm, whose statistics are those of a
+    micro-batch, all kinds train with the smallest one, so that their losses can be compared.
+    """
+    if probe is None or not probes:
+        return corrected(probe, records), {}
+    found = {}
+    for device, its_probe in probes.items():
+        after = corrected(its_probe, [record for record in records if record.device == device or record.device not in probes])
+        assert after is not None
+        found[device] = after
+    if facts.batch_norm:
+        least = min(each.micro_batch_size for each in found.values())
+        found = {device: dataclasses.replace(each, micro_batch_size=least) for device, each in found.items()}
+    return next(iter(found.values())), found
+
+
+def split_on(probe: ProbeResult, global_batch_size: int) -> Split:
+    """Return how a device that was probed takes a global batch."""
+    return Split(*split_batch(global_batch_size, probe.micro_batch_size), probe.eval_batch_size)
+
+
+PROBE_SHARE = 0.5
+"""Share of a timeout that the probe may take."""
+
+
+def obtain_probe(study: Study, arguments: SearchArguments, facts: Facts, host: Host | Cluster, deadline_s: float) -> ProbeResult:
+    """Return the probe that was given, else a stored one of the same objective, device and settings, else a new one.
+
+    Where a cluster has several kinds of device, each is probed, and the fastest is the one to decide by.
+    """
+    kinds = getattr(host, "kinds", {})
+    if arguments.probe is None and len({*kinds, *study.probes}) > 1 and kinds:
+        return _probe_kinds(study, arguments, facts, cast("Cluster", host), deadline_s)
+    if study.probes:  # Of a cluster that the search has left.
+        study.set(probes=[])
+    if arguments.probe is not None:
+        if len(kinds) > 1:
+            said = f"The probe that was given holds for all kinds of device of the cluster: {'; '.join(kinds)}."
+            tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
+        return arguments.probe
+    key = probe_key(facts, host.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
+    for other in itertools.chain([study], studies(study.storage, readable=True)):
+        if other.probe is not None and other.probe.limited_by != "timeout" and other.attributes.get("probe_key") == key:
+            study.set(probe_key=key)
+            return other.probe
+    left_s = deadline_s - time.monotonic()
+    probe = _run_probe(
+        host,
+        timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE * left_s),
+        seed=arguments.plan.seed,
+        on_attempt=lambda attempt: tell(arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt)),
+    )
+    study.set(probe=probe.to_dict(), probe_key=key)
+    return probe
+
+
+def _probe_kinds(study: Study, arguments: SearchArguments, facts: Facts, cluster: Cluster, deadline_s: float) -> ProbeResult:
+    """Store a probe of each kind of device and return the first: that of the fastest, when the first trial lands on one of them."""
+    entries: dict[str, dict[str, Any]] = {entry["device"]: entry for entry in study.attributes.get("probes", ())}
+    for kind in cluster.kinds:
+        device = DeviceInfo(cluster.device_info.kind, kind, threads=cluster.slots.cpus)
+        key = probe_key(facts, device, seed=arguments.plan.seed)
+        others = itertools.chain([study], studies(study.storage, readable=True))
+        known = (entry for other in others for entry in other.attributes.get("probes", ()))
+        stored = next((entry for entry in known if entry["key"] == key and entry["probe"]["limited_by"] != "timeout"), None)
+        if stored is None:
+            tell(arguments, Progress("probe", study.name, arguments.plan.budget, message=kind))
+            left_s = deadline_s - time.monotonic()
+            probe = cluster.run_probe(
+                kind,
+                timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE / len(cluster.kinds) * left_s),
+                seed=arguments.plan.seed,
+            )
+            for attempt in probe.attempts:
+                tell(arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt))
+            stored = {"device": kind, "key": key, "probe": probe.to_dict()}
+        entries[kind] = stored
+        study.set(probes=list(entries.values()), probe_key=None)  # What was stored of one kind is about to be replaced.
+    if not any(record.device for record in study.records):
+        study.set(
+            probes=sorted(entries.values(), key=lambda entry: -max((r["samples_per_s"] for r in entry["probe"]["throughput"]), default=0))
+        )
+    return next(iter(study.probes.values()))
+
+
+def _run_probe(host: Host | Cluster, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]) -> ProbeResult:
+    """Probe where the trials will run."""
+    from ..workers.fork_server import Host
+
+    if isinstance(host, Host):
+        from ..probing.run import run_probe
+
+        return run_probe(host, timeout=timeout, seed=seed, on_attempt=on_attempt)
+    probe = host.run_probe(next(iter(host.kinds)), timeout=timeout, seed=seed)
+    for attempt in probe.attempts:
+        on_attempt(attempt)
+    return probe
+
+
+def with_probed_optimizer(facts: Facts, probe: ProbeResult | None) -> Facts:
+    """Fill in the optimizer of a user's own loop, which is seen when it steps in the probe."""
+    seen = None if probe is None else probe.optimizer
+    if facts.optimizer is not None or not seen:
+        return facts
+    from ...objectives.fingerprint import optimizer_family
+
+    return dataclasses.replace(facts, optimizer=seen, optimizer_family=optimizer_family(seen))

@@ -1,0 +1,46 @@
+"""What a study amounts to: the strategy that goes on from it, and the result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..core.results import ProbeResult, SearchResult
+from ..core.specs import Plan
+from ..core.trials import Facts
+from ..core.version import versions
+from ..studies.study import Study
+from .probes import corrected_probes
+
+if TYPE_CHECKING:
+    from ..strategy.strategy import Strategy
+
+
+def make_strategy(plan: Plan, facts: Facts, probe: ProbeResult | None, study: Study) -> Strategy:
+    """Return a strategy that goes on from the finished trials of the study."""
+    from ..strategy.strategy import Strategy
+
+    current, probes = corrected_probes(probe, study.probes, study.finished, facts)
+    return Strategy(plan, facts, current, study.finished, probes)
+
+
+def make_result(study: Study, strategy: Strategy, probe: ProbeResult | None, stopped_by: str) -> SearchResult:
+    """Return what a study amounts to now.
+
+    Raises:
+        NoSignalError: No trial has a finite validation loss.
+    """
+    return SearchResult(
+        recommendation=strategy.recommend(),
+        probe=probe,
+        records=study.records,
+        spent=strategy.spent(),
+        stopped_by=stopped_by,
+        target=strategy.target,
+        limits=strategy.limits(),
+        study=study.name,
+        storage=study.storage.location.url,
+        versions=versions(),
+        goal=strategy.plan.goal,
+        batch_answer=strategy.batch_answer(),
+        probes=study.probes,
+    )

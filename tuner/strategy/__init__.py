@@ -1,0 +1,17 @@
+"""What to try, what to stop, what to confirm and what to recommend; it runs nothing.
+
+- `baseline_samplers`: Optuna's samplers, for comparison, and the choice of a sampler by its name.
+- `finalists`: Which settings are worth confirming on fresh seeds, and which were never compared.
+- `gaussian_process`: A Gaussian process over settings and fidelity: what a full run of an untried setting would
+  reach, and how surely.
+- `ledger`: The books of a search: every run with its curve, and what it was charged.
+- `posterior`: The surrogate fitted to the books of a search: how each setting would end a full run, and how surely.
+- `recommend`: The choice among what was run, at any moment, and how sure it is.
+- `rungs`: Rungs in samples, the same for all batch sizes, and what stops a trial besides a better use of the budget.
+- `sampler`: What to try next: a race along the learning rate first, then the surrogate's choice; or Optuna's samplers
+  for comparison.
+- `samples_to_target`: What the trials of a search say: the target, the samples to reach it, and with both the batch
+  size that is fastest.
+- `space`: What is searched: global batch sizes, learning rates, the user's extra dimensions, and the prior over them.
+- `strategy`: Decides: what to try next, when a trial is to stop, what to confirm, and when the search is over.
+"""

@@ -1,0 +1,247 @@
+"""The books of a search: every run with its curve, and what it was charged.
+
+Rebuilt from the finished records when a search resumes, so nothing here may depend on anything but those records and
+on what is running now.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..core.results import NoisePoint, Setting, TrialRecord
+from ..core.specs import Proposal
+from ..core.trials import TrialReport
+
+Key = tuple[object, ...]
+
+
+def key_of(setting: Setting) -> Key:
+    """Return what tells two settings apart. The learning rate is rounded to 12 digits, so a trip through a database changes nothing."""
+    return (
+        setting.global_batch_size,
+        f"{setting.learning_rate:.12g}",
+        *(f"{name}={value!r}" for name, value in sorted(setting.params.items())),
+    )
+
+
+@dataclass
+class Run:
+    """One trial, finished or running."""
+
+    number: int
+    stage: str
+    setting: Setting
+    seed: int
+    end_samples: int
+    start_samples: int = 0
+    continues: int | None = None
+    state: str = "running"
+    samples: int = 0
+    """Where it is, or where it ended."""
+    granted: int = 0
+    """How far it may go before it asks again; what the budget holds back for it."""
+    values: dict[int, float] = field(default_factory=dict)
+    """Validation loss by samples, ascending; not a number where it was not finite."""
+    cause: str | None = None
+    checkpoint: str | None = None
+    seconds: float | None = None
+    record: TrialRecord | None = None
+    noise: tuple[NoisePoint, ...] = ()
+    """Gradient noise measured along it."""
+    noise_granted: int = 0
+    """Samples that it may draw to measure gradient noise; what the budget holds back for that while it runs."""
+    interval: int = 0
+    """Samples from one report to the next, at most."""
+    overshoot: int = 0
+    """Samples by which it passed the last point asked for, before it was stopped there."""
+    key: Key = ()
+
+    def __post_init__(self) -> None:
+        """Derive the key."""
+        self.key = key_of(self.setting)
+
+    @property
+    def noise_samples(self) -> int:
+        """Samples drawn to measure gradient noise."""
+        return sum(point.n_samples for point in self.noise)
+
+    @property
+    def charged(self) -> int:
+        """Samples that this trial itself trained, and drew to measure gradient noise."""
+        return max(0, self.samples - self.start_samples) + self.noise_samples
+
+    @property
+    def committed(self) -> int:
+        """Samples charged, or held back while it runs."""
+        if self.state != "running":
+            return self.charged
+        return max(0, max(self.samples, self.granted) - self.start_samples) + max(self.noise_samples, self.noise_granted)
+
+    @property
+    def finite(self) -> bool:
+        """Whether it has a value and every value is finite."""
+        return bool(self.values) and all(math.isfinite(value) for value in self.values.values())
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a validation loss was not finite."""
+        return any(not math.isfinite(value) for value in self.values.values())
+
+    @property
+    def last(self) -> float | None:
+        """The last validation loss, or None."""
+        return self.values[max(self.values)] if self.values else None
+
+    def at(self, point: int) -> float | None:
+        """Return the first value at or after `point` (at its end, if that comes first); None when it has not come so far."""
+        wanted = min(point, self.end_samples)
+        return next((self.values[samples] for samples in sorted(self.values) if samples >= wanted), None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it reached its planned end with a finite value there."""
+        value = self.at(self.end_samples)
+        return self.state in ("complete", "running") and value is not None and math.isfinite(value) and self.samples >= self.end_samples
+
+
+class Ledger:
+    """All runs of a study, in the order of their numbers."""
+
+    def __init__(self, records: Sequence[TrialRecord] = ()) -> None:
+        """Enter the finished records of an earlier call."""
+        self._runs: dict[int, Run] = {}
+        self._by_key: dict[Key, dict[int, Run]] = {}
+        self._in_order: list[Run] | None = None
+        self._running: dict[int, Run] = {}
+        self._charged_of_ended = 0
+        self.memo: dict[int, object] = {}
+        """What was computed of single runs; an entry goes when its run changes."""
+        self.version = 0
+        """Grows with every entry."""
+        self.fitted: tuple[int, object] | None = None
+        """What was last computed from the books, and at which version: kept here because it is true of nothing else."""
+        for record in records:
+            self.finish(record)
+
+    def __iter__(self) -> Iterator[Run]:
+        """Iterate in the order of the numbers, so that the order of arrival changes nothing."""
+        if self._in_order is None:
+            self._in_order = [self._runs[number] for number in sorted(self._runs)]
+        return iter(self._in_order)
+
+    def _enter(self, run: Run) -> None:
+        before = self._runs.get(run.number)
+        if before is not None and before.state != "running":
+            self._charged_of_ended -= before.charged
+        self._running.pop(run.number, None)
+        if run.state == "running":
+            self._running[run.number] = run
+        else:
+            self._charged_of_ended += run.charged
+        self._runs[run.number] = run
+        self.memo.pop(run.number, None)
+        self._by_key.setdefault(run.key, {})[run.number] = run
+        self._in_order = None
+
+    def __len__(self) -> int:
+        """Return how many trials there are."""
+        return len(self._runs)
+
+    def __getitem__(self, number: int) -> Run:
+        """Return the run of a trial."""
+        return self._runs[number]
+
+    def start(self, number: int, proposal: Proposal, granted: int) -> None:
+        """Enter a run that starts now; a continued one brings its earlier values along."""
+        self.version += 1
+        values = {} if proposal.continues is None else dict(self._runs[proposal.continues].values)
+        run = Run(
+            number=number,
+            stage=proposal.stage,
+            setting=proposal.setting,
+            seed=proposal.seed,
+            end_samples=proposal.end_samples,
+            start_samples=proposal.start_samples,
+            continues=proposal.continues,
+            samples=proposal.start_samples,
+            granted=granted,
+            noise_granted=proposal.noise_samples,
+            values=values,
+        )
+        self._enter(run)
+
+    def report(self, report: TrialReport) -> Run:
+        """Enter a report of a running trial, under the wanted points that it is the first to reach."""
+        self.version += 1
+        run = self._runs[report.number]
+        self.memo.pop(report.number, None)
+        for samples in report.points or (report.samples,):
+            run.values.setdefault(samples, float(report.val_loss))
+        run.samples = max(run.samples, report.samples)
+        run.noise += report.noise
+        run.interval = max(run.interval, report.interval)
+        return run
+
+    def finish(self, record: TrialRecord) -> None:
+        """Replace what was known of a trial by its final record."""
+        self.version += 1
+        before = self._runs.get(record.number)
+        end = record.end_samples or (before.end_samples if before else record.samples)
+        run = Run(
+            number=record.number,
+            stage=record.stage,
+            setting=Setting(record.global_batch_size, record.learning_rate, dict(record.params)),
+            seed=record.seed,
+            end_samples=end,
+            start_samples=record.start_samples,
+            continues=record.continues,
+            state=record.state,
+            samples=record.samples,
+            values={samples: math.nan if value is None else value for samples, value in sorted(record.values)},
+            cause=record.cause,
+            checkpoint=record.checkpoint,
+            seconds=record.seconds,
+            record=record,
+            noise=record.noise,
+            interval=record.report_interval,
+        )
+        if record.state == "failed" and not run.values and before is not None:
+            run.values = dict(before.values)
+        if record.state == "pruned" and run.values:
+            run.overshoot = max(0, run.samples - max(run.values))
+        self._enter(run)
+
+    @property
+    def running(self) -> list[Run]:
+        """The runs that have not ended."""
+        return [self._running[number] for number in sorted(self._running)]
+
+    @property
+    def charged(self) -> int:
+        """Samples trained so far."""
+        return self._charged_of_ended + sum(run.charged for run in self._running.values())
+
+    @property
+    def committed(self) -> int:
+        """Samples trained or held back for what runs."""
+        return self._charged_of_ended + sum(run.committed for run in self._running.values())
+
+    def of(self, key: Key, seed: int | None = None) -> list[Run]:
+        """Return the runs of one setting, on one seed if given."""
+        runs = self._by_key.get(key, {})
+        return [runs[number] for number in sorted(runs) if seed is None or runs[number].seed == seed]
+
+    def superseded(self) -> set[int]:
+        """Return the numbers of trials that another one has continued and overtaken."""
+        return {run.continues for run in self if run.continues is not None and run.samples >= self._runs[run.continues].samples}
+
+    def curves(self, seed: int) -> list[Run]:
+        """Return the runs on `seed` that say something: those with values, the continued ones only once."""
+        old = self.superseded()
+        return [
+            run
+            for run in self
+            if run.seed == seed and run.values and run.number not in old and run.cause not in ("oom", "killed", "hung", "error")
+        ]

@@ -1,0 +1,257 @@
+"""The surrogate fitted to the books of a search: how each setting would end a full run, and how surely."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.results import Setting
+from .gaussian_process import Ends, Observations, Surrogate, compress, expand
+from .ledger import Key, Ledger, Run
+from .rungs import Rungs
+from .space import Point, Space
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+COLLAPSED = 0.5
+"""A run that has lost more than this share of what it had gained counts as diverged, from its beginning."""
+GAINED = 0.2
+"""It must have gained this share of the loss that it began with: a little comes and goes."""
+
+
+MOST_ROWS = 200
+"""Rows that the surrogate is fitted to at most, so that a choice takes no longer in a search of ten thousand trials."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the sampler, the model and the recommendation need to know besides the ledger."""
+
+    space: Space
+    rungs: Rungs
+    seed: int
+    can_continue: bool
+    planned: bool
+    """Shorter runs are planned as such, because the schedule is scaled to their end."""
+    banned: frozenset[Key] = frozenset()
+    banned_batches: frozenset[int] = frozenset()
+
+    def allowed(self, key: Key, batch: int) -> bool:
+        """Return whether nothing is known that forbids a setting."""
+        return batch not in self.banned_batches and key not in self.banned
+
+
+class Model:
+    """The surrogate fitted to a ledger, with what is needed to read it."""
+
+    def __init__(
+        self, context: Context, runs: list[Run], points: list[Point], posterior: _Posterior, lost: frozenset[int], deepest: dict[Key, Run]
+    ) -> None:
+        """Keep the parts; use `Model.of`."""
+        self._context = context
+        self._posterior = posterior
+        self.lost = lost
+        """Numbers of the runs whose setting has diverged or collapsed on their seed."""
+        self.points = points
+        """Of the runs, in their order."""
+        self.deepest = deepest
+        """The run of each setting that went furthest on the seed of the search."""
+        mean = self.expected(points)
+        sound = np.where([run.finite and run.number not in lost for run in runs], mean, np.inf)
+        ranked = np.argsort(sound, kind="stable")
+        self._lowest = float(expand(np.array(sound.min() if np.isfinite(sound.min()) else mean.min())))
+        """The relative gap that is expected of the best of the runs."""
+        self.leaders = [runs[i] for i in ranked if runs[i].finite]
+        """The runs, best setting first by the expected end of a full run."""
+
+    @classmethod
+    def of(cls, context: Context, ledger: Ledger) -> Model | None:
+        """Fit to all runs with values; None while nothing finite is known at any rung. Fitted once for each state of the ledger."""
+        if ledger.fitted is None or ledger.fitted[0] != ledger.version:
+            before = None if ledger.fitted is None else ledger.fitted[1]
+            assert before is None or isinstance(before, Model)
+            ledger.fitted = (ledger.version, cls._fit(context, ledger, before))
+        model = ledger.fitted[1]
+        assert model is None or isinstance(model, Model)
+        return model
+
+    @classmethod
+    def _fit(cls, context: Context, ledger: Ledger, before: Model | None) -> Model | None:
+        runs = [run for seed in sorted({run.seed for run in ledger}) for run in ledger.curves(seed)]
+        said = {run.number: _said(run, context, ledger.memo) for run in runs}
+        deepest: dict[Key, Run] = {}
+        for run in runs:
+            if run.seed == context.seed and (run.key not in deepest or run.samples > deepest[run.key].samples):
+                deepest[run.key] = run
+        start = _start(runs)
+        gone = {(run.key, run.seed) for run in runs if said[run.number].diverged}
+        fallen = {(run.key, run.seed) for run in runs if collapsed(said[run.number].lowest, said[run.number].last, start)} - gone
+        if all((run.key, run.seed) in gone | fallen for run in runs):
+            fallen = set()
+        # A run that is not continued begins again, so what one run of a setting came to is true of the shorter ones before it.
+        lost = frozenset(run.number for run in runs if (run.key, run.seed) in gone | fallen)
+        rows = [
+            (run, octaves, math.nan if (run.key, run.seed) in fallen else value)
+            for run in _most_telling(runs, said)
+            for octaves, value in said[run.number].rows
+        ]
+        # Where nothing finite is known at a fidelity, a diverged run would pass for what is usual there, and the valley for elsewhere.
+        known = {octaves for _, octaves, value in rows if math.isfinite(value)}
+        rows = [row for row in rows if row[1] in known]
+        if not rows:
+            return None
+        numbers = {run.number for run, _, _ in rows}
+        runs = [run for run in runs if run.number in numbers]
+        points = {run.number: context.space.point(run.setting) for run in runs}
+        data = tuple((run.number, octaves, repr(value)) for run, octaves, value in rows)
+        if before is not None and before._posterior.data == data:
+            return cls(context, runs, list(points.values()), before._posterior, lost, deepest)
+        order = {run.number: i for i, run in enumerate(runs)}
+        seen = Observations(
+            x=np.array([points[run.number].coordinates for run, _, _ in rows]),
+            octaves=np.array([octaves for _, octaves, _ in rows]),
+            cell=np.array([points[run.number].number for run, _, _ in rows]),
+            run=np.array([float(order[run.number]) for run, _, _ in rows]),
+            y=compress(np.array([value for _, _, value in rows])),
+            diverged=np.array([float(not math.isfinite(value)) for _, _, value in rows]),
+        )
+        surrogate = Surrogate(seen, context.space.slope, context.space.slope_sd)
+        return cls(context, runs, list(points.values()), _Posterior(data, surrogate), lost, deepest)
+
+    def final(self, points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and sd of the compressed gap at the end of a full run, the sd against the setting of lowest mean."""
+        ends = self._posterior.ends(points)
+        return ends.mean, self._posterior.surrogate.deviation(ends)
+
+    def expected(self, points: Sequence[Point]) -> NDArray[np.float64]:
+        """Return the mean of the compressed gap at the end of a full run."""
+        return self._posterior.ends(points).mean
+
+    def excess(self, settings: Sequence[Setting], optimism: float = 0.0) -> NDArray[np.float64]:
+        """Return by what share each setting is expected to end above the best that was run.
+
+        Args:
+            settings: The settings.
+            optimism: Standard deviations to take off, of the difference from the best of these settings.
+        """
+        if not settings:
+            return np.zeros(0)
+        mean, deviation = self.final([self._context.space.point(setting) for setting in settings])
+        return np.asarray((1 + expand(mean - optimism * deviation)) / (1 + self._lowest) - 1)
+
+    def weighed(self, ledger: Ledger) -> list[Point]:
+        """Return the settings that may be run next: what nothing forbids, and what has not diverged or collapsed on the seed of the search.
+
+        Extra parameters are drawn anew for each state of the ledger, beside those of the best settings so far.
+        """
+        context = self._context
+        known = [run.setting.params for run in self.leaders[:3]]
+        points = context.space.points(np.random.default_rng([context.seed, len(ledger)]), known)
+        return [
+            point
+            for point in points
+            if context.allowed(point.key, point.setting.global_batch_size)
+            and not (point.key in self.deepest and self.deepest[point.key].number in self.lost)
+        ]
+
+    def closed(self, key: Key) -> bool:
+        """Return whether there is nothing more to learn of a setting on the seed of the search."""
+        done = self.deepest.get(key)
+        if done is None:
+            return False
+        return done.number in self.lost or (done.complete and done.end_samples > self._context.rungs.full_samples / 2)
+
+
+class _Posterior:
+    """The surrogate conditioned on certain rows, and what it has said of settings so far."""
+
+    def __init__(self, data: tuple[tuple[int, float, str], ...], surrogate: Surrogate) -> None:
+        self.data = data
+        self.surrogate = surrogate
+        self._ends: Ends | None = None
+        self._rows: dict[Key, int] = {}
+
+    def ends(self, points: Sequence[Point]) -> Ends:
+        """Return what is expected of points at the end of a full run; each is worked out once."""
+        new = {point.key: point for point in points if point.key not in self._rows}
+        if new:
+            found = self.surrogate.ends(*_arrays(list(new.values())))
+            self._ends = found if self._ends is None else self._ends.joined(found)
+            self._rows.update({key: len(self._rows) + i for i, key in enumerate(new)})
+        assert self._ends is not None
+        return self._ends.take([self._rows[point.key] for point in points])
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a run says: its value at each rung, which is in octaves of a full run, and how it went."""
+
+    rows: tuple[tuple[float, float], ...]
+    diverged: bool
+    lowest: float
+    last: float
+
+
+def _said(run: Run, context: Context, memo: dict[int, object]) -> _Said:
+    found = memo.get(run.number)
+    if not isinstance(found, _Said):
+        rungs = context.rungs
+        values = [(rung, _value_at(run, rung, rungs, context.planned)) for rung in rungs.samples]
+        rows = tuple((math.log2(min(rung / rungs.full_samples, 1.0)), value) for rung, value in values if value is not None)
+        found = memo[run.number] = _Said(rows, run.diverged, min(run.values.values()), run.values[max(run.values)])
+    return found
+
+
+def _most_telling(runs: list[Run], said: Mapping[int, _Said]) -> list[Run]:
+    """Return the runs that are fitted: of too many, what still runs, and of each depth the best and some from the middle."""
+    if sum(len(said[run.number].rows) for run in runs) <= MOST_ROWS:
+        return runs
+    by_depth: dict[float, list[tuple[float, int]]] = defaultdict(list)
+    kept = {run.number for run in runs if run.state == "running"}
+    for run in runs:
+        if said[run.number].rows and run.number not in kept:
+            octaves, value = said[run.number].rows[-1]
+            by_depth[octaves].append((value if math.isfinite(value) else math.inf, run.number))
+    ranked = [sorted(found, reverse=True) for _, found in sorted(by_depth.items())]
+    left = MOST_ROWS - sum(len(said[number].rows) for number in kept)
+    while left > 0:  # There are more rows than that.
+        for depth in ranked:
+            if depth and left > 0:
+                number = depth.pop(-1 if len(kept) % 2 else len(depth) // 2)[1]
+                kept.add(number)
+                left -= len(said[number].rows)
+    return [run for run in runs if run.number in kept]
+
+
+def _start(runs: Sequence[Run]) -> float:
+    """Return about what an untrained model loses: the upper quartile of the first losses of the race, whose rates are far apart."""
+    first = sorted(run.values[min(run.values)] for run in runs if run.stage == "anchor" and run.finite)
+    return first[(3 * len(first)) // 4] if len(first) >= 4 else math.inf
+
+
+def _arrays(points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.array([point.coordinates for point in points]), np.array([point.number for point in points])
+
+
+def collapsed(lowest: float, last: float, start: float) -> bool:
+    """Return whether a run lost most of what it had gained, as one with too large a learning rate does before or without diverging."""
+    gained = start - lowest
+    return math.isfinite(start) and gained > GAINED * abs(start) and last - lowest > COLLAPSED * gained
+
+
+def _value_at(run: Run, rung: int, rungs: Rungs, planned: bool) -> float | None:
+    """Return what a run says at a rung: under a schedule that is scaled to the planned end, only its end counts."""
+    batch = run.setting.global_batch_size
+    ends_here = rungs.reach(rung, batch, run.end_samples) == run.end_samples and rung - run.end_samples < max(batch, rung * 0.5)
+    if run.diverged:
+        reached = min(samples for samples, value in run.values.items() if not math.isfinite(value))
+        return math.nan if rung >= reached else (None if planned else run.at(rung))
+    if ends_here:
+        return run.at(run.end_samples)
+    return None if planned or rung > run.end_samples else run.at(rung)

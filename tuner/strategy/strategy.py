@@ -1,0 +1,401 @@
+"""Decides: what to try next, when a trial is to stop, what to confirm, and when the search is over.
+
+A strategy is a function of the records of its trials: given the same history it asks for the same thing, which is all
+that resuming needs. It runs nothing itself. The budget is kept in samples: what was trained, plus what is held back for
+the trials that run, plus what is held back for confirmation, never exceeds it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from ..core.results import BatchAnswer, Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
+from ..core.specs import Forecast, Plan, Proposal
+from ..core.trials import Facts, TrialReport, Verdict
+from ..theory.gradient_noise import SHARE as NOISE_SHARE
+from ..theory.gradient_noise import noise_scale
+from ..theory.scaling import split_batch
+from .baseline_samplers import PlainSampler, make_sampler
+from .finalists import LEFT_OVER_FROM, finalists
+from .ledger import Ledger, Run, key_of
+from .posterior import Context, Model
+from .recommend import recommend
+from .rungs import SCHEDULED, Rungs, diverged
+from .sampler import Action, SurrogateSampler
+from .samples_to_target import Evidence, batch_answer
+from .space import make_space
+
+RETRIES = 2
+"""How often a run that was lost through no fault of its setting is started again."""
+LOST = frozenset({"orphan", "killed", "crashed", "hung"})
+BEYOND = 4.0
+"""The default range of learning rates reaches this factor beyond a rate that is best so far."""
+FAULTS = frozenset({"error", "no_report"})
+"""Of the user's code."""
+HOPELESS = 12
+"""Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
+CONFIRM_SHARE = 4
+"""Confirmation is sure of one over this of the budget, and of at least one full run."""
+
+
+class Strategy:
+    """Asks for trials, judges their reports, and knows at any moment what it would recommend."""
+
+    stopped_by: str | None = None
+    """`budget`, `n_trials` or `converged` once the search is over; None before."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        facts: Facts,
+        probe: ProbeResult | None,
+        history: Sequence[TrialRecord] = (),
+        probes: Mapping[str, ProbeResult] = MappingProxyType({}),
+    ) -> None:
+        """Take up the search where the history left it.
+
+        Decisions rest on `probe`; `probes` are those of all kinds of device, where a cluster has several, the first of them the same.
+
+        Raises:
+            ArgumentError: The space, the baseline or the budget is wrong on its face.
+        """
+        self.plan = plan
+        self.facts = facts
+        self.probe = probe
+        self.probes = probes
+        self.space = make_space(plan, facts, probe)
+        self.rungs = Rungs.of(facts)
+        self.ledger = Ledger(history)
+        self._planned = facts.schedule in SCHEDULED and facts.kind == "supervised"
+        if history:
+            self._widen()
+
+    # --- the budget ---
+
+    @property
+    def _budget(self) -> float:
+        return self.plan.budget * self.rungs.full_samples
+
+    @property
+    def _share(self) -> float:
+        """Full runs that are held back for confirmation while the search goes on."""
+        budget = self.plan.budget
+        if self.plan.confirm < 1 or budget < 1.5:
+            return 0.0
+        return float(max(1, int(budget) // CONFIRM_SHARE))
+
+    @property
+    def _kept(self) -> float:
+        """Full runs that the search keeps its hands off: the share of confirmation, and what it leaves over for another finalist."""
+        return self._share + (1 if self._share and self.plan.budget >= LEFT_OVER_FROM else 0)
+
+    @property
+    def _search_left(self) -> float:
+        """Samples that the search may still commit."""
+        confirming = sum(run.committed for run in self.ledger if run.stage == "confirm")
+        held = max(0.0, self._kept * self.rungs.full_samples - confirming)
+        return self._budget - self.ledger.committed - held
+
+    @property
+    def _trials_left(self) -> float:
+        if self.plan.n_trials is None:
+            return math.inf
+        return self.plan.n_trials - len(self.ledger)
+
+    @property
+    def _prunes(self) -> bool:
+        """Whether a trial may be stopped at a rung; else all that it may cost is held back when it starts."""
+        return self.plan.pruner != "none" and not self._planned
+
+    @property
+    def _overshoot(self) -> int:
+        """Samples by which a loop that reports when it likes has passed the point asked for, at most, so far."""
+        return 0 if self.facts.kind == "supervised" else max((run.overshoot for run in self.ledger), default=0)
+
+    @property
+    def _interval(self) -> float:
+        """Samples between two reports of such a loop, at most: by so much a running trial may pass the budget."""
+        return 0 if self.facts.kind == "supervised" else max((run.interval for run in self.ledger), default=0)
+
+    def _next_stop(self, setting: Setting, samples: int, end: int) -> int:
+        """Return where a run that stands at `samples` is judged next: past the next rung, and past what is known of its cell."""
+        batch = setting.global_batch_size
+        known = max([samples, *(run.samples for run in self.ledger.of(key_of(setting), self.plan.seed) if run.state != "failed")])
+        rung = next((rung for rung in self.rungs.counted(batch) if self.rungs.reach(rung, batch, end) > known), end)
+        return min(self.rungs.reach(rung, batch, end) + self._overshoot, end)
+
+    def _known(self, run: Run) -> bool:
+        """Whether another run of the same cell has been further than this one."""
+        return any(
+            other.samples >= run.samples for other in self.ledger.of(run.key, run.seed) if other is not run and other.state != "failed"
+        )
+
+    # --- what the driver calls ---
+
+    def ask(self) -> Proposal | None:
+        """Return a run to start, or None: then the search is over if nothing runs, and otherwise waits for what runs."""
+        if self.stopped_by is not None:
+            return None
+        proposal = self._search() if self._searching else None
+        running = self.ledger.running
+        if proposal is None and not any(run.stage != "confirm" for run in running):
+            proposal = self._confirm()
+        if proposal is None and not running:
+            self.stopped_by = self._why_over()
+        return proposal
+
+    def started(self, number: int, proposal: Proposal) -> None:
+        """Enter a proposal that was started as this trial."""
+        grant = proposal.end_samples
+        if proposal.stage != "confirm" and self._prunes:
+            grant = self._next_stop(proposal.setting, proposal.start_samples, proposal.end_samples)
+        self.ledger.start(number, proposal, grant)
+
+    def report(self, report: TrialReport) -> Verdict:
+        """Judge a report: whether the trial is to go on."""
+        run = self.ledger.report(report)
+        if diverged(report.val_loss):
+            return "stop"
+        if run.stage == "confirm" or run.samples >= run.end_samples:
+            return "go"
+        counted = [rung for rung in self.rungs.counted(run.setting.global_batch_size) if rung in report.points]
+        if not counted or not self._prunes or (run.samples < run.granted and self._known(run)):
+            return "go"
+        reach = self._next_stop(run.setting, run.samples, run.end_samples)
+        if reach - max(run.granted, run.samples) > self._search_left:
+            return "stop"
+        self._widen()
+        if not self._sampler().goes_on(self.ledger, run, counted[-1]):
+            return "stop"
+        run.granted = reach
+        return "go"
+
+    def finish(self, record: TrialRecord) -> None:
+        """Enter the final record of a trial."""
+        self.ledger.finish(record)
+        self._widen()
+
+    def _widen(self) -> None:
+        """Let in what the default space leaves out: batches that gradient noise allows, and rates beyond an edge that is best so far."""
+        scale = noise_scale([point for run in self.ledger for point in run.noise])
+        allowed = None if scale is None else scale.value
+        free = "learning_rate" not in self.plan.space
+        rates = [run.setting.learning_rate for run in self.ledger]
+        space = make_space(self.plan, self.facts, self.probe, allowed, rates)
+        model = Model.of(self._context(), self.ledger) if free else None
+        if model is not None and model.leaders:
+            best = model.leaders[0].setting.learning_rate
+            if best in (space.learning_rates[0], space.learning_rates[-1]):
+                space = make_space(self.plan, self.facts, self.probe, allowed, [*rates, best / BEYOND, best * BEYOND])
+        if space != self.space:
+            self.space = space
+            self.ledger.fitted = None  # What was fitted holds the space as it was.
+
+    def spent(self) -> Spent:
+        """Return what was trained so far; the probe is not in it."""
+        samples = self.ledger.charged
+        seconds = sum(run.seconds or 0.0 for run in self.ledger)
+        return Spent(samples / self.rungs.full_samples, samples, seconds)
+
+    def limits(self) -> Limits:
+        """Return the batch size that memory, hardware and gradient noise each allow, as far as they are known."""
+        probe, noise = self.probe, self.batch_answer().b_crit
+        if probe is None:
+            return Limits(noise=noise)
+        line = probe.step_time_line
+        return Limits(memory=probe.micro_batch_size, hardware=None if line is None else line.saturation_batch, noise=noise)
+
+    def batch_answer(self) -> BatchAnswer:
+        """Return which batch size reaches the target first, and what decides it, as far as that is known now."""
+        return batch_answer(self._evidence())
+
+    def forecast(self) -> Forecast:
+        """Return what the search is expected to cost."""
+        search = max(0.0, self.plan.budget - self._kept)
+        # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as many more.
+        n_search = (6 + 2 * search) * (1.5 if self.facts.can_continue or self._planned else 1.0)
+        n_trials = max(1, round(n_search + self._kept))
+        if self.plan.n_trials is not None:
+            n_trials = min(n_trials, self.plan.n_trials)
+        line = None if self.probe is None else self.probe.step_time_line
+        rates, batches = self.space.learning_rates, self.space.batches
+        seconds = seconds_range = None
+        if line is not None and self.probe is not None:
+            each = [self._budget * line.step_s(*split_batch(batch, self.probe.micro_batch_size)) / batch for batch in batches]
+            seconds, seconds_range = sum(each) / len(each), (min(each), max(each))
+        return Forecast(
+            n_trials=n_trials,
+            full_runs=self.plan.budget,
+            samples=round(self._budget),
+            seconds=seconds,
+            seconds_range=seconds_range,
+            n_batches=len(batches),
+            batch_range=(batches[0], batches[-1]),
+            learning_rate_range=(rates[0], rates[-1]),
+        )
+
+    @property
+    def target(self) -> float | None:
+        """The validation loss that counts as reached: the user's, or chosen from the first full run; None while there is none."""
+        return self._evidence().target
+
+    def recommend(self) -> Recommendation:
+        """Return what is best by all that is known now; `verified` says whether it was confirmed.
+
+        Raises:
+            NoSignalError: No trial has a finite validation loss.
+        """
+        return recommend(self._evidence())
+
+    # --- stages ---
+
+    @property
+    def _searching(self) -> bool:
+        return not any(run.stage == "confirm" for run in self.ledger)
+
+    @property
+    def _hopeless(self) -> bool:
+        return not any(run.finite for run in self.ledger) and sum(run.diverged for run in self.ledger) >= HOPELESS
+
+    def _search(self) -> Proposal | None:
+        """Return the next run of the search, or None when it is over or waits."""
+        reserved = 1 if self._share else 0
+        if self._trials_left <= reserved or self._hopeless:
+            return None
+        action = self._retry() or self._sampler().next(self.ledger)
+        if action is None:
+            return None
+        batch = action.setting.global_batch_size
+        share = 1.0
+        if self._planned and action.first_stop < self.rungs.samples[-1]:
+            share = action.first_stop / self.rungs.full_samples
+        end = self.rungs.end_of(batch, share)
+        start = 0 if action.continues is None else self.ledger[action.continues].samples
+        cost = (self._next_stop(action.setting, start, end) if self._prunes else end) - start
+        if cost > self._search_left:
+            return None
+        return self._proposal("anchor" if action.racing else "search", action.setting, self.plan.seed, end, action.continues)
+
+    def _blameless(self) -> list[Run]:
+        """Return the runs that were lost through no fault of their setting.
+
+        Where the user's code failed before anything was learned, the search ended; who starts it again has mended something.
+        """
+        learned = next((run.number for run in self.ledger if run.values and run.state != "failed"), math.inf)
+        return [run for run in self.ledger if run.cause in LOST or (run.cause in FAULTS and run.number < learned)]
+
+    def _retry(self) -> Action | None:
+        """Return a run that was lost through no fault of its own, to be started again."""
+        blameless = self._blameless()
+        lost = Counter(run.key for run in blameless)
+        for run in blameless:
+            if run.stage == "confirm" or lost[run.key] > RETRIES:
+                continue
+            if self.ledger.of(run.key, run.seed)[-1] is run:
+                batch = run.setting.global_batch_size
+                ends = {self.rungs.end_of(batch, rung / self.rungs.full_samples): rung for rung in self.rungs.samples}
+                known = run.continues is not None and self.ledger[run.continues].checkpoint is not None
+                return Action(run.setting, ends.get(run.end_samples, self.rungs.samples[-1]), run.continues if known else None)
+        return None
+
+    def _confirm(self) -> Proposal | None:
+        """Return the next confirmation run: every finalist on the first fresh seed, then on the next."""
+        if self._trials_left < 1 or self._share == 0:
+            return None
+        left = self._budget - self.ledger.committed
+        confirming = [run for run in self.ledger if run.stage == "confirm"]
+        chosen = finalists(self._evidence(), self._n_finalists(left, confirming))
+        for fresh in range(1, self.plan.confirm + 1):
+            wanted = [setting for setting in chosen if self._unconfirmed(setting, self.plan.seed + fresh)]
+            ends = [self.rungs.end_of(setting.global_batch_size) for setting in wanted]
+            first = fresh == 1 and not confirming  # The one run that verifies: a loop's overshoots may not cost it.
+            slack = self._interval * self.plan.jobs if first else 0
+            round_begun = any(run.seed == self.plan.seed + fresh for run in confirming)
+            if wanted and (ends[0] <= left + slack if fresh == 1 or round_begun else sum(ends) <= left):
+                return self._proposal("confirm", wanted[0], self.plan.seed + fresh, ends[0], None)
+            if wanted:
+                return None
+        return None
+
+    def _unconfirmed(self, setting: Setting, seed: int) -> bool:
+        """Return whether a finalist still has to run on a seed."""
+        runs = self.ledger.of(key_of(setting), seed)
+        lost = [run for run in runs if run.cause in LOST]
+        return len(runs) == len(lost) <= RETRIES
+
+    def _n_finalists(self, left: float, confirming: Sequence[Run]) -> int:
+        """Return how many settings are confirmed: as many as one fresh seed each can be had for."""
+        settings = len({run.key for run in confirming if not run.diverged and run.state != "failed"})
+        affordable = settings + int(min(left / self.rungs.full_samples + 1e-6, self._trials_left))
+        return max(1, min(int(self._kept), affordable))
+
+    def _proposal(self, stage: str, setting: Setting, seed: int, end: int, continues: int | None) -> Proposal:
+        start = 0 if continues is None else self.ledger[continues].samples
+        noise = self._noise_allowance(stage, start, end)
+        return Proposal(stage, setting, seed, end, self.rungs.points(end, start), continues, start, noise)
+
+    def _noise_allowance(self, stage: str, start: int, end: int) -> int:
+        """Return the samples that a run may draw to measure gradient noise, where bstune owns the step.
+
+        All runs of the search share one allowance, which goes to those that set out for their end: noise depends on the
+        learning rate, and those were not chosen for nothing. A confirmation run has its own if that costs no other one.
+        """
+        full = self.rungs.full_samples
+        allowance = int(NOISE_SHARE * full)
+        if self.facts.kind != "supervised":
+            return 0
+        left = self._budget - self.ledger.committed - end
+        if stage == "confirm":
+            return allowance if left >= allowance and int((left - allowance) / full) == int(left / full) else 0
+        if end < full / 2 or (self._prunes and start < full / 4):
+            return 0
+        taken = sum(
+            max(run.noise_samples, run.noise_granted if run.state == "running" else 0) for run in self.ledger if run.stage != "confirm"
+        )
+        return max(0, min(allowance - taken, int(self._search_left) - (end - start)))
+
+    def _why_over(self) -> str:
+        if self._trials_left < 1:
+            return "n_trials"
+        return "budget" if self._budget - self.ledger.charged < self.rungs.full_samples * 1.0 else "converged"
+
+    def _sampler(self) -> SurrogateSampler | PlainSampler:
+        left = self._search_left / self.rungs.full_samples
+        return make_sampler(self._context(), self.plan.sampler, self.plan.pruner, left)
+
+    def _context(self) -> Context:
+        batches: set[int] = set()
+        blameless = self._blameless()
+        excused = {run.number for run in blameless}
+        banned = {key for key, n in Counter(run.key for run in blameless).items() if n > RETRIES}
+        for run in self.ledger:
+            if run.cause in FAULTS and run.number not in excused:
+                banned.add(run.key)
+            if run.cause == "oom":
+                banned.add(run.key)
+                batches |= self._too_large_after(run)
+        return Context(
+            self.space,
+            self.rungs,
+            self.plan.seed,
+            self.facts.can_continue and not self._planned,
+            self._planned,
+            frozenset(banned),
+            frozenset(batches),
+        )
+
+    def _too_large_after(self, run: Run) -> set[int]:
+        """Return the batch sizes that are given up because this run was out of memory."""
+        record = run.record
+        # Larger batches are accumulated from smaller micro-batches from now on; a loop that is out of memory all the same heeds none.
+        # Where there are several kinds of device, what is too much for one may fit another, so each works its way down first.
+        heeded = self.facts.kind == "supervised" or (record is not None and (record.accumulation_steps == 1 or record.device is not None))
+        if self.probe is not None and record is not None and record.micro_batch_size > 1 and heeded:
+            return set()
+        return {batch for batch in self.space.batches if batch >= run.setting.global_batch_size}
+
+    def _evidence(self) -> Evidence:
+        return Evidence(self.plan, self.facts, self.probe, self._context(), self.ledger, self._share, self.probes)

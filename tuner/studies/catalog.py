@@ -1,0 +1,214 @@
+"""The studies of a storage: what one belongs to, finding the right one, and naming the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from importlib import metadata
+from typing import Any
+
+from ..core.arguments import ProbeArguments
+from ..core.errors import StudyError
+from ..core.plain_text import one_line
+from ..core.results import DeviceInfo
+from ..core.specs import Plan
+from ..core.trials import Facts
+from .spec_json import encode_space
+from .storage import Storage
+from .study import SCHEMA, Study
+
+_FINGERPRINT_WORDS = {
+    "source": "source of the objective",
+    "n_samples": "training samples",
+    "epochs": "epochs",
+    "optimizer": "optimizer",
+    "schedule": "learning-rate schedule",
+    "precision": "precision",
+    "goal": "goal",
+    "space": "space",
+    "seed": "seed",
+    "device": "kind of device",
+}
+
+
+def fingerprint(facts: Facts, plan: Plan, device: DeviceInfo) -> dict[str, Any]:
+    """Return what must stay the same for the trials of a study to be comparable."""
+    return {
+        "source": facts.source_hash,
+        "n_samples": facts.n_samples,
+        "epochs": facts.epochs,
+        "optimizer": facts.optimizer,
+        "schedule": facts.schedule,
+        "precision": facts.precision,
+        "goal": plan.goal,
+        "space": encode_space(plan.space),
+        "seed": plan.seed,
+        "device": device.kind,
+    }
+
+
+def find_study(storage: Storage, name: str) -> Study | None:
+    """Return the study of this name, or None.
+
+    Raises:
+        StudyError: The study was not made by bstune, or by a newer one.
+    """
+    if name not in storage.names():
+        return None
+    with storage.guard():
+        study = Study(storage, storage.backend.get_study_id_from_name(name), name)
+    schema = study.attributes.get("bstune_schema")
+    if not isinstance(schema, int):
+        raise StudyError(f"The study {name!r} in {storage.location.url} was not made by bstune. Choose another name with --study.")
+    if schema > SCHEMA:
+        made_by = one_line(study.attributes.get("bstune_version", "a newer version"))
+        raise StudyError(
+            f"The study {name!r} was written by bstune {made_by}, which stores more than this version can read. Update bstune."
+        )
+    return study
+
+
+def make_study(storage: Storage, name: str) -> Study:
+    """Make a study that does not exist yet."""
+    from optuna.study import StudyDirection
+
+    from ..core.version import __version__
+
+    with storage.guard(), storage.quiet():
+        study = Study(storage, storage.backend.create_new_study([StudyDirection.MINIMIZE], name), name)
+    study.set(bstune_schema=SCHEMA, bstune_version=__version__)
+    return study
+
+
+def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, named: bool, fresh: bool = False) -> Study:
+    """Return the study to go on with, swept of orphans, or a new one.
+
+    Args:
+        storage: Where to look.
+        name: The name of the study.
+        wanted: The fingerprint of what is about to be searched.
+        named: The user gave this name; otherwise `name-2`, `name-3` ... are looked at too.
+        fresh: Make a new study beside the old one.
+
+    Raises:
+        StudyError: The study holds trials of other settings; the message names old and new.
+    """
+    if fresh and name in storage.names():
+        return make_study(storage, next_name(storage, name))
+    study = find_study(storage, name)
+    if study is None:
+        return make_study(storage, name)
+    study.sweep()
+    differences = _differences(study, wanted)
+    if not differences:
+        return study
+    if not study.learned:  # Nothing in it is worth keeping, so a mistake mended in the model's file needs no new name.
+        forget_study(study)
+        return make_study(storage, name)
+    for sibling in [] if named else reversed(_siblings(storage, name)):
+        other = find_study(storage, sibling)
+        if other is not None and not _differences(other, wanted):
+            other.sweep()
+            return other
+    raise StudyError(
+        "\n".join(
+            [
+                f"The study {name!r} in {storage.location.url} was made with other settings:",
+                *(f"  {_FINGERPRINT_WORDS[key]}: was {_shown(old)}, now {_shown(new)}" for key, old, new in differences),
+                f"Its trials cannot be compared with new ones. Undo the change, or use --fresh (keeps the old study and makes "
+                f"{next_name(storage, name)!r}), or name another with --study.",
+            ]
+        )
+    )
+
+
+def forget_study(study: Study) -> None:
+    """Delete a study and all that it holds."""
+    with study.storage.guard():
+        study.storage.backend.delete_study(study._id)
+
+
+def _differences(study: Study, wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    stored = study.attributes.get("fingerprint")
+    if not isinstance(stored, dict):
+        return []
+    plain = json.loads(json.dumps(dict(wanted)))
+    return [(key, stored.get(key), plain[key]) for key in _FINGERPRINT_WORDS if stored.get(key) != plain[key]]
+
+
+def _shown(value: Any) -> str:
+    return one_line(json.dumps(value) if isinstance(value, dict) else value)
+
+
+def next_name(storage: Storage, name: str) -> str:
+    """Return the first of `name-2`, `name-3` ... that is not taken."""
+    names = set(storage.names())
+    number = 2
+    while f"{name}-{number}" in names:
+        number += 1
+    return f"{name}-{number}"
+
+
+def _siblings(storage: Storage, name: str) -> list[str]:
+    numbered = [(int(other.removeprefix(f"{name}-")), other) for other in storage.names() if other.removeprefix(f"{name}-").isdigit()]
+    return [other for _, other in sorted(numbered)]
+
+
+def studies(storage: Storage, *, readable: bool = False) -> Iterator[Study]:
+    """Yield the studies that bstune made, the most recently used first; those of a newer bstune are an error, or passed over."""
+    with storage.guard():
+        ids = {study.study_name: study._study_id for study in storage.backend.get_all_studies()}
+        used = {name: storage.backend.get_study_user_attrs(study_id) for name, study_id in ids.items()}
+    schemas = {name: attributes.get("bstune_schema") for name, attributes in used.items()}
+    ours = [name for name, schema in schemas.items() if (isinstance(schema, int) and schema <= SCHEMA if readable else schema is not None)]
+    for name in sorted(ours, key=lambda name: used[name].get("used_s", 0.0), reverse=True):
+        study = find_study(storage, name)
+        assert study is not None
+        yield study
+
+
+def newest_study(storage: Storage, *, name: str | None = None, with_file: bool = False) -> Study:
+    """Return the most recently used study.
+
+    Args:
+        storage: Where to look.
+        name: Only the study of this name will do.
+        with_file: Only a study that stores the file of its objective will do.
+
+    Raises:
+        StudyError: There is none.
+    """
+    for study in studies(storage):
+        if name in (None, study.name) and (not with_file or study.attributes.get("objective")):
+            return study
+    what = f"no study{'' if name is None else f' {name!r}'}{' that stores a file' if with_file else ''}"
+    raise StudyError(f"{storage.location.path or storage.location.url} holds {what}. Give a model: bstune search model.py")
+
+
+def touch(study: Study) -> None:
+    """Note that a study is used now, by this version, so that it becomes the newest."""
+    study.set(**study.attributes)  # What an upgrade has changed; the rest is not written again.
+    study.set(used_s=time.time(), used=datetime.now().isoformat(timespec="seconds"))
+
+
+def probe_key(
+    facts: Facts, device: DeviceInfo, *, jobs: int = 1, seed: int = 0, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what the answer of a probe depends on, as JSON: the objective, the device and the settings that are not the default."""
+    defaults = dataclasses.asdict(ProbeArguments())
+    asked = {name: value for name, value in (settings or {}).items() if name in defaults and value != defaults[name]}
+    asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed")}
+    return {
+        "source": facts.source_hash,
+        "structure": facts.structure_hash,
+        "n_samples": facts.n_samples,
+        "precision": facts.precision,
+        "torch": metadata.version("torch"),
+        "device": device.to_dict(),
+        "jobs": jobs,
+        "seed": seed,
+        **asked,
+    }

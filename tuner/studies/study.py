@@ -1,0 +1,320 @@
+"""The study that remembers a search: settings, probe and trials, written as they happen and read back exactly.
+
+It is an ordinary Optuna study. Each trial carries the learning curve as intermediate values at `step = samples`; what
+it was asked to do stands in its user attributes, how it ended in one more of them, `result`, which is written just
+before Optuna's own state. So a search that is killed at any moment leaves each trial finished or unfinished, never in
+between: one with a `result` is finished, one without is an orphan, failed at the next start and charged for the
+samples of its last report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..core.errors import BstuneError, StudyError
+from ..core.results import ProbeResult, TrialRecord
+from ..core.trials import TrialReport, TrialSpec
+from .optuna_parameters import Axes
+from .spec_json import decode_plan
+from .storage import Storage
+from .trial_rows import StoredTrial, read_trials
+
+SCHEMA = 1
+"""Version of the attributes below; a study of a higher one belongs to a newer bstune."""
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""By version: what makes a study's attributes those of the next one. They are applied on reading; the writer stores the outcome."""
+
+_ASKED = (
+    "stage",
+    "seed",
+    "global_batch_size",
+    "micro_batch_size",
+    "accumulation_steps",
+    "learning_rate",
+    "end_samples",
+    "start_samples",
+    "continues",
+    "device",
+)
+_RESULT = (
+    "state",
+    "reason",
+    "samples",
+    "val_loss",
+    "best_val_loss",
+    "seconds",
+    "samples_per_s",
+    "peak_bytes",
+    "metrics",
+    "cause",
+    "checkpoint",
+    "noise",
+    "report_interval",
+)
+
+
+def stored_arguments(study: Study) -> dict[str, Any]:
+    """Return the arguments of the last search of a study, by the names that `bstune.search` gives them."""
+    if "plan" not in study.attributes:
+        return {}
+    plan = decode_plan(study.attributes["plan"])
+    asked: dict[str, Any] = dict(study.attributes.get("asked", {}))
+    if asked.pop("probe_given", False):
+        asked["probe"] = study.probe
+    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | asked
+
+
+class Study:
+    """One study, mirrored in memory: its trials are read once and never again.
+
+    Attributes:
+        storage: Where it is kept.
+        name: Its name.
+        attributes: Its user attributes.
+        orphans: Trials that `sweep` found cut off.
+    """
+
+    def __init__(self, storage: Storage, study_id: int, name: str) -> None:
+        """Read a study that exists; use `find_study` or `make_study`."""
+        self.storage = storage
+        self.name = name
+        self._id = study_id
+        self._ids: dict[int, int] = {}
+        """Optuna's ids of the trials that are running, by number."""
+        self.orphans: list[TrialRecord] = []
+        with storage.guard():
+            self._stored: dict[str, Any] = dict(storage.backend.get_study_user_attrs(study_id))
+        self.attributes = upgraded(self._stored)
+
+    @functools.cached_property
+    def _trials(self) -> dict[int, StoredTrial]:
+        """The trials as they were when they were first asked for."""
+        with self.storage.guard():
+            return read_trials(self.storage.backend, self._id)
+
+    @functools.cached_property
+    def _numbers(self) -> set[int]:
+        """The numbers that are taken, also by trials that bstune did not make."""
+        return set(self._trials)
+
+    @functools.cached_property
+    def _records(self) -> dict[int, TrialRecord]:
+        """The trials that bstune made, as they are now."""
+        with intact(self.name):
+            return {number: record for number, trial in self._trials.items() if (record := read_record(trial)) is not None}
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """All trials, also those that run in another process, in the order of their numbers."""
+        return tuple(self._records[number] for number in sorted(self._records))
+
+    @property
+    def finished(self) -> tuple[TrialRecord, ...]:
+        """The trials that have ended."""
+        return tuple(record for record in self.records if record.state != "running")
+
+    @property
+    def learned(self) -> bool:
+        """Whether any trial has taught something."""
+        return any(record.state in ("complete", "pruned") for record in self._records.values())
+
+    @property
+    def probe(self) -> ProbeResult | None:
+        """The probe that is stored here."""
+        data = self.attributes.get("probe")
+        return None if data is None else ProbeResult.from_dict(data)
+
+    @property
+    def probes(self) -> dict[str, ProbeResult]:
+        """The probes of the kinds of device of a cluster that has several; the first is also `probe`."""
+        return {entry["device"]: ProbeResult.from_dict(entry["probe"]) for entry in self.attributes.get("probes", ())}
+
+    def set(self, **attributes: Any) -> None:
+        """Store user attributes of the study; what is the same already is not written again."""
+        with self.storage.guard():
+            for key, value in attributes.items():
+                plain = json.loads(json.dumps(value))
+                if key not in self._stored or self._stored[key] != plain:
+                    self.storage.backend.set_study_user_attr(self._id, key, plain)
+                    self._stored[key] = plain
+                self.attributes[key] = plain
+
+    def sweep(self) -> list[TrialRecord]:
+        """Bring to an end what a killed search left running, and return the orphans among it.
+
+        Call it only as the one writer: whatever is still called running then runs nowhere.
+        """
+        self.orphans = []
+        for number, record in list(self._records.items()):
+            if record.state != "running":
+                continue
+            trial = self._trials[number]
+            self._ids[number] = trial.id
+            if "result" in trial.user_attrs:  # Killed between the two writes of `finish`.
+                self.finish(_ended(trial))
+                continue
+            with self.storage.guard():
+                self.storage.backend.set_trial_user_attr(trial.id, "orphan", True)
+            said = f"the search was killed while it ran; its last report was at {record.samples} samples"
+            self.finish(dataclasses.replace(record, state="failed", cause="orphan", reason=said))
+            self.orphans.append(self._records[number])
+        return self.orphans
+
+    def begin(self, spec: TrialSpec, axes: Axes, *, continues: int | None = None) -> TrialRecord:
+        """Enter a run that starts now; the number in `spec` is replaced by the next of the study."""
+        from optuna.trial import TrialState, create_trial
+
+        parameters, distributions = axes.parameters(spec)
+        asked: dict[str, Any] = {name: getattr(spec, name) for name in _ASKED if name not in ("continues", "device")}
+        if continues is None:
+            del asked["start_samples"]
+        else:
+            asked["continues"] = continues
+        if spec.params:
+            asked["params"] = dict(spec.params)
+        earlier = {} if continues is None else {step: math.nan if loss is None else loss for step, loss in self._records[continues].values}
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=parameters,
+            distributions=distributions,
+            user_attrs=asked,
+            intermediate_values=earlier,
+        )
+        with self.storage.guard():
+            trial_id = self.storage.backend.create_new_trial(self._id, template_trial=trial)
+            number = self._number_of(trial_id)
+        self._ids[number] = trial_id
+        record = read_record(StoredTrial(trial_id, number, False, asked, earlier))
+        assert record is not None
+        self._records[number] = record
+        return record
+
+    def _number_of(self, trial_id: int) -> int:
+        """Return the number of a new trial: the next one, unless somebody else has added trials to our study."""
+        backend = self.storage.backend
+        number = max(self._numbers, default=-1) + 1
+        try:  # Asking for the number itself would load the whole trial.
+            if backend.get_trial_id_from_study_id_trial_number(self._id, number) != trial_id:
+                raise KeyError(number)
+        except KeyError:
+            number = backend.get_trial_number_from_id(trial_id)
+        self._numbers.add(number)
+        return number
+
+    def place(self, number: int, **placed: Any) -> TrialRecord:
+        """Enter where a run has landed, and how its batch is split there."""
+        with self.storage.guard():
+            for name, value in placed.items():
+                self.storage.backend.set_trial_user_attr(self._ids[number], name, value)
+        self._records[number] = dataclasses.replace(self._records[number], **placed)
+        return self._records[number]
+
+    def report(self, report: TrialReport) -> TrialRecord:
+        """Enter a report under the points that it is the first to reach, and return the trial so far."""
+        record = self._records[report.number]
+        known = dict(record.values)
+        steps = [step for step in report.points or (report.samples,) if step not in known]
+        known.update({step: report.val_loss for step in steps})
+        trial_id = self._ids[report.number]
+        with self.storage.guard():
+            for step in steps:
+                self.storage.backend.set_trial_intermediate_value(trial_id, step, report.val_loss)
+            if report.noise:  # Not only at the end: an orphan is charged for the samples that were drawn for it, too.
+                noise = [point.to_dict() for point in (*record.noise, *report.noise)]
+                self.storage.backend.set_trial_user_attr(trial_id, "noise", noise)
+            if report.samples != max(known, default=0):  # What an orphan is charged, where the curve does not say it.
+                self.storage.backend.set_trial_user_attr(trial_id, "samples", report.samples)
+        record = dataclasses.replace(
+            record,
+            values=tuple(sorted(known.items())),
+            samples=max(report.samples, record.samples),
+            metrics={**record.metrics, **report.metrics},
+            seconds=report.seconds,
+            noise=(*record.noise, *report.noise),
+            report_interval=max(record.report_interval, report.interval),
+        )
+        self._records[report.number] = record
+        return record
+
+    def finish(self, record: TrialRecord) -> None:
+        """Enter how a run has ended."""
+        from optuna.trial import TrialState
+
+        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[record.state]
+        trial_id = self._ids.pop(record.number)
+        data = record.to_dict()
+        value = record.val_loss if state == TrialState.COMPLETE or (state == TrialState.PRUNED and record.val_loss is not None) else None
+        with self.storage.guard():
+            self.storage.backend.set_trial_user_attr(
+                trial_id, "result", {name: data[name] for name in _RESULT if data[name] not in (None, [])}
+            )
+            self.storage.backend.set_trial_state_values(trial_id, state, None if value is None else [value])
+        self._records[record.number] = record
+
+    def record(self, number: int) -> TrialRecord:
+        """Return one trial."""
+        return self._records[number]
+
+    def forget_checkpoint(self, number: int) -> None:
+        """Note, for this call, that the checkpoint of a finished trial is no longer there."""
+        self._records[number] = dataclasses.replace(self._records[number], checkpoint=None)
+
+
+def read_record(trial: StoredTrial) -> TrialRecord | None:
+    """Return one trial of Optuna's as a record; None for a trial that bstune did not make."""
+    if "stage" not in trial.user_attrs:
+        return None
+    if trial.finished:
+        return _ended(trial)
+    asked = trial.user_attrs
+    samples = max([asked.get("start_samples", 0), asked.get("samples", 0), *trial.intermediate_values])
+    return _record(trial, {"state": "running", "reason": "", "samples": samples, "noise": asked.get("noise", [])})
+
+
+def _ended(trial: StoredTrial) -> TrialRecord:
+    return _record(trial, trial.user_attrs["result"])
+
+
+def _record(trial: StoredTrial, result: Mapping[str, Any]) -> TrialRecord:
+    asked = trial.user_attrs
+    missing = {name: None for name in ("val_loss", "best_val_loss", "seconds", "samples_per_s", "peak_bytes")}
+    try:
+        record = TrialRecord.from_dict(
+            missing
+            | {name: asked[name] for name in _ASKED if name in asked}
+            | {name: result[name] for name in _RESULT if name in result}
+            | {"number": trial.number, "params": asked.get("params", {}), "values": sorted(trial.intermediate_values.items())}
+        )
+    except BstuneError as error:
+        raise ValueError(str(error)) from error
+    if min(record.global_batch_size, record.micro_batch_size, record.accumulation_steps) < 1 or not record.learning_rate > 0:
+        raise ValueError(f"trial {record.number} trained at batch size {record.global_batch_size}, learning rate {record.learning_rate}")
+    return record
+
+
+@contextlib.contextmanager
+def intact(name: str) -> Iterator[None]:
+    """Say in one sentence that what is stored of a study is not what bstune has written."""
+    try:
+        yield
+    except BstuneError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StudyError(
+            f"What is stored of the study {name!r} cannot be read ({type(error).__name__}: {error}). Another program may "
+            "have changed it. Use another name with --study, or restore a copy of the storage."
+        ) from error
+
+
+def upgraded(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a study's attributes as this version of bstune stores them; those of a newer one, and of others, are left as they are."""
+    current = dict(attributes)
+    while isinstance(version := current.get("bstune_schema"), int) and version in UPGRADES:
+        current = {**UPGRADES[version](current), "bstune_schema": version + 1}
+    return current

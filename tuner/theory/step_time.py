@@ -1,0 +1,101 @@
+"""Step time as a line in the micro-batch size, t(n) = a + c * n, and the sizes at which to measure it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from ..core.results import Loader, StepTimeLine, ThroughputRow
+
+MAX_SIZES = 6
+KNEE_SHARE = 0.95
+"""Of the best throughput."""
+LOADER_WAIT, LOADER_RATE = 0.1, 0.9
+"""The loader holds training back when steps wait for more than this share, and reach less than that of the rate without it."""
+PLATEAU_GAIN = 1.05
+"""Throughput rises no longer when a larger size brings less than this factor."""
+
+
+def sizes_to_time(largest: int, *, smallest: int, multiple_of: int = 1) -> list[int]:
+    """Return at most six sizes from about `smallest` to `largest`, in equal ratios, ascending.
+
+    Example:
+        >>> sizes_to_time(1024, smallest=4)
+        [4, 12, 37, 111, 338, 1024]
+    """
+    smallest = min(largest, max(multiple_of, smallest))
+    ratio = (largest / smallest) ** (1 / (MAX_SIZES - 1))
+    wanted = (smallest * ratio**power for power in range(MAX_SIZES))
+    return sorted({min(largest, max(multiple_of, round(size / multiple_of) * multiple_of)) for size in wanted})
+
+
+def throughput_row(batch_size: int, step_s: Sequence[float]) -> ThroughputRow:
+    """Return the row of one size from the seconds of its timed steps."""
+    middle = statistics.median(step_s)
+    low, _, high = statistics.quantiles(step_s, n=4) if len(step_s) >= 2 else (middle, middle, middle)
+    return ThroughputRow(batch_size, batch_size / middle, middle, (high - low) / middle)
+
+
+def knee(rows: Sequence[ThroughputRow]) -> int | None:
+    """Return the smallest size with nearly the best throughput, or None without rows.
+
+    Example:
+        >>> knee([ThroughputRow(4, 100.0, 0.04, 0), ThroughputRow(32, 960.0, 0.033, 0), ThroughputRow(256, 1000.0, 0.256, 0)])
+        32
+    """
+    best = max((row.samples_per_s for row in rows), default=0.0)
+    return min((row.batch_size for row in rows if row.samples_per_s >= KNEE_SHARE * best), default=None)
+
+
+def loader_of(batch_size: int, step_s: Sequence[float], wait_s: float | None, cached_step_s: Sequence[float]) -> Loader | None:
+    """Return what the loader costs, from timed steps, their waiting in all, and steps without a loader.
+
+    Example:
+        >>> loader_of(8, [0.02, 0.02], 0.02, [0.01]).bound
+        True
+    """
+    if wait_s is None or not step_s or not cached_step_s:
+        return None
+    share, without = min(1.0, wait_s / sum(step_s)), batch_size / statistics.median(cached_step_s)
+    bound = share > LOADER_WAIT and batch_size / statistics.median(step_s) < LOADER_RATE * without
+    return Loader(share, without, bound)
+
+
+def fit_step_time(rows: Sequence[ThroughputRow]) -> StepTimeLine | None:
+    """Fit t(n) = a + c * n by least squares of the relative error, with neither part negative.
+
+    Returns:
+        The line, or None with fewer than two sizes. `saturation_batch` is None where the slope cannot be told from zero.
+
+    Example:
+        >>> fit_step_time([ThroughputRow(n, 0, 0.01 + 0.001 * n, 0) for n in (1, 10, 100)]).saturation_batch
+        10.0
+    """
+    if len({row.batch_size for row in rows}) < 2:
+        return None
+    fixed, slope = relative_line([(row.batch_size, row.s_per_step) for row in rows])
+    return StepTimeLine(fixed, slope, round(fixed / slope, 6) if slope > 0 else None)
+
+
+def relative_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return (fixed, slope) of y = fixed + slope * x by least squares of the relative error, with neither part negative.
+
+    Args:
+        points: (x, y) at two or more values of x, all y above zero.
+
+    Example:
+        >>> relative_line([(1, 4.0), (2, 3.0)])  # A line that falls becomes flat.
+        (3.36, 0.0)
+    """
+    # With weights 1/y**2 the normal equations have these sums; a size that is ten times slower weighs no more than another.
+    terms = [(y**-2, x, y) for x, y in points]
+    w, wx, wy = sum(k for k, _, _ in terms), sum(k * x for k, x, _ in terms), sum(k * y for k, _, y in terms)
+    wxx, wxy = sum(k * x * x for k, x, _ in terms), sum(k * x * y for k, x, y in terms)
+    width = w * wxx - wx * wx
+    if not width > 0:  # One point is so slow that it weighs nothing beside the other.
+        return wy / w, 0.0
+    slope = (w * wxy - wx * wy) / width
+    fixed = (wy - slope * wx) / w
+    if slope < 0:
+        return wy / w, 0.0
+    return (0.0, wxy / wxx) if fixed < 0 else (fixed, slope)

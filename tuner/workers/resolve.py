@@ -1,0 +1,43 @@
+"""An objective as the caller gave it, checked; a path is turned into a reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ...objectives.load import ObjectiveRef, is_objective, load
+from ..core.errors import ArgumentError
+
+
+def check_objective(objective: Any, *, isolation: str = "process") -> Any:
+    """Return the objective, a path turned into a reference.
+
+    Raises:
+        ArgumentError: It is no objective, or none that can run in this process.
+        ObjectiveError: The path names no Python file, or one that fails when it is run in this process.
+    """
+    if isinstance(objective, (str, Path)):
+        objective = load(objective)
+    if isolation == "none" and isinstance(objective, ObjectiveRef):
+        objective = _resolve_here(objective)
+    if not isinstance(objective, ObjectiveRef) and not is_objective(objective):
+        raise ArgumentError(
+            f"{objective!r} is not an objective: expected a bstune.Supervised, a function under @bstune.objective, "
+            "or bstune.load('model.py')."
+        )
+    if isolation == "none" and getattr(objective, "kind", None) != "loop":
+        raise ArgumentError("isolation='none' runs a function under @bstune.objective; leave it out for any other objective.")
+    return objective
+
+
+def _resolve_here(reference: ObjectiveRef) -> Any:
+    """Execute the file in this process, and say what goes wrong as if it were a worker's."""
+    from .fork_server import error_of
+    from .worker import failure_of
+
+    try:
+        return reference.resolve()
+    except (Exception, SystemExit) as error:
+        failure = dataclasses.replace(failure_of(error), outcome="error")  # There is no budget of memory here.
+        raise error_of(failure, "loading the objective", output=None) from error

@@ -1,0 +1,412 @@
+"""The process in which user code runs, a program of its own: `launch.command("bstune.tuner.workers.worker", FD)`.
+
+It begins as a template: it imports torch, loads the objective and its data with one thread and no device, and then forks a
+fresh process for every job, in milliseconds. Where forking would be unsafe, because user code at import has started threads
+or touched CUDA, it does one job itself, and the host starts another program for the next.
+
+Whatever user code does stays here: it may print, leak, crash or be killed. Nothing of it reaches the caller but messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from dataclasses import replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ...objectives.base import Objective, Trial
+from ..core.errors import BstuneError, ObjectiveError, TrialPruned
+from ..core.plain_text import printable
+from ..core.trials import MeasureSpec, TrialReport, TrialSpec, Verdict
+from ..device.cuda import limit_cuda_memory, near_capacity, open_context, try_cuda
+from ..device.meter import ProcessMeter, data_segment_bytes, peak_rss_bytes, reset_peak_rss
+from ..device.out_of_memory import classify
+from . import messages, wire
+from .answers import MOST_MESSAGE, MOST_NAME, MOST_TRACEBACK, cut
+from .leftovers import Process, adopt_orphans, can_adopt, children, descendants, die_with_parent, end_children, stay_above
+from .message_json import decode, encode
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1"}
+"""While the template loads: a pool of threads started before a fork does not exist after it."""
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""OpenMP threads that wait by spinning take the cores from those that work as soon as anything else runs on the machine:
+measured here with a load of 2 on 2 cores, a training step of 2 ms took 270 ms. The user's own setting wins."""
+CUDA_UNTOUCHED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""`torch.cuda.is_available()` at the top of a user's file then asks NVML; otherwise it starts the driver, and no process that
+is forked afterwards can use the card."""
+FORK_SAFE_THREADS = {"jemalloc_bg_thd"}
+"""Pyarrow's allocator starts this thread when it is imported, as scikit-learn and pandas do where it is installed. jemalloc prepares
+for a fork and starts the thread anew in the child (`background_thread_postfork_child` in its sources)."""
+PACKAGE_FOLDERS = tuple(
+    str(home / room) for home in (Path(__file__).parents[2], Path(__file__).resolve().parents[2]) for room in ("tuner", "objectives")
+)
+
+
+def main() -> None:
+    """Serve the host behind the descriptor given as the only argument, until it goes away."""
+    control_fd = int(sys.argv.pop())
+    os.set_inheritable(control_fd, False)
+    stay_above(control_fd)
+    adopt_orphans()
+    control = socket.socket(fileno=control_fd)
+    hello = decode(wire.receive(control), messages.Hello)
+    (payload_fd,) = wire.receive_fds(control, 1)
+    sys.path[:] = hello.sys_path
+    os.environ[messages.LOADING] = str(os.getpid())
+    try:
+        objective = _load(payload_fd, hello.payload_bytes)
+        _send(control, _ready(hello.may_fork))
+    except BaseException as error:
+        _send(control, failure_of(error))
+        return
+    _Template(control, objective, hello.environment).serve()
+
+
+def _send(host: socket.socket, message: Any) -> None:
+    wire.send(host, encode(message))
+
+
+def _load(payload_fd: int, n_bytes: int) -> Objective:
+    import cloudpickle
+    import torch
+
+    from ...objectives.training import seed_everything
+
+    torch.set_num_threads(1)
+    _warm_up()
+    seed_everything(0)  # What the file draws at its top, such as random data, is the same in each process and when a search goes on.
+    with mmap.mmap(payload_fd, n_bytes, access=mmap.ACCESS_READ) as payload:
+        objective = cloudpickle.loads(payload)
+    os.close(payload_fd)
+    if hasattr(objective, "resolve"):
+        reference = objective
+        objective = reference.resolve()
+        objective.source_hash = reference.source_hash or getattr(objective, "source_hash", None)
+    loaded: Objective = objective
+    loaded.prepare()
+    return loaded
+
+
+def _warm_up() -> None:
+    """Import what the first optimizer step and the first batch import, seconds of it, once instead of once per process."""
+    import torch.utils.data
+
+    from ..memory import dispatch_recorder as recorder  # noqa: F401
+
+    parameter = torch.zeros(1, requires_grad=True)
+    parameter.grad = torch.zeros(1)
+    for make in (torch.optim.AdamW, torch.optim.SGD):
+        make([parameter], lr=0.0).step()
+    torch.utils.data.default_collate([(0.0, 0)])
+
+
+def _ready(may_fork: bool) -> messages.Ready:
+    import torch
+
+    reason = None
+    n_threads = _threads_that_fork_loses()
+    if not may_fork or not sys.platform.startswith("linux"):
+        reason = "forking was not asked for on this platform"
+    elif torch.cuda.is_initialized():
+        reason = "the objective's file touched CUDA when it was loaded"
+    elif n_threads > 1:
+        reason = f"the objective's file left {n_threads} threads running when it was loaded"
+    return messages.Ready(reason is None, reason, str(torch.__version__), torch.version.cuda)
+
+
+def _threads_that_fork_loses() -> int:
+    """Return how many threads of this process, the main one counted, a forked child would miss."""
+    try:
+        names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    except OSError:  # Not Linux; or a thread ended while we looked.
+        return threading.active_count()
+    return sum(name not in FORK_SAFE_THREADS for name in names)
+
+
+class _Template:
+    """Takes jobs from the host, forks a process for each, and tells how each of them ended."""
+
+    def __init__(self, control: socket.socket, objective: Objective, environment: dict[str, str]) -> None:
+        self._control = control
+        self._objective = objective
+        self._environment = environment
+        self._trials: set[int] = set()
+        self._own: frozenset[Process] | None = None
+        """What the user's file started when it was loaded. It serves all trials, so it stays until the end."""
+        self._wake_read, self._wake_write = os.pipe()
+
+    def serve(self) -> None:
+        """Work until the host closes its end; then leave no process behind."""
+        os.set_blocking(self._wake_write, False)
+        signal.set_wakeup_fd(self._wake_write)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self._leave())
+        gc.collect()
+        gc.freeze()  # Keeps the collector of a child from copying every page that it shares with this process.
+        while True:
+            ready = wait([self._control, self._wake_read])
+            try:
+                if self._wake_read in ready:
+                    os.read(self._wake_read, 512)
+                    self._reap()
+                if self._control in ready:
+                    self._take(decode(wire.receive(self._control), messages.Start, messages.Kill))
+            except (EOFError, OSError):  # The host has gone.
+                self._leave()
+
+    def _take(self, message: messages.Start | messages.Kill) -> None:
+        if isinstance(message, messages.Kill):
+            if message.pid in self._trials:
+                os.kill(message.pid, signal.SIGKILL)
+            return
+        connection_fd, log_fd = wire.receive_fds(self._control, 2)
+        above = os.getppid()
+        if message.fork:
+            self._own = frozenset(descendants()) if self._own is None else self._own
+            above = os.getpid()
+            if (pid := os.fork()) != 0:
+                os.close(connection_fd)
+                os.close(log_fd)
+                self._trials.add(pid)
+                _send(self._control, messages.Started(pid))
+                return
+            adopt_orphans()
+            self._control.close()
+            os.close(self._wake_read)
+        # Where forking is unsafe, this one job is done in this process, which ends with it.
+        signal.set_wakeup_fd(-1)
+        os.close(self._wake_write)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        die_with_parent(above, signal.SIGKILL)
+        _become_worker(log_fd, self._environment)
+        run_job(message.job, self._objective, socket.socket(fileno=connection_fd))
+
+    def _reap(self) -> None:
+        for pid in tuple(self._trials):
+            # Look without reaping first: until it is reaped, its group cannot be taken for another's.
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            # What a trial leaves behind has become this process's, while that of a trial that runs is the trial's own.
+            assert self._own is not None
+            end_children({child for child in children() if child[0] in self._trials} | self._own, keepers=False)
+            if not can_adopt():
+                _kill_group(pid)
+            _, status = os.waitpid(pid, 0)
+            self._trials.discard(pid)
+            _send(self._control, messages.Exited(pid, os.waitstatus_to_exitcode(status)))
+
+    def _leave(self) -> NoReturn:
+        if can_adopt():
+            end_children()
+        else:
+            for pid in self._trials:
+                _kill_group(pid)
+        os._exit(0)
+
+
+def _kill_group(pid: int) -> None:
+    for kill in (os.killpg, os.kill):  # The group may not exist yet, right after the fork.
+        try:
+            kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def _become_worker(log_fd: int, environment: dict[str, str]) -> None:
+    if os.getpgrp() != os.getpid():  # A program of its own leads its group already.
+        os.setpgid(0, 0)  # Loader workers join this group, so that one signal ends them all.
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's to answer.
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")  # If the kernel must kill someone, let it be this process.
+    except OSError:
+        return
+
+
+def run_job(job: messages.Job, objective: Objective, host: socket.socket) -> NoReturn:
+    """Do one job, send its answer and end the process without running anybody's exit handlers."""
+    import torch
+
+    meter: list[ProcessMeter] = []
+    try:
+        torch.set_num_threads(job.threads)
+        _fence(job)
+        answer = _do(job, objective, host, meter)
+    except BaseException as error:
+        answer = failure_of(error, near_cap=near_capacity(job.device))
+    # Only here, outside the handler, is what the failed step held free to go.
+    if isinstance(answer, messages.Failure) and meter:
+        with contextlib.suppress(RuntimeError):  # Where the error destroyed the CUDA context, nothing can be read any more.
+            answer = replace(answer, reading=meter[0].read())
+    try:
+        _answer(host, answer)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)
+
+
+def _answer(host: socket.socket, answer: messages.Answer) -> None:
+    try:
+        body = encode(answer)
+        if isinstance(answer, messages.Measured) and len(body) > wire.MOST_BYTES:
+            body = encode(replace(answer, trace=None))  # The probe can do without one.
+    except TypeError as error:  # An objective may say anything of itself.
+        body = encode(failure_of(ObjectiveError(f"What the objective says of itself {error}.")))
+    wire.send(host, body)
+
+
+def _fence(job: messages.Job) -> None:
+    """Let an allocation far beyond the budget fail with an error, before it fails with a kill."""
+    if job.device.startswith("cuda"):
+        if job.fence_bytes is None:
+            open_context(job.device)  # Before user code does, so that it is known what the context takes.
+        else:
+            limit_cuda_memory(job.device, job.fence_bytes)
+        return
+    if job.fence_bytes is None:
+        return
+    import resource
+
+    soft = data_segment_bytes() + job.fence_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: list[ProcessMeter]) -> messages.Answer:
+    work = job.work
+    if isinstance(work, messages.Describe):
+        return objective.describe()
+    if isinstance(work, messages.TryCuda):
+        return try_cuda(work.device)
+    if isinstance(work, messages.Measure):
+        meter.append(ProcessMeter(job.device))
+        measure = _measure_traced if work.traced else _measure
+        return measure(work.spec, job.device, objective, meter[0])
+    return _train(work.spec, job.device, objective, host)
+
+
+def _measure(spec: MeasureSpec, device: str, objective: Objective, meter: ProcessMeter) -> messages.Measured:
+    notes = objective.measure(spec, device, meter)
+    return messages.Measured(meter.read(), notes)
+
+
+def _measure_traced(spec: MeasureSpec, device: str, objective: Objective, meter: ProcessMeter) -> messages.Measured:
+    from ..memory.cuda_recorder import history
+    from ..memory.dispatch_recorder import MarkingMeter, recording
+
+    # On CUDA the allocator's own history also sees the workspaces of kernels, and what a compiled module allocates.
+    seen: contextlib.AbstractContextManager[Any] = history(spec.micro_batch_size, device) or recording(spec.micro_batch_size, device)
+    with seen as recorder:
+        notes = objective.measure(spec, device, MarkingMeter(meter, recorder))
+    reading = meter.read()  # Before the trace is put together, which takes memory of its own.
+    return messages.Measured(reading, notes, recorder.trace(eval_batch=notes.eval_batch_size))
+
+
+def _train(spec: TrialSpec, device: str, objective: Objective, host: socket.socket) -> messages.Answer:
+    from ...objectives.training import seed_everything
+
+    reset_peak_rss()
+    seed_everything(spec.seed)
+    start_s = time.perf_counter()
+
+    def ended() -> messages.Trained:
+        samples = trial.stopped_at if trial.stopped_at is not None else trial.last_samples
+        checkpoint = spec.checkpoint_to if spec.checkpoint_to and os.path.exists(spec.checkpoint_to) else None
+        return messages.Trained(samples, time.perf_counter() - start_s, _peak_bytes(device), checkpoint)
+
+    def send(report: TrialReport) -> Verdict:
+        _send(host, report)
+        verdict: Verdict = decode(wire.receive(host), messages.Judged).verdict
+        return verdict
+
+    def overrun() -> None:
+        _send(host, ended())
+        os._exit(0)
+
+    trial = Trial(spec, device=device, send=send, clock=time.perf_counter, overrun=overrun)
+    try:
+        with _step_guard(trial):
+            objective.train(trial, spec)
+    except TrialPruned:
+        if trial.stopped_at is None:  # The user's own TrialPruned, without a verdict of ours.
+            raise
+    except Exception as error:
+        failure = failure_of(error, near_cap=near_capacity(device))
+        return replace(failure, samples=trial.last_samples, seconds=time.perf_counter() - start_s)
+    return ended()
+
+
+class _step_guard:  # Reads as the statement that it is.
+    """Watches a loop's optimizer steps, so that one that swallows `TrialPruned` and never reports again is ended too."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._first: Any = None
+        self._steps_since_stop = 0
+
+    def __enter__(self) -> None:
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        self._handle = register_optimizer_step_post_hook(self._after)
+
+    def __exit__(self, *exception: object) -> None:
+        self._handle.remove()
+
+    def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._first = self._first or optimizer
+        if optimizer is self._first and self._trial.stopped_at is not None:
+            self._steps_since_stop += 1
+            self._trial.check_overrun(self._trial.stopped_at + self._steps_since_stop * self._trial.global_batch_size)
+
+
+def _peak_bytes(device: str) -> int | None:
+    if not device.startswith("cuda"):
+        return peak_rss_bytes()
+    import torch
+
+    return open_context(device) + torch.cuda.max_memory_reserved(device)
+
+
+def failure_of(error: BaseException, *, near_cap: bool = True) -> messages.Failure:
+    """Turn an exception into plain text, with the user's part of its traceback; `near_cap` as in `out_of_memory.classify`."""
+    name = type(error).__qualname__
+    try:
+        said, outcome = str(error) or name, classify(error, near_cap)
+    except Exception:  # Its class is the user's, and so is the code that says what it says.
+        said, outcome = f"{name}, which does not say more: its __str__ fails", "error"
+    return messages.Failure(
+        outcome=outcome,
+        error_type=printable(cut(name, MOST_NAME)),
+        message=printable(cut(said, MOST_MESSAGE)),
+        traceback=printable(cut(user_traceback(error), MOST_TRACEBACK)),
+        ours=isinstance(error, BstuneError),
+    )
+
+
+def user_traceback(error: BaseException) -> str:
+    """Return the traceback as Python prints it, without the frames of bstune and of the import machinery that led there."""
+    told = traceback.TracebackException.from_exception(error)
+    kept = [frame for frame in told.stack if not _is_machinery(frame.filename)]
+    if kept or isinstance(error, SyntaxError):  # A SyntaxError names the user's line itself, and no frame of theirs.
+        told.stack = traceback.StackSummary.from_list(kept)
+    return "".join(told.format())
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename.startswith((*PACKAGE_FOLDERS, "<frozen importlib")) or filename.endswith("/cloudpickle.py")
