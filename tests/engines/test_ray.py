@@ -31,7 +31,8 @@ pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstun
 from bstune.tuner.core.trials import Split, TrialSpec
 from bstune.tuner.engines import ray_actor
 from bstune.tuner.engines.ray_actor import KIND_LABEL, Carried, Task, decode_spec, encode_spec
-from bstune.tuner.engines.ray_cluster import Slots, lay_out, pack, token
+from bstune.tuner.engines.ray_cluster import Slots, lay_out, token
+from bstune.tuner.engines.ray_source import pack
 
 MODEL = """
 import os, time
@@ -79,6 +80,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "shape.py").write_text(SHAPE)
+    (folder / "socket.py").write_text("raise ImportError('a file of the user was taken for one of Python')\n")
     (folder / "model.py").write_text(MODEL)
     return folder / "model.py"
 
@@ -241,6 +243,31 @@ def is_ours(process: psutil.Process) -> bool:
     """Tell whether a process belongs to Ray or is a template."""
     line = " ".join(process.info["cmdline"] or [])
     return "raylet" in line or "gcs_server" in line or line.startswith("ray::")
+
+
+TRAP = "open({mark!r}, 'w').close()\nraise ImportError('a trap')\n"
+SCRIPT = """
+import bstune
+
+result = bstune.search(bstune.load({model!r}), engine="ray", device="cpu", space={space!r}, budget=2, storage={url!r})
+print(result.recommendation.learning_rate)
+"""
+
+
+def test_rays_processes_run_nothing_of_the_current_folder(model: Path, url: str, tmp_path: Path) -> None:
+    """Ray would put it in front of the path of its workers, so that what lies there is taken for Python's and others' modules."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("socket", "json", "base64", "numpy", "cloudpickle", "psutil", "torch", "optuna", "bstune", "sitecustomize"):
+        (here / f"{name}.py").write_text(TRAP.format(mark=str(here / f"executed-{name}")))
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(model=str(model), space=SPACE, url=url))
+
+    done = subprocess.run([sys.executable, str(script)], cwd=here, check=False, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "0.01\n"
+    assert list(here.glob("executed-*")) == []
 
 
 # --- a cluster ----------------------------------------------------------------------------------------------------

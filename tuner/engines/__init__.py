@@ -9,4 +9,6 @@
 - `ray_cluster`: A Ray cluster as the place where trials run: started here or joined, looked over, and left as it was.
 - `ray_guard`: Waits for the end of a search that started Ray, and clears away what is left of it.
 - `ray_pool`: Runs trials by Ray Tune, on this machine or on a cluster; see `base.Pool`.
+- `ray_source`: The user's code on its way to a Ray cluster: source code and the pickled objective travel, data does
+  not.
 """

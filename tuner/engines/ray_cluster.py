@@ -19,16 +19,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any
 
-from ...objectives.load import ObjectiveRef
 from ..core.errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
 from ..core.results import DeviceInfo, ProbeResult
 from ..core.trials import Facts
@@ -36,6 +34,7 @@ from ..device.cuda import check_device_name
 from ..device.memory import usable_cores
 from ..workers.launch import command, path_of_caller, safe_environment
 from ..workers.messages import Pickled
+from .ray_source import last_line, pickled, portable
 
 OWN_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_memory_monitor_refresh_ms": "0"}
 """Ray on this machine only: every socket binds 127.0.0.1 (also on Linux, whatever the name says), and nothing is killed for memory but
@@ -55,11 +54,6 @@ CONNECT_S = 5.0
 CLOSE_S = 20.0
 PLACE_S = 120.0
 """The first look at an objective waits this long for a place on a cluster where others work too."""
-PACKED_SUFFIXES = {".py", ".pyi", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".txt"}
-PACKED_FILE_BYTES = 1 << 20
-PACKED_BYTES = 32 << 20
-PACKED_FILES = 2000
-NOT_PACKED = {"__pycache__", "node_modules", "site-packages", "build", "dist", "data", "wandb", "mlruns", "ray_results"}
 TEMPORARY = "bstune-ray-"
 
 
@@ -128,16 +122,21 @@ class Cluster:
             path = {"PYTHONPATH": safe_environment(os.environ).get("PYTHONPATH", "")} if "PYTHONPATH" in os.environ else {}
             self._exit.enter_context(_environment({**QUIET, **own, **path}))
             require_ray()
+            from .ray_actor import Task
+
             self._exit.enter_context(_silenced())
             if address is None:
                 self._exit.enter_context(_replaced("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", False))
-            objective, source = _portable(objective, self.folder, travels=address is not None)
+            objective, source = portable(objective, self.folder, travels=address is not None)
             self._exit.enter_context(_connected(address, jobs, self.folder, source))
             self.slots = lay_out([node["Resources"] for node in _nodes()], device, jobs)
             self.jobs = self.slots.n
             like_driver = None if address else (os.getcwd(), path_of_caller())
             kind = "cuda" if self.slots.gpus else "cpu"
-            self.task = _task(objective, kind, self.slots, like_driver, source)
+            # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
+            threads = None if like_driver is not None and not self.slots.gpus else self.slots.cpus
+            data = pickled(objective, source, travels=like_driver is None)
+            self.task = Task(data, kind, self.slots.cpus, threads, like_driver, None if source is None else source.name)
             self.kinds = self._kinds()
             self._look(next(iter(self.kinds.values())))
         except BaseException:
@@ -239,10 +238,10 @@ class Cluster:
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            raise ObjectiveError(f"The objective could not be loaded on the cluster: {_last_line(error)}", traceback=str(error)) from None
+            raise ObjectiveError(f"The objective could not be loaded on the cluster: {last_line(error)}", traceback=str(error)) from None
         except ray.exceptions.RayError as error:
             raise DeviceError(
-                f"The Ray worker that looked at the objective was lost: {_last_line(error)}. Check `ray status` and try again."
+                f"The Ray worker that looked at the objective was lost: {last_line(error)}. Check `ray status` and try again."
             ) from None
         if isinstance(answer, Carried):
             raise answer.error()
@@ -338,7 +337,7 @@ def _connected(address: str | None, jobs: int, folder: Path, source: Path | None
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False, job_config=_job_config(), **options)
     except Exception as error:
         where = "Ray could not be started here" if address is None else f"The Ray cluster at {address!r} could not be joined"
-        raise DeviceError(f"{where}: {_last_line(error)}. Check `ray status`; --ray-address takes auto or HOST:PORT.") from error
+        raise DeviceError(f"{where}: {last_line(error)}. Check `ray status`; --ray-address takes auto or HOST:PORT.") from error
     finally:
         with contextlib.suppress(ValueError):  # Not in the main thread, where Ray did not set it either.
             signal.signal(signal.SIGTERM, handler)
@@ -463,102 +462,3 @@ def token() -> str:
     Without one Ray makes its own and leaves it in the home folder. One per process: Ray's library keeps the first.
     """
     return secrets.token_hex(32)
-
-
-# --- what travels -------------------------------------------------------------------------------------------------
-
-
-def _portable(objective: Any, folder: Path, *, travels: bool) -> tuple[Any, Path | None]:
-    """Return the objective as a node will find it, and the folder of source code to send along."""
-    if not travels:
-        return objective, None
-    home = _home(objective)
-    if home is None:
-        return objective, None
-    packed = folder / "packed" / "source"  # Ray has the folder above it on the path of its own processes.
-    pack(home, packed)
-    if isinstance(objective, ObjectiveRef) and objective.path is not None:
-        objective = dataclasses.replace(objective, path=Path(objective.path).name)  # Relative to where it will run.
-    return objective, packed
-
-
-def _home(objective: Any) -> Path | None:
-    """Return the folder whose source code the objective needs: that of its file, else of the script, else the working directory."""
-    if isinstance(objective, ObjectiveRef):
-        return Path(objective.path).parent if objective.path is not None else Path.cwd()
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    return None if script is None or _installed(Path(script)) else Path(script).resolve().parent
-
-
-def pack(home: Path, packed: Path) -> None:
-    """Copy source code and small settings of a folder; data and what can be made again stays.
-
-    Raises:
-        ObjectiveError: There is too much of it.
-    """
-    n_files = n_bytes = 0
-    for where, folders, files in os.walk(home):
-        folders[:] = [
-            name for name in folders if name[0] != "." and name not in NOT_PACKED and not (Path(where) / name / "pyvenv.cfg").exists()
-        ]
-        for name in files:
-            path = Path(where) / name
-            if path.suffix not in PACKED_SUFFIXES or name[0] == "." or not path.is_file() or path.stat().st_size > PACKED_FILE_BYTES:
-                continue
-            n_files, n_bytes = n_files + 1, n_bytes + path.stat().st_size
-            if n_files > PACKED_FILES or n_bytes > PACKED_BYTES:
-                raise ObjectiveError(
-                    f"The folder {home} holds more than {PACKED_FILES} files or {PACKED_BYTES >> 20} MiB of source code to send. "
-                    "Move the model's file and what it imports into a folder of their own."
-                )
-            target = packed / path.relative_to(home)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    packed.mkdir(parents=True, exist_ok=True)
-
-
-def _installed(path: Path) -> bool:
-    return any(part in ("site-packages", "dist-packages") for part in path.parts) or str(path).startswith(sys.base_prefix)
-
-
-def _local_modules(source_home: Path | None) -> list[ModuleType]:
-    """Return the user's own modules that no node will find by name."""
-    found = []
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not file or name == "__main__" or name.split(".")[0] == "bstune" or _installed(Path(file)):
-            continue
-        if source_home is None or not Path(file).resolve().is_relative_to(source_home):
-            found.append(module)
-    return found
-
-
-def _task(objective: Any, kind: str, slots: Slots, like_driver: tuple[str, tuple[str, ...]] | None, source: Path | None) -> Any:
-    """Pickle the objective, with the modules that the nodes do not have."""
-    import cloudpickle  # Not Ray's copy of it: what that writes has to import Ray to be read.
-
-    from .ray_actor import Task
-
-    home = _home(objective) if source is not None and not isinstance(objective, ObjectiveRef) else None
-    modules = [] if like_driver is not None or isinstance(objective, ObjectiveRef) else _local_modules(home)
-    try:
-        for module in modules:
-            cloudpickle.register_pickle_by_value(module)
-        data = cloudpickle.dumps(objective)
-    except Exception as error:
-        raise ObjectiveError(
-            f"The objective cannot be sent to the cluster: {_last_line(error)}. Expected model, data and functions that can be pickled: "
-            "open files, locks and connections inside the functions that use them, or pass data as a function that makes it."
-        ) from error
-    finally:
-        for module in modules:
-            with contextlib.suppress(ValueError):
-                cloudpickle.unregister_pickle_by_value(module)
-    # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
-    threads = None if like_driver is not None and not slots.gpus else slots.cpus
-    return Task(Pickled(data), kind, slots.cpus, threads, like_driver, None if source is None else source.name)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -53,14 +53,19 @@ def path_of_caller() -> tuple[str, ...]:
     an interactive session have at the front, stays what it is, the current folder, but after the standard library.
     """
     path = list(sys.path)
-    if _is_command_line() and path and not getattr(sys.flags, "safe_path", False):
-        del path[0]  # The folder of the program `bstune`, or with `-m` the current one; Python puts it there.
-        return tuple(folder for folder in path if folder)
-    named = [folder for folder in path if folder]
     try:
-        return tuple(named if len(named) == len(path) else after_standard_library(os.getcwd(), named))
+        here = os.getcwd()
     except FileNotFoundError:  # The current folder was removed.
-        return tuple(named)
+        return tuple(filter(None, path))
+    if not _is_command_line():
+        named = [folder for folder in path if folder]
+        return tuple(named if len(named) == len(path) else after_standard_library(here, named))
+    if path and not getattr(sys.flags, "safe_path", False):
+        del path[0]  # The folder of the program `bstune`, or with `-m` the current one; Python puts it there.
+    variable = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if len(variable) > 1 and "" in variable and here in path and here not in map(os.path.abspath, filter(None, variable)):
+        path.remove(here)
+    return tuple(filter(None, path))
 
 
 def _is_command_line() -> bool:

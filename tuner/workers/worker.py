@@ -103,6 +103,9 @@ def _warm_up() -> None:
 
     from ..memory import dispatch_recorder as recorder  # noqa: F401
 
+    with contextlib.suppress(ImportError):  # Before the user's folder is on the path: it is imported only where there is a card.
+        import pynvml  # noqa: F401
+
     parameter = torch.zeros(1, requires_grad=True)
     parameter.grad = torch.zeros(1)
     for make in (torch.optim.AdamW, torch.optim.SGD):
