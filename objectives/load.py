@@ -16,6 +16,8 @@ from typing import Any
 from ..tuner.core.errors import ObjectiveError
 
 DEFAULT_NAME = "objective"
+MOST_BYTES = 16 << 20
+"""Of a file of Python."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def load(target: str | Path) -> ObjectiveRef:
             raise ObjectiveError(f"{place} is not a Python file: expected a path that ends in .py.")
         path = path.resolve()
         try:
+            if path.stat().st_size > MOST_BYTES:
+                raise ObjectiveError(f"{place} is larger than {MOST_BYTES >> 20} MiB: expected a Python file.")
             content = path.read_bytes()
         except OSError as error:
             raise ObjectiveError(f"{place} cannot be read: {error.strerror}.") from error

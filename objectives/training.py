@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -237,11 +238,14 @@ class TrainingRun:
             "python_rng": random.getstate(),
             "numpy_rng": numpy_rng,
         }
+        new = f"{path}.new"
         try:
-            torch.save(state, path)
-            torch.load(path, weights_only=True, mmap=True)
+            with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600), "wb") as file:
+                torch.save(state, file)
+            torch.load(new, weights_only=True, mmap=True)
+            os.replace(new, path)  # A link of that name is replaced, and not written through.
         except Exception:  # A full disk, or an optimizer that keeps objects of its own: a stopped run then starts anew.
-            Path(path).unlink(missing_ok=True)
+            Path(new).unlink(missing_ok=True)
 
     def load(self, path: str) -> None:
         """Go on where `save` was called. Nothing in the file can run code."""

@@ -16,6 +16,7 @@ import bstune
 import optuna
 import pytest
 from bstune.tuner.core.errors import StudyError
+from bstune.tuner.show import show
 from bstune.tuner.studies import own_files
 from bstune.tuner.studies import sqlite as sqlite_module
 from bstune.tuner.studies.catalog import make_study
@@ -154,6 +155,54 @@ def test_an_empty_lock_file_is_used_and_stays(tmp_path: Path) -> None:
     assert (tmp_path / "bstune.db.lock").read_bytes() == b""
 
 
+def stale_log(path: Path) -> None:
+    """Leave beside this name the log of a database whose search was killed."""
+    code = (
+        "import os\nfrom bstune.tuner.studies.storage import open_storage\nfrom bstune.tuner.studies.catalog import make_study\n"
+        f"make_study(open_storage('sqlite:///{path}'), 'killed')\nos._exit(9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    path.with_name(f"{path.name}.lock").unlink()
+
+
+def test_the_log_of_another_database_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    """A backup put in the place of a database whose search was killed: the old log would overwrite it."""
+    search(f"sqlite:///{tmp_path}/backup.db")
+    stale_log(tmp_path / "bstune.db")
+    shutil.copyfile(tmp_path / "backup.db", tmp_path / "bstune.db")
+    unharmed(tmp_path, r"bstune\.db-wal was not made by SQLite|is left alone", f"sqlite:///{tmp_path}/bstune.db")
+
+
+def test_a_log_with_two_names_is_left_alone(tmp_path: Path) -> None:
+    """It is another database's, too."""
+    stale_log(tmp_path / "other.db")
+    stale_log(tmp_path / "bstune.db")
+    (tmp_path / "bstune.db-wal").unlink()
+    os.link(tmp_path / "other.db-wal", tmp_path / "bstune.db-wal")
+    unharmed(tmp_path, "is left alone", f"sqlite:///{tmp_path}/bstune.db")
+
+
+def test_a_killed_search_goes_on_by_the_name_that_it_had(tmp_path: Path) -> None:
+    """By another name of the same file its last results would not be seen, and be lost."""
+    stale_log(tmp_path / "bstune.db")
+    os.link(tmp_path / "bstune.db", tmp_path / "other.db")
+    unharmed(tmp_path, "has several names", f"sqlite:///{tmp_path}/other.db")
+    with open_storage(f"sqlite:///{tmp_path}/bstune.db") as storage:
+        assert storage.names() == ["killed"]
+
+
+def test_the_lock_that_another_user_left_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder where each may only remove what is theirs, it cannot be removed: that is not tried for ever."""
+    (tmp_path / "bstune.db.lock").write_text('{"program": "bstune", "pid": 1, "host": "a", "since": "2026"}')
+
+    def refused(path: Any, **_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "unlink", refused)
+    with pytest.raises(StudyError, match="belongs to another user"):
+        open_storage(f"sqlite:///{tmp_path}/bstune.db")
+
+
 # --- databases of others ------------------------------------------------------------------------------------------
 
 
@@ -227,6 +276,51 @@ def test_other_studies_in_a_database_stay(tmp_path: Path) -> None:
     before = theirs.trials
     search(url)
     assert optuna.load_study(study_name="theirs", storage=url).trials == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE study_directions SET direction = 'UP'",
+        "UPDATE studies SET study_name = x'ff00fe' WHERE study_id = 1",
+        "UPDATE study_user_attributes SET value_json = 'null' WHERE key = 'used_s'",
+        "UPDATE study_user_attributes SET value_json = '\"x\"' WHERE key = 'used_s'",
+    ],
+)
+def test_values_of_another_program_are_one_error_or_none(tmp_path: Path, statement: str) -> None:
+    """Never a traceback."""
+    url = f"sqlite:///{tmp_path}/bstune.db"
+    search(url)
+    search(url, study="other")
+    made(tmp_path / "bstune.db", statement)
+    with contextlib.suppress(StudyError):
+        show(storage=url)
+    with contextlib.suppress(StudyError):
+        search(url, study="other", budget=3)
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"op_code": 4, "worker_id": "x"}', b'{"op_code": 0, "worker_id": "x", "study_name": "a", "directions": [9]}']
+)
+def test_a_journal_of_impossible_entries_is_one_error(tmp_path: Path, line: bytes) -> None:
+    """They look like Optuna's, and are not."""
+    (tmp_path / "runs.journal").write_bytes(line + b"\n")
+    unharmed(tmp_path, "what is stored in it is damaged", f"journal:///{tmp_path}/runs.journal")
+
+
+def test_a_path_that_cannot_be_is_one_error(tmp_path: Path) -> None:
+    """The name is longer than a file system takes."""
+    with pytest.raises(StudyError, match="cannot be used"):
+        search(f"sqlite:///{tmp_path}/{'a' * 300}.db")
+
+
+def test_a_folder_may_have_a_name_that_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a file system a name is bytes."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.mkdir(odd)
+    monkeypatch.chdir(odd)
+    search("sqlite:///bstune.db")
+    assert os.listdir(odd) == ["bstune.db"]
 
 
 # --- one database, one lock ---------------------------------------------------------------------------------------
@@ -408,6 +502,35 @@ def test_a_long_name_of_a_study_has_a_folder(tmp_path: Path) -> None:
     for folder in folders:
         assert folder is not None
         folder.mkdir()
+
+
+def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner could put a link where a checkpoint is about to be written. One that everybody may write to is no better."""
+    folder = tmp_path / "bstune.db.checkpoints-digits"
+    with open_storage(f"sqlite:///{tmp_path}/bstune.db") as storage:
+        study = a_study(storage)
+        folder.mkdir()
+        (folder / MARK).touch()
+        folder.chmod(0o777)
+        with pytest.raises(StudyError, match="not made by bstune for this user"), checkpoint_folder(study):
+            pass
+        folder.chmod(0o700)
+        us = os.geteuid()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "geteuid", lambda: us + 1)
+            with pytest.raises(StudyError, match="not made by bstune for this user"), checkpoint_folder(study):
+                pass
+
+
+def test_a_folder_that_was_not_marked_in_time_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk was full, or the search was killed, right after it was made."""
+    folder = tmp_path / "bstune.db.checkpoints-digits"
+    with open_storage(f"sqlite:///{tmp_path}/bstune.db") as storage:
+        study = a_study(storage)
+        folder.mkdir(mode=0o700)
+        with checkpoint_folder(study) as path:
+            assert path == folder
+        assert not folder.exists()
 
 
 # --- files that are born whole ------------------------------------------------------------------------------------

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from .errors import ObjectiveError
 from .results import NoisePoint
 
 Verdict = Literal["go", "stop"]
 OptimizerFamily = Literal["sgd", "adam", "other"]
+MOST_SAMPLES, MOST_EVALS = 1 << 52, 10_000
+"""Of a full run: numbers that JSON keeps exactly, and points of which each is a validation."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,19 @@ class Facts:
     """Of the model's modules, the shapes of its parameters and of a sample: what memory depends on besides the source."""
     ignores_rate: bool = False
     """The optimizer has the same learning rates whatever it is given."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no training has.
+
+        Raises:
+            ObjectiveError: It has no samples or epochs, or absurdly many.
+        """
+        if not (self.n_samples >= 1 and self.epochs > 0 and self.full_run_samples <= MOST_SAMPLES):
+            raise ObjectiveError(
+                f"n_samples={self.n_samples}, epochs={self.epochs}: expected a full run of 1 to {MOST_SAMPLES:,} training samples."
+            )
+        if not 1 <= self.evals <= MOST_EVALS:
+            raise ObjectiveError(f"evals={self.evals}: expected 1 to {MOST_EVALS:,} validations in a full run.")
 
     @property
     def full_run_samples(self) -> float:

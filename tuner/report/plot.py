@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 MARK = "bstune probe --plot"
 """In the metadata of each picture: one that bears it may be drawn anew."""
-_KINDS = {".png": ("Software", b"\x89PNG\r\n"), ".svg": ("Creator", b"<?xml"), ".pdf": ("Creator", b"%PDF-")}
-"""By suffix: where the mark stands, and how such a file begins."""
+_KINDS = {
+    ".png": ("Software", b"\x89PNG\r\n", b"tEXtSoftware\0%s"),
+    ".svg": ("Creator", b"<?xml", b"<dc:title>%s</dc:title>"),
+    ".pdf": ("Creator", b"%PDF-", b"/Creator (%s)"),
+}
+"""By suffix: the field of the metadata for the mark, how such a file begins, and how matplotlib writes the field."""
 _MOST_BYTES = 64 << 20
 
 
@@ -56,7 +60,8 @@ def _is_ours(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
-    return content.startswith(_KINDS[path.suffix.lower()][1]) and MARK.encode() in content
+    _, head, written = _KINDS[path.suffix.lower()]
+    return content.startswith(head) and written % MARK.encode() in content
 
 
 def require_matplotlib() -> None:

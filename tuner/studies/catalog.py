@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -18,6 +19,7 @@ from ..core.specs import Plan
 from ..core.trials import Facts
 from .spec_json import encode_space
 from .storage import Storage
+from .storage_errors import reading
 from .study import SCHEMA, Study
 
 _FINGERPRINT_WORDS = {
@@ -159,15 +161,22 @@ def _siblings(storage: Storage, name: str) -> list[str]:
 
 def studies(storage: Storage, *, readable: bool = False) -> Iterator[Study]:
     """Yield the studies that bstune made, the most recently used first; those of a newer bstune are an error, or passed over."""
-    with storage.guard():
+    storage.check()
+    with reading(storage.location):
         ids = {study.study_name: study._study_id for study in storage.backend.get_all_studies()}
         used = {name: storage.backend.get_study_user_attrs(study_id) for name, study_id in ids.items()}
     schemas = {name: attributes.get("bstune_schema") for name, attributes in used.items()}
     ours = [name for name, schema in schemas.items() if (isinstance(schema, int) and schema <= SCHEMA if readable else schema is not None)]
-    for name in sorted(ours, key=lambda name: used[name].get("used_s", 0.0), reverse=True):
+
+    def used_s(name: str) -> float:
+        value = used[name].get("used_s")
+        return value if isinstance(value, float) and math.isfinite(value) else 0.0
+
+    storage.names()  # Each is a text.
+    for name in sorted(ours, key=used_s, reverse=True):
         study = find_study(storage, name)
-        assert study is not None
-        yield study
+        if study is not None:
+            yield study
 
 
 def newest_study(storage: Storage, *, name: str | None = None, with_file: bool = False) -> Study:

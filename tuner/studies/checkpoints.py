@@ -18,7 +18,7 @@ from .study import Study
 
 MARK = ".made-by-bstune"
 """Stands in a folder that bstune made. One without it is somebody else's, whatever its name."""
-_OURS = re.compile(r"trial-[0-9]+\.pt")
+_OURS = re.compile(r"trial-[0-9]+\.pt(\.new)?")
 
 
 def checkpoint_name(number: int) -> str:
@@ -31,7 +31,7 @@ def forget_checkpoints(study: Study) -> None:
     path = study.storage.location.checkpoint_path(study.name)
     for record in study.finished:
         file = None if record.checkpoint is None else Path(record.checkpoint)
-        if file is not None and not (file.parent == path and _OURS.fullmatch(file.name) and _is_marked(path) and file.is_file()):
+        if file is not None and not (file.parent == path and _OURS.fullmatch(file.name) and _is_ours(path) and file.is_file()):
             study.forget_checkpoint(record.number)
 
 
@@ -66,25 +66,57 @@ def checkpoint_folder(study: Study) -> Iterator[Path | None]:
 
 def _open_folder(path: Path) -> int:
     """Make the folder, or open the one that is there, and return its descriptor."""
+    made = False
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
-        os.close(create_whole(path / MARK, b"bstune empties this folder of its own checkpoints, and removes it when the search ends.\n"))
-    if not _is_marked(path):
-        raise StudyError(
-            f"{path} has the name of the folder for this study's checkpoints, and was not made by bstune: it is left alone. "
-            "Move it away, or choose another name with --study."
-        )
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _is_marked(path: Path | None) -> bool:
-    """Tell whether this is a folder, and no link to one, that bstune made."""
-    if path is None:
-        return False
+        made = True
+    folder = _opened(path)
     try:
-        return stat.S_ISDIR(os.lstat(path).st_mode) and stat.S_ISREG(os.lstat(path / MARK).st_mode)
+        # An empty folder that only this user can enter is one that was about to be marked: nothing in it can be lost.
+        if folder is not None and not os.listdir(folder):
+            os.close(create_whole(path / MARK, b"bstune empties this folder of its own checkpoints, and removes it in the end.\n"))
+    except OSError:
+        if made:
+            path.rmdir()
+        raise
+    if folder is None or not _is_marked(folder):
+        raise StudyError(
+            f"{path} has the name of the folder for this study's checkpoints, and was not made by bstune for this user: it "
+            "is left alone. Move it away, or choose another name with --study."
+        )
+    return folder
+
+
+def _opened(path: Path) -> int | None:
+    """Return the descriptor of a folder, and no link to one, that only this user can write to; None where it is anything else."""
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    found = os.fstat(folder)
+    if found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return folder
+    os.close(folder)
+    return None
+
+
+def _is_marked(folder: int) -> bool:
+    """Tell whether bstune made this folder."""
+    try:
+        mark = os.stat(MARK, dir_fd=folder, follow_symlinks=False)
     except OSError:
         return False
+    return stat.S_ISREG(mark.st_mode) and mark.st_uid == os.geteuid()
+
+
+def _is_ours(path: Path | None) -> bool:
+    folder = None if path is None else _opened(path)
+    if folder is None:
+        return False
+    try:
+        return _is_marked(folder)
+    finally:
+        os.close(folder)
 
 
 def _is_same(path: Path, folder: int) -> bool:

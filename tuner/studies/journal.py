@@ -25,8 +25,8 @@ LOCK_SUFFIX = ".lock"
 """Of the lock that is held for the milliseconds of one write; Optuna's own has the same name, and so keeps us out as we keep it out."""
 PATIENCE_S = 10.0
 """How long a write waits for another program's."""
-MOST_FIRST_BYTES = 1 << 20
-"""A file whose first line is longer is no journal, and need not be read to its end to know."""
+MOST_LINE_BYTES = 16 << 20
+"""A file with a longer line is no journal, and need not be read to its end to know."""
 N_OPERATIONS = 11
 """Optuna numbers what a line of a journal does from 0 on. Source: optuna.storages.journal, JournalOperation."""
 MARK = "bstune journal write"
@@ -66,10 +66,12 @@ def check_journal(path: Path) -> None:
     except NotPlainError as error:
         raise StudyError(f"The storage {path} is no plain file: expected a journal of Optuna. Name another with --storage.") from error
     with open(fd, "rb") as file:
-        if not _is_entry(file.readline(MOST_FIRST_BYTES)):
+        if not _is_entry(file.readline(MOST_LINE_BYTES)):
             raise StudyError(f"{path} is not a journal of Optuna: expected lines of JSON, one for each write. Name another with --storage.")
-        for number, line in enumerate(file, start=2):
-            if not _is_entry(line) and line.endswith(b"\n"):
+        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), b""), start=2):
+            # Half a line at the end is what a killed writer leaves: the beginning of an entry, and not much of it.
+            torn = not line.endswith(b"\n") and line.startswith(b"{") and len(line) < MOST_LINE_BYTES
+            if not _is_entry(line) and not torn:
                 raise StudyError(
                     f"The storage {path} cannot be used: the journal is damaged at line {number}. Restore a copy, or name "
                     "another file with --storage."
@@ -120,8 +122,13 @@ def remove_stale_lock(path: Path) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while os.path.lexists(lock):
         if _is_ours(lock):
-            remove_same(lock, fd := open_plain(lock, os.O_RDONLY))
+            gone = remove_same(lock, fd := open_plain(lock, os.O_RDONLY))
             os.close(fd)
+            if not gone:
+                raise StudyError(
+                    f"{lock} is the lock of a write that was killed, and belongs to another user: it cannot be removed "
+                    "here. Ask them to, or name another file with --storage."
+                )
             return
         if time.monotonic() > deadline_s:
             raise _not_ours(lock, path)

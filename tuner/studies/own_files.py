@@ -6,7 +6,6 @@ else than a plain file, was made by somebody else, and is left alone.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -119,9 +118,14 @@ def identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def remove_same(path: Path, fd: int) -> None:
-    """Remove a file if it is still the one that is open."""
+def remove_same(path: Path, fd: int) -> bool:
+    """Remove a file if it is still the one that is open; tell whether it is gone."""
     held = os.fstat(fd)
     if identity(path) == (held.st_dev, held.st_ino):
-        with contextlib.suppress(OSError):
+        try:
             os.unlink(path)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+    return True

@@ -104,6 +104,11 @@ def check_database(path: Path) -> None:
     if path.stat().st_size == 0:
         raise StudyError(f"{path} is empty, and bstune makes no empty file: it is left alone. Remove it, or name another with --storage.")
     _check_beside(path)
+    if path.stat().st_nlink > 1 and not os.path.lexists(f"{path}-wal") and _in_write_ahead_mode(path):
+        raise StudyError(
+            f"{path} has several names, and a search that used another of them was killed: its last results are beside "
+            "that name. Go on with that one, or remove the others."
+        )
     with contextlib.closing(_connect(path, write=False)) as connection:
         rows = connection.execute("SELECT name, type, sql FROM sqlite_master").fetchall()
         tables = {str(name) for name, kind, sql in rows if kind == "table" and str(sql).upper().startswith("CREATE TABLE")}
@@ -127,7 +132,10 @@ def _check_beside(path: Path) -> None:
             continue
         with contextlib.suppress(FileNotFoundError):
             head = _head(beside)
-            if head is None or (head and not head.startswith(heads)):
+            ours = head is not None and (not head or head.startswith(heads)) and os.lstat(beside).st_nlink == 1
+            if suffix == "-wal" and head and ours:  # Else it is the log of another database that had this name.
+                ours = _in_write_ahead_mode(path)
+            if not ours:
                 raise StudyError(
                     f"{beside} was not made by SQLite, which would take it for a part of {path.name} and overwrite it: it is left alone. "
                     "Move it away, or name another file with --storage."
@@ -205,7 +213,7 @@ def abandon_database(backend: Any, path: Path) -> None:
 def _connect(path: Path, *, write: bool) -> _Connection:
     """Connect to a file that is there."""
     as_it_stands = "&immutable=1" if not write and _is_at_rest(path) else ""
-    address = f"file:{quote(str(path))}?mode={'rw' if write else 'ro'}{as_it_stands}"
+    address = f"file:{quote(os.fsencode(path))}?mode={'rw' if write else 'ro'}{as_it_stands}"
     connection = sqlite3.connect(address, uri=True, timeout=BUSY_S if write else 10.0, check_same_thread=False, factory=_Connection)
     connection.watch()
     connection.execute("PRAGMA trusted_schema=OFF")
@@ -221,6 +229,13 @@ def _is_at_rest(path: Path) -> bool:
         return False
     if os.path.lexists(f"{path}-wal"):
         return not os.access(path.parent, os.W_OK)
+    return _in_write_ahead_mode(path)
+
+
+def _in_write_ahead_mode(path: Path) -> bool:
+    """Tell whether a database is in write-ahead mode; while this process has it open, it is."""
+    if _OPEN[path]:  # To open and close it here would let go of the locks that SQLite has on it.
+        return True
     fd = open_plain(path, os.O_RDONLY)
     try:
         return os.pread(fd, 2, 18) == b"\2\2"  # Source: sqlite.org/fileformat2.html, 1.3.1.

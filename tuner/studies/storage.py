@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..core.errors import StudyError
 from . import database_server, journal, sqlite
 from .location import VARIABLE, Location, locate
 from .own_files import open_plain
-from .storage_errors import guard, study_error
+from .storage_errors import guard, reading, study_error
 from .writer_lock import InUseError, WriterLock, writer_of
 
 if TYPE_CHECKING:
@@ -115,10 +116,11 @@ class Storage:
 
     def names(self) -> list[str]:
         """Return the names of all studies, oldest first."""
-        with self.guard():
-            names: list[str | None] = [s.study_name for s in sorted(self.backend.get_all_studies(), key=lambda s: s._study_id)]
-            if None in names:
-                raise sqlite3.DatabaseError("malformed: a study has no name")
+        self.check()
+        with reading(self.location):
+            names: list[object] = [s.study_name for s in sorted(self.backend.get_all_studies(), key=lambda s: s._study_id)]
+            if not all(isinstance(name, str) for name in names):
+                raise sqlite3.DatabaseError("malformed: the name of a study is no text")
             return [str(name) for name in names]
 
     def quiet(self) -> contextlib.AbstractContextManager[None]:
@@ -189,7 +191,9 @@ def open_storage(url: str | None) -> Storage:
     path, lock_path = location.path, location.lock_path
     assert path is not None
     assert lock_path is not None
-    if path.is_dir():
+    with guard(location):
+        found = path.stat() if os.path.lexists(path) else None
+    if found is not None and stat.S_ISDIR(found.st_mode):
         raise StudyError(
             f"The storage {path} is a folder: expected a file, such as {location.url.partition(':')[0]}:///{path / 'bstune.db'}."
         )
@@ -198,12 +202,12 @@ def open_storage(url: str | None) -> Storage:
     with guard(location):
         lock = WriterLock(lock_path, path)
     try:
-        with guard(location), _quiet():
+        with reading(location), _quiet():
             is_new = not os.path.lexists(path)
             if is_new:
                 (journal.create_journal if location.kind == "journal" else sqlite.create_database)(path)
-            _check_contents(location)
             lock.hold_file()
+            _check_contents(location)
             storage = Storage(location, _open_file(location, write=True), lock)
         storage.is_new = is_new
         return storage
@@ -228,7 +232,7 @@ def read_storage(url: str | None) -> Storage:
             return Storage(location, database_server.open_server(location.server, create=False))
     if location.path is None or not os.path.lexists(location.path):
         raise StudyError(f"There is no storage {location.path}. `bstune search` makes one; --storage or ${VARIABLE} name another.")
-    with guard(location), _quiet():
+    with reading(location), _quiet():
         _check_contents(location)
         return Storage(location, _open_file(location, write=False))
 

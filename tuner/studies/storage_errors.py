@@ -8,7 +8,7 @@ import random
 import sqlite3
 from collections.abc import Iterator
 
-from ..core.errors import StudyError
+from ..core.errors import BstuneError, StudyError
 from ..core.plain_text import hide_secrets, one_line
 from . import database_server
 from .location import Location
@@ -21,10 +21,31 @@ def guard(location: Location) -> Iterator[None]:
     state = random.getstate()
     try:
         yield
+    except BstuneError:
+        raise
     except database_errors() as error:
         raise study_error(error, location) from error
     finally:
         random.setstate(state)
+
+
+@contextlib.contextmanager
+def reading(location: Location) -> Iterator[None]:
+    """Turn what comes of values that Optuna did not write into one clear StudyError."""
+    with guard(location):
+        try:
+            yield
+        except BstuneError:
+            raise
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                raise
+            said = one_line(error)[:200]
+            raise StudyError(
+                f"The storage {location.path or location.url} cannot be used: what is stored in it is damaged, or was "
+                f"changed by another program ({type(error).__name__}: {said}). Restore a copy, or name another file with "
+                "--storage."
+            ) from error
 
 
 def database_errors() -> tuple[type[BaseException], ...]:

@@ -77,7 +77,13 @@ class WriterLock:
                     raise in_use(self._storage, said(found)) from None
                 if self._is_same(fd) and not found:
                     return fd, False  # Somebody else's: it is used, and left as it is.
-                remove_same(self.path, fd)  # Of a search that was killed, if its last holder has not removed it since.
+                # Of a search that was killed, if its last holder has not removed it since.
+                if not remove_same(self.path, fd):
+                    raise StudyError(
+                        f"{self.path} is the lock of a search that was killed, and belongs to another user (number "
+                        f"{os.fstat(fd).st_uid}): it cannot be removed here. Ask them to, or name another file with "
+                        "--storage."
+                    )
             except BaseException:
                 os.close(fd)
                 raise

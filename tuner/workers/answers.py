@@ -64,8 +64,6 @@ class Listener:
             return _tidied(answer) if self._trial is None else self._trial.failed(_tidied(answer))
         if isinstance(answer, messages.Measured):
             return _checked_measured(answer)
-        if isinstance(answer, Facts):
-            _refuse_unless(answer.n_samples >= 1 and answer.epochs > 0 and answer.evals >= 1, "a data set without samples or epochs")
         if isinstance(answer, CudaFacts):
             _refuse_unless(re.fullmatch(r"cuda:\d{1,4}", answer.device) is not None, "a device that is none")
         return answer
@@ -196,10 +194,16 @@ def cut(text: str, most: int) -> str:
     return f"{text[: most - last]} [{len(text) - most:,} characters cut] {text[-last:]}"
 
 
+def told(text: str, most: int) -> str:
+    """Return text as it may be shown, cut after what must not be shown is hidden: half a password is one still."""
+    ends = text if len(text) <= 8 * most else f"{text[: 4 * most]}\n...\n{text[-4 * most :]}"
+    return cut(printable(ends), most)
+
+
 def _tidied(failure: messages.Failure) -> messages.Failure:
     return dataclasses.replace(
         failure,
         error_type=one_line(cut(failure.error_type, MOST_NAME)) or "Exception",
-        message=printable(cut(failure.message, MOST_MESSAGE + 100)),
-        traceback=printable(cut(failure.traceback, MOST_TRACEBACK + 100)),
+        message=told(failure.message, MOST_MESSAGE + 100),
+        traceback=told(failure.traceback, MOST_TRACEBACK + 100),
     )

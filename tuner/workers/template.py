@@ -138,8 +138,9 @@ class Worker:
 def _tail(log: IO[bytes]) -> str | None:
     """Return the last lines of a log, as they can be shown, or None."""
     size = os.fstat(log.fileno()).st_size
-    text = os.pread(log.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
-    return printable("\n".join(text.splitlines()[-TAIL_LINES:]).strip()) or None
+    n_bytes = 2 * TAIL_BYTES  # More than is shown: what must not be shown is hidden before the text is cut.
+    text = printable(os.pread(log.fileno(), n_bytes, max(0, size - n_bytes)).decode(errors="replace"))
+    return "\n".join(text[-TAIL_BYTES:].splitlines()[-TAIL_LINES:]).strip() or None
 
 
 class Template:

@@ -26,13 +26,12 @@ from typing import Any, NoReturn
 
 from ...objectives.base import Objective, Trial
 from ..core.errors import BstuneError, ObjectiveError, TrialPruned
-from ..core.plain_text import printable
 from ..core.trials import MeasureSpec, TrialReport, TrialSpec, Verdict
 from ..device.cuda import limit_cuda_memory, near_capacity, open_context, try_cuda
 from ..device.meter import ProcessMeter, data_segment_bytes, peak_rss_bytes, reset_peak_rss
 from ..device.out_of_memory import classify
 from . import messages, wire
-from .answers import MOST_MESSAGE, MOST_NAME, MOST_TRACEBACK, cut
+from .answers import MOST_MESSAGE, MOST_NAME, MOST_TRACEBACK, told
 from .leftovers import Process, adopt_orphans, can_adopt, children, descendants, die_with_parent, end_children, stay_above
 from .message_json import decode, encode
 
@@ -395,9 +394,9 @@ def failure_of(error: BaseException, *, near_cap: bool = True) -> messages.Failu
         said, outcome = f"{name}, which does not say more: its __str__ fails", "error"
     return messages.Failure(
         outcome=outcome,
-        error_type=printable(cut(name, MOST_NAME)),
-        message=printable(cut(said, MOST_MESSAGE)),
-        traceback=printable(cut(user_traceback(error), MOST_TRACEBACK)),
+        error_type=told(name, MOST_NAME),
+        message=told(said, MOST_MESSAGE),
+        traceback=told(user_traceback(error), MOST_TRACEBACK),
         ours=isinstance(error, BstuneError),
     )
 
