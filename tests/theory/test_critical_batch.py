@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from bstune.tuner.core.results import BatchAnswer, ProbeResult
+from bstune.tuner.core.trials import Facts
+from bstune.tuner.strategy.cost import Cost
 from bstune.tuner.testing.fake_device import known_probe
-from bstune.tuner.theory.critical_batch import Reach, answer_batch, fit_batch_line, limits_sentence
+from bstune.tuner.theory.critical_batch import BatchLine, Reach, answer_batch, fit_batch_line, limits_sentence
 from bstune.tuner.theory.gradient_noise import NoiseScale
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
+FACTS = Facts("made up", "loop", n_samples=10_000, epochs=1.0)
 
 
 def probe(a_s: float = 0.01, c_s: float = 0.0001, **changes: Any) -> ProbeResult:
@@ -20,10 +24,16 @@ def probe(a_s: float = 0.01, c_s: float = 0.0001, **changes: Any) -> ProbeResult
     return known_probe(step_s=(a_s, c_s), n_train_samples=10_000, **changes)
 
 
+def told(line: BatchLine | None, scale: NoiseScale | None, given: ProbeResult | None, batches: Sequence[int]) -> BatchAnswer:
+    """Return the answer by a line, a noise scale and a probe."""
+    step_s = Cost.of(FACTS, given).step_s
+    return answer_batch(line, scale, given, batches, step_s=step_s, target=0.3, data_set_largest=1024)
+
+
 def answered(b_crit: float, given: ProbeResult | None, batches: tuple[int, ...] = SIZES) -> BatchAnswer:
     """Return the answer for samples to target that lie exactly on a line with this critical batch size."""
     line = fit_batch_line([Reach(b, 10_000 * (1 + b / b_crit)) for b in (4, 16, 64, 256, 1024, 4096)])
-    return answer_batch(line, None, given, batches, target=0.3, data_set_largest=1024)
+    return told(line, None, given, batches)
 
 
 def test_the_fastest_batch_is_the_root_of_critical_and_saturation_batch() -> None:
@@ -98,14 +108,14 @@ def test_the_interval_of_the_fastest_batch_covers() -> None:
     hits = 0
     for _ in range(100):
         reaches = [Reach(b, 10_000 * (1 + b / 150) * math.exp(0.1 * rng.standard_normal())) for b in (16, 64, 256, 512)]
-        answer = answer_batch(fit_batch_line(reaches), None, probe(), SIZES, target=0.3, data_set_largest=1024)
+        answer = told(fit_batch_line(reaches), None, probe(), SIZES)
         hits += (answer.b_star_low or 0.0) <= math.sqrt(150 * 100) <= (answer.b_star_high or math.inf)
     assert hits >= 80
 
 
 def test_gradient_noise_answers_where_trials_cannot() -> None:
     """Then the source says so, the samples to target are unknown, and the interval is that of the measurement."""
-    answer = answer_batch(None, NoiseScale(400.0, 200.0, 800.0, 12), probe(), SIZES, target=0.3, data_set_largest=1024)
+    answer = told(None, NoiseScale(400.0, 200.0, 800.0, 12), probe(), SIZES)
 
     assert (answer.source, answer.e_min_samples, answer.target) == ("noise scale", None, None)
     assert answer.b_star == pytest.approx(200)
@@ -117,8 +127,8 @@ def test_trials_that_show_no_growth_give_a_lower_end_only() -> None:
     flat = [Reach(b, 1000) for b in (8, 32, 64)]
     noise = NoiseScale(3000.0, 2000.0, 4500.0, 12)
 
-    alone = answer_batch(fit_batch_line(flat), None, probe(), SIZES, target=0.3, data_set_largest=1024)
-    both = answer_batch(fit_batch_line(flat, noise), noise, probe(), SIZES, target=0.3, data_set_largest=1024)
+    alone = told(fit_batch_line(flat), None, probe(), SIZES)
+    both = told(fit_batch_line(flat, noise), noise, probe(), SIZES)
 
     assert (alone.source, alone.n_batches, alone.b_crit_high, alone.b_star_high) == ("trials", 3, None, None)
     assert (alone.b_crit_low or 0.0) > 64
@@ -128,7 +138,7 @@ def test_trials_that_show_no_growth_give_a_lower_end_only() -> None:
 
 def test_what_is_not_known_is_null() -> None:
     """A noise-dominated measurement gives a bound and no answer; without step times there is a critical batch and no fastest."""
-    dominated = answer_batch(None, NoiseScale(None, 90.0, None, 8), probe(), SIZES, target=None, data_set_largest=1024)
+    dominated = told(None, NoiseScale(None, 90.0, None, 8), probe(), SIZES)
     untimed = answered(400, None)
 
     assert (dominated.source, dominated.b_star, dominated.noise_scale, dominated.noise_scale_low) == (None, None, None, 90.0)
@@ -143,7 +153,7 @@ def test_every_corner_has_an_answer_that_survives_json(a_s: float, c_s: float, g
     """Steps that cost the same at any size, or nothing but samples; samples to target that never grow, or grow at once."""
     line = fit_batch_line([Reach(b, 1000 + growth * b) for b in (16, 64, 256)])
 
-    answer = answer_batch(line, None, probe(a_s, c_s), SIZES, target=0.3, data_set_largest=1024)
+    answer = told(line, None, probe(a_s, c_s), SIZES)
 
     assert answer.fastest in (SIZES if answer.source else (None,))
     assert (answer.decided_by is None) == (answer.source is None)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import ObjectiveError, StudyError
 from ..core.interrupts import held
-from ..core.results import ProbeResult, StepTimeLine, TrialRecord
+from ..core.results import ProbeResult, TrialRecord
 from ..core.specs import Proposal
 from ..core.trials import TrialReport, TrialSpec, Verdict
 from ..engines.base import Event, Finished, Lost, Placed, Pool, Reported
+from ..strategy.cost import Cost
 from ..studies.checkpoints import checkpoint_name
 from ..studies.optuna_parameters import Axes
 from ..studies.study import Study
-from ..theory.scaling import split_batch
 from .probes import corrected_probes, split_on
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Drive:
     def _begin(self, proposal: Proposal) -> TrialSpec:
         """Write down that a trial begins, and return what to run."""
         probe, setting = self._strategy.probe, proposal.setting
-        micro, accumulation = split_batch(setting.global_batch_size, setting.global_batch_size if probe is None else probe.micro_batch_size)
+        micro, accumulation = Cost.of(self._strategy.facts, probe).split(setting.global_batch_size)
         resume_from = None if proposal.continues is None else self._study.record(proposal.continues).checkpoint
         spec = TrialSpec(
             number=-1,
@@ -184,11 +184,9 @@ class Drive:
     def _patience_s(self, record: TrialRecord) -> float:
         if self._trial_timeout_s is not None:
             return self._trial_timeout_s
-        line = self._step_time_line(record)
-        if line is None or record.end_samples is None:
-            return PATIENCE_UNKNOWN_S
-        n_steps = record.end_samples / record.global_batch_size
-        return max(PATIENCE_LEAST_S, PATIENCE * n_steps * line.step_s(record.micro_batch_size, record.accumulation_steps))
+        cost, split = self._cost(record), (record.micro_batch_size, record.accumulation_steps)
+        whole_s = None if record.end_samples is None else cost.seconds(record.global_batch_size, record.end_samples, split)
+        return PATIENCE_UNKNOWN_S if whole_s is None else max(PATIENCE_LEAST_S, PATIENCE * whole_s)
 
     def _finish(self, record: TrialRecord) -> None:
         with held():
@@ -220,13 +218,14 @@ class Drive:
             record, state="failed", cause="no_report", reason=f"ended at {event.samples} of {end} samples without a report at its end"
         )
 
-    def _step_time_line(self, record: TrialRecord) -> StepTimeLine | None:
+    def _cost(self, record: TrialRecord) -> Cost:
+        """Return what training costs on the kind of device that a trial runs on."""
         probe = self._probe if record.device is None else self._strategy.probes.get(record.device)
-        return None if probe is None else probe.step_time_line
+        return Cost.of(self._strategy.facts, probe)
 
     def _samples_per_s(self, record: TrialRecord) -> float | None:
-        line = self._step_time_line(record)
-        return None if line is None else record.global_batch_size / line.step_s(record.micro_batch_size, record.accumulation_steps)
+        split = (record.micro_batch_size, record.accumulation_steps)
+        return self._cost(record).samples_per_s(record.global_batch_size, split)
 
     def _is_fatal(self, event: Lost) -> bool:
         """Tell whether the user's code must be mended: it failed in the first trial, or twice in one way with none finished."""

@@ -1,6 +1,7 @@
 """What to try, what to stop, what to confirm and what to recommend; it runs nothing.
 
 - `baseline_samplers`: Optuna's samplers, for comparison, and the choice of a sampler by its name.
+- `cost`: What training costs: the one place that turns samples of a setting into seconds.
 - `finalists`: Which settings are worth confirming on fresh seeds, and which were never compared.
 - `gaussian_process`: A Gaussian process over settings and fidelity: what a full run of an untried setting would
   reach, and how surely.

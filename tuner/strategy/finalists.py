@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..core.results import Setting
-from ..theory.scaling import split_batch
 from .gaussian_process import expand
 from .ledger import Key, Run, key_of
 from .posterior import Model
@@ -153,23 +152,15 @@ def _hopeful(evidence: Evidence, model: Model) -> list[Setting]:
 
 def _fastest(evidence: Evidence, settings: Sequence[Setting]) -> list[Setting]:
     """Return settings by the seconds that a sample takes, the fastest first; none where that is not known or does not count."""
-    line = None if evidence.probe is None else evidence.probe.step_time_line
-    if line is None or evidence.probe is None or evidence.plan.tolerance <= 0:
+    if evidence.plan.tolerance <= 0:
         return []
-    micro_max = evidence.probe.micro_batch_size
-
-    def s_per_sample(setting: Setting) -> float:
-        batch = setting.global_batch_size
-        return line.step_s(*split_batch(batch, micro_max)) / batch
-
-    return sorted(settings, key=s_per_sample)
+    cost = evidence.cost
+    timed = [(s, setting) for setting in settings if (s := cost.seconds(setting.global_batch_size, 1)) is not None]
+    return [setting for _, setting in sorted(timed, key=lambda pair: pair[0])]
 
 
 def _seconds_to(evidence: Evidence, target: float, run: Run) -> float | None:
-    """Return the seconds in which a run reached a target by the step-time line; its samples where no line is known."""
+    """Return the seconds in which a run reached a target; its samples where no step time is known."""
     samples = samples_to(target, run)
-    line = None if evidence.probe is None else evidence.probe.step_time_line
-    if samples is None or line is None or evidence.probe is None:
-        return samples
-    batch = run.setting.global_batch_size
-    return samples / batch * line.step_s(*split_batch(batch, evidence.probe.micro_batch_size))
+    seconds = None if samples is None else evidence.cost.seconds(run.setting.global_batch_size, samples)
+    return samples if seconds is None else seconds

@@ -15,7 +15,8 @@ from ..core.errors import NoSignalError
 from ..core.results import Candidate, LossEstimate, LrRule, OnDevice, ProbeResult, Recommendation, Setting
 from ..theory.critical_batch import limits_sentence
 from ..theory.intervals import student_quantile
-from ..theory.scaling import LEARNING_RATE_RANGE, split_batch
+from ..theory.scaling import LEARNING_RATE_RANGE
+from .cost import Cost
 from .finalists import LEFT_OVER_FROM, NOISE_PRIOR, baseline_key
 from .ledger import Key, Run, key_of
 from .posterior import Model
@@ -82,18 +83,17 @@ def recommend(evidence: Evidence) -> Recommendation:
 
 
 def _on_device(evidence: Evidence, chosen: Candidate, device: str, probe: ProbeResult) -> OnDevice:
-    batch, line, samples = chosen.global_batch_size, probe.step_time_line, chosen.samples_to_target
-    micro, accumulation = split_batch(batch, probe.micro_batch_size)
-    step_s = None if line is None else line.step_s(micro, accumulation)
-    rate = None if step_s is None else batch / step_s
+    cost = Cost.of(evidence.facts, probe)
+    batch, samples = chosen.global_batch_size, chosen.samples_to_target
+    micro, accumulation = cost.split(batch)
     return OnDevice(
         device=device,
         micro_batch_size=micro,
         accumulation_steps=accumulation,
         eval_batch_size=probe.eval_batch_size,
-        samples_per_s=rate,
-        seconds_per_full_run=None if step_s is None else evidence.facts.full_run_steps(batch) * step_s,
-        seconds_to_target=None if samples is None or rate is None else samples / rate,
+        samples_per_s=cost.samples_per_s(batch),
+        seconds_per_full_run=cost.full_run_s(batch),
+        seconds_to_target=None if samples is None else cost.seconds(batch, samples),
     )
 
 
@@ -150,10 +150,8 @@ def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float],
     spoilt = any(run.stage == "confirm" and run.diverged for run in runs)
     searched = [run for run in runs if run.seed == evidence.plan.seed and _full_value(evidence, run) is not None]
     used = fresh or searched[:1]
-    micro, accumulation = split_batch(batch, evidence.probe.micro_batch_size if evidence.probe else batch)
-    line = None if evidence.probe is None else evidence.probe.step_time_line
-    seconds = None if line is None else evidence.facts.full_run_steps(batch) * line.step_s(micro, accumulation)
-    rate = None if line is None else batch / line.step_s(micro, accumulation)
+    cost = evidence.cost
+    micro, accumulation = cost.split(batch)
     reached = [samples_to(target, run) for run in used] if target is not None else []
     known = [x for x in reached if x is not None]
     samples = max(float(np.median(known)), batch) if known and len(known) == len(reached) else None  # No step is half done.
@@ -174,9 +172,9 @@ def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float],
         learning_rate=setting.learning_rate,
         params=dict(setting.params),
         val_loss=_estimate([value for run in used if (value := _full_value(evidence, run)) is not None], noise),
-        seconds_per_full_run=seconds,
-        samples_per_s=rate,
-        seconds_to_target=None if samples is None or rate is None else samples / rate,
+        seconds_per_full_run=cost.full_run_s(batch),
+        samples_per_s=cost.samples_per_s(batch),
+        seconds_to_target=None if samples is None else cost.seconds(batch, samples),
         samples_to_target=samples,
         verified=bool(fresh) and not spoilt,
         note="; ".join(filter(None, [yours, note])),
@@ -247,7 +245,7 @@ def _hoped(evidence: Evidence) -> str:
         return "was expected to reach the target first, or to come nearest to it,"
     if evidence.plan.goal == "largest":
         return "was expected to be the largest without measurable loss"
-    timed = evidence.probe is not None and evidence.probe.step_time_line is not None and evidence.plan.tolerance > 0
+    timed = evidence.cost.known and evidence.plan.tolerance > 0
     return f"was expected to end within {evidence.plan.tolerance:.0%} of the lowest loss" if timed else "was expected to end lowest"
 
 

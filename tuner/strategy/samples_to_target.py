@@ -13,6 +13,7 @@ from ..core.specs import Plan
 from ..core.trials import Facts
 from ..theory.critical_batch import LEAST_BATCHES, BatchLine, Reach, answer_batch, enough, fit_batch_line
 from ..theory.gradient_noise import NoiseScale, noise_scale
+from .cost import Cost
 from .ledger import Key, Ledger, Run
 from .posterior import Context
 from .space import STEPS_AT_LEAST
@@ -33,6 +34,11 @@ class Evidence:
     confirm_share: float
     probes: Mapping[str, ProbeResult]
     """Of all kinds of device, where a cluster has several; the first is also `probe`."""
+
+    @property
+    def cost(self) -> Cost:
+        """What training costs on the kind of device that is decided for."""
+        return Cost.of(self.facts, self.probe)
 
     @property
     def target(self) -> float | None:
@@ -127,6 +133,7 @@ def batch_answer(evidence: Evidence) -> BatchAnswer:
         scale,
         evidence.probe,
         evidence.context.space.batches,
+        step_s=evidence.cost.step_s,
         target=level,
         data_set_largest=max(1, min(facts.n_samples, int(facts.full_run_samples) // STEPS_AT_LEAST)),
     )

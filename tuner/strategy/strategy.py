@@ -17,8 +17,8 @@ from ..core.specs import Forecast, Plan, Proposal
 from ..core.trials import Facts, TrialReport, Verdict
 from ..theory.gradient_noise import SHARE as NOISE_SHARE
 from ..theory.gradient_noise import noise_scale
-from ..theory.scaling import split_batch
 from .baseline_samplers import PlainSampler, make_sampler
+from .cost import Cost
 from .finalists import LEFT_OVER_FROM, finalists
 from .ledger import Ledger, Run, key_of
 from .posterior import Context, Model
@@ -220,11 +220,11 @@ class Strategy:
         n_trials = max(1, round(n_search + self._kept))
         if self.plan.n_trials is not None:
             n_trials = min(n_trials, self.plan.n_trials)
-        line = None if self.probe is None else self.probe.step_time_line
         rates, batches = self.space.learning_rates, self.space.batches
         seconds = seconds_range = None
-        if line is not None and self.probe is not None:
-            each = [self._budget * line.step_s(*split_batch(batch, self.probe.micro_batch_size)) / batch for batch in batches]
+        cost = Cost.of(self.facts, self.probe)
+        each = [s for batch in batches if (s := cost.seconds(batch, self._budget)) is not None]
+        if each:
             seconds, seconds_range = sum(each) / len(each), (min(each), max(each))
         return Forecast(
             n_trials=n_trials,

@@ -15,12 +15,11 @@ import bisect
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..core.results import BatchAnswer, Decider, ProbeResult, StepTimeLine
 from .gradient_noise import NoiseScale
-from .scaling import split_batch
 from .step_time import relative_line
 
 LEAST_BATCHES = 3
@@ -141,6 +140,7 @@ def answer_batch(
     probe: ProbeResult | None,
     batches: Sequence[int],
     *,
+    step_s: Callable[[int], float | None],
     target: float | None,
     data_set_largest: int,
 ) -> BatchAnswer:
@@ -151,6 +151,7 @@ def answer_batch(
         scale: Gradient noise scale.
         probe: Step times and the micro-batch that fits; None where no step time is known.
         batches: The batch sizes that are searched, ascending.
+        step_s: Seconds of a step with a batch size as it is run, accumulated where it does not fit; None where not known.
         target: Validation loss that the samples of the line were counted to.
         data_set_largest: Largest batch size that leaves enough steps in a full run.
     """
@@ -158,8 +159,9 @@ def answer_batch(
     star, low, high = _fastest(crit, crit_draws, probe)
     open_end = line is not None and not line.bounded
     fastest = decided_by = None
-    if star is not None and crit is not None and probe is not None and probe.step_time_line is not None:
-        fastest = _fewest_seconds(crit, probe.step_time_line, probe.micro_batch_size, batches)
+    if star is not None and crit is not None and probe is not None:
+        seconds = {batch: (1 + crit / batch) * step for batch in batches if (step := step_s(batch)) is not None}
+        fastest = min(seconds, key=lambda batch: (seconds[batch], batch))
         decided_by = _decider(star, crit, probe, fastest, batches, data_set_largest)
     return BatchAnswer(
         source=None if crit is None else "trials" if line is not None else "noise scale",
@@ -217,15 +219,6 @@ def _drawn_saturation(probe: ProbeResult, rng: random.Random) -> float:
     scatter = math.sqrt(sum(r * r for r in residuals) / max(1, len(rows) - 2))
     fixed, slope = relative_line([(row.batch_size, row.s_per_step * math.exp(scatter * rng.gauss(0, 1))) for row in rows])
     return fixed / slope if slope > 0 else math.inf
-
-
-def _fewest_seconds(crit: float, line: StepTimeLine, micro_max: int, batches: Sequence[int]) -> int:
-    """Return the batch size with the fewest seconds to the target, with steps as they are run: accumulated where they do not fit."""
-
-    def seconds(batch: int) -> float:
-        return (1 + crit / batch) * line.step_s(*split_batch(batch, micro_max))
-
-    return min(batches, key=lambda batch: (seconds(batch), batch))
 
 
 def _decider(star: float, crit: float, probe: ProbeResult, fastest: int, batches: Sequence[int], data_set_largest: int) -> Decider:
