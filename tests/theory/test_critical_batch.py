@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bstune.tuner.core.remarks import BatchLimits
 from bstune.tuner.core.results import BatchAnswer, ProbeResult
 from bstune.tuner.core.trials import Facts
+from bstune.tuner.report.reasons import limits_text
 from bstune.tuner.strategy.cost import Cost
 from bstune.tuner.testing.fake_device import known_probe
-from bstune.tuner.theory.critical_batch import BatchLine, Reach, answer_batch, fit_batch_line, limits_sentence
+from bstune.tuner.theory.critical_batch import BatchLine, Reach, answer_batch, fit_batch_line
 from bstune.tuner.theory.gradient_noise import NoiseScale
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -133,7 +135,9 @@ def test_trials_that_show_no_growth_give_a_lower_end_only() -> None:
     assert (alone.source, alone.n_batches, alone.b_crit_high, alone.b_star_high) == ("trials", 3, None, None)
     assert (alone.b_crit_low or 0.0) > 64
     assert (both.b_crit or 0.0) > 2 * (alone.b_crit or math.inf)
-    assert f"gradient noise at {alone.b_crit:.0f} ({alone.b_crit_low:.0f} or more)" in (limits_sentence(alone, 512, 96.0) or "")
+    limits = BatchLimits.of(alone, 512, 96.0, more_memory=False)
+    assert limits is not None
+    assert f"gradient noise at {alone.b_crit:.0f} ({alone.b_crit_low:.0f} or more)" in limits_text(limits)
 
 
 def test_what_is_not_known_is_null() -> None:
@@ -144,7 +148,7 @@ def test_what_is_not_known_is_null() -> None:
     assert (dominated.source, dominated.b_star, dominated.noise_scale, dominated.noise_scale_low) == (None, None, None, 90.0)
     assert untimed.b_crit == pytest.approx(400, rel=0.05)
     assert (untimed.b_star, untimed.fastest, untimed.decided_by) == (None, None, None)
-    assert limits_sentence(untimed, None, None) is None
+    assert BatchLimits.of(untimed, 512, None, more_memory=False) is None
 
 
 @pytest.mark.parametrize(("a_s", "c_s"), [(0.01, 0.0), (0.0, 0.0001), (0.01, 0.0001)])

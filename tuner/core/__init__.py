@@ -11,6 +11,7 @@
 - `progress`: What has just happened in a search, as those who listen are told.
 - `record`: What all results are: frozen dataclasses which are written as JSON and read back equal, and refuse what is
   none.
+- `remarks`: What a decision has to tell, as codes and figures.
 - `results`: What comes back: frozen dataclasses whose names bear their units, and which survive a trip through JSON.
 - `specs`: What a search was asked to do, and what the strategy asks for next: plain data between the modules of the
   search.

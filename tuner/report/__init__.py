@@ -5,6 +5,7 @@
 - `plot`: Pictures of results, drawn with matplotlib without a display.
 - `progress`: What is shown on stderr while bstune works: a line for what deserves it, and on a terminal a bar of the
   budget.
+- `reasons`: Decisions in words: why a setting is recommended, and what to be wary of.
 - `terminal`: The way out: what is said on stdout and stderr, made harmless, also where nobody reads it any more.
 - `text`: Results as text for people; programs read `to_dict()`.
 - `units`: Numbers with their units, for people.

@@ -1,13 +1,17 @@
 """What to try, what to stop, what to confirm and what to recommend; it runs nothing.
 
 - `baseline_samplers`: Optuna's samplers, for comparison, and the choice of a sampler by its name.
+- `candidates`: What may be recommended: every setting that was run, with its loss and what it costs.
+- `cautions`: What a user is warned of, as codes and figures.
+- `choice`: The choice among candidates by the goal, and why, as codes and figures.
 - `cost`: What training costs: the one place that turns samples of a setting into seconds.
 - `finalists`: Which settings are worth confirming on fresh seeds, and which were never compared.
 - `gaussian_process`: A Gaussian process over settings and fidelity: what a full run of an untried setting would
   reach, and how surely.
 - `ledger`: The books of a search: every run with its curve, and what it was charged.
 - `posterior`: The surrogate fitted to the books of a search: how each setting would end a full run, and how surely.
-- `recommend`: The choice among what was run, at any moment, and how sure it is.
+- `recommend`: The recommendation at any moment: the choice among what was run, how sure it is, and what else is as
+  good.
 - `rungs`: Rungs in samples, the same for all batch sizes, and what stops a trial besides a better use of the budget.
 - `sampler`: What to try next: a race along the learning rate first, then the surrogate's choice; or Optuna's samplers
   for comparison.

@@ -16,7 +16,7 @@ from ..theory.scaling import split_batch
 
 @dataclass(frozen=True)
 class Cost:
-    """What training an objective costs on one kind of device; every time and rate is None where no step time is known."""
+    """What training costs on one kind of device; every time and rate is None where no step time is known."""
 
     facts: Facts
     micro_max: int | None
@@ -38,7 +38,7 @@ class Cost:
         return split_batch(batch, batch if self.micro_max is None else self.micro_max)
 
     def step_s(self, batch: int, split: tuple[int, int] | None = None) -> float | None:
-        """Return the seconds of an optimizer step; `split` is given where a run was split in another way than it would be now."""
+        """Return the seconds of an optimizer step; `split` is how a run was split, where that may differ from now."""
         return None if self.line is None else self.line.step_s(*(split or self.split(batch)))
 
     def samples_per_s(self, batch: int, split: tuple[int, int] | None = None) -> float | None:

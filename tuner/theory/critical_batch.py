@@ -239,30 +239,3 @@ def _quantile(values: Sequence[float], share: float) -> float | None:
         return None
     value = ordered[min(int(share * len(ordered)), len(ordered) - 1)]
     return value if math.isfinite(value) else None
-
-
-def limits_sentence(answer: BatchAnswer, memory: int | None, hardware: float | None, *, more_memory: bool = False) -> str | None:
-    """Return what memory, hardware and gradient noise each say, and which batch is fastest by that; None where it is not known.
-
-    Args:
-        answer: The batch that is fastest.
-        memory: The micro-batch that fits.
-        hardware: The batch of half the peak speed.
-        more_memory: The probe ended at the data set or at a limit of the user, so that more may fit.
-
-    Example:
-        >>> answer = BatchAnswer("trials", 0.3, b_crit=290.4, b_crit_low=150.0, b_crit_high=600.0, fastest=128, decided_by="hardware")
-        >>> limits_sentence(answer, 512, 96.2)
-        'memory allows 512, hardware saturates at 96, gradient noise at 290: 128 is fastest to a loss of 0.3'
-    """
-    if answer.fastest is None or answer.b_crit is None or memory is None:
-        return None
-    speed = "hardware never saturates" if hardware is None else f"hardware saturates at {hardware:.0f}"
-    if answer.b_crit_high is None:  # Trials showed no growth beyond doubt.
-        low = "" if answer.b_crit_low is None else f" ({answer.b_crit_low:.0f} or more)"
-        noise, verb = f"gradient noise at {answer.b_crit:.0f}{low}", "should be fastest"
-    else:
-        noise = f"gradient noise at {answer.b_crit:.0f}"
-        verb = "should be fastest" if answer.target is None else f"is fastest to a loss of {answer.target:.3g}"
-    allowed = f"{memory} or more" if more_memory else str(memory)
-    return f"memory allows {allowed}, {speed}, {noise}: {answer.fastest} {verb}"

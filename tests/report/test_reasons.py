@@ -1,0 +1,95 @@
+"""Decisions in words: every code has its sentence, and the figures of a decision fill it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args
+
+import pytest
+from bstune.tuner.core.remarks import BatchLimits, Caution, CautionCode, NoteCode, Reason, ReasonCode
+from bstune.tuner.report.reasons import candidate_note, caution_text, limits_text, reason_text
+
+REASON = Reason(
+    "fastest",
+    global_batch_size=64,
+    learning_rate=0.03,
+    is_baseline=False,
+    n_compared=4,
+    n_tried=9,
+    n_seeds=2,
+    n_tied=0,
+    tolerance=0.02,
+    target=0.125,
+    limits=None,
+)
+LIMITS = BatchLimits(128, 512, False, 96.2, 290.4, 150.0, 600.0, target=0.3)
+
+
+@pytest.mark.parametrize("code", get_args(ReasonCode))
+def test_every_reason_has_words(code: ReasonCode) -> None:
+    """A sentence of its own, with the setting in front."""
+    said = reason_text(dataclasses.replace(REASON, code=code))
+
+    assert said.startswith("Batch 64 at learning rate 0.03 ")
+    assert said.endswith(".")
+    assert said != reason_text(dataclasses.replace(REASON, code="only" if code != "only" else "first"))
+
+
+def test_a_reason_tells_what_else_is_known() -> None:
+    """Whether it is the user's own setting, what it ties with, and what limits the batch."""
+    said = reason_text(dataclasses.replace(REASON, code="lowest", is_baseline=True, n_tied=2, limits=LIMITS))
+
+    assert said == (
+        "Batch 64 at learning rate 0.03 (your present setting) has the lowest validation loss of 4 settings run on "
+        "fresh seeds, a tie with 2 of them within the noise of seeds; memory allows 512, hardware saturates at 96, "
+        "gradient noise at 290: 128 is fastest to a loss of 0.3."
+    )
+    of_two = dataclasses.replace(REASON, code="lowest", n_compared=2, n_tied=1)
+    assert "a tie with the other within" in reason_text(of_two)
+    assert "is the fastest within 2% of the lowest" in reason_text(REASON)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"more_memory": True}, "memory allows 512 or more,"),
+        ({"hardware": None}, "hardware never saturates"),
+        ({"noise_high": None}, "gradient noise at 290 (150 or more): 128 should be fastest"),
+        ({"target": None}, "gradient noise at 290: 128 should be fastest"),
+    ],
+)
+def test_limits_claim_no_more_than_is_known(change: dict[str, Any], part: str) -> None:
+    """Open ends are said to be open, and what is only expected is not said to be so."""
+    assert part in limits_text(dataclasses.replace(LIMITS, **change))
+
+
+FIGURES: dict[CautionCode, dict[str, float]] = {
+    "budget_below_2": {"budget": 1.5},
+    "no_trial_left": {"n_trials": 2, "needed": 3},
+    "cut_off": {"needed": 3},
+    "no_full_run_left": {"needed": 13},
+    "one_compared": {"needed": 4},
+    "one_loss": {"loss": 0.5},
+    "rate_at_edge": {"rate": 0.12, "low": 0.001, "high": 0.12},
+    "largest_by_steps": {"batch": 16, "steps": 100, "samples": 1600.0},
+}
+
+
+@pytest.mark.parametrize("code", get_args(CautionCode))
+def test_every_caution_has_words(code: CautionCode) -> None:
+    """A whole sentence that holds all its figures."""
+    figures = FIGURES.get(code, {})
+
+    said = caution_text(Caution(code, figures))
+
+    assert said.endswith((".", "?"))
+    assert all(f"{value:,g}" in said for value in figures.values())
+
+
+def test_every_note_has_words() -> None:
+    """What a loss rests on, after whether the setting is the user's own."""
+    notes = [candidate_note(code, is_baseline=False) for code in get_args(NoteCode)]
+
+    assert len(set(notes)) == len(get_args(NoteCode))
+    assert candidate_note("not_to_the_end", is_baseline=True) == "your present setting; not run to the end"
+    assert candidate_note(None, is_baseline=False) == ""

@@ -1,0 +1,105 @@
+"""What a decision has to tell: codes and figures, which `report/reasons.py` puts into words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .results import BatchAnswer
+
+ReasonCode = Literal[
+    "lowest",
+    "soonest",
+    "largest",
+    "fastest",
+    "unconfirmed",
+    "only",
+    "first",
+    "alone_soonest",
+    "alone_largest",
+    "alone_within",
+    "alone_lowest",
+]
+"""Why a setting is recommended.
+
+The first four were compared with others on fresh seeds. `first` was cut off within a round of seeds. Those that begin
+with `alone` are the only ones that were run on a fresh seed, with what the search expected of them.
+"""
+
+CautionCode = Literal[
+    "confirmation_off",
+    "budget_below_2",
+    "no_trial_left",
+    "still_to_come",
+    "cut_off",
+    "no_full_run_left",
+    "one_compared",
+    "one_loss",
+    "target_not_reached",
+    "diverged",
+    "rate_at_edge",
+    "largest_by_steps",
+]
+"""What a user is warned of; the first six say why the recommendation is not verified."""
+
+NoteCode = Literal["diverged", "selected_by", "not_to_the_end"]
+"""Why the loss of a candidate is not one of a confirmed setting."""
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """What memory, hardware and gradient noise each allow, and which batch is fastest by that."""
+
+    fastest: int
+    memory: int
+    """The micro-batch that fits."""
+    more_memory: bool
+    """The probe ended at the data set or at a limit of the user, so that more may fit."""
+    hardware: float | None
+    """The batch of half the peak speed; None where the hardware never saturates."""
+    noise: float
+    """The critical batch size."""
+    noise_low: float | None
+    noise_high: float | None
+    """None where the trials showed no growth beyond doubt."""
+    target: float | None
+    """The validation loss that is reached first; None where gradients alone have answered."""
+
+    @classmethod
+    def of(cls, answer: BatchAnswer, memory: int, hardware: float | None, *, more_memory: bool) -> BatchLimits | None:
+        """Return the limits by an answer; None where it does not know the fastest batch."""
+        if answer.fastest is None or answer.b_crit is None:
+            return None
+        low, high = answer.b_crit_low, answer.b_crit_high
+        return cls(answer.fastest, memory, more_memory, hardware, answer.b_crit, low, high, answer.target)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a setting is recommended, with the figures that belong to it."""
+
+    code: ReasonCode
+    global_batch_size: int
+    learning_rate: float
+    is_baseline: bool
+    """It is what the user trains with today."""
+    n_compared: int
+    """Settings run on the same fresh seeds."""
+    n_tried: int
+    """Settings that were run at all."""
+    n_seeds: int
+    """Fresh seeds that the setting was run on."""
+    n_tied: int
+    """Others that cannot be told from it; 0 also where ties do not matter."""
+    tolerance: float
+    target: float | None
+    limits: BatchLimits | None
+
+
+@dataclass(frozen=True)
+class Caution:
+    """One thing that a user is warned of."""
+
+    code: CautionCode
+    figures: Mapping[str, float] = field(default_factory=dict)

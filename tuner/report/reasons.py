@@ -1,0 +1,96 @@
+"""Decisions in words: why a setting is recommended, what to be wary of, and what its loss rests on."""
+
+from __future__ import annotations
+
+from ..core.remarks import BatchLimits, Caution, CautionCode, NoteCode, Reason, ReasonCode
+
+_COMPARED: dict[ReasonCode, str] = {
+    "lowest": "has the lowest validation loss",
+    "soonest": "reaches the target of {r.target:.4g} first",
+    "largest": "is the largest without measurable loss",
+    "fastest": "is the fastest within {r.tolerance:.0%} of the lowest validation loss",
+}
+_ALONE: dict[ReasonCode, str] = {
+    "alone_soonest": "was expected to reach the target first, or to come nearest to it,",
+    "alone_largest": "was expected to be the largest without measurable loss",
+    "alone_within": "was expected to end within {r.tolerance:.0%} of the lowest loss",
+    "alone_lowest": "was expected to end lowest",
+}
+_REASONS: dict[ReasonCode, str] = {
+    **{code: f"{said} of {{r.n_compared}} settings run on fresh seeds" for code, said in _COMPARED.items()},
+    **{
+        code: f"{said} of {{r.n_tried}} settings, and is the only one that was run to the end on a fresh seed"
+        for code, said in _ALONE.items()
+    },
+    "unconfirmed": "is expected to end lowest by the trials so far; it was not confirmed",
+    "only": "is the only setting that was tried",
+    "first": "is the first of the settings compared that was run on {r.n_seeds} fresh seeds",
+}
+
+_YET = "Not verified yet: "
+_WIDER = "a wider one may do better."
+_CAUTIONS: dict[CautionCode, str] = {
+    "confirmation_off": "Not verified: confirmation is switched off (confirm=0).",
+    "budget_below_2": "Not verified: a budget of {budget:g} leaves no full run on a fresh seed; a budget of 2 would.",
+    "no_trial_left": _YET + "{n_trials} trials left none for a full run on a fresh seed; n_trials={needed} would.",
+    "still_to_come": _YET + "the full run on a fresh seed is still to come.",
+    "cut_off": _YET + "the full run on a fresh seed was cut off; a budget of {needed} would give one.",
+    "no_full_run_left": _YET + "no full run on a fresh seed was left; a budget of {needed} would give one.",
+    "one_compared": "One setting was confirmed, on one fresh seed; a budget of {needed} would compare two.",
+    "one_loss": (
+        "All trials reported the same loss, {loss:.4g}, so nothing tells one setting from another. "
+        "Does the loss that is reported depend on the model?"
+    ),
+    "target_not_reached": "No confirmed setting reached the target, so the lowest loss decided.",
+    "diverged": "It diverged on a fresh seed, and nothing else that was run is sounder. Search smaller learning rates.",
+    "rate_at_edge": "The learning rate {rate:.3g} is at the edge of its range {low:.3g} to {high:.3g}; " + _WIDER,
+    "largest_by_steps": (
+        "Batch {batch} is the largest that was searched, since a larger one makes under {steps} steps in a full run of "
+        "{samples:,.0f} samples. Name larger ones in the space, or train for more epochs."
+    ),
+}
+
+_NOTES: dict[NoteCode, str] = {
+    "diverged": "diverged on a fresh seed",
+    "selected_by": "not confirmed: the loss that it was selected by",
+    "not_to_the_end": "not run to the end",
+}
+
+
+def reason_text(reason: Reason) -> str:
+    """Return why a setting is recommended, in one sentence."""
+    yours = " (your present setting)" if reason.is_baseline else ""
+    name = f"Batch {reason.global_batch_size} at learning rate {reason.learning_rate:.3g}{yours}"
+    said = f"{name} {_REASONS[reason.code].format(r=reason)}"
+    if reason.n_tied:
+        with_whom = "the other" if reason.n_compared == 2 else f"{reason.n_tied} of them"
+        said += f", a tie with {with_whom} within the noise of seeds"
+    return f"{said}." if reason.limits is None else f"{said}; {limits_text(reason.limits)}."
+
+
+def limits_text(limits: BatchLimits) -> str:
+    """Return what memory, hardware and gradient noise each say, and which batch is fastest by that.
+
+    Example:
+        >>> limits_text(BatchLimits(128, 512, False, 96.2, 290.4, 150.0, 600.0, target=0.3))
+        'memory allows 512, hardware saturates at 96, gradient noise at 290: 128 is fastest to a loss of 0.3'
+    """
+    speed = "hardware never saturates" if limits.hardware is None else f"hardware saturates at {limits.hardware:.0f}"
+    noise, verb = f"gradient noise at {limits.noise:.0f}", "should be fastest"
+    if limits.noise_high is None:
+        noise += "" if limits.noise_low is None else f" ({limits.noise_low:.0f} or more)"
+    elif limits.target is not None:
+        verb = f"is fastest to a loss of {limits.target:.3g}"
+    allowed = f"{limits.memory} or more" if limits.more_memory else str(limits.memory)
+    return f"memory allows {allowed}, {speed}, {noise}: {limits.fastest} {verb}"
+
+
+def caution_text(caution: Caution) -> str:
+    """Return a warning as a sentence that says what to do."""
+    return _CAUTIONS[caution.code].format(**caution.figures)
+
+
+def candidate_note(code: NoteCode | None, *, is_baseline: bool) -> str:
+    """Return what is to be said beside a candidate; nothing where it was confirmed and is not the user's own."""
+    yours = "your present setting" if is_baseline else ""
+    return "; ".join(filter(None, [yours, "" if code is None else _NOTES[code]]))

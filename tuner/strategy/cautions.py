@@ -1,0 +1,65 @@
+"""What a user is warned of: codes and figures; `report/reasons.py` words them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from ..core.remarks import Caution
+from ..core.results import Candidate
+from ..theory.scaling import LEARNING_RATE_RANGE
+from .candidates import key_of_candidate, spoilt
+from .finalists import LEFT_OVER_FROM
+from .samples_to_target import Evidence
+from .space import STEPS_AT_LEAST
+
+
+def cautions(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) -> Iterator[Caution]:
+    """Yield what speaks against trusting the choice among a pool, what touches on its being verified first."""
+    plan, n_seeds = evidence.plan, chosen.val_loss.n_seeds
+    if not chosen.verified:
+        yield _not_verified(evidence, chosen)
+    elif n_seeds == 1 and len(pool) == 1 and plan.budget < LEFT_OVER_FROM:
+        yield Caution("one_compared", {"needed": LEFT_OVER_FROM})
+    losses = {value for run in evidence.ledger for value in run.values.values() if math.isfinite(value)}
+    if len(losses) == 1 and len(evidence.ledger) > 2:
+        yield Caution("one_loss", {"loss": losses.pop()})
+    if plan.goal == "time" and chosen.samples_to_target is None:
+        yield Caution("target_not_reached")
+    if spoilt(evidence, chosen):
+        yield Caution("diverged")
+    low, high = _range_of_rates(evidence)
+    if low < high and chosen.learning_rate in (low, high):
+        yield Caution("rate_at_edge", {"rate": chosen.learning_rate, "low": low, "high": high})
+    largest, samples = evidence.context.space.batches[-1], evidence.facts.full_run_samples
+    by_steps = largest <= samples / STEPS_AT_LEAST < 2 * largest <= evidence.facts.n_samples
+    if "batch_size" not in plan.space and chosen.global_batch_size == largest and by_steps:
+        yield Caution("largest_by_steps", {"batch": largest, "steps": STEPS_AT_LEAST, "samples": samples})
+
+
+def _not_verified(evidence: Evidence, chosen: Candidate) -> Caution:
+    """Return why the choice is not verified: what is still to come, or how much would give it."""
+    plan, rungs, ledger = evidence.plan, evidence.context.rungs, evidence.ledger
+    if plan.confirm < 1:
+        return Caution("confirmation_off")
+    if evidence.confirm_share == 0:
+        return Caution("budget_below_2", {"budget": plan.budget})
+    key = key_of_candidate(chosen)
+    if plan.n_trials is not None and len(ledger) >= plan.n_trials and not ledger.running:
+        return Caution("no_trial_left", {"n_trials": plan.n_trials, "needed": len(ledger) + 1})
+    needed = ledger.committed + rungs.end_of(chosen.global_batch_size)
+    coming = any(run.stage == "confirm" and run.key == key for run in ledger.running)
+    if coming or needed <= plan.budget * rungs.full_samples:
+        return Caution("still_to_come")
+    lost = any(run.stage == "confirm" and run.key == key and run.state == "failed" for run in ledger)
+    return Caution("cut_off" if lost else "no_full_run_left", {"needed": math.ceil(needed / rungs.full_samples - 1e-6)})
+
+
+def _range_of_rates(evidence: Evidence) -> tuple[float, float]:
+    """Return the smallest and the largest rate of the range; of one that gives way, as far as it was tried."""
+    rates = evidence.context.space.learning_rates
+    if "learning_rate" in evidence.plan.space:
+        return rates[0], rates[-1]
+    low, high = LEARNING_RATE_RANGE[evidence.facts.optimizer_family]
+    tried = [run.setting.learning_rate for run in evidence.ledger]
+    return min([rate for rate in rates if rate >= low] + tried), max([rate for rate in rates if rate <= high] + tried)
