@@ -107,7 +107,7 @@ def _peak_bytes(evidence: Evidence, chosen: Candidate) -> int | None:
 
 
 def _batch_interval(evidence: Evidence, model: Model, chosen: Candidate, noise: float) -> tuple[int, ...]:
-    """Return the smallest and largest batch size whose best setting cannot be told from the best of all that were run."""
+    """Return the smallest and largest batch size whose best setting cannot be told from the best that was run."""
     best: dict[int, float] = {}
     leaders = [run for run in model.leaders if run.number not in model.lost]
     for run, excess in zip(leaders, model.excess([run.setting for run in leaders], optimism=1.64), strict=True):
