@@ -31,7 +31,6 @@ from bstune.tuner.studies.catalog import find_study, make_study
 from bstune.tuner.studies.optuna_parameters import Axes
 from bstune.tuner.studies.storage import open_storage
 from bstune.tuner.studies.study import Study
-from bstune.tuner.testing.replay import spec_of
 from bstune.tuner.testing.tables import synthetic
 
 TABLE = synthetic()
@@ -56,7 +55,7 @@ def loss(rng: random.Random, setting: Setting, progress: float) -> float:
 def train(study: Study, proposal: Proposal, rng: random.Random, judge: Strategy | None) -> None:
     """Store a trial that is stopped by the strategy, or by chance where there is none."""
     setting = proposal.setting
-    record = study.begin(spec_of(-1, proposal), AXES)
+    record = study.begin(proposal.spec(-1, setting.global_batch_size, 1), AXES)
     if judge is not None:
         judge.started(record.number, proposal)
     state = "complete"

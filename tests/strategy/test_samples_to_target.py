@@ -58,7 +58,7 @@ def test_measuring_noise_is_charged_and_stays_within_the_budget(budget: float) -
     assert strategy.spent().samples == sum(r.samples - r.start_samples for r in records) + sum(drawn.values())
     assert strategy.recommend().verified
     cut = len(records) // 2
-    again = replay(searched(budget, "supervised", records[:cut]), TABLE, first=cut)
+    again = replay(searched(budget, "supervised", records[:cut]), TABLE)
     assert [(r.learning_rate, r.samples, r.noise) for r in again] == [(r.learning_rate, r.samples, r.noise) for r in records[cut:]]
 
 
@@ -135,7 +135,7 @@ def test_the_goal_time_confirms_the_fastest_batch() -> None:
     """Of three batch sizes that all get there, the one with the fewest seconds is recommended."""
     strategy = searched(10, "loop", whole_runs(16, 64, 256), goal="time")
 
-    replay(strategy, TABLE, first=3)
+    replay(strategy, TABLE)
 
     best = strategy.recommend()
     assert best.verified
@@ -148,7 +148,7 @@ def test_a_faster_batch_within_tolerance_is_confirmed_and_recommended(budget: fl
     """Batch 64 ends 24 % higher than 16 and takes less than half of the time: it is the answer to those who allow it."""
     strategy = searched(budget, "loop", whole_runs(16, 64, 256), tolerance=tolerance)
 
-    replay(strategy, TABLE, first=3)
+    replay(strategy, TABLE)
 
     assert strategy.recommend().verified
     assert strategy.recommend().global_batch_size == batch

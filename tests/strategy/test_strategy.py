@@ -211,7 +211,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(kind: str) -> None:
 
     for cut in range(0, len(whole), 3):
         resumed = make(kind=kind, budget=6, history=whole[:cut])
-        rest = replay(resumed, TABLE, first=cut)
+        rest = replay(resumed, TABLE)
         assert settings_of(rest) == settings_of(whole[cut:])
 
 
@@ -220,7 +220,7 @@ def test_a_larger_budget_continues() -> None:
     first = replay(make(budget=4), TABLE)
     strategy = make(budget=8, history=first)
 
-    more = replay(strategy, TABLE, first=len(first))
+    more = replay(strategy, TABLE)
 
     assert more
     assert strategy.spent().full_runs <= 8
@@ -333,7 +333,7 @@ def test_what_failed_before_anything_was_learned_is_tried_again() -> None:
     assert first.setting == Setting(records[0].global_batch_size, records[0].learning_rate, dict(records[0].params))
     late = next(r for r in records if r.stage == "search")
     history = [*records[: late.number], dataclasses.replace(late, **failed)]
-    later = replay(make(budget=8, history=history), TABLE, first=len(history))
+    later = replay(make(budget=8, history=history), TABLE)
     assert (late.global_batch_size, late.learning_rate) not in {(r.global_batch_size, r.learning_rate) for r in later}
 
 
@@ -420,7 +420,7 @@ def test_out_of_memory_forbids_the_batch_and_all_larger_ones() -> None:
     victim = next(r for r in records if r.global_batch_size == 64)
     history = [*records[: victim.number], dataclasses.replace(victim, state="failed", cause="oom", val_loss=None, values=())]
 
-    later = replay(make(budget=12, history=history), TABLE, first=len(history))
+    later = replay(make(budget=12, history=history), TABLE)
 
     assert later
     assert max(r.global_batch_size for r in later) < 64

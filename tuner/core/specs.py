@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .results import Goal, Setting
+from .results import Goal, Setting, TrialRecord
+from .trials import TrialSpec
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,31 @@ class Proposal:
     start_samples: int = 0
     noise_samples: int = 0
     """Samples that it may draw, beside those it trains on, to measure gradient noise."""
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Proposal:
+        """Return what was asked of a trial, as far as its record says: not the points, nor the noise."""
+        setting = Setting(record.global_batch_size, record.learning_rate, dict(record.params))
+        end = record.samples if record.end_samples is None else record.end_samples
+        return cls(record.stage, setting, record.seed, end, (), record.continues, record.start_samples)
+
+    def spec(self, number: int, micro_batch_size: int, accumulation_steps: int, **more: Any) -> TrialSpec:
+        """Return the run as a worker is to do it, with its batch split; `more` are the fields of which a proposal says nothing."""
+        return TrialSpec(
+            number=number,
+            stage=self.stage,
+            global_batch_size=self.setting.global_batch_size,
+            micro_batch_size=micro_batch_size,
+            accumulation_steps=accumulation_steps,
+            learning_rate=self.setting.learning_rate,
+            seed=self.seed,
+            end_samples=self.end_samples,
+            points=self.points,
+            params=self.setting.params,
+            start_samples=self.start_samples,
+            noise_samples=self.noise_samples,
+            **more,
+        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..engines.base import Event, Finished, Lost, Placed, Pool, Reported
 from ..strategy.cost import Cost
 from ..studies.checkpoints import checkpoint_name
 from ..studies.optuna_parameters import Axes
-from ..studies.study import Study
+from ..studies.records import Records
 from .probes import corrected_probes, split_on
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Drive:
 
     def __init__(
         self,
-        study: Study,
+        study: Records,
         strategy: Strategy,
         probe: ProbeResult | None,
         *,
@@ -87,7 +87,7 @@ class Drive:
 
     def _run(self, pool: Pool) -> str:
         while time.monotonic() < self._deadline_s:
-            self._study.storage.check()  # Also where nothing is written for long.
+            self._study.check()  # Also where nothing is written for long.
             while len(self._running) < pool.slots and (proposal := self._strategy.ask()) is not None:
                 self._start(pool, proposal)
             if not self._running:
@@ -118,21 +118,12 @@ class Drive:
         probe, setting = self._strategy.probe, proposal.setting
         micro, accumulation = Cost.of(self._strategy.facts, probe).split(setting.global_batch_size)
         resume_from = None if proposal.continues is None else self._study.record(proposal.continues).checkpoint
-        spec = TrialSpec(
-            number=-1,
-            stage=proposal.stage,
-            global_batch_size=setting.global_batch_size,
-            micro_batch_size=micro,
-            accumulation_steps=accumulation,
-            learning_rate=setting.learning_rate,
-            seed=proposal.seed,
-            end_samples=proposal.end_samples,
-            points=proposal.points,
-            params=setting.params,
+        spec = proposal.spec(
+            -1,
+            micro,
+            accumulation,
             eval_batch_size=None if probe is None else probe.eval_batch_size,
-            start_samples=proposal.start_samples,
             resume_from=resume_from,
-            noise_samples=proposal.noise_samples,
             most_samples=math.ceil(2 * self._strategy.facts.full_run_samples),
             splits={device: split_on(probe, setting.global_batch_size) for device, probe in self._strategy.probes.items()},
         )

@@ -19,8 +19,9 @@ from typing import Any
 
 from ..core.errors import BstuneError, StudyError
 from ..core.results import ProbeResult, TrialRecord
-from ..core.trials import TrialReport, TrialSpec
+from ..core.trials import ASKED, RESULT, TrialReport, TrialSpec, begun, reported
 from .optuna_parameters import Axes
+from .records import Records
 from .spec_json import decode_plan
 from .storage import Storage
 from .trial_rows import StoredTrial, read_trials
@@ -29,34 +30,6 @@ SCHEMA = 1
 """Version of the attributes below; a study of a higher one belongs to a newer bstune."""
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """By version: what makes a study's attributes those of the next one. They are applied on reading; the writer stores the outcome."""
-
-_ASKED = (
-    "stage",
-    "seed",
-    "global_batch_size",
-    "micro_batch_size",
-    "accumulation_steps",
-    "learning_rate",
-    "end_samples",
-    "start_samples",
-    "continues",
-    "device",
-)
-_RESULT = (
-    "state",
-    "reason",
-    "samples",
-    "val_loss",
-    "best_val_loss",
-    "seconds",
-    "samples_per_s",
-    "peak_bytes",
-    "metrics",
-    "cause",
-    "checkpoint",
-    "noise",
-    "report_interval",
-)
 
 
 def stored_arguments(study: Study) -> dict[str, Any]:
@@ -70,7 +43,7 @@ def stored_arguments(study: Study) -> dict[str, Any]:
     return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | asked
 
 
-class Study:
+class Study(Records):
     """One study, mirrored in memory: its trials are read once and never again.
 
     Attributes:
@@ -82,6 +55,7 @@ class Study:
 
     def __init__(self, storage: Storage, study_id: int, name: str) -> None:
         """Read a study that exists; use `find_study` or `make_study`."""
+        super().__init__()
         self.storage = storage
         self.name = name
         self._id = study_id
@@ -110,21 +84,6 @@ class Study:
             return {number: record for number, trial in self._trials.items() if (record := read_record(trial)) is not None}
 
     @property
-    def records(self) -> tuple[TrialRecord, ...]:
-        """All trials, also those that run in another process, in the order of their numbers."""
-        return tuple(self._records[number] for number in sorted(self._records))
-
-    @property
-    def finished(self) -> tuple[TrialRecord, ...]:
-        """The trials that have ended."""
-        return tuple(record for record in self.records if record.state != "running")
-
-    @property
-    def learned(self) -> bool:
-        """Whether any trial has taught something."""
-        return any(record.state in ("complete", "pruned") for record in self._records.values())
-
-    @property
     def probe(self) -> ProbeResult | None:
         """The probe that is stored here."""
         data = self.attributes.get("probe")
@@ -134,6 +93,14 @@ class Study:
     def probes(self) -> dict[str, ProbeResult]:
         """The probes of the kinds of device of a cluster that has several; the first is also `probe`."""
         return {entry["device"]: ProbeResult.from_dict(entry["probe"]) for entry in self.attributes.get("probes", ())}
+
+    def check(self) -> None:
+        """Make sure that the storage is still the one that this search locked.
+
+        Raises:
+            StudyError: It is not.
+        """
+        self.storage.check()
 
     def set(self, **attributes: Any) -> None:
         """Store user attributes of the study; what is the same already is not written again."""
@@ -171,14 +138,9 @@ class Study:
         from optuna.trial import TrialState, create_trial
 
         parameters, distributions = axes.parameters(spec)
-        asked: dict[str, Any] = {name: getattr(spec, name) for name in _ASKED if name not in ("continues", "device")}
-        if continues is None:
-            del asked["start_samples"]
-        else:
-            asked["continues"] = continues
-        if spec.params:
-            asked["params"] = dict(spec.params)
-        earlier = {} if continues is None else {step: math.nan if loss is None else loss for step, loss in self._records[continues].values}
+        record = begun(spec, None if continues is None else self._records[continues])
+        asked = _asked(record)
+        earlier = {step: math.nan if loss is None else loss for step, loss in record.values}
         trial = create_trial(
             state=TrialState.RUNNING,
             params=parameters,
@@ -190,10 +152,7 @@ class Study:
             trial_id = self.storage.backend.create_new_trial(self._id, template_trial=trial)
             number = self._number_of(trial_id)
         self._ids[number] = trial_id
-        record = read_record(StoredTrial(trial_id, number, False, asked, earlier))
-        assert record is not None
-        self._records[number] = record
-        return record
+        return self._enter(dataclasses.replace(record, number=number))
 
     def _number_of(self, trial_id: int) -> int:
         """Return the number of a new trial: the next one, unless somebody else has added trials to our study."""
@@ -212,35 +171,23 @@ class Study:
         with self.storage.guard():
             for name, value in placed.items():
                 self.storage.backend.set_trial_user_attr(self._ids[number], name, value)
-        self._records[number] = dataclasses.replace(self._records[number], **placed)
-        return self._records[number]
+        return super().place(number, **placed)
 
     def report(self, report: TrialReport) -> TrialRecord:
         """Enter a report under the points that it is the first to reach, and return the trial so far."""
-        record = self._records[report.number]
-        known = dict(record.values)
-        steps = [step for step in report.points or (report.samples,) if step not in known]
-        known.update({step: report.val_loss for step in steps})
+        before = self._records[report.number]
+        after = reported(before, report)
+        known = {step for step, _ in before.values}
         trial_id = self._ids[report.number]
         with self.storage.guard():
-            for step in steps:
-                self.storage.backend.set_trial_intermediate_value(trial_id, step, report.val_loss)
+            for step, _ in after.values:
+                if step not in known:
+                    self.storage.backend.set_trial_intermediate_value(trial_id, step, report.val_loss)
             if report.noise:  # Not only at the end: an orphan is charged for the samples that were drawn for it, too.
-                noise = [point.to_dict() for point in (*record.noise, *report.noise)]
-                self.storage.backend.set_trial_user_attr(trial_id, "noise", noise)
-            if report.samples != max(known, default=0):  # What an orphan is charged, where the curve does not say it.
+                self.storage.backend.set_trial_user_attr(trial_id, "noise", [point.to_dict() for point in after.noise])
+            if report.samples != after.values[-1][0]:  # What an orphan is charged, where the curve does not say it.
                 self.storage.backend.set_trial_user_attr(trial_id, "samples", report.samples)
-        record = dataclasses.replace(
-            record,
-            values=tuple(sorted(known.items())),
-            samples=max(report.samples, record.samples),
-            metrics={**record.metrics, **report.metrics},
-            seconds=report.seconds,
-            noise=(*record.noise, *report.noise),
-            report_interval=max(record.report_interval, report.interval),
-        )
-        self._records[report.number] = record
-        return record
+        return self._enter(after)
 
     def finish(self, record: TrialRecord) -> None:
         """Enter how a run has ended."""
@@ -252,18 +199,10 @@ class Study:
         value = record.val_loss if state == TrialState.COMPLETE or (state == TrialState.PRUNED and record.val_loss is not None) else None
         with self.storage.guard():
             self.storage.backend.set_trial_user_attr(
-                trial_id, "result", {name: data[name] for name in _RESULT if data[name] not in (None, [])}
+                trial_id, "result", {name: data[name] for name in RESULT if data[name] not in (None, [])}
             )
             self.storage.backend.set_trial_state_values(trial_id, state, None if value is None else [value])
-        self._records[record.number] = record
-
-    def record(self, number: int) -> TrialRecord:
-        """Return one trial."""
-        return self._records[number]
-
-    def forget_checkpoint(self, number: int) -> None:
-        """Note, for this call, that the checkpoint of a finished trial is no longer there."""
-        self._records[number] = dataclasses.replace(self._records[number], checkpoint=None)
+        self._enter(record)
 
 
 def read_record(trial: StoredTrial) -> TrialRecord | None:
@@ -277,6 +216,13 @@ def read_record(trial: StoredTrial) -> TrialRecord | None:
     return _record(trial, {"state": "running", "reason": "", "samples": samples, "noise": asked.get("noise", [])})
 
 
+def _asked(record: TrialRecord) -> dict[str, Any]:
+    """Return what a trial was asked to do as its user attributes say it: what is not the default."""
+    defaults = {item.name: item.default for item in dataclasses.fields(record)}
+    asked = {name: value for name in ASKED if (value := getattr(record, name)) != defaults[name]}
+    return {**asked, "params": dict(record.params)} if record.params else asked
+
+
 def _ended(trial: StoredTrial) -> TrialRecord:
     return _record(trial, trial.user_attrs["result"])
 
@@ -287,8 +233,8 @@ def _record(trial: StoredTrial, result: Mapping[str, Any]) -> TrialRecord:
     try:
         record = TrialRecord.from_dict(
             missing
-            | {name: asked[name] for name in _ASKED if name in asked}
-            | {name: result[name] for name in _RESULT if name in result}
+            | {name: asked[name] for name in ASKED if name in asked}
+            | {name: result[name] for name in RESULT if name in result}
             | {"number": trial.number, "params": asked.get("params", {}), "values": sorted(trial.intermediate_values.items())}
         )
     except BstuneError as error:
