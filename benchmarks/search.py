@@ -43,7 +43,7 @@ import baselines
 import numpy as np
 import tables
 from bstune.tuner.core.results import ProbeResult, Setting
-from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.specs import Plan, Proposal
 from bstune.tuner.strategy import gaussian_process, posterior, sampler
 from bstune.tuner.strategy.ledger import Run
 from bstune.tuner.strategy.samples_to_target import samples_to
@@ -194,7 +194,8 @@ def fastest_batch(table: Table, level: float) -> int | None:
     for batch, lr in table.curves:
         needed = []
         for i, curve in enumerate(table.curves[batch, lr]):
-            run = Run(i, "search", Setting(batch, lr), i, curve[-1][0], values=dict(curve), samples=curve[-1][0])
+            asked = Proposal("search", Setting(batch, lr), i, curve[-1][0], ())
+            run = Run(i, asked, values=dict(curve), samples=curve[-1][0])
             needed.append(samples_to(level, run) or math.inf)
         seconds[batch, lr] = float(np.median(needed)) * (SATURATION + batch) / batch
     best = min(seconds, key=lambda cell: seconds[cell])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..core.results import NoisePoint, Setting, TrialRecord
 from ..core.specs import Proposal
@@ -31,12 +31,8 @@ class Run:
     """One trial, finished or running."""
 
     number: int
-    stage: str
-    setting: Setting
-    seed: int
-    end_samples: int
-    start_samples: int = 0
-    continues: int | None = None
+    asked: Proposal
+    """A run that has ended no longer says at which points it was to report, nor how much noise it could have measured."""
     state: str = "running"
     samples: int = 0
     """Where it is, or where it ended."""
@@ -50,8 +46,6 @@ class Run:
     record: TrialRecord | None = None
     noise: tuple[NoisePoint, ...] = ()
     """Gradient noise measured along it."""
-    noise_granted: int = 0
-    """Samples that it may draw to measure gradient noise; what the budget holds back for that while it runs."""
     interval: int = 0
     """Samples from one report to the next, at most."""
     overshoot: int = 0
@@ -61,6 +55,61 @@ class Run:
     def __post_init__(self) -> None:
         """Derive the key."""
         self.key = key_of(self.setting)
+
+    @classmethod
+    def of(cls, record: TrialRecord, asked: Proposal) -> Run:
+        """Return the run of a trial that has ended."""
+        run = cls(
+            number=record.number,
+            asked=asked,
+            state=record.state,
+            samples=record.samples,
+            values={samples: math.nan if value is None else value for samples, value in sorted(record.values)},
+            cause=record.cause,
+            checkpoint=record.checkpoint,
+            seconds=record.seconds,
+            record=record,
+            noise=record.noise,
+            interval=record.report_interval,
+        )
+        if run.state == "pruned" and run.values:
+            run.overshoot = max(0, run.samples - max(run.values))
+        return run
+
+    @property
+    def stage(self) -> str:
+        """`anchor`, `search` or `confirm`."""
+        return self.asked.stage
+
+    @property
+    def setting(self) -> Setting:
+        """What it trains with."""
+        return self.asked.setting
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.asked.seed
+
+    @property
+    def end_samples(self) -> int:
+        """Where it was planned to end."""
+        return self.asked.end_samples
+
+    @property
+    def start_samples(self) -> int:
+        """Samples that it took over from the run that it continues."""
+        return self.asked.start_samples
+
+    @property
+    def continues(self) -> int | None:
+        """Number of the trial that it goes on from."""
+        return self.asked.continues
+
+    @property
+    def noise_granted(self) -> int:
+        """Samples that it may draw to measure gradient noise; what the budget holds back for that while it runs."""
+        return self.asked.noise_samples
 
     @property
     def noise_samples(self) -> int:
@@ -116,12 +165,8 @@ class Ledger:
         self._in_order: list[Run] | None = None
         self._running: dict[int, Run] = {}
         self._charged_of_ended = 0
-        self.memo: dict[int, object] = {}
-        """What was computed of single runs; an entry goes when its run changes."""
         self.version = 0
         """Grows with every entry."""
-        self.fitted: tuple[int, object] | None = None
-        """What was last computed from the books, and at which version: kept here because it is true of nothing else."""
         for record in records:
             self.finish(record)
 
@@ -141,7 +186,6 @@ class Ledger:
         else:
             self._charged_of_ended += run.charged
         self._runs[run.number] = run
-        self.memo.pop(run.number, None)
         self._by_key.setdefault(run.key, {})[run.number] = run
         self._in_order = None
 
@@ -157,26 +201,12 @@ class Ledger:
         """Enter a run that starts now; a continued one brings its earlier values along."""
         self.version += 1
         values = {} if proposal.continues is None else dict(self._runs[proposal.continues].values)
-        run = Run(
-            number=number,
-            stage=proposal.stage,
-            setting=proposal.setting,
-            seed=proposal.seed,
-            end_samples=proposal.end_samples,
-            start_samples=proposal.start_samples,
-            continues=proposal.continues,
-            samples=proposal.start_samples,
-            granted=granted,
-            noise_granted=proposal.noise_samples,
-            values=values,
-        )
-        self._enter(run)
+        self._enter(Run(number, proposal, samples=proposal.start_samples, granted=granted, values=values))
 
     def report(self, report: TrialReport) -> Run:
         """Enter a report of a running trial, under the wanted points that it is the first to reach."""
         self.version += 1
         run = self._runs[report.number]
-        self.memo.pop(report.number, None)
         for samples in report.points or (report.samples,):
             run.values.setdefault(samples, float(report.val_loss))
         run.samples = max(run.samples, report.samples)
@@ -188,29 +218,12 @@ class Ledger:
         """Replace what was known of a trial by its final record."""
         self.version += 1
         before = self._runs.get(record.number)
-        end = record.end_samples or (before.end_samples if before else record.samples)
-        run = Run(
-            number=record.number,
-            stage=record.stage,
-            setting=Setting(record.global_batch_size, record.learning_rate, dict(record.params)),
-            seed=record.seed,
-            end_samples=end,
-            start_samples=record.start_samples,
-            continues=record.continues,
-            state=record.state,
-            samples=record.samples,
-            values={samples: math.nan if value is None else value for samples, value in sorted(record.values)},
-            cause=record.cause,
-            checkpoint=record.checkpoint,
-            seconds=record.seconds,
-            record=record,
-            noise=record.noise,
-            interval=record.report_interval,
-        )
+        asked = Proposal.of(record)
+        if before is not None and not record.end_samples:
+            asked = replace(asked, end_samples=before.end_samples)
+        run = Run.of(record, asked)
         if record.state == "failed" and not run.values and before is not None:
             run.values = dict(before.values)
-        if record.state == "pruned" and run.values:
-            run.overshoot = max(0, run.samples - max(run.values))
         self._enter(run)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +41,8 @@ class Context:
     """Shorter runs are planned as such, because the schedule is scaled to their end."""
     banned: frozenset[Key] = frozenset()
     banned_batches: frozenset[int] = frozenset()
+    fits: Fits = field(default_factory=lambda: Fits(), compare=False, repr=False)
+    """What was computed already; it belongs to the strategy."""
 
     def allowed(self, key: Key, batch: int) -> bool:
         """Return whether nothing is known that forbids a setting."""
@@ -73,18 +75,13 @@ class Model:
     @classmethod
     def of(cls, context: Context, ledger: Ledger) -> Model | None:
         """Fit to all runs with values; None while nothing finite is known at any rung. Fitted once for each state of the ledger."""
-        if ledger.fitted is None or ledger.fitted[0] != ledger.version:
-            before = None if ledger.fitted is None else ledger.fitted[1]
-            assert before is None or isinstance(before, Model)
-            ledger.fitted = (ledger.version, cls._fit(context, ledger, before))
-        model = ledger.fitted[1]
-        assert model is None or isinstance(model, Model)
-        return model
+        return context.fits.model(context, ledger)
 
     @classmethod
-    def _fit(cls, context: Context, ledger: Ledger, before: Model | None) -> Model | None:
+    def fit(cls, context: Context, ledger: Ledger, before: Model | None) -> Model | None:
+        """Fit anew, beginning with what was found `before`; see `of`."""
         runs = [run for seed in sorted({run.seed for run in ledger}) for run in ledger.curves(seed)]
-        said = {run.number: _said(run, context, ledger.memo) for run in runs}
+        said = {run.number: context.fits.said(run, context) for run in runs}
         deepest: dict[Key, Run] = {}
         for run in runs:
             if run.seed == context.seed and (run.key not in deepest or run.samples > deepest[run.key].samples):
@@ -198,14 +195,38 @@ class _Said:
     last: float
 
 
-def _said(run: Run, context: Context, memo: dict[int, object]) -> _Said:
-    found = memo.get(run.number)
-    if not isinstance(found, _Said):
-        rungs = context.rungs
-        values = [(rung, _value_at(run, rung, rungs, context.planned)) for rung in rungs.samples]
-        rows = tuple((math.log2(min(rung / rungs.full_samples, 1.0)), value) for rung, value in values if value is not None)
-        found = memo[run.number] = _Said(rows, run.diverged, min(run.values.values()), run.values[max(run.values)])
-    return found
+class Fits:
+    """What was computed of a ledger, kept for as long as it is true. Each strategy has its own."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._model: Model | None = None
+        self._fitted_to: tuple[Ledger, int] | None = None
+        """The ledger, and its version."""
+        self._said: dict[int, tuple[Run, int, _Said]] = {}
+        """By number: the run, how many values it had, and what it said."""
+
+    def model(self, context: Context, ledger: Ledger) -> Model | None:
+        """Return the surrogate of a ledger as it is now."""
+        if self._fitted_to != (ledger, ledger.version):
+            self._model = Model.fit(context, ledger, self._model)
+            self._fitted_to = (ledger, ledger.version)
+        return self._model
+
+    def said(self, run: Run, context: Context) -> _Said:
+        """Return what a run says: a run that ends is another object, and one that goes on only gets more values."""
+        known, n_values, said = self._said.get(run.number, (None, 0, None))
+        if said is None or known is not run or n_values != len(run.values):
+            rungs = context.rungs
+            values = [(rung, _value_at(run, rung, rungs, context.planned)) for rung in rungs.samples]
+            rows = tuple((math.log2(min(rung / rungs.full_samples, 1.0)), value) for rung, value in values if value is not None)
+            said = _Said(rows, run.diverged, min(run.values.values()), run.values[max(run.values)])
+            self._said[run.number] = (run, len(run.values), said)
+        return said
+
+    def forget_model(self) -> None:
+        """Fit anew at the next call: what was fitted holds a space that is no longer the same."""
+        self._model = self._fitted_to = None
 
 
 def _most_telling(runs: list[Run], said: Mapping[int, _Said]) -> list[Run]:

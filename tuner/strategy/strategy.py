@@ -21,7 +21,7 @@ from .baseline_samplers import PlainSampler, make_sampler
 from .cost import Cost
 from .finalists import LEFT_OVER_FROM, finalists
 from .ledger import Ledger, Run, key_of
-from .posterior import Context, Model
+from .posterior import Context, Fits, Model
 from .recommend import recommend
 from .rungs import SCHEDULED, Rungs, diverged
 from .sampler import Action, SurrogateSampler
@@ -69,6 +69,7 @@ class Strategy:
         self.space = make_space(plan, facts, probe)
         self.rungs = Rungs.of(facts)
         self.ledger = Ledger(history)
+        self._fits = Fits()
         self._planned = facts.schedule in SCHEDULED and facts.kind == "supervised"
         if history:
             self._widen()
@@ -192,7 +193,7 @@ class Strategy:
                 space = make_space(self.plan, self.facts, self.probe, allowed, [*rates, best / BEYOND, best * BEYOND])
         if space != self.space:
             self.space = space
-            self.ledger.fitted = None  # What was fitted holds the space as it was.
+            self._fits.forget_model()
 
     def spent(self) -> Spent:
         """Return what was trained so far; the probe is not in it."""
@@ -385,6 +386,7 @@ class Strategy:
             self._planned,
             frozenset(banned),
             frozenset(batches),
+            self._fits,
         )
 
     def _too_large_after(self, run: Run) -> set[int]:
