@@ -9,12 +9,19 @@ import numpy as np
 import pynvml
 import pytest
 import torch
+from bstune.tuner.core.specs import Plan
 from bstune.tuner.device import nvml as nvml_module
 from bstune.tuner.device import out_of_memory
 from bstune.tuner.memory.trace import Trace, TraceModel
 from bstune.tuner.probing.size_search import Bounds, Growth
+from bstune.tuner.searching.loop import Drive
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.studies.catalog import make_study
+from bstune.tuner.studies.storage import open_storage
 from bstune.tuner.testing.fake_device import GIB, FakeClock, FakeDevice, Fault, ProcessDied
 from bstune.tuner.testing.fake_nvml import FakeCard, fake_nvml
+from bstune.tuner.testing.replay import TablePool, replay
+from bstune.tuner.testing.tables import synthetic
 
 
 def search(device: FakeDevice, budget_bytes: int, *, cap: int = 10_000) -> Growth:
@@ -167,6 +174,24 @@ def test_a_fake_clock_moves_when_told() -> None:
     assert clock() == clock() == 5.0
     clock.advance(2.5)
     assert clock() == 7.5
+
+
+# --- recorded tables ---
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_replay_is_the_search_that_a_study_remembers(slots: int) -> None:
+    """The figures that rest on replays are those of a real search: the same trials to the last word."""
+    table = synthetic()
+    plan = Plan(budget=4, space=table.space, jobs=slots)
+
+    replayed = replay(Strategy(plan, table.facts(), None), table, slots=slots)
+    with open_storage("sqlite:///:memory:") as storage:
+        study = make_study(storage, "stored")
+        Drive(study, Strategy(plan, table.facts(), None), None, tell=lambda *_: None).run(TablePool(table, slots))
+
+        assert len(replayed) > 4
+        assert tuple(sorted(replayed, key=lambda record: record.number)) == study.records
 
 
 # --- NVML -----------------------------------------------------------------------------------------------------------

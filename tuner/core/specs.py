@@ -56,10 +56,11 @@ class Proposal:
     def of(cls, record: TrialRecord) -> Proposal:
         """Return what was asked of a trial, as far as its record says: not the points, nor the noise."""
         setting = Setting(record.global_batch_size, record.learning_rate, dict(record.params))
-        return cls(record.stage, setting, record.seed, record.end_samples or record.samples, (), record.continues, record.start_samples)
+        end = record.end_samples or record.samples
+        return cls(record.stage, setting, record.seed, end, (), record.continues, record.start_samples)
 
     def spec(self, number: int, micro_batch_size: int, accumulation_steps: int, **more: Any) -> TrialSpec:
-        """Return the run as a worker is to do it, with its batch split; `more` are the fields of which a proposal says nothing."""
+        """Return the run as a worker is to do it, with its batch split; `more` is what a proposal does not say."""
         return TrialSpec(
             number=number,
             stage=self.stage,

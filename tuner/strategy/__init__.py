@@ -1,6 +1,7 @@
 """What to try, what to stop, what to confirm and what to recommend; it runs nothing.
 
 - `baseline_samplers`: Optuna's samplers, for comparison, and the choice of a sampler by its name.
+- `budget`: The budget of a search, in samples: what is left, what is held back, and how far a run may go.
 - `candidates`: What may be recommended: every setting that was run, with its loss and what it costs.
 - `cautions`: What a user is warned of, as codes and figures.
 - `choice`: The choice among candidates by the goal, and why, as codes and figures.

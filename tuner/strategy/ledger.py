@@ -32,7 +32,7 @@ class Run:
 
     number: int
     asked: Proposal
-    """A run that has ended no longer says at which points it was to report, nor how much noise it could have measured."""
+    """Of a run that has ended without the points, and without what it might have drawn to measure noise."""
     state: str = "running"
     samples: int = 0
     """Where it is, or where it ended."""

@@ -219,7 +219,8 @@ class Fits:
         if said is None or known is not run or n_values != len(run.values):
             rungs = context.rungs
             values = [(rung, _value_at(run, rung, rungs, context.planned)) for rung in rungs.samples]
-            rows = tuple((math.log2(min(rung / rungs.full_samples, 1.0)), value) for rung, value in values if value is not None)
+            found = [(rung, value) for rung, value in values if value is not None]
+            rows = tuple((math.log2(min(rung / rungs.full_samples, 1.0)), value) for rung, value in found)
             said = _Said(rows, run.diverged, min(run.values.values()), run.values[max(run.values)])
             self._said[run.number] = (run, len(run.values), said)
         return said

@@ -15,15 +15,15 @@ from types import MappingProxyType
 from ..core.results import BatchAnswer, Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
 from ..core.specs import Forecast, Plan, Proposal
 from ..core.trials import Facts, TrialReport, Verdict
-from ..theory.gradient_noise import SHARE as NOISE_SHARE
 from ..theory.gradient_noise import noise_scale
 from .baseline_samplers import PlainSampler, make_sampler
+from .budget import Budget
 from .cost import Cost
-from .finalists import LEFT_OVER_FROM, finalists
+from .finalists import finalists
 from .ledger import Ledger, Run, key_of
 from .posterior import Context, Fits, Model
 from .recommend import recommend
-from .rungs import SCHEDULED, Rungs, diverged
+from .rungs import Rungs, diverged
 from .sampler import Action, SurrogateSampler
 from .samples_to_target import Evidence, batch_answer
 from .space import make_space
@@ -37,8 +37,6 @@ FAULTS = frozenset({"error", "no_report"})
 """Of the user's code."""
 HOPELESS = 12
 """Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
-CONFIRM_SHARE = 4
-"""Confirmation is sure of one over this of the budget, and of at least one full run."""
 
 
 class Strategy:
@@ -69,70 +67,10 @@ class Strategy:
         self.space = make_space(plan, facts, probe)
         self.rungs = Rungs.of(facts)
         self.ledger = Ledger(history)
+        self._budget = Budget(plan, facts, self.rungs, self.ledger)
         self._fits = Fits()
-        self._planned = facts.schedule in SCHEDULED and facts.kind == "supervised"
         if history:
             self._widen()
-
-    # --- the budget ---
-
-    @property
-    def _budget(self) -> float:
-        return self.plan.budget * self.rungs.full_samples
-
-    @property
-    def _share(self) -> float:
-        """Full runs that are held back for confirmation while the search goes on."""
-        budget = self.plan.budget
-        if self.plan.confirm < 1 or budget < 1.5:
-            return 0.0
-        return float(max(1, int(budget) // CONFIRM_SHARE))
-
-    @property
-    def _kept(self) -> float:
-        """Full runs that the search keeps its hands off: the share of confirmation, and what it leaves over for another finalist."""
-        return self._share + (1 if self._share and self.plan.budget >= LEFT_OVER_FROM else 0)
-
-    @property
-    def _search_left(self) -> float:
-        """Samples that the search may still commit."""
-        confirming = sum(run.committed for run in self.ledger if run.stage == "confirm")
-        held = max(0.0, self._kept * self.rungs.full_samples - confirming)
-        return self._budget - self.ledger.committed - held
-
-    @property
-    def _trials_left(self) -> float:
-        if self.plan.n_trials is None:
-            return math.inf
-        return self.plan.n_trials - len(self.ledger)
-
-    @property
-    def _prunes(self) -> bool:
-        """Whether a trial may be stopped at a rung; else all that it may cost is held back when it starts."""
-        return self.plan.pruner != "none" and not self._planned
-
-    @property
-    def _overshoot(self) -> int:
-        """Samples by which a loop that reports when it likes has passed the point asked for, at most, so far."""
-        return 0 if self.facts.kind == "supervised" else max((run.overshoot for run in self.ledger), default=0)
-
-    @property
-    def _interval(self) -> float:
-        """Samples between two reports of such a loop, at most: by so much a running trial may pass the budget."""
-        return 0 if self.facts.kind == "supervised" else max((run.interval for run in self.ledger), default=0)
-
-    def _next_stop(self, setting: Setting, samples: int, end: int) -> int:
-        """Return where a run that stands at `samples` is judged next: past the next rung, and past what is known of its cell."""
-        batch = setting.global_batch_size
-        known = max([samples, *(run.samples for run in self.ledger.of(key_of(setting), self.plan.seed) if run.state != "failed")])
-        rung = next((rung for rung in self.rungs.counted(batch) if self.rungs.reach(rung, batch, end) > known), end)
-        return min(self.rungs.reach(rung, batch, end) + self._overshoot, end)
-
-    def _known(self, run: Run) -> bool:
-        """Whether another run of the same cell has been further than this one."""
-        return any(
-            other.samples >= run.samples for other in self.ledger.of(run.key, run.seed) if other is not run and other.state != "failed"
-        )
 
     # --- what the driver calls ---
 
@@ -145,15 +83,12 @@ class Strategy:
         if proposal is None and not any(run.stage != "confirm" for run in running):
             proposal = self._confirm()
         if proposal is None and not running:
-            self.stopped_by = self._why_over()
+            self.stopped_by = self._budget.why_over()
         return proposal
 
     def started(self, number: int, proposal: Proposal) -> None:
         """Enter a proposal that was started as this trial."""
-        grant = proposal.end_samples
-        if proposal.stage != "confirm" and self._prunes:
-            grant = self._next_stop(proposal.setting, proposal.start_samples, proposal.end_samples)
-        self.ledger.start(number, proposal, grant)
+        self.ledger.start(number, proposal, self._budget.grant(proposal))
 
     def report(self, report: TrialReport) -> Verdict:
         """Judge a report: whether the trial is to go on."""
@@ -163,10 +98,10 @@ class Strategy:
         if run.stage == "confirm" or run.samples >= run.end_samples:
             return "go"
         counted = [rung for rung in self.rungs.counted(run.setting.global_batch_size) if rung in report.points]
-        if not counted or not self._prunes or (run.samples < run.granted and self._known(run)):
+        if not counted or not self._budget.prunes or (run.samples < run.granted and self._budget.is_known(run)):
             return "go"
-        reach = self._next_stop(run.setting, run.samples, run.end_samples)
-        if reach - max(run.granted, run.samples) > self._search_left:
+        reach = self._budget.next_stop(run.setting, run.samples, run.end_samples)
+        if reach - max(run.granted, run.samples) > self._budget.search_left:
             return "stop"
         self._widen()
         if not self._sampler().goes_on(self.ledger, run, counted[-1]):
@@ -197,9 +132,7 @@ class Strategy:
 
     def spent(self) -> Spent:
         """Return what was trained so far; the probe is not in it."""
-        samples = self.ledger.charged
-        seconds = sum(run.seconds or 0.0 for run in self.ledger)
-        return Spent(samples / self.rungs.full_samples, samples, seconds)
+        return self._budget.spent()
 
     def limits(self) -> Limits:
         """Return the batch size that memory, hardware and gradient noise each allow, as far as they are known."""
@@ -215,22 +148,22 @@ class Strategy:
 
     def forecast(self) -> Forecast:
         """Return what the search is expected to cost."""
-        search = max(0.0, self.plan.budget - self._kept)
+        search = max(0.0, self.plan.budget - self._budget.kept)
         # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as many more.
-        n_search = (6 + 2 * search) * (1.5 if self.facts.can_continue or self._planned else 1.0)
-        n_trials = max(1, round(n_search + self._kept))
+        n_search = (6 + 2 * search) * (1.5 if self.facts.can_continue or self._budget.planned else 1.0)
+        n_trials = max(1, round(n_search + self._budget.kept))
         if self.plan.n_trials is not None:
             n_trials = min(n_trials, self.plan.n_trials)
         rates, batches = self.space.learning_rates, self.space.batches
         seconds = seconds_range = None
         cost = Cost.of(self.facts, self.probe)
-        each = [s for batch in batches if (s := cost.seconds(batch, self._budget)) is not None]
+        each = [s for batch in batches if (s := cost.seconds(batch, self._budget.samples)) is not None]
         if each:
             seconds, seconds_range = sum(each) / len(each), (min(each), max(each))
         return Forecast(
             n_trials=n_trials,
             full_runs=self.plan.budget,
-            samples=round(self._budget),
+            samples=round(self._budget.samples),
             seconds=seconds,
             seconds_range=seconds_range,
             n_batches=len(batches),
@@ -263,22 +196,21 @@ class Strategy:
 
     def _search(self) -> Proposal | None:
         """Return the next run of the search, or None when it is over or waits."""
-        reserved = 1 if self._share else 0
-        if self._trials_left <= reserved or self._hopeless:
+        reserved = 1 if self._budget.share else 0
+        if self._budget.trials_left <= reserved or self._hopeless:
             return None
         action = self._retry() or self._sampler().next(self.ledger)
         if action is None:
             return None
         batch = action.setting.global_batch_size
         share = 1.0
-        if self._planned and action.first_stop < self.rungs.samples[-1]:
+        if self._budget.planned and action.first_stop < self.rungs.samples[-1]:
             share = action.first_stop / self.rungs.full_samples
         end = self.rungs.end_of(batch, share)
-        start = 0 if action.continues is None else self.ledger[action.continues].samples
-        cost = (self._next_stop(action.setting, start, end) if self._prunes else end) - start
-        if cost > self._search_left:
-            return None
-        return self._proposal("anchor" if action.racing else "search", action.setting, self.plan.seed, end, action.continues)
+        stage = "anchor" if action.racing else "search"
+        proposal = self._proposal(stage, action.setting, self.plan.seed, end, action.continues)
+        too_much = self._budget.grant(proposal) - proposal.start_samples > self._budget.search_left
+        return None if too_much else proposal
 
     def _blameless(self) -> list[Run]:
         """Return the runs that were lost through no fault of their setting.
@@ -304,16 +236,16 @@ class Strategy:
 
     def _confirm(self) -> Proposal | None:
         """Return the next confirmation run: every finalist on the first fresh seed, then on the next."""
-        if self._trials_left < 1 or self._share == 0:
+        if self._budget.trials_left < 1 or self._budget.share == 0:
             return None
-        left = self._budget - self.ledger.committed
+        left = self._budget.left
         confirming = [run for run in self.ledger if run.stage == "confirm"]
-        chosen = finalists(self._evidence(), self._n_finalists(left, confirming))
+        chosen = finalists(self._evidence(), self._budget.n_finalists(confirming))
         for fresh in range(1, self.plan.confirm + 1):
             wanted = [setting for setting in chosen if self._unconfirmed(setting, self.plan.seed + fresh)]
             ends = [self.rungs.end_of(setting.global_batch_size) for setting in wanted]
             first = fresh == 1 and not confirming  # The one run that verifies: a loop's overshoots may not cost it.
-            slack = self._interval * self.plan.jobs if first else 0
+            slack = self._budget.interval * self.plan.jobs if first else 0
             round_begun = any(run.seed == self.plan.seed + fresh for run in confirming)
             if wanted and (ends[0] <= left + slack if fresh == 1 or round_begun else sum(ends) <= left):
                 return self._proposal("confirm", wanted[0], self.plan.seed + fresh, ends[0], None)
@@ -327,44 +259,13 @@ class Strategy:
         lost = [run for run in runs if run.cause in LOST]
         return len(runs) == len(lost) <= RETRIES
 
-    def _n_finalists(self, left: float, confirming: Sequence[Run]) -> int:
-        """Return how many settings are confirmed: as many as one fresh seed each can be had for."""
-        settings = len({run.key for run in confirming if not run.diverged and run.state != "failed"})
-        affordable = settings + int(min(left / self.rungs.full_samples + 1e-6, self._trials_left))
-        return max(1, min(int(self._kept), affordable))
-
     def _proposal(self, stage: str, setting: Setting, seed: int, end: int, continues: int | None) -> Proposal:
         start = 0 if continues is None else self.ledger[continues].samples
-        noise = self._noise_allowance(stage, start, end)
+        noise = self._budget.noise_allowance(stage, start, end)
         return Proposal(stage, setting, seed, end, self.rungs.points(end, start), continues, start, noise)
 
-    def _noise_allowance(self, stage: str, start: int, end: int) -> int:
-        """Return the samples that a run may draw to measure gradient noise, where bstune owns the step.
-
-        All runs of the search share one allowance, which goes to those that set out for their end: noise depends on the
-        learning rate, and those were not chosen for nothing. A confirmation run has its own if that costs no other one.
-        """
-        full = self.rungs.full_samples
-        allowance = int(NOISE_SHARE * full)
-        if self.facts.kind != "supervised":
-            return 0
-        left = self._budget - self.ledger.committed - end
-        if stage == "confirm":
-            return allowance if left >= allowance and int((left - allowance) / full) == int(left / full) else 0
-        if end < full / 2 or (self._prunes and start < full / 4):
-            return 0
-        taken = sum(
-            max(run.noise_samples, run.noise_granted if run.state == "running" else 0) for run in self.ledger if run.stage != "confirm"
-        )
-        return max(0, min(allowance - taken, int(self._search_left) - (end - start)))
-
-    def _why_over(self) -> str:
-        if self._trials_left < 1:
-            return "n_trials"
-        return "budget" if self._budget - self.ledger.charged < self.rungs.full_samples * 1.0 else "converged"
-
     def _sampler(self) -> SurrogateSampler | PlainSampler:
-        left = self._search_left / self.rungs.full_samples
+        left = self._budget.search_left / self.rungs.full_samples
         return make_sampler(self._context(), self.plan.sampler, self.plan.pruner, left)
 
     def _context(self) -> Context:
@@ -382,8 +283,8 @@ class Strategy:
             self.space,
             self.rungs,
             self.plan.seed,
-            self.facts.can_continue and not self._planned,
-            self._planned,
+            self.facts.can_continue and not self._budget.planned,
+            self._budget.planned,
             frozenset(banned),
             frozenset(batches),
             self._fits,
@@ -400,4 +301,5 @@ class Strategy:
         return {batch for batch in self.space.batches if batch >= run.setting.global_batch_size}
 
     def _evidence(self) -> Evidence:
-        return Evidence(self.plan, self.facts, self.probe, self._context(), self.ledger, self._share, self.probes)
+        share = self._budget.share
+        return Evidence(self.plan, self.facts, self.probe, self._context(), self.ledger, share, self.probes)

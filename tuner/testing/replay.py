@@ -97,8 +97,16 @@ class _Replay:
     stopped: bool = False
 
 
-def replay(strategy: Strategy, table: Table, *, slots: int = 1, watch: Callable[[Strategy], None] | None = None) -> list[TrialRecord]:
-    """Run a strategy on a table to its end, by the loop of every search, and return the records of its trials as they ended.
+def replay(
+    strategy: Strategy,
+    table: Table,
+    *,
+    slots: int = 1,
+    watch: Callable[[Strategy], None] | None = None,
+) -> list[TrialRecord]:
+    """Run a strategy on a table to its end, and return the records of its trials in the order in which they ended.
+
+    The loop is the one of every search; only the records are kept in memory and the losses looked up.
 
     Args:
         strategy: A strategy made for `table.facts()`; with a history, its records are not returned again.
