@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -398,6 +400,21 @@ def test_a_meter_counts_what_this_process_took(monkeypatch: pytest.MonkeyPatch) 
     assert reading.start_bytes == 400 * MIB
     assert reading.peak_bytes == 3 * GIB + 450 * MIB
     assert reading.alloc_retries == 1
+
+
+def test_the_peak_on_cpu_counts_loader_workers_of_any_depth() -> None:
+    """What a grandchild held when it was looked at stays in the peak after it has ended."""
+    peak = meter.PeakMemory("cpu")
+    alone = peak.read()
+    hold = "held = bytearray(b'x') * (96 << 20); print('ready', flush=True); input()"
+    between = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    with subprocess.Popen([sys.executable, "-c", between], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        peak.look()
+        child.communicate(b"\n")
+
+    assert 96 * MIB < peak.read() - alone < 256 * MIB
 
 
 # --- the host's side ------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ kernels that are loaded when they are first used, and what libraries take for th
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -76,30 +75,60 @@ def data_segment_bytes() -> int:
 
 def children_bytes() -> int:
     """Return the anonymous memory that is proportionally this process's children's: its loader workers'."""
+    import psutil
+
     total = 0
-    for pid in _descendants(os.getpid()):
+    for child in psutil.Process().children(recursive=True):
         try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
+            lines = Path(f"/proc/{child.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:  # It has ended, or this is not Linux.
             continue
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     return total
 
 
-def _descendants(pid: int) -> list[int]:
-    found = []
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    except OSError:
-        return []
-    for task in tasks:
-        try:
-            children = [int(child) for child in (task / "children").read_text().split()]
-        except OSError:
-            continue
-        for child in children:
-            found += [child, *_descendants(child)]
-    return found
+class PeakMemory:
+    """The peak memory of the process that it is made in, from then on: what a probe and a trial read alike.
+
+    On CPU the peak of loader workers counts as far as `look` saw it; on CUDA `look` does nothing.
+    """
+
+    def __init__(self, device: str) -> None:
+        """Forget the peak before now; on CUDA this opens the context."""
+        self._device = device
+        self._cuda = device.startswith("cuda")
+        self._children_bytes = 0
+        self._beside_bytes = 0
+        self.context_bytes = 0
+        if self._cuda:
+            import torch
+
+            self.context_bytes = open_context(device)
+            self._unreserved_bytes = self._free_and_reserved()
+            torch.cuda.reset_peak_memory_stats(device)
+        reset_peak_rss()
+
+    def look(self) -> None:
+        """See what loader workers hold now."""
+        if not self._cuda:
+            self._children_bytes = max(self._children_bytes, children_bytes())
+
+    def read(self) -> int:
+        """Return the peak in bytes: the process and its loader workers; on CUDA the context, the allocator, and what grows beside it."""
+        if not self._cuda:
+            return peak_rss_bytes() + self._children_bytes
+        import torch
+
+        beside_bytes = self._unreserved_bytes - self._free_and_reserved()
+        if beside_bytes <= MOST_BESIDE_BYTES:
+            self._beside_bytes = max(self._beside_bytes, beside_bytes)
+        return self.context_bytes + self._beside_bytes + torch.cuda.max_memory_reserved(self._device)
+
+    def _free_and_reserved(self) -> int:
+        """Return the bytes of the card that neither another process nor this one, beside its allocator, holds."""
+        import torch
+
+        return int(torch.cuda.mem_get_info(self._device)[0]) + int(torch.cuda.memory_reserved(self._device))
 
 
 class ProcessMeter:
@@ -114,19 +143,9 @@ class ProcessMeter:
         self._step_s: list[float] = []
         self._timed_s: list[float] = []
         self._held: tuple[int, int, int] | None = None
-        self._children_peak = 0
-        self._context_bytes = 0
-        self._retries_before = 0
-        if self._cuda:
-            import torch
-
-            self._context_bytes = open_context(device)
-            self._beside_bytes = 0
-            self._unreserved_bytes = self._free_and_reserved()
-            self._retries_before = self._retries()
-            torch.cuda.reset_peak_memory_stats(device)
-        reset_peak_rss()
-        self._start_bytes = 0 if self._cuda else peak_rss_bytes()
+        self._peak = PeakMemory(device)
+        self._retries_before = self._retries()
+        self._start_bytes = self._peak.context_bytes if self._cuda else peak_rss_bytes()
         self._last_s = time.perf_counter()
 
     @property
@@ -142,15 +161,18 @@ class ProcessMeter:
 
     def _close_phase(self) -> None:
         self._synchronize()
-        self._look_at_children()
-        self._phase_peaks[self._phase] = self._peak()
+        self._peak.look()
+        self._phase_peaks[self._phase] = self._peak.read()
 
     def step_done(self) -> None:
         """End one optimizer step."""
         self._synchronize()
         now_s = time.perf_counter()
-        (self._timed_s if self._phase == "timing" else self._step_s).append(now_s - self._last_s)
-        self._look_at_children()
+        if self._phase == "timing":  # To look takes milliseconds in which a loader would work ahead: done at the end.
+            self._timed_s.append(now_s - self._last_s)
+        else:
+            self._step_s.append(now_s - self._last_s)
+            self._peak.look()
         self._last_s = time.perf_counter()
 
     def holds(self, *, parameters_bytes: int, gradients_bytes: int, optimizer_state_bytes: int) -> None:
@@ -162,8 +184,8 @@ class ProcessMeter:
         self._close_phase()
         held = self._held or (None, None, None)
         return Reading(
-            peak_bytes=self._peak(),
-            start_bytes=self._start_bytes or self._context_bytes,
+            peak_bytes=self._peak.read(),
+            start_bytes=self._start_bytes,
             phase=self._phase,
             steps=len(self._step_s) + len(self._timed_s),
             step_s=tuple(self._step_s),
@@ -174,26 +196,6 @@ class ProcessMeter:
             optimizer_state_bytes=held[2],
             alloc_retries=self._retries() - self._retries_before,
         )
-
-    def _look_at_children(self) -> None:
-        if not self._cuda:
-            self._children_peak = max(self._children_peak, children_bytes())
-
-    def _peak(self) -> int:
-        if not self._cuda:
-            return peak_rss_bytes() + self._children_peak
-        import torch
-
-        beside_bytes = self._unreserved_bytes - self._free_and_reserved()
-        if beside_bytes <= MOST_BESIDE_BYTES:
-            self._beside_bytes = max(self._beside_bytes, beside_bytes)
-        return self._context_bytes + self._beside_bytes + torch.cuda.max_memory_reserved(self._device)
-
-    def _free_and_reserved(self) -> int:
-        """Return the bytes of the card that neither another process nor this one, beside its allocator, holds."""
-        import torch
-
-        return int(torch.cuda.mem_get_info(self._device)[0]) + int(torch.cuda.memory_reserved(self._device))
 
     def _retries(self) -> int:
         if not self._cuda:
