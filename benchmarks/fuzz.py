@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from bstune.tuner.probing.size_search import Bounds, Growth, SizeTried
+from bstune.tuner.probing.memory_fit import SizeTried
+from bstune.tuner.probing.size_search import Bounds, Growth
 
 
 def run(

@@ -13,7 +13,8 @@ from typing import Any
 
 from bstune.tuner.memory.caching_allocator import ReservedPeak, replay, reserved_at
 from bstune.tuner.memory.trace import DoesNotPairError, Trace, TraceModel, fitted
-from bstune.tuner.probing.size_search import Bounds, Growth, SizeTried
+from bstune.tuner.probing.memory_fit import SizeTried
+from bstune.tuner.probing.size_search import Bounds, Growth
 from bstune.tuner.theory.step_time import fit_step_time, throughput_row
 from gpu_cards import MIB, Card, Case, Model, NotRunError, Seen
 

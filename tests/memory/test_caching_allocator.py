@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from bstune.tuner.memory.caching_allocator import CachingAllocator, OutOfReserveError, ReservedPeak, replay, reserved_at
 from bstune.tuner.memory.trace import Trace, TraceModel
-from bstune.tuner.probing.size_search import Bounds, Growth, SizeTried
+from bstune.tuner.probing.memory_fit import SizeTried
+from bstune.tuner.probing.size_search import Bounds, Growth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 from bstune import ArgumentError
-from bstune.tuner.probing.size_search import Bounds, Growth, SizeTried
+from bstune.tuner.probing.memory_fit import SizeTried
+from bstune.tuner.probing.size_search import Bounds, Growth
 from fuzz import fuzzed, run, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,7 +59,7 @@ def test_a_constant_memory_ends_at_the_cap() -> None:
 
     assert growth.answer.size == 4096
     assert (growth.answer.proof, growth.answer.limited_by) == ("cap", "dataset")
-    assert growth.flat
+    assert growth.fit.flat
 
 
 def test_the_users_cap_is_named() -> None:
@@ -176,7 +177,7 @@ def test_a_plateau_stops_growth() -> None:
     for size in (3, 5):
         growth.add(SizeTried(size, True, 1_000_000, "ok"))
 
-    assert growth.flat
+    assert growth.fit.flat
     growth.stop("plateau")
     assert (growth.answer.size, growth.answer.limited_by, growth.answer.proof) == (5, "plateau", "cap")
 
@@ -278,12 +279,12 @@ def test_a_large_fall_of_memory_is_a_change_of_kernel_and_no_noise() -> None:
     growth = Growth(Bounds(), budget_bytes=GIB)
     growth.add(SizeTried(3, True, 100_000_000, "ok"))
     growth.add(SizeTried(5, True, 50_000_000, "ok"))
-    assert growth.noise_bytes == 0
+    assert growth.fit.noise_bytes == 0
 
     growth.add(SizeTried(8, True, 49_000_000, "ok"))
-    assert growth.noise_bytes == pytest.approx(1e6 / math.sqrt(2))
+    assert growth.fit.noise_bytes == pytest.approx(1e6 / math.sqrt(2))
     growth.add(SizeTried(8, True, 49_000_000, "ok"))
-    assert growth.noise_bytes == 0
+    assert growth.fit.noise_bytes == 0
 
 
 def test_neighbours_that_scatter_about_the_predictor_are_noise_where_some_is_expected() -> None:
@@ -296,7 +297,7 @@ def test_neighbours_that_scatter_about_the_predictor_are_noise_where_some_is_exp
 
     growth = run(memory, 700e6, Bounds(1, 999), predict=lambda n: 2.3e6 * n, survives_to=2, noise_bytes=2.5e5)
 
-    assert growth.noise_bytes > 4e6
+    assert growth.fit.noise_bytes > 4e6
     assert growth.answer.proof == "noise"
     assert growth.answer.size is not None
     assert abs(growth.answer.size - 188) < 12
@@ -330,7 +331,7 @@ def test_repeats_that_differ_are_noise() -> None:
     for mib in (512, 490, 508):
         growth.add(SizeTried(64, True, mib << 20, "ok"))
 
-    assert growth.noise_bytes == pytest.approx(2 * 11.7 * (1 << 20), rel=0.01)
+    assert growth.fit.noise_bytes == pytest.approx(2 * 11.7 * (1 << 20), rel=0.01)
 
 
 N_FUZZED = 1000

@@ -20,7 +20,8 @@ from ..workers import messages
 from ..workers.fork_server import Host
 from ..workers.template import Died
 from .attempts import GIB, Attempts, OnAttempt, TimeUp, objective_error
-from .size_search import Answer, Bounds, Growth, SizeTried
+from .memory_fit import SizeTried
+from .size_search import Answer, Bounds, Growth
 
 TIMED_S = 0.4
 CPU_NOISE_BYTES = 1 << 18
@@ -125,7 +126,7 @@ def _grow(growth: Growth, attempts: Attempts) -> None:
             growth.add(_size(attempt, attempts))
             growth.predictor = attempts.foresight.predictor
             growth.fixed_bytes = attempts.fixed_bytes
-            if attempt.outcome == "ok" and growth.flat and growth.smallest_failure is None and size >= SMALLEST_PLATEAU:
+            if attempt.outcome == "ok" and growth.fit.flat and growth.smallest_failure is None and size >= SMALLEST_PLATEAU:
                 rates.append(_rate(size, attempts))
                 if len(rates) > 2 and max(rates[-2:]) <= PLATEAU_GAIN * rates[-3]:
                     growth.stop("plateau")
@@ -174,7 +175,7 @@ def _verify(growth: Growth, attempts: Attempts) -> Reading:
             return attempts.readings[size]
         growth.add(_size(attempt, attempts))
         attempts.budget_bytes = growth.budget_bytes = attempts.usable_bytes - max(
-            int(attempts.headroom * attempts.usable_bytes), int(3 * growth.repeat_noise_bytes)
+            int(attempts.headroom * attempts.usable_bytes), int(3 * growth.fit.repeat_noise_bytes)
         )
         if attempt.outcome == "ok" and again is not None and growth.answer.size == size:
             return again

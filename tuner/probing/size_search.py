@@ -13,47 +13,25 @@ run, and so was what the line is trusted by: the proof `model` needs a predictio
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ..core.errors import ArgumentError
-from ..core.results import LimitedBy, Outcome, Proof
+from ..core.results import LimitedBy, Proof
+from .memory_fit import Line, MemoryFit, SizeTried
 
 SECANT_GROWTH_LIMIT = 8
 """Largest jump without a predictor. A line through small sizes under-predicts (peak memory is convex in the batch)."""
 FIRST_TARGET = 0.97
 """Share of the budget to aim at while no prediction of this run has come true."""
-PROVEN_OF_PEAK, PROVEN_OF_INCREMENT = 0.01, 0.05
-"""A prediction has come true when it was off by less than both: of the peak, and of the increment that it predicted."""
 FIRST_SHARE = 0.4
 """Share of what is left of the budget that the second size may take, if all that it needs for more samples grows in step."""
 FAR = 8.0
 """A slope that was measured leads straight to the answer if that lies at most this many times its own rise further up."""
-NEIGHBOURS = 1.25
-"""Sizes whose ratio is at most this show scatter rather than shape."""
-SIGNIFICANT = 4.0
-"""An increment counts as a slope when it is this many times the noise."""
-SETTLED_OF_INCREMENT = 0.1
-"""What libraries take once may be this share of a rise; more is another slope."""
-OWN_SCALE = 1.0
-"""The slope of a predictor that is right as it stands."""
 WRONG_BY = 3.0
 """A first far jump leaves room for a predictor whose increments are too small by this factor."""
-
-
-@dataclass(frozen=True)
-class SizeTried:
-    """What one attempt at a size said."""
-
-    size: int
-    fits: bool
-    """The outcome is `ok`, the peak stayed within the budget, and the allocator did not have to retry."""
-    peak_bytes: int | None
-    """The measured peak, also of an attempt that ran and was over the budget; None if it died before its peak."""
-    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -105,30 +83,6 @@ class Answer:
     """Where nothing fits: what the smallest size was measured or predicted to need."""
     complete: bool = True
     """False: time or attempts ran out first, so a larger size may fit."""
-
-
-class _Line(NamedTuple):
-    """Predicted peak: `peak + slope * (shape(size) - shape(anchor))`."""
-
-    anchor: int
-    peak: float
-    shape: Callable[[int], float]
-    slope: float
-    """To choose the next size by: never gentler than what was measured."""
-    floor: float
-    """To exclude a size by: never steeper than what was measured."""
-    from_predictor: bool
-    proven: bool
-    error: float
-    """Relative error of the slope, as far as this run can tell."""
-    rise: float
-    """How far the peak rose over the sizes that the slope was measured on; 0 where it was not."""
-
-    def at(self, size: int) -> float:
-        return self.peak + self.slope * (self.shape(size) - self.shape(self.anchor))
-
-    def at_least(self, size: int) -> float:
-        return self.peak + self.floor * (self.shape(size) - self.shape(self.anchor))
 
 
 class _Choice(NamedTuple):
@@ -200,7 +154,7 @@ class Growth:
         """Return the size to try next, or None when the answer is known. Asking again without telling changes nothing."""
         choice = self._pending = self._choose()
         if choice.size is not None and choice.size not in self._predicted:
-            line = self._line()
+            line = self.fit.line()
             if line is not None and math.isfinite(expected := line.at(choice.size)):
                 self._predicted[choice.size] = max(0, round(expected))
         return choice.size
@@ -230,7 +184,7 @@ class Growth:
         """Whether the size that was last asked for is expected to be the answer, so that it is worth a thorough attempt."""
         if self._pending is None or self._pending.size is None:
             return False
-        successor, line = self._pending.size + self.bounds.multiple_of, self._line()
+        successor, line = self._pending.size + self.bounds.multiple_of, self.fit.line()
         return successor > self.bounds.highest or (line is not None and line.at(successor) > self.budget_bytes)
 
     # --- what is known ------------------------------------------------------------------------------------------------
@@ -243,10 +197,10 @@ class Growth:
         limited_by, proof = choice.limited_by, choice.proof
         if low is None:
             smallest = min((m for m in self.history if m.size >= self._lowest), key=lambda m: m.size, default=None)
-            return Answer(None, proof, limited_by, needed_bytes=self._needed(smallest), complete=choice.complete)
-        line = self._line()
+            return Answer(None, proof, limited_by, needed_bytes=self.fit.needed(smallest), complete=choice.complete)
+        line = self.fit.line()
         fixed = per_sample = None
-        peak = self._peak(low)
+        peak = self.fit.peak(low)
         if line is not None and peak is not None:
             below = max(self._lowest, low - max(self.bounds.multiple_of, low // 50))
             above = low if below < low else low + self.bounds.multiple_of
@@ -259,70 +213,26 @@ class Growth:
             predicted_bytes=self._predicted.get(low),
             fixed_bytes=fixed,
             bytes_per_sample=per_sample,
-            noise_bytes=self.noise_bytes,
+            noise_bytes=self.fit.noise_bytes,
             complete=choice.size is None and choice.complete,
+        )
+
+    @property
+    def fit(self) -> MemoryFit:
+        """What the measurements say so far."""
+        return MemoryFit(
+            tuple(self.history), self.budget_bytes, self.predictor, self._given_noise_bytes, self._settling_bytes, self._lowest
         )
 
     @property
     def largest_fit(self) -> int | None:
         """The largest size at which every attempt fitted."""
-        return max((m.size for m in self.history if self._fits(m.size)), default=None)
+        return self.fit.largest_fit
 
     @property
     def smallest_failure(self) -> int | None:
-        """The smallest size above `largest_fit` that failed. Smaller ones may have failed too: memory need not be monotone."""
-        low = self.largest_fit or 0
-        return min((m.size for m in self.history if m.size > low and m.size >= self._lowest), default=None)
-
-    @property
-    def noise_bytes(self) -> float:
-        """How far two peaks must differ to be told apart.
-
-        As given, or twice the standard deviation of repeats, or what peaks fall by where there are no repeats.
-
-        Where some noise was given, also as neighbouring sizes scatter about the predictor: on CPU, malloc keeps more or less of what
-        was freed, the same in each run but another way at each size.
-        """
-        seen = 2 * self.repeat_noise_bytes if self._repeats else self._fall_bytes
-        return max(self._given_noise_bytes, seen, self._scatter_bytes if self._given_noise_bytes > 0 else 0.0)
-
-    @property
-    def _repeats(self) -> int:
-        return sum(m.peak_bytes is not None for m in self.history) - len(self._points())
-
-    @property
-    def repeat_noise_bytes(self) -> float:
-        """Standard deviation of peaks that were measured more than once, over all such sizes; 0 where there are none."""
-        if not self._repeats:
-            return 0.0
-        squares = sum((m.peak_bytes - (self._peak(m.size) or 0.0)) ** 2 for m in self.history if m.peak_bytes is not None)
-        return math.sqrt(squares / self._repeats)
-
-    @property
-    def _fall_bytes(self) -> float:
-        """Return the largest fall of the peak with a growing size; one of more than 5 % is a change of kernel, not noise."""
-        falls = [(before - after, before) for (_, before), (_, after) in itertools.pairwise(self._points())]
-        return max([fall / math.sqrt(2) for fall, peak in falls if 0 < fall < 0.05 * peak], default=0.0)
-
-    @property
-    def _scatter_bytes(self) -> float:
-        """Return how far rises between neighbouring sizes are from what the predictor, fitted to all of them, says."""
-        if self.predictor is None:
-            return 0.0
-        points = [(size, self.predictor(size), peak) for size, peak in self._points()]
-        points = [point for point in points if math.isfinite(point[1])]
-        if len(points) < 4 or points[-1][1] <= points[0][1]:
-            return 0.0
-        slope = (points[-1][2] - points[0][2]) / (points[-1][1] - points[0][1])
-        close = [(a, b) for a, b in itertools.pairwise(points) if b[0] <= NEIGHBOURS * a[0]]
-        squares = [((b[2] - a[2]) - slope * (b[1] - a[1])) ** 2 / 2 for a, b in close]
-        return math.sqrt(sum(squares) / len(squares)) if squares else 0.0
-
-    @property
-    def flat(self) -> bool:
-        """Whether the two largest sizes that fit cannot be told apart by their memory, so that no line leads on."""
-        fitting = [(size, peak) for size, peak in self._points() if self._fits(size)]
-        return len(fitting) >= 2 and fitting[-1][1] - fitting[-2][1] <= max(self.noise_bytes, 0.002 * fitting[-1][1])
+        """The smallest size above `largest_fit` that failed."""
+        return self.fit.smallest_failure
 
     # --- the choice of the next size ----------------------------------------------------------------------------------
 
@@ -348,23 +258,23 @@ class Growth:
         """Return the final choice if the answer follows from what was run alone."""
         step = self.bounds.multiple_of
         if self._lowest > self.bounds.highest or (low is None and high is not None and high <= self._lowest):
-            memory = any(m.outcome in ("oom", "ok") and not self._fits(m.size) for m in self.history)
+            memory = any(m.outcome in ("oom", "ok") and not self.fit.fits(m.size) for m in self.history)
             return _Choice(None, proof="bracket" if memory else "cap", limited_by="memory" if memory else self.bounds.cap_reason)
         if low is not None and low + step > self.bounds.highest:
             return _Choice(None, proof="cap", limited_by=self.bounds.cap_reason)
         if low is not None and high is not None and high - low <= step:
-            line = self._line()
+            line = self.fit.line()
             if all(m.outcome == "limit" for m in self.history if m.size == high and not m.fits):
                 return _Choice(None, proof="cap", limited_by="max_batch")
-            seen = self._peak(high) is not None  # One that died failed beyond doubt.
-            if line is not None and seen and line.at_least(high) - line.peak < self.noise_bytes:
+            seen = self.fit.peak(high) is not None  # One that died failed beyond doubt.
+            if line is not None and seen and line.at_least(high) - line.peak < self.fit.noise_bytes:
                 return _Choice(None, proof="noise")
             return _Choice(None, proof="bracket")
         return None
 
     def _second_size(self, low: int | None) -> int:
         """Return a size that is large enough to show the slope and surely small enough to fit, from one measured peak."""
-        peak = self._peak(low) if low is not None else None
+        peak = self.fit.peak(low) if low is not None else None
         if low is None or peak is None or self.fixed_bytes is None or len(self.history) > 1:
             return 0
         steepest = max(peak - self.fixed_bytes, peak / 1000) / low
@@ -375,11 +285,11 @@ class Growth:
         """Choose a size above `low`: by the line while it leads, by halving the bracket where it does not."""
         step = self.bounds.multiple_of
         middle = _Choice(self._grid((low + high) // 2)) if high is not None else None
-        line = self._line()
+        line = self.fit.line()
         if line is None:
             return middle or _Choice(min(self.bounds.highest, 2 * low))
         proof = self._excluded(line, low, high)
-        if proof == "noise" and self._given_noise_bytes < self.noise_bytes and not self._repeats:
+        if proof == "noise" and self._given_noise_bytes < self.fit.noise_bytes and not self.fit.repeats:
             return _Choice(low)  # The noise is only suspected, from a peak that fell: a repeat tells.
         if proof is not None:
             return _Choice(None, proof=proof)
@@ -404,9 +314,9 @@ class Growth:
                 return _Choice(size, by_line=True)
         return _Choice(low + step, by_line=True)  # The line, not proven, says that not even the next size fits: see.
 
-    def _excluded(self, line: _Line, low: int, high: int | None) -> Proof | None:
+    def _excluded(self, line: Line, low: int, high: int | None) -> Proof | None:
         """Return the proof that the successor of `low` does not fit or cannot be told from it, if there is one."""
-        successor, noise = low + self.bounds.multiple_of, self.noise_bytes
+        successor, noise = low + self.bounds.multiple_of, self.fit.noise_bytes
         indistinct = 0 < line.at(successor) - line.peak <= noise
         if indistinct and (self.budget_bytes - line.peak <= noise or (high is not None and line.at(high) - line.peak <= noise)):
             return "noise"
@@ -445,101 +355,10 @@ class Growth:
         bracketed = low is not None and high is not None and old_low is not None and old_high is not None
         self._bisect_next = by_line and bracketed and 2 * ((high or 0) - (low or 0)) > (old_high or 0) - (old_low or 0)
 
-    # --- the line -----------------------------------------------------------------------------------------------------
-
-    def _line(self) -> _Line | None:
-        """Return the line through the largest fit, or None where too little was measured for one."""
-        low, high = self.largest_fit, self.smallest_failure
-        if low is None or (peak := self._peak(low)) is None:
-            return None
-        by_size: Callable[[int], float] = float
-        if self.predictor is not None:
-            line = self._line_in(self.predictor, True, low, peak, high)
-            if line is not None:
-                return line
-        return self._line_in(by_size, False, low, peak, high)
-
-    def _line_in(self, shape: Callable[[int], float], from_predictor: bool, low: int, peak: float, high: int | None) -> _Line | None:
-        base = shape(low)
-        below = [(shape(size), p) for size, p in self._points() if size < low]
-        below = [(x, p) for x, p in below if math.isfinite(x)]
-        if not math.isfinite(base) or (not below and not from_predictor):
-            return None
-        noise = self.noise_bytes
-        slope, error, measured_rise = self._slope((base, peak), below, from_predictor)
-        if slope is None:
-            return None  # Measured memory grows where the predictor says that it does not: it is no guide.
-        predictions = _predictions((base, peak), below, from_predictor)
-        misses = [(abs(expected - peak), peak - start) for expected, start in predictions]
-        true = [
-            miss / rise
-            for miss, rise in misses
-            if rise > SIGNIFICANT * noise and miss <= PROVEN_OF_PEAK * peak and miss <= PROVEN_OF_INCREMENT * rise
-        ]
-        proven, floor = bool(true), slope
-        if true and slope != OWN_SCALE:
-            error = max(min(true), error)
-        if high is not None and math.isfinite(top := shape(high)) and top > base:
-            measured = self._peak(high)
-            over = self.budget_bytes if measured is None else measured
-            upper = (over - peak) / (top - base)
-            if measured is None:  # It died somewhere above the budget.
-                proven = proven and peak + slope * (top - base) > self.budget_bytes
-                slope = max(slope, 1.02 * upper)
-            elif upper > 0:
-                rise = measured - peak
-                came_true = abs(slope - upper) * (top - base) <= min(PROVEN_OF_PEAK * measured, PROVEN_OF_INCREMENT * rise)
-                proven = (proven and peak + slope * (top - base) > self.budget_bytes) or (came_true and rise > SIGNIFICANT * noise)
-                slope, floor = upper, min(slope, upper)
-        return _Line(low, peak, shape, slope, floor, from_predictor, proven, error, measured_rise)
-
-    def _slope(self, at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool) -> tuple[float | None, float, float]:
-        """Return bytes per unit of shape, relative error and rise, from the nearest point below that differs from `at` beyond doubt."""
-        (base, peak), noise = at, self.noise_bytes
-        for x, p in reversed(below):
-            if peak - p > SIGNIFICANT * noise and peak > p:
-                if base <= x:
-                    return None, 0.0, 0.0
-                if from_predictor and self._settled_in(peak - p, base - x):
-                    return OWN_SCALE, 0.0, peak - p
-                if from_predictor and base - x < (peak - p) / 100:
-                    return None, 0.0, 0.0
-                return (peak - p) / (base - x), noise / (peak - p), peak - p
-        x, p = below[0] if below else (base, peak)
-        steepest = max(0.0, peak - p + SIGNIFICANT * noise) / (base - x) if base > x else math.inf
-        return min(OWN_SCALE, steepest) if from_predictor else steepest, 0.0, 0.0  # Flat so far: at most as steep as the noise allows.
-
-    def _settled_in(self, rise: float, expected: float) -> bool:
-        """Whether a rise is what the predictor expects but for what libraries take once."""
-        return abs(rise - expected) <= self._settling_bytes and (
-            rise <= self._settling_bytes or abs(rise - expected) <= SETTLED_OF_INCREMENT * rise
-        )
-
     # --- small things -------------------------------------------------------------------------------------------------
 
     def _grid(self, size: int) -> int:
         return size // self.bounds.multiple_of * self.bounds.multiple_of
-
-    def _fits(self, size: int) -> bool:
-        here = [m for m in self.history if m.size == size]
-        return bool(here) and all(m.fits and (m.peak_bytes is None or m.peak_bytes <= self.budget_bytes) for m in here)
-
-    def _peak(self, size: int) -> float | None:
-        peaks = [m.peak_bytes for m in self.history if m.size == size and m.peak_bytes is not None]
-        return sum(peaks) / len(peaks) if peaks else None
-
-    def _points(self) -> list[tuple[int, float]]:
-        """Return (size, mean peak) of what was measured, by size."""
-        sizes = sorted({m.size for m in self.history if m.peak_bytes is not None})
-        return [(size, peak) for size in sizes if (peak := self._peak(size)) is not None]
-
-    def _needed(self, smallest: SizeTried | None) -> int | None:
-        if smallest is None or smallest.outcome == "limit":
-            return None
-        if smallest.peak_bytes is not None:
-            return smallest.peak_bytes
-        expected = self.predictor(smallest.size) if self.predictor is not None else math.inf
-        return round(expected) if math.isfinite(expected) and expected > self.budget_bytes else None
 
 
 def _small_sizes(bounds: Bounds) -> tuple[int, ...]:
@@ -548,17 +367,3 @@ def _small_sizes(bounds: Bounds) -> tuple[int, ...]:
     first = min(max(bounds.lowest, -(-3 // step) * step), bounds.highest)
     second = min(-(-math.ceil(1.5 * first) // step) * step, bounds.highest)
     return (first, second) if second > first else (first,)
-
-
-def _predictions(at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool) -> list[tuple[float, float]]:
-    """Return what could have been predicted for `at` from the points below it: (expected peak, peak it was predicted from)."""
-    if not below:
-        return []
-    (x, p), made = below[-1], []
-    if from_predictor:
-        made.append((p + at[0] - x, p))
-    if len(below) >= 2:
-        x0, p0 = below[-2]
-        if x > x0 and p > p0:
-            made.append((p + (p - p0) / (x - x0) * (at[0] - x), p))
-    return made

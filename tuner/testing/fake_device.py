@@ -11,7 +11,7 @@ from ..core.results import DeviceInfo, ProbeResult, ThroughputRow
 from ..device.out_of_memory import classify
 from ..memory.caching_allocator import CachingAllocator, OutOfReserveError
 from ..memory.trace import TraceModel
-from ..probing.size_search import SizeTried
+from ..probing.memory_fit import SizeTried
 from ..theory.step_time import fit_step_time
 
 GIB = 1 << 30
