@@ -199,20 +199,20 @@ def probe_command(model: str, as_json: bool, plot: Path | None, **options: Any) 
     """
     from .objectives.load import load
     from .tuner.core.arguments import check_probe
-    from .tuner.probe import probe
+    from .tuner.probe import probe_checked
     from .tuner.report.progress import attempt_line, make_progress
     from .tuner.report.text import probe_text
 
-    check_probe(**options)
+    arguments = check_probe(**options)
     if plot is not None:
         from .tuner.report.plot import check_picture, draw_probe
 
         check_picture(plot)
     progress = make_progress()
     with progress, _terminable():
-        result = probe(load(model), on_attempt=lambda attempt: progress.print(attempt_line(attempt)), **options)
+        result = probe_checked(load(model), arguments, on_attempt=lambda attempt: progress.print(attempt_line(attempt)))
     _warn(result.warnings)
-    kept = "What was probed is stored: run the same command again." if _is_kept(options["storage"]) else None
+    kept = "What was probed is stored: run the same command again." if _is_kept(arguments.storage) else None
     _answer(result.to_json() if as_json else probe_text(result), as_json=as_json, kept=kept)
     if plot is not None:
         draw_probe(result, plot)
@@ -245,6 +245,37 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
 # --- search -------------------------------------------------------------------------------------------------------
 
 
+class _Dimension(click.ParamType):  # type: ignore[type-arg]  # Generic in newer releases of click only.
+    """One `NAME=VALUES` of --space, as `bstune.search` takes it. Whether the values will do is for `check_search` to say."""
+
+    name = "NAME=VALUES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        name, equals, values = value.partition("=")
+        if not equals or not name or not values:
+            raise ArgumentError(f"--space {value}: expected NAME=VALUES, such as batch_size=32,64 or learning_rate=1e-4:1e-1.")
+        if ":" in values:
+            return name, tuple(_value(part) for part in values.split(":"))
+        return name, [_value(part) for part in values.split(",")] if "," in values else _value(values)
+
+
+class _Baseline(click.ParamType):  # type: ignore[type-arg]
+    """`BATCH,LR` of --baseline."""
+
+    name = "BATCH,LR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        return tuple(_value(part) for part in value.split(","))
+
+
+def _value(text: str) -> int | float | str:
+    """Return a number where the text is one."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text.strip()
+
+
 @main.command(
     "search",
     epilog="\b\nExample:\n  bstune search model.py --budget 8\n"
@@ -261,11 +292,14 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
 @click.option("--tolerance", type=float, default=0.02, help="Share of the best loss that counts as equal.")
 @click.option(
     "--space",
+    type=_Dimension(),
     multiple=True,
     metavar="NAME=VALUES",
     help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); repeatable.",
 )
-@click.option("--baseline", metavar="BATCH,LR", help="Your present setting; it is measured beside the rest.  [default: none]")
+@click.option(
+    "--baseline", type=_Baseline(), metavar="BATCH,LR", help="Your present setting; it is measured beside the rest.  [default: none]"
+)
 @click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist.")
 @click.option("--jobs", type=int, default=1, help="Trials that run side by side.")
 @click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation uses those that follow.")
@@ -300,8 +334,7 @@ def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fres
     from .tuner.report.progress import make_progress
     from .tuner.search import SearchInterrupted, run_forecast, run_search
 
-    options["space"] = _parse_space(options["space"])
-    options["baseline"] = _parse_baseline(options["baseline"])
+    options["space"] = dict(options["space"])
     probe_file = options.pop("probe_file")
     options["probe"] = None if probe_file is None else read_probe(probe_file)
     given = {name for name in options if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)}
@@ -406,31 +439,6 @@ def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str
     where = f" on the Ray cluster at {one_line(options['ray_address'])}" if options["ray_address"] else ""
     note(f"Going on with study {one_line(study.name)}: runs {shown_target(reference)}{where}")
     return reference.target, options
-
-
-def _parse_space(items: tuple[str, ...]) -> dict[str, Any]:
-    space: dict[str, Any] = {}
-    for item in items:
-        name, equals, values = item.partition("=")
-        if not equals or not name or not values:
-            raise ArgumentError(f"--space {item}: expected NAME=VALUES, such as batch_size=32,64 or learning_rate=1e-4:1e-1.")
-        if ":" in values:
-            space[name] = tuple(_value(part) for part in values.split(":"))
-        else:
-            space[name] = [_value(part) for part in values.split(",")] if "," in values else _value(values)
-    return space
-
-
-def _value(text: str) -> int | float | str:
-    """Return a number where the text is one."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text.strip()
-
-
-def _parse_baseline(text: str | None) -> tuple[Any, ...] | None:
-    return None if text is None else tuple(_value(part) for part in text.split(","))
 
 
 # --- show, doctor -------------------------------------------------------------------------------------------------

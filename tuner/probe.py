@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
+from .core.arguments import ProbeArguments, check_probe
 from .core.results import ProbeResult
 from .probing.attempts import OnAttempt
 from .probing.run import run_probe, verified_again
@@ -61,12 +61,6 @@ def probe(
         DeviceError: The device does not work.
         StudyError: The result cannot be stored.
     """
-    from .core.arguments import check_probe
-    from .studies.catalog import find_study, make_study, probe_key, touch
-    from .studies.naming import study_name
-    from .studies.storage import open_storage
-    from .workers.resolve import check_objective
-
     arguments = check_probe(
         device=device,
         memory=memory,
@@ -81,25 +75,36 @@ def probe(
         study=study,
         storage=storage,
     )
-    environment = STABLE_MALLOC if malloc == "stable" else {}
+    return probe_checked(objective, arguments, on_attempt=on_attempt)
+
+
+def probe_checked(objective: Any, arguments: ProbeArguments, *, on_attempt: OnAttempt | None = None) -> ProbeResult:
+    """Probe with checked arguments."""
+    from .studies.catalog import find_study, make_study, probe_key, touch
+    from .studies.naming import study_name
+    from .studies.storage import open_storage
+    from .workers.resolve import check_objective
+
+    environment = STABLE_MALLOC if arguments.malloc == "stable" else {}
     objective = check_objective(objective)
     # The storage is opened first: what could not be kept is better known before the work than after it.
     with (
-        open_storage(storage) as opened,
-        Host(objective, device=device, memory_bytes=arguments.memory_bytes, environment=environment) as host,
+        open_storage(arguments.storage) as opened,
+        Host(objective, device=arguments.device, memory_bytes=arguments.memory, environment=environment) as host,
     ):
-        name = study_name(study, objective, host.facts)
+        name = study_name(arguments.study, objective, host.facts)
         kept = find_study(opened, name) or make_study(opened, name)
-        key = probe_key(host.facts, host.device_info, jobs=1, seed=seed, settings=asdict(arguments))
-        stored = kept.probe if not fresh and kept.attributes.get("probe_key") == key else None
+        key = probe_key(host.facts, host.device_info, jobs=1, seed=arguments.seed, settings=arguments.settings())
+        stored = kept.probe if not arguments.fresh and kept.attributes.get("probe_key") == key else None
+        headroom, seed = arguments.headroom, arguments.seed
         result = verified_again(host, stored, headroom=headroom, seed=seed, on_attempt=on_attempt) if stored else None
         result = result or run_probe(
             host,
             headroom=headroom,
-            min_batch=min_batch,
-            max_batch=max_batch,
-            multiple_of=multiple_of,
-            timeout=timeout,
+            min_batch=arguments.min_batch,
+            max_batch=arguments.max_batch,
+            multiple_of=arguments.multiple_of,
+            timeout=arguments.timeout,
             seed=seed,
             on_attempt=on_attempt,
         )

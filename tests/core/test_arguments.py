@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from typing import Any
 
 import bstune
+import click
 import optuna
 import pytest
-from bstune.tuner.core.arguments import check_probe, check_search, parse_size
+from bstune.cli import main
+from bstune.tuner.core.arguments import ProbeArguments, SearchArguments, check_probe, check_search, parse_size
+from bstune.tuner.core.specs import Plan
 
 
 @pytest.mark.parametrize(
@@ -105,4 +110,46 @@ def test_good_arguments_become_a_plan() -> None:
     assert arguments.plan.baseline == (64, 1.0)
     assert arguments.plan.space == {"batch_size": (32, 256), "learning_rate": [0.1, 0.2]}
     assert check_search().plan.budget == 12.0
-    assert check_probe(memory="1GiB").memory_bytes == 2**30
+    assert check_probe(memory="1GiB").memory == 2**30
+
+
+def signature_defaults(function: Any) -> dict[str, Any]:
+    """Return what a function takes beside the objective, with its defaults."""
+    return {name: each.default for name, each in inspect.signature(function).parameters.items() if name != "objective"}
+
+
+def option_defaults(command: str) -> dict[str, Any]:
+    """Return the options of a command that are arguments of its function, by the function's names."""
+    with click.Context(main) as ctx:
+        found = main.get_command(ctx, command)
+    assert found is not None
+    own = {"model", "as_json", "plot", "dry_run", "yes", "debug", *(("fresh",) if command == "search" else ())}
+    options = {name: value for name, value in found.make_context(command, ["model.py"]).params.items() if name not in own}
+    return {name.removesuffix("_file"): value for name, value in options.items()}
+
+
+@pytest.mark.parametrize(
+    ("command", "shapes", "elsewhere"),
+    [("search", (Plan, SearchArguments), {"callbacks"}), ("probe", (ProbeArguments,), {"on_attempt"})],
+)
+def test_function_command_and_fields_agree(command: str, shapes: tuple[Any, ...], elsewhere: set[str]) -> None:
+    """The fields have the defaults; the signature that people read and the options repeat them, and none is missing."""
+    fields = {
+        each.name: None if each.default is dataclasses.MISSING else each.default
+        for shape in shapes
+        for each in dataclasses.fields(shape)
+        if each.name != "plan"
+    }
+    signature = signature_defaults(getattr(bstune, command))
+    callback = {"on_attempt": None} if command == "probe" else {}
+
+    assert signature == {**fields, **callback}
+    assert {name: None if default == () else default for name, default in option_defaults(command).items()} == {
+        name: default for name, default in signature.items() if name not in elsewhere
+    }
+
+
+def test_an_argument_that_does_not_exist_is_a_mistake_of_the_caller() -> None:
+    """A misspelt name is no default."""
+    with pytest.raises(TypeError, match="Not an argument: bugdet"):
+        check_search(bugdet=8)

@@ -6,7 +6,8 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from types import SimpleNamespace
 from typing import Any, Literal
 from unicodedata import category
 
@@ -14,8 +15,6 @@ from .errors import ArgumentError
 from .results import TRIAL_COLUMNS, ProbeResult
 from .specs import Plan
 
-DEFAULT_BUDGET = 12.0
-"""Full runs."""
 MOST_BYTES = 2**60
 MOST_NAME = 200
 """Characters in the name of a study, and of a dimension."""
@@ -156,12 +155,27 @@ class Checks:
             raise ArgumentError("\n".join([f"{len(self.problems)} arguments are wrong:", *(f"  {problem}" for problem in self.problems)]))
 
 
+def _filled(asked: Mapping[str, Any], *shapes: type) -> SimpleNamespace:
+    """Return what was asked, and of all else the defaults of the fields of `shapes`: they stand nowhere else."""
+    defaults = {
+        each.name: each.default if each.default_factory is MISSING else each.default_factory()
+        for shape in shapes
+        for each in fields(shape)
+        if each.default is not MISSING or each.default_factory is not MISSING
+    }
+    unknown = sorted(set(asked) - set(defaults))
+    if unknown:
+        raise TypeError(f"Not an argument: {', '.join(unknown)}. Known are {', '.join(sorted(defaults))}.")
+    return SimpleNamespace(**{**defaults, **asked})
+
+
 @dataclass(frozen=True)
 class ProbeArguments:
-    """The arguments of `bstune.probe`, checked."""
+    """The arguments of `bstune.probe`, checked. The defaults of its fields are those of the command and of the function."""
 
     device: str = "auto"
-    memory_bytes: int | None = None
+    memory: int | None = None
+    """Bytes."""
     headroom: float = 0.05
     min_batch: int = 1
     max_batch: int | None = None
@@ -170,44 +184,41 @@ class ProbeArguments:
     """Seconds."""
     seed: int = 0
     malloc: str = "default"
+    fresh: bool = False
+    study: str | None = None
+    storage: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a stored probe must have been made with to be the answer."""
+        kept = {name: value for name, value in asdict(self).items() if name not in ("memory", "fresh", "study", "storage")}
+        return {**kept, "memory_bytes": self.memory}
 
 
-def check_probe(
-    *,
-    device: str = "auto",
-    memory: str | int | None = None,
-    headroom: float = 0.05,
-    min_batch: int = 1,
-    max_batch: int | None = None,
-    multiple_of: int = 1,
-    timeout: float | None = None,
-    seed: int = 0,
-    malloc: str = "default",
-    fresh: bool = False,
-    study: str | None = None,
-    storage: str | None = None,
-) -> ProbeArguments:
-    """Return the arguments of a probe as numbers.
+def check_probe(**asked: Any) -> ProbeArguments:
+    """Return the arguments of a probe as numbers; `asked` is what `bstune.probe` takes.
 
     Raises:
         ArgumentError: One or more are wrong; all are listed.
     """
-    checks = Checks()
-    checks.text("device", device)
-    checks.study(study)
-    checks.text("storage", storage)
+    checks, given = Checks(), _filled(asked, ProbeArguments)
+    checks.text("device", given.device)
+    checks.study(given.study)
+    checks.text("storage", given.storage)
     arguments = ProbeArguments(
-        device=device,
-        memory_bytes=checks.size("memory", memory),
-        headroom=checks.real("headroom", headroom, lambda x: 0 <= x < 1, "a share of memory from 0 up to, but below, 1"),
-        min_batch=checks.integer("min_batch", min_batch, 1),
-        max_batch=None if max_batch is None else checks.integer("max_batch", max_batch, 1),
-        multiple_of=checks.integer("multiple_of", multiple_of, 1),
-        timeout=None if timeout is None else checks.real("timeout", timeout, _is_time, _TIME),
-        seed=checks.integer("seed", seed, 0, MOST_SEED),
-        malloc=malloc,
+        device=given.device,
+        memory=checks.size("memory", given.memory),
+        headroom=checks.real("headroom", given.headroom, lambda x: 0 <= x < 1, "a share of memory from 0 up to, but below, 1"),
+        min_batch=checks.integer("min_batch", given.min_batch, 1),
+        max_batch=None if given.max_batch is None else checks.integer("max_batch", given.max_batch, 1),
+        multiple_of=checks.integer("multiple_of", given.multiple_of, 1),
+        timeout=None if given.timeout is None else checks.real("timeout", given.timeout, _is_time, _TIME),
+        seed=checks.integer("seed", given.seed, 0, MOST_SEED),
+        malloc=given.malloc,
+        fresh=given.fresh,
+        study=given.study,
+        storage=given.storage,
     )
-    checks.choice("malloc", malloc, ("default", "stable"))
+    checks.choice("malloc", given.malloc, ("default", "stable"))
     checks.done()
     largest, multiple = arguments.max_batch, arguments.multiple_of
     if largest is not None and arguments.min_batch > largest:
@@ -223,6 +234,7 @@ class SearchArguments:
     """The arguments of `bstune.search`, checked: the plan, and where and how it is run."""
 
     plan: Plan
+    """Its defaults are those of the command and of the function, as are the ones below."""
     device: str = "auto"
     timeout: float | None = None
     """Seconds of this call."""
@@ -237,89 +249,65 @@ class SearchArguments:
     callbacks: tuple[Callable[[Any], None], ...] = field(default=(), compare=False)
 
 
-def check_search(
-    *,
-    probe: ProbeResult | None = None,
-    goal: str = "loss",
-    target: float | None = None,
-    tolerance: float = 0.02,
-    budget: float | None = None,
-    n_trials: int | None = None,
-    timeout: float | None = None,
-    trial_timeout: float | None = None,
-    space: Mapping[str, Any] | None = None,
-    engine: str = "optuna",
-    jobs: int = 1,
-    ray_address: str | None = None,
-    pruner: str = "auto",
-    sampler: str = "auto",
-    confirm: int = 3,
-    device: str = "auto",
-    baseline: Sequence[float] | None = None,
-    isolation: str = "process",
-    seed: int = 0,
-    study: str | None = None,
-    storage: str | None = None,
-    callbacks: Sequence[Callable[[Any], None]] = (),
-) -> SearchArguments:
-    """Return the arguments of a search, with defaults filled in.
+def check_search(**asked: Any) -> SearchArguments:
+    """Return the arguments of a search, with defaults filled in; `asked` is what `bstune.search` takes.
 
     Raises:
         ArgumentError: One or more are wrong; all are listed.
     """
-    checks = Checks()
-    checks.choice("goal", goal, ("loss", "time", "largest"))
-    checks.choice("engine", engine, ("optuna", "ray"))
-    checks.choice("pruner", pruner, ("auto", "none"))
-    checks.choice("sampler", sampler, ("auto", "random", "tpe"))
-    checks.choice("isolation", isolation, ("process", "none"))
-    for name, text in (("device", device), ("storage", storage), ("ray_address", ray_address)):
+    checks, given = Checks(), _filled(asked, Plan, SearchArguments)
+    checks.choice("goal", given.goal, ("loss", "time", "largest"))
+    checks.choice("engine", given.engine, ("optuna", "ray"))
+    checks.choice("pruner", given.pruner, ("auto", "none"))
+    checks.choice("sampler", given.sampler, ("auto", "random", "tpe"))
+    checks.choice("isolation", given.isolation, ("process", "none"))
+    for name, text in (("device", given.device), ("storage", given.storage), ("ray_address", given.ray_address)):
         checks.text(name, text)
-    checks.study(study)
-    if ray_address is not None and engine != "ray":
-        checks.wrong(f"ray_address={_brief(ray_address)}: it goes with engine='ray', not with engine={_brief(engine)}.")
-    if isolation == "none" and engine == "ray":
+    checks.study(given.study)
+    if given.ray_address is not None and given.engine != "ray":
+        checks.wrong(f"ray_address={_brief(given.ray_address)}: it goes with engine='ray', not with engine={_brief(given.engine)}.")
+    if given.isolation == "none" and given.engine == "ray":
         checks.wrong("engine='ray': with isolation='none' trials run in this process. Leave one of the two out.")
-    if probe is not None and not isinstance(probe, ProbeResult):
-        checks.wrong(f"probe={_brief(probe)}: expected what bstune.probe returned.")
-    if isinstance(callbacks, str) or not all(callable(item) for item in listed(callbacks)):
-        checks.wrong(f"callbacks={_brief(callbacks)}: expected a list of functions.")
-    if target is not None and goal != "time":
-        checks.wrong(f"target={_brief(target)}: it goes with goal='time', not with goal={_brief(goal)}.")
-    n_jobs = checks.integer("jobs", jobs, 1)
-    if isolation == "none" and n_jobs > 1:
+    if given.probe is not None and not isinstance(given.probe, ProbeResult):
+        checks.wrong(f"probe={_brief(given.probe)}: expected what bstune.probe returned.")
+    if isinstance(given.callbacks, str) or not all(callable(item) for item in listed(given.callbacks)):
+        checks.wrong(f"callbacks={_brief(given.callbacks)}: expected a list of functions.")
+    if given.target is not None and given.goal != "time":
+        checks.wrong(f"target={_brief(given.target)}: it goes with goal='time', not with goal={_brief(given.goal)}.")
+    n_jobs = checks.integer("jobs", given.jobs, 1)
+    if given.isolation == "none" and n_jobs > 1:
         checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
     plan = Plan(
-        goal=goal,  # type: ignore[arg-type]  # Checked above.
-        target=None if target is None else checks.real("target", target, lambda _: True, "a finite validation loss"),
-        tolerance=checks.real("tolerance", tolerance, lambda x: 0 <= x < 1, "a share of the best loss from 0 up to, but below, 1"),
-        budget=DEFAULT_BUDGET
-        if budget is None
-        else checks.real("budget", budget, lambda x: 0 < x <= 1e9, "full runs, more than 0 and at most 1e9"),
-        n_trials=None if n_trials is None else checks.integer("n_trials", n_trials, 1),
-        space=_space(checks, space),
+        goal=given.goal,
+        target=None if given.target is None else checks.real("target", given.target, lambda _: True, "a finite validation loss"),
+        tolerance=checks.real("tolerance", given.tolerance, lambda x: 0 <= x < 1, "a share of the best loss from 0 up to, but below, 1"),
+        budget=Plan.budget
+        if given.budget is None
+        else checks.real("budget", given.budget, lambda x: 0 < x <= 1e9, "full runs, more than 0 and at most 1e9"),
+        n_trials=None if given.n_trials is None else checks.integer("n_trials", given.n_trials, 1),
+        space=_space(checks, given.space),
         jobs=n_jobs,
-        pruner=pruner,
-        sampler=sampler,
-        confirm=checks.integer("confirm", confirm, 0),
-        baseline=_baseline(checks, baseline),
-        seed=checks.integer("seed", seed, 0, MOST_SEED),
+        pruner=given.pruner,
+        sampler=given.sampler,
+        confirm=checks.integer("confirm", given.confirm, 0),
+        baseline=_baseline(checks, given.baseline),
+        seed=checks.integer("seed", given.seed, 0, MOST_SEED),
     )
-    seconds = None if timeout is None else checks.real("timeout", timeout, _is_time, _TIME)
-    silence_s = None if trial_timeout is None else checks.real("trial_timeout", trial_timeout, _is_time, _TIME)
+    seconds = None if given.timeout is None else checks.real("timeout", given.timeout, _is_time, _TIME)
+    silence_s = None if given.trial_timeout is None else checks.real("trial_timeout", given.trial_timeout, _is_time, _TIME)
     checks.done()
     return SearchArguments(
         plan=plan,
-        device=device,
+        device=given.device,
         timeout=seconds,
         trial_timeout=silence_s,
-        isolation=isolation,  # type: ignore[arg-type]  # Checked above.
-        engine=engine,  # type: ignore[arg-type]
-        ray_address=ray_address,
-        study=study,
-        storage=storage,
-        probe=probe,
-        callbacks=tuple(callbacks),
+        isolation=given.isolation,
+        engine=given.engine,
+        ray_address=given.ray_address,
+        study=given.study,
+        storage=given.storage,
+        probe=given.probe,
+        callbacks=tuple(given.callbacks),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -207,7 +206,7 @@ def probe_key(
     facts: Facts, device: DeviceInfo, *, jobs: int = 1, seed: int = 0, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return what the answer of a probe depends on, as JSON: the objective, the device and the settings that are not the default."""
-    defaults = dataclasses.asdict(ProbeArguments())
+    defaults = ProbeArguments().settings()
     asked = {name: value for name, value in (settings or {}).items() if name in defaults and value != defaults[name]}
     asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed")}
     return {
