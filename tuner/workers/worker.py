@@ -28,7 +28,7 @@ from ...objectives.base import Objective, Trial
 from ..core.errors import BstuneError, ObjectiveError, TrialPruned
 from ..core.trials import MeasureSpec, TrialReport, TrialSpec, Verdict
 from ..device.cuda import limit_cuda_memory, near_capacity, open_context, try_cuda
-from ..device.meter import ProcessMeter, data_segment_bytes, peak_rss_bytes, reset_peak_rss
+from ..device.meter import PeakMemory, ProcessMeter, data_segment_bytes
 from ..device.out_of_memory import classify
 from . import messages, wire
 from .answers import MOST_MESSAGE, MOST_NAME, MOST_TRACEBACK, told
@@ -323,16 +323,19 @@ def _measure_traced(spec: MeasureSpec, device: str, objective: Objective, meter:
 def _train(spec: TrialSpec, device: str, objective: Objective, host: socket.socket) -> messages.Answer:
     from ...objectives.training import seed_everything
 
-    reset_peak_rss()
+    peak = PeakMemory(device)
     seed_everything(spec.seed)
     start_s = time.perf_counter()
 
     def ended() -> messages.Trained:
         samples = trial.stopped_at if trial.stopped_at is not None else trial.last_samples
         checkpoint = spec.checkpoint_to if spec.checkpoint_to and os.path.exists(spec.checkpoint_to) else None
-        return messages.Trained(samples, time.perf_counter() - start_s, _peak_bytes(device), checkpoint)
+        seconds = time.perf_counter() - start_s
+        peak.look()
+        return messages.Trained(samples, seconds, peak.read(), checkpoint)
 
     def send(report: TrialReport) -> Verdict:
+        peak.look()  # While loader workers live.
         _send(host, report)
         verdict: Verdict = decode(wire.receive(host), messages.Judged).verdict
         return verdict
@@ -375,14 +378,6 @@ class _step_guard:  # Reads as the statement that it is.
         if optimizer is self._first and self._trial.stopped_at is not None:
             self._steps_since_stop += 1
             self._trial.check_overrun(self._trial.stopped_at + self._steps_since_stop * self._trial.global_batch_size)
-
-
-def _peak_bytes(device: str) -> int | None:
-    if not device.startswith("cuda"):
-        return peak_rss_bytes()
-    import torch
-
-    return open_context(device) + torch.cuda.max_memory_reserved(device)
 
 
 def failure_of(error: BaseException, *, near_cap: bool = True) -> messages.Failure:
