@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BARE := $(VENV)/.bare
 INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
 TYPING := .typing/bstune
 
 .DEFAULT_GOAL := help
@@ -45,8 +46,8 @@ lint: $(INSTALLED) ## Check format and lint rules; change nothing.
 type: $(INSTALLED) $(TYPING) ## Check types, strictly, tests and examples included.
 	$(BIN)/mypy -p bstune
 
-test: $(INSTALLED) ## Run the tests.
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## Run the tests, two files at a time; WORKERS=4 for four.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 check: lint type test ## All that CI runs.
 

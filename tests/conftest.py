@@ -6,9 +6,14 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+DEAREST = ["test_ray", "test_faults", "test_probe", "test_worker", "test_scenarios", "test_cli", "test_trace", "test_storage", "test_search"]
+"""The files that take longest, longest first: begun last, one of them would run on alone at the end."""
 
 
 class _PlainRoot:
@@ -26,6 +31,11 @@ class _PlainRoot:
         return None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let CI insist on what a developer's machine may lack."""
+    parser.addoption("--no-skips", action="store_true", help="A skipped test fails, unless its reason speaks of CUDA.")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Register the plugin early enough for the collection of the root, and listen to signals.
 
@@ -38,7 +48,36 @@ def pytest_configure(config: pytest.Config) -> None:
     # The key that seals studies is made on first use: not in the home of who runs the tests. What tests start inherits this.
     state = tempfile.mkdtemp(prefix="bstune-state-")
     os.environ["XDG_STATE_HOME"] = state
+    # Several tests run at once, and threads that wait for a core that another has waste both.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     config.add_cleanup(lambda: shutil.rmtree(state, ignore_errors=True))
+
+
+@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the groups.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one worker, for they share what they start: servers, templates; and begin with the dearest files."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: DEAREST.index(item.path.stem) if item.path.stem in DEAREST else len(DEAREST))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # The outermost: whatever else may skip a test has done so.
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    """Fail a skipped test where --no-skips asks for it."""
+    return _insisted((yield), item.config)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[Any]:
+    """The same of a whole file."""
+    return _insisted((yield), collector.config)
+
+
+def _insisted(report: Any, config: pytest.Config) -> Any:
+    """Turn a skip into a failure if it is forbidden. A machine without a card is as good for CI as one with it."""
+    if config.getoption("no_skips") and report.skipped and not hasattr(report, "wasxfail") and "CUDA" not in str(report.longrepr):
+        report.outcome, report.longrepr = "failed", f"skipped, which --no-skips does not allow: {report.longrepr}"
+    return report
 
 
 @pytest.fixture

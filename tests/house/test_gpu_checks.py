@@ -119,7 +119,7 @@ def test_a_golden_trace_is_held_against_what_the_card_counted(tmp_path: Path) ->
     assert counted_otherwise.differences() == [f"reserved_bytes: simulator {72 * mib}, card {42 * mib}", "retries: simulator 0, card 1"]
 
 
-NONE_YET = pytest.param(None, id="none", marks=pytest.mark.skip(reason="no golden trace has been recorded on a card yet"))
+NONE_YET = pytest.param(None, id="none", marks=pytest.mark.skip(reason="no golden trace has been recorded on a CUDA device yet"))
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in GOLDEN] or [NONE_YET])
