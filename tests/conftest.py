@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 
-DEAREST = ["test_ray", "test_faults", "test_probe", "test_worker", "test_scenarios", "test_cli", "test_trace", "test_storage", "test_search"]
+DEAREST = [
+    "test_ray",
+    "test_faults",
+    "test_probe",
+    "test_worker",
+    "test_scenarios",
+    "test_cli",
+    "test_trace",
+    "test_storage",
+    "test_search",
+]
 """The files that take longest, longest first: begun last, one of them would run on alone at the end."""
 
 
@@ -84,3 +94,9 @@ def _insisted(report: Any, config: pytest.Config) -> Any:
 def root(pytestconfig: pytest.Config) -> Path:
     """The root of the checkout."""
     return pytestconfig.rootpath
+
+
+@pytest.fixture
+def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a probe in this process time each size for a moment: for tests whose subject is not speed."""
+    monkeypatch.setattr("bstune.tuner.probing.run.TIMED_S", 0.02)

@@ -17,6 +17,8 @@ from bstune.tuner.theory.step_time import fit_step_time, sizes_to_time, throughp
 from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
 
+pytestmark = pytest.mark.usefixtures("brief_timing")
+
 MIB = 1 << 20
 MODEL = """
 import bstune, torch
@@ -114,6 +116,13 @@ def probe_of(path: Path, name: str, *, memory_mib: int | None = None, **options:
 
 
 @pytest.fixture(scope="module")
+def plain(path: Path) -> Iterator[Host]:
+    """A small model that takes next to nothing."""
+    with Host(bstune.load(f"{path}:plain"), device="cpu") as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
 def tight(path: Path) -> Iterator[tuple[Host, ProbeResult, list[Attempt]]]:
     """A model that takes 1 MiB a sample on a budget that ends well before the data does."""
     seen: list[Attempt] = []
@@ -177,19 +186,19 @@ def test_probe_survives_json(tight: tuple[Host, ProbeResult, list[Attempt]]) -> 
         ({"min_batch": 7, "max_batch": 7}, 7, "max_batch"),
     ],
 )
-def test_bounds_are_kept_and_named(path: Path, options: dict[str, int], size: int, limited_by: str) -> None:
+def test_bounds_are_kept_and_named(plain: Host, options: dict[str, int], size: int, limited_by: str) -> None:
     """Data set, maximum and multiples bound the answer, and the result says which of them did."""
-    result = probe_of(path, "plain", **options)
+    result = run_probe(plain, **options)
 
     assert (result.micro_batch_size, result.limited_by, result.proof) == (size, limited_by, "cap")
     assert all(attempt.size <= size for attempt in result.attempts)
 
 
 @pytest.mark.parametrize("options", [{"min_batch": 3000}, {"max_batch": 7, "multiple_of": 8}])
-def test_bounds_without_a_size_between_them_are_an_argument_error(path: Path, options: dict[str, int]) -> None:
+def test_bounds_without_a_size_between_them_are_an_argument_error(plain: Host, options: dict[str, int]) -> None:
     """Nothing is run for them."""
     with pytest.raises(bstune.ArgumentError, match=r"expected"):
-        probe_of(path, "plain", **options)
+        run_probe(plain, **options)
 
 
 def test_validation_that_takes_more_than_training_gets_a_smaller_batch(path: Path) -> None:
@@ -204,9 +213,10 @@ def test_validation_that_takes_more_than_training_gets_a_smaller_batch(path: Pat
 
 def test_batch_norm_at_one_is_a_limit_and_not_a_bug(path: Path) -> None:
     """With nothing but size 1 allowed there is no answer, and memory is not blamed."""
-    with pytest.raises(bstune.ObjectiveError, match=r"memory is not why: ValueError: Expected more than 1 value per channel"):
-        probe_of(path, "norm", max_batch=1)
-    assert probe_of(path, "norm", max_batch=2).micro_batch_size == 2
+    with Host(bstune.load(f"{path}:norm"), device="cpu") as host:
+        with pytest.raises(bstune.ObjectiveError, match=r"memory is not why: ValueError: Expected more than 1 value per channel"):
+            run_probe(host, max_batch=1)
+        assert run_probe(host, max_batch=2).micro_batch_size == 2
 
 
 def test_any_failure_at_one_only_is_a_limit(path: Path) -> None:

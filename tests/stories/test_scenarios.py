@@ -17,6 +17,8 @@ from bstune.tuner.probing.size_search import Bounds, Growth
 from bstune.tuner.testing.fake_device import FakeDevice
 from bstune.tuner.workers.fork_server import Host
 
+pytestmark = pytest.mark.usefixtures("brief_timing")
+
 MIB = 1 << 20
 MODEL = """
 import os, time
