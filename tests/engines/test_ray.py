@@ -314,9 +314,9 @@ def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def watchful() -> dict[str, str]:
-    """Have Ray kill when half of what is free now is in use as well: far from what other programs need meanwhile."""
+    """Have Ray kill when a quarter of what is free now is in use as well: far from what other programs need meanwhile."""
     memory = psutil.virtual_memory()
-    threshold = (memory.total - memory.available / 2) / memory.total
+    threshold = (memory.total - memory.available / 4) / memory.total
     return {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
 
 

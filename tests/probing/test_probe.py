@@ -21,6 +21,8 @@ pytestmark = pytest.mark.usefixtures("brief_timing")
 
 MIB = 1 << 20
 MODEL = """
+import os, signal, time
+from pathlib import Path
 import bstune, torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -48,29 +50,19 @@ def hungry_validation(model, batch):
     held.append(torch.ones(len(batch[0]) << 21))  # 8 MiB a sample.
     return loss_of(model, batch)
 
-def bug_at_one(model, batch):
-    if len(batch[0]) == 1:
+def misbehaving(model, batch):
+    does, n = Path(__file__).with_name("does").read_text(), len(batch[0])  # Read at each step: one template serves all cases.
+    if does == "fail at one" and n == 1:
         raise RuntimeError("squeezed one dimension too many")
-    return loss_of(model, batch)
-
-def bug(model, batch):
-    print("about to fail")
-    raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-def killed(model, batch):
-    import os, signal
-    if len(batch[0]) > 20:
+    if does == "have a bug":
+        print("about to fail")
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    if does == "get killed" and n > 20:
         os.kill(os.getpid(), signal.SIGKILL)
-    return loss_of(model, batch)
-
-def size_limit(model, batch):
-    if len(batch[0]) > 100:
+    if does == "have a limit" and n > 100:
         raise RuntimeError("CUDA error: invalid configuration argument")
-    return loss_of(model, batch)
-
-def slow(model, batch):
-    import time
-    time.sleep(0.02 * len(batch[0]))
+    if does == "take long":
+        time.sleep(0.02 * n)
     return loss_of(model, batch)
 
 class Slow(torch.utils.data.Dataset):
@@ -78,7 +70,6 @@ class Slow(torch.utils.data.Dataset):
         return 64
 
     def __getitem__(self, index):
-        import time
         time.sleep(0.002)
         return torch.zeros(4), 0
 
@@ -89,11 +80,7 @@ plain = bstune.Supervised(net, data, data)
 memory = bstune.Supervised(net, data, data, training_step=mib_per_sample, validation_step=loss_of)
 validation = bstune.Supervised(net, data, data, validation_step=hungry_validation)
 norm = bstune.Supervised(batch_norm, data, data)
-one = bstune.Supervised(net, data, data, training_step=bug_at_one)
-broken = bstune.Supervised(net, data, data, training_step=bug)
-kills = bstune.Supervised(net, data, data, training_step=killed)
-limited = bstune.Supervised(net, data, data, training_step=size_limit)
-slowly = bstune.Supervised(net, data, data, training_step=slow)
+misbehaves = bstune.Supervised(net, data, data, training_step=misbehaving)
 waits = bstune.Supervised(net, Slow(), data)
 weights = bstune.Supervised(big, data, data, training_step=lambda model, batch: model.weight.sum())
 """
@@ -120,6 +107,19 @@ def plain(path: Path) -> Iterator[Host]:
     """A small model that takes next to nothing."""
     with Host(bstune.load(f"{path}:plain"), device="cpu") as host:
         yield host
+
+
+@pytest.fixture(scope="module")
+def misbehaving(path: Path) -> Iterator[Host]:
+    """A model whose step does what the file `does` says."""
+    with Host(bstune.load(f"{path}:misbehaves"), device="cpu") as host:
+        yield host
+
+
+def probe_to(path: Path, host: Host, does: str, **options: Any) -> ProbeResult:
+    """Probe the model that misbehaves, and let it do this."""
+    path.with_name("does").write_text(does)
+    return run_probe(host, **options)
 
 
 @pytest.fixture(scope="module")
@@ -219,39 +219,39 @@ def test_batch_norm_at_one_is_a_limit_and_not_a_bug(path: Path) -> None:
         assert run_probe(host, max_batch=2).micro_batch_size == 2
 
 
-def test_any_failure_at_one_only_is_a_limit(path: Path) -> None:
+def test_any_failure_at_one_only_is_a_limit(path: Path, misbehaving: Host) -> None:
     """A loss that squeezes away a batch of one fails at 1 and trains at 2."""
     with pytest.raises(bstune.ObjectiveError, match="memory is not why: RuntimeError: squeezed"):
-        probe_of(path, "one", max_batch=1)
+        probe_to(path, misbehaving, "fail at one", max_batch=1)
 
 
-def test_a_bug_is_shown_as_a_bug(path: Path) -> None:
+def test_a_bug_is_shown_as_a_bug(path: Path, misbehaving: Host) -> None:
     """The user's traceback and last output, at once, and no word of memory."""
     with pytest.raises(bstune.ObjectiveError, match=r"training at micro-batch \d: RuntimeError: mat1 and mat2") as caught:
-        probe_of(path, "broken", max_batch=1)
+        probe_to(path, misbehaving, "have a bug", max_batch=1)
 
-    assert "in bug" in (caught.value.traceback or "")
+    assert "in misbehaving" in (caught.value.traceback or "")
     assert caught.value.output == "about to fail"
 
 
-def test_a_killed_process_counts_as_out_of_memory(path: Path) -> None:
+def test_a_killed_process_counts_as_out_of_memory(path: Path, misbehaving: Host) -> None:
     """The kernel ends what takes too much with SIGKILL: the answer is the largest size that lived."""
-    result = probe_of(path, "kills")
+    result = probe_to(path, misbehaving, "get killed")
 
     assert (result.micro_batch_size, result.limited_by, result.proof) == (20, "memory", "bracket")
 
 
-def test_a_size_limit_is_not_memory(path: Path) -> None:
+def test_a_size_limit_is_not_memory(path: Path, misbehaving: Host) -> None:
     """A kernel that takes 100 samples at most bounds the answer, as a limit."""
-    result = probe_of(path, "limited")
+    result = probe_to(path, misbehaving, "have a limit")
 
     assert (result.micro_batch_size, result.limited_by) == (100, "max_batch")
     assert {attempt.outcome for attempt in result.attempts} == {"ok", "limit"}
 
 
-def test_time_limit_returns_the_best_size_so_far(path: Path) -> None:
+def test_time_limit_returns_the_best_size_so_far(path: Path, misbehaving: Host) -> None:
     """Each sample takes 20 ms: 3 s are over long before the data set is reached, and the size returned was run."""
-    result = probe_of(path, "slowly", timeout=3)
+    result = probe_to(path, misbehaving, "take long", timeout=3)
 
     assert result.limited_by == "timeout"
     assert result.micro_batch_size < 2000
