@@ -46,8 +46,9 @@ lint: $(INSTALLED) ## Check format and lint rules; change nothing.
 type: $(INSTALLED) $(TYPING) ## Check types, strictly, tests and examples included.
 	$(BIN)/mypy -p bstune
 
+# A file stays on one worker: its tests share what they start, such as servers and templates. The dearest files come first (tests/conftest.py).
 test: $(INSTALLED) ## Run the tests, two files at a time; WORKERS=4 for four.
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: lint type test ## All that CI runs.
 
