@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,30 @@ def _insisted(report: Any, config: pytest.Config) -> Any:
 def root(pytestconfig: pytest.Config) -> Path:
     """The root of the checkout."""
     return pytestconfig.rootpath
+
+
+@pytest.fixture(autouse=True)
+def _close_what_optuna_opens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the databases that a test opens by Optuna itself, which leaves them to the garbage collector; Python 3.13 warns of it."""
+    if "optuna" not in sys.modules:
+        yield
+        return
+    import optuna
+
+    opened: list[Any] = []
+    real = optuna.storages.get_storage
+
+    def get_storage(storage: Any) -> Any:
+        opened.append(real(storage))
+        return opened[-1]
+
+    monkeypatch.setattr(optuna.storages, "get_storage", get_storage)
+    yield
+    for storage in opened:
+        storage.remove_session()
+        backend = getattr(storage, "_backend", storage)  # Optuna puts a cache before a database.
+        if isinstance(backend, optuna.storages.RDBStorage):
+            backend.engine.dispose()
 
 
 @pytest.fixture

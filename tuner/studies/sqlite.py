@@ -13,6 +13,7 @@ import os
 import sqlite3
 import tempfile
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,8 +164,11 @@ def open_database(path: Path, *, write: bool) -> BaseStorage:
     from sqlalchemy import event
     from sqlalchemy.pool import QueuePool
 
+    made: weakref.WeakSet[sqlite3.Connection] = weakref.WeakSet()
+
     def connect() -> sqlite3.Connection:
         connection = _connect(path, write=write)
+        made.add(connection)
         if write:
             connection.execute("PRAGMA journal_mode=WAL")
             # A commit survives the death of the process; only a power failure can take back the last ones.
@@ -172,14 +176,18 @@ def open_database(path: Path, *, write: bool) -> BaseStorage:
             connection.execute("PRAGMA wal_autocheckpoint=250")  # Pages: the log beside the database stays at about 1 MB.
         return connection
 
-    # The path is given to SQLite as it is: in a URL, `#`, `?`, `%` and braces would be something else.
-    backend = RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool}, skip_table_creation=True)
-
     def begin(connection: Any, *_: Any) -> None:
         connection.connection.dbapi_connection.begin()
 
-    event.listen(backend.engine, "before_cursor_execute", begin)
-    backend.get_all_studies()
+    try:
+        # The path is given to SQLite as it is: in a URL, `#`, `?`, `%` and braces would be something else.
+        backend = RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool}, skip_table_creation=True)
+        event.listen(backend.engine, "before_cursor_execute", begin)
+        backend.get_all_studies()
+    except BaseException:
+        for connection in list(made):  # Nobody else has them: Optuna's storage was not made, or is not given back.
+            connection.close()
+        raise
     _OPEN[path] += 1
     if write:
         vars(backend)["bstune_beside"] = {beside: identity(beside) for beside in map(Path, (f"{path}-wal", f"{path}-shm"))}
