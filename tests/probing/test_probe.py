@@ -186,7 +186,7 @@ def test_probe_survives_json(tight: tuple[Host, ProbeResult, list[Attempt]]) -> 
         ({"min_batch": 7, "max_batch": 7}, 7, "max_batch"),
     ],
 )
-def test_bounds_are_kept_and_named(plain: Host, options: dict[str, int], size: int, limited_by: str) -> None:
+def test_bounds_are_kept_and_named(plain: Host, options: dict[str, Any], size: int, limited_by: str) -> None:
     """Data set, maximum and multiples bound the answer, and the result says which of them did."""
     result = run_probe(plain, **options)
 
@@ -195,7 +195,7 @@ def test_bounds_are_kept_and_named(plain: Host, options: dict[str, int], size: i
 
 
 @pytest.mark.parametrize("options", [{"min_batch": 3000}, {"max_batch": 7, "multiple_of": 8}])
-def test_bounds_without_a_size_between_them_are_an_argument_error(plain: Host, options: dict[str, int]) -> None:
+def test_bounds_without_a_size_between_them_are_an_argument_error(plain: Host, options: dict[str, Any]) -> None:
     """Nothing is run for them."""
     with pytest.raises(bstune.ArgumentError, match=r"expected"):
         run_probe(plain, **options)
