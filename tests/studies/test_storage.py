@@ -301,7 +301,8 @@ def test_tables_of_another_program_are_not_added_to(server: Server) -> None:
     import sqlalchemy
 
     search(server.url)
-    engine = sqlalchemy.create_engine(server.url, poolclass=sqlalchemy.NullPool)
+    url = server.url.replace("postgresql:", "postgresql+psycopg:")  # SQLAlchemy 2.0 would look for psycopg2.
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
 
     def run(*statements: str) -> list[str]:
         with engine.begin() as connection:

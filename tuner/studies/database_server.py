@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BstuneError
@@ -44,7 +45,7 @@ def open_server(url: URL, *, create: bool) -> BaseStorage:
 
     if create:
         has_tables(url)
-    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna fills in {SCHEMA_VERSION}.
+    text = _driven(url).render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna fills in {SCHEMA_VERSION}.
     return RDBStorage(text, engine_kwargs={"pool_pre_ping": True, "connect_args": _connect_args(url)}, skip_table_creation=not create)
 
 
@@ -69,7 +70,14 @@ def _engine(url: URL) -> Engine:
     """Return what opens a connection that is closed after its use, and not kept for another."""
     import sqlalchemy
 
-    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=_connect_args(url))
+    return sqlalchemy.create_engine(_driven(url), poolclass=sqlalchemy.NullPool, connect_args=_connect_args(url))
+
+
+def _driven(url: URL) -> URL:
+    """Name the driver psycopg where it is the only one: SQLAlchemy 2.0 looks for psycopg2, and 2.1 for psycopg."""
+    if url.drivername == "postgresql" and find_spec("psycopg2") is None and find_spec("psycopg") is not None:
+        return url.set(drivername="postgresql+psycopg")
+    return url
 
 
 def _connect_args(url: URL) -> dict[str, Any]:
