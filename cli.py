@@ -399,7 +399,7 @@ def _terminable() -> Iterator[None]:
     """End on SIGTERM, and when the terminal goes, as on Ctrl-C: what was finished is shown and nothing is left behind."""
 
     def terminate(*_: object) -> None:
-        for number in numbers:  # To close a window sends it twice, and the second must not end the ending.
+        for number in numbers:  # To close a window sends it twice, and the second must not interrupt what the first began.
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 

@@ -250,7 +250,7 @@ class Supervised:
         """
         import torch
 
-        its, optimizers = dealt((self.model, self._make_optimizer), params)
+        its, optimizers = keywords_for((self.model, self._make_optimizer), params)
         unknown = [name for name in params if name not in its and name not in optimizers]
         if unknown:
             raise ObjectiveError(
@@ -280,7 +280,7 @@ class Supervised:
         """
         import torch
 
-        _, its = dealt((self.model, self._make_optimizer), params)
+        _, its = keywords_for((self.model, self._make_optimizer), params)
         optimizer = self._make_optimizer([p for p in model.parameters() if p.requires_grad], learning_rate, **its)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ObjectiveError(f"optimizer() returned a {type(optimizer).__name__}: expected a torch.optim.Optimizer.")
@@ -319,7 +319,7 @@ def _shape(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if hasattr(value, "dtype") and hasattr(value, "shape") else type(value).__name__
 
 
-def dealt(makers: Sequence[Callable[..., Any]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
+def keywords_for(makers: Sequence[Callable[..., Any]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what each of several classes or functions takes as keywords: what it names; what none names, the first that takes any."""
     found: list[dict[str, Any]] = []
     takes_any = []

@@ -31,7 +31,7 @@ def examine(*, device: str = "auto", storage: str | None = None) -> Findings:
 
 
 def _safely(name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
-    """Return what a look found; a look that fails is a finding too, because a doctor must not fall ill."""
+    """Return what a look found; a look that fails is a finding too."""
     try:
         return look()
     except BstuneError as error:

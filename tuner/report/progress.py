@@ -122,7 +122,7 @@ def forecast_line(forecast: Forecast) -> str:
     """Return what a search is expected to cost."""
     batches, rates = forecast.batch_range, forecast.learning_rate_range
     trials = f"{forecast.n_trials} trials" if forecast.n_trials != 1 else "1 trial"
-    took = "in a time that is not known"
+    took = "the seconds are not known"
     if forecast.seconds is not None:
         took = f"about {duration(forecast.seconds)} of training"
     if forecast.seconds_range is not None and forecast.n_batches > 1:

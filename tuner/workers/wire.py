@@ -49,7 +49,7 @@ class Line:
     def fill(self) -> None:
         """Read what is there, up to a bound."""
         before, limit = len(self._buffer), len(self._buffer) + FILL_BYTES
-        with held():  # Bytes that were taken and then lost would be the end of all understanding.
+        with held():  # Bytes that were taken and then lost would leave the rest unreadable.
             while len(self._buffer) < limit and (part := self._part()):
                 self._buffer += part
         if len(self._buffer) > before:
