@@ -120,11 +120,12 @@ def signature_defaults(function: Any) -> dict[str, Any]:
 
 def option_defaults(command: str) -> dict[str, Any]:
     """Return the options of a command that are arguments of its function, by the function's names."""
-    with click.Context(main) as ctx:
+    # Click keeps the option for help that it makes first: it is to be the one that users see.
+    with click.Context(main, help_option_names=["-h", "--help"]) as ctx:
         found = main.get_command(ctx, command)
     assert found is not None
     own = {"model", "as_json", "plot", "dry_run", "yes", "debug", *(("fresh",) if command == "search" else ())}
-    options = {name: value for name, value in found.make_context(command, ["model.py"]).params.items() if name not in own}
+    options = {name: value for name, value in found.make_context(command, ["model.py"], parent=ctx).params.items() if name not in own}
     return {name.removesuffix("_file"): value for name, value in options.items()}
 
 

@@ -196,8 +196,10 @@ def cut(text: str, most: int) -> str:
 
 def told(text: str, most: int) -> str:
     """Return text as it may be shown, cut after what must not be shown is hidden: half a password is one still."""
-    ends = text if len(text) <= 8 * most else f"{text[: 4 * most]}\n...\n{text[-4 * most :]}"
-    return cut(printable(ends), most)
+    if len(text) <= most:
+        return cut(printable(text), most)
+    last = most // 4
+    return f"{printable(text[: 4 * most])[: most - last]} [{len(text) - most:,} characters cut] {printable(text[-4 * most :])[-last:]}"
 
 
 def _tidied(failure: messages.Failure) -> messages.Failure:

@@ -98,11 +98,12 @@ def _load(payload_fd: int, n_bytes: int) -> Objective:
 
 def _warm_up() -> None:
     """Import what the first optimizer step and the first batch import, seconds of it, once instead of once per process."""
+    import psutil  # noqa: F401  # As all that is imported here: before the user's folder is on the path.
     import torch.utils.data
 
     from ..memory import dispatch_recorder as recorder  # noqa: F401
 
-    with contextlib.suppress(ImportError):  # Before the user's folder is on the path: it is imported only where there is a card.
+    with contextlib.suppress(ImportError):
         import pynvml  # noqa: F401
 
     parameter = torch.zeros(1, requires_grad=True)
