@@ -401,7 +401,7 @@ CASES: list[tuple[dict[str, Thing], list[tuple[str, ...]]]] = [
 ]
 
 
-def hold(base: Path, stock: Stock, lying: dict[str, Thing], typed: list[tuple[str, ...]]) -> None:
+def check_harmless(base: Path, stock: Stock, lying: dict[str, Thing], typed: list[tuple[str, ...]]) -> None:
     """Type commands where these things lie: each leaves every byte, mode and link, here and outside, as it was, or refuses.
 
     A true storage that is named keeps all its studies and trials.
@@ -422,7 +422,7 @@ def hold(base: Path, stock: Stock, lying: dict[str, Thing], typed: list[tuple[st
 @pytest.mark.parametrize(("lying", "typed"), CASES, ids=lambda value: named(value))
 def test_what_was_there_stays_as_it_was(base: Path, stock: Stock, lying: dict[str, Thing], typed: list[tuple[str, ...]]) -> None:
     """What is known to go wrong with tools that write beside other people's files."""
-    hold(base, stock, lying, typed)
+    check_harmless(base, stock, lying, typed)
 
 
 @settings(
@@ -435,7 +435,7 @@ def test_what_was_there_stays_as_it_was(base: Path, stock: Stock, lying: dict[st
 def test_whatever_lies_there_stays_as_it_was(base: Path, stock: Stock, lying: dict[str, Thing], typed: list[tuple[str, ...]]) -> None:
     """And what nobody has thought of."""
     note(f"in a folder with {lying}: {typed}")
-    hold(base, stock, lying, typed)
+    check_harmless(base, stock, lying, typed)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,9 @@ def test_whatever_lies_there_stays_as_it_was(base: Path, stock: Stock, lying: di
 def test_a_folder_that_bears_the_name_of_checkpoints_is_left_alone(base: Path, stock: Stock, thing: Thing) -> None:
     """A model that bstune trains leaves checkpoints beside the storage while it runs."""
     options = ("--space", "batch_size=8,16", "--budget", "3", "--confirm", "0", "--device", "cpu")
-    hold(base, stock, {"bstune.db.checkpoints-formula": thing}, [("search", "../../net.py", "--probe", "../../probe.json", *options)])
+    check_harmless(
+        base, stock, {"bstune.db.checkpoints-formula": thing}, [("search", "../../net.py", "--probe", "../../probe.json", *options)]
+    )
 
 
 def test_the_check_sees_harm(base: Path, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
