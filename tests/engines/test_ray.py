@@ -435,14 +435,19 @@ def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cl
     late.touch()
     (meeting / "8").write_text("*")
     (meeting / "64").write_text("* 8 4 *")  # Until the small kind has lost a trial, and has been given another.
-    second = search(model, url, jobs=2, budget=8, ray_address=cluster.address, callbacks=[hear])
+    told: list[Progress] = []
+    second = search(model, url, jobs=2, budget=8, ray_address=cluster.address, callbacks=[hear, told.append])
 
     assert len(probed) == 2
     assert second.records[: len(first.records)] == first.records
     assert used(second) == trained(seen)
     (lost,) = [record for record in second.records if record.state == "failed"]
     assert (lost.cause, lost.device, lost.micro_batch_size) == ("oom", "small", 8)
-    assert {record.micro_batch_size for record in second.records if record.number > lost.number and record.device == "small"} == {4}
+    known = next(i for i, each in enumerate(told) if each.kind == "finish" and each.trial is not None and each.trial.number == lost.number)
+    begun = {
+        each.trial.number for each in told[known:] if each.kind == "start" and each.trial is not None
+    }  # Not those on their way by then.
+    assert {record.micro_batch_size for record in second.records if record.number in begun and record.device == "small"} == {4}
     assert {record.accumulation_steps for record in second.records if record.device == "large"} == {1}
     assert [(each.device, each.micro_batch_size) for each in second.recommendation.by_device][1] == ("small", 4)
     assert second.recommendation.verified
