@@ -91,7 +91,10 @@ def _exit_code(run: Callable[[], int | None]) -> int:
         ):  # What click prints, such as --help.
             note(f"Error: {_unprinted(error)}")
         else:
-            note("".join(traceback.format_exception(error)) + "This is a mistake in bstune. Please report it, with these lines.")
+            note(
+                "".join(traceback.format_exception(error))
+                + "This is a mistake in bstune. Please report it, with these lines."
+            )
         return 1
 
 
@@ -159,7 +162,13 @@ _storage_option = click.option(
 )
 _output_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout."),
-    click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="On an error, show bstune's own traceback too."),
+    click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_debug,
+        help="On an error, show bstune's own traceback too.",
+    ),
 )
 _study_option = click.option("--study", help="Name of the study.  [default: the objective's name, else the file's]")
 _device_option = click.option("--device", default="auto", help="auto (CUDA when it works), cpu, cuda or cuda:N.")
@@ -177,7 +186,10 @@ def main() -> None:
 @main.command("probe", epilog="\b\nExample:\n  bstune probe model.py --memory 12GiB --multiple-of 8")
 @click.argument("model")
 @_device_option
-@click.option("--memory", help="Most memory to use, such as 12GiB or 800MB.  [default: all that the device and the container leave]")
+@click.option(
+    "--memory",
+    help="Most memory to use, such as 12GiB or 800MB.  [default: all that the device and the container leave]",
+)
 @click.option("--headroom", type=float, default=0.05, help="Share of the usable memory that is left free.")
 @click.option("--min-batch", type=int, default=1, help="Smallest micro-batch that is of use, in samples.")
 @click.option("--max-batch", type=int, help="Largest micro-batch to try, in samples.  [default: the data set]")
@@ -185,10 +197,16 @@ def main() -> None:
 @click.option("--timeout", type=float, help="Seconds after which the best size so far is returned.  [default: none]")
 @click.option("--seed", type=int, default=0, help="Seed of model and data in each attempt.")
 @click.option(
-    "--malloc", default="default", help="On CPU: default, or stable (resident memory that repeats, for slower steps; see the result)."
+    "--malloc",
+    default="default",
+    help="On CPU: default, or stable (resident memory that repeats, for slower steps; see the result).",
 )
 @click.option("--fresh", is_flag=True, help="Probe anew, also where the same probe is stored.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw memory and throughput to this file, such as probe.png.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw memory and throughput to this file, such as probe.png.",
+)
 @_study_option
 @_storage_option
 @_output_options
@@ -253,7 +271,9 @@ class _Dimension(click.ParamType):  # type: ignore[type-arg]  # Generic in newer
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
         name, equals, values = value.partition("=")
         if not equals or not name or not values:
-            raise ArgumentError(f"--space {value}: expected NAME=VALUES, such as batch_size=32,64 or learning_rate=1e-4:1e-1.")
+            raise ArgumentError(
+                f"--space {value}: expected NAME=VALUES, such as batch_size=32,64 or learning_rate=1e-4:1e-1."
+            )
         if ":" in values:
             return name, tuple(_value(part) for part in values.split(":"))
         return name, [_value(part) for part in values.split(",")] if "," in values else _value(values)
@@ -282,13 +302,19 @@ def _value(text: str) -> int | float | str:
     "  bstune search model.py --space batch_size=32,64,128 --space learning_rate=1e-4:1e-1",
 )
 @click.argument("model", required=False)
-@click.option("--budget", type=float, default=12.0, help="Total training of the study in full runs, confirmation included.")
+@click.option(
+    "--budget", type=float, default=12.0, help="Total training of the study in full runs, confirmation included."
+)
 @click.option("--n-trials", type=int, help="Most trials of the study.  [default: none]")
 @click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]")
 @click.option(
-    "--goal", default="loss", help="loss (fastest within the tolerance of the lowest), time (to --target), or largest (batch without loss)."
+    "--goal",
+    default="loss",
+    help="loss (fastest within the tolerance of the lowest), time (to --target), or largest (batch without loss).",
 )
-@click.option("--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]")
+@click.option(
+    "--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]"
+)
 @click.option("--tolerance", type=float, default=0.02, help="Share of the best loss that counts as equal.")
 @click.option(
     "--space",
@@ -298,7 +324,10 @@ def _value(text: str) -> int | float | str:
     help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); repeatable.",
 )
 @click.option(
-    "--baseline", type=_Baseline(), metavar="BATCH,LR", help="Your present setting; it is measured beside the rest.  [default: none]"
+    "--baseline",
+    type=_Baseline(),
+    metavar="BATCH,LR",
+    help="Your present setting; it is measured beside the rest.  [default: none]",
 )
 @click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist.")
 @click.option("--jobs", type=int, default=1, help="Trials that run side by side.")
@@ -306,23 +335,41 @@ def _value(text: str) -> int | float | str:
 @click.option("--pruner", default="auto", help="auto, or none to let every trial run to its end.")
 @click.option("--sampler", default="auto", help="auto, or random and tpe for comparison.")
 @click.option(
-    "--trial-timeout", type=float, help="Seconds of silence after which a trial has hung.  [default: 20 times what it should take]"
+    "--trial-timeout",
+    type=float,
+    help="Seconds of silence after which a trial has hung.  [default: 20 times what it should take]",
 )
-@click.option("--engine", default="optuna", help="Who runs the trials: optuna (this machine), or ray (Ray Tune, here or on a cluster).")
-@click.option("--ray-address", help="With --engine ray: auto or HOST:PORT of a cluster to join.  [default: start Ray here, on loopback]")
+@click.option(
+    "--engine",
+    default="optuna",
+    help="Who runs the trials: optuna (this machine), or ray (Ray Tune, here or on a cluster).",
+)
+@click.option(
+    "--ray-address",
+    help="With --engine ray: auto or HOST:PORT of a cluster to join.  [default: start Ray here, on loopback]",
+)
 @click.option("--isolation", default="process", help="process, or none to run a cheap, trusted function without one.")
 @click.option(
-    "--probe", "probe_file", type=click.Path(path_type=Path), help="A file that `bstune probe --json` wrote.  [default: probe if needed]"
+    "--probe",
+    "probe_file",
+    type=click.Path(path_type=Path),
+    help="A file that `bstune probe --json` wrote.  [default: probe if needed]",
 )
 @_device_option
 @_study_option
 @click.option("--fresh", is_flag=True, help="Keep the old study and make a new one, NAME-2.")
 @click.option("--dry-run", is_flag=True, help="Print the forecast and train nothing.")
-@click.option("--yes", is_flag=True, help="Without MODEL: run what the study stores, also where it is not certain that you chose it.")
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="Without MODEL: run what the study stores, also where it is not certain that you chose it.",
+)
 @_storage_option
 @_output_options
 @click.pass_context
-def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fresh: bool, dry_run: bool, yes: bool, **options: Any) -> None:
+def search_command(
+    ctx: click.Context, /, model: str | None, as_json: bool, fresh: bool, dry_run: bool, yes: bool, **options: Any
+) -> None:
     """Find the batch size and the learning rate to train with.
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`. Without MODEL the newest study that stores
@@ -345,7 +392,11 @@ def search_command(ctx: click.Context, /, model: str | None, as_json: bool, fres
         arguments = _arguments(options, progress)
     objective = load(model)
     try:
-        with progress, _terminable(), contextlib.redirect_stdout(sys.stderr):  # With isolation="none" the user's prints are ours.
+        with (
+            progress,
+            _terminable(),
+            contextlib.redirect_stdout(sys.stderr),
+        ):  # With isolation="none" the user's prints are ours.
             if dry_run:
                 forecast = run_forecast(objective, arguments, fresh=fresh)
             else:
@@ -378,7 +429,11 @@ def _show(result: SearchResult, facts: Facts | None, *, as_json: bool, storage: 
     from .tuner.report.text import search_text
 
     _warn(result.recommendation.warnings)
-    kept = f"It is stored, and `bstune show {shlex.quote(one_line(result.study))}` shows it." if _is_kept(storage) else None
+    kept = (
+        f"It is stored, and `bstune show {shlex.quote(one_line(result.study))}` shows it."
+        if _is_kept(storage)
+        else None
+    )
     _answer(result.to_json() if as_json else search_text(result, facts), as_json=as_json, kept=kept)
 
 
@@ -399,7 +454,9 @@ def _terminable() -> Iterator[None]:
     """End on SIGTERM, and when the terminal goes, as on Ctrl-C: what was finished is shown and nothing is left behind."""
 
     def terminate(*_: object) -> None:
-        for number in numbers:  # To close a window sends it twice, and the second must not interrupt what the first began.
+        for (
+            number
+        ) in numbers:  # To close a window sends it twice, and the second must not interrupt what the first began.
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
@@ -434,7 +491,9 @@ def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str
     if not yes:
         require_trusted(study, reference)
     # The study says how to search, never where it is kept.
-    kept = {name: value for name, value in stored.items() if name in options and name not in {*given, "study", "storage"}}
+    kept = {
+        name: value for name, value in stored.items() if name in options and name not in {*given, "study", "storage"}
+    }
     options = {**options, **kept, "study": study.name}
     where = f" on the Ray cluster at {one_line(options['ray_address'])}" if options["ray_address"] else ""
     note(f"Going on with study {one_line(study.name)}: runs {shown_target(reference)}{where}")

@@ -110,7 +110,9 @@ def screen(meter: Meter, seed: int) -> None:
         _exhaust(meter, cell)
 
 
-def optuna_search(sampler: Callable[[int], optuna.samplers.BaseSampler], pruner: Callable[[int], optuna.pruners.BasePruner]) -> Searcher:
+def optuna_search(
+    sampler: Callable[[int], optuna.samplers.BaseSampler], pruner: Callable[[int], optuna.pruners.BasePruner]
+) -> Searcher:
     """An Optuna study over indices into the lists, so that it knows their order and wastes nothing between the cells."""
 
     def searcher(meter: Meter, seed: int) -> None:
@@ -121,7 +123,10 @@ def optuna_search(sampler: Callable[[int], optuna.samplers.BaseSampler], pruner:
         while not meter.over and idle < 30:
             before = meter.cost
             trial = study.ask()
-            cell = (batches[trial.suggest_int("batch", 0, len(batches) - 1)], rates[trial.suggest_int("lr", 0, len(rates) - 1)])
+            cell = (
+                batches[trial.suggest_int("batch", 0, len(batches) - 1)],
+                rates[trial.suggest_int("lr", 0, len(rates) - 1)],
+            )
             state, last = optuna.trial.TrialState.COMPLETE, math.nan
             for i, loss in meter.run(cell):
                 if not math.isfinite(loss):

@@ -35,7 +35,14 @@ EXAMPLE = HERE.parent / "examples" / "digits.py"
 GRID = HERE / "results" / "demo_truth_grid.csv"
 CHECK = HERE / "results" / "demo_truth_check.json"
 
-BATCH_SIZES = [128, 64, 32, 16, 8, 4]  # The sizes that bstune searches by default at this size of data; the quick ones first.
+BATCH_SIZES = [
+    128,
+    64,
+    32,
+    16,
+    8,
+    4,
+]  # The sizes that bstune searches by default at this size of data; the quick ones first.
 LEARNING_RATES = [2.0**octave for octave in range(-9, 0)]
 GRID_SEEDS = [0, 1, 2]
 SEARCH_SEEDS = [0, 1, 2, 3, 4]
@@ -64,7 +71,9 @@ def load_example() -> Any:
     return objective
 
 
-def full_run(objective: Any, micro_batch_size: int, accumulation_steps: int, learning_rate: float, seed: int) -> tuple[float, float]:
+def full_run(
+    objective: Any, micro_batch_size: int, accumulation_steps: int, learning_rate: float, seed: int
+) -> tuple[float, float]:
     """Train one full run; return the last and the best validation loss, infinite where it diverged."""
     batch_size = micro_batch_size * accumulation_steps
     full_samples = objective.epochs * len(objective.train_data)
@@ -116,7 +125,14 @@ def measure() -> None:
                     continue
                 start_s = time.perf_counter()
                 last, best = full_run(objective, batch_size, 1, learning_rate, seed)
-                row = [batch_size, learning_rate, seed, f"{last:.6g}", f"{best:.6g}", f"{time.perf_counter() - start_s:.2f}"]
+                row = [
+                    batch_size,
+                    learning_rate,
+                    seed,
+                    f"{last:.6g}",
+                    f"{best:.6g}",
+                    f"{time.perf_counter() - start_s:.2f}",
+                ]
                 with GRID.open("a", newline="") as file:
                     csv.writer(file, lineterminator="\n").writerow(row)
             mean = grid_means()[batch_size, learning_rate]
@@ -150,12 +166,16 @@ def grid_means() -> dict[Cell, float]:
 def check() -> int:
     """Run the searches and compare; return 0 when the recommendations are good enough."""
     if grid_hash() != example_hash():
-        sys.exit("The grid is of another examples/digits.py: expected that of today. Measure it again: python benchmarks/demo_truth.py")
+        sys.exit(
+            "The grid is of another examples/digits.py: expected that of today. Measure it again: python benchmarks/demo_truth.py"
+        )
     objective = load_example()
     means = grid_means()
     best = min(means, key=means.__getitem__)
     best_losses = [full_run(objective, best[0], 1, best[1], seed)[0] for seed in FRESH_SEEDS]
-    print(f"best cell of the grid: batch size {best[0]}, learning rate {best[1]:.4g}: {statistics.mean(best_losses):.4f} on fresh seeds")
+    print(
+        f"best cell of the grid: batch size {best[0]}, learning rate {best[1]:.4g}: {statistics.mean(best_losses):.4f} on fresh seeds"
+    )
     searches = [one_search(objective, seed, statistics.mean(best_losses)) for seed in SEARCH_SEEDS]
     ratio = statistics.mean(search["ratio"] for search in searches)
     said = {
@@ -179,7 +199,10 @@ def one_search(objective: Any, seed: int, best_mean: float) -> dict[str, Any]:
         result = bstune.search(bstune.load(str(EXAMPLE)), seed=seed, storage=f"sqlite:///{folder}/truth.db")
         seconds = time.perf_counter() - start_s
     told = result.recommendation
-    losses = [full_run(objective, told.micro_batch_size, told.accumulation_steps, told.learning_rate, fresh)[0] for fresh in FRESH_SEEDS]
+    losses = [
+        full_run(objective, told.micro_batch_size, told.accumulation_steps, told.learning_rate, fresh)[0]
+        for fresh in FRESH_SEEDS
+    ]
     ratio = statistics.mean(losses) / best_mean
     print(
         f"search {seed}: batch size {told.global_batch_size}, learning rate {told.learning_rate:.4g}: "
@@ -201,7 +224,9 @@ def one_search(objective: Any, seed: int, best_mean: float) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="run 5 searches and compare, instead of measuring the grid")
+    parser.add_argument(
+        "--check", action="store_true", help="run 5 searches and compare, instead of measuring the grid"
+    )
     wanted = parser.parse_args()
     torch.set_num_threads(1)
     if wanted.check:

@@ -266,7 +266,12 @@ def run(case: Case, home: Path, truth: dict[str, Any] | None) -> dict[str, Any]:
         (folder / name).mkdir(parents=True)
     (folder / "model.py").write_text(MODEL)
     shared_memory = set(os.listdir("/dev/shm"))
-    environment = {MARK: case.mark, "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        MARK: case.mark,
+        "TMPDIR": str(folder / "tmp"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(home / "inductor")  # Torch's own, which it keeps on purpose.
     fault = {"SOAK_FAULT": case.fault, "SOAK_AT": str(case.at % 6)} if case.fault in TRIAL_FAULTS else {}
     log = folder / "log.txt"
@@ -299,22 +304,30 @@ def check(case: Case, folder: Path, outcome: dict[str, Any], truth: dict[str, An
     url = arguments_of(case, folder)["storage"]
     storage: Any = url
     if url.startswith("journal"):
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:///")))
+        storage = optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:///"))
+        )
     stored = {trial.number: trial for trial in optuna.load_study(study_name="soak", storage=storage).trials}
     assert sorted(stored) == list(range(len(stored))), "trials are missing"
     assert all(trial.state.is_finished() for trial in stored.values()), "a trial is left unfinished"
     for number, state, samples, _ in told:
         result = stored[number].user_attrs["result"]
-        assert (result["state"], result["samples"]) == (state, samples), f"trial {number} was told {state}, is {result['state']}"
+        assert (result["state"], result["samples"]) == (state, samples), (
+            f"trial {number} was told {state}, is {result['state']}"
+        )
     spent = outcome["spent"]["full_runs"]
     assert spent <= BUDGET + ONE_REPORT * arguments_of(case, folder)["jobs"] + 1e-9, f"spent {spent} of {BUDGET}"
     left = processes_of(case)
     assert not left, f"processes are left: {left}"
     assert list((folder / "tmp").iterdir()) == [], f"temporary files are left: {list((folder / 'tmp').iterdir())}"
-    assert [path.name for path in (folder / "runs").iterdir()] == ["bstune.db"], f"files are left: {list((folder / 'runs').iterdir())}"
+    assert [path.name for path in (folder / "runs").iterdir()] == ["bstune.db"], (
+        f"files are left: {list((folder / 'runs').iterdir())}"
+    )
     if truth is not None:
         best, true = outcome["recommendation"], truth["recommendation"]
-        assert best["learning_rate"] == true["learning_rate"], f"recommends {best['learning_rate']}, not {true['learning_rate']}"
+        assert best["learning_rate"] == true["learning_rate"], (
+            f"recommends {best['learning_rate']}, not {true['learning_rate']}"
+        )
         assert best["verified"], f"not verified: {best['warnings']}"
         gap = abs(best["val_loss"]["mean"] / true["val_loss"]["mean"] - 1)
         assert gap <= NOISE, f"its loss is {gap:.1%} off"
@@ -327,7 +340,11 @@ def processes_of(case: Case) -> list[int]:
         left = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and process.environ().get(MARK) == case.mark and process.status() != psutil.STATUS_ZOMBIE:
+                if (
+                    process.pid != os.getpid()
+                    and process.environ().get(MARK) == case.mark
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
                     left.append(process.pid)
         if not left or time.monotonic() > deadline_s:
             return left
@@ -338,7 +355,12 @@ def warm_up(home: Path) -> None:
     """Import what every search imports, so that its process, a fork of this one, has it already."""
     torch.set_num_threads(1)
     open_storage(f"sqlite:///{home / 'warm.db'}").close()
-    for name in ("bstune.tuner.search", "bstune.tuner.strategy.strategy", "bstune.tuner.workers.fork_server", "optuna.storages.journal"):
+    for name in (
+        "bstune.tuner.search",
+        "bstune.tuner.strategy.strategy",
+        "bstune.tuner.workers.fork_server",
+        "optuna.storages.journal",
+    ):
         importlib.import_module(name)
 
 
@@ -355,7 +377,9 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     kinds = arguments.only.split(",") if arguments.only else list(FAULTS)
     rng = random.Random(arguments.seed)
-    if not arguments.only:  # Those that need no template process are had for a third of the time, so they come twice as often.
+    if (
+        not arguments.only
+    ):  # Those that need no template process are had for a third of the time, so they come twice as often.
         kinds = [*kinds, *(kind for kind in kinds if kind not in WITH_PROCESSES)]
     # Each kind in turn, then in random order, so that few searches are enough to see all.
     cases = [Case(index, kinds[index % len(kinds)], rng.randint(2, 24)) for index in range(arguments.searches)]
@@ -380,11 +404,16 @@ def main() -> None:
                 shutil.rmtree(home / f"case-{case.index}", ignore_errors=True)
         done[case.fault] += 1
         if sum(done.values()) % 25 == 0:
-            print(f"{sum(done.values())} searches, {len(problems)} problems, {time.monotonic() - started_s:.0f} s", flush=True)
+            print(
+                f"{sum(done.values())} searches, {len(problems)} problems, {time.monotonic() - started_s:.0f} s",
+                flush=True,
+            )
     print(f"\n{'fault':<30} {'searches':>8} {'it showed':>10}")
     for fault in sorted(done):
         print(f"{fault:<30} {done[fault]:>8} {struck[fault]:>10}")
-    print(f"\n{sum(done.values())} searches, {len(done)} kinds of fault, {len(problems)} problems, {time.monotonic() - started_s:.0f} s")
+    print(
+        f"\n{sum(done.values())} searches, {len(done)} kinds of fault, {len(problems)} problems, {time.monotonic() - started_s:.0f} s"
+    )
     if not arguments.keep or not problems:
         shutil.rmtree(home, ignore_errors=True)
     sys.exit(bool(problems))

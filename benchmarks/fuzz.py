@@ -69,5 +69,7 @@ def fuzzed(seed: int, *, noise: float) -> tuple[Growth, Callable[[int], float], 
     budget = int(usable * (0.95 if noise else 1.0))
     wrong = 10 ** rng.uniform(-1, 1)
     predict = rng.choice([memory, lambda n: 1e8 + wrong * (memory(n) - memory(1)), other, None])
-    growth = run(memory, budget, predict=predict, survives_to=rng.choice([1.0, 1.05, 2.0]), noise=lambda: rng.gauss(0, noise))
+    growth = run(
+        memory, budget, predict=predict, survives_to=rng.choice([1.0, 1.05, 2.0]), noise=lambda: rng.gauss(0, noise)
+    )
     return growth, memory, budget, int(usable)

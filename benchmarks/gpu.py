@@ -32,7 +32,9 @@ def find_bstune() -> None:
     """Take the checkout around this file for the package where none is installed: its root is the package, whatever it is called."""
     if importlib.util.find_spec("bstune") is not None:
         return
-    spec = importlib.util.spec_from_file_location("bstune", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "bstune", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     assert spec is not None
     assert spec.loader is not None
     sys.modules["bstune"] = importlib.util.module_from_spec(spec)
@@ -76,7 +78,9 @@ def run_check(name: str, card: Card, *, broken: bool, deadline_s: float) -> Reco
     except NotRunError as error:
         return record({}, "not run", str(error))
     except Exception as error:
-        return record({}, "failed", f"{type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1].name}")
+        return record(
+            {}, "failed", f"{type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1].name}"
+        )
     return record(judged.measured, "failed" if judged.wrong else "passed", "; ".join(judged.wrong))
 
 
@@ -103,8 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry", action="store_true", help="on CPU and the simulator; figures mean nothing")
     parser.add_argument("--only", choices=CHECKS, action="append", help="this check only (may be repeated)")
-    parser.add_argument("--break", dest="broken", choices=CHECKS, help="spoil what this check measures: it must fail then")
-    parser.add_argument("--output", type=Path, help="folder for the results (default: benchmarks/results; with --dry: none)")
+    parser.add_argument(
+        "--break", dest="broken", choices=CHECKS, help="spoil what this check measures: it must fail then"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for the results (default: benchmarks/results; with --dry: none)"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--arguments", type=json.loads, default={}, help=argparse.SUPPRESS)
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -113,14 +121,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(child(options.child, options.arguments)))
         return 0
     if not options.dry and not torch.cuda.is_available():
-        print("No CUDA device works here, so there is nothing to check. Use --dry to try the checks themselves.", file=sys.stderr)
+        print(
+            "No CUDA device works here, so there is nothing to check. Use --dry to try the checks themselves.",
+            file=sys.stderr,
+        )
         return 2
     deadline_s = time.monotonic() + LIMIT_S
     card: Card = DryCard() if options.dry else CudaCard()
     records = []
     for name in options.only or CHECKS:
         records.append(run_check(name, card, broken=name == options.broken, deadline_s=deadline_s))
-        print(f"{records[-1].status:8} {name:10} {records[-1].seconds:6.1f} s  {records[-1].why or records[-1].claim}", flush=True)
+        print(
+            f"{records[-1].status:8} {name:10} {records[-1].seconds:6.1f} s  {records[-1].why or records[-1].claim}",
+            flush=True,
+        )
     folder = options.output or (None if options.dry else ROOT / "benchmarks" / "results")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

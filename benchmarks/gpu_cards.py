@@ -116,7 +116,9 @@ class Card(Protocol):
     large: int
     """A size whose activations fill segments of their own."""
 
-    def run(self, kind: Model, n: int, *, limit_bytes: int | None = None, traced: bool = False, benchmark: bool = False) -> Seen:
+    def run(
+        self, kind: Model, n: int, *, limit_bytes: int | None = None, traced: bool = False, benchmark: bool = False
+    ) -> Seen:
         """Run training steps at a size."""
 
     def expandable(self, kind: Model, sizes: Sequence[int], limit_bytes: int) -> list[bool]:
@@ -157,7 +159,12 @@ class CudaCard:
         """Make the context."""
         torch.cuda.init()
         self.name = torch.cuda.get_device_name(DEVICE)
-        self.kinds: Sequence[Model] = (Kind("mlp", 4096, 0), Kind("cnn", 64, 64), Kind("gpt", 512, 256), Kind("lstm", 512, 64))
+        self.kinds: Sequence[Model] = (
+            Kind("mlp", 4096, 0),
+            Kind("cnn", 64, 64),
+            Kind("gpt", 512, 256),
+            Kind("lstm", 512, 64),
+        )
         free_bytes, self.total_bytes = torch.cuda.mem_get_info(DEVICE)
         fitting = [limit for limit in (8, 16, 24, 40) if limit * GIB < 0.95 * free_bytes]
         self.limits: Sequence[int] = [limit * GIB for limit in (1, 4) if limit * GIB < 0.95 * free_bytes]
@@ -165,7 +172,9 @@ class CudaCard:
         self.timed: Sequence[int] = (4, 16, 64, 256)
         self.large = 256
 
-    def run(self, kind: Model, n: int, *, limit_bytes: int | None = None, traced: bool = False, benchmark: bool = False) -> Seen:
+    def run(
+        self, kind: Model, n: int, *, limit_bytes: int | None = None, traced: bool = False, benchmark: bool = False
+    ) -> Seen:
         """Run two training steps, from an empty allocator on."""
         self._begin(limit_bytes)
         torch.backends.cudnn.benchmark = benchmark
@@ -180,7 +189,10 @@ class CudaCard:
             with recorder or contextlib.nullcontext() as seen:
                 times = self._steps(kind, n)
         except RuntimeError as error:
-            outcome, message = classify(error, near_capacity(DEVICE)), f"{type(error).__name__}: {first_line(str(error))}"
+            outcome, message = (
+                classify(error, near_capacity(DEVICE)),
+                f"{type(error).__name__}: {first_line(str(error))}",
+            )
         return Seen(
             outcome,
             torch.cuda.max_memory_allocated(DEVICE),
@@ -197,7 +209,9 @@ class CudaCard:
         gc.collect()
         getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
         torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(1.0 if limit_bytes is None else min(1.0, limit_bytes / self.total_bytes), DEVICE)
+        torch.cuda.set_per_process_memory_fraction(
+            1.0 if limit_bytes is None else min(1.0, limit_bytes / self.total_bytes), DEVICE
+        )
 
     def _steps(self, kind: Model, n: int) -> list[float]:
         parts, times = training(kind, n, DEVICE), []
@@ -223,7 +237,9 @@ class CudaCard:
         """Ask a fresh process: this one has its context already."""
         answer = _child("context", {})
         if answer is None:
-            raise NotRunError("NVML cannot tell this card's memory (module nvidia-ml-py, driver library or permission missing)")
+            raise NotRunError(
+                "NVML cannot tell this card's memory (module nvidia-ml-py, driver library or permission missing)"
+            )
         return ContextSeen(**answer)
 
     def errors(self) -> list[ErrorSeen]:
@@ -269,13 +285,19 @@ class DryCard:
         self.large = 4000
         self._traces: dict[tuple[str, int], Trace] = {}
 
-    def run(self, kind: Model, n: int, *, limit_bytes: int | None = None, traced: bool = False, benchmark: bool = False) -> Seen:
+    def run(
+        self, kind: Model, n: int, *, limit_bytes: int | None = None, traced: bool = False, benchmark: bool = False
+    ) -> Seen:
         """Trace two steps on CPU, and let the simulator serve them."""
         trace = self._trace(kind, n)
-        result = replay(trace.signs.tolist(), trace.storages.tolist(), trace.nbytes.tolist(), capacity_bytes=limit_bytes)
+        result = replay(
+            trace.signs.tolist(), trace.storages.tolist(), trace.nbytes.tolist(), capacity_bytes=limit_bytes
+        )
         seconds = (0.01 + 0.001 * n) * (1.3 if result.retries else 1.0)
         outcome: Outcome = "ok" if result.fits else "oom"
-        return Seen(outcome, result.allocated_bytes, result.reserved_bytes, result.retries, seconds, trace if traced else None)
+        return Seen(
+            outcome, result.allocated_bytes, result.reserved_bytes, result.retries, seconds, trace if traced else None
+        )
 
     def _trace(self, kind: Model, n: int) -> Trace:
         if (kind.name, n) not in self._traces:
@@ -312,7 +334,9 @@ class DryCard:
             assert before is not None
             assert after is not None
             taken, n = before.available_bytes - after.available_bytes, len(nvml_module.cuda_processes("dry"))
-            return ContextSeen(taken, after.available_bytes, after.total_bytes, card.free_bytes, after.total_bytes, "GPU-dry", n)
+            return ContextSeen(
+                taken, after.available_bytes, after.total_bytes, card.free_bytes, after.total_bytes, "GPU-dry", n
+            )
         except ImportError as error:
             raise NotRunError("the module nvidia-ml-py is not installed") from error
         finally:
@@ -323,7 +347,13 @@ class DryCard:
     def errors(self) -> list[ErrorSeen]:
         """Let a fake device fail in each of its ways."""
         found = []
-        for kind, expected in (("oom", "oom"), ("cublas", "oom"), ("cudnn", "oom"), ("sticky", "error"), ("limit", "limit")):
+        for kind, expected in (
+            ("oom", "oom"),
+            ("cublas", "oom"),
+            ("cudnn", "oom"),
+            ("sticky", "error"),
+            ("limit", "limit"),
+        ):
             try:
                 FakeDevice(gib_per_sample=0.1, faults=[Fault(kind)]).step(1)  # type: ignore[arg-type]
             except RuntimeError as error:
@@ -352,8 +382,18 @@ def fake_backward(device: str) -> int:
 def _child(name: str, arguments: dict[str, Any]) -> Any:
     environment = dict(os.environ)
     if name == "expandable":
-        environment |= {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    command = [sys.executable, str(Path(__file__).with_name("gpu.py")), "--child", name, "--arguments", json.dumps(arguments)]
+        environment |= {
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        }
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("gpu.py")),
+        "--child",
+        name,
+        "--arguments",
+        json.dumps(arguments),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CHILD_S, check=False)
     if done.returncode:
         raise RuntimeError(f"the process for {name!r} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
@@ -409,7 +449,9 @@ def _fail_at_the_edge() -> list[tuple[str, ...]]:
             use()
             torch.cuda.synchronize(DEVICE)
         except RuntimeError as error:
-            found.append((where, type(error).__name__, first_line(str(error)), classify(error, near_capacity(DEVICE)), "oom"))
+            found.append(
+                (where, type(error).__name__, first_line(str(error)), classify(error, near_capacity(DEVICE)), "oom")
+            )
     return found
 
 
@@ -417,7 +459,9 @@ def _lose_the_context() -> list[tuple[str, ...]]:
     try:
         torch.arange(4, device=DEVICE)[torch.tensor([10**6], device=DEVICE)].sum().item()
     except RuntimeError as error:
-        return [("assert", type(error).__name__, first_line(str(error)), classify(error, near_capacity(DEVICE)), "error")]
+        return [
+            ("assert", type(error).__name__, first_line(str(error)), classify(error, near_capacity(DEVICE)), "error")
+        ]
     return [("assert", "", "an index out of range raised nothing", "ok", "error")]
 
 
@@ -456,7 +500,9 @@ class Golden:
     def differences(self) -> list[str]:
         """Say where the simulator, on these events, counts otherwise than the card did."""
         trace = trace_of(self.snapshot, batch=self.batch)
-        result = replay(trace.signs.tolist(), trace.storages.tolist(), trace.nbytes.tolist(), capacity_bytes=self.limit_bytes)
+        result = replay(
+            trace.signs.tolist(), trace.storages.tolist(), trace.nbytes.tolist(), capacity_bytes=self.limit_bytes
+        )
         pairs = {
             "allocated_bytes": (result.allocated_bytes, self.allocated_bytes),
             "reserved_bytes": (result.reserved_bytes, self.reserved_bytes),

@@ -75,7 +75,9 @@ def traces(card: Card, see: Eye, left_s: Left) -> Judged:
             judged.measured[name] = row
             if not benchmark:  # An algorithm that is chosen by trying says nothing of the workspace at another size.
                 off = row["error"]
-                judged.expect(off is not None and abs(off) <= LIVE_ERROR, f"{name}: {row.get('why') or f'off by {off:.3%}'}")
+                judged.expect(
+                    off is not None and abs(off) <= LIVE_ERROR, f"{name}: {row.get('why') or f'off by {off:.3%}'}"
+                )
     return judged
 
 
@@ -97,7 +99,10 @@ def simulator(card: Card, see: Eye, left_s: Left) -> Judged:
                 told, seen = replay(*events, capacity_bytes=limit), card.run(kind, n, limit_bytes=limit)
                 truth = [seen.outcome == "ok", seen.retries]
                 row["limited"].append({"share": share, "simulator": [told.fits, told.retries], "card": truth})
-                agree.append((told.fits, told.retries > 0) == (seen.outcome == "ok", seen.retries > 0) or not (told.fits or truth[0]))
+                agree.append(
+                    (told.fits, told.retries > 0) == (seen.outcome == "ok", seen.retries > 0)
+                    or not (told.fits or truth[0])
+                )
     judged.measured["agreement"] = agreement = sum(agree) / len(agree)
     judged.expect(agreement >= AGREEMENT, f"fit and retries agree in {agreement:.0%} of limited runs")
     return judged
@@ -121,11 +126,19 @@ def monotone(card: Card, see: Eye, left_s: Left) -> Judged:
                 raise NotRunError("the time was over")
             agreement = sum(a == b for a, b in zip(told, truth, strict=False)) / len(truth)
             expandable = card.expandable(kind, sizes[: len(truth)], limit)
-            row = {"sizes": sizes, "foretold": told, "card": truth, "expandable_segments": expandable, "agreement": agreement}
+            row = {
+                "sizes": sizes,
+                "foretold": told,
+                "card": truth,
+                "expandable_segments": expandable,
+                "agreement": agreement,
+            }
             judged.measured[f"{kind.name}, {limit // MIB} MiB"] = row | {
                 "monotone": {"card": _is_monotone(truth), "expandable": _is_monotone(expandable)}
             }
-            judged.expect(agreement >= AGREEMENT, f"{kind.name} at {limit // MIB} MiB: agrees for {agreement:.0%} of sizes")
+            judged.expect(
+                agreement >= AGREEMENT, f"{kind.name} at {limit // MIB} MiB: agrees for {agreement:.0%} of sizes"
+            )
     return judged
 
 
@@ -157,7 +170,9 @@ def retries(card: Card, see: Eye, left_s: Left) -> Judged:
             if tight.outcome == "ok" and tight.retries:
                 ratio = tight.s_per_step / see(free.s_per_step)
                 judged.measured[kind.name] = {"limit_share": share, "retries": tight.retries, "ratio": ratio}
-                judged.expect(ratio >= 0.97, f"{kind.name}: a step with {tight.retries} retries takes {ratio:.2f} times as long")
+                judged.expect(
+                    ratio >= 0.97, f"{kind.name}: a step with {tight.retries} retries takes {ratio:.2f} times as long"
+                )
                 break
     if not judged.measured:
         raise NotRunError("no limit was found at which a step fits with retries")
@@ -185,8 +200,14 @@ def search(card: Card, see: Eye, left_s: Left) -> Judged:
         failures.append(rows["traces"]["failures"])
     if not ratios:
         raise NotRunError("the time was over, or no emulated card is smaller than what is free")
-    judged.measured |= {"median_ratio_of_steps": statistics.median(ratios), "median_failures": statistics.median(failures)}
-    judged.expect(statistics.median(ratios) >= 3, f"Lightning's rule takes {statistics.median(ratios):.1f} times the steps in the median")
+    judged.measured |= {
+        "median_ratio_of_steps": statistics.median(ratios),
+        "median_failures": statistics.median(failures),
+    }
+    judged.expect(
+        statistics.median(ratios) >= 3,
+        f"Lightning's rule takes {statistics.median(ratios):.1f} times the steps in the median",
+    )
     judged.expect(statistics.median(failures) == 0, f"{statistics.median(failures)} out-of-memory in the median")
     return judged
 
@@ -215,7 +236,10 @@ def errors(card: Card, see: Eye, left_s: Left) -> Judged:
     judged = Judged({"errors": [asdict(row) for row in rows]})
     judged.expect(bool(rows), "nothing failed on a full card")
     for row in rows:
-        judged.expect(see(row.outcome) == row.expected, f"{row.where}: {row.kind}: {row.message[:80]!r} is taken for {row.outcome}")
+        judged.expect(
+            see(row.outcome) == row.expected,
+            f"{row.where}: {row.kind}: {row.message[:80]!r} is taken for {row.outcome}",
+        )
     return judged
 
 
@@ -236,7 +260,9 @@ def _events(seen: Seen) -> tuple[list[int], list[int], list[int]]:
 
 
 def _model(card: Card, kind: Model, *, benchmark: bool = False) -> TraceModel:
-    card.run(kind, TRACED[0], benchmark=benchmark)  # Once without looking: the first use of a library makes its workspace.
+    card.run(
+        kind, TRACED[0], benchmark=benchmark
+    )  # Once without looking: the first use of a library makes its workspace.
     seen = [card.run(kind, n, traced=True, benchmark=benchmark) for n in TRACED]
     return TraceModel.fit([run.trace for run in seen if run.trace is not None])
 
@@ -287,7 +313,13 @@ def _by_growth(card: Card, case: Case, *, traced: bool) -> dict[str, Any]:
         sizes.append(n)
         steps += 2 if seen.outcome == "ok" else 1
     failures = sum(m.outcome == "oom" for m in growth.history)
-    return {"answer": growth.answer.size, "proof": growth.answer.proof, "steps": steps, "failures": failures, "sizes": sizes}
+    return {
+        "answer": growth.answer.size,
+        "proof": growth.answer.proof,
+        "steps": steps,
+        "failures": failures,
+        "sizes": sizes,
+    }
 
 
 def _lightning(card: Card, case: Case) -> dict[str, Any]:

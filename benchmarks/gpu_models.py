@@ -29,7 +29,11 @@ class Bottleneck(nn.Module):
             nn.BatchNorm2d(out),
         )
         same = stride == 1 and channels == out
-        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output for a batch."""

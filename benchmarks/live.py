@@ -54,7 +54,14 @@ Row = dict[str, Any]
 Curve = list[tuple[int, float]]
 
 
-def train(objective: bstune.Supervised, batch_size: int, learning_rate: float, seed: int, verdict: Any = None, full_runs: int = 1) -> Curve:
+def train(
+    objective: bstune.Supervised,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    verdict: Any = None,
+    full_runs: int = 1,
+) -> Curve:
     """Train full runs' worth of samples and return validation losses by samples; `verdict(point, loss)` may stop it early."""
     full_samples = full_runs * round(objective.epochs * len(objective.train_data))
     n_points = full_runs * objective.evals
@@ -154,7 +161,9 @@ def mean_curve(curves: list[Curve]) -> Curve:
     """Return the mean over seeds; infinite from where one of them ended early."""
     length = max(len(curve) for curve in curves)
     whole = [curve for curve in curves if len(curve) == length]
-    return [(whole[0][i][0], statistics.mean(c[i][1] if i < len(c) else math.inf for c in curves)) for i in range(length)]
+    return [
+        (whole[0][i][0], statistics.mean(c[i][1] if i < len(c) else math.inf for c in curves)) for i in range(length)
+    ]
 
 
 def longer_curve(objective: bstune.Supervised, row: Row, target: float) -> Curve:
@@ -194,7 +203,9 @@ def task_rows(name: str, seed: int, python: str | None) -> list[Row]:
         finder: [train(objective, row["batch_size"], row["learning_rate"], fresh) for fresh in FRESH_SEEDS]
         for finder, row in settings.items()
     }
-    finals = {finder: [curve[-1][1] if len(curve) else math.inf for curve in of_one] for finder, of_one in curves.items()}
+    finals = {
+        finder: [curve[-1][1] if len(curve) else math.inf for curve in of_one] for finder, of_one in curves.items()
+    }
     target = SLACK * max(statistics.mean(finals[finder]) for finder in ("bstune", "optuna"))
     times = seconds_per_sample(objective, settings)
     rows = []
@@ -205,7 +216,14 @@ def task_rows(name: str, seed: int, python: str | None) -> list[Row]:
         reached = math.isfinite(samples)
         full_samples = round(objective.epochs * len(objective.train_data))
         to_target_s = times[finder] * (samples if reached else MOST_FULL_RUNS * full_samples)
-        known = {"task": name, "seed": seed, "finder": finder, "target": target, "reached": reached, "to_target_s": to_target_s}
+        known = {
+            "task": name,
+            "seed": seed,
+            "finder": finder,
+            "target": target,
+            "reached": reached,
+            "to_target_s": to_target_s,
+        }
         rows.append(row | known | {"final_losses": finals[finder], "us_per_sample": 1e6 * times[finder]})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
@@ -225,7 +243,9 @@ def ratio_lines(rows: list[Row]) -> list[str]:
             mean = statistics.geometric_mean(ratios)
             told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
             less = " (an upper bound: it did not always reach the target)" if bound else ""
-            lines.append(f"- {own}: {mean:.2f} times the seconds to target of {other}, in the geometric mean ({told}){less}")
+            lines.append(
+                f"- {own}: {mean:.2f} times the seconds to target of {other}, in the geometric mean ({told}){less}"
+            )
     return lines
 
 
@@ -259,7 +279,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     arguments = parser.parse_args()
     if not live_tasks.DATA.is_dir() and set(arguments.tasks) != {"digits_bn"}:
-        sys.exit(f"No training data in {live_tasks.DATA}. Set BSTUNE_DATA to the folder that holds `train`, or use --tasks digits_bn.")
+        sys.exit(
+            f"No training data in {live_tasks.DATA}. Set BSTUNE_DATA to the folder that holds `train`, or use --tasks digits_bn."
+        )
     torch.set_num_threads(1)
     start_s = time.time()
     command = "python benchmarks/live.py --peers PYTHON" if arguments.peers else "python benchmarks/live.py"

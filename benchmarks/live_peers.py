@@ -58,7 +58,12 @@ def main() -> None:
     objective.prepare()
     module = Module(objective)
     trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=-1
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=-1,
     )
     tuner = Tuner(trainer)
     tuner.scale_batch_size(module)

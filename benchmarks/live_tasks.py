@@ -45,7 +45,9 @@ def _digits() -> Split:
 def _mnist() -> Split:
     with numpy.load(DATA / "mnist10k.npz") as archive:
         pixels, labels = archive["x"], archive["y"]
-    return _split(torch.tensor(pixels, dtype=torch.float32).flatten(1) / 255, torch.tensor(labels, dtype=torch.long), 8000)
+    return _split(
+        torch.tensor(pixels, dtype=torch.float32).flatten(1) / 255, torch.tensor(labels, dtype=torch.long), 8000
+    )
 
 
 def _adult() -> Split:
@@ -63,7 +65,9 @@ def _text() -> Split:
     codes = {character: code for code, character in enumerate(sorted(set(text)))}
     stream = torch.tensor([codes[character] for character in text])
     n_samples = (len(stream) - 1) // LENGTH
-    pieces = torch.stack([stream[: n_samples * LENGTH].view(-1, LENGTH), stream[1 : n_samples * LENGTH + 1].view(-1, LENGTH)], dim=1)
+    pieces = torch.stack(
+        [stream[: n_samples * LENGTH].view(-1, LENGTH), stream[1 : n_samples * LENGTH + 1].view(-1, LENGTH)], dim=1
+    )
     return _split(pieces, torch.zeros(n_samples, dtype=torch.long), 4_096)
 
 
@@ -89,7 +93,13 @@ def next_character(model: Any, batch: Any) -> torch.Tensor:
 
 def digits_cnn() -> nn.Module:
     """Return a small CNN with batch normalisation."""
-    convolutions = [nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32)]
+    convolutions = [
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+    ]
     return nn.Sequential(*convolutions, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 16, 10))
 
 
@@ -110,7 +120,13 @@ def sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
 
 def _objective(name: str, data: Any, model: Any, epochs: float, **options: Any) -> bstune.Supervised:
     return bstune.Supervised(
-        model=model, train_data=lambda: data()[0], val_data=lambda: data()[1], epochs=epochs, evals=EVALS, name=name, **options
+        model=model,
+        train_data=lambda: data()[0],
+        val_data=lambda: data()[1],
+        epochs=epochs,
+        evals=EVALS,
+        name=name,
+        **options,
     )
 
 

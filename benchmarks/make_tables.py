@@ -162,7 +162,9 @@ def main() -> None:
         if task.name in arguments.tasks:
             data = task.data()
             rows = [row for batch in BATCHES for seed in range(SEEDS) for row in train(task, data, batch, seed)]
-            frame = pd.DataFrame(rows, columns=["batch", "lr", "seed", "samples", "loss"]).sort_values(["batch", "lr", "seed", "samples"])
+            frame = pd.DataFrame(rows, columns=["batch", "lr", "seed", "samples", "loss"]).sort_values(
+                ["batch", "lr", "seed", "samples"]
+            )
             with gzip.GzipFile(arguments.out / f"{task.name}.csv.gz", "wb", mtime=0) as file:
                 file.write(frame.to_csv(index=False, float_format="%.6g").encode())
             print(task.name, len(frame), frame["loss"].min(), flush=True)

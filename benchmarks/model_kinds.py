@@ -94,7 +94,9 @@ class Kind:
         if self.name == "cnn":
             return cnn(w, 4)
         if self.name.startswith("gpt"):
-            return GPT(width=w, layers=2, length=self.size, vocabulary=8 * w, checkpointing=self.name == "gpt_checkpointed")
+            return GPT(
+                width=w, layers=2, length=self.size, vocabulary=8 * w, checkpointing=self.name == "gpt_checkpointed"
+            )
         if self.name == "lstm":
             return LSTM(w, 2)
         return nn.Sequential(nn.EmbeddingBag(self.size, w), nn.Linear(w, 10))

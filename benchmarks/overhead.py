@@ -83,7 +83,9 @@ def noted(clock: Path) -> list[tuple[float, float]]:
 def bare_beside(folder: Path) -> Iterator[Path]:
     """Have loops run that nobody looks after, one after the other; yield the clock that they note."""
     clock = folder / "bare-clock"
-    beside = subprocess.Popen([sys.executable, "bare.py", "1000"], cwd=folder, env={**os.environ, "BSTUNE_OVERHEAD_CLOCK": str(clock)})
+    beside = subprocess.Popen(
+        [sys.executable, "bare.py", "1000"], cwd=folder, env={**os.environ, "BSTUNE_OVERHEAD_CLOCK": str(clock)}
+    )
     try:
         yield clock
     finally:
@@ -125,7 +127,12 @@ def side_by_side(folder: Path, n: int, engine: str) -> tuple[float, float, float
     beside = [end - begin for begin, end in noted(clock) if loops[0][0] <= (begin + end) / 2 <= loops[-1][1]]
     between = [begin - end for (_, end), (begin, _) in itertools.pairwise(loops)]
     whole = loops[-1][1] - loops[0][0]
-    return statistics.fmean(beside), statistics.fmean(end - begin for begin, end in loops), statistics.fmean(between), seconds - whole
+    return (
+        statistics.fmean(beside),
+        statistics.fmean(end - begin for begin, end in loops),
+        statistics.fmean(between),
+        seconds - whole,
+    )
 
 
 def main() -> None:

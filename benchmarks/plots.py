@@ -20,7 +20,15 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
-SHOWN = ("bstune", "bstune, prior 16x wrong", "TPE + Median", "TPE + SHA", "Ray ASHA + random", "screen + top 3", "random")
+SHOWN = (
+    "bstune",
+    "bstune, prior 16x wrong",
+    "TPE + Median",
+    "TPE + SHA",
+    "Ray ASHA + random",
+    "screen + top 3",
+    "random",
+)
 EXAMPLE = "california_sgd"
 
 
@@ -39,11 +47,26 @@ def regrets() -> None:
         by_table = kept["searchers"].get(name)
         if by_table is None:
             continue
-        medians = [np.median([[math.inf if x is None else x for x in run] for run in seen["regret"]], axis=0) for seen in by_table.values()]
+        medians = [
+            np.median([[math.inf if x is None else x for x in run] for run in seen["regret"]], axis=0)
+            for seen in by_table.values()
+        ]
         ours = name.startswith("bstune")
         line = "-" if name == "bstune" else "--"
-        axes.plot(kept["budgets"], 100 * np.median(medians, axis=0) + 0.05, line, marker="o", label=name, linewidth=2.5 if ours else 1.2)
-    axes.set(yscale="log", xlabel="training, in full runs", ylabel="regret of the recommended cell, % + 0.05", xticks=kept["budgets"])
+        axes.plot(
+            kept["budgets"],
+            100 * np.median(medians, axis=0) + 0.05,
+            line,
+            marker="o",
+            label=name,
+            linewidth=2.5 if ours else 1.2,
+        )
+    axes.set(
+        yscale="log",
+        xlabel="training, in full runs",
+        ylabel="regret of the recommended cell, % + 0.05",
+        xticks=kept["budgets"],
+    )
     axes.legend(fontsize=7)
     save(figure, "search-regret.svg")
 
@@ -56,10 +79,15 @@ def example() -> None:
     best = strategy.recommend()
     truth = table.truth()
     batches, rates = table.batches, table.learning_rates
-    grid = [[100 * min(table.regret(batch, lr), 1.0) if math.isfinite(truth[batch, lr]) else 100 for batch in batches] for lr in rates]
+    grid = [
+        [100 * min(table.regret(batch, lr), 1.0) if math.isfinite(truth[batch, lr]) else 100 for batch in batches]
+        for lr in rates
+    ]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    image = axes.pcolormesh(np.log2(batches), np.log2(rates), np.array(grid), cmap="Greys", vmin=0, vmax=60, shading="nearest")
+    image = axes.pcolormesh(
+        np.log2(batches), np.log2(rates), np.array(grid), cmap="Greys", vmin=0, vmax=60, shading="nearest"
+    )
     figure.colorbar(image, label="true regret, %")
     full = table.n_samples * table.epochs
     for stage, color in (("anchor", "tab:orange"), ("search", "tab:blue"), ("confirm", "tab:green")):
@@ -67,9 +95,18 @@ def example() -> None:
         x, y = [math.log2(r.global_batch_size) for r in runs], [math.log2(r.learning_rate) for r in runs]
         size = [20 + 250 * r.samples / full for r in runs]
         axes.scatter(x, y, size, facecolors="none", edgecolors=color, linewidths=1.6, label=stage)
-    axes.plot(math.log2(best.global_batch_size), math.log2(best.learning_rate), "x", color="tab:red", markersize=10, label="recommended")
+    axes.plot(
+        math.log2(best.global_batch_size),
+        math.log2(best.learning_rate),
+        "x",
+        color="tab:red",
+        markersize=10,
+        label="recommended",
+    )
     axes.set(
-        xlabel="log2 batch size", ylabel="log2 learning rate", title=f"{table.name}, 8 full runs; a circle's area: how far it was trained"
+        xlabel="log2 batch size",
+        ylabel="log2 learning rate",
+        title=f"{table.name}, 8 full runs; a circle's area: how far it was trained",
     )
     axes.title.set_fontsize(9)
     axes.legend(fontsize=7, loc="lower right")

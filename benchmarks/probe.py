@@ -94,7 +94,9 @@ def simulated_rows(kind: Kind, model: TraceModel, capacity_gib: float, peers: st
         return []
     device = FakeDevice(capacity_gib=capacity_gib, trace=model)
     growth = Growth(Bounds(1, CAP), budget_bytes=capacity)
-    held_bytes = 4 * sum(parameter.nbytes for parameter in kind.model().parameters())  # AdamW: gradients and two moments.
+    held_bytes = 4 * sum(
+        parameter.nbytes for parameter in kind.model().parameters()
+    )  # AdamW: gradients and two moments.
     start_s = time.perf_counter()
     while (size := growth.next_size()) is not None:
         growth.add(device.attempt(size, n_steps=3 if growth.expects_answer else 2))
@@ -103,12 +105,27 @@ def simulated_rows(kind: Kind, model: TraceModel, capacity_gib: float, peers: st
             growth.predictor = ReservedPeak(model, capacity)
     seconds = time.perf_counter() - start_s
     failures = sum(measured.outcome == "oom" for measured in growth.history)
-    rows = [case | {"finder": "bstune", "size": growth.answer.size or 0, "steps": len(device.sizes), "oom": failures, "seconds": seconds}]
+    rows = [
+        case
+        | {
+            "finder": "bstune",
+            "size": growth.answer.size or 0,
+            "steps": len(device.sizes),
+            "oom": failures,
+            "seconds": seconds,
+        }
+    ]
     if peers:
         with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
             file.write(pickle.dumps(model))
             file.flush()
-            task = {"model": file.name, "capacity_gib": capacity_gib, "limit_bytes": capacity, "cap": CAP, "peers": SIMULATED_PEERS}
+            task = {
+                "model": file.name,
+                "capacity_gib": capacity_gib,
+                "limit_bytes": capacity,
+                "cap": CAP,
+                "peers": SIMULATED_PEERS,
+            }
             rows += [case | {"finder": name} | answer for name, answer in run_peers(peers, task).items()]
     for row in rows:
         result = reserved_at(model, row["size"], capacity)
@@ -120,7 +137,9 @@ def run_peers(python: str, task: Row) -> dict[str, Row]:
     """Run other finders in their own environment."""
     command = [python, str(HERE / "probe_peers.py"), json.dumps(task)]
     with tempfile.TemporaryDirectory() as folder:  # Lightning writes checkpoints to where it runs.
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, **STABLE_MALLOC}, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=folder, env={**os.environ, **STABLE_MALLOC}, check=False
+        )
     if done.returncode:
         print(done.stderr[-2000:], file=sys.stderr)
         return {}
@@ -149,7 +168,9 @@ def cpu_rows(kind: Kind, limit_mib: int, peers: str | None) -> list[Row]:
             start_s = time.time()
             for finder, answer in run_peers(peers, peer_task | {"peers": [name]}).items():
                 rows.append(case | {"finder": finder, "truth": None} | answer | {"seconds": time.time() - start_s})
-    soaked = rows if limit_mib == CPU_LIMITS_MIB[0] else rows[:1]  # The others' sizes are soaked at one limit: it is most of the time.
+    soaked = (
+        rows if limit_mib == CPU_LIMITS_MIB[0] else rows[:1]
+    )  # The others' sizes are soaked at one limit: it is most of the time.
     shares = run_ours("soak", task | {"sizes": sorted({max(1, row["size"]) for row in soaked})})
     for row in soaked:
         row["soak_share"] = shares[str(max(1, row["size"]))]
@@ -161,7 +182,9 @@ def run_ours(verb: str, task: Row) -> Any:
     """Run bstune in a fresh process, as a user's script would."""
     command = [sys.executable, str(HERE / "probe_ours.py"), verb, json.dumps(task)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout.splitlines()[-1]
+    )
 
 
 # --- 3. fuzzed curves -----------------------------------------------------------------------------------------------
@@ -195,13 +218,17 @@ def fuzz_table(count: int) -> Row:
 
 def summary(rows: list[Row]) -> list[str]:
     """Return a Markdown table with one line per finder."""
-    lines = ["| finder | cases | steps, median | OOM, median | OOM, all | exact | too large | size / truth | s, median |"]
+    lines = [
+        "| finder | cases | steps, median | OOM, median | OOM, all | exact | too large | size / truth | s, median |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for finder in dict.fromkeys(row["finder"] for row in rows):
         mine = [row for row in rows if row["finder"] == finder]
         known = [row for row in mine if row.get("truth")]
         exact = (
-            f"{sum(abs(row['size'] - row['truth']) <= 1 or row.get('proof') == 'noise' for row in known)}/{len(known)}" if known else "-"
+            f"{sum(abs(row['size'] - row['truth']) <= 1 or row.get('proof') == 'noise' for row in known)}/{len(known)}"
+            if known
+            else "-"
         )
         large = sum(row.get("soak", "ok") != "ok" for row in mine) if "soak" in mine[0] else "-"
         ratio = f"{statistics.median(row['size'] / row['truth'] for row in known):.2f}" if known else "-"
@@ -217,7 +244,11 @@ def summary(rows: list[Row]) -> list[str]:
 def against_lightning(rows: list[Row]) -> str:
     """Return one sentence: bstune's steps and seconds as shares of those of Lightning's binsearch, case by case."""
     of = {(row["kind"], row["capacity"], row["finder"]): row for row in rows}
-    pairs = [(row, of.get((row["kind"], row["capacity"], "lightning binsearch"))) for row in rows if row["finder"] == "bstune"]
+    pairs = [
+        (row, of.get((row["kind"], row["capacity"], "lightning binsearch")))
+        for row in rows
+        if row["finder"] == "bstune"
+    ]
     both = [(ours, theirs) for ours, theirs in pairs if theirs]
     if not both:
         return "Lightning was not run."
@@ -231,10 +262,21 @@ def against_lightning(rows: list[Row]) -> str:
 
 def case_table(rows: list[Row]) -> list[str]:
     """Return a Markdown table with one line per case and finder."""
-    lines = ["| kind | capacity | finder | size | truth | steps | OOM | s | soak | proof | prediction error |", "|" + "---|" * 11]
+    lines = [
+        "| kind | capacity | finder | size | truth | steps | OOM | s | soak | proof | prediction error |",
+        "|" + "---|" * 11,
+    ]
     for row in rows:
         error = f"{row['prediction_error']:+.2%}" if row.get("prediction_error") is not None else ""
-        cells = [row["kind"], row["capacity"], row["finder"], row["size"], row.get("truth") or "", row["steps"], row["oom"]]
+        cells = [
+            row["kind"],
+            row["capacity"],
+            row["finder"],
+            row["size"],
+            row.get("truth") or "",
+            row["steps"],
+            row["oom"],
+        ]
         cells += [f"{row['seconds']:.1f}", row.get("soak", ""), row.get("proof", ""), error]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
@@ -301,13 +343,19 @@ def main() -> None:
             cpu += cpu_rows(kind, limit_mib, arguments.peers)
             print(f"{time.time() - start_s:6.0f} s  cpu {kind.name} {limit_mib} MiB", file=sys.stderr)
     fuzz = fuzz_table(200 if arguments.quick else 1000)
-    command = "python benchmarks/probe.py" + (" --peers PYTHON" if arguments.peers else "") + (" --quick" if arguments.quick else "")
+    command = (
+        "python benchmarks/probe.py"
+        + (" --peers PYTHON" if arguments.peers else "")
+        + (" --quick" if arguments.quick else "")
+    )
     text = report(simulated, cpu, fuzz, command, time.time() - start_s)
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     stem = f"probe{'-quick' if arguments.quick else ''}"
     (results / f"{stem}.md").write_text(text)
-    (results / f"{stem}.json").write_text(json.dumps({"simulated": simulated, "cpu": cpu, "fuzz": fuzz}, indent=1) + "\n")
+    (results / f"{stem}.json").write_text(
+        json.dumps({"simulated": simulated, "cpu": cpu, "fuzz": fuzz}, indent=1) + "\n"
+    )
     print(text)
 
 

@@ -65,13 +65,20 @@ def lightning(step: Counter, cap: int, mode: str) -> int:
             return self.layer(batch[0]).mean()
 
         def train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(cap, 1)), batch_size=self.batch_size)
+            return torch.utils.data.DataLoader(
+                torch.utils.data.TensorDataset(torch.zeros(cap, 1)), batch_size=self.batch_size
+            )
 
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.0)
 
     trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=-1
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=-1,
     )
     module = Module()
     Tuner(trainer).scale_batch_size(module, mode=mode)
@@ -168,7 +175,13 @@ def main() -> None:
         except RuntimeError:
             size = 0
         seconds = time.perf_counter() - start_s
-        answers[name] = {"size": size, "steps": step.n_steps, "oom": step.n_failures, "samples": step.n_samples, "seconds": seconds}
+        answers[name] = {
+            "size": size,
+            "steps": step.n_steps,
+            "oom": step.n_failures,
+            "samples": step.n_samples,
+            "seconds": seconds,
+        }
     print(json.dumps(answers))
 
 

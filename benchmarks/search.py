@@ -81,7 +81,12 @@ def wrong_prior(table: Table) -> dict[str, Any]:
     """Return a plan whose centre is 16 times the middle of the table's rates: the user's baseline, far off."""
     rates = table.learning_rates
     middle = math.sqrt(rates[0] * rates[-1]) * 16
-    return {"baseline": (min(table.batches, key=lambda b: abs(b - 64)), min(rates, key=lambda lr: abs(math.log(lr / middle))))}
+    return {
+        "baseline": (
+            min(table.batches, key=lambda b: abs(b - 64)),
+            min(rates, key=lambda lr: abs(math.log(lr / middle))),
+        )
+    }
 
 
 @contextlib.contextmanager
@@ -103,7 +108,9 @@ BSTUNE: dict[str, Variant] = {
     "bstune, no race": Variant(patch=lambda: mock.patch.object(sampler.SurrogateSampler, "_race", return_value=None)),
     "bstune, no curve over integrated rate": Variant(patch=_hyper(learning=1e-6)),
     "bstune, no rise with the batch": Variant(patch=_hyper(growth=0.0)),
-    "bstune, any run for any share of the budget": Variant(patch=lambda: mock.patch.object(sampler, "LARGEST_SHARE", 1.0)),
+    "bstune, any run for any share of the budget": Variant(
+        patch=lambda: mock.patch.object(sampler, "LARGEST_SHARE", 1.0)
+    ),
     "bstune, collapsed runs as any other": Variant(patch=lambda: mock.patch.object(posterior, "COLLAPSED", math.inf)),
     "bstune, successive halving by thirds": Variant(patch=lambda: mock.patch.object(sampler, "PROMOTED", 3.0)),
     "bstune, no confirmation": Variant(lambda table: {"confirm": 0}),
@@ -142,7 +149,9 @@ def at(trace: Trace, cost: float) -> Cell | None:
     return found[-1] if found else None
 
 
-def bstune_once(table: Table, seed: int, budget: int, plan: dict[str, Any], *, watch: bool) -> tuple[Strategy, Trace, int]:
+def bstune_once(
+    table: Table, seed: int, budget: int, plan: dict[str, Any], *, watch: bool
+) -> tuple[Strategy, Trace, int]:
     """Run the real strategy to its end; return it, what it recommended along the way if watched, and the number of trials."""
     strategy = Strategy(Plan(budget=budget, tolerance=0.0, space=table.space, seed=seed, **plan), table.facts(), None)
     trace: Trace = []
@@ -151,7 +160,9 @@ def bstune_once(table: Table, seed: int, budget: int, plan: dict[str, Any], *, w
     def look(now: Strategy) -> None:
         # Between rungs and ends nothing is learned that the recommendation rests on.
         state = tuple(
-            sum(rung in run.values for rung in now.rungs.samples) + 8 * (run.state != "running") for run in now.ledger if run.values
+            sum(rung in run.values for rung in now.rungs.samples) + 8 * (run.state != "running")
+            for run in now.ledger
+            if run.values
         )
         if state not in before[-1:] and any(run.finite for run in now.ledger):
             before.append(state)
@@ -166,7 +177,9 @@ def fresh_runs_inside(strategy: Strategy, table: Table) -> tuple[int, int]:
     """Return how many recorded runs that the search has not seen fall into the interval given for the recommended cell, of how many."""
     best = strategy.recommend()
     seen = {run.seed % table.n_seeds for run in strategy.ledger.of(_key(best.global_batch_size, best.learning_rate))}
-    fresh = [table.curve(best.global_batch_size, best.learning_rate, s)[-1][1] for s in range(table.n_seeds) if s not in seen]
+    fresh = [
+        table.curve(best.global_batch_size, best.learning_rate, s)[-1][1] for s in range(table.n_seeds) if s not in seen
+    ]
     low, high = best.val_loss.low, best.val_loss.high
     return (0, 0) if low is None or high is None else (sum(low <= loss <= high for loss in fresh), len(fresh))
 
@@ -254,7 +267,12 @@ def run(job: Job) -> dict[str, Any]:
         trace = baselines.trace(job.searcher, table, seed if job.seed < recorded.n_seeds else job.seed, BUDGETS[-1])
         cells = [at(trace, budget) for budget in BUDGETS]
         regrets = [math.inf if cell is None else scored.regret(cell) for cell in cells]
-    return {**row, "regret": regrets, "cost": scored.cost_to_one_percent(trace), "seconds": time.perf_counter() - started}
+    return {
+        **row,
+        "regret": regrets,
+        "cost": scored.cost_to_one_percent(trace),
+        "seconds": time.perf_counter() - started,
+    }
 
 
 TABLES: dict[str, list[Table]] = {}
@@ -344,17 +362,28 @@ def targets(results: Results) -> list[str]:
     lines += ["| full runs | bstune | best baseline there | tables within 1 point of it |", "| --- | --- | --- | --- |"]
     for i, budget in enumerate(BUDGETS):
         pairs = [
-            (np.median([row["regret"][i] for row in rows]), np.median([row["regret"][i] for row in results[best[i]][table]]))
+            (
+                np.median([row["regret"][i] for row in rows]),
+                np.median([row["regret"][i] for row in results[best[i]][table]]),
+            )
             for table, rows in results["bstune"].items()
         ]
         near = float(np.mean([mine <= theirs + 0.01 for mine, theirs in pairs]))
         theirs = found[best[i]]["median"][i]
         lines.append(f"| {budget} | {100 * ours[i]:.1f} % | {best[i]}, {100 * theirs:.1f} % | {near:.0%} |")
     late = found[best[-1]]["median"][-1]
-    lines += ["", f"bstune at {BUDGETS[0]} full runs: {100 * ours[0]:.1f} %; the best baseline at {BUDGETS[-1]}: {100 * late:.1f} %.", ""]
+    lines += [
+        "",
+        f"bstune at {BUDGETS[0]} full runs: {100 * ours[0]:.1f} %; the best baseline at {BUDGETS[-1]}: {100 * late:.1f} %.",
+        "",
+    ]
     cost = found["bstune"]["cost"]
     said = [f"Cost to 1 % of the range (median over tables): bstune {_cost(cost)}"]
-    said += [f"{name} {_cost(found[name]['cost'])}" for name in ("TPE + Median", *RIVALS, "bstune, prior 16x wrong") if name in found]
+    said += [
+        f"{name} {_cost(found[name]['cost'])}"
+        for name in ("TPE + Median", *RIVALS, "bstune, prior 16x wrong")
+        if name in found
+    ]
     return [*lines, "; ".join(said) + ".", ""]
 
 
@@ -393,7 +422,9 @@ def honesty(results: Results, answers: dict[str, list[dict[str, Any]]]) -> list[
         f"searches of 12 full runs{near}."
     )
     each = 1000 * overhead_s()
-    lines.append(f"The strategy took {each:.0f} ms a trial (ask, reports, end, and the table itself) in a search of about 100 trials.")
+    lines.append(
+        f"The strategy took {each:.0f} ms a trial (ask, reports, end, and the table itself) in a search of about 100 trials."
+    )
     return [*lines, ""]
 
 
@@ -419,12 +450,18 @@ def recipes(table: Table) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two tables of each group, three seeds, the usual baselines")
-    parser.add_argument("--seeds", type=int, default=30, help="searcher seeds on a table; three on LCBench and for ablations")
+    parser.add_argument(
+        "--quick", action="store_true", help="two tables of each group, three seeds, the usual baselines"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=30, help="searcher seeds on a table; three on LCBench and for ablations"
+    )
     parser.add_argument("--searchers", nargs="*", default=None, help="names as in the table; all by default")
     parser.add_argument("--groups", nargs="*", default=GROUPS)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=None, help="folder for search.md and search.json; results/ if all is run")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="folder for search.md and search.json; results/ if all is run"
+    )
     arguments = parser.parse_args()
     started = time.perf_counter()
     loaders: dict[str, Callable[[], list[Table]]] = {
@@ -452,7 +489,9 @@ def main() -> None:
                 results[job.searcher][table].append(row)
             lines = report(f"{group}: {len(TABLES[group])} tables", {name: rows for name, rows in here.items() if rows})
             excess = [recipes(table) for table in TABLES[group]]
-            said = ", ".join(f"{rule} {100 * float(np.median([row[rule] for row in excess])):.0f} %" for rule in excess[0])
+            said = ", ".join(
+                f"{rule} {100 * float(np.median([row[rule] for row in excess])):.0f} %" for rule in excess[0]
+            )
             lines += [f"Framework default at the largest batch: {said}.", ""]
             print("\n".join(lines), flush=True)
             text += lines
@@ -460,16 +499,25 @@ def main() -> None:
     lines = report(f"All {sum(map(len, TABLES.values()))} tables", ordered)
     if "bstune" in names and any(name not in BSTUNE for name in names):
         lines += [*targets(ordered), *honesty(ordered, answers), *per_table(ordered)]
-    lines.append(f"All of it took {(time.perf_counter() - started) / 60:.1f} minutes in {arguments.processes} processes.")
+    lines.append(
+        f"All of it took {(time.perf_counter() - started) / 60:.1f} minutes in {arguments.processes} processes."
+    )
     print("\n".join(lines), flush=True)
     whole = not arguments.quick and arguments.searchers is None and arguments.groups == GROUPS and arguments.seeds >= 30
     out = arguments.out or (HERE / "results" if whole else None)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "search.md").write_text("\n".join([*text, *lines, ""]))
-        searchers = {name: {table: _columns(rows) for table, rows in by_table.items()} for name, by_table in ordered.items()}
+        searchers = {
+            name: {table: _columns(rows) for table, rows in by_table.items()} for name, by_table in ordered.items()
+        }
         octaves = {table: [row["octaves"] for row in rows] for table, rows in answers.items()}
-        kept = {"origin": _origin(), "budgets": BUDGETS, "searchers": searchers, "octaves_off_the_fastest_batch": octaves}
+        kept = {
+            "origin": _origin(),
+            "budgets": BUDGETS,
+            "searchers": searchers,
+            "octaves_off_the_fastest_batch": octaves,
+        }
         (out / "search.json").write_text(json.dumps(_finite(kept)) + "\n")
 
 
@@ -490,7 +538,13 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    return round(value, 4) if isinstance(value, float) and math.isfinite(value) else None if isinstance(value, float) else value
+    return (
+        round(value, 4)
+        if isinstance(value, float) and math.isfinite(value)
+        else None
+        if isinstance(value, float)
+        else value
+    )
 
 
 if __name__ == "__main__":

@@ -42,13 +42,24 @@ def wall_s(code: str) -> float:
 def main() -> int:
     """Measure both and print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="times that each program is started (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="times that each program is started (default: %(default)s)"
+    )
     repeats = parser.parse_args().repeats
     wall_s(BARE), wall_s(BSTUNE)  # The first start of each reads files that the others find in memory.
     pairs = [(wall_s(BARE), wall_s(BSTUNE)) for _ in range(repeats)]
     bare_s, bstune_s = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = bstune_s / bare_s
-    print(json.dumps({"bare_click_s": round(bare_s, 4), "bstune_help_s": round(bstune_s, 4), "ratio": round(ratio, 3), "most": MOST}))
+    print(
+        json.dumps(
+            {
+                "bare_click_s": round(bare_s, 4),
+                "bstune_help_s": round(bstune_s, 4),
+                "ratio": round(ratio, 3),
+                "most": MOST,
+            }
+        )
+    )
     return 0 if ratio <= MOST else 1
 
 

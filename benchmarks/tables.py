@@ -17,7 +17,9 @@ def data_dir() -> Path:
     """Return the folder of the recorded curves, or leave with a message that says what is missing."""
     path = Path(os.environ.get("BSTUNE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not (path / "curves").is_dir():
-        sys.exit(f"No recorded tables in {path}: expected a folder `curves` there. Set BSTUNE_DATA to the folder that holds it.")
+        sys.exit(
+            f"No recorded tables in {path}: expected a folder `curves` there. Set BSTUNE_DATA to the folder that holds it."
+        )
     return path
 
 
@@ -38,7 +40,9 @@ def reseeded(table: Table, seed: int) -> Table:
     """
     if seed < table.n_seeds or table.n_seeds == 1:
         return table
-    curves = {cell: random.Random(f"{seed} {cell}").sample(list(seeds), len(seeds)) for cell, seeds in table.curves.items()}
+    curves = {
+        cell: random.Random(f"{seed} {cell}").sample(list(seeds), len(seeds)) for cell, seeds in table.curves.items()
+    }
     return dataclasses.replace(table, curves=curves)
 
 
@@ -58,7 +62,10 @@ def mnist() -> list[Table]:
 def lcbench() -> list[Table]:
     frame = pd.read_csv(data_dir() / "curves" / "lcbench_surrogate_grid.csv.gz")
     frame = frame.rename(columns={"batch_size": "batch", "learning_rate": "lr", "val_ce": "loss"})
-    frame["seed"], frame["samples"] = 0, frame["epoch"] * 10_000  # The surrogate does not say how many samples an epoch has.
+    frame["seed"], frame["samples"] = (
+        0,
+        frame["epoch"] * 10_000,
+    )  # The surrogate does not say how many samples an epoch has.
     return [_table(f"lcbench/{task}", rows, 10_000, 52) for task, rows in frame.groupby("task")]
 
 
@@ -68,5 +75,7 @@ def own(folder: Path) -> list[Table]:
     for path in sorted(folder.glob("*.csv.gz")):
         frame = pd.read_csv(path)
         n_samples = int(frame["samples"].min())
-        found.append(_table(f"own/{path.name.split('.')[0]}", frame, n_samples, round(frame["samples"].max() / n_samples)))
+        found.append(
+            _table(f"own/{path.name.split('.')[0]}", frame, n_samples, round(frame["samples"].max() / n_samples))
+        )
     return found

@@ -78,7 +78,9 @@ def train(trial: bstune.Trial) -> None:
         for _ in range(trial.accumulation_steps):
             batch = next(batches)
             loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
-            (loss / trial.accumulation_steps).backward()  # So that the sum of the gradients is their mean over the global batch.
+            (
+                loss / trial.accumulation_steps
+            ).backward()  # So that the sum of the gradients is their mean over the global batch.
         optimizer.step()
         samples += trial.global_batch_size
 

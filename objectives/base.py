@@ -131,7 +131,9 @@ class Trial:
             return
         numbers = _metrics(metrics)
         self._next += len(due)
-        report = TrialReport(self.number, due, samples, loss, numbers, self._clock() - self._start_s, tuple(self._noise), self._interval)
+        report = TrialReport(
+            self.number, due, samples, loss, numbers, self._clock() - self._start_s, tuple(self._noise), self._interval
+        )
         self._noise, self._interval = [], 0
         verdict = self._send(report)
         if verdict == "stop":
@@ -173,7 +175,9 @@ def _number(value: Any, name: str) -> float:
             return float(plain)
         except OverflowError:
             pass
-    raise ObjectiveError(f"trial.report got {name}={_shown(value)}: expected one number, or a tensor of one without dimensions.")
+    raise ObjectiveError(
+        f"trial.report got {name}={_shown(value)}: expected one number, or a tensor of one without dimensions."
+    )
 
 
 def _whole_number(value: Any, name: str) -> int:
@@ -189,7 +193,9 @@ def _metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         raise ObjectiveError(f"trial.report got {len(metrics)} metrics: expected at most {MOST_METRICS}.")
     for name in metrics:
         if len(name) > MOST_NAME:
-            raise ObjectiveError(f"trial.report got a metric {_shown(name)}: expected a name of at most {MOST_NAME} characters.")
+            raise ObjectiveError(
+                f"trial.report got a metric {_shown(name)}: expected a name of at most {MOST_NAME} characters."
+            )
     return {name: _number(value, name) for name, value in metrics.items()}
 
 

@@ -40,7 +40,9 @@ def check_data(data: Any, name: str) -> None:
             "map-style Dataset (with __len__ and __getitem__), or write your own loop with @bstune.objective."
         )
     if isinstance(data, tuple):
-        raise ObjectiveError(f"{name} is a tuple of {len(data)}: expected a Dataset. Pass `torch.utils.data.TensorDataset(*{name})`.")
+        raise ObjectiveError(
+            f"{name} is a tuple of {len(data)}: expected a Dataset. Pass `torch.utils.data.TensorDataset(*{name})`."
+        )
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise ObjectiveError(
             f"{name} is a {type(data).__name__}: expected a map-style Dataset (with __len__ and __getitem__), or a function without "
@@ -114,7 +116,9 @@ def noise_batches(
     shuffle = torch.Generator().manual_seed((seed * EPOCH_SEED_STRIDE + at_samples) ^ NOISE_SEED)
     order = torch.randperm(len(data), generator=shuffle)[: size * n_batches].tolist()
     batches = [order[i : i + size] for i in range(0, len(order), size)]
-    yield from torch.utils.data.DataLoader(data, batch_sampler=cast(Any, batches), collate_fn=collate_fn, generator=shuffle)
+    yield from torch.utils.data.DataLoader(
+        data, batch_sampler=cast(Any, batches), collate_fn=collate_fn, generator=shuffle
+    )
 
 
 def validation_batches(
@@ -154,6 +158,8 @@ def to_device(batch: Any, device: str) -> Any:
     if isinstance(batch, Mapping):
         return {key: to_device(item, device) for key, item in batch.items()}
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        moved = {item.name: to_device(getattr(batch, item.name), device) for item in dataclasses.fields(batch) if item.init}
+        moved = {
+            item.name: to_device(getattr(batch, item.name), device) for item in dataclasses.fields(batch) if item.init
+        }
         return dataclasses.replace(batch, **moved)
     return batch

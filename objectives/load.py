@@ -56,7 +56,11 @@ class ObjectiveRef:
             return found
         others = [name for name, value in vars(module).items() if is_objective(value)]
         found_here = others or [name for name in vars(module) if not name.startswith("_")]
-        what = f"has no {self.name!r}" if found is None else f"has a {self.name!r} of type {type(found).__name__}, not an objective"
+        what = (
+            f"has no {self.name!r}"
+            if found is None
+            else f"has a {self.name!r} of type {type(found).__name__}, not an objective"
+        )
         hint = (
             f"Name the one you mean: {self.target.split(':')[0]}:{others[0]}"
             if others
@@ -115,7 +119,9 @@ def load(target: str | Path) -> ObjectiveRef:
 
 def is_objective(value: Any) -> bool:
     """Tell whether `value` is an objective: it can be prepared, described, measured and trained."""
-    return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in ("prepare", "describe", "measure", "train"))
+    return not isinstance(value, type) and all(
+        callable(getattr(value, name, None)) for name in ("prepare", "describe", "measure", "train")
+    )
 
 
 def after_standard_library(folder: str, path: Sequence[str]) -> list[str]:

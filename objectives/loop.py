@@ -57,7 +57,9 @@ def objective(
     """
     wrong = []
     if function is not None:
-        raise ArgumentError("objective: expected @bstune.objective(n_samples=..., epochs=...), with the samples in the training data.")
+        raise ArgumentError(
+            "objective: expected @bstune.objective(n_samples=..., epochs=...), with the samples in the training data."
+        )
     if not (isinstance(n_samples, int) and n_samples >= 1):
         wrong.append(f"n_samples={n_samples!r}: expected the number of samples in the training data, 1 or more")
     if not epochs > 0:
@@ -66,7 +68,9 @@ def objective(
         wrong.append(f"evals={evals!r}: expected a whole number of at least 1")
     if wrong:
         raise ArgumentError("objective: " + "; ".join(wrong) + ".")
-    return lambda function: LoopObjective(function, n_samples=n_samples, epochs=epochs, evals=evals, optimizer=optimizer, name=name)
+    return lambda function: LoopObjective(
+        function, n_samples=n_samples, epochs=epochs, evals=evals, optimizer=optimizer, name=name
+    )
 
 
 class LoopObjective:
@@ -75,7 +79,14 @@ class LoopObjective:
     kind = "loop"
 
     def __init__(
-        self, function: Callable[[Trial], Any], *, n_samples: int, epochs: float, evals: int, optimizer: str | None, name: str | None
+        self,
+        function: Callable[[Trial], Any],
+        *,
+        n_samples: int,
+        epochs: float,
+        evals: int,
+        optimizer: str | None,
+        name: str | None,
     ) -> None:
         """Wrap the function; it can still be called as it is."""
         functools.update_wrapper(self, function)
@@ -148,7 +159,9 @@ class LoopObjective:
             warnings=self._unseen(trial, watch, reported, spec),
         )
 
-    def _unseen(self, trial: Trial, watch: _StepWatch, reported: list[TrialReport], spec: MeasureSpec) -> tuple[str, ...]:
+    def _unseen(
+        self, trial: Trial, watch: _StepWatch, reported: list[TrialReport], spec: MeasureSpec
+    ) -> tuple[str, ...]:
         warnings = []
         if watch.steps < spec.n_steps:
             raise ObjectiveError(
@@ -156,9 +169,13 @@ class LoopObjective:
                 f"trial.max_samples ({trial.max_samples} samples at global batch {trial.global_batch_size})."
             )
         if "max_samples" not in trial.read:
-            warnings.append("The loop does not look at trial.max_samples, so bstune ended it from within and saw no validation.")
+            warnings.append(
+                "The loop does not look at trial.max_samples, so bstune ended it from within and saw no validation."
+            )
         elif not reported:
-            warnings.append("The loop was not seen to validate and report, so the memory of validation is not part of the answer.")
+            warnings.append(
+                "The loop was not seen to validate and report, so the memory of validation is not part of the answer."
+            )
         return tuple(warnings)
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:

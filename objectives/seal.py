@@ -61,7 +61,9 @@ def stored_reference(study: Study) -> ObjectiveRef:
     try:
         return load(stored if isinstance(stored, str) else "")
     except ObjectiveError as error:
-        raise StudyError(f"The study {one_line(study.name)} cannot go on with what it stores. {one_line(error)}") from error
+        raise StudyError(
+            f"The study {one_line(study.name)} cannot go on with what it stores. {one_line(error)}"
+        ) from error
 
 
 def shown_target(reference: ObjectiveRef) -> str:
@@ -154,7 +156,9 @@ def _doubts_of_file(study: Study, reference: ObjectiveRef) -> list[str]:
         reasons.append(f"the file belongs to {_owner(found.st_uid)}")
     fingerprint = study.attributes.get("fingerprint")
     if not isinstance(fingerprint, dict) or fingerprint.get("source") != reference.source_hash:
-        reasons.append("the file was changed since the study was made (its trials are of the file as it was; --fresh begins anew)")
+        reasons.append(
+            "the file was changed since the study was made (its trials are of the file as it was; --fresh begins anew)"
+        )
     return reasons
 
 

@@ -89,11 +89,15 @@ class Supervised:
         torch_nn = sys.modules.get("torch.nn")
         wrong = []
         if torch_nn is not None and isinstance(model, torch_nn.Module):
-            wrong.append("model is a module that was already built: expected a class or function that builds one (model=Net, not Net())")
+            wrong.append(
+                "model is a module that was already built: expected a class or function that builds one (model=Net, not Net())"
+            )
         elif not callable(model):
             wrong.append(f"model={model!r}: expected a class or function without arguments that returns a module")
         if optimizer is not None and not _takes_two(optimizer):
-            wrong.append("optimizer: expected a class or function (parameters, lr) that returns a torch.optim.Optimizer")
+            wrong.append(
+                "optimizer: expected a class or function (parameters, lr) that returns a torch.optim.Optimizer"
+            )
         if not epochs > 0:
             wrong.append(f"epochs={epochs!r}: expected a number above 0")
         if evals < 1:
@@ -103,7 +107,9 @@ class Supervised:
         if precision not in PRECISIONS:
             wrong.append(f"precision={precision!r}: expected {', '.join(PRECISIONS)}")
         if training_step is not None and loss is not None:
-            wrong.append("training_step and loss were both given: training_step owns the loss, so leave out one of them")
+            wrong.append(
+                "training_step and loss were both given: training_step owns the loss, so leave out one of them"
+            )
         if wrong:
             raise ArgumentError("Supervised: " + "; ".join(wrong) + ".")
         for data, role in ((train_data, "train_data"), (val_data, "val_data")):
@@ -164,7 +170,8 @@ class Supervised:
                 [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in model.named_parameters()],
                 shapes(self.train_data[0]) if len(self.train_data) else None,
             ),
-            ignores_rate=[group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in other.param_groups],
+            ignores_rate=[group["lr"] for group in optimizer.param_groups]
+            == [group["lr"] for group in other.param_groups],
         )
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
@@ -224,7 +231,9 @@ class Supervised:
         if spec.resume_from:
             run.load(spec.resume_from)
         run.open_stream(spec.micro_batch_size, spec.accumulation_steps)
-        noise = design(spec.noise_samples, spec.micro_batch_size, len(self.train_data), batch_norm=has_batch_norm(run.model))
+        noise = design(
+            spec.noise_samples, spec.micro_batch_size, len(self.train_data), batch_norm=has_batch_norm(run.model)
+        )
         measuring = moments(spec.points, spec.start_samples, noise.n_points) if noise else []
         try:
             while run.samples < spec.end_samples:
@@ -261,7 +270,9 @@ class Supervised:
         if not isinstance(model, torch.nn.Module):
             raise ObjectiveError(f"model() returned a {type(model).__name__}: expected a torch.nn.Module.")
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ObjectiveError("model() returned a module without parameters to train: expected at least one with requires_grad.")
+            raise ObjectiveError(
+                "model() returned a module without parameters to train: expected at least one with requires_grad."
+            )
         return model
 
     @property
@@ -283,7 +294,9 @@ class Supervised:
         _, its = keywords_for((self.model, self._make_optimizer), params)
         optimizer = self._make_optimizer([p for p in model.parameters() if p.requires_grad], learning_rate, **its)
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ObjectiveError(f"optimizer() returned a {type(optimizer).__name__}: expected a torch.optim.Optimizer.")
+            raise ObjectiveError(
+                f"optimizer() returned a {type(optimizer).__name__}: expected a torch.optim.Optimizer."
+            )
         return optimizer
 
     def _pair_step(self, model: Any, batch: Any) -> Any:
@@ -316,7 +329,11 @@ def default_loss(output: Any, target: Any) -> Any:
 
 
 def _shape(value: Any) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if hasattr(value, "dtype") and hasattr(value, "shape") else type(value).__name__
+    return (
+        f"{value.dtype} {tuple(value.shape)}"
+        if hasattr(value, "dtype") and hasattr(value, "shape")
+        else type(value).__name__
+    )
 
 
 def keywords_for(makers: Sequence[Callable[..., Any]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -332,7 +349,9 @@ def keywords_for(makers: Sequence[Callable[..., Any]], params: Mapping[str, Any]
         found.append({name: value for name, value in params.items() if name in names})
         takes_any.append(any(one.kind is one.VAR_KEYWORD for one in signature))
     if True in takes_any:
-        found[takes_any.index(True)] |= {name: value for name, value in params.items() if not any(name in each for each in found)}
+        found[takes_any.index(True)] |= {
+            name: value for name, value in params.items() if not any(name in each for each in found)
+        }
     return found
 
 

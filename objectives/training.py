@@ -43,7 +43,9 @@ class Recipe(Protocol):
     def build_model(self, params: Mapping[str, Any]) -> torch.nn.Module:
         """Return a fresh model."""
 
-    def build_optimizer(self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any]) -> torch.optim.Optimizer:
+    def build_optimizer(
+        self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any]
+    ) -> torch.optim.Optimizer:
         """Return the optimizer of its trainable parameters."""
 
 
@@ -80,7 +82,9 @@ class TrainingRun:
         """Seconds spent waiting for training batches."""
         self.model.train()
 
-    def open_stream(self, micro_batch_size: int, accumulation_steps: int, *, worst_batch: Callable[[int], Any] | None = None) -> None:
+    def open_stream(
+        self, micro_batch_size: int, accumulation_steps: int, *, worst_batch: Callable[[int], Any] | None = None
+    ) -> None:
         """Start the endless stream of training micro-batches where this run stands."""
         self._micro_batch_size = micro_batch_size
         self.accumulation_steps = accumulation_steps
@@ -186,7 +190,9 @@ class TrainingRun:
             collate_fn=self.objective.collate_fn,
         )
         batches = (to_device(batch, self.device) for batch in drawn)
-        return measure_noise(self.model, self._training_loss, batches, noise, at_samples=self.samples, population=len(data), scale=scale)
+        return measure_noise(
+            self.model, self._training_loss, batches, noise, at_samples=self.samples, population=len(data), scale=scale
+        )
 
     def _validation(self, eval_batch_size: int) -> Iterator[tuple[int, Any]]:
         self.model.eval()
@@ -206,7 +212,9 @@ class TrainingRun:
         with torch.no_grad(), self._autocast():
             loss = self.objective.validation_step(self.model, batch)
             check_loss(loss, "validation_step", needs_grad=False)
-            return {"val_loss": float(loss)} | {name: float(metric(self.model, batch)) for name, metric in self.objective.metrics.items()}
+            return {"val_loss": float(loss)} | {
+                name: float(metric(self.model, batch)) for name, metric in self.objective.metrics.items()
+            }
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         import torch
@@ -302,7 +310,9 @@ def check_loss(loss: Any, where: str, *, needs_grad: bool) -> None:
     if isinstance(loss, torch.Tensor) and loss.numel() == 1:
         if not needs_grad or loss.requires_grad:
             return
-        raise ObjectiveError(f"{where} returned a loss without a gradient: expected one computed from the model's output, not detached.")
+        raise ObjectiveError(
+            f"{where} returned a loss without a gradient: expected one computed from the model's output, not detached."
+        )
     if not needs_grad and isinstance(loss, (int, float)):
         return
     found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"

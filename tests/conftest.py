@@ -83,7 +83,12 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
 
 def _insisted(report: Any, config: pytest.Config) -> Any:
     """Turn a skip into a failure if it is forbidden. A machine without a card is as good for CI as one with it."""
-    if config.getoption("no_skips") and report.skipped and not hasattr(report, "wasxfail") and "CUDA" not in str(report.longrepr):
+    if (
+        config.getoption("no_skips")
+        and report.skipped
+        and not hasattr(report, "wasxfail")
+        and "CUDA" not in str(report.longrepr)
+    ):
         report.outcome, report.longrepr = "failed", f"skipped, which --no-skips does not allow: {report.longrepr}"
     return report
 

@@ -43,10 +43,14 @@ def _safely(name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
 def _within(limit_s: float, name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
     """Return what a look found within a time; one that takes longer, as at a server which says nothing, is left alone."""
     found: list[Finding] = []
-    thread = threading.Thread(target=lambda: found.extend(_safely(name, look)), daemon=True)  # Not waited for at the end, either.
+    thread = threading.Thread(
+        target=lambda: found.extend(_safely(name, look)), daemon=True
+    )  # Not waited for at the end, either.
     thread.start()
     thread.join(limit_s)
-    return found[:] or [Finding(name, "wrong", f"does not answer within {limit_s:.0f} s", "Check that it is what you mean.")]
+    return found[:] or [
+        Finding(name, "wrong", f"does not answer within {limit_s:.0f} s", "Check that it is what you mean.")
+    ]
 
 
 def _python() -> list[Finding]:
@@ -55,7 +59,9 @@ def _python() -> list[Finding]:
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     on_linux = platform.system() == "Linux"
     return [
-        Finding("python", "ok" if supported else "wrong", found, "" if supported else "bstune needs Python 3.10 or newer."),
+        Finding(
+            "python", "ok" if supported else "wrong", found, "" if supported else "bstune needs Python 3.10 or newer."
+        ),
         Finding("system", "ok" if on_linux else "note", system, "" if on_linux else "Tested on Linux only."),
     ]
 
@@ -68,7 +74,9 @@ def _packages() -> list[Finding]:
         items.append(_package(name) or Finding(name, "wrong", "not installed", f"Install it: pip install {name}"))
     for extra, name in (("ray", "ray"), ("examples", "scikit-learn")):
         found = _package(name)
-        items.append(Finding(f"extra {extra}", "ok", "not installed (optional)" if found is None else f"{name} {found.found}"))
+        items.append(
+            Finding(f"extra {extra}", "ok", "not installed (optional)" if found is None else f"{name} {found.found}")
+        )
     return items
 
 
@@ -81,7 +89,9 @@ def _package(name: str) -> Finding | None:
     except metadata.PackageNotFoundError:
         return None
     except Exception as error:  # Its metadata are damaged, and Python says so in many ways.
-        return Finding(name, "note", f"its version cannot be read ({type(error).__name__})", f"Install it anew: pip install {name}")
+        return Finding(
+            name, "note", f"its version cannot be read ({type(error).__name__})", f"Install it anew: pip install {name}"
+        )
 
 
 def _devices(wanted: str) -> list[Finding]:
@@ -98,13 +108,17 @@ def _devices(wanted: str) -> list[Finding]:
     for card in cards:
         total = gib(card["total_bytes"])
         free = gib(card["free_bytes"])
-        items.append(Finding("card", "ok", f"{card['name']}, driver {card['driver']}, {free} free of {total}, {card['uuid']}"))
+        items.append(
+            Finding("card", "ok", f"{card['name']}, driver {card['driver']}, {free} free of {total}, {card['uuid']}")
+        )
     cuda = wanted.startswith("cuda")
     if not cards and not cuda:
         items.append(Finding("cuda", "ok", "no card: bstune will use the CPU"))
     elif torch.version.cuda is None:
         verdict: Standing = "wrong" if cuda else "note"
-        items.append(Finding("cuda", verdict, f"torch {torch.__version__} has no CUDA in it", "Install a torch build with CUDA."))
+        items.append(
+            Finding("cuda", verdict, f"torch {torch.__version__} has no CUDA in it", "Install a torch build with CUDA.")
+        )
     else:
         try:
             facts = try_cuda(wanted)
@@ -119,7 +133,13 @@ def _memory() -> list[Finding]:
 
     memory = cpu_memory()
     verdict: Standing = "ok" if memory.available_bytes > 1 << 30 else "note"
-    items = [Finding("memory", verdict, f"{gib(memory.available_bytes)} available of {gib(memory.total_bytes)} (by {memory.source})")]
+    items = [
+        Finding(
+            "memory",
+            verdict,
+            f"{gib(memory.available_bytes)} available of {gib(memory.total_bytes)} (by {memory.source})",
+        )
+    ]
     for limit, used in cgroup_limits():
         items.append(Finding("container", "ok", f"limited to {gib(limit)}, {gib(used)} of it used"))
     return items
@@ -141,13 +161,24 @@ def _storage(url: str | None) -> list[Finding]:
         if usable:
             return [Finding("storage", "ok", f"{path}: can be made")]
         why = "cannot be written to" if path.parent.is_dir() else "does not exist"
-        return [Finding("storage", "wrong", f"{path}: cannot be made, its folder {why}", "Name another file with --storage.")]
+        return [
+            Finding(
+                "storage", "wrong", f"{path}: cannot be made, its folder {why}", "Name another file with --storage."
+            )
+        ]
     with read_storage(url) as storage:
         found, writer = f"{path}: {_studies(len(storage.names()))}", storage.writer()
     if writer is not None:
         return [Finding("storage", "note", f"{found}; {writer}", "A second search would be refused.")]
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK):
-        return [Finding("storage", "wrong", f"{found}, but it cannot be written to", "`bstune show` works; to search, name another file.")]
+        return [
+            Finding(
+                "storage",
+                "wrong",
+                f"{found}, but it cannot be written to",
+                "`bstune show` works; to search, name another file.",
+            )
+        ]
     return [Finding("storage", "ok", found)]
 
 

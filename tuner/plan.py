@@ -58,7 +58,10 @@ def plan(
             raise BstuneError(
                 f"Nothing can be said of other sizes: {foresight.why_not} Probe on the device itself, or use bstune probe --memory."
             )
-        outlooks = tuple(_outlook(name, total, model, host, reading, headroom=headroom, multiple_of=multiple_of) for name, total in cards)
+        outlooks = tuple(
+            _outlook(name, total, model, host, reading, headroom=headroom, multiple_of=multiple_of)
+            for name, total in cards
+        )
         checked = len(model.batches) > model.degree + 1
         return PlanResult(
             outlooks=outlooks,
@@ -77,16 +80,24 @@ def _trace(host: Host, seed: int) -> tuple[Foresight, Reading, tuple[int, ...]]:
     reading = None
     sizes = tuple(size for size in TRACED_SIZES if size <= n_samples)
     if len(sizes) < 2:
-        raise ObjectiveError(f"The data set has {n_samples} samples: at least {TRACED_SIZES[1]} are needed to see how memory grows.")
+        raise ObjectiveError(
+            f"The data set has {n_samples} samples: at least {TRACED_SIZES[1]} are needed to see how memory grows."
+        )
     for size in sizes:
         both = host.facts.kind == "supervised" or 2 * size <= n_samples
-        worker = host.start(messages.Measure(MeasureSpec(size, min(size, n_val or size), 2 if both else 1, 2, seed), traced=True))
+        worker = host.start(
+            messages.Measure(MeasureSpec(size, min(size, n_val or size), 2 if both else 1, 2, seed), traced=True)
+        )
         try:
             answer = host.answer(worker)
             if isinstance(answer, messages.Failure):
-                raise error_of(answer, f"training at micro-batch {size}", output=worker.tail(), budget_bytes=host.usable_bytes())
+                raise error_of(
+                    answer, f"training at micro-batch {size}", output=worker.tail(), budget_bytes=host.usable_bytes()
+                )
             if not isinstance(answer, messages.Measured) or answer.trace is None:
-                raise ObjectiveError(f"A training step at micro-batch {size} could not be traced: {getattr(answer, 'text', 'no trace')}.")
+                raise ObjectiveError(
+                    f"A training step at micro-batch {size} could not be traced: {getattr(answer, 'text', 'no trace')}."
+                )
         finally:
             worker.end()
         foresight.add(answer.trace)
@@ -129,7 +140,9 @@ def _outlook(
         reserved_bytes=replay.reserved_bytes,
         live_bytes=live,
         free_bytes=total_bytes - CONTEXT_BYTES - replay.reserved_bytes,
-        memory_by_category=MemoryByCategory(held[0], held[1], held[2], activations, max(0, replay.reserved_bytes - live)),
+        memory_by_category=MemoryByCategory(
+            held[0], held[1], held[2], activations, max(0, replay.reserved_bytes - live)
+        ),
     )
 
 

@@ -33,7 +33,9 @@ class Shown:
             NoSignalError: Nothing was learned yet.
         """
         if self.result is None:
-            raise NoSignalError(f"{self.headline}: no trial has a finite validation loss yet, so there is nothing to recommend.")
+            raise NoSignalError(
+                f"{self.headline}: no trial has a finite validation loss yet, so there is nothing to recommend."
+            )
         return self.result
 
 
@@ -47,7 +49,9 @@ def show(name: str | None = None, *, storage: str | None = None) -> Shown:
         study = newest_study(opened) if name is None else find_study(opened, name)
         if study is None:
             names = one_line(", ".join(map(one_line, opened.names())) or "none")
-            raise StudyError(f"{opened.location.path or opened.location.url} holds no study {name!r}. Studies: {names}.")
+            raise StudyError(
+                f"{opened.location.path or opened.location.url} holds no study {name!r}. Studies: {names}."
+            )
         with intact(study.name):
             return _shown(study, opened)
 
@@ -59,7 +63,9 @@ def _shown(study: Study, storage: Storage) -> Shown:
     writer = storage.writer()
     begun = bool(study.records)
     state = (
-        f"ended by {stopped_by}" if stopped_by else writer or ("not finished; the same search goes on from here" if begun else "no search")
+        f"ended by {stopped_by}"
+        if stopped_by
+        else writer or ("not finished; the same search goes on from here" if begun else "no search")
     )
     headline = f"Study {one_line(study.name)} in {one_line(storage.location.url)}: {len(study.finished)} trials, {one_line(state)}"
     if "plan" not in study.attributes or "facts" not in study.attributes:

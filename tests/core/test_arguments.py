@@ -17,7 +17,15 @@ from bstune.tuner.core.specs import Plan
 
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
-    [("12GiB", 12 * 2**30), ("1.5 GiB", 3 * 2**29), ("800MB", 800 * 10**6), ("2g", 2**31), ("512", 512), (4096, 4096), ("1TiB", 2**40)],
+    [
+        ("12GiB", 12 * 2**30),
+        ("1.5 GiB", 3 * 2**29),
+        ("800MB", 800 * 10**6),
+        ("2g", 2**31),
+        ("512", 512),
+        (4096, 4096),
+        ("1TiB", 2**40),
+    ],
 )
 def test_sizes(text: str | int, n_bytes: int) -> None:
     """Binary and decimal units; a bare letter is binary, as in Docker and Slurm."""
@@ -25,7 +33,8 @@ def test_sizes(text: str | int, n_bytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["12parsecs", "GiB", "", "-1GiB", "0", "1e3", "0.2", True, "1.2.3GiB", "nan", "9" * 400, "2000000TiB", 2**61]
+    "text",
+    ["12parsecs", "GiB", "", "-1GiB", "0", "1e3", "0.2", True, "1.2.3GiB", "nan", "9" * 400, "2000000TiB", 2**61],
 )
 def test_what_is_no_size(text: Any) -> None:
     """Each is refused with an example of what would do."""
@@ -99,7 +108,10 @@ def test_a_wrong_argument_is_named(wrong: dict[str, Any]) -> None:
 
 def test_a_name_that_is_long_or_foreign_is_good() -> None:
     """Other languages, spaces, and all that a file's name may hold."""
-    assert check_search(study="Größe 4×4 – 研究 'a'", storage="sqlite:////tmp/Größe #1?.db").study == "Größe 4×4 – 研究 'a'"
+    assert (
+        check_search(study="Größe 4×4 – 研究 'a'", storage="sqlite:////tmp/Größe #1?.db").study
+        == "Größe 4×4 – 研究 'a'"
+    )
     assert check_probe(study="a" * 200, storage="a").seed == 0
 
 
@@ -125,7 +137,11 @@ def option_defaults(command: str) -> dict[str, Any]:
         found = main.get_command(ctx, command)
     assert found is not None
     own = {"model", "as_json", "plot", "dry_run", "yes", "debug", *(("fresh",) if command == "search" else ())}
-    options = {name: value for name, value in found.make_context(command, ["model.py"], parent=ctx).params.items() if name not in own}
+    options = {
+        name: value
+        for name, value in found.make_context(command, ["model.py"], parent=ctx).params.items()
+        if name not in own
+    }
     return {name.removesuffix("_file"): value for name, value in options.items()}
 
 
@@ -139,7 +155,7 @@ def test_function_command_and_fields_agree(command: str, shapes: tuple[Any, ...]
         each.name: None if each.default is dataclasses.MISSING else each.default
         for shape in shapes
         for each in dataclasses.fields(shape)
-        if each.name != "plan"
+        if each.name not in ("plan", "budget_s")  # A budget is either a number or a duration.
     }
     signature = signature_defaults(getattr(bstune, command))
     callback = {"on_attempt": None} if command == "probe" else {}

@@ -78,7 +78,10 @@ def test_version_1_says_no_limit_with_a_large_number(tmp_path: Path) -> None:
     proc = "12:cpu,cpuacct:/a\n5:memory:/a\n"
 
     assert limits(tmp_path, proc, none) == []
-    some = {"memory/a/memory.limit_in_bytes": "7000", "memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 2\n"}
+    some = {
+        "memory/a/memory.limit_in_bytes": "7000",
+        "memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 2\n",
+    }
     assert limits(tmp_path, proc, some) == [(7000, 3)]
 
 
@@ -147,7 +150,9 @@ def test_processes_are_listed_where_they_can_be_seen(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("hidden", "seen"), [(None, True), ("0", True), ("", False), ("-1", False)])
-def test_cards_that_the_user_has_hidden_are_not_tried(monkeypatch: pytest.MonkeyPatch, hidden: str | None, seen: bool) -> None:
+def test_cards_that_the_user_has_hidden_are_not_tried(
+    monkeypatch: pytest.MonkeyPatch, hidden: str | None, seen: bool
+) -> None:
     """`CUDA_VISIBLE_DEVICES=` means: use the CPU, and say nothing of the card."""
     use_nvml(monkeypatch, FakeCard("GPU-a"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -172,7 +177,9 @@ def test_a_card_without_nvml_is_in_sight_by_its_driver(monkeypatch: pytest.Monke
 )
 def test_free_memory_that_moves_is_reported(after_mib: int, says: str | None) -> None:
     """From 1 % on, in either direction, with the figures."""
-    text = memory.memory_moved(Memory(20_000 * MIB, 10_000 * MIB, "nvml"), Memory(20_000 * MIB, after_mib * MIB, "nvml"))
+    text = memory.memory_moved(
+        Memory(20_000 * MIB, 10_000 * MIB, "nvml"), Memory(20_000 * MIB, after_mib * MIB, "nvml")
+    )
 
     assert (text is None) == (says is None)
     assert says is None or (text is not None and says in text)
@@ -185,7 +192,13 @@ class FakeCuda:
     """The functions of torch.cuda that bstune uses, for one card; its memory is that of a `FakeCard`."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, card: FakeCard, *, bare_uuid: str, context_mib: int = 400, **properties: Any
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        card: FakeCard,
+        *,
+        bare_uuid: str,
+        context_mib: int = 400,
+        **properties: Any,
     ) -> None:
         """Replace the functions."""
         self.card = card
@@ -352,7 +365,9 @@ def test_memory_of_a_process_that_has_just_ended_is_waited_for(monkeypatch: pyte
     assert clock() < 2 * cuda_module.SETTLE_S
 
 
-@pytest.mark.parametrize(("limit_bytes", "share"), [(8 * GIB, (8 * GIB - 400 * MIB) / (16 * GIB)), (20 * GIB, 1.0), (100 * MIB, 0.0)])
+@pytest.mark.parametrize(
+    ("limit_bytes", "share"), [(8 * GIB, (8 * GIB - 400 * MIB) / (16 * GIB)), (20 * GIB, 1.0), (100 * MIB, 0.0)]
+)
 def test_a_limit_contains_the_context(monkeypatch: pytest.MonkeyPatch, limit_bytes: int, share: float) -> None:
     """The fraction of torch is of the card's total and of the allocator alone."""
     cuda = a_card(monkeypatch)
@@ -505,13 +520,19 @@ def wrapped() -> None:
 OUT_OF_MEMORY: list[BaseException] = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 15.00 GiB"),
     torch.OutOfMemoryError("XPU out of memory. Tried to allocate 2 GiB"),
-    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"),
+    RuntimeError(
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"
+    ),
     RuntimeError("CUDA driver error: out of memory"),
     RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB, other allocations: 1.00 GB, max allowed: 18.13 GB)"),
+    RuntimeError(
+        "MPS backend out of memory (MPS allocated: 17.00 GB, other allocations: 1.00 GB, max allowed: 18.13 GB)"
+    ),
     RuntimeError("level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
     RuntimeError("Triton Error [CUDA]: out of memory"),
-    RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1131, please report a bug to PyTorch.'),
+    RuntimeError(
+        'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1131, please report a bug to PyTorch.'
+    ),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
@@ -542,7 +563,9 @@ ERRORS: list[BaseException] = [
     RuntimeError("CUDA error: device-side assert triggered"),
     RuntimeError("CUDA error: unspecified launch failure"),
     RuntimeError("CUDA error: misaligned address"),
-    RuntimeError("CUDA error: an illegal memory access was encountered when calling cublasCreate: CUBLAS_STATUS_ALLOC_FAILED"),
+    RuntimeError(
+        "CUDA error: an illegal memory access was encountered when calling cublasCreate: CUBLAS_STATUS_ALLOC_FAILED"
+    ),
     RuntimeError("CUDA error: uncorrectable ECC error encountered (Xid 48)"),
     RuntimeError("error: there was an error in the training loop"),
     RuntimeError("CUDA error: no kernel image is available for execution on the device"),
@@ -555,7 +578,9 @@ ERRORS: list[BaseException] = [
 EITHER: list[BaseException] = [
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     RuntimeError("CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasSgemm(...)`"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input."),
+    RuntimeError(
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input."
+    ),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
     RuntimeError("FIND was unable to find an engine to execute this computation"),
     RuntimeError("GET was unable to find an engine to execute this computation"),

@@ -110,7 +110,10 @@ def search(model: Path, url: str, **changes: Any) -> bstune.SearchResult:
 
 def asked(result: bstune.SearchResult, n: int) -> list[tuple[Any, ...]]:
     """What the first trials were asked to do."""
-    return [(record.global_batch_size, record.learning_rate, record.seed, record.end_samples) for record in result.records[:n]]
+    return [
+        (record.global_batch_size, record.learning_rate, record.seed, record.end_samples)
+        for record in result.records[:n]
+    ]
 
 
 def ray_processes() -> list[psutil.Process]:
@@ -120,7 +123,11 @@ def ray_processes() -> list[psutil.Process]:
 
 def trial_actors() -> list[psutil.Process]:
     """The Ray workers that hold a template process."""
-    return [child for child in psutil.Process().children(recursive=True) if child.name().startswith("ray::") and child.children()]
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.name().startswith("ray::") and child.children()
+    ]
 
 
 class Once:
@@ -146,7 +153,9 @@ def reported(n: int) -> Callable[[Progress], bool]:
 # --- the same search ----------------------------------------------------------------------------------------------
 
 
-def test_ray_asks_for_the_same_and_answers_the_same(model: Path, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ray_asks_for_the_same_and_answers_the_same(
+    model: Path, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Same settings as the local engine for the first `jobs` trials, same recommendation, and nothing said or left behind."""
     local = search(model, f"sqlite:///{tmp_path}/local.db", engine="optuna", jobs=2)
     capfd.readouterr()
@@ -164,7 +173,12 @@ def test_ray_asks_for_the_same_and_answers_the_same(model: Path, url: str, tmp_p
     assert "PRUNED" in states  # Tune itself would call these complete.
     assert printed.out == ""
     assert all(line.startswith("Forecast:") for line in printed.err.splitlines())
-    assert (random.getstate(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), dict(os.environ)) == before
+    assert (
+        random.getstate(),
+        signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGINT),
+        dict(os.environ),
+    ) == before
     assert not threading.current_thread().daemon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db", "local.db", "model"]
     assert gone(ray_processes)
@@ -190,7 +204,9 @@ def test_a_killed_ray_worker_costs_one_trial(model: Path, url: str) -> None:
     result = search(model, url, callbacks=[Once(strike, reported(1))])
 
     failed = [record for record in result.records if record.state == "failed"]
-    assert [(record.cause, record.reason) for record in failed] == [("killed", "killed: the Ray worker process that it ran in died")]
+    assert [(record.cause, record.reason) for record in failed] == [
+        ("killed", "killed: the Ray worker process that it ran in died")
+    ]
     assert result.recommendation.learning_rate == 0.01
     assert result.recommendation.verified
     assert seen
@@ -198,14 +214,19 @@ def test_a_killed_ray_worker_costs_one_trial(model: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["optuna", "ray"])
-def test_memory_and_mistakes_are_told_apart_by_both_engines(model: Path, url: str, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+def test_memory_and_mistakes_are_told_apart_by_both_engines(
+    model: Path, url: str, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
     """Out of memory in the middle of a run is a result and not tried again; a mistake is none of memory; no trial inherits a tensor."""
     monkeypatch.setenv("MISBEHAVE", "1")
 
     result = search(model, url, engine=engine)
 
     failed = [record for record in result.records if record.state == "failed"]
-    assert [(record.number, record.cause, record.samples > 0) for record in failed] == [(1, "oom", True), (2, "error", True)]
+    assert [(record.number, record.cause, record.samples > 0) for record in failed] == [
+        (1, "oom", True),
+        (2, "error", True),
+    ]
     assert failed[1].reason == "RuntimeError: mat1 and mat2 shapes cannot be multiplied (64x10 and 20x30)"
     cells = [(record.global_batch_size, record.learning_rate) for record in result.records]
     assert not {cells[1], cells[2]} & set(cells[3:])
@@ -241,7 +262,9 @@ def test_a_killed_driver_goes_on_where_it_was(model: Path, url: str, short: Path
     assert result.records[: len(ended)] == tuple(ended)
     assert [record.cause for record in result.records if record.state == "failed"] == ["orphan"]
     assert result.recommendation.learning_rate == 0.01
-    assert gone(lambda: users_of(short))  # Among them what the killed one left: two agents of Ray that would stay for minutes.
+    assert gone(
+        lambda: users_of(short)
+    )  # Among them what the killed one left: two agents of Ray that would stay for minutes.
     assert gone(lambda: list(short.glob("bstune-ray-*")))
 
 
@@ -278,7 +301,18 @@ def test_rays_processes_run_nothing_of_the_current_folder(model: Path, url: str,
     """Ray would put it in front of the path of its workers, so that what lies there is taken for Python's and others' modules."""
     here = tmp_path / "here"
     here.mkdir()
-    for name in ("socket", "json", "base64", "numpy", "cloudpickle", "psutil", "torch", "optuna", "bstune", "sitecustomize"):
+    for name in (
+        "socket",
+        "json",
+        "base64",
+        "numpy",
+        "cloudpickle",
+        "psutil",
+        "torch",
+        "optuna",
+        "bstune",
+        "sitecustomize",
+    ):
         (here / f"{name}.py").write_text(TRAP.format(mark=str(here / f"executed-{name}")))
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(model=str(model), space=SPACE, url=url))
@@ -329,11 +363,15 @@ def node_arguments(n_cpus: int) -> dict[str, Any]:
 def test_a_lost_node_costs_the_trial_that_ran_on_it(model: Path, url: str, cluster: Any, tmp_path: Path) -> None:
     """The user's code travels to the nodes; one of the two is lost, its trial fails with the cause, the other node goes on alone."""
     (marks := tmp_path / "marks").mkdir()
-    nodes = [cluster.add_node(**node_arguments(1), env_vars={"MEET": str(marks), "NODE": str(node)}) for node in range(2)]
+    nodes = [
+        cluster.add_node(**node_arguments(1), env_vars={"MEET": str(marks), "NODE": str(node)}) for node in range(2)
+    ]
     cluster.wait_for_nodes()
 
     def on_the_second(progress: Progress) -> bool:
-        return progress.kind == "report" and progress.trial is not None and (marks / f"{progress.trial.number} 1").exists()
+        return (
+            progress.kind == "report" and progress.trial is not None and (marks / f"{progress.trial.number} 1").exists()
+        )
 
     strike = Once(lambda: cluster.remove_node(nodes[1], allow_graceful=False), on_the_second)
     result = search(model, url, jobs=2, ray_address=cluster.address, callbacks=[strike])
@@ -347,7 +385,9 @@ def test_a_lost_node_costs_the_trial_that_ran_on_it(model: Path, url: str, clust
 
 
 @pytest.mark.parametrize("cluster", [watchful], indirect=True, ids=["memory monitor"])
-def test_a_memory_kill_costs_one_trial(model: Path, url: str, cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_memory_kill_costs_one_trial(
+    model: Path, url: str, cluster: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Ray's own monitor kills the actor of a trial that takes too much: in Ray 2.60 that would end all of Tune."""
     monkeypatch.setenv("HOARD", str(tmp_path / "hoarded"))
     cluster.add_node(**node_arguments(1))
@@ -412,7 +452,10 @@ def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cl
     first = search(model, url, jobs=2, ray_address=cluster.address, callbacks=[hear])
 
     assert sorted(probed) == ["large", "small"]
-    assert [(kind, probe.micro_batch_size) for kind, probe in first.probes.items()] == [("large", 64), ("small", 8)]  # The faster first.
+    assert [(kind, probe.micro_batch_size) for kind, probe in first.probes.items()] == [
+        ("large", 64),
+        ("small", 8),
+    ]  # The faster first.
     assert first.probe == first.probes["large"]
     assert used(first) == trained(seen)
     assert {record.global_batch_size for record in first.records} == {16, 32}
@@ -424,7 +467,10 @@ def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cl
     best = first.recommendation
     assert best.learning_rate == 0.01
     assert best.micro_batch_size == best.global_batch_size  # Of the kind that is named, which takes it whole.
-    assert [(each.device, each.micro_batch_size) for each in best.by_device] == [("large", best.global_batch_size), ("small", 8)]
+    assert [(each.device, each.micro_batch_size) for each in best.by_device] == [
+        ("large", best.global_batch_size),
+        ("small", 8),
+    ]
     assert best.by_device[0].samples_per_s == best.samples_per_s
     assert (best.by_device[1].samples_per_s or 0) < (best.by_device[0].samples_per_s or 0)
     text = search_text(first)
@@ -443,11 +489,17 @@ def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cl
     assert used(second) == trained(seen)
     (lost,) = [record for record in second.records if record.state == "failed"]
     assert (lost.cause, lost.device, lost.micro_batch_size) == ("oom", "small", 8)
-    known = next(i for i, each in enumerate(told) if each.kind == "finish" and each.trial is not None and each.trial.number == lost.number)
+    known = next(
+        i
+        for i, each in enumerate(told)
+        if each.kind == "finish" and each.trial is not None and each.trial.number == lost.number
+    )
     begun = {
         each.trial.number for each in told[known:] if each.kind == "start" and each.trial is not None
     }  # Not those on their way by then.
-    assert {record.micro_batch_size for record in second.records if record.number in begun and record.device == "small"} == {4}
+    assert {
+        record.micro_batch_size for record in second.records if record.number in begun and record.device == "small"
+    } == {4}
     assert {record.accumulation_steps for record in second.records if record.device == "large"} == {1}
     assert [(each.device, each.micro_batch_size) for each in second.recommendation.by_device][1] == ("small", 4)
     assert second.recommendation.verified
@@ -455,7 +507,9 @@ def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cl
 
 def used(result: bstune.SearchResult) -> set[tuple[int, str | None, int, int]]:
     """What the records say of where each trial ran, and how its batch was split there."""
-    return {(record.number, record.device, record.micro_batch_size, record.accumulation_steps) for record in result.records}
+    return {
+        (record.number, record.device, record.micro_batch_size, record.accumulation_steps) for record in result.records
+    }
 
 
 def trained(seen: Path) -> set[tuple[int, str | None, int, int]]:
@@ -496,7 +550,8 @@ def test_trials_are_laid_out_over_nodes(nodes: list[dict[str, float]], device: s
 
 
 @pytest.mark.parametrize(
-    ("device", "jobs", "said"), [("cuda", 1, "has no GPU"), ("auto", 9, "has 8 CPUs"), ("auto", 9, "Use jobs=8 or fewer")]
+    ("device", "jobs", "said"),
+    [("cuda", 1, "has no GPU"), ("auto", 9, "has 8 CPUs"), ("auto", 9, "Use jobs=8 or fewer")],
 )
 def test_more_than_the_cluster_has_is_refused(device: str, jobs: int, said: str) -> None:
     """The message names both numbers."""
@@ -512,7 +567,12 @@ GIB = 1 << 30
     [
         ("cpu", {"CPU": 4.0}, [], "a CPU, 16 GiB"),
         ("cpu", {"CPU": 16.0}, [], "a CPU, 4 GiB"),  # Four trials share it.
-        ("cuda", {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0}, [("NVIDIA H200", 140 * GIB)], "NVIDIA H200, 140 GiB"),
+        (
+            "cuda",
+            {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0},
+            [("NVIDIA H200", 140 * GIB)],
+            "NVIDIA H200, 140 GiB",
+        ),
         ("cuda", {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0}, [], "H200"),
         ("cuda", {"CPU": 16.0, "GPU": 4.0}, [], "GPU"),
     ],
@@ -523,7 +583,9 @@ def test_a_kind_of_device_is_what_a_trial_gets_on_a_node(
     """Name and memory; a label comes first. Trials share the memory of a node without GPUs, and none shares a card."""
     here: dict[str, Any] = {"Resources": node, "Labels": {"ray.io/node-id": "1"}}
     monkeypatch.setattr(ray_actor, "this_node", lambda: here)
-    monkeypatch.setattr(ray_actor, "nvml_devices", lambda: [{"name": name, "total_bytes": total} for name, total in cards])
+    monkeypatch.setattr(
+        ray_actor, "nvml_devices", lambda: [{"name": name, "total_bytes": total} for name, total in cards]
+    )
     monkeypatch.setattr("bstune.tuner.device.memory.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
     monkeypatch.setattr("bstune.tuner.device.cuda.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
     monkeypatch.setattr("bstune.tuner.device.memory._cpu_name", lambda: "a CPU")
@@ -545,7 +607,16 @@ def test_a_run_survives_the_way_through_tune() -> None:
 def test_source_travels_and_data_stays(tmp_path: Path) -> None:
     """What is sent to a cluster is code and small settings, not data, caches, environments or hidden files."""
     home = tmp_path / "home"
-    for name in ("model.py", "lib/layers.py", "conf.yaml", "data/train.json", ".git/config.py", "venv/pyvenv.cfg", "venv/lib.py", "w.pt"):
+    for name in (
+        "model.py",
+        "lib/layers.py",
+        "conf.yaml",
+        "data/train.json",
+        ".git/config.py",
+        "venv/pyvenv.cfg",
+        "venv/lib.py",
+        "w.pt",
+    ):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text("x")
     (home / "big.json").write_bytes(b"0" * (2 << 20))

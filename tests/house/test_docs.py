@@ -40,7 +40,11 @@ def test_every_command_ends_its_help_with_an_example(make_cli: ModuleType) -> No
 def test_the_architecture_page_names_every_module(root: Path) -> None:
     """A module that nobody placed in the story is either missing from the page or not needed."""
     page = (root / "docs" / "architecture.md").read_text()
-    modules = [path.relative_to(root).as_posix() for folder in ("tuner", "objectives") for path in (root / folder).rglob("*.py")]
+    modules = [
+        path.relative_to(root).as_posix()
+        for folder in ("tuner", "objectives")
+        for path in (root / folder).rglob("*.py")
+    ]
 
     assert [name for name in [*modules, "cli.py"] if not name.endswith("__init__.py") and f"`{name}`" not in page] == []
 
@@ -49,7 +53,9 @@ def test_the_architecture_page_names_no_module_that_is_gone(root: Path) -> None:
     """The page is about this code, not about an older one."""
     page = (root / "docs" / "architecture.md").read_text()
 
-    assert [name for name in re.findall(r"`((?:tuner|objectives)/[\w/]+\.py)`", page) if not (root / name).exists()] == []
+    assert [
+        name for name in re.findall(r"`((?:tuner|objectives)/[\w/]+\.py)`", page) if not (root / name).exists()
+    ] == []
 
 
 def test_links_between_pages_lead_somewhere(root: Path) -> None:
@@ -57,7 +63,12 @@ def test_links_between_pages_lead_somewhere(root: Path) -> None:
     pages = [*root.glob("*.md"), *root.glob("docs/*.md")]
 
     assert len(pages) >= 4
-    assert [f"{page.name}: {link}" for page in pages for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
+    assert [
+        f"{page.name}: {link}"
+        for page in pages
+        for link in LINK.findall(page.read_text())
+        if not (page.parent / link).exists()
+    ] == []
 
 
 def test_the_changelog_has_room_for_what_comes_next(root: Path) -> None:
@@ -69,8 +80,14 @@ def test_no_file_names_this_machine(root: Path) -> None:
     """Neither the checkout's own path nor the home folder stands in any file: they mean nothing elsewhere."""
     if not (root / ".git").exists():
         pytest.skip("not a git checkout, so tracked files cannot be told from others")
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout.split("\0")
-    local = re.compile("|".join(rf"(?<![\w.])(?:{re.escape(str(path))})(?![\w.-])" for path in (root, Path.home()) if len(path.parts) > 1))
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    local = re.compile(
+        "|".join(
+            rf"(?<![\w.])(?:{re.escape(str(path))})(?![\w.-])" for path in (root, Path.home()) if len(path.parts) > 1
+        )
+    )
     files = [root / name for name in tracked if name and (root / name).is_file()]
 
     assert files

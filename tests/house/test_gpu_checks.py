@@ -66,7 +66,9 @@ def test_a_check_that_is_broken_fails(name: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.startswith("failed")
 
 
-def test_a_check_that_crashes_fails_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_check_that_crashes_fails_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With the reason, in its record."""
 
     def crash(*_: Any) -> None:
@@ -88,7 +90,9 @@ def test_when_the_time_is_over_the_rest_is_not_run() -> None:
     assert (record.status, record.why) == ("not run", "the time was over")
 
 
-def test_without_a_card_there_is_nothing_to_check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_card_there_is_nothing_to_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And no figure is claimed."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
@@ -99,7 +103,9 @@ def test_without_a_card_there_is_nothing_to_check(monkeypatch: pytest.MonkeyPatc
 def test_the_checks_need_neither_an_installed_bstune_nor_its_other_packages() -> None:
     """A machine with a card may have torch and numpy, and no internet."""
     folder = Path(gpu.__file__).parent
-    done = subprocess.run([sys.executable, "-c", WITHOUT, str(folder)], cwd="/", capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(folder)], cwd="/", capture_output=True, text=True, timeout=120, check=False
+    )
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["passed"] * 3
@@ -116,10 +122,15 @@ def test_a_golden_trace_is_held_against_what_the_card_counted(tmp_path: Path) ->
 
     assert Golden.load(tmp_path / "golden.json.gz").differences() == []
     counted_otherwise = Golden("none", "2.13", "by hand", 1, None, snapshot, 40 * mib + 512, 42 * mib, 1)
-    assert counted_otherwise.differences() == [f"reserved_bytes: simulator {72 * mib}, card {42 * mib}", "retries: simulator 0, card 1"]
+    assert counted_otherwise.differences() == [
+        f"reserved_bytes: simulator {72 * mib}, card {42 * mib}",
+        "retries: simulator 0, card 1",
+    ]
 
 
-NONE_YET = pytest.param(None, id="none", marks=pytest.mark.skip(reason="no golden trace has been recorded on a CUDA device yet"))
+NONE_YET = pytest.param(
+    None, id="none", marks=pytest.mark.skip(reason="no golden trace has been recorded on a CUDA device yet")
+)
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in GOLDEN] or [NONE_YET])
@@ -169,7 +180,10 @@ def test_the_code_for_a_card_runs_on_a_stand_in_for_torch_cuda(monkeypatch: pyte
     def fake_history(n: int, device: str) -> Iterator[types.SimpleNamespace]:
         with recording(n, "cpu") as recorder:
             yield (seen := types.SimpleNamespace(trace=recorder.trace, snapshot=None))
-        seen.snapshot = {"device_traces": [[{"action": "alloc", "addr": 1, "size": 42 << 20, "stream": 0}]], "segments": []}
+        seen.snapshot = {
+            "device_traces": [[{"action": "alloc", "addr": 1, "size": 42 << 20, "stream": 0}]],
+            "segments": [],
+        }
 
     monkeypatch.setattr(gpu_cards, "history", fake_history)
     card = gpu_cards.CudaCard()

@@ -58,7 +58,9 @@ def test_no_file_is_imported_twice() -> None:
         if file and Path(file).resolve() in {path.resolve() for path in [ROOT / "__init__.py", *MODULES.values()]}:
             names[file].add(name)
 
-    assert {file: sorted(given) for file, given in names.items() if len(given) > 1 or not min(given).startswith("bstune")} == {}
+    assert {
+        file: sorted(given) for file, given in names.items() if len(given) > 1 or not min(given).startswith("bstune")
+    } == {}
     assert len(names) == len(MODULES) + 1
 
 
@@ -94,13 +96,19 @@ def test_the_lowest_modules_stay_low(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["import bstune", "import sys; sys.argv = ['bstune', '--help']; from bstune.cli import main; main()"], ids=["import", "help"]
+    "code",
+    ["import bstune", "import sys; sys.argv = ['bstune', '--help']; from bstune.cli import main; main()"],
+    ids=["import", "help"],
 )
 def test_start_up_loads_nothing_heavy(code: str) -> None:
     """`import bstune` and `bstune --help` answer at once."""
     result = run_python("-X", "importtime", "-c", code)
 
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines() if line.startswith("import time:")}
+    loaded = {
+        line.rpartition("|")[2].strip().partition(".")[0]
+        for line in result.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert result.returncode == 0, result.stderr
     assert "bstune" in loaded
     assert loaded & HEAVY == set()

@@ -36,7 +36,11 @@ def room_of(path: Path) -> str:
 
 def imports_between_rooms(root: Path) -> dict[tuple[str, str], str]:
     """Return each arrow from one room to another with a place where it stands, imports inside functions included."""
-    files = [path.relative_to(root) for pattern in ("*.py", "tuner/**/*.py", "objectives/**/*.py") for path in root.glob(pattern)]
+    files = [
+        path.relative_to(root)
+        for pattern in ("*.py", "tuner/**/*.py", "objectives/**/*.py")
+        for path in root.glob(pattern)
+    ]
     arrows = {}
     for path in sorted(files):
         if path == Path("tuner/__init__.py"):
@@ -46,7 +50,11 @@ def imports_between_rooms(root: Path) -> dict[tuple[str, str], str]:
                 continue
             base = path.parts[: len(path.parts) - node.level]
             for alias in node.names:
-                target = room_of(Path(*base, *(node.module or "").split("."), alias.name)) if base or node.module else "__init__"
+                target = (
+                    room_of(Path(*base, *(node.module or "").split("."), alias.name))
+                    if base or node.module
+                    else "__init__"
+                )
                 if target != room_of(path):
                     arrows[room_of(path), target] = f"{path}:{node.lineno}"
     return arrows
@@ -54,7 +62,9 @@ def imports_between_rooms(root: Path) -> dict[tuple[str, str], str]:
 
 def upward(arrows: dict[tuple[str, str], str]) -> list[str]:
     """Return the arrows that go up, or to a room that has no place in the order."""
-    return sorted(f"{where}: {source} imports {target}" for (source, target), where in arrows.items() if not rises(source, target))
+    return sorted(
+        f"{where}: {source} imports {target}" for (source, target), where in arrows.items() if not rises(source, target)
+    )
 
 
 def rises(source: str, target: str) -> bool:
@@ -115,14 +125,18 @@ def test_imports_around_are_seen(tmp_path: Path) -> None:
     assert around(arrows) == ["report", "theory"]
 
 
-@pytest.mark.parametrize("folder", [path.parent for path in [*ROOT.glob("tuner/**/__init__.py"), *ROOT.glob("objectives/**/__init__.py")]])
+@pytest.mark.parametrize(
+    "folder", [path.parent for path in [*ROOT.glob("tuner/**/__init__.py"), *ROOT.glob("objectives/**/__init__.py")]]
+)
 def test_the_map_of_a_room_names_what_is_there(folder: Path) -> None:
     """Each module and room has its line in the map, and nothing else has."""
     there = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     tree = ast.parse((folder / "__init__.py").read_text())
 
     assert len(tree.body) == 1
-    assert sorted(re.findall(r"^- `(\w+)`: ", ast.get_docstring(tree) or "", re.MULTILINE)) == sorted(there - {"__init__"})
+    assert sorted(re.findall(r"^- `(\w+)`: ", ast.get_docstring(tree) or "", re.MULTILINE)) == sorted(
+        there - {"__init__"}
+    )
 
 
 def test_every_room_is_in_the_order_and_in_the_architecture() -> None:

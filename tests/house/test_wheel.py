@@ -33,7 +33,9 @@ def archive(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
     """The last commit, unpacked beside nothing else."""
     if not (pytestconfig.rootpath / ".git").exists():
         pytest.skip("not a git checkout, and the wheel is built from `git archive`")
-    packed = subprocess.run(["git", "archive", "HEAD"], cwd=pytestconfig.rootpath, capture_output=True, check=True).stdout
+    packed = subprocess.run(
+        ["git", "archive", "HEAD"], cwd=pytestconfig.rootpath, capture_output=True, check=True
+    ).stdout
     folder = tmp_path_factory.mktemp("archive")
     with tarfile.open(fileobj=BytesIO(packed)) as tar:
         tar.extractall(folder, filter="data")
@@ -65,9 +67,16 @@ def test_the_wheel_holds_exactly_the_package(archive: Path, tmp_path: Path) -> N
     with zipfile.ZipFile(wheel) as packed:
         files = set(packed.namelist())
     info = f"bstune-{bstune.__version__}.dist-info"
-    sources = {path.relative_to(archive) for pattern in ("*.py", "tuner/**/*.py", "objectives/**/*.py") for path in archive.glob(pattern)}
+    sources = {
+        path.relative_to(archive)
+        for pattern in ("*.py", "tuner/**/*.py", "objectives/**/*.py")
+        for path in archive.glob(pattern)
+    }
     expected = {f"bstune/{path.as_posix()}" for path in sources} | {"bstune/py.typed"}
-    expected |= {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE")}
+    expected |= {
+        f"{info}/{name}"
+        for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
+    }
     assert files == expected
 
 

@@ -115,7 +115,9 @@ def test_nothing_is_reserved_for_nothing() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.tuples(st.booleans(), st.integers(1, 60 * MIB) | st.integers(1, 3 * MIB), st.integers(0, 10**6)), max_size=60),
+    st.lists(
+        st.tuples(st.booleans(), st.integers(1, 60 * MIB) | st.integers(1, 3 * MIB), st.integers(0, 10**6)), max_size=60
+    ),
     st.integers(20, 300),
 )
 def test_blocks_never_overlap_and_the_books_balance(requests: list[tuple[bool, int, int]], capacity_mib: int) -> None:
@@ -191,7 +193,9 @@ def test_a_search_on_the_allocator_returns_the_largest_size_without_retries() ->
     growth = Growth(Bounds(1, 10_000), budget_bytes=capacity, predict=ReservedPeak(model, capacity))
     while (size := growth.next_size()) is not None:
         result = reserved_at(model, size, capacity)
-        growth.add(SizeTried(size, result.fits and not result.retries, result.reserved_bytes if result.fits else None, "ok"))
+        growth.add(
+            SizeTried(size, result.fits and not result.retries, result.reserved_bytes if result.fits else None, "ok")
+        )
 
     assert growth.answer.size == max(without_retries)
     assert all(measured.fits for measured in growth.history)

@@ -26,7 +26,10 @@ def freed(addr: int, size: int) -> list[dict[str, Any]]:
 
 def segment(device: int, *blocks: tuple[int, int, str]) -> dict[str, Any]:
     """Return a segment of blocks (address, requested size, state)."""
-    listed = [{"address": a, "size": -(-n // 512) * 512, "requested_size": n, "state": state, "frames": []} for a, n, state in blocks]
+    listed = [
+        {"address": a, "size": -(-n // 512) * 512, "requested_size": n, "state": state, "frames": []}
+        for a, n, state in blocks
+    ]
     return {"device": device, "address": blocks[0][0], "total_size": 20 * MIB, "stream": 0, "blocks": listed}
 
 
@@ -111,7 +114,9 @@ class FakeMemory:
         self.recorded: list[dict[str, Any]] = []
         self.allocated, self.freed = 10, 4
 
-        def record(enabled: str | None = "all", context: str | None = "all", max_entries: int = 0, clear_history: bool = False) -> None:
+        def record(
+            enabled: str | None = "all", context: str | None = "all", max_entries: int = 0, clear_history: bool = False
+        ) -> None:
             self.recorded.append({"enabled": enabled, "context": context, "clear_history": clear_history})
 
         monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", record)
@@ -161,7 +166,9 @@ def test_a_step_that_fails_leaves_no_recording_behind(monkeypatch: pytest.Monkey
 def test_a_history_in_an_unknown_form_gives_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """The measurement beside it stands, and goes by measured peaks."""
     FakeMemory(monkeypatch)
-    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"device_traces": [[], [entry("teleport", 1, 2)]], "segments": []})
+    monkeypatch.setattr(
+        torch.cuda.memory, "_snapshot", lambda: {"device_traces": [[], [entry("teleport", 1, 2)]], "segments": []}
+    )
     context = cuda_recorder.history(3, "cuda:1")
     assert context is not None
 

@@ -58,7 +58,9 @@ def test_on_cuda_the_prediction_is_what_the_allocator_reserves() -> None:
 
     assert foresight.predictor is not None
     assert foresight.predictor(100) == (300 + 40 + 200 + 300) * MIB
-    assert foresight.predictor(115) == float("inf")  # 300 + 40 + 230 + 345 MiB do not fit without giving a segment back.
+    assert foresight.predictor(115) == float(
+        "inf"
+    )  # 300 + 40 + 230 + 345 MiB do not fit without giving a segment back.
 
 
 def test_traces_that_never_pair_are_given_up() -> None:

@@ -162,7 +162,9 @@ def branch(n: int) -> object:
 
 def test_traces_across_a_branch_do_not_pair_and_say_where() -> None:
     """The message names the event at which the two part."""
-    with pytest.raises(DoesNotPairError, match=r"traces at 5 and 9 samples do not pair: .* part at number \d+, .* by aten"):
+    with pytest.raises(
+        DoesNotPairError, match=r"traces at 5 and 9 samples do not pair: .* part at number \d+, .* by aten"
+    ):
         TraceModel.fit([record(branch, 5), record(branch, 9)])
 
 

@@ -58,7 +58,9 @@ def spec_of(**options: Any) -> TrialSpec:
     return TrialSpec(**{**plain, **options})
 
 
-def run(objective: Any, spec: TrialSpec, verdict: Callable[[TrialReport], Verdict] = lambda _: "go") -> list[TrialReport]:
+def run(
+    objective: Any, spec: TrialSpec, verdict: Callable[[TrialReport], Verdict] = lambda _: "go"
+) -> list[TrialReport]:
     """Run a trial in this process and return its reports."""
     reports: list[TrialReport] = []
 
@@ -115,7 +117,9 @@ def test_accumulated_micro_batches_train_as_one_batch() -> None:
 
 def test_validation_mean_is_weighted_by_samples() -> None:
     """The last validation batch is smaller; the mean must not depend on the size of the batches."""
-    objective = supervised(metrics={"accuracy": lambda model, batch: float((model(batch[0]).argmax(1) == batch[1]).float().mean())})
+    objective = supervised(
+        metrics={"accuracy": lambda model, batch: float((model(batch[0]).argmax(1) == batch[1]).float().mean())}
+    )
     sevens, whole = (run(objective, spec_of(eval_batch_size=size))[-1] for size in (7, N))
 
     assert sevens.val_loss == pytest.approx(whole.val_loss, rel=1e-5)
@@ -137,7 +141,8 @@ def test_a_run_continued_from_a_checkpoint_ends_as_the_uninterrupted_one(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("schedule", "last"), [("constant", 1.0), ("linear", 0.0), ("cosine", 0.0), ("wsd", 0.0), (lambda p: 1 - p / 2, 0.5)]
+    ("schedule", "last"),
+    [("constant", 1.0), ("linear", 0.0), ("cosine", 0.0), ("wsd", 0.0), (lambda p: 1 - p / 2, 0.5)],
 )
 def test_schedule_scales_every_group_to_the_planned_end(schedule: Any, last: float) -> None:
     """Two parameter groups 10:1 keep their ratio, and the end of the schedule is the planned end of the run."""
@@ -228,7 +233,10 @@ def test_wrong_arguments_are_listed_together() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"loss": nn.CrossEntropyLoss(reduction="none")}, "returned a tensor of shape \\(16,\\): expected the mean loss"),
+        (
+            {"loss": nn.CrossEntropyLoss(reduction="none")},
+            "returned a tensor of shape \\(16,\\): expected the mean loss",
+        ),
         ({"training_step": lambda model, batch: torch.tensor(1.0)}, "without a gradient"),
         ({"training_step": lambda model, batch: None}, "returned a NoneType"),
         ({"train_data": TensorDataset(torch.randn(N, 4))}, "expects pairs"),
@@ -300,7 +308,9 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tmp_path: 
 def test_batches_may_be_anything(tmp_path: Path) -> None:
     """Also NumPy arrays, which cannot be compared with None."""
     objective = supervised(
-        collate_fn=lambda samples: numpy.stack([numpy.append(x.flatten().numpy(), y.item()) for x, y in samples]).astype("float32"),
+        collate_fn=lambda samples: numpy.stack(
+            [numpy.append(x.flatten().numpy(), y.item()) for x, y in samples]
+        ).astype("float32"),
         training_step=lambda model, batch: model(torch.tensor(batch[:, :-1])).square().mean(),
     )
     training = TrainingRun(objective, device="cpu", learning_rate=0.01, seed=0, horizon_samples=None)
@@ -394,7 +404,9 @@ def test_a_number_is_reported_in_any_kind(loss: Any, samples: Any) -> None:
     assert str(report.val_loss) == str(plain) == str(report.metrics["accuracy"])
 
 
-@pytest.mark.parametrize("loss", ["0.5", b"0.5", True, numpy.True_, torch.tensor(True), torch.tensor([0.5]), [0.5], None, 1j, 10**400])
+@pytest.mark.parametrize(
+    "loss", ["0.5", b"0.5", True, numpy.True_, torch.tensor(True), torch.tensor([0.5]), [0.5], None, 1j, 10**400]
+)
 def test_what_is_no_number_is_no_loss(loss: Any) -> None:
     """Neither as the loss nor as a metric."""
     trial = Trial(spec_of(), device="cpu", send=lambda _: "go", clock=lambda: 0.0)
@@ -482,9 +494,13 @@ class Norm(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("options", [{}, {"micro_batch_size": 4, "accumulation_steps": 4}], ids=["whole", "accumulated"])
+@pytest.mark.parametrize(
+    "options", [{}, {"micro_batch_size": 4, "accumulation_steps": 4}], ids=["whole", "accumulated"]
+)
 @pytest.mark.parametrize("model", [net, Norm])
-def test_measuring_noise_leaves_training_bit_for_bit_as_it_was(model: Any, options: dict[str, Any], tmp_path: Path) -> None:
+def test_measuring_noise_leaves_training_bit_for_bit_as_it_was(
+    model: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
     """Losses, weights, statistics and generators are the same with and without; only the reports carry more."""
     points = tuple(range(N // 2, 4 * N + 1, N // 2))
     allowance = 512 if model is Norm else 128
@@ -492,7 +508,11 @@ def test_measuring_noise_leaves_training_bit_for_bit_as_it_was(model: Any, optio
     def train(noise_samples: int) -> tuple[list[TrialReport], dict[str, Any]]:
         path = str(tmp_path / f"{noise_samples}.pt")
         spec = spec_of(points=points, noise_samples=noise_samples, checkpoint_to=path, **options)
-        reports = run(supervised(model=model, clip_grad_norm=0.5), spec, lambda report: "stop" if report.samples >= 4 * N else "go")
+        reports = run(
+            supervised(model=model, clip_grad_norm=0.5),
+            spec,
+            lambda report: "stop" if report.samples >= 4 * N else "go",
+        )
         return reports, torch.load(path, weights_only=False)
 
     plain, state = train(0)
@@ -522,18 +542,28 @@ def test_measured_noise_is_that_of_the_model_before_clipping() -> None:
     for i in range(N):
         model.zero_grad()
         loss_of((x[i : i + 1], y[i : i + 1])).backward()
-        rows.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]))
+        rows.append(
+            torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+        )
     each = torch.stack(rows).double()
     truth = float(each.mean(0).square().sum()), float(each.var(0).sum())
     plan = NoiseDesign(4, 8, 4)
     points = [
         measure_noise(
-            model, loss_of, noise_batches(DATA, 4, 8, seed=1, at_samples=i, collate_fn=None), plan, at_samples=i, population=N, scale=64.0
+            model,
+            loss_of,
+            noise_batches(DATA, 4, 8, seed=1, at_samples=i, collate_fn=None),
+            plan,
+            at_samples=i,
+            population=N,
+            scale=64.0,
         )
         for i in range(200)
     ]
 
-    for values, expected in zip(zip(*((p.gradient_squared, p.covariance_trace) for p in points), strict=True), truth, strict=True):
+    for values, expected in zip(
+        zip(*((p.gradient_squared, p.covariance_trace) for p in points), strict=True), truth, strict=True
+    ):
         assert abs(numpy.mean(values) - expected) < 4 * numpy.std(values) / math.sqrt(len(points))
 
 
@@ -542,6 +572,8 @@ def test_a_gradient_that_is_not_finite_is_charged_and_has_no_value() -> None:
     model = nn.Linear(4, 3)
     batches = noise_batches(DATA, 4, 8, seed=1, at_samples=0, collate_fn=None)
 
-    point = measure_noise(model, lambda batch: model(batch[0]).sum() * math.inf, batches, NoiseDesign(4, 8, 4), at_samples=0, population=N)
+    point = measure_noise(
+        model, lambda batch: model(batch[0]).sum() * math.inf, batches, NoiseDesign(4, 8, 4), at_samples=0, population=N
+    )
 
     assert (point.n_samples, point.gradient_squared, point.covariance_trace) == (32, None, None)

@@ -167,7 +167,9 @@ def test_memory_line_finds_the_slope(tight: tuple[Host, ProbeResult, list[Attemp
     assert abs(result.memory_line.relative_error) < 0.05
     assert result.memory_by_category is not None
     assert result.memory_by_category.parameters_bytes == 60
-    assert result.memory_by_category.optimizer_state_bytes == 2 * 60 + 2 * 4  # AdamW: two moments and a step counter each.
+    assert (
+        result.memory_by_category.optimizer_state_bytes == 2 * 60 + 2 * 4
+    )  # AdamW: two moments and a step counter each.
 
 
 def test_probe_survives_json(tight: tuple[Host, ProbeResult, list[Attempt]]) -> None:
@@ -214,7 +216,9 @@ def test_validation_that_takes_more_than_training_gets_a_smaller_batch(path: Pat
 def test_batch_norm_at_one_is_a_limit_and_not_a_bug(path: Path) -> None:
     """With nothing but size 1 allowed there is no answer, and memory is not blamed."""
     with Host(bstune.load(f"{path}:norm"), device="cpu") as host:
-        with pytest.raises(bstune.ObjectiveError, match=r"memory is not why: ValueError: Expected more than 1 value per channel"):
+        with pytest.raises(
+            bstune.ObjectiveError, match=r"memory is not why: ValueError: Expected more than 1 value per channel"
+        ):
             run_probe(host, max_batch=1)
         assert run_probe(host, max_batch=2).micro_batch_size == 2
 
@@ -227,7 +231,9 @@ def test_any_failure_at_one_only_is_a_limit(path: Path, misbehaving: Host) -> No
 
 def test_a_bug_is_shown_as_a_bug(path: Path, misbehaving: Host) -> None:
     """The user's traceback and last output, at once, and no word of memory."""
-    with pytest.raises(bstune.ObjectiveError, match=r"training at micro-batch \d: RuntimeError: mat1 and mat2") as caught:
+    with pytest.raises(
+        bstune.ObjectiveError, match=r"training at micro-batch \d: RuntimeError: mat1 and mat2"
+    ) as caught:
         probe_to(path, misbehaving, "have a bug", max_batch=1)
 
     assert "in misbehaving" in (caught.value.traceback or "")
@@ -291,7 +297,11 @@ def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None
 
     assert [(attempt.size, attempt.outcome, attempt.steps) for attempt in seen] == [(64, "ok", 3)]
     assert (again.cached, again.micro_batch_size, again.throughput) == (True, 64, first.throughput)
-    assert [(result.cached, result.micro_batch_size) for result in (first, other, fresh)] == [(False, 64), (False, 32), (False, 32)]
+    assert [(result.cached, result.micro_batch_size) for result in (first, other, fresh)] == [
+        (False, 64),
+        (False, 32),
+        (False, 32),
+    ]
 
 
 def test_stable_malloc_says_what_to_export(path: Path) -> None:
@@ -325,7 +335,9 @@ def test_step_time_line_is_fitted_to_relative_errors() -> None:
     assert fit_step_time([throughput_row(4, [0.1, 0.1])]) is None
 
 
-@pytest.mark.parametrize(("largest", "smallest", "multiple_of"), [(1024, 4, 1), (3, 4, 1), (1000, 8, 8), (1, 1, 1), (7, 7, 7)])
+@pytest.mark.parametrize(
+    ("largest", "smallest", "multiple_of"), [(1024, 4, 1), (3, 4, 1), (1000, 8, 8), (1, 1, 1), (7, 7, 7)]
+)
 def test_sizes_to_time_are_few_and_within_bounds(largest: int, smallest: int, multiple_of: int) -> None:
     """At most six, ascending, multiples, the largest one included."""
     sizes = sizes_to_time(largest, smallest=smallest, multiple_of=multiple_of)

@@ -77,9 +77,14 @@ def test_the_answer_is_foreseen_and_then_run() -> None:
 @pytest.mark.usefixtures("stable_malloc")
 def test_traces_that_do_not_pair_leave_measured_peaks_to_go_by() -> None:
     """It takes more attempts, and ends at a size that was run all the same."""
-    result = bstune.probe(supervised(Branching), device="cpu", memory="400MiB", max_batch=60, storage="sqlite:///:memory:")
+    result = bstune.probe(
+        supervised(Branching), device="cpu", memory="400MiB", max_batch=60, storage="sqlite:///:memory:"
+    )
 
-    assert any(attempt.size == result.micro_batch_size and attempt.outcome == "ok" and attempt.steps >= 3 for attempt in result.attempts)
+    assert any(
+        attempt.size == result.micro_batch_size and attempt.outcome == "ok" and attempt.steps >= 3
+        for attempt in result.attempts
+    )
     assert result.peak_bytes <= result.budget_bytes
 
 
@@ -90,7 +95,9 @@ def test_a_compiled_model_is_measured_as_it_trains() -> None:
     def compiled() -> Any:
         return torch.compile(Wide(), backend="eager")
 
-    result = bstune.probe(supervised(compiled), device="cpu", memory="600MiB", max_batch=6, storage="sqlite:///:memory:")
+    result = bstune.probe(
+        supervised(compiled), device="cpu", memory="600MiB", max_batch=6, storage="sqlite:///:memory:"
+    )
 
     assert result.micro_batch_size == 6
     assert next(attempt.size for attempt in result.attempts if attempt.steps <= 3) == 3

@@ -318,7 +318,9 @@ def test_a_quadratic_memory_is_found_with_a_quadratic_predictor_and_without() ->
 def test_noise_that_is_given_ends_the_search_where_sizes_cannot_be_told_apart() -> None:
     """At 1 kB a sample and 1 MB of noise, hundreds of sizes are the same."""
     rng = random.Random(1)
-    growth = run(lambda n: 1e8 + 1e3 * n, 1.2e8, predict=lambda n: 1e3 * n, noise=lambda: rng.gauss(0, 1e-3), noise_bytes=3e5)
+    growth = run(
+        lambda n: 1e8 + 1e3 * n, 1.2e8, predict=lambda n: 1e3 * n, noise=lambda: rng.gauss(0, 1e-3), noise_bytes=3e5
+    )
 
     assert growth.answer.proof == "noise"
     assert growth.answer.size is not None

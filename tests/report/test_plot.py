@@ -34,7 +34,9 @@ PROBE = ProbeResult(
 )
 
 
-@pytest.mark.parametrize(("name", "head"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF-"), ("A.PNG", b"\x89PNG")])
+@pytest.mark.parametrize(
+    ("name", "head"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF-"), ("A.PNG", b"\x89PNG")]
+)
 def test_a_picture_of_our_own_is_drawn_anew(tmp_path: Path, name: str, head: bytes) -> None:
     """It bears a mark, and has the rights that any new file has; nothing else is left in the folder."""
     path = tmp_path / name
@@ -86,14 +88,18 @@ def test_what_bstune_did_not_make_is_left_as_it_is(tmp_path: Path, monkeypatch: 
         draw_probe(PROBE, path)
     result = CliRunner().invoke(main, ["probe", "no_such_model.py", "--plot", "a.png"])
     assert result.exit_code == (2 if kind == "folder" else 1)
-    assert ("'a.png' is a directory" if kind == "folder" else "a.png: something that bstune did not make has this name") in result.stderr
+    assert (
+        "'a.png' is a directory" if kind == "folder" else "a.png: something that bstune did not make has this name"
+    ) in result.stderr
     assert (path.lstat().st_ino, path.lstat().st_mtime_ns) == (found.st_ino, found.st_mtime_ns)
     assert content is None or path.read_bytes() == content
     assert {item.name for item in tmp_path.iterdir()} <= {"a.png", "own.png"}
 
 
 @pytest.mark.parametrize("name", ["probe", "probe.xyz", "probe.jpg", "missing/probe.png"])
-def test_a_name_that_cannot_be_drawn_to_is_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_name_that_cannot_be_drawn_to_is_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """It is said before the work."""
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(main, ["probe", "no_such_model.py", "--plot", name]).exit_code == 2

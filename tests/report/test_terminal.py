@@ -32,7 +32,9 @@ def objective(trial):
     for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
         trial.report(val_loss=1 + (trial.learning_rate - 0.01) ** 2, samples=samples)
 """
-SEARCH = "search loop.py --isolation none --study mine --space batch_size=16 --space learning_rate=0.001,0.01 --budget 2"
+SEARCH = (
+    "search loop.py --isolation none --study mine --space batch_size=16 --space learning_rate=0.001,0.01 --budget 2"
+)
 EVIL = "x\nimport os; os.system('id')\r\n\x1b[2J\x1b]0;title\x07\u202e postgresql://me:s3cret@h/d?sslpassword=s3cret"
 
 
@@ -86,7 +88,11 @@ SILENT = ["<&- >&- 2>&-", ">/dev/full 2>/dev/full"]
 def test_help_that_nobody_reads(tmp_path: Path, redirected: str, unbuffered: str) -> None:
     """An answer that cannot be printed is exit 1 with one sentence, or none where somebody closed a pipe; never a traceback."""
     done = shell(tmp_path, "--help", redirected, PYTHONUNBUFFERED=unbuffered)
-    said = "" if "|" in redirected or redirected not in UNPRINTED else f"Error: The answer could not be printed: {UNPRINTED[redirected]}.\n"
+    said = (
+        ""
+        if "|" in redirected or redirected not in UNPRINTED
+        else f"Error: The answer could not be printed: {UNPRINTED[redirected]}.\n"
+    )
     assert (done.returncode, done.stderr) == (0 if redirected in UNHEARD else 1, said)
     assert ("Usage: " in done.stdout) == (redirected in UNHEARD)
 
@@ -96,7 +102,11 @@ def test_a_study_that_nobody_reads(folder: Path, redirected: str) -> None:
     """The same of `bstune show`."""
     done = shell(folder, "show", redirected)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("Warning: ")]
-    said = [] if "|" in redirected or redirected not in UNPRINTED else [f"Error: The answer could not be printed: {UNPRINTED[redirected]}."]
+    said = (
+        []
+        if "|" in redirected or redirected not in UNPRINTED
+        else [f"Error: The answer could not be printed: {UNPRINTED[redirected]}."]
+    )
     assert (done.returncode, errors) == (0 if redirected in UNHEARD else 1, said)
     assert ("verified: " in done.stdout) == (redirected in UNHEARD)
 
@@ -120,13 +130,19 @@ def test_a_search_that_nobody_reads(folder: Path, redirected: str) -> None:
 def test_what_is_kept_in_memory_is_not_called_stored(folder: Path) -> None:
     """It is lost, and nothing else is said."""
     done = shell(folder, f"{SEARCH} --storage sqlite:///:memory:", ">&-")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Error: The answer could not be printed: stdout is closed.")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1,
+        "Error: The answer could not be printed: stdout is closed.",
+    )
 
 
 @pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", "<&- >&- 2>&-"])
 def test_a_mistake_that_nobody_hears_of(tmp_path: Path, redirected: str) -> None:
     """The exit code says it."""
-    assert (shell(tmp_path, "show", redirected).returncode, shell(tmp_path, "--nonsense", redirected).returncode) == (1, 2)
+    assert (shell(tmp_path, "show", redirected).returncode, shell(tmp_path, "--nonsense", redirected).returncode) == (
+        1,
+        2,
+    )
 
 
 def test_a_terminal_that_knows_few_letters(folder: Path) -> None:
@@ -155,12 +171,15 @@ def spoil(database: Path) -> None:
         change("trial_user_attributes", "result", reason=EVIL)
         for (trial,) in connection.execute("SELECT trial_id FROM trials").fetchall():
             params = json.dumps({EVIL: EVIL, "class": 1, "micro_batch_size": 2, "width": 3})
-            connection.execute("INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, 'params', ?)", (trial, params))
+            connection.execute(
+                "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, 'params', ?)", (trial, params)
+            )
         connection.commit()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "exit_code"), [(["show"], 0), (["show", "another"], 1), (["doctor", "--device", "cpu"], 0), (["show", "--json"], 0)]
+    ("arguments", "exit_code"),
+    [(["show"], 0), (["show", "another"], 1), (["doctor", "--device", "cpu"], 0), (["show", "--json"], 0)],
 )
 def test_a_hostile_study_is_shown_as_text(folder: Path, arguments: list[str], exit_code: int) -> None:
     """No control character, no line of its own, no password; what is pasted is code of ours alone."""
@@ -188,7 +207,9 @@ def test_a_hostile_study_is_shown_as_text(folder: Path, arguments: list[str], ex
     ],
 )
 @pytest.mark.parametrize("by_variable", [False, True])
-def test_no_password_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], url: str, by_variable: bool) -> None:
+def test_no_password_is_shown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], url: str, by_variable: bool
+) -> None:
     """Not by the error, nor by the tracebacks of the drivers that --debug adds."""
     if by_variable:
         monkeypatch.setenv("BSTUNE_STORAGE", url)

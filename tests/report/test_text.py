@@ -57,7 +57,16 @@ BEST = Recommendation(
     alternatives=(OTHER,),
 )
 RESULT = SearchResult(
-    BEST, None, (), Spent(11.5, 1000, 60.0), "budget", 0.2, Limits(512, 20.0, None), "digits", "sqlite:///bstune.db", {"bstune": "0.1.0"}
+    BEST,
+    None,
+    (),
+    Spent(11.5, 1000, 60.0),
+    "budget",
+    0.2,
+    Limits(512, 20.0, None),
+    "digits",
+    "sqlite:///bstune.db",
+    {"bstune": "0.1.0"},
 )
 FACTS = Facts(name=None, kind="supervised", n_samples=1000, epochs=2, optimizer="SGD")
 
@@ -72,15 +81,28 @@ def changed(**changes: Any) -> SearchResult:
     [
         (None, None),
         (BatchAnswer(), None),
-        (BatchAnswer(noise_scale_low=90.0), "not known: gradient noise dominates, so the critical batch is at least 90"),
-        (BatchAnswer("noise scale", b_crit=300.0, b_crit_low=200.0, b_crit_high=400.0), "not known without step times; critical batch 300"),
-        (BatchAnswer("trials", 0.3, 3, b_crit=300.0, b_crit_low=80.0), "critical batch 300 (80 or more) from 3 batch sizes"),
+        (
+            BatchAnswer(noise_scale_low=90.0),
+            "not known: gradient noise dominates, so the critical batch is at least 90",
+        ),
+        (
+            BatchAnswer("noise scale", b_crit=300.0, b_crit_low=200.0, b_crit_high=400.0),
+            "not known without step times; critical batch 300",
+        ),
+        (
+            BatchAnswer("trials", 0.3, 3, b_crit=300.0, b_crit_low=80.0),
+            "critical batch 300 (80 or more) from 3 batch sizes",
+        ),
     ],
     ids=["older", "nothing", "dominated", "untimed", "flat"],
 )
 def test_the_fastest_batch_is_told_as_far_as_it_is_known(answer: BatchAnswer | None, said: str | None) -> None:
     """One line, and none where there is nothing to tell."""
-    lines = [line for line in search_text(dataclasses.replace(RESULT, batch_answer=answer)).splitlines() if "fastest batch:" in line]
+    lines = [
+        line
+        for line in search_text(dataclasses.replace(RESULT, batch_answer=answer)).splitlines()
+        if "fastest batch:" in line
+    ]
 
     assert [said in line for line in lines if said] == ([True] if said else [])
     assert len(lines) == (said is not None)
@@ -168,12 +190,16 @@ HOSTILE = st.text() | st.sampled_from(
         "x" * 3000,
     ]
 )
-VALUES = st.one_of(HOSTILE, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.none(), st.lists(HOSTILE, max_size=2))
+VALUES = st.one_of(
+    HOSTILE, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.none(), st.lists(HOSTILE, max_size=2)
+)
 
 
 @given(HOSTILE, HOSTILE, HOSTILE, st.dictionaries(HOSTILE, VALUES, max_size=3))
 @example("x\nimport os", "\n", "\n", {"x\nimport os": 1, "class": 2, "learning_rate": 3.0, "lr_2": "\n", "token": "a"})
-def test_what_is_pasted_is_assignments_of_constants(name: str, reason: str, optimizer: str, params: dict[str, Any]) -> None:
+def test_what_is_pasted_is_assignments_of_constants(
+    name: str, reason: str, optimizer: str, params: dict[str, Any]
+) -> None:
     """Whatever a study holds: each line is a comment or one assignment, none of a name that bstune gives a value itself."""
     result = dataclasses.replace(changed(reason=reason, params=params), study=name, versions={"bstune": reason})
     lines = paste_lines(result, dataclasses.replace(FACTS, optimizer=optimizer))
@@ -201,7 +227,9 @@ def all_texts(text: str) -> list[str]:
     device = DeviceInfo("cuda", text)
     attempt = Attempt(3, "error", 1 << 30, 1.0, 2, phase=text, reason=text)
     probe = dataclasses.replace(PROBE, device=device, attempts=(attempt,), environment={text: text}, optimizer=text)
-    record = TrialRecord(1, text, text, text, 8, 8, 1, 0.1, 0, 8, 0.5, 0.5, 1.0, None, None, params={text: text}, device=text)
+    record = TrialRecord(
+        1, text, text, text, 8, 8, 1, 0.1, 0, 8, 0.5, 0.5, 1.0, None, None, params={text: text}, device=text
+    )
     other = dataclasses.replace(OTHER, note=text, params={text: text})
     devices = (OnDevice(text, 8, 1, None, None, None, None), OnDevice(text, 8, 1, None, None, None, None))
     result = dataclasses.replace(
@@ -211,7 +239,9 @@ def all_texts(text: str) -> list[str]:
         storage=text,
         versions={"bstune": text},
     )
-    plan = PlanResult((Outlook(text, 8, 8, None, "memory", None, None, None, None),), device, (1, 2), text, None, 8, (text,))
+    plan = PlanResult(
+        (Outlook(text, 8, 8, None, "memory", None, None, None, None),), device, (1, 2), text, None, 8, (text,)
+    )
     progress = [
         Progress("study", text, 1, message=text),
         Progress("warning", text, 1, message=text),

@@ -30,25 +30,33 @@ from bstune.tuner.testing.tables import synthetic
 FACTS = Facts(name=None, kind="supervised", n_samples=1000, epochs=2.0, source_hash="abc")
 LARGE, SMALL = known_probe(64, step_s=(0.01, 0.0001)), known_probe(8, step_s=(0.02, 0.001))
 PROBES = {"large": LARGE, "small": SMALL}
-SPEC = TrialSpec(-1, "search", 64, 64, 1, 0.1, 0, 640, (320, 640), splits={"large": Split(64, 1, 64), "small": Split(8, 8, 16)})
+SPEC = TrialSpec(
+    -1, "search", 64, 64, 1, 0.1, 0, 640, (320, 640), splits={"large": Split(64, 1, 64), "small": Split(8, 8, 16)}
+)
 
 
 def oom(device: str | None, micro_batch_size: int, **changes: Any) -> TrialRecord:
     """A trial that ran out of memory."""
-    record = TrialRecord(0, "search", "failed", "", 64, micro_batch_size, 64 // micro_batch_size, 0.1, 0, 0, None, None, None, None, None)
+    record = TrialRecord(
+        0, "search", "failed", "", 64, micro_batch_size, 64 // micro_batch_size, 0.1, 0, 0, None, None, None, None, None
+    )
     return dataclasses.replace(record, **({"cause": "oom", "device": device} | changes))
 
 
 # --- the split ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("device", "split"), [("large", (64, 1, 64)), ("small", (8, 8, 16)), ("came later", (8, 8, 16))])
+@pytest.mark.parametrize(
+    ("device", "split"), [("large", (64, 1, 64)), ("small", (8, 8, 16)), ("came later", (8, 8, 16))]
+)
 def test_a_run_is_split_as_the_device_that_it_lands_on_needs(device: str, split: tuple[int, int, int]) -> None:
     """The global batch stays; a kind that was not probed gets the smallest micro-batch of all."""
     placed = SPEC.on(device)
 
     assert (placed.micro_batch_size, placed.accumulation_steps, placed.eval_batch_size) == split
-    assert placed == dataclasses.replace(SPEC, micro_batch_size=split[0], accumulation_steps=split[1], eval_batch_size=split[2], splits={})
+    assert placed == dataclasses.replace(
+        SPEC, micro_batch_size=split[0], accumulation_steps=split[1], eval_batch_size=split[2], splits={}
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +127,11 @@ def test_where_a_run_landed_is_stored_while_it_runs(storage: Storage) -> None:
     again = find_study(storage, "s")
     assert again is not None
     assert again.records == study.records
-    assert (again.records[0].device, again.records[0].micro_batch_size, again.records[0].accumulation_steps) == ("small", 8, 8)
+    assert (again.records[0].device, again.records[0].micro_batch_size, again.records[0].accumulation_steps) == (
+        "small",
+        8,
+        8,
+    )
     (orphan,) = again.sweep()
     assert (orphan.cause, orphan.device) == ("orphan", "small")
 
@@ -160,7 +172,11 @@ def test_each_kind_is_probed_once_and_the_fastest_is_first(storage: Storage) -> 
     again = find_study(storage, "s")
     assert again is not None
     assert list(again.probes.items()) == [("large", LARGE), ("small", SMALL)]
-    for study_, kinds in ((again, ("small", "large")), (again, ("small",)), (make_study(storage, "t"), ("large", "small"))):
+    for study_, kinds in (
+        (again, ("small", "large")),
+        (again, ("small",)),
+        (make_study(storage, "t"), ("large", "small")),
+    ):
         cluster = FakeCluster(*kinds)
         assert probe_on(study_, cluster)[0] == LARGE
         assert cluster.probed == []
@@ -221,7 +237,9 @@ def test_a_kind_on_which_nothing_fits_is_named(monkeypatch: pytest.MonkeyPatch) 
     cluster._surveyor, cluster._surveyed = SimpleNamespace(probe=SimpleNamespace(remote=lambda *_: None)), "here"
     monkeypatch.setattr(cluster, "_get", fail)
 
-    with pytest.raises(bstune.NothingFitsError, match=r"^On small: Nothing fits\. Or search without the nodes of this kind\.$") as caught:
+    with pytest.raises(
+        bstune.NothingFitsError, match=r"^On small: Nothing fits\. Or search without the nodes of this kind\.$"
+    ) as caught:
         cluster.run_probe("small", timeout=None, seed=0)
     assert caught.value.needed_bytes == 3
     del cluster.kinds["large"]
@@ -241,7 +259,11 @@ def test_a_recommendation_has_figures_for_each_kind() -> None:
     best = strategy.recommend()
 
     large, small = best.by_device
-    assert (large.device, large.micro_batch_size, large.accumulation_steps) == ("large", best.micro_batch_size, best.accumulation_steps)
+    assert (large.device, large.micro_batch_size, large.accumulation_steps) == (
+        "large",
+        best.micro_batch_size,
+        best.accumulation_steps,
+    )
     assert (large.samples_per_s, large.seconds_to_target) == (best.samples_per_s, best.seconds_to_target)
     assert small.micro_batch_size * small.accumulation_steps == best.global_batch_size
     assert small.micro_batch_size <= 8

@@ -49,7 +49,9 @@ JSON = st.recursive(
     max_leaves=12,
 )
 SPACE = {"batch_size": [16], "learning_rate": [0.001, 0.01]}
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+QUICK = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @bstune.objective(n_samples=320, epochs=4, evals=4, name="formula")
@@ -85,7 +87,9 @@ def test_a_document_that_is_something_else_is_refused(data: Any) -> None:
             kind.from_dict(data)
 
 
-ODD = st.sampled_from([10**30, -(10**30), 10**400, 2**63, 2**53 + 1, 0, -1, 1e308, 5e-324, float("nan"), float("inf"), True, "0.5"])
+ODD = st.sampled_from(
+    [10**30, -(10**30), 10**400, 2**63, 2**53 + 1, 0, -1, 1e308, 5e-324, float("nan"), float("inf"), True, "0.5"]
+)
 
 
 def replaced(document: Any, data: st.DataObject, value: Any) -> Any:
@@ -102,7 +106,9 @@ def replaced(document: Any, data: st.DataObject, value: Any) -> Any:
 
 @settings(QUICK, max_examples=200)
 @given(st.data(), JSON | ODD)
-def test_a_document_that_was_changed_is_refused_or_read(document: dict[str, Any], data: st.DataObject, value: Any) -> None:
+def test_a_document_that_was_changed_is_refused_or_read(
+    document: dict[str, Any], data: st.DataObject, value: Any
+) -> None:
     """One value replaced by another, anywhere: what is read can be written, read again and shown, or one error says what is not so."""
     with contextlib.suppress(BstuneError):
         result = SearchResult.from_dict(replaced(document, data, value))
@@ -141,7 +147,10 @@ PROBE: dict[str, Any] = ProbeResult(
     memory_by_category=MemoryByCategory(1, 1, 2, 3, 4),
     throughput=(ThroughputRow(8, 800.0, 0.01, 0.0), ThroughputRow(64, 3200.0, 0.02, 0.0)),
     step_time_line=StepTimeLine(0.0086, 0.00018, 48.0),
-    attempts=(Attempt(8, "ok", 1 << 30, 1.0, 2), Attempt(65, "oom", None, 1.0, 0, phase="train", reason="out of memory")),
+    attempts=(
+        Attempt(8, "ok", 1 << 30, 1.0, 2),
+        Attempt(65, "oom", None, 1.0, 0, phase="train", reason="out of memory"),
+    ),
     device=DeviceInfo("cuda", "a card", "id", 8 << 30),
     n_train_samples=1024,
     knee_batch_size=64,
@@ -233,7 +242,14 @@ def test_a_probe_is_read_from_a_plain_file_only(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with open(tmp_path / "large", "wb") as file:
         file.truncate(1 << 32)
-    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / "large", tmp_path / "missing", Path("a\0b")):
+    for path in (
+        tmp_path / "pipe",
+        tmp_path,
+        Path("/dev/zero"),
+        tmp_path / "large",
+        tmp_path / "missing",
+        Path("a\0b"),
+    ):
         with pytest.raises(BstuneError, match="cannot be read"):
             read_probe(path)
     (tmp_path / "probe.json").write_text(json.dumps(PROBE))
@@ -245,7 +261,13 @@ DIMENSION = VALUES | st.lists(VALUES, max_size=4) | st.tuples(VALUES, VALUES) | 
 
 
 @QUICK
-@given(st.dictionaries(st.sampled_from(["batch_size", "learning_rate", "weight_decay", "momentum", "seed", "9x"]), DIMENSION, max_size=3))
+@given(
+    st.dictionaries(
+        st.sampled_from(["batch_size", "learning_rate", "weight_decay", "momentum", "seed", "9x"]),
+        DIMENSION,
+        max_size=3,
+    )
+)
 @example({"batch_size": (1, 10**7)})
 @example({"learning_rate": (5e-324, 1e308)})
 def test_a_space_is_searched_or_refused(space: dict[str, Any]) -> None:
@@ -263,7 +285,11 @@ def test_a_space_is_searched_or_refused(space: dict[str, Any]) -> None:
 
 
 @QUICK
-@given(st.dictionaries(st.sampled_from([f for f in Plan.__dataclass_fields__ if f != "space"]), VALUES, min_size=1, max_size=3))
+@given(
+    st.dictionaries(
+        st.sampled_from([f for f in Plan.__dataclass_fields__ if f != "space"]), VALUES, min_size=1, max_size=3
+    )
+)
 def test_an_option_is_used_or_refused(options: dict[str, Any]) -> None:
     """All of them, with anything."""
     with contextlib.suppress(BstuneError):
@@ -274,7 +300,17 @@ def test_an_option_is_used_or_refused(options: dict[str, Any]) -> None:
 @given(
     st.lists(
         st.sampled_from(
-            ["--budget", "--jobs", "--space", "--goal", "--timeout", "--engine", "--ray-address", "--trial-timeout", "--storage"]
+            [
+                "--budget",
+                "--jobs",
+                "--space",
+                "--goal",
+                "--timeout",
+                "--engine",
+                "--ray-address",
+                "--trial-timeout",
+                "--storage",
+            ]
         )
         | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6),
         max_size=5,
@@ -347,7 +383,9 @@ def test_a_name_of_a_model_is_found_or_refused(tmp_path: Path, name: str) -> Non
     """Whatever the name, and also where the file is there but cannot be read."""
     (tmp_path / "memory.py").unlink(missing_ok=True)
     (tmp_path / "memory.py").symlink_to("/proc/self/mem")
-    assert isinstance(answer_or_message(lambda: bstune.load(tmp_path / name)), bstune.objectives.load.ObjectiveRef | str)
+    assert isinstance(
+        answer_or_message(lambda: bstune.load(tmp_path / name)), bstune.objectives.load.ObjectiveRef | str
+    )
 
 
 @pytest.fixture(scope="module")
@@ -360,13 +398,17 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(QUICK, max_examples=30)
 @given(st.data(), JSON)
-def test_a_study_whose_attributes_were_changed_is_used_or_refused(stored: Path, tmp_path: Path, data: st.DataObject, value: Any) -> None:
+def test_a_study_whose_attributes_were_changed_is_used_or_refused(
+    stored: Path, tmp_path: Path, data: st.DataObject, value: Any
+) -> None:
     """By another program, or by a hand: those of the study, and those of its trials; whether it is read or goes on."""
     copy = Path(shutil.copy(stored, tmp_path / "bstune.db"))
     with contextlib.closing(sqlite3.connect(copy)) as connection:
         table = data.draw(st.sampled_from(["study_user_attributes", "trial_user_attributes"]))
         keys = sorted(row[0] for row in connection.execute(f"SELECT DISTINCT key FROM {table}"))
-        connection.execute(f"UPDATE {table} SET value_json = ? WHERE key = ?", (json.dumps(value), data.draw(st.sampled_from(keys))))
+        connection.execute(
+            f"UPDATE {table} SET value_json = ? WHERE key = ?", (json.dumps(value), data.draw(st.sampled_from(keys)))
+        )
         connection.commit()
     shown, more = shown_and_continued(copy)
     assert isinstance(shown, Shown | str)
@@ -375,7 +417,9 @@ def test_a_study_whose_attributes_were_changed_is_used_or_refused(stored: Path, 
 
 @settings(QUICK, max_examples=30)
 @given(st.data(), st.binary(min_size=1, max_size=64))
-def test_a_damaged_database_is_used_or_refused(stored: Path, tmp_path: Path, data: st.DataObject, damage: bytes) -> None:
+def test_a_damaged_database_is_used_or_refused(
+    stored: Path, tmp_path: Path, data: st.DataObject, damage: bytes
+) -> None:
     """Some bytes of it replaced, anywhere, or its end lost."""
     content = stored.read_bytes()
     at = data.draw(st.integers(0, len(content)))
@@ -405,7 +449,9 @@ def shown_and_continued(path: Path) -> tuple[Shown | str, SearchResult | str]:
         assert shown.result is None or (search_text(shown.result, shown.facts) and shown.result.to_json())
         assert shown.probe is None or probe_text(shown.probe)
         assert shown.records == () or trials_text(shown.records)
-    return shown, answer_or_message(lambda: bstune.search(formula, isolation="none", space=SPACE, budget=3, storage=url))
+    return shown, answer_or_message(
+        lambda: bstune.search(formula, isolation="none", space=SPACE, budget=3, storage=url)
+    )
 
 
 def test_nothing_is_written_by_refusing(tmp_path: Path) -> None:

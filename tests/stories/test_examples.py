@@ -84,7 +84,9 @@ def test_the_script_asks_and_trains_on(root: Path, tmp_path: Path) -> None:
     assert script.read_text() != text
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
 
     assert result.returncode == 0, result.stderr
     assert re.search(r"^batch size \d+, learning rate \d", result.stdout, re.MULTILINE)

@@ -95,7 +95,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def search(folder: Path, **changes: Any) -> bstune.SearchResult:
     """Search the model; a probe is given, so that none is made."""
-    arguments: dict[str, Any] = {"probe": PROBE, "space": SPACE, "budget": 4, "device": "cpu", "storage": f"sqlite:///{folder}/bstune.db"}
+    arguments: dict[str, Any] = {
+        "probe": PROBE,
+        "space": SPACE,
+        "budget": 4,
+        "device": "cpu",
+        "storage": f"sqlite:///{folder}/bstune.db",
+    }
     return bstune.search(bstune.load(folder / "model.py"), **(arguments | changes))
 
 
@@ -117,7 +123,13 @@ def test_whatever_a_trial_does_the_search_goes_on(folder: Path, monkeypatch: pyt
     result = search(folder, trial_timeout=2.0)
 
     lost = {record.number: (record.cause, record.reason) for record in result.records if record.state == "failed"}
-    assert {number: cause for number, (cause, _) in lost.items()} == {1: "hung", 2: "killed", 3: "crashed", 4: "crashed", 5: "crashed"}
+    assert {number: cause for number, (cause, _) in lost.items()} == {
+        1: "hung",
+        2: "killed",
+        3: "crashed",
+        4: "crashed",
+        5: "crashed",
+    }
     assert lost[1][1] == "hung: nothing was heard of it for 2 s"
     assert "SIGKILL" in lost[2][1]
     assert "SIGSEGV" in lost[3][1]
@@ -142,7 +154,9 @@ def test_out_of_memory_late_in_a_run_makes_the_point_infeasible(folder: Path, mo
     cell = (out[0].global_batch_size, out[0].learning_rate)
     assert cell not in {(record.global_batch_size, record.learning_rate) for record in result.records[2:]}
     assert all(record.micro_batch_size <= out[0].micro_batch_size // 2 for record in result.records[2:])
-    assert any(record.global_batch_size >= out[0].global_batch_size for record in result.records[2:])  # It is accumulated now.
+    assert any(
+        record.global_batch_size >= out[0].global_batch_size for record in result.records[2:]
+    )  # It is accumulated now.
     assert result.recommendation.micro_batch_size <= out[0].micro_batch_size // 2
     assert result.probe == PROBE
 
@@ -175,7 +189,9 @@ class Card:
 
     def start(self, work: Any, **_: Any) -> Any:
         """Start nothing: the worker has already failed."""
-        return SimpleNamespace(take=lambda: self.failure, started_s=time.monotonic(), tail=lambda: None, end=lambda: None)
+        return SimpleNamespace(
+            take=lambda: self.failure, started_s=time.monotonic(), tail=lambda: None, end=lambda: None
+        )
 
     def news(self, workers: list[Any], timeout_s: float) -> list[Any]:
         """Return the worker that has failed."""
@@ -204,7 +220,9 @@ def test_a_card_that_comes_back_costs_a_trial_and_one_that_does_not_ends_the_sea
     pool.close()
 
 
-@pytest.mark.parametrize("message", ["CUDA error: device-side assert triggered", "CUDA error: an illegal memory access was encountered"])
+@pytest.mark.parametrize(
+    "message", ["CUDA error: device-side assert triggered", "CUDA error: an illegal memory access was encountered"]
+)
 def test_a_mistake_on_a_card_is_a_mistake(message: str) -> None:
     """An index out of range is the user's, and is told as such."""
     assert not device_lost(message)
@@ -221,14 +239,29 @@ def test_a_mistake_on_a_card_is_a_mistake(message: str) -> None:
 def command(*arguments: str) -> list[str]:
     """The command line of a program of its own."""
     space = ["--space", "batch_size=16,32", "--space", "learning_rate=0.001,0.01,0.1"]
-    return [sys.executable, "-c", "from bstune.cli import main; main()", "search", "model.py", "--device", "cpu", *space, *arguments]
+    return [
+        sys.executable,
+        "-c",
+        "from bstune.cli import main; main()",
+        "search",
+        "model.py",
+        "--device",
+        "cpu",
+        *space,
+        *arguments,
+    ]
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Start a search that takes its time."""
     environment = {**os.environ, "SLOWLY": "0.3"}
     return subprocess.Popen(
-        command("--budget", "40", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+        command("--budget", "40", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
     )
 
 
@@ -266,7 +299,9 @@ def test_a_signal_to_end_is_an_interruption(folder: Path, number: signal.Signals
     assert all(record.state != "running" for record in records(folder))
 
 
-@pytest.mark.parametrize("write", ["create_new_trial", "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_state_values"])
+@pytest.mark.parametrize(
+    "write", ["create_new_trial", "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_state_values"]
+)
 def test_a_signal_waits_for_the_end_of_what_is_written(write: str) -> None:
     """Whichever write it meets: what is stored is what the search believes, and no trial of it runs."""
     table = synthetic()

@@ -42,7 +42,18 @@ objective = bstune.Supervised(
     model=lambda: torch.nn.Linear(4, 1), train_data=data(0), val_data=data(1), loss=torch.nn.functional.mse_loss, epochs=4, name="formula"
 )
 """
-SEARCH = ("--isolation", "none", "--space", "batch_size=16", "--space", "learning_rate=0.001,0.01", "--budget", "2", "--confirm", "0")
+SEARCH = (
+    "--isolation",
+    "none",
+    "--space",
+    "batch_size=16",
+    "--space",
+    "learning_rate=0.001,0.01",
+    "--budget",
+    "2",
+    "--confirm",
+    "0",
+)
 BLOCKED_S = 30.0
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*multi-threaded, use of fork\(\):DeprecationWarning")
 
@@ -139,7 +150,12 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             connection.executescript(script)
         found[name] = path.read_bytes()
-    for scheme, name in (("sqlite", "optuna.db"), ("journal", "optuna.journal"), ("sqlite", "bstune.db"), ("journal", "bstune.journal")):
+    for scheme, name in (
+        ("sqlite", "optuna.db"),
+        ("journal", "optuna.journal"),
+        ("sqlite", "bstune.db"),
+        ("journal", "bstune.journal"),
+    ):
         path = folder / name
         fill(opened(path, scheme))
         if name.startswith("bstune"):
@@ -148,8 +164,12 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
         found[name] = path.read_bytes()
     path = Path(shutil.copy(folder / "optuna.db", folder / "trigger.db"))
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.executescript("CREATE TRIGGER t AFTER INSERT ON studies BEGIN DELETE FROM trials; DELETE FROM trial_params; END;")
-    CliRunner().invoke(main, ("doctor", "--storage", f"sqlite:///{folder}/bstune.db"))  # Loads here what each process would load anew.
+        connection.executescript(
+            "CREATE TRIGGER t AFTER INSERT ON studies BEGIN DELETE FROM trials; DELETE FROM trial_params; END;"
+        )
+    CliRunner().invoke(
+        main, ("doctor", "--storage", f"sqlite:///{folder}/bstune.db")
+    )  # Loads here what each process would load anew.
     found["optuna with a trigger.db"] = path.read_bytes()
     return found
 
@@ -219,7 +239,10 @@ class Place:
         content = thing.content if isinstance(thing.content, bytes) else self.stock[thing.content]
         path.write_bytes(content)
         path.chmod(thing.mode)
-        if thing.content in (*DATABASES, "no tables"):  # Without tables, as a search leaves it that is killed as it begins.
+        if thing.content in (
+            *DATABASES,
+            "no tables",
+        ):  # Without tables, as a search leaves it that is killed as it begins.
             self.storages[path.stat().st_ino] = "sqlite"
         elif thing.content in JOURNALS:
             self.storages[path.stat().st_ino] = "journal"
@@ -233,7 +256,13 @@ class Place:
             at = path.lstat()
             is_file, is_link = stat.S_ISREG(at.st_mode), stat.S_ISLNK(at.st_mode)
             inside = path.read_bytes() if is_file else os.readlink(path) if is_link else None
-            found[str(path.relative_to(self.base))] = (inside, at.st_mode, at.st_uid, at.st_ino, at.st_nlink if is_file else 0)
+            found[str(path.relative_to(self.base))] = (
+                inside,
+                at.st_mode,
+                at.st_uid,
+                at.st_ino,
+                at.st_nlink if is_file else 0,
+            )
         return found
 
     def run(self, command: tuple[str, ...]) -> None:
@@ -250,7 +279,9 @@ class Place:
             if now != was:
                 assert now[1:] == was[1:], f"{typed}: {path} was {was[1:]}, is {now[1:]}; {said}"
                 assert is_same(self.base / path, storage), f"{typed}: {path} was written to; {said}"
-                assert self.storages.get(was[3]) in (scheme, "any"), f"{typed}: {path} was no storage, and was written to; {said}"
+                assert self.storages.get(was[3]) in (scheme, "any"), (
+                    f"{typed}: {path} was no storage, and was written to; {said}"
+                )
                 self._holds_all(was[0], now[0], scheme)
                 self.storages[was[3]] = scheme
         new = {self.base / path for path in after.keys() - before.keys()}
@@ -274,7 +305,10 @@ class Place:
         found = {}
         for study in storage.get_all_studies():
             trials = [repr(trial) for trial in storage.get_all_trials(study._study_id)]
-            found[study.study_name] = [*trials, *([] if "bstune_schema" in study.user_attrs else [repr(study.user_attrs)])]
+            found[study.study_name] = [
+                *trials,
+                *([] if "bstune_schema" in study.user_attrs else [repr(study.user_attrs)]),
+            ]
         close(storage)
         copy.unlink()
         return found
@@ -291,7 +325,9 @@ def is_same(path: Path, storage: Path) -> bool:
 def answer(command: tuple[str, ...]) -> str:
     """Return what a command says; it succeeds, or there is one message and its exit code."""
     typed = " ".join(command)
-    forking = multiprocessing.get_context("fork")  # In a process of its own, since what waits inside of SQLite cannot be interrupted.
+    forking = multiprocessing.get_context(
+        "fork"
+    )  # In a process of its own, since what waits inside of SQLite cannot be interrupted.
     ours, theirs = forking.Pipe(duplex=False)
     process = forking.Process(target=answer_here, args=(command, theirs))
     process.start()
@@ -323,7 +359,12 @@ def answer_here(command: tuple[str, ...], connection: Any) -> None:
     result = CliRunner().invoke(main, command)
     unforeseen = result.exception is not None and not isinstance(result.exception, SystemExit)
     connection.send(
-        (result.exit_code, result.stdout, result.stderr, "".join(traceback.format_exception(result.exception)) if unforeseen else "")
+        (
+            result.exit_code,
+            result.stdout,
+            result.stderr,
+            "".join(traceback.format_exception(result.exception)) if unforeseen else "",
+        )
     )
 
 
@@ -331,7 +372,14 @@ FULL = ("search", "../../loop.py", *SEARCH)
 PROBE = ("probe", "../../bad.py", "--plot", "probe.png")
 JOURNAL = ("--storage", "journal:///runs.journal")
 # A probe starts a process of its own, which takes seconds.
-OTHERS: tuple[tuple[str, ...], ...] = (("show",), ("show", "formula"), ("show", "--json"), ("doctor",), ("search",), ("search", "--yes"))
+OTHERS: tuple[tuple[str, ...], ...] = (
+    ("show",),
+    ("show", "formula"),
+    ("show", "--json"),
+    ("doctor",),
+    ("search",),
+    ("search", "--yes"),
+)
 VERBS = [FULL] * 10 + [*OTHERS, *OTHERS, ("seal",), PROBE]
 
 
@@ -341,7 +389,9 @@ def commands(draw: st.DrawFn) -> tuple[str, ...]:
     verb = draw(st.sampled_from(VERBS))
     if verb == ("seal",):
         return verb
-    more = draw(st.sampled_from(["", "", "", "--fresh", "--dry-run", "--study other", "--json"])) if verb == FULL else ""
+    more = (
+        draw(st.sampled_from(["", "", "", "--fresh", "--dry-run", "--study other", "--json"])) if verb == FULL else ""
+    )
     url = draw(st.sampled_from([*URLS, *[None, URLS[1]] * 4]))
     return (*verb, *more.split(), *(("--storage", url) if url else ()))
 
@@ -394,7 +444,10 @@ CASES: list[tuple[dict[str, Thing], list[tuple[str, ...]]]] = [
     ({"runs.journal": Thing("pipe")}, [("show", *JOURNAL), (*FULL, *JOURNAL)]),
     ({"runs.journal.writer.lock": Thing("link", "empty")}, [(*FULL, *JOURNAL)]),
     ({"runs.journal": Thing("file", "optuna.journal", 0o600)}, [(*FULL, *JOURNAL), (*FULL, *JOURNAL)]),
-    ({"bstune.db": Thing("folder"), "runs.journal": Thing("link to a folder")}, [FULL, (*FULL, *JOURNAL), ("doctor",), ("show",)]),
+    (
+        {"bstune.db": Thing("folder"), "runs.journal": Thing("link to a folder")},
+        [FULL, (*FULL, *JOURNAL), ("doctor",), ("show",)],
+    ),
     ({"bstune": Thing("link to a folder")}, [("seal",)]),
     ({"bstune": Thing("folder"), "bstune/key": Thing("link", "empty")}, [("seal",)]),
     ({"bstune.db": Thing("file", "text")}, [PROBE]),
@@ -420,7 +473,9 @@ def check_harmless(base: Path, stock: Stock, lying: dict[str, Thing], typed: lis
 
 
 @pytest.mark.parametrize(("lying", "typed"), CASES, ids=lambda value: named(value))
-def test_what_was_there_stays_as_it_was(base: Path, stock: Stock, lying: dict[str, Thing], typed: list[tuple[str, ...]]) -> None:
+def test_what_was_there_stays_as_it_was(
+    base: Path, stock: Stock, lying: dict[str, Thing], typed: list[tuple[str, ...]]
+) -> None:
     """What is known to go wrong with tools that write beside other people's files."""
     check_harmless(base, stock, lying, typed)
 
@@ -428,11 +483,17 @@ def test_what_was_there_stays_as_it_was(base: Path, stock: Stock, lying: dict[st
 @settings(
     max_examples=50,
     deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # A case is small as it is, and one that hangs would be tried a hundred times.
+    phases=[
+        Phase.explicit,
+        Phase.reuse,
+        Phase.generate,
+    ],  # A case is small as it is, and one that hangs would be tried a hundred times.
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(LYING, st.lists(commands(), min_size=1, max_size=3))
-def test_whatever_lies_there_stays_as_it_was(base: Path, stock: Stock, lying: dict[str, Thing], typed: list[tuple[str, ...]]) -> None:
+def test_whatever_lies_there_stays_as_it_was(
+    base: Path, stock: Stock, lying: dict[str, Thing], typed: list[tuple[str, ...]]
+) -> None:
     """And what nobody has thought of."""
     note(f"in a folder with {lying}: {typed}")
     check_harmless(base, stock, lying, typed)
@@ -447,7 +508,10 @@ def test_a_folder_that_bears_the_name_of_checkpoints_is_left_alone(base: Path, s
     """A model that bstune trains leaves checkpoints beside the storage while it runs."""
     options = ("--space", "batch_size=8,16", "--budget", "3", "--confirm", "0", "--device", "cpu")
     check_harmless(
-        base, stock, {"bstune.db.checkpoints-formula": thing}, [("search", "../../net.py", "--probe", "../../probe.json", *options)]
+        base,
+        stock,
+        {"bstune.db.checkpoints-formula": thing},
+        [("search", "../../net.py", "--probe", "../../probe.json", *options)],
     )
 
 
@@ -461,7 +525,9 @@ def test_the_check_sees_harm(base: Path, stock: Stock, monkeypatch: pytest.Monke
         "lost of": lambda here: shorten(here / "bstune.db"),
     }
     for number, (said, do) in enumerate(harm.items()):
-        place = Place(base / f"harm{number}", {"runs.journal": Thing("file"), "bstune.db": Thing("file", "optuna.db")}, stock)
+        place = Place(
+            base / f"harm{number}", {"runs.journal": Thing("file"), "bstune.db": Thing("file", "optuna.db")}, stock
+        )
         monkeypatch.setitem(globals(), "answer", lambda _, do=do, place=place: str(do(place.here)))
         with pytest.raises(AssertionError, match=said):
             place.run(("show",))

@@ -150,7 +150,9 @@ def test_training_goes_on_after_a_probe_as_if_there_had_been_none(memory: str | 
         torch.manual_seed(3)
         inputs = torch.randn(64, 8)
         data = torch.utils.data.TensorDataset(inputs, inputs.sum(1, keepdim=True))
-        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.3), torch.nn.Linear(16, 1))
+        model = torch.nn.Sequential(
+            torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.3), torch.nn.Linear(16, 1)
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
         loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
@@ -164,7 +166,9 @@ def test_training_goes_on_after_a_probe_as_if_there_had_been_none(memory: str | 
                 seen.append(loss.item())
             schedule.step()
             if probed and epoch == 1:
-                objective = bstune.Supervised(lambda: model, data, data, training_step=squared_error, validation_step=squared_error)
+                objective = bstune.Supervised(
+                    lambda: model, data, data, training_step=squared_error, validation_step=squared_error
+                )
                 probe_or_not(objective)
         return seen
 

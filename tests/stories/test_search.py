@@ -316,7 +316,9 @@ def test_waiting_for_a_place_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> 
     pool.places = True
     with open_storage("sqlite:///:memory:") as storage:
         study, strategy = make_study(storage, "silent"), Strategy(Plan(n_trials=4), formula.facts, None)
-        Drive(study, strategy, None, tell=lambda *_: None, deadline_s=time.monotonic() + 0.3, trial_timeout_s=0.05).run(pool)
+        Drive(study, strategy, None, tell=lambda *_: None, deadline_s=time.monotonic() + 0.3, trial_timeout_s=0.05).run(
+            pool
+        )
         assert {record.cause for record in study.finished} == {"orphan"}
     assert pool.cancelled == []
 
@@ -325,7 +327,11 @@ def test_nothing_is_continued_from_a_checkpoint_that_went_with_an_earlier_call(u
     """Checkpoints go when a search ends; what continues it later begins such runs anew, and keeps the budget."""
     data = torch.utils.data.TensorDataset(torch.randn(256, 4), torch.randint(2, (256,)))
     objective = bstune.Supervised(lambda: torch.nn.Linear(4, 2), data, data, epochs=4, name="linear")
-    asked: dict[str, Any] = {"space": {"batch_size": [16, 32], "learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]}, "budget": 4, "storage": url}
+    asked: dict[str, Any] = {
+        "space": {"batch_size": [16, 32], "learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]},
+        "budget": 4,
+        "storage": url,
+    }
     first = bstune.search(objective, n_trials=5, confirm=0, **asked)
     kept = [record.number for record in first.records if record.state == "pruned"]
     later = bstune.search(objective, **asked).records[len(first.records) :]
@@ -356,14 +362,23 @@ def test_another_baseline_does_not_stop_optunas_sampler(url: str) -> None:
 
 def test_what_is_no_objective_is_refused() -> None:
     """A bare function is told what it lacks."""
-    with pytest.raises(bstune.ArgumentError, match=r"expected a bstune\.Supervised, a function under @bstune\.objective"):
+    with pytest.raises(
+        bstune.ArgumentError, match=r"expected a bstune\.Supervised, a function under @bstune\.objective"
+    ):
         search(lambda trial: None)
 
 
 def test_all_wrong_arguments_are_named_at_once() -> None:
     """Fixing one only to be told the next is a waste of time."""
     with pytest.raises(bstune.ArgumentError) as caught:
-        search(budget=-1, jobs=0, goal="best", tolerance=2, space={"batch_size": [0], "learning_rate": (0.1, 0.01)}, baseline=(64,))
+        search(
+            budget=-1,
+            jobs=0,
+            goal="best",
+            tolerance=2,
+            space={"batch_size": [0], "learning_rate": (0.1, 0.01)},
+            baseline=(64,),
+        )
     text = str(caught.value)
     for name in (
         "budget=-1",
@@ -437,7 +452,18 @@ VICTIM = """
 
 @pytest.mark.parametrize(
     "moment",
-    ["study 1", "forecast 1", "start 1", "report 1", "finish 1", "start 3", "report 8", "finish 3", "between the writes", "confirmation"],
+    [
+        "study 1",
+        "forecast 1",
+        "start 1",
+        "report 1",
+        "finish 1",
+        "start 3",
+        "report 8",
+        "finish 3",
+        "between the writes",
+        "confirmation",
+    ],
 )
 def test_sigkill_loses_nothing(moment: str, url: str) -> None:
     """Killed and run again: no finished trial is lost or run twice, both halves are charged, and the result comes."""
@@ -454,12 +480,18 @@ def test_sigkill_loses_nothing(moment: str, url: str) -> None:
         after = result.records[record.number]
         assert after.state != "running"
         assert after.samples >= record.samples
-    done = [(record.global_batch_size, record.learning_rate, record.seed) for record in result.records if record.state == "complete"]
+    done = [
+        (record.global_batch_size, record.learning_rate, record.seed)
+        for record in result.records
+        if record.state == "complete"
+    ]
     assert len(done) == len(set(done))
     assert result.spent.samples == sum(record.samples - record.start_samples for record in result.records)
     assert result.spent.full_runs <= BUDGET + ONE_REPORT
     assert result.recommendation.learning_rate == 0.01
-    if not result.recommendation.verified:  # What the killed confirmation had trained is spent; a larger budget buys it again.
+    if (
+        not result.recommendation.verified
+    ):  # What the killed confirmation had trained is spent; a larger budget buys it again.
         assert moment == "confirmation"
         assert search(storage=url, budget=BUDGET + 1).recommendation.verified
     assert not os.path.exists(f"{url.removeprefix('sqlite:///')}.lock")

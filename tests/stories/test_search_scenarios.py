@@ -39,7 +39,9 @@ def search(objective: Any, **options: Any) -> bstune.SearchResult:
 
 def scatter(trial: bstune.Trial, samples: int, deviation: float) -> float:
     """Return noise that is another one for each setting, seed and report, and the same when it is asked for again."""
-    return random.Random(f"{trial.seed} {trial.learning_rate:.9g} {trial.global_batch_size} {samples}").gauss(0.0, deviation)
+    return random.Random(f"{trial.seed} {trial.learning_rate:.9g} {trial.global_batch_size} {samples}").gauss(
+        0.0, deviation
+    )
 
 
 @pytest.mark.parametrize("deviation", [0.1, 0.3])
@@ -65,7 +67,10 @@ def test_a_learning_rate_is_found_under_noise(deviation: float) -> None:
     ("name", "loss"),
     [
         ("below zero", lambda trial, samples: -100.0 - samples / FULL),
-        ("infinite at some rates", lambda trial, samples: math.inf if trial.learning_rate > 1e-2 else 1.0 - samples / FULL),
+        (
+            "infinite at some rates",
+            lambda trial, samples: math.inf if trial.learning_rate > 1e-2 else 1.0 - samples / FULL,
+        ),
         ("huge", lambda trial, samples: 1e30 * (1 + trial.learning_rate)),
         ("falls to zero", lambda trial, samples: max(0.0, 1 - 20 * samples / FULL)),
     ],

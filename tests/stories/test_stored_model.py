@@ -52,7 +52,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         (folder / "model.py").write_text(MODEL)
         space: dict[str, Any] = {"batch_size": 16, "learning_rate": [0.001, 0.01]}
         bstune.search(
-            bstune.load(folder / "model.py"), probe=PROBE, space=space, budget=2, device="cpu", storage=f"sqlite:///{folder}/bstune.db"
+            bstune.load(folder / "model.py"),
+            probe=PROBE,
+            space=space,
+            budget=2,
+            device="cpu",
+            storage=f"sqlite:///{folder}/bstune.db",
         )
     names = ("model.py", "bstune.db", "state/bstune/key")
     return {"": str(folder).encode(), **{name: (folder / name).read_bytes() for name in names}}
@@ -90,7 +95,11 @@ def contents(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(folder.rglob("*")):
         at = path.lstat()
-        found[str(path.relative_to(folder))] = (at.st_mode, at.st_uid, path.read_bytes() if stat.S_ISREG(at.st_mode) else None)
+        found[str(path.relative_to(folder))] = (
+            at.st_mode,
+            at.st_uid,
+            path.read_bytes() if stat.S_ISREG(at.st_mode) else None,
+        )
     return found
 
 
@@ -130,7 +139,9 @@ def test_the_key_is_this_users_alone(made: dict[str, bytes], tmp_path: Path, mon
         first = sealed(tmp_path)
     finally:
         os.umask(old)
-    assert [stat.S_IMODE((tmp_path / "new" / "state" / name).stat().st_mode) for name in ("", "bstune", "bstune/key")] == [
+    assert [
+        stat.S_IMODE((tmp_path / "new" / "state" / name).stat().st_mode) for name in ("", "bstune", "bstune/key")
+    ] == [
         0o700,
         0o700,
         0o600,
@@ -170,7 +181,9 @@ def test_a_study_in_memory_and_one_without_a_file_need_no_key(tmp_path: Path, mo
     """Nothing can go on from them, so nothing is made for them."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with open_storage("sqlite:///:memory:") as storage:
-        assert seal.make_seal(make_study(storage, "a"), objective="/model.py:objective", source="abc", asked=ASKED) is None
+        assert (
+            seal.make_seal(make_study(storage, "a"), objective="/model.py:objective", source="abc", asked=ASKED) is None
+        )
     with open_storage(f"sqlite:///{tmp_path}/bstune.db") as storage:
         assert seal.make_seal(make_study(storage, "a"), objective=None, source="abc", asked=ASKED) is None
     assert not (tmp_path / "state").exists()
@@ -225,7 +238,12 @@ def test_no_part_of_what_is_sealed_can_be_changed(folder: Path, attribute: str, 
 
 def test_the_seal_of_one_study_does_not_serve_another(folder: Path) -> None:
     """Copied, with all its attributes, under another name."""
-    optuna.copy_study(from_study_name="model", from_storage="sqlite:///bstune.db", to_storage="sqlite:///bstune.db", to_study_name="twin")
+    optuna.copy_study(
+        from_study_name="model",
+        from_storage="sqlite:///bstune.db",
+        to_storage="sqlite:///bstune.db",
+        to_study_name="twin",
+    )
 
     assert "its seal does not fit" in asks(folder, "--study", "twin")
 
@@ -276,7 +294,9 @@ def test_options_change_nothing_of_it(folder: Path, option: str) -> None:
 def test_a_study_says_how_to_search_but_not_where_it_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for who says --yes."""
     seen = watch(monkeypatch)
-    ordinary().set_user_attr("asked", {"storage": f"sqlite:///{folder}/other.db", "study": "other", "trial_timeout": 7.0})
+    ordinary().set_user_attr(
+        "asked", {"storage": f"sqlite:///{folder}/other.db", "study": "other", "trial_timeout": 7.0}
+    )
 
     assert "seen" in invoke("search", "--yes").stderr
     assert (seen[0].storage, seen[0].study, seen[0].trial_timeout) == (None, "model", 7.0)
@@ -377,7 +397,9 @@ def test_a_journal_is_sealed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @as_root
-@pytest.mark.parametrize(("name", "said"), [("bstune.db", "the database {}/bstune.db belongs to"), ("model.py", "the file belongs to")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("bstune.db", "the database {}/bstune.db belongs to"), ("model.py", "the file belongs to")]
+)
 def test_what_belongs_to_another_user_is_not_run(folder: Path, name: str, said: str) -> None:
     """Database or file; the seal alone would fit."""
     os.chown(name, NOBODY, NOBODY)
@@ -420,9 +442,17 @@ main(["search"])
         for file in ("model.py", "bstune.db"):
             shutil.copy(file, shared)
         before = contents(shared)
-        environment = {name: value for name, value in os.environ.items() if name != "XDG_STATE_HOME"} | {"HOME": str(home)}
+        environment = {name: value for name, value in os.environ.items() if name != "XDG_STATE_HOME"} | {
+            "HOME": str(home)
+        }
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60, env=environment, cwd=shared
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env=environment,
+            cwd=shared,
         )
         assert (done.returncode, done.stdout) == (1, ""), done.stderr
         assert f"the database {shared}/bstune.db belongs to another user, root" in done.stderr

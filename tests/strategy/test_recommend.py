@@ -130,7 +130,9 @@ def test_a_recommendation_survives_json() -> None:
 
 def test_a_rate_at_the_edge_is_warned_of() -> None:
     """The best rate at the edge of the range may not be the best there is."""
-    table = dataclasses.replace(TABLE, curves={cell: seeds for cell, seeds in TABLE.curves.items() if cell[1] <= 0.03 / 8})
+    table = dataclasses.replace(
+        TABLE, curves={cell: seeds for cell, seeds in TABLE.curves.items() if cell[1] <= 0.03 / 8}
+    )
     strategy = Strategy(Plan(budget=6, space={**table.space, "batch_size": [64, 128]}), table.facts(), None)
     replay(strategy, table)
 
@@ -140,7 +142,11 @@ def test_a_rate_at_the_edge_is_warned_of() -> None:
 def test_the_largest_batch_is_warned_of_where_larger_ones_make_few_steps() -> None:
     """The default range ends where a full run has a hundred steps left, which a user may not expect."""
     rates = {"learning_rate": TABLE.space["learning_rate"]}
-    strategy = Strategy(Plan(budget=4, goal="largest", space=rates), dataclasses.replace(TABLE.facts(), n_samples=1600, epochs=1.0), None)
+    strategy = Strategy(
+        Plan(budget=4, goal="largest", space=rates),
+        dataclasses.replace(TABLE.facts(), n_samples=1600, epochs=1.0),
+        None,
+    )
 
     batches = strategy.space.batches
     replay(strategy, dataclasses.replace(TABLE, n_samples=1600, epochs=1.0))

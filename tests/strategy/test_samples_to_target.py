@@ -28,7 +28,9 @@ def table(constant: float | None = None) -> Table:
     for batch in (16, 64, 256):
         for k in (-2, 0, 2):
             pace = 0.3 * FULL * (1 + batch / CRITICAL)
-            curve = [(n * N, constant or (0.1 + math.exp(-n * N / pace)) * (1 + 0.02 * k**2)) for n in range(1, EPOCHS + 1)]
+            curve = [
+                (n * N, constant or (0.1 + math.exp(-n * N / pace)) * (1 + 0.02 * k**2)) for n in range(1, EPOCHS + 1)
+            ]
             curves[batch, 0.02 * 2.0**k] = [curve]
     return Table("line", N, EPOCHS, curves, noise_scale=None if constant else 300.0)
 
@@ -36,7 +38,9 @@ def table(constant: float | None = None) -> Table:
 TABLE = table()
 
 
-def searched(budget: float, kind: str, history: list[TrialRecord] | None = None, given: Table = TABLE, **plan: Any) -> Strategy:
+def searched(
+    budget: float, kind: str, history: list[TrialRecord] | None = None, given: Table = TABLE, **plan: Any
+) -> Strategy:
     """Return a strategy for the table: `supervised`, whose gradients can be measured, or a `loop`."""
     facts = given.facts(kind=kind, schedule="constant", can_continue=kind == "supervised")
     return Strategy(Plan(budget=budget, space=given.space, **plan), facts, PROBE, history or ())
@@ -52,14 +56,19 @@ def test_measuring_noise_is_charged_and_stays_within_the_budget(budget: float) -
 
     records = replay(strategy, TABLE, watch=watch)
 
-    drawn = {stage: sum(p.n_samples for r in records if r.stage == stage for p in r.noise) for stage in ("anchor", "search", "confirm")}
+    drawn = {
+        stage: sum(p.n_samples for r in records if r.stage == stage for p in r.noise)
+        for stage in ("anchor", "search", "confirm")
+    }
     assert drawn["anchor"] + drawn["search"] <= 0.03 * FULL
     assert sum(drawn.values()) > 0
     assert strategy.spent().samples == sum(r.samples - r.start_samples for r in records) + sum(drawn.values())
     assert strategy.recommend().verified
     cut = len(records) // 2
     again = replay(searched(budget, "supervised", records[:cut]), TABLE)
-    assert [(r.learning_rate, r.samples, r.noise) for r in again] == [(r.learning_rate, r.samples, r.noise) for r in records[cut:]]
+    assert [(r.learning_rate, r.samples, r.noise) for r in again] == [
+        (r.learning_rate, r.samples, r.noise) for r in records[cut:]
+    ]
 
 
 def test_a_users_own_loop_is_not_asked_to_measure() -> None:
@@ -144,7 +153,9 @@ def test_the_goal_time_confirms_the_fastest_batch() -> None:
 
 @pytest.mark.parametrize(("tolerance", "batch"), [(0.0, 16), (0.35, 64)])
 @pytest.mark.parametrize("budget", [6, 10])
-def test_a_faster_batch_within_tolerance_is_confirmed_and_recommended(budget: float, tolerance: float, batch: int) -> None:
+def test_a_faster_batch_within_tolerance_is_confirmed_and_recommended(
+    budget: float, tolerance: float, batch: int
+) -> None:
     """Batch 64 ends 24 % higher than 16 and takes less than half of the time: it is the answer to those who allow it."""
     strategy = searched(budget, "loop", whole_runs(16, 64, 256), tolerance=tolerance)
 
@@ -178,7 +189,15 @@ def test_a_confirmation_that_was_cut_off_names_the_budget_that_would_help() -> N
     """With the budget spent nothing is to come, and the warning must not say so."""
     whole = whole_runs(64)[0]
     lost = dataclasses.replace(
-        whole, number=1, stage="confirm", seed=1, state="failed", cause="killed", samples=FULL // 2, values=(), val_loss=None
+        whole,
+        number=1,
+        stage="confirm",
+        seed=1,
+        state="failed",
+        cause="killed",
+        samples=FULL // 2,
+        values=(),
+        val_loss=None,
     )
     strategy = searched(2, "loop", [whole, lost])
 

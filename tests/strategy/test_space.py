@@ -38,7 +38,8 @@ def test_tiny_data_still_has_a_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "low", "high", "centre"), [("sgd", 1e-4, 3.0, 0.025), ("adam", 1e-6, 1e-1, 1e-3), ("other", 1e-5, 1.0, 10**-2.5)]
+    ("family", "low", "high", "centre"),
+    [("sgd", 1e-4, 3.0, 0.025), ("adam", 1e-6, 1e-1, 1e-3), ("other", 1e-5, 1.0, 10**-2.5)],
 )
 def test_the_default_learning_rates_follow_the_family(family: str, low: float, high: float, centre: float) -> None:
     """Range and centre by family; the middle of the range where the family is unknown."""

@@ -72,7 +72,9 @@ def test_a_recommendation_is_confirmed_on_a_fresh_seed_to_the_full_run(kind: str
     confirming = [
         r
         for r in records
-        if r.stage == "confirm" and r.global_batch_size == best.global_batch_size and r.learning_rate == best.learning_rate
+        if r.stage == "confirm"
+        and r.global_batch_size == best.global_batch_size
+        and r.learning_rate == best.learning_rate
     ]
     assert best.verified
     assert [r.seed for r in confirming] == list(range(1, len(confirming) + 1))
@@ -147,7 +149,9 @@ class Valley(Table):
 def test_no_full_run_goes_where_nothing_is_known(seed: int) -> None:
     """On the default space no finalist ends more than 40 % above the best, whatever the corners may hide."""
     facts = Valley("valley", 8192, 16, {}).facts(**KINDS["continued"], optimizer_family="sgd")
-    records = replay(Strategy(Plan(budget=12, seed=seed), facts, known_probe(n_train_samples=8192)), Valley("valley", 8192, 16, {}))
+    records = replay(
+        Strategy(Plan(budget=12, seed=seed), facts, known_probe(n_train_samples=8192)), Valley("valley", 8192, 16, {})
+    )
     ends = [record.val_loss or math.inf for record in records if record.stage == "confirm"]
     assert len(ends) >= 4
     assert max(ends) <= 1.4 * min(ends)
@@ -167,7 +171,9 @@ def test_gradient_noise_lets_larger_batches_in() -> None:
     assert max(strategy.space.batches) == 256
     assert Strategy(Plan(budget=4), facts, probe, [noisy]).space == strategy.space
     listed = Plan(budget=4, space={"learning_rate": [0.01, 0.03]})
-    unsure = dataclasses.replace(noisy, number=1, noise=tuple(NoisePoint(64 * i, 4, 8, -1.0, 100.0) for i in range(1, 9)))
+    unsure = dataclasses.replace(
+        noisy, number=1, noise=tuple(NoisePoint(64 * i, 4, 8, -1.0, 100.0) for i in range(1, 9))
+    )
     for plan in (Plan(budget=4), listed):  # More measurements may say that the first were luck.
         strategy = Strategy(plan, facts, probe, [noisy])
         strategy.finish(unsure)
@@ -307,7 +313,10 @@ def test_a_recommendation_can_be_had_at_any_moment() -> None:
 def test_a_setting_that_diverged_on_its_fresh_seed_is_not_recommended() -> None:
     """Where nothing is confirmed, the best of what has not shown to diverge is; and where all has, that is said."""
     curves = {
-        cell: [seeds[0], *([[(at, math.nan) for at, _ in curve] for curve in seeds[1:]] if cell[0] <= 64 else seeds[1:])]
+        cell: [
+            seeds[0],
+            *([[(at, math.nan) for at, _ in curve] for curve in seeds[1:]] if cell[0] <= 64 else seeds[1:]),
+        ]
         for cell, seeds in TABLE.curves.items()
     }
     table = dataclasses.replace(TABLE, curves=curves)
@@ -316,7 +325,9 @@ def test_a_setting_that_diverged_on_its_fresh_seed_is_not_recommended() -> None:
         replay(strategy, table)
         told = strategy.recommend()
         spoilt = {
-            (run.setting.global_batch_size, run.setting.learning_rate) for run in strategy.ledger if run.stage == "confirm" and run.diverged
+            (run.setting.global_batch_size, run.setting.learning_rate)
+            for run in strategy.ledger
+            if run.stage == "confirm" and run.diverged
         }
         assert spoilt
         all_of_them = max(batches) <= 64
@@ -342,8 +353,14 @@ def test_a_lost_run_is_started_again_as_it_was() -> None:
     for kind in ("cosine", "continued"):
         strategy = make(kind=kind, budget=8)
         records = replay(strategy, TABLE)
-        victim = next(r for r in records if r.stage == "search" and (r.continues is not None or kind == "cosine") and r.samples > 2048)
-        lost = dataclasses.replace(victim, state="failed", cause="orphan", val_loss=None, values=(), samples=victim.start_samples)
+        victim = next(
+            r
+            for r in records
+            if r.stage == "search" and (r.continues is not None or kind == "cosine") and r.samples > 2048
+        )
+        lost = dataclasses.replace(
+            victim, state="failed", cause="orphan", val_loss=None, values=(), samples=victim.start_samples
+        )
         again = make(kind=kind, budget=8, history=[*records[: victim.number], lost]).ask()
         assert again is not None
         assert (again.setting, again.end_samples, again.continues) == (
@@ -418,7 +435,10 @@ def test_out_of_memory_forbids_the_batch_and_all_larger_ones() -> None:
     strategy = make(budget=12)
     records = replay(strategy, TABLE)
     victim = next(r for r in records if r.global_batch_size == 64)
-    history = [*records[: victim.number], dataclasses.replace(victim, state="failed", cause="oom", val_loss=None, values=())]
+    history = [
+        *records[: victim.number],
+        dataclasses.replace(victim, state="failed", cause="oom", val_loss=None, values=()),
+    ]
 
     later = replay(make(budget=12, history=history), TABLE)
 
@@ -494,7 +514,9 @@ def test_the_baseline_is_measured_and_is_the_centre() -> None:
 
 @pytest.mark.parametrize(("baseline", "compared"), [((32, 0.0075), True), ((64, 0.00046875), False)])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_baseline_is_compared_on_the_same_seed_unless_it_is_hopeless(baseline: tuple[int, float], compared: bool, seed: int) -> None:
+def test_the_baseline_is_compared_on_the_same_seed_unless_it_is_hopeless(
+    baseline: tuple[int, float], compared: bool, seed: int
+) -> None:
     """It stands in the table as the user's own, with its loss on the seeds of the finalists, however these have come out so far."""
     table = synthetic(noise=0.05, seed=seed)
     strategy = make(table, budget=12, baseline=baseline)
@@ -503,7 +525,11 @@ def test_the_baseline_is_compared_on_the_same_seed_unless_it_is_hopeless(baselin
 
     confirmed = {(r.global_batch_size, r.learning_rate) for r in records if r.stage == "confirm"}
     assert (baseline in confirmed) == compared
-    own = [(c.global_batch_size, c.learning_rate, c.verified) for c in best.alternatives if c.note.startswith("your present setting")]
+    own = [
+        (c.global_batch_size, c.learning_rate, c.verified)
+        for c in best.alternatives
+        if c.note.startswith("your present setting")
+    ]
     if compared and (best.global_batch_size, best.learning_rate) == baseline:
         assert "(your present setting)" in best.reason
     elif compared:
@@ -513,7 +539,9 @@ def test_the_baseline_is_compared_on_the_same_seed_unless_it_is_hopeless(baselin
 def test_the_batch_size_that_should_be_fastest_is_run_to_the_end() -> None:
     """Where the lowest losses are at small, slow batches, what reaches the target first is confirmed beside them."""
     valley = Valley("valley", 8192, 16, {}, best_batch=4)
-    strategy = Strategy(Plan(budget=12), valley.facts(**KINDS["continued"], optimizer_family="sgd"), known_probe(n_train_samples=8192))
+    strategy = Strategy(
+        Plan(budget=12), valley.facts(**KINDS["continued"], optimizer_family="sgd"), known_probe(n_train_samples=8192)
+    )
     confirmed = {r.global_batch_size for r in replay(strategy, valley) if r.stage == "confirm"}
     fastest = strategy.batch_answer().fastest
 
@@ -527,7 +555,9 @@ def test_what_users_compare_with_does_not_take_the_place_of_one_another() -> Non
     """The user's own setting and the batch size that should be fastest are both confirmed, whatever waits besides."""
     valley = Valley("valley", 8192, 16, {}, best_batch=4)
     plan = Plan(budget=12, baseline=(16, 0.01))
-    strategy = Strategy(plan, valley.facts(**KINDS["continued"], optimizer_family="sgd"), known_probe(n_train_samples=8192))
+    strategy = Strategy(
+        plan, valley.facts(**KINDS["continued"], optimizer_family="sgd"), known_probe(n_train_samples=8192)
+    )
     confirmed = [r for r in replay(strategy, valley) if r.stage == "confirm"]
 
     assert (16, 0.01) in {(r.global_batch_size, r.learning_rate) for r in confirmed}
@@ -552,7 +582,8 @@ def test_a_large_budget_also_compares_with_batch_32_and_the_largest() -> None:
 def test_where_all_diverges_late_a_baseline_changes_nothing() -> None:
     """No setting can be recommended, and that is what is said."""
     curves = {
-        cell: [[(at, loss if at < 3 * 1024 else math.nan) for at, loss in curve] for curve in seeds] for cell, seeds in TABLE.curves.items()
+        cell: [[(at, loss if at < 3 * 1024 else math.nan) for at, loss in curve] for curve in seeds]
+        for cell, seeds in TABLE.curves.items()
     }
     table = dataclasses.replace(TABLE, curves=curves)
     strategy = make(table, budget=12, baseline=(32, 0.0075), pruner="none")
@@ -615,11 +646,15 @@ def test_the_forecast_says_what_the_batch_size_may_make_of_it() -> None:
     probe = known_probe(step_s=(0.01, 0.0001))
     forecast = Strategy(Plan(budget=8, space=TABLE.space), TABLE.facts(), probe).forecast()
 
-    assert forecast.seconds_range == pytest.approx([forecast.samples * (0.0001 + 0.01 / batch) for batch in (512, 8)], rel=1e-3)
+    assert forecast.seconds_range == pytest.approx(
+        [forecast.samples * (0.0001 + 0.01 / batch) for batch in (512, 8)], rel=1e-3
+    )
     assert forecast.seconds is not None
     assert forecast.seconds_range is not None
     assert forecast.seconds_range[0] < forecast.seconds < forecast.seconds_range[1]
-    assert re.search(r"about .* of training \(.* to .*, as large or small batches turn out best\)", forecast_line(forecast))
+    assert re.search(
+        r"about .* of training \(.* to .*, as large or small batches turn out best\)", forecast_line(forecast)
+    )
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -638,7 +673,13 @@ def test_a_function_through_the_front_door_finds_what_the_strategy_finds() -> No
     started = time.perf_counter()
 
     result = bstune.search(
-        objective, space=TABLE.space, budget=8, tolerance=0.0, isolation="none", storage="sqlite:///:memory:", callbacks=[lambda now: None]
+        objective,
+        space=TABLE.space,
+        budget=8,
+        tolerance=0.0,
+        isolation="none",
+        storage="sqlite:///:memory:",
+        callbacks=[lambda now: None],
     )
 
     seconds = time.perf_counter() - started
@@ -677,7 +718,9 @@ def test_a_cliff_does_not_move_the_valley() -> None:
         for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
             if samples >= trial.next_report:
                 loss = 0.1 + math.exp(-samples / 500) + 0.05 * math.log10(trial.learning_rate / 0.01) ** 2
-                trial.report(val_loss=math.nan if trial.learning_rate == 0.1 and samples > 64 else loss, samples=samples)
+                trial.report(
+                    val_loss=math.nan if trial.learning_rate == 0.1 and samples > 64 else loss, samples=samples
+                )
 
     space = {"batch_size": [16, 32], "learning_rate": [0.001, 0.01, 0.1]}
     result = bstune.search(cliff, isolation="none", storage="sqlite:///:memory:", budget=4, space=space)

@@ -56,7 +56,9 @@ def report(number: int, points: tuple[int, ...], loss: float, samples: int | Non
 def finished(record: TrialRecord, **changes: Any) -> TrialRecord:
     """The record of a run that came to its end."""
     loss = record.values[-1][1] if record.values else None
-    return dataclasses.replace(record, **({"state": "complete", "reason": "", "val_loss": loss, "seconds": 2.0} | changes))
+    return dataclasses.replace(
+        record, **({"state": "complete", "reason": "", "val_loss": loss, "seconds": 2.0} | changes)
+    )
 
 
 def run_one(study: Study, **changes: Any) -> TrialRecord:
@@ -89,9 +91,13 @@ def test_every_trial_is_read_back_equal(url: str) -> None:
     """What a search wrote down is exactly what the next one starts from, to the last bit."""
     with opened(url) as study:
         first = run_one(study)
-        record = study.begin(spec(learning_rate=math.pi, params={"weight_decay": 0.1 / 7, "kind": "a"}, stage="confirm", seed=3), AXES)
+        record = study.begin(
+            spec(learning_rate=math.pi, params={"weight_decay": 0.1 / 7, "kind": "a"}, stage="confirm", seed=3), AXES
+        )
         record = study.report(report(record.number, (64,), math.nan))
-        study.finish(finished(record, state="pruned", reason="diverged", val_loss=None, peak_bytes=123, checkpoint="somewhere"))
+        study.finish(
+            finished(record, state="pruned", reason="diverged", val_loss=None, peak_bytes=123, checkpoint="somewhere")
+        )
         failed = study.begin(spec(global_batch_size=100), AXES)
         study.finish(dataclasses.replace(failed, state="failed", reason="oom: no memory", cause="oom", samples=100))
         written = study.records
@@ -201,7 +207,9 @@ def test_a_trial_whose_result_was_written_is_finished(url: str, monkeypatch: pyt
         record = study.begin(spec(), AXES)
         record = finished(study.report(report(record.number, (640,), 0.25)))
         with monkeypatch.context() as patch:
-            patch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", lambda *_: (_ for _ in ()).throw(SystemExit))
+            patch.setattr(
+                optuna.storages.RDBStorage, "set_trial_state_values", lambda *_: (_ for _ in ()).throw(SystemExit)
+            )
             with pytest.raises(SystemExit):
                 study.finish(record)
     with opened(url) as study:
@@ -282,7 +290,9 @@ def test_a_file_that_is_no_database(url: str, tmp_path: Path) -> None:
     """It is named, not touched, and no lock is left."""
     (tmp_path / "bstune.db").write_text("my thesis " * 1000)
     for attempt in (open_storage, read_storage):
-        with pytest.raises(StudyError, match=r"bstune\.db cannot be used: it is not a database\. Name another file with --storage"):
+        with pytest.raises(
+            StudyError, match=r"bstune\.db cannot be used: it is not a database\. Name another file with --storage"
+        ):
             attempt(url)
     assert (tmp_path / "bstune.db").read_text() == "my thesis " * 1000
     assert not (tmp_path / "bstune.db.lock").exists()
@@ -452,7 +462,9 @@ def test_a_finished_trial_is_seen_before_a_study_makes_way(url: str, monkeypatch
         record = study.begin(spec(), AXES)
         record = finished(study.report(report(record.number, (640,), 0.25)))
         with monkeypatch.context() as patch:
-            patch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", lambda *_: (_ for _ in ()).throw(SystemExit))
+            patch.setattr(
+                optuna.storages.RDBStorage, "set_trial_state_values", lambda *_: (_ for _ in ()).throw(SystemExit)
+            )
             with pytest.raises(SystemExit):
                 study.finish(record)
     with open_storage(url) as storage:

@@ -80,12 +80,16 @@ def test_a_traced_step_runs_through_the_caching_allocator() -> None:
     device = FakeDevice(capacity_gib=1, trace=model)
 
     assert device.step(100) == (100 + 100 + 150) << 20
-    assert not device.attempt(500).fits  # 100 + 500 + 750 MiB do not fit at once: the allocator gives 500 back and retries.
+    assert not device.attempt(
+        500
+    ).fits  # 100 + 500 + 750 MiB do not fit at once: the allocator gives 500 back and retries.
     assert device.retries == 2
     assert device.attempt(700).outcome == "oom"
 
 
-@pytest.mark.parametrize(("kind", "words"), [("cublas", "CUBLAS_STATUS_ALLOC_FAILED"), ("cudnn", "CUDNN_STATUS_ALLOC_FAILED")])
+@pytest.mark.parametrize(
+    ("kind", "words"), [("cublas", "CUBLAS_STATUS_ALLOC_FAILED"), ("cudnn", "CUDNN_STATUS_ALLOC_FAILED")]
+)
 def test_libraries_run_out_of_memory_in_their_own_words(kind: Any, words: str) -> None:
     """Plain RuntimeErrors, which the classifier must know."""
     device = FakeDevice(gib_per_sample=0.1, faults=[Fault(kind, from_size=4)])
@@ -154,7 +158,9 @@ def test_limits_that_are_not_memory() -> None:
 
 def test_noise_scatters_what_is_measured_but_not_what_is_true() -> None:
     """With one seed the same scatter."""
-    peaks = [[FakeDevice(gib_per_sample=1.0, noise=0.01, seed=s).attempt(4).peak_bytes for _ in range(2)] for s in (0, 1)]
+    peaks = [
+        [FakeDevice(gib_per_sample=1.0, noise=0.01, seed=s).attempt(4).peak_bytes for _ in range(2)] for s in (0, 1)
+    ]
 
     assert peaks[0][0] == peaks[0][1] != peaks[1][0]
     assert peaks[0][0] == pytest.approx(4 * GIB, rel=0.05)
@@ -259,7 +265,10 @@ def test_slices_and_processes_can_be_listed() -> None:
 
     assert nvml.nvmlDeviceGetMigMode(card) == [1, 1]
     assert nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, 0)) == "MIG-1"
-    assert [(p.pid, p.usedGpuMemory) for p in nvml.nvmlDeviceGetComputeRunningProcesses(card)] == [(7, 2 * GIB), (8, None)]
+    assert [(p.pid, p.usedGpuMemory) for p in nvml.nvmlDeviceGetComputeRunningProcesses(card)] == [
+        (7, 2 * GIB),
+        (8, None),
+    ]
     with pytest.raises(pynvml.NVMLError_InvalidArgument):
         nvml.nvmlDeviceGetHandleByIndex(1)
     with pytest.raises(pynvml.NVMLError_NotFound):

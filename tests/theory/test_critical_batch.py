@@ -26,7 +26,9 @@ def probe(a_s: float = 0.01, c_s: float = 0.0001, **changes: Any) -> ProbeResult
     return known_probe(step_s=(a_s, c_s), n_train_samples=10_000, **changes)
 
 
-def told(line: BatchLine | None, scale: NoiseScale | None, given: ProbeResult | None, batches: Sequence[int]) -> BatchAnswer:
+def told(
+    line: BatchLine | None, scale: NoiseScale | None, given: ProbeResult | None, batches: Sequence[int]
+) -> BatchAnswer:
     """Return the answer by a line, a noise scale and a probe."""
     step_s = Cost.of(FACTS, given).step_s
     return answer_batch(line, scale, given, batches, step_s=step_s, target=0.3, data_set_largest=1024)
@@ -145,7 +147,12 @@ def test_what_is_not_known_is_null() -> None:
     dominated = told(None, NoiseScale(None, 90.0, None, 8), probe(), SIZES)
     untimed = answered(400, None)
 
-    assert (dominated.source, dominated.b_star, dominated.noise_scale, dominated.noise_scale_low) == (None, None, None, 90.0)
+    assert (dominated.source, dominated.b_star, dominated.noise_scale, dominated.noise_scale_low) == (
+        None,
+        None,
+        None,
+        90.0,
+    )
     assert untimed.b_crit == pytest.approx(400, rel=0.05)
     assert (untimed.b_star, untimed.fastest, untimed.decided_by) == (None, None, None)
     assert BatchLimits.of(untimed, 512, None, more_memory=False) is None

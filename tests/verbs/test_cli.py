@@ -106,12 +106,21 @@ HEAVY = {"torch", "optuna", "numpy", "pandas", "ray", "sqlalchemy", "rich", "clo
 
 
 @pytest.mark.parametrize(
-    "code", ["import bstune", "from bstune.cli import main; main(['--help'])", "from bstune.cli import main; main(['search', '-h'])"]
+    "code",
+    [
+        "import bstune",
+        "from bstune.cli import main; main(['--help'])",
+        "from bstune.cli import main; main(['search', '-h'])",
+    ],
 )
 def test_help_and_import_load_nothing_heavy(code: str) -> None:
     """`bstune --help` and `import bstune` load none of the big libraries."""
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], check=True, capture_output=True, text=True)
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
+    loaded = {
+        line.rpartition("|")[2].strip().partition(".")[0]
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert "bstune" in loaded
     assert loaded & HEAVY == set()
 
@@ -153,7 +162,11 @@ def test_the_options_of_search_are_the_arguments_of_search() -> None:
         (["probe", "loud.py", "--memory", "12parsecs"], 2, "'12parsecs' is not a size"),
         (["probe", "loud.py", "--max-batch", "0"], 2, "max_batch=0: expected at least 1"),
         (["probe", "loud.py", "--min-batch", "9", "--max-batch", "8"], 2, "min_batch=9 is more than max_batch=8"),
-        (["probe", "loud.py", "--min-batch", "9", "--max-batch", "15", "--multiple-of", "8"], 2, "no multiple of it lies between"),
+        (
+            ["probe", "loud.py", "--min-batch", "9", "--max-batch", "15", "--multiple-of", "8"],
+            2,
+            "no multiple of it lies between",
+        ),
         (["search", "loud.py", "--budget", "0", "--jobs", "0"], 2, "2 arguments are wrong"),
         (["search", "loud.py", "--space", "batch_size"], 2, "expected NAME=VALUES"),
         (["search", "loud.py", "--baseline", "64"], 2, "expected (batch_size, learning_rate)"),
@@ -201,7 +214,16 @@ def test_a_whole_search_with_a_model_that_prints(folder: Path) -> None:
     (folder / "probe.json").write_text(probed.stdout)
     write_model(folder, workers=1)
 
-    options = ["--probe", "probe.json", "--budget", "2", "--space", "batch_size=8,16", "--space", "learning_rate=0.01,0.1"]
+    options = [
+        "--probe",
+        "probe.json",
+        "--budget",
+        "2",
+        "--space",
+        "batch_size=8,16",
+        "--space",
+        "learning_rate=0.01,0.1",
+    ]
     found = run("search", "loud.py", *options, "--json")
     assert found.returncode == 0, found.stderr
     result = bstune.SearchResult.from_dict(json.loads(found.stdout))
@@ -224,7 +246,11 @@ def test_a_whole_search_with_a_model_that_prints(folder: Path) -> None:
     other = run("search", "loud.py", *options, "--seed", "5")
     assert (other.returncode, other.stdout) == (1, "")
     assert "seed: was 0, now 5" in other.stderr
-    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["bstune.db", "loud.py", "probe.json"]
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == [
+        "bstune.db",
+        "loud.py",
+        "probe.json",
+    ]
 
 
 def assert_can_be_pasted(text: str, result: bstune.SearchResult) -> None:
@@ -284,7 +310,9 @@ def children_of(pid: int) -> list[int]:
 def gone(pids: list[int], within_s: float = 10.0) -> bool:
     """Whether these processes end in time."""
     end_s = time.monotonic() + within_s
-    while any(os.path.exists(f"/proc/{pid}") and "Z" not in Path(f"/proc/{pid}/stat").read_text().split() for pid in pids):
+    while any(
+        os.path.exists(f"/proc/{pid}") and "Z" not in Path(f"/proc/{pid}/stat").read_text().split() for pid in pids
+    ):
         if time.monotonic() > end_s:
             return False
         time.sleep(0.05)

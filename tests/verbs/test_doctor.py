@@ -42,7 +42,9 @@ def storage_of(url: str | None = None) -> Finding:
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Every file of a folder, with what is in it and when it was written; the index of SQLite's log belongs to its readers."""
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir() if path.suffix != ".db-shm"}
+    return {
+        path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir() if path.suffix != ".db-shm"
+    }
 
 
 def test_a_machine_that_works(tmp_path: Path) -> None:
@@ -100,7 +102,9 @@ def test_what_a_killed_search_left_is_left_for_the_next_one(tmp_path: Path) -> N
     assert storage_of().found.endswith("bstune.db: 1 study")
     assert contents(tmp_path) == before
 
-    with contextlib.closing(sqlite3.connect(tmp_path / "bstune.db")) as last:  # It takes the log into the database, whose mode stays.
+    with contextlib.closing(
+        sqlite3.connect(tmp_path / "bstune.db")
+    ) as last:  # It takes the log into the database, whose mode stays.
         last.execute("SELECT count(*) FROM studies").fetchone()
     assert {path.name for path in tmp_path.iterdir()} == {"bstune.db", "bstune.db.lock"}
     before = contents(tmp_path)

@@ -53,7 +53,8 @@ def test_cards_are_known_by_the_names_that_people_use(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("H100", "H100 80GB or H100 NVL 94GB"), ("Voodoo 2", "not in the table"), ("", "not in the table")]
+    ("name", "said"),
+    [("H100", "H100 80GB or H100 NVL 94GB"), ("Voodoo 2", "not in the table"), ("", "not in the table")],
 )
 def test_an_unclear_card_is_an_error_that_lists_the_choices(name: str, said: str) -> None:
     """A wrong card would give a wrong answer, so nothing is guessed."""
@@ -75,7 +76,9 @@ def test_plan_scales_with_the_memory_of_the_card(path: Path) -> None:
     assert one.micro_batch_size is not None
     assert two.micro_batch_size is not None
     assert one.limited_by == two.limited_by == "memory"
-    assert 1.5 < two.micro_batch_size / one.micro_batch_size < 2.7  # 1.0 and 2.0 GiB after context and headroom, less fragments.
+    assert (
+        1.5 < two.micro_batch_size / one.micro_batch_size < 2.7
+    )  # 1.0 and 2.0 GiB after context and headroom, less fragments.
     assert one.reserved_bytes is not None
     assert one.reserved_bytes <= one.budget_bytes
     assert none.micro_batch_size is None

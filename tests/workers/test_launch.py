@@ -48,16 +48,31 @@ def objective(trial):
             trial.report(val_loss=loss(trial.learning_rate), samples=samples)
 """
 NEIGHBOUR = "def loss(rate):\n    return abs(rate - 0.01)\n"
-OPTIONS = ["--device", "cpu", "--budget", "2", "--space", "batch_size=16", "--space", "learning_rate=0.01,0.1", "--jobs", "2"]
+OPTIONS = [
+    "--device",
+    "cpu",
+    "--budget",
+    "2",
+    "--space",
+    "batch_size=16",
+    "--space",
+    "learning_rate=0.01,0.1",
+    "--jobs",
+    "2",
+]
 
 
 def lay_traps(folder: Path) -> Path:
     """Put modules into a folder that say when they are run, under names of Python, of what is installed, and of bstune."""
     for name in TRAPS:
-        (folder / f"{name}.py").write_text(f"open({str(folder / f'executed-{name}')!r}, 'w').close()\nraise ImportError('a trap')\n")
+        (folder / f"{name}.py").write_text(
+            f"open({str(folder / f'executed-{name}')!r}, 'w').close()\nraise ImportError('a trap')\n"
+        )
     package = folder / "bstune"
     package.mkdir()
-    (package / "__init__.py").write_text(f"open({str(folder / 'executed-bstune')!r}, 'w').close()\nraise ImportError('a trap')\n")
+    (package / "__init__.py").write_text(
+        f"open({str(folder / 'executed-bstune')!r}, 'w').close()\nraise ImportError('a trap')\n"
+    )
     (folder / "bstune.py").write_text((package / "__init__.py").read_text())
     return folder
 
@@ -70,7 +85,9 @@ def executed(folder: Path) -> list[str]:
 def run(command: list[Any], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a program in a folder, with variables changed."""
     environment = {**os.environ, "BSTUNE_STORAGE": "sqlite:///:memory:", **variables}
-    return subprocess.run([*map(str, command)], cwd=folder, env=environment, check=False, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [*map(str, command)], cwd=folder, env=environment, check=False, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.fixture
@@ -113,7 +130,9 @@ result = bstune.search(
 )
 print(result.recommendation.learning_rate)
 """
-HELPER = MODEL.replace("@bstune.objective(n_samples=320, epochs=1, evals=2)\n", "").replace("def objective", "def train")
+HELPER = MODEL.replace("@bstune.objective(n_samples=320, epochs=1, evals=2)\n", "").replace(
+    "def objective", "def train"
+)
 
 
 def test_a_script_finds_what_is_beside_it_and_runs_nothing_else(tmp_path: Path) -> None:
@@ -193,13 +212,23 @@ BY_MODULE = {"__file__": "/x/cli.py", "__spec__": types.SimpleNamespace(name="bs
         (PROGRAM_ITSELF, ".", ["/bin", "HERE", LIBRARY], ["HERE", LIBRARY]),
         (BY_MODULE, ".", ["HERE", "HERE", LIBRARY], ["HERE", LIBRARY]),
         (BY_MODULE, "", ["HERE", LIBRARY], [LIBRARY]),
-        ({"__file__": "/scripts/train.py"}, "", ["/scripts", LIBRARY, "/installed"], ["/scripts", LIBRARY, "/installed"]),
+        (
+            {"__file__": "/scripts/train.py"},
+            "",
+            ["/scripts", LIBRARY, "/installed"],
+            ["/scripts", LIBRARY, "/installed"],
+        ),
         ({"__file__": "/scripts/train.py"}, "", ["/scripts", "", LIBRARY], ["/scripts", LIBRARY, "HERE"]),
         ({}, "", ["", LIBRARY, "/installed"], [LIBRARY, "HERE", "/installed"]),
     ],
 )
 def test_where_workers_look_for_modules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: dict[str, Any], variable: str, path: list[str], expected: list[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    main: dict[str, Any],
+    variable: str,
+    path: list[str],
+    expected: list[str],
 ) -> None:
     """As the caller does, but in the current folder only after the standard library, and for the command line where it was named."""
     monkeypatch.chdir(tmp_path)

@@ -140,7 +140,8 @@ def host(model: Path) -> Iterator[Host]:
 
 
 @pytest.mark.parametrize(
-    ("does", "came"), [("end", "Finished"), ("raise", "error"), ("exit", "crashed"), ("kill", "killed"), ("hang", "cancelled")]
+    ("does", "came"),
+    [("end", "Finished"), ("raise", "error"), ("exit", "crashed"), ("kill", "killed"), ("hang", "cancelled")],
 )
 def test_what_a_trial_starts_ends_with_it(host: Host, model: Path, does: str, came: str) -> None:
     """Whichever way it ends, and at once: a daemon that holds the trial's connection does not make it look hung."""
@@ -264,7 +265,9 @@ def test_nothing_is_left_when_the_search_is_killed(tmp_path: Path, number: signa
     """By SIGKILL too, which gives it no time to clear up."""
     (tmp_path / "model.py").write_text(MODEL if forks else A_THREAD + MODEL)
     (tmp_path / "caller.py").write_text(CALLER)
-    caller = subprocess.Popen([sys.executable, "caller.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    caller = subprocess.Popen(
+        [sys.executable, "caller.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert caller.stdout is not None
     with caller.stdout as said:
         assert said.readline() == "ready\n"
@@ -286,7 +289,10 @@ def test_a_process_is_ended_only_if_it_bears_the_word() -> None:
     others = subprocess.Popen(sleep, env=leftovers.marked(dict(os.environ), "another-word"))
     try:
         deadline_s = time.monotonic() + 5  # Until they have become the program that they are to be.
-        while any(psutil.Process(process.pid).name() != "sleep" for process in (ours, nested, others)) and time.monotonic() < deadline_s:
+        while (
+            any(psutil.Process(process.pid).name() != "sleep" for process in (ours, nested, others))
+            and time.monotonic() < deadline_s
+        ):
             time.sleep(0.01)
 
         leftovers.end_marked("a-word-of-ours")

@@ -32,7 +32,19 @@ from bstune.tuner.workers.wire import Line, MalformedError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-SPEC = TrialSpec(3, "search", 100, 100, 1, 0.1, 0, 1000, (500, 1000), {"depth": 2, "kind": "a", "rate": None}, checkpoint_to="/kept/3.pt")
+SPEC = TrialSpec(
+    3,
+    "search",
+    100,
+    100,
+    1,
+    0.1,
+    0,
+    1000,
+    (500, 1000),
+    {"depth": 2, "kind": "a", "rate": None},
+    checkpoint_to="/kept/3.pt",
+)
 REPORT = TrialReport(3, (500,), 500, 0.5, {"accuracy": 0.9}, 1.5)
 READING = Reading(1 << 30, 1 << 28, "train", 3, (0.1, 0.2), (0.1,), {"train": 1 << 30}, 10, 20, 30)
 TRACE = Trace(
@@ -56,8 +68,13 @@ MEASURED = messages.Measured(READING, MeasureNotes(32, 8, "SGD", ("beware",), 0.
     [
         messages.Hello(("/a", "/b"), {"PATH": "/bin", "ODD": "\udcff"}, 10, True),
         messages.Start(messages.Job(messages.Describe(), "cpu", 2, None), True),
-        messages.Start(messages.Job(messages.Measure(MeasureSpec(8, 8, 2, 3, 0), traced=True), "cpu", 2, 1 << 40), False),
-        messages.Start(messages.Job(messages.Train(dataclasses.replace(SPEC, splits={"A100": Split(8, 2, None)})), "cuda:0", 1, 5), True),
+        messages.Start(
+            messages.Job(messages.Measure(MeasureSpec(8, 8, 2, 3, 0), traced=True), "cpu", 2, 1 << 40), False
+        ),
+        messages.Start(
+            messages.Job(messages.Train(dataclasses.replace(SPEC, splits={"A100": Split(8, 2, None)})), "cuda:0", 1, 5),
+            True,
+        ),
         messages.Exited(77, -9),
         Facts("a name", "loop", 1000, 1.5, metrics=("f1",)),
         dataclasses.replace(REPORT, noise=(NoisePoint(500, 4, 8, None, 2.0),), interval=100),
@@ -208,7 +225,14 @@ JSON = st.recursive(
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.sampled_from([REPORT, MEASURED, messages.Failure("oom", "E", "m", "t", False, READING), messages.Trained(1000, 1.0, None, None)]),
+    st.sampled_from(
+        [
+            REPORT,
+            MEASURED,
+            messages.Failure("oom", "E", "m", "t", False, READING),
+            messages.Trained(1000, 1.0, None, None),
+        ]
+    ),
     st.data(),
 )
 def test_nothing_but_an_answer_or_one_kind_of_error_comes_of_any_message(message: Any, data: st.DataObject) -> None:
@@ -222,7 +246,9 @@ def test_nothing_but_an_answer_or_one_kind_of_error_comes_of_any_message(message
         else:
             break
     place[key] = data.draw(JSON)
-    listener = Listener(messages.Measure(MeasureSpec(4, 4, 1, 2, 0)) if isinstance(message, messages.Measured) else messages.Train(SPEC))
+    listener = Listener(
+        messages.Measure(MeasureSpec(4, 4, 1, 2, 0)) if isinstance(message, messages.Measured) else messages.Train(SPEC)
+    )
     answer: Any = None
     with contextlib.suppress(MalformedError):
         answer = listener.take(json.dumps(found).encode())
@@ -311,7 +337,9 @@ def test_who_does_not_read_is_not_waited_for(ends: tuple[Line, socket.socket]) -
     assert time.monotonic() - began_s < 2
 
 
-def test_descriptors_come_after_their_message_and_are_not_inherited(ends: tuple[Line, socket.socket], tmp_path: Path) -> None:
+def test_descriptors_come_after_their_message_and_are_not_inherited(
+    ends: tuple[Line, socket.socket], tmp_path: Path
+) -> None:
     """The worker reads no byte too many, and no program that it starts holds what it got."""
     line, theirs = ends
     with (tmp_path / "file").open("wb") as file:
@@ -416,7 +444,9 @@ def test_a_search_survives_what_its_trials_send(model: Path, monkeypatch: pytest
 
     lost = {wanted[record.number]: record for record in result.records if record.state == "failed"}
     said = {does: record.reason for does, record in lost.items()}
-    assert {does: record.cause for does, record in lost.items()} == dict.fromkeys(wanted[1:], "crashed") | {"half": "hung"}
+    assert {does: record.cause for does, record in lost.items()} == dict.fromkeys(wanted[1:], "crashed") | {
+        "half": "hung"
+    }
     assert "announced a message of 2,147,483,648 bytes" in said["2 GiB"]
     assert "no message" in said["pickle"]
     assert "no message" in said["garbage"]
@@ -476,7 +506,8 @@ def test_a_probe_says_what_it_was_sent(model: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("body", "said"), [("os.urandom(50)", "its process"), ("b'{}'", "its process"), ("struct.pack('>I', 1 << 31)", "2,147")]
+    ("body", "said"),
+    [("os.urandom(50)", "its process"), ("b'{}'", "its process"), ("struct.pack('>I', 1 << 31)", "2,147")],
 )
 def test_a_file_that_writes_to_the_socket_while_it_is_loaded_is_an_error(tmp_path: Path, body: str, said: str) -> None:
     """One that names what happened, and no traceback of bstune's."""

@@ -159,7 +159,11 @@ def test_an_exception_comes_with_the_users_own_traceback(host: Host) -> None:
 @pytest.mark.parametrize("does", ["train", "deaf", "silent"])
 def test_a_stopped_loop_ends_even_if_it_does_not_listen(host: Host, does: str) -> None:
     """One that passes the signal on ends where it was stopped; one that swallows it is ended by its process."""
-    (finished,) = (event for event in run(host, spec_of(does, end_samples=100_000), verdict="stop") if not isinstance(event, Reported))
+    (finished,) = (
+        event
+        for event in run(host, spec_of(does, end_samples=100_000), verdict="stop")
+        if not isinstance(event, Reported)
+    )
 
     assert isinstance(finished, Finished)
     assert finished.samples == 500
@@ -229,7 +233,9 @@ def test_a_dead_parent_leaves_no_orphan(tmp_path: Path, signal_number: signal.Si
     """Template, trial and the trial's loader worker end with the caller, however it ended; the script needs no __main__ guard."""
     script = tmp_path / "caller.py"
     script.write_text(CALLER)
-    caller = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    caller = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert caller.stdout is not None
     assert caller.stdout.readline() == "ready\n"
     deadline = time.monotonic() + 10
@@ -268,7 +274,9 @@ def test_a_file_that_makes_forking_unsafe_gets_fresh_programs(tmp_path: Path, li
     path = tmp_path / "model.py"
     path.write_text(f"{line}\n{MODEL}")
     with Host(bstune.load(path), device="cpu") as host:
-        events = [event for number in range(2) for event in run(host, spec_of("train", number)) if isinstance(event, Finished)]
+        events = [
+            event for number in range(2) for event in run(host, spec_of("train", number)) if isinstance(event, Finished)
+        ]
 
         assert host.fork is (said is None)
         assert all(said in warning for warning in host.warnings) if said else not host.warnings

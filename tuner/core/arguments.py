@@ -52,7 +52,9 @@ def parse_size(text: str | int) -> int:
     match = _SIZE.fullmatch(text.strip() if isinstance(text, str) else _brief(text))
     units = {name.upper(): factor for name, factor in _UNITS.items()}
     if isinstance(text, bool) or match is None or match[2].upper() not in units:
-        raise ArgumentError(f"{_brief(text)} is not a size: expected a number with a unit, such as 12GiB, 800MiB or 12GB.")
+        raise ArgumentError(
+            f"{_brief(text)} is not a size: expected a number with a unit, such as 12GiB, 800MiB or 12GB."
+        )
     amount = float(match[1]) * units[match[2].upper()]
     if not 1 <= amount <= MOST_BYTES:
         raise ArgumentError(f"{_brief(text)} is not a size: expected at least one byte, and at most a million TiB.")
@@ -107,7 +109,9 @@ class Checks:
             self.wrong(f"{name}={_brief(value)}: expected a whole number of at least {minimum}.")
             return minimum
         if not minimum <= number <= maximum:
-            self.wrong(f"{name}={_brief(value)}: expected {f'at least {minimum}' if number < minimum else f'at most {maximum}'}.")
+            self.wrong(
+                f"{name}={_brief(value)}: expected {f'at least {minimum}' if number < minimum else f'at most {maximum}'}."
+            )
             return minimum
         return number
 
@@ -144,15 +148,23 @@ class Checks:
 
     def study(self, value: Any) -> None:
         """Note a problem unless the value can be the name of a study, or is None."""
-        if value is not None and not (isinstance(value, str) and value.strip() and value.isprintable() and len(value) <= MOST_NAME):
-            self.wrong(f"study={_brief(value)}: expected a name of at most {MOST_NAME} characters that can be printed on one line.")
+        if value is not None and not (
+            isinstance(value, str) and value.strip() and value.isprintable() and len(value) <= MOST_NAME
+        ):
+            self.wrong(
+                f"study={_brief(value)}: expected a name of at most {MOST_NAME} characters that can be printed on one line."
+            )
 
     def done(self) -> None:
         """Raise an ArgumentError with all that is wrong, if anything is."""
         if len(self.problems) == 1:
             raise ArgumentError(self.problems[0])
         if self.problems:
-            raise ArgumentError("\n".join([f"{len(self.problems)} arguments are wrong:", *(f"  {problem}" for problem in self.problems)]))
+            raise ArgumentError(
+                "\n".join(
+                    [f"{len(self.problems)} arguments are wrong:", *(f"  {problem}" for problem in self.problems)]
+                )
+            )
 
 
 def _filled(asked: Mapping[str, Any], *shapes: type) -> SimpleNamespace:
@@ -190,7 +202,9 @@ class ProbeArguments:
 
     def settings(self) -> dict[str, Any]:
         """Return what a stored probe must have been made with to be the answer."""
-        kept = {name: value for name, value in asdict(self).items() if name not in ("memory", "fresh", "study", "storage")}
+        kept = {
+            name: value for name, value in asdict(self).items() if name not in ("memory", "fresh", "study", "storage")
+        }
         return {**kept, "memory_bytes": self.memory}
 
 
@@ -207,7 +221,9 @@ def check_probe(**asked: Any) -> ProbeArguments:
     arguments = ProbeArguments(
         device=given.device,
         memory=checks.size("memory", given.memory),
-        headroom=checks.real("headroom", given.headroom, lambda x: 0 <= x < 1, "a share of memory from 0 up to, but below, 1"),
+        headroom=checks.real(
+            "headroom", given.headroom, lambda x: 0 <= x < 1, "a share of memory from 0 up to, but below, 1"
+        ),
         min_batch=checks.integer("min_batch", given.min_batch, 1),
         max_batch=None if given.max_batch is None else checks.integer("max_batch", given.max_batch, 1),
         multiple_of=checks.integer("multiple_of", given.multiple_of, 1),
@@ -224,7 +240,9 @@ def check_probe(**asked: Any) -> ProbeArguments:
     if largest is not None and arguments.min_batch > largest:
         checks.wrong(f"min_batch={arguments.min_batch} is more than max_batch={largest}: expected at most as much.")
     elif largest is not None and -(-arguments.min_batch // multiple) * multiple > largest:
-        checks.wrong(f"multiple_of={multiple}: no multiple of it lies between min_batch={arguments.min_batch} and max_batch={largest}.")
+        checks.wrong(
+            f"multiple_of={multiple}: no multiple of it lies between min_batch={arguments.min_batch} and max_batch={largest}."
+        )
     checks.done()
     return arguments
 
@@ -265,7 +283,9 @@ def check_search(**asked: Any) -> SearchArguments:
         checks.text(name, text)
     checks.study(given.study)
     if given.ray_address is not None and given.engine != "ray":
-        checks.wrong(f"ray_address={_brief(given.ray_address)}: it goes with engine='ray', not with engine={_brief(given.engine)}.")
+        checks.wrong(
+            f"ray_address={_brief(given.ray_address)}: it goes with engine='ray', not with engine={_brief(given.engine)}."
+        )
     if given.isolation == "none" and given.engine == "ray":
         checks.wrong("engine='ray': with isolation='none' trials run in this process. Leave one of the two out.")
     if given.probe is not None and not isinstance(given.probe, ProbeResult):
@@ -279,8 +299,12 @@ def check_search(**asked: Any) -> SearchArguments:
         checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
     plan = Plan(
         goal=given.goal,
-        target=None if given.target is None else checks.real("target", given.target, lambda _: True, "a finite validation loss"),
-        tolerance=checks.real("tolerance", given.tolerance, lambda x: 0 <= x < 1, "a share of the best loss from 0 up to, but below, 1"),
+        target=None
+        if given.target is None
+        else checks.real("target", given.target, lambda _: True, "a finite validation loss"),
+        tolerance=checks.real(
+            "tolerance", given.tolerance, lambda x: 0 <= x < 1, "a share of the best loss from 0 up to, but below, 1"
+        ),
         budget=Plan.budget
         if given.budget is None
         else checks.real("budget", given.budget, lambda x: 0 < x <= 1e9, "full runs, more than 0 and at most 1e9"),
@@ -294,7 +318,9 @@ def check_search(**asked: Any) -> SearchArguments:
         seed=checks.integer("seed", given.seed, 0, MOST_SEED),
     )
     seconds = None if given.timeout is None else checks.real("timeout", given.timeout, _is_time, _TIME)
-    silence_s = None if given.trial_timeout is None else checks.real("trial_timeout", given.trial_timeout, _is_time, _TIME)
+    silence_s = (
+        None if given.trial_timeout is None else checks.real("trial_timeout", given.trial_timeout, _is_time, _TIME)
+    )
     checks.done()
     return SearchArguments(
         plan=plan,
@@ -338,7 +364,9 @@ def _space(checks: Checks, space: Any) -> dict[str, Any]:
         if not isinstance(name, str) or not name.isidentifier() or len(name) > MOST_NAME:
             checks.wrong(f"{where}: expected a name such as weight_decay, of at most {MOST_NAME} characters.")
         elif name in TRIAL_COLUMNS and name != "learning_rate":
-            checks.wrong(f"{where}: bstune uses this name itself; the dimensions it knows are batch_size and learning_rate.")
+            checks.wrong(
+                f"{where}: bstune uses this name itself; the dimensions it knows are batch_size and learning_rate."
+            )
         else:
             checked[name] = _dimension(checks, where, name, values)
     return checked
@@ -364,11 +392,15 @@ def _dimension(checks: Checks, where: str, name: str, values: Any) -> Any:
         return [one(value, f"{where}[{i}]") for i, value in enumerate(values)]
     if isinstance(values, tuple):
         if len(values) != 2:
-            checks.wrong(f"{where}={_brief(values)}: expected (lowest, highest); write a list to try exactly these values.")
+            checks.wrong(
+                f"{where}={_brief(values)}: expected (lowest, highest); write a list to try exactly these values."
+            )
             return values
         whole, before = name == "batch_size", len(checks.problems)
         low, high = (
-            checks.integer(f"{where}[{i}]", value, 1) if whole else checks.real(f"{where}[{i}]", value, _is_rate, _RATES)
+            checks.integer(f"{where}[{i}]", value, 1)
+            if whole
+            else checks.real(f"{where}[{i}]", value, _is_rate, _RATES)
             for i, value in enumerate(values)
         )
         if low > high and len(checks.problems) == before:
@@ -376,7 +408,9 @@ def _dimension(checks: Checks, where: str, name: str, values: Any) -> Any:
         return (low, high)
     if _is_distribution(values):
         if name == "batch_size" and type(values).__name__ != "IntDistribution":
-            checks.wrong(f"{where}={_brief(values)}: expected whole numbers; write a list, (lowest, highest) or an IntDistribution.")
+            checks.wrong(
+                f"{where}={_brief(values)}: expected whole numbers; write a list, (lowest, highest) or an IntDistribution."
+            )
         return values
     return one(values)
 

@@ -48,5 +48,9 @@ class Findings:
         for item in self.items:
             advice = f"  {item.advice}" if item.advice else ""
             lines.append(f"{item.verdict:<6}{item.name:<{width}}  {item.found}{advice}")
-        last = "Everything that bstune needs works." if self.healthy else "Something will not work: see the lines that begin with `wrong`."
+        last = (
+            "Everything that bstune needs works."
+            if self.healthy
+            else "Something will not work: see the lines that begin with `wrong`."
+        )
         return "\n".join([*lines, last])

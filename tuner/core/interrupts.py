@@ -21,7 +21,9 @@ def held() -> Iterator[None]:
         return
     arrived: list[int] = []
     found = {int(number): signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
-    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {n: handler for n, handler in found.items() if callable(handler)}
+    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {
+        n: handler for n, handler in found.items() if callable(handler)
+    }
 
     def note(number: int, frame: FrameType | None) -> None:
         if arrived and number == signal.SIGINT:
@@ -34,7 +36,9 @@ def held() -> Iterator[None]:
         yield
     finally:
         for number, handler in handlers.items():  # SIGINT last: it may raise from here on.
-            if signal.getsignal(number) is note:  # Else one came before all were held, and has set what the next one does.
+            if (
+                signal.getsignal(number) is note
+            ):  # Else one came before all were held, and has set what the next one does.
                 signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])

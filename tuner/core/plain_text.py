@@ -73,7 +73,9 @@ def hide_secrets(text: str, secrets: Iterable[str] = ()) -> str:
         text = re.sub(found, HIDDEN, text)
     if "@" in text:
         text = _USER_INFO.sub(_without_password, text)
-    return _SECRET_PARAMETER.sub(lambda found: f"{found['query'] or found['name']}{HIDDEN}", text) if "=" in text else text
+    return (
+        _SECRET_PARAMETER.sub(lambda found: f"{found['query'] or found['name']}{HIDDEN}", text) if "=" in text else text
+    )
 
 
 def _without_password(found: re.Match[str]) -> str:
@@ -96,4 +98,6 @@ def secrets_in(url: str) -> tuple[str, ...]:
     # By its decoded name: the name itself may be written with escapes.
     items = [item.partition("=") for item in url.partition("?")[2].split("&")]
     found += [value for name, _, value in items if re.fullmatch(_SECRET_NAME, unquote_plus(name), re.IGNORECASE)]
-    return tuple(dict.fromkeys(form for secret in found if secret for form in (secret, unquote_plus(secret)) if form != HIDDEN))
+    return tuple(
+        dict.fromkeys(form for secret in found if secret for form in (secret, unquote_plus(secret)) if form != HIDDEN)
+    )

@@ -122,7 +122,9 @@ class StepTimeLine(Record):
         """Read back what `to_dict` wrote."""
         line = super().from_dict(data)
         if line.a_s + line.c_s_per_sample < LEAST_S:
-            raise BstuneError(f"StepTimeLine: expected a step to take time, found a_s={line.a_s}, c_s_per_sample={line.c_s_per_sample}.")
+            raise BstuneError(
+                f"StepTimeLine: expected a step to take time, found a_s={line.a_s}, c_s_per_sample={line.c_s_per_sample}."
+            )
         return line
 
     def step_s(self, micro_batch_size: int, accumulation_steps: int = 1) -> float:

@@ -18,7 +18,9 @@ class Plan:
     target: float | None = None
     tolerance: float = 0.02
     budget: float = 12.0
-    """Total training of the study, in full runs, confirmation included."""
+    """Total training of the study, in reference runs, confirmation included."""
+    budget_s: float | None = None
+    """The same as a duration, in seconds, where the user gave one; it then counts instead."""
     n_trials: int | None = None
     space: Mapping[str, Any] = field(default_factory=dict)
     """As the user gave it: a scalar fixes, a list means exactly these, (lo, hi) a log range, or an Optuna distribution."""

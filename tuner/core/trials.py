@@ -48,6 +48,9 @@ class Facts:
     """Of the model's modules, the shapes of its parameters and of a sample: what memory depends on besides the source."""
     ignores_rate: bool = False
     """The optimizer has the same learning rates whatever it is given."""
+    step_times: tuple[tuple[int, float], ...] = ()
+    """Seconds of an optimizer step by global batch size, ascending, where the objective states them (`step_time_s`); they are
+    then the clock, and nothing that is measured corrects them."""
 
     def __post_init__(self) -> None:
         """Refuse what no training has.

@@ -72,4 +72,14 @@ def card_bytes(name: str) -> tuple[str, int]:
 
 def _words(name: str) -> set[str]:
     name = re.sub(r"(\d)\s*(gib|gb|g)\b", r"\1gb", name.lower())
-    return set(re.findall(r"[a-z0-9]+", name)) - {"nvidia", "geforce", "tesla", "pcie", "sxm", "sxm4", "sxm5", "hbm3", "hbm3e"}
+    return set(re.findall(r"[a-z0-9]+", name)) - {
+        "nvidia",
+        "geforce",
+        "tesla",
+        "pcie",
+        "sxm",
+        "sxm4",
+        "sxm5",
+        "hbm3",
+        "hbm3e",
+    }

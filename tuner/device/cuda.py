@@ -57,7 +57,9 @@ def try_cuda(device: str) -> CudaFacts:
 
     try:
         if not torch.cuda.is_available():
-            raise DeviceError(f"{device} is not available: torch {torch.__version__} sees no working CUDA driver or card.")
+            raise DeviceError(
+                f"{device} is not available: torch {torch.__version__} sees no working CUDA driver or card."
+            )
         name = "cuda:0" if device in ("auto", "cuda") else device
         torch.zeros(8, device=name).sum().item()
         properties = torch.cuda.get_device_properties(name)
@@ -95,7 +97,9 @@ def _card_uuid(device: str) -> str:
     if not bare or bare.startswith(("GPU-", "MIG-")):
         return bare
     with nvml_session() as nvml:
-        is_slice = nvml is not None and handle_of(nvml, f"GPU-{bare}") is None and handle_of(nvml, f"MIG-{bare}") is not None
+        is_slice = (
+            nvml is not None and handle_of(nvml, f"GPU-{bare}") is None and handle_of(nvml, f"MIG-{bare}") is not None
+        )
     return f"MIG-{bare}" if is_slice else f"GPU-{bare}"
 
 
@@ -124,7 +128,11 @@ def open_context(
         uuid, total_bytes = _card_uuid(device), torch.cuda.get_device_properties(device).total_memory
         deadline_s = clock() + SETTLE_S
         enough_bytes = (1 - MOVED) * wait_for_bytes
-        while (before := nvml_memory(uuid, total_bytes=total_bytes)) and before.available_bytes < enough_bytes and clock() < deadline_s:
+        while (
+            (before := nvml_memory(uuid, total_bytes=total_bytes))
+            and before.available_bytes < enough_bytes
+            and clock() < deadline_s
+        ):
             sleep(0.05)
         torch.zeros(1, device=device)
         torch.cuda.empty_cache()
@@ -158,6 +166,9 @@ def near_capacity(device: str) -> bool:
             return False
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)  # Since torch 2.5.
-        return free_bytes < NEAR * total_bytes or torch.cuda.max_memory_reserved(device) > (1 - NEAR) * fraction * total_bytes
+        return (
+            free_bytes < NEAR * total_bytes
+            or torch.cuda.max_memory_reserved(device) > (1 - NEAR) * fraction * total_bytes
+        )
     except RuntimeError:
         return False

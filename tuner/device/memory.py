@@ -43,7 +43,9 @@ def cpu_memory() -> Memory:
     return Memory(total, available, source)
 
 
-def cgroup_limits(proc_cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
+def cgroup_limits(
+    proc_cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> list[tuple[int, int]]:
     """Return (limit, used) in bytes for this process's memory cgroup and each of its ancestors that has a limit.
 
     Used memory leaves out inactive file pages: the kernel gives those back before it kills anyone. psutil knows nothing of
@@ -65,7 +67,11 @@ def cgroup_limits(proc_cgroup: Path = Path("/proc/self/cgroup"), root: Path = Pa
         here = base / path.lstrip("/")
         # Inside a container the path is often that of the host and does not exist here; the root then holds the limit.
         for folder in (here, *here.parents):
-            limits = [value for name in limit_names if (value := _read_number(folder / name)) is not None and value < NO_CGROUP_LIMIT]
+            limits = [
+                value
+                for name in limit_names
+                if (value := _read_number(folder / name)) is not None and value < NO_CGROUP_LIMIT
+            ]
             used = _read_number(folder / used_name)
             if limits and used is not None:
                 found.append((min(limits), max(0, used - _inactive_file_bytes(folder))))

@@ -51,7 +51,10 @@ def nvml_devices() -> list[dict[str, Any]]:
         for index in range(nvml.nvmlDeviceGetCount()):
             with contextlib.suppress(nvml.NVMLError):  # A card that has fallen off the bus is not there.
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                card: dict[str, Any] = {"name": _text(nvml.nvmlDeviceGetName(handle)), "uuid": _text(nvml.nvmlDeviceGetUUID(handle))}
+                card: dict[str, Any] = {
+                    "name": _text(nvml.nvmlDeviceGetName(handle)),
+                    "uuid": _text(nvml.nvmlDeviceGetUUID(handle)),
+                }
                 memory, _ = _query_memory(nvml, handle)
                 card |= {"total_bytes": memory and memory.total_bytes, "free_bytes": memory and memory.available_bytes}
                 cards.append({**card, "driver": _text(nvml.nvmlSystemGetDriverVersion())})
@@ -69,7 +72,11 @@ def nvml_memory(uuid: str, *, total_bytes: int | None = None) -> Memory | None:
     with nvml_session() as nvml:
         handle = nvml and handle_of(nvml, uuid)
         memory = _query_memory(nvml, handle)[0] if handle else None
-    if memory is not None and total_bytes is not None and abs(memory.total_bytes - total_bytes) > SAME_TOTAL * total_bytes:
+    if (
+        memory is not None
+        and total_bytes is not None
+        and abs(memory.total_bytes - total_bytes) > SAME_TOTAL * total_bytes
+    ):
         return None
     return memory
 

@@ -60,7 +60,12 @@ class InlinePool:
             self._objective.train(trial, spec)
         except TrialPruned:
             if trial.stopped_at is None:  # The user's own, without a verdict of ours.
-                return _lost(spec, trial, ObjectiveError("The function raised TrialPruned without being told to stop."), clock() - start_s)
+                return _lost(
+                    spec,
+                    trial,
+                    ObjectiveError("The function raised TrialPruned without being told to stop."),
+                    clock() - start_s,
+                )
         except (Exception, SystemExit) as error:
             return _lost(spec, trial, error, clock() - start_s)
         samples = trial.last_samples if trial.stopped_at is None else trial.stopped_at

@@ -218,7 +218,9 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
             self._submitted = True
             spec = self._spec.on(self._kind) if self._spec.splits else self._spec
             pool.submit(spec)
-            return Placed(spec.number, self._kind if self._spec.splits else None, spec.micro_batch_size, spec.accumulation_steps)
+            return Placed(
+                spec.number, self._kind if self._spec.splits else None, spec.micro_batch_size, spec.accumulation_steps
+            )
         if self._judged is not None:
             pool.reply(self._spec.number, "stop" if self._stop else "go")
             self._judged = None

@@ -77,7 +77,9 @@ def require_ray() -> None:
     try:
         import ray.tune  # noqa: F401
     except ImportError as error:
-        raise BstuneError(f"engine='ray' needs Ray Tune, which cannot be imported ({error}): pip install 'bstune[ray]'.") from error
+        raise BstuneError(
+            f"engine='ray' needs Ray Tune, which cannot be imported ({error}): pip install 'bstune[ray]'."
+        ) from error
 
 
 class Cluster:
@@ -119,7 +121,9 @@ class Cluster:
             self._exit.callback(random.setstate, random.getstate())  # Ray draws from the global generator all along.
             own = {} if address else OWN_RAY | {"RAY_AUTH_TOKEN": token()}
             # An empty entry in it is the current folder to Python, and Ray's programs are no place for what lies there.
-            path = {"PYTHONPATH": safe_environment(os.environ).get("PYTHONPATH", "")} if "PYTHONPATH" in os.environ else {}
+            path = (
+                {"PYTHONPATH": safe_environment(os.environ).get("PYTHONPATH", "")} if "PYTHONPATH" in os.environ else {}
+            )
             self._exit.enter_context(_environment({**QUIET, **own, **path}))
             require_ray()
             from .ray_actor import Task
@@ -146,7 +150,9 @@ class Cluster:
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _kinds(self) -> dict[str, str]:
@@ -157,7 +163,9 @@ class Cluster:
 
         nodes = self._places()
         if not nodes:
-            raise DeviceError("No node of the Ray cluster has both a GPU and a CPU, and a trial needs one of each. Check `ray status`.")
+            raise DeviceError(
+                "No node of the Ray cluster has both a GPU and a CPU, and a trial needs one of each. Check `ray status`."
+            )
         ask = ray.remote(num_cpus=0)(kind_here)
         task = dataclasses.replace(self.task, objective=Pickled(b""))  # The data need not travel for this.
         found = self._get([ask.options(scheduling_strategy=_on(node)).remote(task) for node in nodes])
@@ -176,7 +184,9 @@ class Cluster:
 
         from .ray_actor import Surveyor
 
-        remote = ray.remote(num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, max_restarts=0, scheduling_strategy=_on(node))(Surveyor)
+        remote = ray.remote(
+            num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, max_restarts=0, scheduling_strategy=_on(node)
+        )(Surveyor)
         self._surveyor, self._surveyed = remote.remote(self.task), node
         self.facts: Facts
         self.device_info: DeviceInfo
@@ -212,7 +222,9 @@ class Cluster:
         with contextlib.suppress(OSError), tempfile.NamedTemporaryFile("w", dir=folder, prefix=".bstune-") as file:
             file.write(word)
             file.flush()
-            return set(self._get([ask.options(scheduling_strategy=_on(node)).remote(file.name) for node in self._places()])) == {word}
+            return set(
+                self._get([ask.options(scheduling_strategy=_on(node)).remote(file.name) for node in self._places()])
+            ) == {word}
         return False
 
     def end_survey(self) -> None:
@@ -238,7 +250,9 @@ class Cluster:
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            raise ObjectiveError(f"The objective could not be loaded on the cluster: {last_line(error)}", traceback=str(error)) from None
+            raise ObjectiveError(
+                f"The objective could not be loaded on the cluster: {last_line(error)}", traceback=str(error)
+            ) from None
         except ray.exceptions.RayError as error:
             raise DeviceError(
                 f"The Ray worker that looked at the objective was lost: {last_line(error)}. Check `ray status` and try again."
@@ -294,10 +308,14 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slo
     """
     n_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if device == "cuda" and not n_gpus:
-        raise DeviceError("device='cuda': the Ray cluster has no GPU. Use device='cpu', or start its nodes with --num-gpus.")
+        raise DeviceError(
+            "device='cuda': the Ray cluster has no GPU. Use device='cpu', or start its nodes with --num-gpus."
+        )
     if n_gpus and device != "cpu":
         if jobs > n_gpus:
-            raise DeviceError(f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and a GPU holds one trial. Use jobs={n_gpus} or fewer.")
+            raise DeviceError(
+                f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and a GPU holds one trial. Use jobs={n_gpus} or fewer."
+            )
         cpus = max(1, min(int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1))
         n = sum(_fit(node, {"CPU": 1, "GPU": 1}) for node in nodes) if jobs == 1 else jobs
         return Slots(n, cpus, 1)
@@ -327,17 +345,37 @@ def _connected(address: str | None, jobs: int, folder: Path, source: Path | None
     if address not in (None, "auto"):
         _check_reachable(str(address))
     environment = {"env_vars": {name: QUIET[name] for name in ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_USAGE_STATS_ENABLED")}}
-    options: dict[str, Any] = {"address": address, "runtime_env": environment | ({"working_dir": str(source.parent)} if source else {})}
+    options: dict[str, Any] = {
+        "address": address,
+        "runtime_env": environment | ({"working_dir": str(source.parent)} if source else {}),
+    }
     if address is None:
         n_cpus = max(usable_cores(), jobs)
-        options = {"num_cpus": n_cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(folder)}
+        options = {
+            "num_cpus": n_cpus,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": str(folder),
+        }
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False, job_config=_job_config(), **options)
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                configure_logging=False,
+                job_config=_job_config(),
+                **options,
+            )
     except Exception as error:
-        where = "Ray could not be started here" if address is None else f"The Ray cluster at {address!r} could not be joined"
-        raise DeviceError(f"{where}: {last_line(error)}. Check `ray status`; --ray-address takes auto or HOST:PORT.") from error
+        where = (
+            "Ray could not be started here"
+            if address is None
+            else f"The Ray cluster at {address!r} could not be joined"
+        )
+        raise DeviceError(
+            f"{where}: {last_line(error)}. Check `ray status`; --ray-address takes auto or HOST:PORT."
+        ) from error
     finally:
         with contextlib.suppress(ValueError):  # Not in the main thread, where Ray did not set it either.
             signal.signal(signal.SIGTERM, handler)
@@ -367,13 +405,17 @@ def _check_reachable(address: str) -> None:
     """Find out within seconds what Ray would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address.startswith("ray://"):
-        raise DeviceError(f"ray_address={address!r}: Ray's client mode will not do. Give the cluster's own HOST:PORT, such as HOST:6379.")
+        raise DeviceError(
+            f"ray_address={address!r}: Ray's client mode will not do. Give the cluster's own HOST:PORT, such as HOST:6379."
+        )
     if not colon or not host or not port.isdigit():
         raise DeviceError(f"ray_address={address!r}: expected auto or HOST:PORT, such as 10.0.0.1:6379.")
     try:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise DeviceError(f"There is no Ray cluster at {address}: {error}. Start one with `ray start --head`.") from error
+        raise DeviceError(
+            f"There is no Ray cluster at {address}: {error}. Start one with `ray start --head`."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -449,7 +491,9 @@ def _guarded(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # First: a folder that is there still is the sign that the driver was killed.
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # First: a folder that is there still is the sign that the driver was killed.
         guard.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             guard.wait(CLOSE_S)

@@ -107,7 +107,9 @@ class RayPool:
                     yield self._last(event)
                 event = self._link.events.get_nowait()
         if self._broken is not None:
-            raise DeviceError(f"Ray Tune broke down {MAX_TUNERS} times, the last time with: {self._broken}") from self._broken
+            raise DeviceError(
+                f"Ray Tune broke down {MAX_TUNERS} times, the last time with: {self._broken}"
+            ) from self._broken
 
     def _last(self, event: Finished | Lost) -> Finished | Lost:
         """Complete what only the pool knows of a run that ended."""
@@ -117,8 +119,17 @@ class RayPool:
             return event
         self._look()
         if self._slots == 0:
-            raise DeviceError(f"No node of the Ray cluster is left that could run a trial. The last one that ran: {event.message}.")
-        return Lost(event.number, event.cause, event.message, max(samples, event.samples), event.seconds or seconds, output=event.output)
+            raise DeviceError(
+                f"No node of the Ray cluster is left that could run a trial. The last one that ran: {event.message}."
+            )
+        return Lost(
+            event.number,
+            event.cause,
+            event.message,
+            max(samples, event.samples),
+            event.seconds or seconds,
+            output=event.output,
+        )
 
     def reply(self, number: int, verdict: Verdict) -> None:
         """Let a reporting run go on, or stop it."""
@@ -176,7 +187,9 @@ class RayPool:
                 verbose=0,
                 stop=_LinkStopper(self._link),
                 failure_config=tune.FailureConfig(max_failures=0),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # The trial itself writes one, where it is to go on.
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_at_end=False
+                ),  # The trial itself writes one, where it is to go on.
             ),
         )
 
@@ -350,7 +363,9 @@ class _LinkScheduler(FIFOScheduler):  # type: ignore[misc]
         self._link.ended(number, event if isinstance(event, (Finished, Lost)) else lost)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        self._link.ended(trial.config["number"], Lost(trial.config["number"], "crashed", "it was removed before it started"))
+        self._link.ended(
+            trial.config["number"], Lost(trial.config["number"], "crashed", "it was removed before it started")
+        )
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         self._link.ended(trial.config["number"], Lost(trial.config["number"], "killed", _death(trial)))

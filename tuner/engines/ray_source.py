@@ -53,11 +53,18 @@ def pack(home: Path, packed: Path) -> None:
     n_files = n_bytes = 0
     for where, folders, files in os.walk(home):
         folders[:] = [
-            name for name in folders if name[0] != "." and name not in NOT_PACKED and not (Path(where) / name / "pyvenv.cfg").exists()
+            name
+            for name in folders
+            if name[0] != "." and name not in NOT_PACKED and not (Path(where) / name / "pyvenv.cfg").exists()
         ]
         for name in files:
             path = Path(where) / name
-            if path.suffix not in PACKED_SUFFIXES or name[0] == "." or not path.is_file() or path.stat().st_size > PACKED_FILE_BYTES:
+            if (
+                path.suffix not in PACKED_SUFFIXES
+                or name[0] == "."
+                or not path.is_file()
+                or path.stat().st_size > PACKED_FILE_BYTES
+            ):
                 continue
             n_files, n_bytes = n_files + 1, n_bytes + path.stat().st_size
             if n_files > PACKED_FILES or n_bytes > PACKED_BYTES:
@@ -72,7 +79,9 @@ def pack(home: Path, packed: Path) -> None:
 
 
 def _installed(path: Path) -> bool:
-    return any(part in ("site-packages", "dist-packages") for part in path.parts) or str(path).startswith(sys.base_prefix)
+    return any(part in ("site-packages", "dist-packages") for part in path.parts) or str(path).startswith(
+        sys.base_prefix
+    )
 
 
 def _local_modules(source_home: Path | None) -> list[ModuleType]:

@@ -202,7 +202,9 @@ class Replay:
     failed_request_bytes: int | None = None
 
 
-def replay(signs: Sequence[int], storages: Sequence[int], nbytes: Sequence[int], *, capacity_bytes: int | None = None) -> Replay:
+def replay(
+    signs: Sequence[int], storages: Sequence[int], nbytes: Sequence[int], *, capacity_bytes: int | None = None
+) -> Replay:
     """Run allocation events through a fresh allocator.
 
     Args:
@@ -223,11 +225,19 @@ def replay(signs: Sequence[int], storages: Sequence[int], nbytes: Sequence[int],
         try:
             addresses[storage] = allocator.allocate(nbytes[storage])
         except OutOfReserveError as error:
-            return Replay(False, allocator.reserved_bytes, allocator.peak_allocated_bytes, allocator.retries, error.requested_bytes)
+            return Replay(
+                False,
+                allocator.reserved_bytes,
+                allocator.peak_allocated_bytes,
+                allocator.retries,
+                error.requested_bytes,
+            )
     return Replay(True, allocator.peak_reserved_bytes, allocator.peak_allocated_bytes, allocator.retries)
 
 
-def reserved_at(model: TraceModel, size: int, capacity_bytes: int | None = None, *, eval_size: int | None = None) -> Replay:
+def reserved_at(
+    model: TraceModel, size: int, capacity_bytes: int | None = None, *, eval_size: int | None = None
+) -> Replay:
     """Return what a step at `size` reserves in a CUDA caching allocator, and whether it fits the capacity and without retries.
 
     The capacity is that of the allocator: without the CUDA context and what other processes hold.

@@ -24,7 +24,17 @@ from .trace import ALLOCATE, FREE, Trace
 ENTRY_KEYS = ("action", "addr", "size", "stream")
 BLOCK_KEYS = ("address", "size", "requested_size", "state")
 KNOWN_ACTIONS = frozenset(
-    ["alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "snapshot", "oom"]
+    [
+        "alloc",
+        "free_requested",
+        "free_completed",
+        "segment_alloc",
+        "segment_free",
+        "segment_map",
+        "segment_unmap",
+        "snapshot",
+        "oom",
+    ]
 )
 OUTSIDE = "before the history"
 INSIDE = "the caching allocator"
@@ -57,7 +67,9 @@ class HistoryRecorder:
         if self.snapshot is None:
             return None
         try:
-            return trace_of(self.snapshot, self.device_index, batch=self._batch, marks=self._marks, eval_batch=eval_batch)
+            return trace_of(
+                self.snapshot, self.device_index, batch=self._batch, marks=self._marks, eval_batch=eval_batch
+            )
         except UnknownHistoryError:
             return None
 
@@ -97,7 +109,9 @@ def _recording(batch: int, device: str) -> Iterator[HistoryRecorder]:
     finally:
         if was_enabled:
             gc.enable()
-        with contextlib.suppress(RuntimeError):  # After an error that destroyed the context there is nothing to switch off.
+        with contextlib.suppress(
+            RuntimeError
+        ):  # After an error that destroyed the context there is nothing to switch off.
             torch.cuda.memory._record_memory_history(enabled=None)
 
 
@@ -118,7 +132,10 @@ def slim(snapshot: Mapping[str, Any], device_index: int) -> dict[str, Any]:
         for index, entries in enumerate(snapshot["device_traces"])
     ]
     segments = [
-        {"device": device_index, "blocks": [{key: block[key] for key in BLOCK_KEYS if key in block} for block in segment["blocks"]]}
+        {
+            "device": device_index,
+            "blocks": [{key: block[key] for key in BLOCK_KEYS if key in block} for block in segment["blocks"]],
+        }
         for segment in snapshot["segments"]
         if segment.get("device", device_index) == device_index
     ]
@@ -152,7 +169,10 @@ def trace_of(
     try:
         entries = snapshot["device_traces"][device_index]
         blocks = [
-            block for segment in snapshot["segments"] if segment.get("device", device_index) == device_index for block in segment["blocks"]
+            block
+            for segment in snapshot["segments"]
+            if segment.get("device", device_index) == device_index
+            for block in segment["blocks"]
         ]
         held = {block["address"]: block["requested_size"] for block in blocks if block["state"].startswith("active")}
         inside: list[int] = []
@@ -174,7 +194,9 @@ def trace_of(
                     number = -len(older)
                 events.append((FREE, number))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UnknownHistoryError(f"The allocator's history has another form than expected: {type(error).__name__}: {error}.") from error
+        raise UnknownHistoryError(
+            f"The allocator's history has another form than expected: {type(error).__name__}: {error}."
+        ) from error
     older += [size for address, size in sorted(held.items()) if address not in alive]
     before = [(ALLOCATE, -1 - number) for number in range(len(older))]
     numbered = [(sign, len(older) + number if number >= 0 else -1 - number) for sign, number in before + events]

@@ -95,7 +95,10 @@ class Recorder(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 try:
                     storage = leaf.untyped_storage()
-                except (NotImplementedError, RuntimeError):  # Sparse tensors and wrappers have none; their parts are seen themselves.
+                except (
+                    NotImplementedError,
+                    RuntimeError,
+                ):  # Sparse tensors and wrappers have none; their parts are seen themselves.
                     continue
                 if storage.device.type == self._device_type:
                     self._add(storage, op_name)
@@ -146,7 +149,11 @@ class MarkingMeter:
 
     def holds(self, *, parameters_bytes: int, gradients_bytes: int, optimizer_state_bytes: int) -> None:
         """Pass it on."""
-        self._meter.holds(parameters_bytes=parameters_bytes, gradients_bytes=gradients_bytes, optimizer_state_bytes=optimizer_state_bytes)
+        self._meter.holds(
+            parameters_bytes=parameters_bytes,
+            gradients_bytes=gradients_bytes,
+            optimizer_state_bytes=optimizer_state_bytes,
+        )
 
 
 @contextlib.contextmanager
@@ -194,4 +201,6 @@ def compiled_module_seen() -> bool:
     if frames is None:
         return False
     modules = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.nn.Module)]
-    return any(isinstance(module, frames.OptimizedModule) or module._compiled_call_impl is not None for module in modules)
+    return any(
+        isinstance(module, frames.OptimizedModule) or module._compiled_call_impl is not None for module in modules
+    )

@@ -49,7 +49,9 @@ class Foresight:
             self.predictor = None
         elif self._reserved_bytes is not None:
             capacity_bytes = self._reserved_bytes - context_bytes
-            self.predictor = ReservedPeak(self.model, capacity_bytes, fixed_bytes=context_bytes, eval_size_of=self._eval_size_of)
+            self.predictor = ReservedPeak(
+                self.model, capacity_bytes, fixed_bytes=context_bytes, eval_size_of=self._eval_size_of
+            )
         else:
             self.predictor = self._live_bytes
 

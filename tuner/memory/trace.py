@@ -74,7 +74,9 @@ class TraceModel:
             0 by construction and says nothing; see `checked`.
     """
 
-    def __init__(self, like: Trace, coefficients: Floats, in_validation: NDArray[np.bool_], traces: Sequence[Trace]) -> None:
+    def __init__(
+        self, like: Trace, coefficients: Floats, in_validation: NDArray[np.bool_], traces: Sequence[Trace]
+    ) -> None:
         """Keep the polynomials, one row of (constant, slope, square) per storage; made by `fit`."""
         self.signs, self.storages = like.signs, like.storages
         self.op_names, self.born_in, self.marks = like.op_names, like.born_in, like.marks
@@ -82,7 +84,9 @@ class TraceModel:
         self.in_validation = in_validation
         self.batches = tuple(trace.batch for trace in traces)
         self.degree = max(power for power in (0, 1, 2) if power == 0 or bool(np.any(coefficients[:, power])))
-        self.residual_bytes = max(abs(self.peak_at(trace.batch, trace.eval_batch) - trace.peak_bytes) for trace in traces)
+        self.residual_bytes = max(
+            abs(self.peak_at(trace.batch, trace.eval_batch) - trace.peak_bytes) for trace in traces
+        )
 
     @property
     def checked(self) -> bool:
@@ -101,7 +105,9 @@ class TraceModel:
         """
         by_size = sorted({trace.batch: trace for trace in traces}.values(), key=lambda trace: trace.batch)
         if len(by_size) < 2:
-            raise DoesNotPairError(f"{len(by_size)} traced size(s): expected at least two, to see how each storage grows.")
+            raise DoesNotPairError(
+                f"{len(by_size)} traced size(s): expected at least two, to see how each storage grows."
+            )
         largest = by_size[-1]
         paired = [trace for trace in by_size if difference(trace, largest) is None]
         if len(paired) < 2:
@@ -116,8 +122,13 @@ class TraceModel:
             start = len(numbers)  # Nothing is known to depend on a validation batch size of its own.
         in_validation = numbers >= start
         coefficients = np.zeros((len(numbers), 3))
-        for where, sizes in ((~in_validation, [t.batch for t in paired]), (in_validation, [t.eval_batch or t.batch for t in paired])):
-            coefficients[where] = _polynomials(sizes, np.stack([trace.nbytes[where] for trace in paired]).astype(np.float64))
+        for where, sizes in (
+            (~in_validation, [t.batch for t in paired]),
+            (in_validation, [t.eval_batch or t.batch for t in paired]),
+        ):
+            coefficients[where] = _polynomials(
+                sizes, np.stack([trace.nbytes[where] for trace in paired]).astype(np.float64)
+            )
         return cls(largest, coefficients, in_validation, paired)
 
     def nbytes_at(self, size: int, eval_size: int | None = None) -> Ints:
@@ -187,7 +198,10 @@ def fitted(traces: Sequence[Trace | None]) -> tuple[TraceModel | None, str | Non
     """Return (model, None), or (None, why there is none): what a caller that can also do without wants to know."""
     usable: list[Any] = [trace for trace in traces if trace is not None]
     if any(trace.compiled for trace in usable):
-        return None, "The model is compiled, and a compiled module runs eagerly while it is traced; going by measured peaks."
+        return (
+            None,
+            "The model is compiled, and a compiled module runs eagerly while it is traced; going by measured peaks.",
+        )
     try:
         return TraceModel.fit(usable), None
     except DoesNotPairError as error:

@@ -33,7 +33,9 @@ class TimeUp(Exception):
 class Attempts:
     """Runs sizes, each in a fresh process, and keeps what came of them."""
 
-    def __init__(self, host: Host, *, headroom: float, seed: int, timeout_s: float | None, on_attempt: OnAttempt | None) -> None:
+    def __init__(
+        self, host: Host, *, headroom: float, seed: int, timeout_s: float | None, on_attempt: OnAttempt | None
+    ) -> None:
         """Look what memory there is; `timeout_s` counts from now."""
         memory = host.memory()
         self.host = host
@@ -112,7 +114,12 @@ class Attempts:
                 self.warn(f"A first run at micro-batch {size} failed where a second one did not: {fluke}.")
             self.last_failure = failure
             self._note(attempt)
-            if attempt.outcome == "oom" and attempt.phase == "validation" and eval_size > 1 and attempt.steps >= n_steps:
+            if (
+                attempt.outcome == "oom"
+                and attempt.phase == "validation"
+                and eval_size > 1
+                and attempt.steps >= n_steps
+            ):
                 eval_size = self._eval_limit = eval_size // 2
                 continue
             if attempt.outcome == "error" and not (size == 1 and isinstance(failure, messages.Failure)):
@@ -123,7 +130,9 @@ class Attempts:
                     self.eval_sizes[size] = eval_size
             return attempt, reading
 
-    def _once(self, spec: MeasureSpec, *, traced: bool) -> tuple[Attempt | None, Reading | None, messages.Failure | Died | None]:
+    def _once(
+        self, spec: MeasureSpec, *, traced: bool
+    ) -> tuple[Attempt | None, Reading | None, messages.Failure | Died | None]:
         left_s = None if self.deadline_s is None else self.deadline_s - time.monotonic()
         if left_s is not None and left_s <= 0:
             raise TimeUp
@@ -139,7 +148,11 @@ class Attempts:
         if isinstance(answer, messages.Measured) and answer.trace is not None:
             self.foresight.add(answer.trace, context_bytes=answer.reading.start_bytes)
             if answer.trace.compiled:
-                return None, None, None  # It ran eagerly because it was traced, so its memory is not that of training either.
+                return (
+                    None,
+                    None,
+                    None,
+                )  # It ran eagerly because it was traced, so its memory is not that of training either.
         attempt = self._judge(spec, answer, time.monotonic() - start_s)
         reading = answer.reading if isinstance(answer, (messages.Measured, messages.Failure)) else None
         return attempt, reading, None if isinstance(answer, messages.Measured) else answer
@@ -170,10 +183,18 @@ class Attempts:
             self.eval_unseen = notes.eval_batch_size is None
             self.warnings.update(dict.fromkeys(notes.warnings))
         if reading.alloc_retries:
-            return attempt("oom", reading.peak_bytes, reading.steps, "train", f"the allocator had to retry {reading.alloc_retries} times")
+            return attempt(
+                "oom",
+                reading.peak_bytes,
+                reading.steps,
+                "train",
+                f"the allocator had to retry {reading.alloc_retries} times",
+            )
         # An attempt that only times a size holds a batch more than training does, and its size was seen to fit before.
         if not spec.timed_s and reading.peak_bytes is not None and reading.peak_bytes > self.budget_bytes:
-            phase = next((name for name, peak in reading.phase_peaks.items() if peak > self.budget_bytes), reading.phase)
+            phase = next(
+                (name for name, peak in reading.phase_peaks.items() if peak > self.budget_bytes), reading.phase
+            )
             reason = f"peak {reading.peak_bytes / GIB:.3f} GiB is over the budget of {self.budget_bytes / GIB:.3f} GiB"
             return attempt("oom", reading.peak_bytes, reading.steps, phase, reason)
         return attempt("ok", reading.peak_bytes, reading.steps, None, None)

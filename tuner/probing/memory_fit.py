@@ -108,7 +108,9 @@ class MemoryFit:
         """Standard deviation of peaks that were measured more than once, over all such sizes; 0 where there are none."""
         if not self.repeats:
             return 0.0
-        squares = sum((m.peak_bytes - (self.peak(m.size) or 0.0)) ** 2 for m in self.history if m.peak_bytes is not None)
+        squares = sum(
+            (m.peak_bytes - (self.peak(m.size) or 0.0)) ** 2 for m in self.history if m.peak_bytes is not None
+        )
         return math.sqrt(squares / self.repeats)
 
     @property
@@ -149,7 +151,9 @@ class MemoryFit:
                 return line
         return self._line_in(by_size, False, low, peak, high)
 
-    def _line_in(self, shape: Callable[[int], float], from_predictor: bool, low: int, peak: float, high: int | None) -> Line | None:
+    def _line_in(
+        self, shape: Callable[[int], float], from_predictor: bool, low: int, peak: float, high: int | None
+    ) -> Line | None:
         base = shape(low)
         below = [(shape(size), p) for size, p in self.points() if size < low]
         below = [(x, p) for x, p in below if math.isfinite(x)]
@@ -178,12 +182,18 @@ class MemoryFit:
                 slope = max(slope, 1.02 * upper)
             elif upper > 0:
                 rise = measured - peak
-                came_true = abs(slope - upper) * (top - base) <= min(PROVEN_OF_PEAK * measured, PROVEN_OF_INCREMENT * rise)
-                proven = (proven and peak + slope * (top - base) > self.budget_bytes) or (came_true and rise > SIGNIFICANT * noise)
+                came_true = abs(slope - upper) * (top - base) <= min(
+                    PROVEN_OF_PEAK * measured, PROVEN_OF_INCREMENT * rise
+                )
+                proven = (proven and peak + slope * (top - base) > self.budget_bytes) or (
+                    came_true and rise > SIGNIFICANT * noise
+                )
                 slope, floor = upper, min(slope, upper)
         return Line(low, peak, shape, slope, floor, from_predictor, proven, error, measured_rise)
 
-    def _slope(self, at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool) -> tuple[float | None, float, float]:
+    def _slope(
+        self, at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool
+    ) -> tuple[float | None, float, float]:
         """Return bytes per unit of shape, relative error and rise, from the nearest point below that differs from `at` beyond doubt."""
         (base, peak), noise = at, self.noise_bytes
         for x, p in reversed(below):
@@ -197,7 +207,11 @@ class MemoryFit:
                 return (peak - p) / (base - x), noise / (peak - p), peak - p
         x, p = below[0] if below else (base, peak)
         steepest = max(0.0, peak - p + SIGNIFICANT * noise) / (base - x) if base > x else math.inf
-        return min(OWN_SCALE, steepest) if from_predictor else steepest, 0.0, 0.0  # Flat so far: at most as steep as the noise allows.
+        return (
+            min(OWN_SCALE, steepest) if from_predictor else steepest,
+            0.0,
+            0.0,
+        )  # Flat so far: at most as steep as the noise allows.
 
     def _settled_in(self, rise: float, expected: float) -> bool:
         """Whether a rise is what the predictor expects but for what libraries take once."""
@@ -230,7 +244,9 @@ class MemoryFit:
         return round(expected) if math.isfinite(expected) and expected > self.budget_bytes else None
 
 
-def _predictions(at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool) -> list[tuple[float, float]]:
+def _predictions(
+    at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool
+) -> list[tuple[float, float]]:
     """Return what could have been predicted for `at` from the points below it: (expected peak, peak it was predicted from)."""
     if not below:
         return []

@@ -126,7 +126,12 @@ def _grow(growth: Growth, attempts: Attempts) -> None:
             growth.add(_size(attempt, attempts))
             growth.predictor = attempts.foresight.predictor
             growth.fixed_bytes = attempts.fixed_bytes
-            if attempt.outcome == "ok" and growth.fit.flat and growth.smallest_failure is None and size >= SMALLEST_PLATEAU:
+            if (
+                attempt.outcome == "ok"
+                and growth.fit.flat
+                and growth.smallest_failure is None
+                and size >= SMALLEST_PLATEAU
+            ):
                 rates.append(_rate(size, attempts))
                 if len(rates) > 2 and max(rates[-2:]) <= PLATEAU_GAIN * rates[-3]:
                     growth.stop("plateau")
@@ -165,7 +170,11 @@ def _verify(growth: Growth, attempts: Attempts) -> Reading:
             raise _nothing_fits(growth, attempts)
         reading, expected = attempts.readings[size], growth.answer.predicted_bytes
         allowed_bytes = attempts.headroom * attempts.usable_bytes / 3
-        foreseen = expected is not None and reading.peak_bytes is not None and abs(expected - reading.peak_bytes) <= allowed_bytes
+        foreseen = (
+            expected is not None
+            and reading.peak_bytes is not None
+            and abs(expected - reading.peak_bytes) <= allowed_bytes
+        )
         if foreseen and size in attempts.eval_sizes:
             return reading
         try:
@@ -193,7 +202,9 @@ def _time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:
         except TimeUp:
             break
     if attempts.rows and _busy():
-        attempts.warn("Other processes keep this machine's cores busy, so the step times are too long; probe again when it is idle.")
+        attempts.warn(
+            "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is idle."
+        )
 
 
 def _busy() -> bool:
@@ -204,7 +215,9 @@ def _nothing_fits(growth: Growth, attempts: Attempts) -> BstuneError:
     """Return the error for a probe in which no size trained."""
     smallest = min(attempts.tried, key=lambda attempt: attempt.size, default=None)
     if smallest is None:
-        return BstuneError("The time limit was over before the first size had run, so nothing is known. Give the probe more time.")
+        return BstuneError(
+            "The time limit was over before the first size had run, so nothing is known. Give the probe more time."
+        )
     if all(attempt.outcome == "limit" for attempt in attempts.tried if attempt.size <= growth.bounds.highest):
         return ObjectiveError(
             f"No micro-batch up to {growth.bounds.highest} trains, and memory is not why: {smallest.reason}. Allow a larger one, or use "

@@ -136,7 +136,9 @@ class Growth:
         self.max_attempts = max_attempts
         for size in first_sizes:
             if not bounds.lowest <= size <= bounds.highest or size % bounds.multiple_of:
-                raise ArgumentError(f"The first size {size} is not a multiple of {bounds.multiple_of} in the bounds {bounds}.")
+                raise ArgumentError(
+                    f"The first size {size} is not a multiple of {bounds.multiple_of} in the bounds {bounds}."
+                )
         self.first_sizes = first_sizes or _small_sizes(bounds)
         self.history: list[SizeTried] = []
         self.fixed_bytes: float | None = None
@@ -166,10 +168,14 @@ class Growth:
             ValueError: The outcome is `error`: that is the user's bug, and no statement about memory.
         """
         if measured.outcome == "error":
-            raise ValueError("An attempt that ended in the user's error says nothing about memory; show the error instead.")
+            raise ValueError(
+                "An attempt that ended in the user's error says nothing about memory; show the error instead."
+            )
         old_low, old_high = self.largest_fit, self.smallest_failure
         self.history.append(measured)
-        if measured.outcome == "limit" and measured.size == 1:  # As BatchNorm does: one sample is too few, not too many.
+        if (
+            measured.outcome == "limit" and measured.size == 1
+        ):  # As BatchNorm does: one sample is too few, not too many.
             step = self.bounds.multiple_of
             self._lowest = max(self._lowest, -(-2 // step) * step)
         self._learn_pace(old_low, old_high)
@@ -221,7 +227,12 @@ class Growth:
     def fit(self) -> MemoryFit:
         """What the measurements say so far."""
         return MemoryFit(
-            tuple(self.history), self.budget_bytes, self.predictor, self._given_noise_bytes, self._settling_bytes, self._lowest
+            tuple(self.history),
+            self.budget_bytes,
+            self.predictor,
+            self._given_noise_bytes,
+            self._settling_bytes,
+            self._lowest,
         )
 
     @property
@@ -259,7 +270,9 @@ class Growth:
         step = self.bounds.multiple_of
         if self._lowest > self.bounds.highest or (low is None and high is not None and high <= self._lowest):
             memory = any(m.outcome in ("oom", "ok") and not self.fit.fits(m.size) for m in self.history)
-            return _Choice(None, proof="bracket" if memory else "cap", limited_by="memory" if memory else self.bounds.cap_reason)
+            return _Choice(
+                None, proof="bracket" if memory else "cap", limited_by="memory" if memory else self.bounds.cap_reason
+            )
         if low is not None and low + step > self.bounds.highest:
             return _Choice(None, proof="cap", limited_by=self.bounds.cap_reason)
         if low is not None and high is not None and high - low <= step:
@@ -298,10 +311,14 @@ class Growth:
             if self._bisect_next or self.max_attempts - len(self.history) <= needed:
                 return middle
         traced = line.from_predictor and line.slope > 0
-        reach = self._grid(max(low * (self.growth_limit if traced else min(self.growth_limit, SECANT_GROWTH_LIMIT)), low + step))
+        reach = self._grid(
+            max(low * (self.growth_limit if traced else min(self.growth_limit, SECANT_GROWTH_LIMIT)), low + step)
+        )
         top = min(self.bounds.highest if high is None else high - step, reach)
         if traced and high is None:
-            safe = self._largest(lambda n: WRONG_BY * (line.at(n) - line.peak) <= self.budget_bytes - line.peak, low, self.bounds.highest)
+            safe = self._largest(
+                lambda n: WRONG_BY * (line.at(n) - line.peak) <= self.budget_bytes - line.peak, low, self.bounds.highest
+            )
             top = max(top, safe)
         left = self.budget_bytes - line.peak
         margin = line.error * left if line.proven or (line.from_predictor and left <= FAR * line.rise) else math.inf
@@ -318,7 +335,9 @@ class Growth:
         """Return the proof that the successor of `low` does not fit or cannot be told from it, if there is one."""
         successor, noise = low + self.bounds.multiple_of, self.fit.noise_bytes
         indistinct = 0 < line.at(successor) - line.peak <= noise
-        if indistinct and (self.budget_bytes - line.peak <= noise or (high is not None and line.at(high) - line.peak <= noise)):
+        if indistinct and (
+            self.budget_bytes - line.peak <= noise or (high is not None and line.at(high) - line.peak <= noise)
+        ):
             return "noise"
         excess = line.at_least(successor) - self.budget_bytes
         if not line.proven or excess <= (0 if line.from_predictor else noise):
@@ -341,8 +360,12 @@ class Growth:
         if fits(top):
             return top
         best = boundary(0, count)
-        if self.predictor is not None:  # An allocator's replay is not monotone: fragmentation comes and goes with the size.
-            further = [n for j in range(1, 13) if best < (n := round((low // step + best) * 1.06**j) - low // step) < count]
+        if (
+            self.predictor is not None
+        ):  # An allocator's replay is not monotone: fragmentation comes and goes with the size.
+            further = [
+                n for j in range(1, 13) if best < (n := round((low // step + best) * 1.06**j) - low // step) < count
+            ]
             again = [n for n in further if fits(low + n * step)]
             if again:
                 best = boundary(again[-1], next((n for n in further if n > again[-1]), count))

@@ -36,7 +36,12 @@ def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
 def _assignment(name: str, value: Any, taken: set[str]) -> str:
     """Return one assignment of a constant; what cannot be one is told in a comment."""
     # Python takes names that look alike to a reader for the same one; it is that one which must be free.
-    if name.isidentifier() and not keyword.iskeyword(name) and name == normalize("NFKC", name) and name not in {*taken, "__debug__"}:
+    if (
+        name.isidentifier()
+        and not keyword.iskeyword(name)
+        and name == normalize("NFKC", name)
+        and name not in {*taken, "__debug__"}
+    ):
         line = f"{name} = {_constant(value)}"
         # What sounds like a password is hidden where it is shown, and what is hidden is no Python.
         if _constant(value) is not None and hide_secrets(line) == line:
@@ -62,5 +67,7 @@ def _steps(accumulation_steps: int, facts: Facts | None) -> list[str]:
         f"# optimizer = {made_by}(model.parameters(), lr=learning_rate)  # and your other arguments, such as momentum",
     ]
     if accumulation_steps > 1:
-        steps.append("# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps micro-batches")
+        steps.append(
+            "# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps micro-batches"
+        )
     return steps

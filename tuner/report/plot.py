@@ -36,14 +36,18 @@ def check_picture(path: Path) -> None:
     """
     require_matplotlib()
     if path.suffix.lower() not in _KINDS:
-        raise ArgumentError(f"--plot {path}: no picture has this suffix. Name a file such as probe.png, probe.svg or probe.pdf.")
+        raise ArgumentError(
+            f"--plot {path}: no picture has this suffix. Name a file such as probe.png, probe.svg or probe.pdf."
+        )
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ArgumentError(f"--plot {path}: there is no folder {folder}.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BstuneError(f"--plot {path}: the folder {folder} cannot be written to.")
     if os.path.lexists(path) and not _is_ours(path):
-        raise BstuneError(f"--plot {path}: something that bstune did not make has this name, and is left as it is. Name another file.")
+        raise BstuneError(
+            f"--plot {path}: something that bstune did not make has this name, and is left as it is. Name another file."
+        )
 
 
 def _is_ours(path: Path) -> bool:
@@ -81,12 +85,16 @@ def draw_probe(probe: ProbeResult, path: Path) -> None:
     check_picture(path)
     import matplotlib
 
-    with matplotlib.rc_context({"text.usetex": False}):  # A file in the current folder may ask for it, and so for another program.
+    with matplotlib.rc_context(
+        {"text.usetex": False}
+    ):  # A file in the current folder may ask for it, and so for another program.
         figure = _figure(probe)
         try:
             _write(figure, path)
         except (OSError, ValueError) as error:
-            raise BstuneError(f"The picture could not be written to {path}: {error}. Name another file, such as probe.png.") from error
+            raise BstuneError(
+                f"The picture could not be written to {path}: {error}. Name another file, such as probe.png."
+            ) from error
 
 
 def _write(figure: Figure, path: Path) -> None:
@@ -124,7 +132,11 @@ def _figure(probe: ProbeResult) -> Figure:
         memory.plot(ends, line, "-", color="tab:blue", label="line at the answer")
     memory.axhline(probe.budget_bytes / GIB, color="tab:red", linestyle="--", label="budget")
     memory.axvline(probe.micro_batch_size, color="grey", linestyle=":", label=f"answer: {probe.micro_batch_size}")
-    memory.set(xlabel="micro-batch (samples)", ylabel="peak memory (GiB)", title=f"limited by {probe.limited_by}, proof {probe.proof}")
+    memory.set(
+        xlabel="micro-batch (samples)",
+        ylabel="peak memory (GiB)",
+        title=f"limited by {probe.limited_by}, proof {probe.proof}",
+    )
     memory.legend()
     sizes = [row.batch_size for row in probe.throughput]
     speed.plot(sizes, [row.samples_per_s for row in probe.throughput], "o", color="tab:green", label="measured")

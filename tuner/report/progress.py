@@ -26,7 +26,9 @@ class PlainProgress:
     def __enter__(self) -> PlainProgress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
     def __call__(self, progress: Progress) -> None:
@@ -63,7 +65,9 @@ class LiveProgress(PlainProgress):
         self._running: dict[int, TrialRecord] = {}
         self._stack = ExitStack()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with suppress(OSError, ValueError):  # The terminal may have gone.
             self._stack.close()
 
@@ -82,7 +86,9 @@ class LiveProgress(PlainProgress):
                 self._running.pop(progress.trial.number, None)
             else:
                 self._running[progress.trial.number] = progress.trial
-            self._bars.update(self._task, completed=progress.spent, description="; ".join(map(_running, self._running.values())))
+            self._bars.update(
+                self._task, completed=progress.spent, description="; ".join(map(_running, self._running.values()))
+            )
 
     def print(self, line: str) -> None:
         """Print one line above the bar."""
@@ -146,4 +152,6 @@ def trial_line(trial: TrialRecord) -> str:
     loss = None if trial.val_loss is None else f"loss {number(trial.val_loss)}"
     said = ", ".join(part for part in (one_line(trial.reason), loss) if part)
     setting = f"batch {trial.global_batch_size:<5} lr {trial.learning_rate:<9.3g}{extra}"
-    return plain_row(f"trial {trial.number:<3} {trial.stage:<8} {setting} {trial.state:<8} {said}  {duration(trial.seconds)}")
+    return plain_row(
+        f"trial {trial.number:<3} {trial.stage:<8} {setting} {trial.state:<8} {said}  {duration(trial.seconds)}"
+    )

@@ -73,7 +73,11 @@ def _open_closed() -> None:
 
     Stdin is empty, and stdout can only be read, so that an answer which nobody gets is noticed.
     """
-    for number, name, flags, mode in ((0, "stdin", os.O_RDONLY, "r"), (1, "stdout", os.O_RDONLY, "w"), (2, "stderr", os.O_WRONLY, "w")):
+    for number, name, flags, mode in (
+        (0, "stdin", os.O_RDONLY, "r"),
+        (1, "stdout", os.O_RDONLY, "w"),
+        (2, "stderr", os.O_WRONLY, "w"),
+    ):
         try:
             os.fstat(number)
             descriptor = None

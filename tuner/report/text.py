@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..core.plain_text import one_line
-from ..core.results import Attempt, BatchAnswer, Candidate, LossEstimate, ProbeResult, Recommendation, SearchResult, TrialRecord
+from ..core.results import (
+    Attempt,
+    BatchAnswer,
+    Candidate,
+    LossEstimate,
+    ProbeResult,
+    Recommendation,
+    SearchResult,
+    TrialRecord,
+)
 from .paste import paste_lines
 from .progress import trial_line
 from .units import duration, gib, given_params, number, per_second, plain_rows
@@ -41,19 +50,31 @@ def probe_text(probe: ProbeResult) -> str:
             lines.append(f"  prediction:  {gib(line.predicted_bytes)} before it ran, {measured}")
     if probe.memory_by_category is not None:
         parts = probe.memory_by_category.to_dict().items()
-        known = [f"{name.removesuffix('_bytes').replace('_', ' ')} {gib(value)}" for name, value in parts if value is not None]
+        known = [
+            f"{name.removesuffix('_bytes').replace('_', ' ')} {gib(value)}"
+            for name, value in parts
+            if value is not None
+        ]
         whole = " (on a CPU, Python and torch as well)" if probe.device.kind == "cpu" else ""
         lines.append(f"  made of:     {', '.join(known)}{whole}")
     if probe.throughput:
-        rates = ", ".join(f"{per_second(row.samples_per_s).removesuffix(' samples/s')} at {row.batch_size}" for row in probe.throughput)
+        rates = ", ".join(
+            f"{per_second(row.samples_per_s).removesuffix(' samples/s')} at {row.batch_size}"
+            for row in probe.throughput
+        )
         lines.append(f"  samples/s:   {rates}")
     if probe.knee_batch_size is not None:
         saturation = probe.step_time_line and probe.step_time_line.saturation_batch
         half = "" if saturation is None else f"; half of the peak speed at {saturation:.0f}"
         lines.append(f"  knee:        {probe.knee_batch_size}: larger ones are hardly faster{half}")
     if probe.loader is not None:
-        lines.append(f"  loader:      {probe.loader.wait_share:.0%} of a step; {per_second(probe.loader.samples_per_s_without)} without it")
-    lines += [f"  export:      {one_line(name)}={one_line(value)}  (the answer holds with it)" for name, value in probe.environment.items()]
+        lines.append(
+            f"  loader:      {probe.loader.wait_share:.0%} of a step; {per_second(probe.loader.samples_per_s_without)} without it"
+        )
+    lines += [
+        f"  export:      {one_line(name)}={one_line(value)}  (the answer holds with it)"
+        for name, value in probe.environment.items()
+    ]
     again = ", a stored result whose size was run once more" if probe.cached else ""
     lines.append(f"  took:        {duration(probe.seconds)}{again}")
     lines += ["", f"{'size':>8}  {'outcome':<8} {'peak':>10} {'steps':>6} {'seconds':>8}  note"]
@@ -82,7 +103,11 @@ def plan_text(plan: PlanResult) -> str:
             f"{gib(parts.parameters_bytes):>11} {gib(parts.gradients_bytes):>10} {gib(parts.optimizer_state_bytes):>10} "
             f"{gib(parts.activations_bytes):>12}  {outlook.limited_by}"
         )
-    checked = "no third size to check it by" if plan.residual is None else f"off by {plan.residual:.2%} at the size it was not fitted to"
+    checked = (
+        "no third size to check it by"
+        if plan.residual is None
+        else f"off by {plan.residual:.2%} at the size it was not fitted to"
+    )
     lines += [
         "",
         f"Traced at {', '.join(map(str, plan.traced_sizes))} samples on {one_line(plan.traced_on.name)}; the replay is {checked}.",
@@ -114,7 +139,9 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
         lines.append(f"  fastest batch: {said}")
     if best.batch_interval:
         low, high = best.batch_interval[0], best.batch_interval[-1]
-        said = "no other batch size that was run" if low == high else f"batch sizes {low} to {high} cannot be told from it"
+        said = (
+            "no other batch size that was run" if low == high else f"batch sizes {low} to {high} cannot be told from it"
+        )
         lines.append(f"  as good as:    {said}")
     if best.lr_rule is not None:
         lines.append(f"  rule:          double the batch, multiply the learning rate by {2**best.lr_rule.alpha:.2f}")
@@ -135,7 +162,9 @@ def _device_lines(result: SearchResult) -> list[str]:
         speed = "" if each.samples_per_s is None else f", {per_second(each.samples_per_s)}"
         target = "" if each.seconds_to_target is None else f", {duration(each.seconds_to_target)} to target"
         said = f"micro-batch {each.micro_batch_size} x {each.accumulation_steps} accumulation steps{speed}{target}"
-        took = f"{len(ran)} trial{'s' if len(ran) != 1 else ''}, {duration(sum(record.seconds or 0.0 for record in ran))}"
+        took = (
+            f"{len(ran)} trial{'s' if len(ran) != 1 else ''}, {duration(sum(record.seconds or 0.0 for record in ran))}"
+        )
         device = one_line(each.device)
         lines.append(f"  elsewhere:     {device}: {said} ({took})" if lines else f"  figures for:   {device} ({took})")
     return lines
@@ -191,12 +220,20 @@ def batch_text(answer: BatchAnswer) -> str | None:
     """
     if answer.source is None:
         low = answer.noise_scale_low
-        return None if low is None else f"not known: gradient noise dominates, so the critical batch is at least {low:.0f}"
-    rests_on = f"{answer.n_batches} batch sizes" if answer.source == "trials" else "gradient noise, which tends to be low"
+        return (
+            None if low is None else f"not known: gradient noise dominates, so the critical batch is at least {low:.0f}"
+        )
+    rests_on = (
+        f"{answer.n_batches} batch sizes" if answer.source == "trials" else "gradient noise, which tends to be low"
+    )
     crit = f"critical batch {_ranged(answer.b_crit, answer.b_crit_low, answer.b_crit_high)} from {rests_on}"
     if answer.fastest is None:
         return f"not known without step times; {crit}"
-    star = "" if answer.b_star is None else f" (optimum {_ranged(answer.b_star, answer.b_star_low, answer.b_star_high, ', {}')})"
+    star = (
+        ""
+        if answer.b_star is None
+        else f" (optimum {_ranged(answer.b_star, answer.b_star_low, answer.b_star_high, ', {}')})"
+    )
     return f"{answer.fastest} of those searched{star}, decided by {answer.decided_by}; {crit}"
 
 
@@ -214,7 +251,9 @@ def loss_text(loss: LossEstimate) -> str:
     spread = "" if loss.sd is None else f" ± {loss.sd:.2g}"
     seeds = f"{loss.n_seeds} seed{'s' if loss.n_seeds != 1 else ''}"
     interval = (
-        "" if loss.low is None or loss.high is None else f"; a fresh run lands between {number(loss.low)} and {number(loss.high)} (90 %)"
+        ""
+        if loss.low is None or loss.high is None
+        else f"; a fresh run lands between {number(loss.low)} and {number(loss.high)} (90 %)"
     )
     return f"loss {number(loss.mean)}{spread} on {seeds}{interval}"
 

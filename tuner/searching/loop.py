@@ -125,12 +125,16 @@ class Drive:
             eval_batch_size=None if probe is None else probe.eval_batch_size,
             resume_from=resume_from,
             most_samples=math.ceil(2 * self._strategy.facts.full_run_samples),
-            splits={device: split_on(probe, setting.global_batch_size) for device, probe in self._strategy.probes.items()},
+            splits={
+                device: split_on(probe, setting.global_batch_size) for device, probe in self._strategy.probes.items()
+            },
         )
         record = self._study.begin(spec, self._axes, continues=proposal.continues)
         self._strategy.started(record.number, proposal)
         self._running[record.number] = time.monotonic()
-        checkpoint_to = None if self._checkpoint_dir is None else str(self._checkpoint_dir / checkpoint_name(record.number))
+        checkpoint_to = (
+            None if self._checkpoint_dir is None else str(self._checkpoint_dir / checkpoint_name(record.number))
+        )
         return dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to)
 
     @held()
@@ -155,13 +159,19 @@ class Drive:
         record = self._study.record(event.number)
         fatal = isinstance(event, Lost) and self._is_fatal(event)
         record = self._finished(record, event) if isinstance(event, Finished) else _lost(record, event)
-        self._finish(dataclasses.replace(record, best_val_loss=_best(record), samples_per_s=self._samples_per_s(record)))
+        self._finish(
+            dataclasses.replace(record, best_val_loss=_best(record), samples_per_s=self._samples_per_s(record))
+        )
         if isinstance(event, Lost) and event.cause == "oom":
             facts, finished = self._strategy.facts, self._study.finished
-            self._strategy.probe, self._strategy.probes = corrected_probes(self._probe, self._strategy.probes, finished, facts)
+            self._strategy.probe, self._strategy.probes = corrected_probes(
+                self._probe, self._strategy.probes, finished, facts
+            )
         if fatal:
             assert isinstance(event, Lost)
-            raise ObjectiveError(f"Trial {event.number} failed: {_said(event)}", traceback=event.traceback, output=event.output)
+            raise ObjectiveError(
+                f"Trial {event.number} failed: {_said(event)}", traceback=event.traceback, output=event.output
+            )
 
     def _end_hung(self, pool: Pool) -> None:
         """End the trials that have been silent for far too long."""
@@ -170,13 +180,23 @@ class Drive:
             record = self._study.record(number)
             if now_s - heard_s > (limit_s := self._patience_s(record)):
                 pool.cancel(number)
-                self._end(Lost(number, "hung", f"nothing was heard of it for {limit_s:.0f} s", record.samples, record.seconds or limit_s))
+                self._end(
+                    Lost(
+                        number,
+                        "hung",
+                        f"nothing was heard of it for {limit_s:.0f} s",
+                        record.samples,
+                        record.seconds or limit_s,
+                    )
+                )
 
     def _patience_s(self, record: TrialRecord) -> float:
         if self._trial_timeout_s is not None:
             return self._trial_timeout_s
         cost, split = self._cost(record), (record.micro_batch_size, record.accumulation_steps)
-        whole_s = None if record.end_samples is None else cost.seconds(record.global_batch_size, record.end_samples, split)
+        whole_s = (
+            None if record.end_samples is None else cost.seconds(record.global_batch_size, record.end_samples, split)
+        )
         return PATIENCE_UNKNOWN_S if whole_s is None else max(PATIENCE_LEAST_S, PATIENCE * whole_s)
 
     def _finish(self, record: TrialRecord) -> None:
@@ -200,13 +220,18 @@ class Drive:
             checkpoint=event.checkpoint,
         )
         if record.values and loss is None:
-            return dataclasses.replace(record, state="pruned", reason=f"diverged: the validation loss was not finite at {last_at} samples")
+            return dataclasses.replace(
+                record, state="pruned", reason=f"diverged: the validation loss was not finite at {last_at} samples"
+            )
         if last_at >= end and event.samples >= end:
             return dataclasses.replace(record, state="complete", reason="")
         if record.number in self._stopped:
             return dataclasses.replace(record, state="pruned", reason=f"stopped at {record.samples} of {end} samples")
         return dataclasses.replace(
-            record, state="failed", cause="no_report", reason=f"ended at {event.samples} of {end} samples without a report at its end"
+            record,
+            state="failed",
+            cause="no_report",
+            reason=f"ended at {event.samples} of {end} samples without a report at its end",
         )
 
     def _cost(self, record: TrialRecord) -> Cost:

@@ -50,7 +50,9 @@ class Ready:
 
 
 @contextlib.contextmanager
-def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, fresh: bool, dry: bool = False) -> Iterator[Ready]:
+def prepared(
+    objective: Any, arguments: SearchArguments, deadline_s: float, *, fresh: bool, dry: bool = False
+) -> Iterator[Ready]:
     """Open the storage, describe the objective, find its study, probe, and take up the search where it stands.
 
     `dry`: nothing is to be trained, and a study that has trials keeps what it says of its search.
@@ -75,14 +77,18 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, f
 
 
 @contextlib.contextmanager
-def _described(objective: Any, arguments: SearchArguments, storage: Storage) -> Iterator[tuple[Facts, DeviceInfo, Host | Cluster | None]]:
+def _described(
+    objective: Any, arguments: SearchArguments, storage: Storage
+) -> Iterator[tuple[Facts, DeviceInfo, Host | Cluster | None]]:
     if arguments.isolation == "none":
         yield objective.facts, DeviceInfo("cpu", "the calling process"), None
         return
     if arguments.engine == "ray":
         from ..engines.ray_cluster import Cluster
 
-        with Cluster(objective, device=arguments.device, jobs=arguments.plan.jobs, address=arguments.ray_address) as cluster:
+        with Cluster(
+            objective, device=arguments.device, jobs=arguments.plan.jobs, address=arguments.ray_address
+        ) as cluster:
             path = storage.location.path
             shared = cluster.facts.can_continue and path is not None and cluster.shares(path.parent)
             yield dataclasses.replace(cluster.facts, can_continue=shared), cluster.device_info, cluster
@@ -94,7 +100,14 @@ def _described(objective: Any, arguments: SearchArguments, storage: Storage) -> 
 
 
 def _study(
-    storage: Storage, objective: Any, arguments: SearchArguments, facts: Facts, device: DeviceInfo, *, fresh: bool, dry: bool
+    storage: Storage,
+    objective: Any,
+    arguments: SearchArguments,
+    facts: Facts,
+    device: DeviceInfo,
+    *,
+    fresh: bool,
+    dry: bool,
 ) -> Study:
     """Find or make the study, and write down what it is about."""
     from ...objectives.load import ObjectiveRef
@@ -105,7 +118,13 @@ def _study(
     study = choose_study(storage, name, wanted, named=arguments.study is not None, fresh=fresh)
     if dry and study.finished:
         return study
-    target = None if reference is None else reference.target if reference.path is None else f"{reference.path}:{reference.name}"
+    target = (
+        None
+        if reference is None
+        else reference.target
+        if reference.path is None
+        else f"{reference.path}:{reference.name}"
+    )
     asked = {
         "device": arguments.device,
         "isolation": arguments.isolation,

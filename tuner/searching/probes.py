@@ -49,7 +49,9 @@ def corrected_probes(
         return corrected(probe, records), {}
     found = {}
     for device, its_probe in probes.items():
-        after = corrected(its_probe, [record for record in records if record.device == device or record.device not in probes])
+        after = corrected(
+            its_probe, [record for record in records if record.device == device or record.device not in probes]
+        )
         assert after is not None
         found[device] = after
     if facts.batch_norm:
@@ -67,7 +69,9 @@ PROBE_SHARE = 0.5
 """Share of a timeout that the probe may take."""
 
 
-def obtain_probe(study: Study, arguments: SearchArguments, facts: Facts, host: Host | Cluster, deadline_s: float) -> ProbeResult:
+def obtain_probe(
+    study: Study, arguments: SearchArguments, facts: Facts, host: Host | Cluster, deadline_s: float
+) -> ProbeResult:
     """Return the probe that was given, else a stored one of the same objective, device and settings, else a new one.
 
     Where a cluster has several kinds of device, each is probed, and the fastest is the one to decide by.
@@ -92,13 +96,17 @@ def obtain_probe(study: Study, arguments: SearchArguments, facts: Facts, host: H
         host,
         timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE * left_s),
         seed=arguments.plan.seed,
-        on_attempt=lambda attempt: tell(arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt)),
+        on_attempt=lambda attempt: tell(
+            arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt)
+        ),
     )
     study.set(probe=probe.to_dict(), probe_key=key)
     return probe
 
 
-def _probe_kinds(study: Study, arguments: SearchArguments, facts: Facts, cluster: Cluster, deadline_s: float) -> ProbeResult:
+def _probe_kinds(
+    study: Study, arguments: SearchArguments, facts: Facts, cluster: Cluster, deadline_s: float
+) -> ProbeResult:
     """Store a probe of each kind of device and return the first: that of the fastest, when the first trial lands on one of them."""
     entries: dict[str, dict[str, Any]] = {entry["device"]: entry for entry in study.attributes.get("probes", ())}
     for kind in cluster.kinds:
@@ -106,7 +114,9 @@ def _probe_kinds(study: Study, arguments: SearchArguments, facts: Facts, cluster
         key = probe_key(facts, device, seed=arguments.plan.seed)
         others = itertools.chain([study], studies(study.storage, readable=True))
         known = (entry for other in others for entry in other.attributes.get("probes", ()))
-        stored = next((entry for entry in known if entry["key"] == key and entry["probe"]["limited_by"] != "timeout"), None)
+        stored = next(
+            (entry for entry in known if entry["key"] == key and entry["probe"]["limited_by"] != "timeout"), None
+        )
         if stored is None:
             tell(arguments, Progress("probe", study.name, arguments.plan.budget, message=kind))
             left_s = deadline_s - time.monotonic()
@@ -122,12 +132,17 @@ def _probe_kinds(study: Study, arguments: SearchArguments, facts: Facts, cluster
         study.set(probes=list(entries.values()), probe_key=None)  # What was stored of one kind is about to be replaced.
     if not any(record.device for record in study.records):
         study.set(
-            probes=sorted(entries.values(), key=lambda entry: -max((r["samples_per_s"] for r in entry["probe"]["throughput"]), default=0))
+            probes=sorted(
+                entries.values(),
+                key=lambda entry: -max((r["samples_per_s"] for r in entry["probe"]["throughput"]), default=0),
+            )
         )
     return next(iter(study.probes.values()))
 
 
-def _run_probe(host: Host | Cluster, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]) -> ProbeResult:
+def _run_probe(
+    host: Host | Cluster, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+) -> ProbeResult:
     """Probe where the trials will run."""
     from ..workers.fork_server import Host
 

@@ -33,7 +33,9 @@ class PlainSampler:
             if key_of(setting) not in tried and context.allowed(key_of(setting), setting.global_batch_size):
                 return Action(setting, context.rungs.counted(setting.global_batch_size)[0])
         points = context.space.points(np.random.default_rng([context.seed, len(ledger)]))
-        fresh = [p.setting for p in points if p.key not in tried and context.allowed(p.key, p.setting.global_batch_size)]
+        fresh = [
+            p.setting for p in points if p.key not in tried and context.allowed(p.key, p.setting.global_batch_size)
+        ]
         if not fresh:
             return None
         setting = rng.choice(fresh)
@@ -57,7 +59,10 @@ class PlainSampler:
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=rng.randrange(2**31)))
         for run in ledger.curves(self._context.seed):
             # Larger than what gradient noise allows by now, or a rate of the grid around another baseline.
-            if run.setting.global_batch_size not in space.batches or run.setting.learning_rate not in space.learning_rates:
+            if (
+                run.setting.global_batch_size not in space.batches
+                or run.setting.learning_rate not in space.learning_rates
+            ):
                 continue
             where: dict[str, Any] = {
                 "batch": space.batches.index(run.setting.global_batch_size),
@@ -67,11 +72,17 @@ class PlainSampler:
             state = optuna.trial.TrialState.COMPLETE if run.complete else optuna.trial.TrialState.PRUNED
             last = run.last if run.complete else None
             study.add_trial(
-                optuna.trial.create_trial(state=state, value=last, params=where, distributions=distributions, intermediate_values=values)
+                optuna.trial.create_trial(
+                    state=state, value=last, params=where, distributions=distributions, intermediate_values=values
+                )
             )
         params = study.ask(distributions).params
-        extras = {dimension.name: dimension.draw(rng.random()) for dimension in space.extras}  # These are drawn at random.
-        return space.setting(space.batches[params["batch"]], space.learning_rates[params["lr"]], {**space.fixed, **extras})
+        extras = {
+            dimension.name: dimension.draw(rng.random()) for dimension in space.extras
+        }  # These are drawn at random.
+        return space.setting(
+            space.batches[params["batch"]], space.learning_rates[params["lr"]], {**space.fixed, **extras}
+        )
 
 
 def make_sampler(context: Context, name: str, pruner: str, left: float) -> SurrogateSampler | PlainSampler:

@@ -51,14 +51,18 @@ def finalists(evidence: Evidence, n: int) -> list[Setting]:
         waiting = [run.setting for run in _fastest_first(evidence, leaders)]
     else:
         waiting = _lowest_first(evidence, model, leaders, list(chosen.values()), n)
-    waiting = list({key: setting for setting in waiting if (key := key_of(setting)) not in chosen and key not in out}.values())
+    waiting = list(
+        {key: setting for setting in waiting if (key := key_of(setting)) not in chosen and key not in out}.values()
+    )
     compared = _compared(evidence, model, list(chosen.values()), waiting[:places], n)[:places]
     others = [setting for setting in waiting if setting not in compared][: places - len(compared)]
     going = [setting for setting in waiting if setting in others or setting in compared]
     return [*chosen.values(), *going, *(setting for setting in compared if setting not in going)]
 
 
-def _compared(evidence: Evidence, model: Model, chosen: Sequence[Setting], waiting: Sequence[Setting], n: int) -> list[Setting]:
+def _compared(
+    evidence: Evidence, model: Model, chosen: Sequence[Setting], waiting: Sequence[Setting], n: int
+) -> list[Setting]:
     """Return what users compare with, unless its like was chosen already or it is hopeless; what waits for its turn anyway comes first.
 
     Their own setting, the batch size that should reach the target first, the usual batch of 32, and the largest.
@@ -104,7 +108,11 @@ def baseline_key(evidence: Evidence) -> Key | None:
 def _largest_first(evidence: Evidence, model: Model, leaders: Sequence[Run]) -> list[Run]:
     """Return the runs with the largest batch sizes that are not measurably worse first."""
     slack = evidence.plan.tolerance + NOISE_PRIOR[0]
-    good = [run for run, excess in zip(leaders, model.excess([run.setting for run in leaders]), strict=True) if excess <= slack]
+    good = [
+        run
+        for run, excess in zip(leaders, model.excess([run.setting for run in leaders]), strict=True)
+        if excess <= slack
+    ]
     return sorted(good, key=lambda run: -run.setting.global_batch_size) + [run for run in leaders if run not in good]
 
 
@@ -114,7 +122,11 @@ def _fastest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
     The best run of the batch size that should be fastest comes second, if not first, so that it is checked by running it.
     """
     target = evidence.target
-    reached = [] if target is None else [(seconds, run) for run in leaders if (seconds := _seconds_to(evidence, target, run)) is not None]
+    reached = (
+        []
+        if target is None
+        else [(seconds, run) for run in leaders if (seconds := _seconds_to(evidence, target, run)) is not None]
+    )
     ordered = [run for _, run in sorted(reached, key=lambda pair: pair[0])]
     ordered += [run for run in leaders if run not in ordered]
     fastest = batch_answer(evidence).fastest
@@ -125,7 +137,9 @@ def _fastest_first(evidence: Evidence, leaders: Sequence[Run]) -> list[Run]:
     return ordered
 
 
-def _lowest_first(evidence: Evidence, model: Model, leaders: Sequence[Run], chosen: Sequence[Setting], n: int) -> list[Setting]:
+def _lowest_first(
+    evidence: Evidence, model: Model, leaders: Sequence[Run], chosen: Sequence[Setting], n: int
+) -> list[Setting]:
     """Return what to confirm for the lowest loss: the best that was run, one that is faster and may be as good, then what may end lowest.
 
     After the first, a setting need not have been run: what the runs to the end have shown tells where the next one is worth most.

@@ -104,7 +104,11 @@ class Ends:
 
     def joined(self, other: Ends) -> Ends:
         """Return these and others."""
-        rows = (np.concatenate([self.x, other.x]), np.concatenate([self.cell, other.cell]), np.concatenate([self.mean, other.mean]))
+        rows = (
+            np.concatenate([self.x, other.x]),
+            np.concatenate([self.cell, other.cell]),
+            np.concatenate([self.mean, other.mean]),
+        )
         return Ends(*rows, np.concatenate([self.solved, other.solved], axis=1))
 
 
@@ -139,7 +143,11 @@ class Surrogate:
         best = self._fit(base, parts, 0.0)
         for k in (-1.5, 1.5):
             option = replace(base, slope=slope + k * slope_sd)
-            best = max(best, self._fit(option, parts.tilted(option, seen, seen), -0.5 * k**2), key=lambda fitted: fitted.evidence)
+            best = max(
+                best,
+                self._fit(option, parts.tilted(option, seen, seen), -0.5 * k**2),
+                key=lambda fitted: fitted.evidence,
+            )
         parts = parts if best.hyper.slope == base.slope else parts.tilted(best.hyper, seen, seen)
         scales: tuple[list[dict[str, float]], ...] = (
             [{"run": base.run * k, "cell": base.cell * k} for k in (0.5, 2.0, 3.0)],
@@ -161,7 +169,10 @@ class Surrogate:
         """Return the standard deviation of each end's difference from the one of lowest mean: what all have in common does not count."""
         h, i = self.hyper, int(np.argmin(ends.mean))
         best = ends.take([i])
-        to_best = _kernel(h, _at_the_end(ends.x, ends.cell), _at_the_end(best.x, best.cell))[:, 0] - ends.solved.T @ best.solved[:, 0]
+        to_best = (
+            _kernel(h, _at_the_end(ends.x, ends.cell), _at_the_end(best.x, best.cell))[:, 0]
+            - ends.solved.T @ best.solved[:, 0]
+        )
         variance = _variance(h) - (ends.solved**2).sum(0)
         return np.asarray(np.sqrt(np.maximum(variance + variance[i] - 2 * to_best, 1e-9)), dtype=np.float64)
 
@@ -233,14 +244,19 @@ class _Parts:
     def of(cls, h: Hyper, a: Observations, b: Observations) -> _Parts:
         """Return the parts between two sets of rows."""
         fidelity = np.abs(a.octaves[:, None] - b.octaves[None, :])
-        done, done2 = a.x[:, 1] - a.x[:, 0] + a.octaves, b.x[:, 1] - b.x[:, 0] + b.octaves  # Octaves of the integrated learning rate.
+        done, done2 = (
+            a.x[:, 1] - a.x[:, 0] + a.octaves,
+            b.x[:, 1] - b.x[:, 0] + b.octaves,
+        )  # Octaves of the integrated learning rate.
         return cls(
             level=np.exp(-0.5 * (fidelity / h.length_level) ** 2),
             learning=np.exp(-0.5 * ((done[:, None] - done2[None, :]) / h.length_learning) ** 2),
             where=_where(h, a.x, b.x),
             early=np.exp(-0.5 * (fidelity / h.length_early) ** 2),
             cell=np.asarray(a.cell[:, None] == b.cell[None, :], dtype=np.float64),
-            run=np.where((a.run[:, None] == b.run[None, :]) & (a.run[:, None] >= 0), np.exp(-fidelity / h.length_run), 0.0),
+            run=np.where(
+                (a.run[:, None] == b.run[None, :]) & (a.run[:, None] >= 0), np.exp(-fidelity / h.length_run), 0.0
+            ),
         )
 
     def tilted(self, h: Hyper, a: Observations, b: Observations) -> _Parts:

@@ -126,7 +126,9 @@ class Run:
         """Samples charged, or held back while it runs."""
         if self.state != "running":
             return self.charged
-        return max(0, max(self.samples, self.granted) - self.start_samples) + max(self.noise_samples, self.noise_granted)
+        return max(0, max(self.samples, self.granted) - self.start_samples) + max(
+            self.noise_samples, self.noise_granted
+        )
 
     @property
     def finite(self) -> bool:
@@ -152,7 +154,12 @@ class Run:
     def complete(self) -> bool:
         """Whether it reached its planned end with a finite value there."""
         value = self.at(self.end_samples)
-        return self.state in ("complete", "running") and value is not None and math.isfinite(value) and self.samples >= self.end_samples
+        return (
+            self.state in ("complete", "running")
+            and value is not None
+            and math.isfinite(value)
+            and self.samples >= self.end_samples
+        )
 
 
 class Ledger:
@@ -248,7 +255,11 @@ class Ledger:
 
     def superseded(self) -> set[int]:
         """Return the numbers of trials that another one has continued and overtaken."""
-        return {run.continues for run in self if run.continues is not None and run.samples >= self._runs[run.continues].samples}
+        return {
+            run.continues
+            for run in self
+            if run.continues is not None and run.samples >= self._runs[run.continues].samples
+        }
 
     def curves(self, seed: int) -> list[Run]:
         """Return the runs on `seed` that say something: those with values, the continued ones only once."""
@@ -256,5 +267,8 @@ class Ledger:
         return [
             run
             for run in self
-            if run.seed == seed and run.values and run.number not in old and run.cause not in ("oom", "killed", "hung", "error")
+            if run.seed == seed
+            and run.values
+            and run.number not in old
+            and run.cause not in ("oom", "killed", "hung", "error")
         ]

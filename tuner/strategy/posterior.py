@@ -53,7 +53,13 @@ class Model:
     """The surrogate fitted to a ledger, with what is needed to read it."""
 
     def __init__(
-        self, context: Context, runs: list[Run], points: list[Point], posterior: _Posterior, lost: frozenset[int], deepest: dict[Key, Run]
+        self,
+        context: Context,
+        runs: list[Run],
+        points: list[Point],
+        posterior: _Posterior,
+        lost: frozenset[int],
+        deepest: dict[Key, Run],
     ) -> None:
         """Keep the parts; use `Model.of`."""
         self._context = context
@@ -88,7 +94,9 @@ class Model:
                 deepest[run.key] = run
         start = _start(runs)
         gone = {(run.key, run.seed) for run in runs if said[run.number].diverged}
-        fallen = {(run.key, run.seed) for run in runs if collapsed(said[run.number].lowest, said[run.number].last, start)} - gone
+        fallen = {
+            (run.key, run.seed) for run in runs if collapsed(said[run.number].lowest, said[run.number].last, start)
+        } - gone
         if all((run.key, run.seed) in gone | fallen for run in runs):
             fallen = set()
         # A run that is not continued begins again, so what one run of a setting came to is true of the shorter ones before it.
@@ -270,7 +278,9 @@ def collapsed(lowest: float, last: float, start: float) -> bool:
 def _value_at(run: Run, rung: int, rungs: Rungs, planned: bool) -> float | None:
     """Return what a run says at a rung: under a schedule that is scaled to the planned end, only its end counts."""
     batch = run.setting.global_batch_size
-    ends_here = rungs.reach(rung, batch, run.end_samples) == run.end_samples and rung - run.end_samples < max(batch, rung * 0.5)
+    ends_here = rungs.reach(rung, batch, run.end_samples) == run.end_samples and rung - run.end_samples < max(
+        batch, rung * 0.5
+    )
     if run.diverged:
         reached = min(samples for samples, value in run.values.items() if not math.isfinite(value))
         return math.nan if rung >= reached else (None if planned else run.at(rung))

@@ -76,7 +76,9 @@ class SurrogateSampler:
         level = self._levels(ledger, model)
         if run.number in model.lost or not self._has_room(ledger, level, rung):
             return False
-        waiting = [p for p in model.points if p.key == run.key or (level.get(p.key) == rung - 1 and not model.closed(p.key))]
+        waiting = [
+            p for p in model.points if p.key == run.key or (level.get(p.key) == rung - 1 and not model.closed(p.key))
+        ]
         best = self._best_of(ledger, model, waiting)
         return best is not None and best.key == run.key
 
@@ -124,7 +126,11 @@ class SurrogateSampler:
         busy = {run.key for run in ledger.running}
 
         def is_open(point: Point) -> bool:
-            return point.key not in busy and context.allowed(point.key, point.setting.global_batch_size) and not model.closed(point.key)
+            return (
+                point.key not in busy
+                and context.allowed(point.key, point.setting.global_batch_size)
+                and not model.closed(point.key)
+            )
 
         seen = list({p.key: p for p in model.points if is_open(p) and p.key in level}.values())
         shares = [rung / rungs.full_samples for rung in rungs.samples]
@@ -153,7 +159,12 @@ class SurrogateSampler:
             return Action(point.setting, max(rung, counted[0]))
         depth = 0 if done is None else done.samples
         first = next(rung for rung in counted if rungs.reach(rung, batch, rungs.end_of(batch)) > depth)
-        resumable = self._context.can_continue and done is not None and done.checkpoint is not None and done.state in ("pruned", "complete")
+        resumable = (
+            self._context.can_continue
+            and done is not None
+            and done.checkpoint is not None
+            and done.state in ("pruned", "complete")
+        )
         return Action(point.setting, first, done.number if done is not None and resumable else None)
 
     # --- the race ---
@@ -186,7 +197,11 @@ class SurrogateSampler:
             return None
         setting = space.setting(batch, rate)
         key = key_of(setting)
-        return Action(setting, rung, racing=True) if self._context.allowed(key, batch) and not ledger.of(key, self._context.seed) else None
+        return (
+            Action(setting, rung, racing=True)
+            if self._context.allowed(key, batch) and not ledger.of(key, self._context.seed)
+            else None
+        )
 
     def _first_rung(self, batch: int) -> int:
         return self._context.rungs.counted(batch)[0]
@@ -195,7 +210,9 @@ class SurrogateSampler:
         """Return the untried cell nearest to the centre line: all that can be done while nothing finite is known."""
         space = self._context.space
         tried = {run.key for run in ledger if run.seed == self._context.seed}
-        fresh = [p for p in space.grid if p.key not in tried and self._context.allowed(p.key, p.setting.global_batch_size)]
+        fresh = [
+            p for p in space.grid if p.key not in tried and self._context.allowed(p.key, p.setting.global_batch_size)
+        ]
         if not fresh:
             return None
 

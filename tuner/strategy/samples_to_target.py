@@ -84,9 +84,16 @@ def batch_line(evidence: Evidence, scale: NoiseScale | None = None) -> tuple[Bat
     """
     by_batch = _curves(evidence)
     target = -math.inf if evidence.target is None else evidence.target
-    floors = sorted(min(loss for runs in settings.values() for run in runs for _, loss in smoothed(run)) for settings in by_batch.values())
+    floors = sorted(
+        min(loss for runs in settings.values() for run in runs for _, loss in smoothed(run))
+        for settings in by_batch.values()
+    )
     for level in dict.fromkeys(max(floor, target) for floor in floors[LEAST_BATCHES - 1 :]):
-        reaches = [reach for batch, settings in by_batch.items() if (reach := _reach(evidence, batch, settings, level)) is not None]
+        reaches = [
+            reach
+            for batch, settings in by_batch.items()
+            if (reach := _reach(evidence, batch, settings, level)) is not None
+        ]
         if enough(reaches):
             line = fit_batch_line(reaches, scale)
             return line, None if line is None else level

@@ -54,13 +54,19 @@ class Dimension:
     @property
     def ordered(self) -> bool:
         """Whether distances mean something: a range, or a list of numbers."""
-        return self.choices is None or all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in self.choices)
+        return self.choices is None or all(
+            isinstance(c, (int, float)) and not isinstance(c, bool) for c in self.choices
+        )
 
     def draw(self, u: float) -> Any:
         """Return the value at the quantile `u` in [0, 1)."""
         if self.choices is not None:
             return self.choices[min(int(u * len(self.choices)), len(self.choices) - 1)]
-        value = math.exp(math.log(self.low) + u * math.log(self.high / self.low)) if self.log else self.low + u * (self.high - self.low)
+        value = (
+            math.exp(math.log(self.low) + u * math.log(self.high / self.low))
+            if self.log
+            else self.low + u * (self.high - self.low)
+        )
         if self.step:
             value = self.low + round((value - self.low) / self.step) * self.step
         value = min(max(value, self.low), self.high)
@@ -120,7 +126,9 @@ class Space:
     @cached_property
     def grid(self) -> tuple[Point, ...]:
         """All pairs of batch size and learning rate, the extras in the middle."""
-        return tuple(self.point(self.setting(batch, lr)) for batch, lr in itertools.product(self.batches, self.learning_rates))
+        return tuple(
+            self.point(self.setting(batch, lr)) for batch, lr in itertools.product(self.batches, self.learning_rates)
+        )
 
     def default_params(self) -> dict[str, Any]:
         """Return the fixed parameters and the middle of each extra dimension."""
@@ -130,9 +138,14 @@ class Space:
         """Return the points to weigh: the grid, with extras in the middle, those that did well, and fresh draws."""
         if not self.extras:
             return list(self.grid)
-        drawn = [{**self.fixed, **{d.name: d.draw(float(rng.random())) for d in self.extras}} for _ in range(EXTRA_SAMPLES)]
+        drawn = [
+            {**self.fixed, **{d.name: d.draw(float(rng.random())) for d in self.extras}} for _ in range(EXTRA_SAMPLES)
+        ]
         pairs = itertools.product(self.batches, self.learning_rates)
-        return [*self.grid, *(self.point(self.setting(b, lr, params)) for b, lr in pairs for params in (*known, *drawn))]
+        return [
+            *self.grid,
+            *(self.point(self.setting(b, lr, params)) for b, lr in pairs for params in (*known, *drawn)),
+        ]
 
     def setting(self, batch: int, lr: float, params: Mapping[str, Any] | None = None) -> Setting:
         """Return the setting with the default extras unless others are given."""
@@ -140,7 +153,10 @@ class Space:
 
     def point(self, setting: Setting) -> Point:
         """Return a setting with its coordinates: octaves of batch and of learning rate from the foot of the centre line, then extras."""
-        row = [math.log2(setting.global_batch_size / self.centre_batch), math.log2(setting.learning_rate / self.centre_learning_rate)]
+        row = [
+            math.log2(setting.global_batch_size / self.centre_batch),
+            math.log2(setting.learning_rate / self.centre_learning_rate),
+        ]
         for dimension in self.extras:
             row += dimension.coordinates(setting.params[dimension.name])
         key = key_of(setting)
@@ -148,7 +164,11 @@ class Space:
 
 
 def make_space(
-    plan: Plan, facts: Facts, probe: ProbeResult | None, noise_scale: float | None = None, rates_seen: Sequence[float] = ()
+    plan: Plan,
+    facts: Facts,
+    probe: ProbeResult | None,
+    noise_scale: float | None = None,
+    rates_seen: Sequence[float] = (),
 ) -> Space:
     """Return the space that a plan and an objective ask for.
 
@@ -168,7 +188,10 @@ def make_space(
     family = facts.optimizer_family
     lr = asked.pop("learning_rate", None)
     usual = LEARNING_RATE_RANGE[family]
-    covered = (min([usual[0], *(rate / ROUNDED for rate in rates_seen)]), max([usual[1], *(rate * ROUNDED for rate in rates_seen)]))
+    covered = (
+        min([usual[0], *(rate / ROUNDED for rate in rates_seen)]),
+        max([usual[1], *(rate * ROUNDED for rate in rates_seen)]),
+    )
     low, high, listed = _learning_rate_range(lr, covered, problems)
     if facts.ignores_rate and low < high:
         problems.append(
@@ -223,7 +246,9 @@ def _powers(low: float, high: float) -> tuple[int, ...]:
     return tuple(2**k for k in range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1))
 
 
-def _batches(asked: Any, facts: Facts, probe: ProbeResult | None, noise_scale: float | None, problems: list[str]) -> tuple[int, ...]:
+def _batches(
+    asked: Any, facts: Facts, probe: ProbeResult | None, noise_scale: float | None, problems: list[str]
+) -> tuple[int, ...]:
     kind = type(asked).__name__
     values: Sequence[Any]
     if asked is None:
@@ -265,7 +290,9 @@ def _most_samples(facts: Facts) -> tuple[float, str]:
     return facts.full_run_samples, "a full run"
 
 
-def _learning_rate_range(asked: Any, default: tuple[float, float], problems: list[str]) -> tuple[float, float, tuple[float, ...] | None]:
+def _learning_rate_range(
+    asked: Any, default: tuple[float, float], problems: list[str]
+) -> tuple[float, float, tuple[float, ...] | None]:
     kind = type(asked).__name__
     if asked is None:
         return (*default, None)
@@ -276,7 +303,9 @@ def _learning_rate_range(asked: Any, default: tuple[float, float], problems: lis
         return float(asked[0]), float(asked[1]), None
     if kind == "FloatDistribution":
         if asked.low <= 0:
-            problems.append(f"space['learning_rate'] = {asked!r}: the learning rate is searched in octaves, so it must be above 0")
+            problems.append(
+                f"space['learning_rate'] = {asked!r}: the learning rate is searched in octaves, so it must be above 0"
+            )
             return (*default, None)
         return float(asked.low), float(asked.high), None
     values = list(asked.choices) if kind == "CategoricalDistribution" else asked if isinstance(asked, list) else [asked]
@@ -327,4 +356,8 @@ def _extras(asked: Mapping[str, Any], problems: list[str]) -> tuple[tuple[Dimens
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, (int, float, np.integer, np.floating))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )

@@ -140,7 +140,9 @@ class Strategy:
         if probe is None:
             return Limits(noise=noise)
         line = probe.step_time_line
-        return Limits(memory=probe.micro_batch_size, hardware=None if line is None else line.saturation_batch, noise=noise)
+        return Limits(
+            memory=probe.micro_batch_size, hardware=None if line is None else line.saturation_batch, noise=noise
+        )
 
     def batch_answer(self) -> BatchAnswer:
         """Return which batch size reaches the target first, and what decides it, as far as that is known now."""
@@ -231,7 +233,9 @@ class Strategy:
                 batch = run.setting.global_batch_size
                 ends = {self.rungs.end_of(batch, rung / self.rungs.full_samples): rung for rung in self.rungs.samples}
                 known = run.continues is not None and self.ledger[run.continues].checkpoint is not None
-                return Action(run.setting, ends.get(run.end_samples, self.rungs.samples[-1]), run.continues if known else None)
+                return Action(
+                    run.setting, ends.get(run.end_samples, self.rungs.samples[-1]), run.continues if known else None
+                )
         return None
 
     def _confirm(self) -> Proposal | None:
@@ -295,7 +299,9 @@ class Strategy:
         record = run.record
         # Larger batches are accumulated from smaller micro-batches from now on; a loop that is out of memory all the same heeds none.
         # Where there are several kinds of device, what is too much for one may fit another, so each works its way down first.
-        heeded = self.facts.kind == "supervised" or (record is not None and (record.accumulation_steps == 1 or record.device is not None))
+        heeded = self.facts.kind == "supervised" or (
+            record is not None and (record.accumulation_steps == 1 or record.device is not None)
+        )
         if self.probe is not None and record is not None and record.micro_batch_size > 1 and heeded:
             return set()
         return {batch for batch in self.space.batches if batch >= run.setting.global_batch_size}

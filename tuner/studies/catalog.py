@@ -63,7 +63,9 @@ def find_study(storage: Storage, name: str) -> Study | None:
         study = Study(storage, storage.backend.get_study_id_from_name(name), name)
     schema = study.attributes.get("bstune_schema")
     if not isinstance(schema, int):
-        raise StudyError(f"The study {name!r} in {storage.location.url} was not made by bstune. Choose another name with --study.")
+        raise StudyError(
+            f"The study {name!r} in {storage.location.url} was not made by bstune. Choose another name with --study."
+        )
     if schema > SCHEMA:
         made_by = one_line(study.attributes.get("bstune_version", "a newer version"))
         raise StudyError(
@@ -118,7 +120,10 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
         "\n".join(
             [
                 f"The study {name!r} in {storage.location.url} was made with other settings:",
-                *(f"  {_FINGERPRINT_WORDS[key]}: was {_shown(old)}, now {_shown(new)}" for key, old, new in differences),
+                *(
+                    f"  {_FINGERPRINT_WORDS[key]}: was {_shown(old)}, now {_shown(new)}"
+                    for key, old, new in differences
+                ),
                 f"Its trials cannot be compared with new ones. Undo the change, or use --fresh (keeps the old study and makes "
                 f"{next_name(storage, name)!r}), or name another with --study.",
             ]
@@ -154,7 +159,11 @@ def next_name(storage: Storage, name: str) -> str:
 
 
 def _siblings(storage: Storage, name: str) -> list[str]:
-    numbered = [(int(other.removeprefix(f"{name}-")), other) for other in storage.names() if other.removeprefix(f"{name}-").isdigit()]
+    numbered = [
+        (int(other.removeprefix(f"{name}-")), other)
+        for other in storage.names()
+        if other.removeprefix(f"{name}-").isdigit()
+    ]
     return [other for _, other in sorted(numbered)]
 
 
@@ -165,7 +174,11 @@ def studies(storage: Storage, *, readable: bool = False) -> Iterator[Study]:
         ids = {study.study_name: study._study_id for study in storage.backend.get_all_studies()}
         used = {name: storage.backend.get_study_user_attrs(study_id) for name, study_id in ids.items()}
     schemas = {name: attributes.get("bstune_schema") for name, attributes in used.items()}
-    ours = [name for name, schema in schemas.items() if (isinstance(schema, int) and schema <= SCHEMA if readable else schema is not None)]
+    ours = [
+        name
+        for name, schema in schemas.items()
+        if (isinstance(schema, int) and schema <= SCHEMA if readable else schema is not None)
+    ]
 
     def used_s(name: str) -> float:
         value = used[name].get("used_s")
@@ -193,7 +206,9 @@ def newest_study(storage: Storage, *, name: str | None = None, with_file: bool =
         if name in (None, study.name) and (not with_file or study.attributes.get("objective")):
             return study
     what = f"no study{'' if name is None else f' {name!r}'}{' that stores a file' if with_file else ''}"
-    raise StudyError(f"{storage.location.path or storage.location.url} holds {what}. Give a model: bstune search model.py")
+    raise StudyError(
+        f"{storage.location.path or storage.location.url} holds {what}. Give a model: bstune search model.py"
+    )
 
 
 def touch(study: Study) -> None:

@@ -31,7 +31,9 @@ def forget_checkpoints(study: Study) -> None:
     path = study.storage.location.checkpoint_path(study.name)
     for record in study.finished:
         file = None if record.checkpoint is None else Path(record.checkpoint)
-        if file is not None and not (file.parent == path and _OURS.fullmatch(file.name) and _is_ours(path) and file.is_file()):
+        if file is not None and not (
+            file.parent == path and _OURS.fullmatch(file.name) and _is_ours(path) and file.is_file()
+        ):
             study.forget_checkpoint(record.number)
 
 
@@ -74,7 +76,11 @@ def _open_folder(path: Path) -> int:
     try:
         # An empty folder that only this user can enter is one that was about to be marked: nothing in it can be lost.
         if folder is not None and not os.listdir(folder):
-            os.close(create_whole(path / MARK, b"bstune empties this folder of its own checkpoints, and removes it in the end.\n"))
+            os.close(
+                create_whole(
+                    path / MARK, b"bstune empties this folder of its own checkpoints, and removes it in the end.\n"
+                )
+            )
     except OSError:
         if made:
             path.rmdir()

@@ -23,11 +23,21 @@ CONNECT_S = 10
 LOOK_S = 5.0
 """Time between two looks at whether the lock is still held."""
 _MYSQL = "pip install mysqlclient, or pip install 'PyMySQL[rsa]' and begin the URL with {}+pymysql://"
-DRIVERS = {"postgresql": "pip install 'psycopg[binary]'", "mysql": _MYSQL.format("mysql"), "mariadb": _MYSQL.format("mariadb")}
+DRIVERS = {
+    "postgresql": "pip install 'psycopg[binary]'",
+    "mysql": _MYSQL.format("mysql"),
+    "mariadb": _MYSQL.format("mariadb"),
+}
 """How to come by a driver, by SQLAlchemy's name of the server."""
 
-_TAKE = {"postgresql": "SELECT pg_try_advisory_lock(:number)", "mysql": "SELECT GET_LOCK(CONCAT('bstune ', :number), 0)"}
-_LET_GO = {"postgresql": "SELECT pg_advisory_unlock(:number)", "mysql": "SELECT RELEASE_LOCK(CONCAT('bstune ', :number))"}
+_TAKE = {
+    "postgresql": "SELECT pg_try_advisory_lock(:number)",
+    "mysql": "SELECT GET_LOCK(CONCAT('bstune ', :number), 0)",
+}
+_LET_GO = {
+    "postgresql": "SELECT pg_advisory_unlock(:number)",
+    "mysql": "SELECT RELEASE_LOCK(CONCAT('bstune ', :number))",
+}
 _STAY = {
     "postgresql": "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",  # Since PostgreSQL 14.
     "mysql": "SET SESSION wait_timeout = 2147483",  # Seconds; the most that MySQL takes on every platform.
@@ -45,8 +55,12 @@ def open_server(url: URL, *, create: bool) -> BaseStorage:
 
     if create:
         has_tables(url)
-    text = _driven(url).render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna fills in {SCHEMA_VERSION}.
-    return RDBStorage(text, engine_kwargs={"pool_pre_ping": True, "connect_args": _connect_args(url)}, skip_table_creation=not create)
+    text = (
+        _driven(url).render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    )  # Optuna fills in {SCHEMA_VERSION}.
+    return RDBStorage(
+        text, engine_kwargs={"pool_pre_ping": True, "connect_args": _connect_args(url)}, skip_table_creation=not create
+    )
 
 
 def has_tables(url: URL) -> bool:

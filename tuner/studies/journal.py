@@ -31,7 +31,10 @@ N_OPERATIONS = 11
 """Optuna numbers what a line of a journal does from 0 on. Source: optuna.storages.journal, JournalOperation."""
 MARK = "bstune journal write"
 """Stands in our lock of one write."""
-FIRST_LINE = json.dumps({"op_code": 2, "worker_id": "bstune", "study_id": -1, "user_attr": {"made_by": "bstune"}}).encode() + b"\n"
+FIRST_LINE = (
+    json.dumps({"op_code": 2, "worker_id": "bstune", "study_id": -1, "user_attr": {"made_by": "bstune"}}).encode()
+    + b"\n"
+)
 """An attribute of a study that does not exist, which Optuna passes over: so that a journal is never empty."""
 
 
@@ -64,10 +67,14 @@ def check_journal(path: Path) -> None:
     try:
         fd = open_plain(path, os.O_RDONLY)
     except NotPlainError as error:
-        raise StudyError(f"The storage {path} is no plain file: expected a journal of Optuna. Name another with --storage.") from error
+        raise StudyError(
+            f"The storage {path} is no plain file: expected a journal of Optuna. Name another with --storage."
+        ) from error
     with open(fd, "rb") as file:
         if not _is_entry(file.readline(MOST_LINE_BYTES)):
-            raise StudyError(f"{path} is not a journal of Optuna: expected lines of JSON, one for each write. Name another with --storage.")
+            raise StudyError(
+                f"{path} is not a journal of Optuna: expected lines of JSON, one for each write. Name another with --storage."
+            )
         for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), b""), start=2):
             # Half a line at the end is what a killed writer leaves: the beginning of an entry, and not much of it.
             torn = not line.endswith(b"\n") and line.startswith(b"{") and len(line) < MOST_LINE_BYTES

@@ -40,7 +40,9 @@ class Location:
     @property
     def lock_path(self) -> Path | None:
         """The sidecar lock of the one writer; Optuna's own lock of a journal has the plain name."""
-        return self.path and self.path.with_name(self.path.name + (".writer.lock" if self.kind == "journal" else ".lock"))
+        return self.path and self.path.with_name(
+            self.path.name + (".writer.lock" if self.kind == "journal" else ".lock")
+        )
 
     def checkpoint_path(self, study: str) -> Path | None:
         """The folder for the checkpoints of a study, beside the file."""
@@ -71,7 +73,9 @@ def locate(url: str | None) -> Location:
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         if "@" in text:  # It may hold a password.
             raise StudyError(f"The storage is not a URL that can be read: expected {EXPECTED}.") from None
-        raise StudyError(f"{shown!r} is not a storage URL: expected {EXPECTED}; for a file, sqlite:///{shown}.") from error
+        raise StudyError(
+            f"{shown!r} is not a storage URL: expected {EXPECTED}; for a file, sqlite:///{shown}."
+        ) from error
     backend = parsed.get_backend_name()
     if backend in database_server.DRIVERS:
         secrets = (*secrets_in(text), *filter(None, [parsed.password and str(parsed.password)]))
@@ -94,7 +98,9 @@ def _resolved(name: str, shown: str) -> Path:
     try:
         path = Path(os.path.realpath(name))
         if os.path.islink(name.rstrip("/")) and not os.path.exists(path):
-            raise StudyError(f"The storage {shown} is a link that leads to no file ({one_line(path)}): remove it, or name another file.")
+            raise StudyError(
+                f"The storage {shown} is a link that leads to no file ({one_line(path)}): remove it, or name another file."
+            )
     except (OSError, ValueError) as error:
         raise StudyError(f"The storage {shown} cannot be used: {error}. Name another file with --storage.") from error
     return path

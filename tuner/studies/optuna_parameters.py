@@ -31,7 +31,9 @@ class Axes:
         batch, lr = spec.global_batch_size, spec.learning_rate
         low, high = self.learning_rate_range
         parameters: dict[str, Any] = {"learning_rate": lr}
-        distributions: dict[str, BaseDistribution] = {"learning_rate": FloatDistribution(min(low, lr), max(high, lr), log=True)}
+        distributions: dict[str, BaseDistribution] = {
+            "learning_rate": FloatDistribution(min(low, lr), max(high, lr), log=True)
+        }
         listed = self.space.get("batch_size")
         sizes = sorted(set(listed)) if isinstance(listed, list) else []
         if any(not _is_power_of_two(size) for size in sizes):

@@ -36,4 +36,6 @@ def expected_columns() -> dict[str, set[str]]:
     """Return the columns of the tables that Optuna makes."""
     from optuna.storages._rdb import models
 
-    return {table.name: {column.name for column in table.columns} for table in models.BaseModel.metadata.tables.values()}
+    return {
+        table.name: {column.name for column in table.columns} for table in models.BaseModel.metadata.tables.values()
+    }

@@ -44,11 +44,19 @@ def decode_plan(data: Mapping[str, Any]) -> Plan:
     names = {field.name for field in dataclasses.fields(Plan)}
     values = {name: value for name, value in data.items() if name in names}
     baseline = values.get("baseline")
-    return Plan(**{**values, "space": decode_space(data["space"]), "baseline": baseline and (int(baseline[0]), float(baseline[1]))})
+    return Plan(
+        **{
+            **values,
+            "space": decode_space(data["space"]),
+            "baseline": baseline and (int(baseline[0]), float(baseline[1])),
+        }
+    )
 
 
 def decode_facts(data: Mapping[str, Any]) -> Facts:
     """Read back the facts of an objective."""
     names = {field.name for field in dataclasses.fields(Facts)}
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in names}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in names
+    }
     return Facts(**values)

@@ -103,7 +103,9 @@ def check_database(path: Path) -> None:
     if not is_plain(path):
         raise StudyError(f"The storage {path} is no plain file: expected a database. Name another with --storage.")
     if path.stat().st_size == 0:
-        raise StudyError(f"{path} is empty, and bstune makes no empty file: it is left alone. Remove it, or name another with --storage.")
+        raise StudyError(
+            f"{path} is empty, and bstune makes no empty file: it is left alone. Remove it, or name another with --storage."
+        )
     _check_beside(path)
     if path.stat().st_nlink > 1 and not os.path.lexists(f"{path}-wal") and _in_write_ahead_mode(path):
         raise StudyError(
@@ -112,10 +114,17 @@ def check_database(path: Path) -> None:
         )
     with contextlib.closing(_connect(path, write=False)) as connection:
         rows = connection.execute("SELECT name, type, sql FROM sqlite_master").fetchall()
-        tables = {str(name) for name, kind, sql in rows if kind == "table" and str(sql).upper().startswith("CREATE TABLE")}
-        columns = {table: {row[1] for row in connection.execute("SELECT * FROM pragma_table_info(?)", (table,))} for table in tables}
+        tables = {
+            str(name) for name, kind, sql in rows if kind == "table" and str(sql).upper().startswith("CREATE TABLE")
+        }
+        columns = {
+            table: {row[1] for row in connection.execute("SELECT * FROM pragma_table_info(?)", (table,))}
+            for table in tables
+        }
     expected = expected_columns()
-    strange = sorted({str(name) for name, kind, _ in rows if kind == "trigger" or (kind == "view" and str(name).lower() in expected)})
+    strange = sorted(
+        {str(name) for name, kind, _ in rows if kind == "trigger" or (kind == "view" and str(name).lower() in expected)}
+    )
     if strange:
         raise StudyError(
             f"{path} holds code that would run when bstune uses it ({', '.join(strange[:3])}: a trigger, or a view in place of a table): "
@@ -173,7 +182,9 @@ def open_database(path: Path, *, write: bool) -> BaseStorage:
             connection.execute("PRAGMA journal_mode=WAL")
             # A commit survives the death of the process; only a power failure can take back the last ones.
             connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("PRAGMA wal_autocheckpoint=250")  # Pages: the log beside the database stays at about 1 MB.
+            connection.execute(
+                "PRAGMA wal_autocheckpoint=250"
+            )  # Pages: the log beside the database stays at about 1 MB.
         return connection
 
     def begin(connection: Any, *_: Any) -> None:
@@ -181,7 +192,9 @@ def open_database(path: Path, *, write: bool) -> BaseStorage:
 
     try:
         # The path is given to SQLite as it is: in a URL, `#`, `?`, `%` and braces would be something else.
-        backend = RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool}, skip_table_creation=True)
+        backend = RDBStorage(
+            "sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool}, skip_table_creation=True
+        )
         event.listen(backend.engine, "before_cursor_execute", begin)
         backend.get_all_studies()
     except BaseException:
@@ -190,7 +203,9 @@ def open_database(path: Path, *, write: bool) -> BaseStorage:
         raise
     _OPEN[path] += 1
     if write:
-        vars(backend)["bstune_beside"] = {beside: identity(beside) for beside in map(Path, (f"{path}-wal", f"{path}-shm"))}
+        vars(backend)["bstune_beside"] = {
+            beside: identity(beside) for beside in map(Path, (f"{path}-wal", f"{path}-shm"))
+        }
     return backend
 
 
@@ -222,7 +237,9 @@ def _connect(path: Path, *, write: bool) -> _Connection:
     """Connect to a file that is there."""
     as_it_stands = "&immutable=1" if not write and _is_at_rest(path) else ""
     address = f"file:{quote(os.fsencode(path))}?mode={'rw' if write else 'ro'}{as_it_stands}"
-    connection = sqlite3.connect(address, uri=True, timeout=BUSY_S if write else 10.0, check_same_thread=False, factory=_Connection)
+    connection = sqlite3.connect(
+        address, uri=True, timeout=BUSY_S if write else 10.0, check_same_thread=False, factory=_Connection
+    )
     connection.watch()
     connection.execute("PRAGMA trusted_schema=OFF")
     return connection

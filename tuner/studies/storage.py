@@ -42,7 +42,9 @@ class Storage:
         backend: Optuna's own storage object.
     """
 
-    def __init__(self, location: Location, backend: BaseStorage, lock: WriterLock | database_server.ServerLock | None = None) -> None:
+    def __init__(
+        self, location: Location, backend: BaseStorage, lock: WriterLock | database_server.ServerLock | None = None
+    ) -> None:
         """Take over an open backend; use `open_storage` or `read_storage`."""
         self.location = location
         self.backend = backend
@@ -106,7 +108,9 @@ class Storage:
         """Save what the removed file held, beside it where its folder is still there, and return where."""
         folder = path.parent if path.parent.is_dir() else Path(tempfile.mkdtemp(prefix="bstune-rescued-"))
         number = 1
-        while os.path.lexists(saved := folder / f"{path.stem}.rescued{'' if number == 1 else f'-{number}'}{path.suffix}"):
+        while os.path.lexists(
+            saved := folder / f"{path.stem}.rescued{'' if number == 1 else f'-{number}'}{path.suffix}"
+        ):
             number += 1
         if self._journal_fd is not None:
             journal.rescue_journal(self._journal_fd, saved)
@@ -118,7 +122,9 @@ class Storage:
         """Return the names of all studies, oldest first."""
         self.check()
         with reading(self.location):
-            names: list[object] = [s.study_name for s in sorted(self.backend.get_all_studies(), key=lambda s: s._study_id)]
+            names: list[object] = [
+                s.study_name for s in sorted(self.backend.get_all_studies(), key=lambda s: s._study_id)
+            ]
             if not all(isinstance(name, str) for name in names):
                 raise sqlite3.DatabaseError("malformed: the name of a study is no text")
             return [str(name) for name in names]
@@ -167,7 +173,9 @@ class Storage:
     def __enter__(self) -> Storage:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.close()
         except StudyError:
@@ -224,14 +232,18 @@ def read_storage(url: str | None) -> Storage:
     """
     location = locate(url)
     if location.kind == "memory":
-        raise StudyError(f"The storage {location.url} lives in memory: nothing of it is left to read after the call that made it.")
+        raise StudyError(
+            f"The storage {location.url} lives in memory: nothing of it is left to read after the call that made it."
+        )
     if location.server is not None:
         with guard(location), _quiet():
             if not database_server.has_tables(location.server):
                 raise NoStudiesError(f"There are no studies yet in {location.url}. `bstune search` makes the tables.")
             return Storage(location, database_server.open_server(location.server, create=False))
     if location.path is None or not os.path.lexists(location.path):
-        raise StudyError(f"There is no storage {location.path}. `bstune search` makes one; --storage or ${VARIABLE} name another.")
+        raise StudyError(
+            f"There is no storage {location.path}. `bstune search` makes one; --storage or ${VARIABLE} name another."
+        )
     with reading(location), _quiet():
         _check_contents(location)
         return Storage(location, _open_file(location, write=False))
@@ -245,7 +257,9 @@ def _open_server(location: Location, url: URL) -> Storage:
         try:
             lock = database_server.ServerLock(url)
         except database_server.HeldError as error:
-            raise InUseError(f"The storage {location.url} is in use: {error}. Wait for it, or give this search one of its own.") from None
+            raise InUseError(
+                f"The storage {location.url} is in use: {error}. Wait for it, or give this search one of its own."
+            ) from None
     try:
         with guard(location), _quiet():
             return Storage(location, database_server.open_server(url, create=True), lock)

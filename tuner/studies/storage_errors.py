@@ -94,7 +94,13 @@ _SAYINGS = {
     "does not exist": "the server has no such database or user. Make it first: bstune makes the tables, not the database",
     "incorrect string value": "the database cannot hold these letters. Make it with CHARACTER SET utf8mb4, or use another name",
     **dict.fromkeys(
-        ("server closed the connection", "terminating connection", "the connection is lost", "lost connection", "gone away"),
+        (
+            "server closed the connection",
+            "terminating connection",
+            "the connection is lost",
+            "lost connection",
+            "gone away",
+        ),
         "the database server went away. Run the same command again when it is back",
     ),
     "too large for the file system": "the disk is full. Free some space and run the same command again",

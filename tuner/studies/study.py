@@ -81,7 +81,9 @@ class Study(Records):
     def _records(self) -> dict[int, TrialRecord]:
         """The trials that bstune made, as they are now."""
         with intact(self.name):
-            return {number: record for number, trial in self._trials.items() if (record := read_record(trial)) is not None}
+            return {
+                number: record for number, trial in self._trials.items() if (record := read_record(trial)) is not None
+            }
 
     @property
     def probe(self) -> ProbeResult | None:
@@ -196,7 +198,11 @@ class Study(Records):
         state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[record.state]
         trial_id = self._ids.pop(record.number)
         data = record.to_dict()
-        value = record.val_loss if state == TrialState.COMPLETE or (state == TrialState.PRUNED and record.val_loss is not None) else None
+        value = (
+            record.val_loss
+            if state == TrialState.COMPLETE or (state == TrialState.PRUNED and record.val_loss is not None)
+            else None
+        )
         with self.storage.guard():
             self.storage.backend.set_trial_user_attr(
                 trial_id, "result", {name: data[name] for name in RESULT if data[name] not in (None, [])}
@@ -235,12 +241,21 @@ def _record(trial: StoredTrial, result: Mapping[str, Any]) -> TrialRecord:
             missing
             | {name: asked[name] for name in ASKED if name in asked}
             | {name: result[name] for name in RESULT if name in result}
-            | {"number": trial.number, "params": asked.get("params", {}), "values": sorted(trial.intermediate_values.items())}
+            | {
+                "number": trial.number,
+                "params": asked.get("params", {}),
+                "values": sorted(trial.intermediate_values.items()),
+            }
         )
     except BstuneError as error:
         raise ValueError(str(error)) from error
-    if min(record.global_batch_size, record.micro_batch_size, record.accumulation_steps) < 1 or not record.learning_rate > 0:
-        raise ValueError(f"trial {record.number} trained at batch size {record.global_batch_size}, learning rate {record.learning_rate}")
+    if (
+        min(record.global_batch_size, record.micro_batch_size, record.accumulation_steps) < 1
+        or not record.learning_rate > 0
+    ):
+        raise ValueError(
+            f"trial {record.number} trained at batch size {record.global_batch_size}, learning rate {record.learning_rate}"
+        )
     return record
 
 

@@ -37,7 +37,10 @@ def read_trials(backend: BaseStorage, study_id: int) -> dict[int, StoredTrial]:
     if isinstance(backend, RDBStorage):
         return _from_tables(backend, study_id)
     found = backend.get_all_trials(study_id, deepcopy=False)
-    return {t.number: StoredTrial(t._trial_id, t.number, t.state.is_finished(), t.user_attrs, t.intermediate_values) for t in found}
+    return {
+        t.number: StoredTrial(t._trial_id, t.number, t.state.is_finished(), t.user_attrs, t.intermediate_values)
+        for t in found
+    }
 
 
 def _from_tables(backend: Any, study_id: int) -> dict[int, StoredTrial]:
@@ -56,7 +59,9 @@ def _from_tables(backend: Any, study_id: int) -> dict[int, StoredTrial]:
         ):
             trials[id_].user_attrs[key] = json.loads(text)
         for id_, step, loss, kind in connection.execute(
-            select(value.trial_id, value.step, value.intermediate_value, value.intermediate_value_type).where(value.trial_id.in_(own))
+            select(value.trial_id, value.step, value.intermediate_value, value.intermediate_value_type).where(
+                value.trial_id.in_(own)
+            )
         ):
             trials[id_].intermediate_values[step] = special.get(kind, loss)
     return {stored.number: stored for stored in trials.values()}

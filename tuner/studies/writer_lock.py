@@ -56,7 +56,12 @@ class WriterLock:
 
     def _take(self) -> tuple[int, bool]:
         """Return the descriptor of the locked sidecar, and whether it may be removed at the end."""
-        held_by = {"program": "bstune", "pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        held_by = {
+            "program": "bstune",
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         content = json.dumps(held_by).encode()
         while True:
             with contextlib.suppress(FileExistsError):
@@ -135,7 +140,9 @@ class WriterLock:
 
 def in_use(storage: Path, holder: str) -> InUseError:
     """Return the error of the second writer."""
-    return InUseError(f"The storage {storage} is in use: {holder}. Wait for it, or give this search a --storage of its own.")
+    return InUseError(
+        f"The storage {storage} is in use: {holder}. Wait for it, or give this search a --storage of its own."
+    )
 
 
 def writer_of(path: Path) -> str | None:
@@ -158,7 +165,9 @@ def writer_of(path: Path) -> str | None:
 def said(content: bytes) -> str:
     """Return who holds a lock, from what stands in it."""
     held = _holder_in(content)
-    return f"process {held['pid']} on {held['host']} uses it since {held['since']}" if held else "another process uses it"
+    return (
+        f"process {held['pid']} on {held['host']} uses it since {held['since']}" if held else "another process uses it"
+    )
 
 
 def _holder_in(content: bytes) -> dict[str, Any] | None:
@@ -169,4 +178,6 @@ def _holder_in(content: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(held, dict) or set(held) | {"program"} != _WORDS or held.get("program", "bstune") != "bstune":
         return None
-    return held if type(held["pid"]) is int and isinstance(held["host"], str) and isinstance(held["since"], str) else None
+    return (
+        held if type(held["pid"]) is int and isinstance(held["host"], str) and isinstance(held["since"], str) else None
+    )

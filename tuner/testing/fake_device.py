@@ -20,7 +20,11 @@ FaultKind = Literal["oom", "cublas", "cudnn", "sticky", "spill", "killed", "limi
 
 
 def known_probe(
-    micro_batch_size: int = 512, *, step_s: tuple[float, float] | None = (0.01, 0.0001), n_train_samples: int = 1024, **changes: Any
+    micro_batch_size: int = 512,
+    *,
+    step_s: tuple[float, float] | None = (0.01, 0.0001),
+    n_train_samples: int = 1024,
+    **changes: Any,
 ) -> ProbeResult:
     """Return the probe of a device that is made up, to hand to a search.
 
@@ -226,7 +230,11 @@ class FakeDevice:
         if self._trace is None:
             return self.context_bytes + self._memory(size) <= min(budget, self.capacity_bytes - self.foreign_bytes)
         allocator = self._run_trace(size)
-        return allocator is not None and not allocator.retries and self.context_bytes + allocator.peak_reserved_bytes <= budget
+        return (
+            allocator is not None
+            and not allocator.retries
+            and self.context_bytes + allocator.peak_reserved_bytes <= budget
+        )
 
     def largest_fit(self, *, budget_bytes: int | None = None, limit: int = 4096) -> int | None:
         """Return the largest size up to `limit` that fits, by trying every one: the truth that a search is judged by."""
@@ -278,7 +286,9 @@ class FakeDevice:
         elif fault.kind == "cudnn":
             raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
         elif fault.kind == "sticky":
-            accelerator_error: Callable[[str], Exception] = getattr(torch, "AcceleratorError", RuntimeError)  # Since torch 2.8.
+            accelerator_error: Callable[[str], Exception] = getattr(
+                torch, "AcceleratorError", RuntimeError
+            )  # Since torch 2.8.
             self._lost = accelerator_error("CUDA error: an illegal memory access was encountered")
             raise self._lost
         elif fault.kind == "killed":
@@ -287,6 +297,8 @@ class FakeDevice:
         elif fault.kind == "limit":
             raise RuntimeError("CUDA error: invalid configuration argument")
         elif fault.kind == "too_few" and size == 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size torch.Size([{size}, 8])")
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size torch.Size([{size}, 8])"
+            )
         elif fault.kind == "spill":
             self._spilling = True

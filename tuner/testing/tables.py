@@ -55,7 +55,9 @@ class Table:
             ArgumentError: The cell is not in the table.
         """
         if (batch, lr) not in self.curves:
-            raise ArgumentError(f"The table {self.name!r} has no cell of batch {batch} and learning rate {lr:g}; search its own lists.")
+            raise ArgumentError(
+                f"The table {self.name!r} has no cell of batch {batch} and learning rate {lr:g}; search its own lists."
+            )
         seeds = self.curves[batch, lr]
         return seeds[seed % len(seeds)]
 
@@ -80,7 +82,12 @@ class Table:
 
     def facts(self, **changes: object) -> Facts:
         """Return what an objective that looks this table up would say of itself: a user's loop, unless changed."""
-        base: dict[str, object] = {"name": self.name, "kind": "loop", "n_samples": self.n_samples, "epochs": self.epochs}
+        base: dict[str, object] = {
+            "name": self.name,
+            "kind": "loop",
+            "n_samples": self.n_samples,
+            "epochs": self.epochs,
+        }
         return Facts(**{**base, **changes})  # type: ignore[arg-type]
 
     def loss(self, batch: int, lr: float, seed: int, samples: int) -> float:

@@ -195,7 +195,9 @@ def _critical(line: BatchLine | None, scale: NoiseScale | None) -> tuple[float |
     return scale.value, [scale.value * math.exp(sd * rng.gauss(0, 1)) for _ in range(DRAWS)]
 
 
-def _fastest(crit: float | None, draws: Sequence[float], probe: ProbeResult | None) -> tuple[float | None, float | None, float | None]:
+def _fastest(
+    crit: float | None, draws: Sequence[float], probe: ProbeResult | None
+) -> tuple[float | None, float | None, float | None]:
     """Return B* = sqrt(B_crit * a / c) with its interval from the errors of both; infinite where a step costs the same at any size."""
     if crit is None or probe is None or probe.step_time_line is None:
         return None, None, None
@@ -217,11 +219,15 @@ def _drawn_saturation(probe: ProbeResult, rng: random.Random) -> float:
         return _saturation(line)
     residuals = [line.step_s(row.batch_size) / row.s_per_step - 1 for row in rows]
     scatter = math.sqrt(sum(r * r for r in residuals) / max(1, len(rows) - 2))
-    fixed, slope = relative_line([(row.batch_size, row.s_per_step * math.exp(scatter * rng.gauss(0, 1))) for row in rows])
+    fixed, slope = relative_line(
+        [(row.batch_size, row.s_per_step * math.exp(scatter * rng.gauss(0, 1))) for row in rows]
+    )
     return fixed / slope if slope > 0 else math.inf
 
 
-def _decider(star: float, crit: float, probe: ProbeResult, fastest: int, batches: Sequence[int], data_set_largest: int) -> Decider:
+def _decider(
+    star: float, crit: float, probe: ProbeResult, fastest: int, batches: Sequence[int], data_set_largest: int
+) -> Decider:
     """Return what keeps the fastest batch from being larger: a cap if B* lies beyond one, else the smaller of its two parts."""
     larger = min((batch for batch in batches if batch > fastest), default=None)
     if star > probe.micro_batch_size and (larger is None or larger > probe.micro_batch_size):

@@ -48,7 +48,9 @@ class NoiseDesign:
         return self.n_microbatches * self.microbatch_size
 
 
-def design(allowance: int, micro_batch_size: int, n_train_samples: int, *, batch_norm: bool = False) -> NoiseDesign | None:
+def design(
+    allowance: int, micro_batch_size: int, n_train_samples: int, *, batch_norm: bool = False
+) -> NoiseDesign | None:
     """Return what to measure within an allowance, or None when it is too small to tell anything.
 
     Args:
@@ -100,7 +102,9 @@ def estimate(
     """
     k = len(squared_norms)
     if k < 2:
-        raise BstuneError(f"Gradient noise was measured on {k} micro-batch(es): expected at least 2, which can be compared.")
+        raise BstuneError(
+            f"Gradient noise was measured on {k} micro-batch(es): expected at least 2, which can be compared."
+        )
     mean_square = sum(squared_norms) / k
     covariance_trace = microbatch_size * k * (mean_square - squared_norm_of_mean) / (k - 1)
     gradient_squared = (k * squared_norm_of_mean - mean_square) / (k - 1)
@@ -125,8 +129,12 @@ class NoiseSums:
     def of(cls, points: Sequence[NoisePoint], weights: Sequence[float] | None = None) -> NoiseSums:
         """Add up measurements, each times its weight where weights are given."""
         factors = weights or [1.0] * len(points)
-        gradient = math.fsum(factor * (point.gradient_squared or 0.0) for factor, point in zip(factors, points, strict=True))
-        trace = math.fsum(factor * (point.covariance_trace or 0.0) for factor, point in zip(factors, points, strict=True))
+        gradient = math.fsum(
+            factor * (point.gradient_squared or 0.0) for factor, point in zip(factors, points, strict=True)
+        )
+        trace = math.fsum(
+            factor * (point.covariance_trace or 0.0) for factor, point in zip(factors, points, strict=True)
+        )
         return cls(gradient, trace, len(points))
 
     def __add__(self, other: NoiseSums) -> NoiseSums:
@@ -175,7 +183,9 @@ def noise_scale(points: Sequence[NoisePoint]) -> NoiseScale | None:
         >>> noise_scale([NoisePoint(i, 4, 8, g, 100.0) for i, g in enumerate((0.9, -1.1, 1.0, -0.5))]).noise_dominated
         True
     """
-    ordered = sorted((point for point in points if point.gradient_squared is not None), key=lambda point: point.at_samples)
+    ordered = sorted(
+        (point for point in points if point.gradient_squared is not None), key=lambda point: point.at_samples
+    )
     if len(ordered) < LEAST_POINTS:
         return None
     pairs = [ordered[i : i + 2] for i in range(0, len(ordered) - len(ordered) % 2, 2)]
@@ -187,7 +197,9 @@ def noise_scale(points: Sequence[NoisePoint]) -> NoiseScale | None:
     if sums.gradient_squared - error <= 0 or sums.covariance_trace <= 0:
         bound = NoiseSums(sums.gradient_squared + error, sums.covariance_trace, sums.n).ratio
         return NoiseScale(None, bound if math.isfinite(bound) else 0.0, None, sums.n)
-    spread = quantile * stratified_error(pairs, lambda items, weights: math.log(max(NoiseSums.of(items, weights).ratio, 1e-12)))
+    spread = quantile * stratified_error(
+        pairs, lambda items, weights: math.log(max(NoiseSums.of(items, weights).ratio, 1e-12))
+    )
     if not math.isfinite(spread):  # Without one of its measurements nothing would be left of the gradient.
         return NoiseScale(None, sums.covariance_trace / (sums.gradient_squared + error), None, sums.n)
     return NoiseScale(sums.ratio, sums.ratio * math.exp(-spread), sums.ratio * math.exp(spread), sums.n)

@@ -47,7 +47,9 @@ def knee(rows: Sequence[ThroughputRow]) -> int | None:
     return min((row.batch_size for row in rows if row.samples_per_s >= KNEE_SHARE * best), default=None)
 
 
-def loader_of(batch_size: int, step_s: Sequence[float], wait_s: float | None, cached_step_s: Sequence[float]) -> Loader | None:
+def loader_of(
+    batch_size: int, step_s: Sequence[float], wait_s: float | None, cached_step_s: Sequence[float]
+) -> Loader | None:
     """Return what the loader costs, from timed steps, their waiting in all, and steps without a loader.
 
     Example:

@@ -107,11 +107,16 @@ class _Trial:
         ):
             _check_figures(figures, "TrialReport")
         _check_figures(tuple(answer.metrics), "TrialReport.metrics")
-        _refuse_unless(answer.number == spec.number, f"a report of trial {answer.number}, and it runs trial {spec.number}")
+        _refuse_unless(
+            answer.number == spec.number, f"a report of trial {answer.number}, and it runs trial {spec.number}"
+        )
         _refuse_unless(not self.stopped, "a report after it was told to stop")
         left = itertools.islice(self._wanted, self._n_reported, None)
         due = tuple(itertools.takewhile(lambda point: samples >= min(point, spec.end_samples), left))
-        _refuse_unless(answer.points == due and bool(due or not math.isfinite(answer.val_loss)), "a report that it was not asked for")
+        _refuse_unless(
+            answer.points == due and bool(due or not math.isfinite(answer.val_loss)),
+            "a report that it was not asked for",
+        )
         self._samples, self._n_reported, self.waits = samples, self._n_reported + len(due), True
 
     def failed(self, failure: messages.Failure) -> messages.Failure:
@@ -148,7 +153,9 @@ def _check_figures(value: Any, where: str) -> None:
 
 def _checked_measured(measured: messages.Measured) -> messages.Measured:
     reading, notes = measured.reading, measured.notes
-    _refuse_unless(all(seconds > 0 for seconds in (*reading.timed_step_s, *notes.cached_step_s)), "steps that took no time")
+    _refuse_unless(
+        all(seconds > 0 for seconds in (*reading.timed_step_s, *notes.cached_step_s)), "steps that took no time"
+    )
     if measured.trace is not None:
         _check_trace(measured.trace)
     warnings = tuple(cut(one_line(text), MOST_MESSAGE) for text in notes.warnings[:MOST_WARNINGS])

@@ -82,7 +82,9 @@ class Host:
             self._first = self._new_template(may_fork=True)
             self.fork = self._ready.fork_safe
             if not self.fork:
-                self.warnings.append(f"Each trial starts a program of its own, some seconds each: {self._ready.fork_unsafe_because}.")
+                self.warnings.append(
+                    f"Each trial starts a program of its own, some seconds each: {self._ready.fork_unsafe_because}."
+                )
             self.device, self.device_info = self._choose_device(device)
         except BaseException:
             self.close()
@@ -91,7 +93,9 @@ class Host:
     def __enter__(self) -> Host:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _pickle(self, objective: Any) -> None:
@@ -113,7 +117,9 @@ class Host:
         self._payload.flush()
         size = os.fstat(self._payload.fileno()).st_size
         environment = marked({**os.environ, **self.environment}, self._word)
-        template = Template(self._payload, messages.Hello(self._sys_path, environment, size, may_fork), folder=self._folder)
+        template = Template(
+            self._payload, messages.Hello(self._sys_path, environment, size, may_fork), folder=self._folder
+        )
         self._templates.append(template)
         answer = template.ready()
         if isinstance(answer, messages.Failure):
@@ -162,7 +168,9 @@ class Host:
         try:
             answer = self.run(messages.TryCuda(device), device="cpu")
         except ObjectiveError as error:  # No code of the user's ran: the driver ended the process.
-            raise DeviceError(f"{device} does not work: the process that tried it died. {error.output or error}") from error
+            raise DeviceError(
+                f"{device} does not work: the process that tried it died. {error.output or error}"
+            ) from error
         except DeviceError as error:
             if not self.fork or "forked subprocess" not in str(error):
                 raise
@@ -208,7 +216,9 @@ class Host:
             time.sleep(0.2)  # The driver takes back what an ended process held only some time after its end.
         others = [] if moved is None else cuda_processes(self.device_info.uuid or "")
         if others:
-            listed = ", ".join(f"{p.pid}" + (f" with {p.used_bytes / 2**30:.2f} GiB" if p.used_bytes else "") for p in others)
+            listed = ", ".join(
+                f"{p.pid}" + (f" with {p.used_bytes / 2**30:.2f} GiB" if p.used_bytes else "") for p in others
+            )
             moved = f"{moved} Processes on it now, as the host numbers them: {listed}."
         return moved
 
@@ -238,7 +248,12 @@ class Host:
         try:
             answer = self.answer(worker)
             if isinstance(answer, messages.Failure):
-                raise error_of(answer, "building the model and reading a sample", output=worker.tail(), budget_bytes=fence_bytes or 0)
+                raise error_of(
+                    answer,
+                    "building the model and reading a sample",
+                    output=worker.tail(),
+                    budget_bytes=fence_bytes or 0,
+                )
             if isinstance(answer, Died):
                 raise ObjectiveError(f"The objective could not be built: {answer.text}.", output=worker.tail())
             return answer

@@ -63,7 +63,12 @@ def path_of_caller() -> tuple[str, ...]:
     if path and not getattr(sys.flags, "safe_path", False):
         del path[0]  # The folder of the program `bstune`, or with `-m` the current one; Python puts it there.
     variable = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if len(variable) > 1 and "" in variable and here in path and here not in map(os.path.abspath, filter(None, variable)):
+    if (
+        len(variable) > 1
+        and "" in variable
+        and here in path
+        and here not in map(os.path.abspath, filter(None, variable))
+    ):
         path.remove(here)
     return tuple(filter(None, path))
 

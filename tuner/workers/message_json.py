@@ -49,7 +49,9 @@ def _plain(value: Any) -> Any:
         return value.item()  # NumPy's own numbers.
     if getattr(value, "ndim", None) == 1 and str(value.dtype) in ARRAY_TYPES:
         return {"dtype": str(value.dtype), "data": base64.b64encode(value.tobytes()).decode()}
-    raise TypeError(f"{one_line(repr(value))[:MOST_SAID]} cannot be sent: expected numbers, text, and lists and mappings of them")
+    raise TypeError(
+        f"{one_line(repr(value))[:MOST_SAID]} cannot be sent: expected numbers, text, and lists and mappings of them"
+    )
 
 
 def decode(body: bytes, *allowed: type[Any]) -> Any:
@@ -68,7 +70,9 @@ def decode(body: bytes, *allowed: type[Any]) -> Any:
         raise MalformedError(f"sent bstune a message {_said(found)}, which it was not asked for")
     try:
         return _checked(kind, data, kind.__name__)
-    except Exception as error:  # From text that anybody may have written anything may come, such as a number that is too large.
+    except (
+        Exception
+    ) as error:  # From text that anybody may have written anything may come, such as a number that is too large.
         raise MalformedError(f"sent bstune a message that cannot be read: {_said(str(error))}") from None
 
 
@@ -97,14 +101,21 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
             return None
         options = [option for option in inner if option is not type(None)]
         named = value.get("type") if isinstance(value, dict) else None
-        return _checked(next((option for option in options if getattr(option, "__name__", None) == named), options[0]), value, where)
+        return _checked(
+            next((option for option in options if getattr(option, "__name__", None) == named), options[0]), value, where
+        )
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, value, where)
     if origin is tuple and isinstance(value, list) and (inner[-1] is Ellipsis or len(inner) == len(value)):
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
-        return tuple(_checked(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            _checked(kind, item, f"{where}[{index}]")
+            for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
     if origin in (dict, Mapping) and isinstance(value, dict):
-        return {_checked(str, key, where): _checked(inner[1], item, f"{where}[{key[:40]!r}]") for key, item in value.items()}
+        return {
+            _checked(str, key, where): _checked(inner[1], item, f"{where}[{key[:40]!r}]") for key, item in value.items()
+        }
     if getattr(origin, "__name__", "") == "ndarray":
         return _array(typing.get_args(inner[1])[0], value, where)
     return _plain_checked(hint, value, where)

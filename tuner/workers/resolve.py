@@ -27,7 +27,9 @@ def check_objective(objective: Any, *, isolation: str = "process") -> Any:
             "or bstune.load('model.py')."
         )
     if isolation == "none" and getattr(objective, "kind", None) != "loop":
-        raise ArgumentError("isolation='none' runs a function under @bstune.objective; leave it out for any other objective.")
+        raise ArgumentError(
+            "isolation='none' runs a function under @bstune.objective; leave it out for any other objective."
+        )
     return objective
 
 

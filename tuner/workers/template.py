@@ -58,7 +58,11 @@ class Died:
             return f"its process {self.said}"
         if self.exit_code >= 0:
             return f"its process exited with code {self.exit_code}"
-        name = signal.Signals(-self.exit_code).name if -self.exit_code in set(signal.Signals) else f"signal {-self.exit_code}"
+        name = (
+            signal.Signals(-self.exit_code).name
+            if -self.exit_code in set(signal.Signals)
+            else f"signal {-self.exit_code}"
+        )
         return f"its process was ended by {name}"
 
 
@@ -205,7 +209,9 @@ class Template:
             ours.close()
             log.close()
             self._stop()
-            raise BstuneError(f"The template process died: {(self._broken or self._gone() or Died(None, str(error))).text}.") from None
+            raise BstuneError(
+                f"The template process died: {(self._broken or self._gone() or Died(None, str(error))).text}."
+            ) from None
         self._workers[pid] = Worker(pid, Line(ours, most_bytes=listener.most_bytes), listener, log, self)
         return self._workers[pid]
 
@@ -276,7 +282,9 @@ class Template:
                     act()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(within_s)
-        self._control.await_end(CLOSE_S / 2)  # Where what is above user code was killed, what is below it is just about to clear up.
+        self._control.await_end(
+            CLOSE_S / 2
+        )  # Where what is above user code was killed, what is below it is just about to clear up.
 
     def _kill(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)

@@ -87,7 +87,9 @@ class Line:
         """
         length = self._length()
         if length is not None and length > self._most_bytes:
-            raise MalformedError(f"announced a message of {length:,} bytes to bstune, where at most {self._most_bytes:,} are allowed")
+            raise MalformedError(
+                f"announced a message of {length:,} bytes to bstune, where at most {self._most_bytes:,} are allowed"
+            )
         if length is None or len(self._buffer) < HEADER.size + length:
             if self._stuck:
                 raise MalformedError(f"sent the beginning of a message to bstune, and nothing more for {STUCK_S:.0f} s")
@@ -148,7 +150,9 @@ def send(end: socket.socket, body: bytes) -> None:
         MalformedError: It is longer than the host would take.
     """
     if len(body) > MOST_BYTES:
-        raise MalformedError(f"has a message of {len(body):,} bytes for bstune, where at most {MOST_BYTES:,} are allowed")
+        raise MalformedError(
+            f"has a message of {len(body):,} bytes for bstune, where at most {MOST_BYTES:,} are allowed"
+        )
     end.sendall(_framed(body))
 
 

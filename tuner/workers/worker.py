@@ -32,7 +32,16 @@ from ..device.meter import PeakMemory, ProcessMeter, data_segment_bytes
 from ..device.out_of_memory import classify
 from . import messages, wire
 from .answers import MOST_MESSAGE, MOST_NAME, MOST_TRACEBACK, told
-from .leftovers import Process, adopt_orphans, can_adopt, children, descendants, die_with_parent, end_children, stay_above
+from .leftovers import (
+    Process,
+    adopt_orphans,
+    can_adopt,
+    children,
+    descendants,
+    die_with_parent,
+    end_children,
+    stay_above,
+)
 from .message_json import decode, encode
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1"}
@@ -47,7 +56,9 @@ FORK_SAFE_THREADS = {"jemalloc_bg_thd"}
 """Pyarrow's allocator starts this thread when it is imported, as scikit-learn and pandas do where it is installed. jemalloc prepares
 for a fork and starts the thread anew in the child (`background_thread_postfork_child` in its sources)."""
 PACKAGE_FOLDERS = tuple(
-    str(home / room) for home in (Path(__file__).parents[2], Path(__file__).resolve().parents[2]) for room in ("tuner", "objectives")
+    str(home / room)
+    for home in (Path(__file__).parents[2], Path(__file__).resolve().parents[2])
+    for room in ("tuner", "objectives")
 )
 
 
@@ -83,7 +94,9 @@ def _load(payload_fd: int, n_bytes: int) -> Objective:
 
     torch.set_num_threads(1)
     _warm_up()
-    seed_everything(0)  # What the file draws at its top, such as random data, is the same in each process and when a search goes on.
+    seed_everything(
+        0
+    )  # What the file draws at its top, such as random data, is the same in each process and when a search goes on.
     with mmap.mmap(payload_fd, n_bytes, access=mmap.ACCESS_READ) as payload:
         objective = cloudpickle.loads(payload)
     os.close(payload_fd)
@@ -254,7 +267,9 @@ def run_job(job: messages.Job, objective: Objective, host: socket.socket) -> NoR
         answer = failure_of(error, near_cap=near_capacity(job.device))
     # Only here, outside the handler, is what the failed step held free to go.
     if isinstance(answer, messages.Failure) and meter:
-        with contextlib.suppress(RuntimeError):  # Where the error destroyed the CUDA context, nothing can be read any more.
+        with contextlib.suppress(
+            RuntimeError
+        ):  # Where the error destroyed the CUDA context, nothing can be read any more.
             answer = replace(answer, reading=meter[0].read())
     try:
         _answer(host, answer)
@@ -314,7 +329,9 @@ def _measure_traced(spec: MeasureSpec, device: str, objective: Objective, meter:
     from ..memory.dispatch_recorder import MarkingMeter, recording
 
     # On CUDA the allocator's own history also sees the workspaces of kernels, and what a compiled module allocates.
-    seen: contextlib.AbstractContextManager[Any] = history(spec.micro_batch_size, device) or recording(spec.micro_batch_size, device)
+    seen: contextlib.AbstractContextManager[Any] = history(spec.micro_batch_size, device) or recording(
+        spec.micro_batch_size, device
+    )
     with seen as recorder:
         notes = objective.measure(spec, device, MarkingMeter(meter, recorder))
     reading = meter.read()  # Before the trace is put together, which takes memory of its own.
