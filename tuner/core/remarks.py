@@ -15,17 +15,8 @@ ReasonCode = Literal[
     "fastest",
     "unconfirmed",
     "only",
-    "first",
-    "alone_soonest",
-    "alone_largest",
-    "alone_within",
-    "alone_lowest",
 ]
-"""Why a setting is recommended.
-
-The first four were compared with others on fresh seeds. `first` was cut off within a round of seeds. Those that begin
-with `alone` are the only ones that were run on a fresh seed, with what the search expected of them.
-"""
+"""Why a setting is recommended: the first four by all that is known of the settings that were run on fresh seeds."""
 
 CautionCode = Literal[
     "confirmation_off",
@@ -34,7 +25,6 @@ CautionCode = Literal[
     "still_to_come",
     "cut_off",
     "no_full_run_left",
-    "one_compared",
     "one_loss",
     "target_not_reached",
     "diverged",
@@ -49,9 +39,8 @@ NoteCode = Literal["diverged", "selected_by", "not_to_the_end"]
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What memory, hardware and gradient noise each allow, and which batch is fastest by that."""
+    """What memory, hardware and gradient noise each allow."""
 
-    fastest: int
     memory: int
     """The micro-batch that fits."""
     more_memory: bool
@@ -63,16 +52,13 @@ class BatchLimits:
     noise_low: float | None
     noise_high: float | None
     """None where the trials showed no growth beyond doubt."""
-    target: float | None
-    """The validation loss that is reached first; None where gradients alone have answered."""
 
     @classmethod
     def of(cls, answer: BatchAnswer, memory: int, hardware: float | None, *, more_memory: bool) -> BatchLimits | None:
-        """Return the limits by an answer; None where it does not know the fastest batch."""
-        if answer.fastest is None or answer.b_crit is None:
+        """Return the limits by an answer; None where it does not know the critical batch."""
+        if answer.b_crit is None:
             return None
-        low, high = answer.b_crit_low, answer.b_crit_high
-        return cls(answer.fastest, memory, more_memory, hardware, answer.b_crit, low, high, answer.target)
+        return cls(memory, more_memory, hardware, answer.b_crit, answer.b_crit_low, answer.b_crit_high)
 
 
 @dataclass(frozen=True)
@@ -94,6 +80,7 @@ class Reason:
     """Others that cannot be told from it; 0 also where ties do not matter."""
     tolerance: float
     target: float | None
+    seconds_to_target: float | None
     limits: BatchLimits | None
 
 

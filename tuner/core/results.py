@@ -264,6 +264,17 @@ class Recommendation(Record):
     warnings: tuple[str, ...] = ()
     by_device: tuple[OnDevice, ...] = ()
     """Where a cluster has several kinds of device, each of them. The first is the one that micro-batch, seconds and peak above are for."""
+    seconds_per_full_run: Amount | None = None
+    full_runs_to_best: Amount | None = None
+    """Full runs after which it reaches the lowest loss that is expected of any setting, along its curve; 1 where it is the lowest."""
+    curve_slope: Amount | None = None
+    """Slope of -ln loss against ln samples near the end of good runs: what turns a gap in loss into time."""
+    lowest_loss: Candidate | None = None
+    """The lowest loss at equal samples; None where it is this setting."""
+    lowest_loss_at_equal_seconds: Candidate | None = None
+    """The lowest loss after the seconds of a full run of this setting; None where it is this setting."""
+    frontier: tuple[Candidate, ...] = ()
+    """Settings that no other one beats both in loss and in seconds of a full run, the fastest first."""
 
 
 @dataclass(frozen=True)
@@ -271,8 +282,14 @@ class Spent(Record):
     """What the search trained, confirmation included and the probe not."""
 
     full_runs: Amount
+    """Samples over those of a full run."""
     samples: Count
     seconds: Amount
+    """As measured."""
+    reference_runs: Amount = 0.0
+    """What the budget counts: predicted seconds over those of a reference run."""
+    predicted_seconds: Amount | None = None
+    """By the step-time line; None where no step time is known."""
 
 
 @dataclass(frozen=True)

@@ -86,13 +86,11 @@ class Forecast:
 
     n_trials: int
     """About this many trials, most of them stopped early."""
-    full_runs: float
-    """At most this much training, in full runs."""
-    samples: int
+    reference_runs: float
+    """At most this much training is left, in full runs at the reference batch."""
+    reference_batch: int
     seconds: float | None
-    """From the step-time line, all batch sizes alike; None where no step time is known."""
-    seconds_range: tuple[float, float] | None
-    """With the fastest batch size alone, and with the slowest alone: which ones the search will turn to is not known yet."""
+    """The same in seconds; None where no step time is known."""
     n_batches: int
     """Global batch sizes that are considered."""
     batch_range: tuple[int, int]

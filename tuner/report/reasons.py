@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from ..core.remarks import BatchLimits, Caution, CautionCode, NoteCode, Reason, ReasonCode
+from .units import duration
 
-_COMPARED: dict[ReasonCode, str] = {
-    "lowest": "has the lowest validation loss",
-    "soonest": "reaches the target of {r.target:.4g} first",
-    "largest": "is the largest without measurable loss",
-    "fastest": "is the fastest within {r.tolerance:.0%} of the lowest validation loss",
-}
-_ALONE: dict[ReasonCode, str] = {
-    "alone_soonest": "was expected to reach the target first, or to come nearest to it,",
-    "alone_largest": "was expected to be the largest without measurable loss",
-    "alone_within": "was expected to end within {r.tolerance:.0%} of the lowest loss",
-    "alone_lowest": "was expected to end lowest",
-}
 _REASONS: dict[ReasonCode, str] = {
-    **{code: f"{said} of {{r.n_compared}} settings run on fresh seeds" for code, said in _COMPARED.items()},
-    **{
-        code: f"{said} of {{r.n_tried}} settings, and is the only one that was run to the end on a fresh seed"
-        for code, said in _ALONE.items()
-    },
-    "unconfirmed": "is expected to end lowest by the trials so far; it was not confirmed",
+    "lowest": "is expected to end a full run lowest of {r.n_tried} settings tried",
+    "soonest": "is expected to reach the target first of {r.n_tried} settings tried",
+    "largest": "is the largest batch without measurable loss of {r.n_tried} settings tried",
+    "fastest": "is the fastest within {r.tolerance:.0%} of the lowest validation loss, of {r.n_tried} settings tried",
+    "unconfirmed": "is expected to be best by the trials so far; it was not confirmed",
     "only": "is the only setting that was tried",
-    "first": "is the first of the settings compared that was run on {r.n_seeds} fresh seeds",
 }
 
 _YET = "Not verified yet: "
@@ -36,7 +23,6 @@ _CAUTIONS: dict[CautionCode, str] = {
     "still_to_come": _YET + "the full run on a fresh seed is still to come.",
     "cut_off": _YET + "the full run on a fresh seed was cut off; a budget of {needed} would give one.",
     "no_full_run_left": _YET + "no full run on a fresh seed was left; a budget of {needed} would give one.",
-    "one_compared": "One setting was confirmed, on one fresh seed; a budget of {needed} would compare two.",
     "one_loss": (
         "All trials reported the same loss, {loss:.4g}, so nothing tells one setting from another. "
         "Does the loss that is reported depend on the model?"
@@ -62,6 +48,9 @@ def reason_text(reason: Reason) -> str:
     yours = " (your present setting)" if reason.is_baseline else ""
     name = f"Batch {reason.global_batch_size} at learning rate {reason.learning_rate:.3g}{yours}"
     said = f"{name} {_REASONS[reason.code].format(r=reason)}"
+    if reason.code == "soonest" and reason.target is not None:
+        after = "" if reason.seconds_to_target is None else f", after {duration(reason.seconds_to_target)}"
+        said = said.replace("the target", f"a loss of {reason.target:.4g}") + after
     if reason.n_tied:
         with_whom = "the other" if reason.n_compared == 2 else f"{reason.n_tied} of them"
         said += f", a tie with {with_whom} within the noise of seeds"
@@ -69,20 +58,22 @@ def reason_text(reason: Reason) -> str:
 
 
 def limits_text(limits: BatchLimits) -> str:
-    """Return what memory, hardware and gradient noise each say, and which batch is fastest by that.
+    """Return what memory, hardware and gradient noise each say.
 
     Example:
-        >>> limits_text(BatchLimits(128, 512, False, 96.2, 290.4, 150.0, 600.0, target=0.3))
-        'memory allows 512, hardware saturates at 96, gradient noise at 290: 128 is fastest to a loss of 0.3'
+        >>> limits_text(BatchLimits(512, False, 96.2, 290.4, 150.0, 600.0))
+        'memory allows 512, hardware reaches half its speed at 96, gradient noise has its critical batch at 290'
     """
-    speed = "hardware never saturates" if limits.hardware is None else f"hardware saturates at {limits.hardware:.0f}"
-    noise, verb = f"gradient noise at {limits.noise:.0f}", "should be fastest"
-    if limits.noise_high is None:
-        noise += "" if limits.noise_low is None else f" ({limits.noise_low:.0f} or more)"
-    elif limits.target is not None:
-        verb = f"is fastest to a loss of {limits.target:.3g}"
+    speed = (
+        "hardware never saturates"
+        if limits.hardware is None
+        else f"hardware reaches half its speed at {limits.hardware:.0f}"
+    )
+    noise = f"gradient noise has its critical batch at {limits.noise:.0f}"
+    if limits.noise_high is None and limits.noise_low is not None:
+        noise += f" ({limits.noise_low:.0f} or more)"
     allowed = f"{limits.memory} or more" if limits.more_memory else str(limits.memory)
-    return f"memory allows {allowed}, {speed}, {noise}: {limits.fastest} {verb}"
+    return f"memory allows {allowed}, {speed}, {noise}"
 
 
 def caution_text(caution: Caution) -> str:

@@ -12,6 +12,7 @@ from .ledger import Ledger, Run, key_of
 from .posterior import Context
 from .rungs import survives
 from .sampler import Action, SurrogateSampler
+from .worth import Worth
 
 
 class PlainSampler:
@@ -85,6 +86,10 @@ class PlainSampler:
         )
 
 
-def make_sampler(context: Context, name: str, pruner: str, left: float) -> SurrogateSampler | PlainSampler:
-    """Return the sampler of a plan; `left` is what the search may still train, in full runs."""
-    return SurrogateSampler(context, left) if name == "auto" else PlainSampler(context, name, race=pruner != "none")
+def make_sampler(
+    context: Context, worth: Worth, name: str, pruner: str, left: float, whole: float
+) -> SurrogateSampler | PlainSampler:
+    """Return the sampler of a plan; `left` and `whole` are reference runs that the search may still spend, and has in all."""
+    if name == "auto":
+        return SurrogateSampler(context, worth, left, whole)
+    return PlainSampler(context, name, race=pruner != "none")

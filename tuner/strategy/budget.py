@@ -1,62 +1,64 @@
-"""The budget of a search, in samples: what is left, what is held back, and how far a run may go.
+"""The budget of a search, in reference runs: what is left, and how far a run may go.
 
-What was trained, plus what is held back for the trials that run, plus what is held back for confirmation, never exceeds
-it.
+What was trained, plus what is held back for the trials that run, never exceeds it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import cached_property
 
 from ..core.results import Setting, Spent
 from ..core.specs import Plan, Proposal
 from ..core.trials import Facts
 from ..theory.gradient_noise import SHARE as NOISE_SHARE
-from .finalists import LEFT_OVER_FROM
+from .cost import Clock
 from .ledger import Ledger, Run, key_of
 from .rungs import SCHEDULED, Rungs
 
-CONFIRM_SHARE = 4
-"""Confirmation is sure of one over this of the budget, and of at least one full run."""
+LEAST_CONFIRMED = 1.5
+"""A smaller budget has no full run to spare for confirmation."""
 
 
 class Budget:
     """What a plan allows, beside what the ledger says was spent.
 
     Attributes:
-        samples: The whole of it.
-        share: Full runs that are held back for confirmation while the search goes on.
-        kept: Full runs that the search does not touch: the share, and what it leaves over for another finalist.
+        whole: All of it, in reference runs.
+        confirms: A full run on a fresh seed is held back for the answer.
         planned: Shorter runs are planned as such, because the schedule is scaled to their end.
         prunes: A trial may be stopped at a rung; else all that it may cost is held back when it starts.
     """
 
-    def __init__(self, plan: Plan, facts: Facts, rungs: Rungs, ledger: Ledger) -> None:
-        """Read what was spent off the ledger whenever it is asked for."""
+    def __init__(self, plan: Plan, facts: Facts, rungs: Rungs, ledger: Ledger, clock: Clock) -> None:
+        """Read what was spent off the ledger, as it is now."""
         self._plan = plan
         self._rungs = rungs
         self._ledger = ledger
+        self._clock = clock
         self._owns_step = facts.kind == "supervised"
-        self.samples = plan.budget * rungs.full_samples
-        self.share = 0.0 if plan.confirm < 1 or plan.budget < 1.5 else float(max(1, int(plan.budget) // CONFIRM_SHARE))
-        self.kept = self.share + (1 if self.share and plan.budget >= LEFT_OVER_FROM else 0)
-        self.planned = facts.schedule in SCHEDULED and self._owns_step
+        self.planned = facts.schedule in SCHEDULED
         self.prunes = plan.pruner != "none" and not self.planned
+        self.whole = plan.budget
+        if plan.budget_s is not None:
+            # Before any second was measured nobody knows how many runs that is: the first one tells.
+            reference_s = clock.reference_s
+            known = math.inf if reference_s is None else plan.budget_s / (reference_s * clock.correction(ledger))
+            self.whole = known
+        self.confirms = plan.confirm >= 1 and self.whole >= LEAST_CONFIRMED
 
     # --- what is left ---
 
-    @property
-    def left(self) -> float:
-        """Samples that are neither trained nor held back for what runs."""
-        return self.samples - self._ledger.committed
+    @cached_property
+    def charged(self) -> float:
+        """Reference runs trained so far."""
+        return sum(self._clock.price_of(run) for run in self._ledger)
 
     @property
-    def search_left(self) -> float:
-        """Samples that the search may still commit."""
-        confirming = sum(run.committed for run in self._ledger if run.stage == "confirm")
-        held = max(0.0, self.kept * self._rungs.full_samples - confirming)
-        return self.left - held
+    def left(self) -> float:
+        """Reference runs that are neither trained nor held back for what runs."""
+        held = sum(self._clock.price_of(run, run.granted) - self._clock.price_of(run) for run in self._ledger.running)
+        return self.whole - self.charged - held
 
     @property
     def trials_left(self) -> float:
@@ -65,21 +67,32 @@ class Budget:
 
     def spent(self) -> Spent:
         """Return what was trained so far."""
-        samples = self._ledger.charged
-        seconds = sum(run.seconds or 0.0 for run in self._ledger)
-        return Spent(samples / self._rungs.full_samples, samples, seconds)
+        ledger, reference_s = self._ledger, self._clock.reference_s
+        return Spent(
+            full_runs=ledger.charged / self._rungs.full_samples,
+            samples=ledger.charged,
+            seconds=sum(run.seconds or 0.0 for run in ledger),
+            reference_runs=self.charged,
+            predicted_seconds=None if reference_s is None else self.charged * reference_s,
+        )
 
     def why_over(self) -> str:
         """Return why a search ends that has nothing more to start."""
         if self.trials_left < 1:
             return "n_trials"
-        return "budget" if self.samples - self._ledger.charged < self._rungs.full_samples * 1.0 else "converged"
+        return "budget" if self.left < 1.0 else "converged"
 
     # --- what a run is granted ---
 
+    def price_of_starting(self, proposal: Proposal) -> float:
+        """Return what is held back for a run when it starts."""
+        batch, drawn = proposal.setting.global_batch_size, proposal.noise_samples
+        stop = self.grant(proposal)
+        return self._clock.price_to(batch, proposal.start_samples, stop) + self._clock.price(batch, drawn)
+
     def grant(self, proposal: Proposal) -> int:
         """Return how far a run that starts now may go before it asks again; so much is held back for it."""
-        if not self.prunes or proposal.stage == "confirm":
+        if not self.prunes or proposal.stage in ("confirm", "baseline"):
             return proposal.end_samples
         return self.next_stop(proposal.setting, proposal.start_samples, proposal.end_samples)
 
@@ -101,32 +114,28 @@ class Budget:
         """Samples by which a loop that reports when it likes has passed the point asked for, at most, so far."""
         return 0 if self._owns_step else max((run.overshoot for run in self._ledger), default=0)
 
-    @property
-    def interval(self) -> float:
-        """Samples between two reports of such a loop, at most: by so much a running trial may pass the budget."""
-        return 0 if self._owns_step else max((run.interval for run in self._ledger), default=0)
+    def slack(self, batch: int) -> float:
+        """Return by what a running trial of such a loop may pass the budget: the price between two reports, at most so far."""
+        return 0.0 if self._owns_step else self._clock.price(batch, max((r.interval for r in self._ledger), default=0))
 
-    def n_finalists(self, confirming: Sequence[Run]) -> int:
-        """Return how many settings are confirmed: as many as one fresh seed each can be had for."""
-        settings = len({run.key for run in confirming if not run.diverged and run.state != "failed"})
-        affordable = settings + int(min(self.left / self._rungs.full_samples + 1e-6, self.trials_left))
-        return max(1, min(int(self.kept), affordable))
-
-    def noise_allowance(self, stage: str, start: int, end: int) -> int:
+    def noise_allowance(self, proposal: Proposal, search_left: float) -> int:
         """Return the samples that a run may draw to measure gradient noise, where bstune owns the step.
 
         All runs of the search share one allowance, which goes to those that set out for their end: noise depends on the
         learning rate, and those were not chosen for nothing. A confirmation run has its own if that costs no other one.
         """
-        full = self._rungs.full_samples
-        allowance = int(NOISE_SHARE * full)
         if not self._owns_step:
             return 0
-        left = self.left - end
-        if stage == "confirm":
-            return allowance if left >= allowance and int((left - allowance) / full) == int(left / full) else 0
-        if end < full / 2 or (self.prunes and start < full / 4):
+        full, batch = self._rungs.full_samples, proposal.setting.global_batch_size
+        allowance = int(NOISE_SHARE * full)
+        each = self._clock.price(batch, 1)
+        price = self._clock.price_to(batch, proposal.start_samples, proposal.end_samples)
+        if proposal.stage == "confirm":
+            whole = self._clock.full_price(batch)
+            spare = self.left - price
+            return allowance if spare >= allowance * each and spare % whole >= allowance * each else 0
+        if proposal.end_samples < full / 2 or (self.prunes and proposal.start_samples < full / 4):
             return 0
         searching = [run for run in self._ledger if run.stage != "confirm"]
         taken = sum(max(run.noise_samples, run.noise_granted if run.state == "running" else 0) for run in searching)
-        return max(0, min(allowance - taken, int(self.search_left) - (end - start)))
+        return max(0, min(allowance - taken, int((search_left - price) / each)))

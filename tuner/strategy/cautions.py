@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ..core.remarks import Caution
 from ..core.results import Candidate
 from ..theory.scaling import LEARNING_RATE_RANGE
 from .candidates import key_of_candidate, spoilt
-from .finalists import LEFT_OVER_FROM
-from .samples_to_target import Evidence
+from .evidence import Evidence
 from .space import STEPS_AT_LEAST
 
 
-def cautions(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) -> Iterator[Caution]:
-    """Yield what speaks against trusting the choice among a pool, what touches on its being verified first."""
-    plan, n_seeds = evidence.plan, chosen.val_loss.n_seeds
+def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
+    """Yield what speaks against trusting the choice, what touches on its being verified first."""
+    plan = evidence.plan
     if not chosen.verified:
         yield _not_verified(evidence, chosen)
-    elif n_seeds == 1 and len(pool) == 1 and plan.budget < LEFT_OVER_FROM:
-        yield Caution("one_compared", {"needed": LEFT_OVER_FROM})
     losses = {value for run in evidence.ledger for value in run.values.values() if math.isfinite(value)}
     if len(losses) == 1 and len(evidence.ledger) > 2:
         yield Caution("one_loss", {"loss": losses.pop()})
@@ -39,20 +36,21 @@ def cautions(evidence: Evidence, chosen: Candidate, pool: Sequence[Candidate]) -
 
 def _not_verified(evidence: Evidence, chosen: Candidate) -> Caution:
     """Return why the choice is not verified: what is still to come, or how much would give it."""
-    plan, rungs, ledger = evidence.plan, evidence.context.rungs, evidence.ledger
+    plan, ledger = evidence.plan, evidence.ledger
     if plan.confirm < 1:
         return Caution("confirmation_off")
-    if evidence.confirm_share == 0:
-        return Caution("budget_below_2", {"budget": plan.budget})
+    if not evidence.confirms:
+        return Caution("budget_below_2", {"budget": evidence.whole})
     key = key_of_candidate(chosen)
     if plan.n_trials is not None and len(ledger) >= plan.n_trials and not ledger.running:
         return Caution("no_trial_left", {"n_trials": plan.n_trials, "needed": len(ledger) + 1})
-    needed = ledger.committed + rungs.end_of(chosen.global_batch_size)
+    price = evidence.clock.full_price(chosen.global_batch_size)
+    needed = sum(evidence.clock.price_of(run, run.granted) for run in ledger) + price
     coming = any(run.stage == "confirm" and run.key == key for run in ledger.running)
-    if coming or needed <= plan.budget * rungs.full_samples:
+    if coming or needed <= evidence.whole:
         return Caution("still_to_come")
     lost = any(run.stage == "confirm" and run.key == key and run.state == "failed" for run in ledger)
-    return Caution("cut_off" if lost else "no_full_run_left", {"needed": math.ceil(needed / rungs.full_samples - 1e-6)})
+    return Caution("cut_off" if lost else "no_full_run_left", {"needed": math.ceil(needed - 1e-6)})
 
 
 def _range_of_rates(evidence: Evidence) -> tuple[float, float]:

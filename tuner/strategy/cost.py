@@ -1,17 +1,31 @@
-"""What training costs: the one place that turns samples of a setting into seconds, and says where that is not known.
+"""What training costs: the one place that turns samples of a setting into seconds, and seconds into reference runs.
 
-Samples are the clock of comparisons; seconds are what people pay. They come from the step-time line of the probe of a
-kind of device, with the steps as they are run there: a global batch that does not fit is accumulated, which brings no
-speed. Batches of one kind of device are compared by one `Cost`; each kind has its own.
+Trials are compared at equal samples; people pay in seconds. A step takes what the objective states (`step_time_s`), what
+the line of the probe says, or what the trials themselves have taken, in this order. A global batch that does not fit is
+accumulated, which brings no speed. Each kind of device has a `Cost`; a `Clock` counts a search in reference runs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import statistics
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..core.results import ProbeResult, StepTimeLine
 from ..core.trials import Facts
 from ..theory.scaling import split_batch
+from ..theory.step_time import relative_line
+from .ledger import Run
+from .rungs import Rungs
+
+TELLING_S = 0.5
+"""Runs that took less say nothing of what training costs: starting and reporting took most of it."""
+DISAGREES = 1.05
+"""Measured seconds correct the clock of a duration beyond this factor, and beyond their own spread."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +36,20 @@ class Cost:
     micro_max: int | None
     """The largest micro-batch that fits; None where nobody knows, and batches are then run whole."""
     line: StepTimeLine | None
+    validation_s: float = 0.0
+    """Seconds of one validation, where they are not part of the steps."""
 
     @classmethod
-    def of(cls, facts: Facts, probe: ProbeResult | None) -> Cost:
-        """Return the cost by the probe of a kind of device, or without one."""
-        return cls(facts, None, None) if probe is None else cls(facts, probe.micro_batch_size, probe.step_time_line)
+    def of(cls, facts: Facts, probe: ProbeResult | None, line: StepTimeLine | None = None) -> Cost:
+        """Return the cost by the probe of a kind of device; without a probe, by a line that trials were fitted to."""
+        if probe is None:
+            return cls(facts, None, line)
+        return cls(facts, probe.micro_batch_size, probe.step_time_line or line, _validation_s(facts, probe))
 
     @property
     def known(self) -> bool:
         """Whether seconds are known."""
-        return self.line is not None
+        return self.line is not None or bool(self.facts.step_times)
 
     def split(self, batch: int) -> tuple[int, int]:
         """Return the micro-batch size and the accumulation steps with which a global batch is run."""
@@ -39,6 +57,8 @@ class Cost:
 
     def step_s(self, batch: int, split: tuple[int, int] | None = None) -> float | None:
         """Return the seconds of an optimizer step; `split` is how a run was split, where that may differ from now."""
+        if self.facts.step_times:
+            return _between(self.facts.step_times, batch)
         return None if self.line is None else self.line.step_s(*(split or self.split(batch)))
 
     def samples_per_s(self, batch: int, split: tuple[int, int] | None = None) -> float | None:
@@ -46,8 +66,10 @@ class Cost:
         step_s = self.step_s(batch, split)
         return None if step_s is None else batch / step_s
 
-    def seconds(self, batch: int, samples: float, split: tuple[int, int] | None = None) -> float | None:
-        """Return the seconds of so many samples.
+    def seconds(
+        self, batch: int, samples: float, split: tuple[int, int] | None = None, validations: int = 0
+    ) -> float | None:
+        """Return the seconds of so many samples and validations.
 
         Example:
             >>> facts = Facts("digits", "supervised", n_samples=1024, epochs=2)
@@ -56,9 +78,130 @@ class Cost:
             0.4224
         """
         samples_per_s = self.samples_per_s(batch, split)
-        return None if samples_per_s is None else samples / samples_per_s
+        return None if samples_per_s is None else samples / samples_per_s + validations * self.validation_s
 
     def full_run_s(self, batch: int) -> float | None:
-        """Return the seconds of a full run, which is of whole steps."""
-        step_s = self.step_s(batch)
-        return None if step_s is None else self.facts.full_run_steps(batch) * step_s
+        """Return the seconds of a full run, which is of whole steps, with its validations."""
+        rungs = Rungs.of(self.facts)
+        end = rungs.end_of(batch)
+        return self.seconds(batch, end, validations=len(rungs.points(end)))
+
+
+def _validation_s(facts: Facts, probe: ProbeResult) -> float:
+    each = getattr(probe, "validation_s_per_sample", None)
+    return 0.0 if each is None else each * (facts.n_val_samples or 0)
+
+
+def _between(rows: Sequence[tuple[int, float]], batch: int) -> float:
+    """Return the seconds of a step by stated rows: on the line between neighbours, or of the two last ones beyond them."""
+    if len(rows) == 1:
+        return rows[0][1] * batch / rows[0][0]
+    i = min(max(bisect_left([size for size, _ in rows], batch), 1), len(rows) - 1)
+    (low, low_s), (high, high_s) = rows[i - 1], rows[i]
+    between = low_s + (batch - low) / (high - low) * (high_s - low_s)
+    return max(between, 1e-3 * min(low_s, high_s))
+
+
+def fitted_line(runs: Iterable[Run]) -> StepTimeLine | None:
+    """Return the step-time line of the trials' own seconds, where there is no probe; None while they say nothing."""
+    by_batch: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        steps = (run.samples - run.start_samples) / run.setting.global_batch_size
+        if run.state != "running" and run.seconds is not None and run.seconds >= TELLING_S and steps >= 1:
+            by_batch[run.setting.global_batch_size].append(run.seconds / steps)
+    points = [(batch, statistics.median(found)) for batch, found in sorted(by_batch.items())]
+    if not points:
+        return None
+    if len(points) == 1:  # As if samples took the same in batches of any size, until another one was run.
+        return StepTimeLine(0.0, points[0][1] / points[0][0], 0.0)
+    fixed, slope = relative_line(points)
+    return StepTimeLine(fixed, slope, fixed / slope if slope > 0 else None)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The currency of a search: prices in reference runs, which are full runs at the reference batch.
+
+    Where no step time is known a reference run is a full run of samples, and all batch sizes cost the same.
+    """
+
+    rungs: Rungs
+    batches: tuple[int, ...]
+    cost: Cost
+    """On the kind of device that is decided for."""
+    others: Mapping[str, Cost] = field(default_factory=dict)
+    """By kind of device, where a cluster has several: a run is priced by its own kind."""
+
+    @property
+    def known(self) -> bool:
+        """Whether seconds are known."""
+        return self.cost.known
+
+    @cached_property
+    def reference_batch(self) -> int:
+        """The smallest batch size of the space that reaches half of the peak throughput (a/c), else the largest."""
+        rows = self.cost.facts.step_times
+        fixed, slope = relative_line(rows) if len(rows) > 1 else (0.0, 1.0)
+        if not rows and self.cost.line is not None:
+            fixed, slope = self.cost.line.a_s, self.cost.line.c_s_per_sample
+        if not self.known or fixed >= slope * self.batches[-1]:
+            return self.batches[-1]
+        # What is accumulated is no faster than the largest micro-batch.
+        least = min(fixed / slope, self.cost.micro_max or math.inf)
+        return next((batch for batch in self.batches if batch >= 0.999 * least), self.batches[-1])
+
+    @cached_property
+    def reference_s(self) -> float | None:
+        """Seconds of a reference run."""
+        return self.cost.full_run_s(self.reference_batch)
+
+    def price(self, batch: int, samples: float, validations: int = 0, device: str | None = None) -> float:
+        """Return what so many samples of a batch size cost, in reference runs of the kind of device they run on."""
+        cost = self.others.get(device, self.cost) if device is not None else self.cost
+        seconds = cost.seconds(batch, samples, validations=validations)
+        whole = self.reference_s if cost is self.cost else cost.full_run_s(self.reference_batch)
+        return samples / self.rungs.full_samples if seconds is None or not whole else seconds / whole
+
+    def price_to(self, batch: int, start: int, stop: int) -> float:
+        """Return what a run costs from one point of it to another, with its validations on the way."""
+        validations = sum(start < point for point in self.rungs.points(stop, start))
+        return self.price(batch, stop - start, validations)
+
+    def full_price(self, batch: int) -> float:
+        """Return what a full run at this batch size costs."""
+        return self.price_to(batch, 0, self.rungs.end_of(batch))
+
+    def price_of(self, run: Run, upto: int | None = None) -> float:
+        """Return what a run costs: what it has trained and drawn itself, or will have when it stands at `upto`."""
+        samples = run.samples if upto is None else max(run.samples, upto)
+        new = max(0, samples - run.start_samples)
+        drawn = run.noise_samples if upto is None else max(run.noise_samples, run.noise_granted)
+        batch = run.setting.global_batch_size
+        if not self.known:
+            return (new + drawn) / self.rungs.full_samples
+        seen = sum(point > run.start_samples for point in run.values)
+        coming = sum(run.samples < point <= samples for point in run.asked.points)
+        device = None if run.record is None else run.record.device
+        return self.price(batch, new + drawn, seen + coming, device)
+
+    def correction(self, runs: Iterable[Run]) -> float:
+        """Return by what factor runs have taken longer than this clock says; 1 where they agree within their spread.
+
+        It turns a duration into reference runs, and changes no comparison: with the same records the answer is the same.
+        """
+        if not self.known or self.cost.facts.step_times or not self.reference_s:
+            return 1.0
+        pairs = [
+            (run.seconds, self.price_of(run) * self.reference_s)
+            for run in runs
+            if run.state != "running" and run.seconds is not None and run.seconds >= TELLING_S and run.samples
+        ]
+        if not pairs:
+            return 1.0
+        logs = [math.log(measured / predicted) for measured, predicted in pairs if predicted > 0]
+        weights = [measured for measured, predicted in pairs if predicted > 0]
+        if not logs:
+            return 1.0
+        mean = sum(w * x for w, x in zip(weights, logs, strict=True)) / sum(weights)
+        spread = statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
+        return math.exp(mean) if abs(mean) > max(math.log(DISAGREES), spread) else 1.0

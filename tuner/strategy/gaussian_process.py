@@ -115,11 +115,17 @@ class Ends:
 def compress(losses: Array) -> Array:
     """Return relative gaps to the best, linear when small and logarithmic when large; what is not finite lies beyond the worst."""
     finite = np.isfinite(losses)
-    best = float(losses[finite].min())
-    spread = float(np.median(losses[finite])) - best
-    scale = max(abs(best), 0.05 * spread, 1e-12)  # A best loss of zero has no relative gaps.
+    best, scale = best_and_scale(losses)
     y = np.log1p(np.where(finite, losses - best, 0.0) / scale / KNEE)
     return np.where(finite, y, float(y[finite].max()) + DIVERGED_BEYOND)
+
+
+def best_and_scale(losses: Array) -> tuple[float, float]:
+    """Return the lowest loss, and what gaps to it are measured by."""
+    finite = losses[np.isfinite(losses)]
+    best = float(finite.min())
+    spread = float(np.median(finite)) - best
+    return best, max(abs(best), 0.05 * spread, 1e-12)  # A best loss of zero has no relative gaps.
 
 
 def expand(compressed: Array) -> Array:
@@ -175,6 +181,22 @@ class Surrogate:
         )
         variance = _variance(h) - (ends.solved**2).sum(0)
         return np.asarray(np.sqrt(np.maximum(variance + variance[i] - 2 * to_best, 1e-9)), dtype=np.float64)
+
+    def shifts(self, rows: Observations, ends: Ends) -> Array:
+        """Return by how much the expected ends would move for each standard deviation of what a row would show.
+
+        Args:
+            rows: Rows that may be seen next; a run that was seen so far bears its number there, a new one a number of its own.
+            ends: The settings whose ends are asked for.
+
+        Returns:
+            An array of (rows, ends).
+        """
+        h = self.hyper
+        _, solved = self._condition(rows)
+        together = _kernel(h, rows, _at_the_end(ends.x, ends.cell)) - solved.T @ ends.solved
+        variance = _variance(h) + h.run**2 + h.white**2 - (solved**2).sum(0)
+        return np.asarray(together / np.sqrt(np.maximum(variance, h.white**2))[:, None], dtype=np.float64)
 
     def _condition(self, rows: Observations) -> tuple[Array, Array]:
         """Return the mean of rows, and their covariance with what was seen, solved by its root."""

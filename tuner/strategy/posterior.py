@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.results import Setting
-from .gaussian_process import Ends, Observations, Surrogate, compress, expand
+from .gaussian_process import Ends, Observations, Surrogate, best_and_scale, compress, expand
 from .ledger import Key, Ledger, Run
 from .rungs import Rungs
 from .space import Point, Space
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
 
 COLLAPSED = 0.5
 """A run that has lost more than this share of what it had gained counts as diverged, from its beginning."""
@@ -118,16 +120,24 @@ class Model:
         if before is not None and before._posterior.data == data:
             return cls(context, runs, list(points.values()), before._posterior, lost, deepest)
         order = {run.number: i for i, run in enumerate(runs)}
+        values = np.array([value for _, _, value in rows])
         seen = Observations(
             x=np.array([points[run.number].coordinates for run, _, _ in rows]),
             octaves=np.array([octaves for _, octaves, _ in rows]),
             cell=np.array([points[run.number].number for run, _, _ in rows]),
             run=np.array([float(order[run.number]) for run, _, _ in rows]),
-            y=compress(np.array([value for _, _, value in rows])),
+            y=compress(values),
             diverged=np.array([float(not math.isfinite(value)) for _, _, value in rows]),
         )
         surrogate = Surrogate(seen, context.space.slope, context.space.slope_sd)
-        return cls(context, runs, list(points.values()), _Posterior(data, surrogate), lost, deepest)
+        return cls(
+            context,
+            runs,
+            list(points.values()),
+            _Posterior(data, surrogate, order, *best_and_scale(values)),
+            lost,
+            deepest,
+        )
 
     def final(self, points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and sd of the compressed gap at the end of a full run, the sd against the setting of lowest mean."""
@@ -137,6 +147,34 @@ class Model:
     def expected(self, points: Sequence[Point]) -> NDArray[np.float64]:
         """Return the mean of the compressed gap at the end of a full run."""
         return self._posterior.ends(points).mean
+
+    def losses(self, settings: Sequence[Setting]) -> Array:
+        """Return the loss that is expected of each setting at the end of a full run."""
+        mean = self.expected([self._context.space.point(setting) for setting in settings])
+        return np.asarray(self._posterior.best + expand(mean) * self._posterior.scale, dtype=np.float64)
+
+    def shifts(self, points: Sequence[Point], rungs: Sequence[int], ends: Sequence[Point], *, fresh: bool) -> Array:
+        """Return by how much each expected end would move for a standard deviation of what a run would show.
+
+        Args:
+            points: The settings that would be run, one for each row of the answer.
+            rungs: In samples, how far each would be run.
+            ends: The settings whose ends are asked for, one for each column.
+            fresh: The runs would be on a seed yet unseen; else on that of the search, where they share the luck of their like.
+        """
+        posterior, full = self._posterior, self._context.rungs.full_samples
+        known = {} if fresh else {key: posterior.order.get(run.number) for key, run in self.deepest.items()}
+        numbers = [known.get(point.key) for point in points]
+        x, cell = _arrays(points)
+        rows = Observations(
+            x=x,
+            octaves=np.log2(np.minimum(np.array(rungs) / full, 1.0)),
+            cell=cell,
+            run=np.array([1e6 + i if number is None else float(number) for i, number in enumerate(numbers)]),
+            y=np.zeros(len(points)),
+            diverged=np.zeros(len(points)),
+        )
+        return posterior.surrogate.shifts(rows, posterior.ends(ends))
 
     def excess(self, settings: Sequence[Setting], optimism: float = 0.0) -> NDArray[np.float64]:
         """Return by what share each setting is expected to end above the best that was run.
@@ -176,9 +214,20 @@ class Model:
 class _Posterior:
     """The surrogate conditioned on certain rows, and what it has said of settings so far."""
 
-    def __init__(self, data: tuple[tuple[int, float, str], ...], surrogate: Surrogate) -> None:
+    def __init__(
+        self,
+        data: tuple[tuple[int, float, str], ...],
+        surrogate: Surrogate,
+        order: Mapping[int, int],
+        best: float,
+        scale: float,
+    ) -> None:
         self.data = data
         self.surrogate = surrogate
+        self.order = order
+        """By number of a run, how the surrogate knows it."""
+        self.best = best
+        self.scale = scale
         self._ends: Ends | None = None
         self._rows: dict[Key, int] = {}
 

@@ -13,14 +13,17 @@ import numpy as np
 from ..core.errors import NoSignalError
 from ..core.results import Candidate, LrRule, OnDevice, ProbeResult, Recommendation
 from ..report.reasons import caution_text, reason_text
-from .candidates import candidates, key_of_candidate, seed_noise, spoilt
+from .candidates import candidates, key_of_candidate, seed_noise, setting_of, spoilt
 from .cautions import cautions
-from .choice import choose, comparable, within
+from .choice import choose, within
 from .cost import Cost
+from .evidence import Evidence
+from .frontier import frontier, lowest_at_equal_seconds, lowest_loss, soonest
 from .posterior import Model
-from .samples_to_target import Evidence
 
 ALTERNATIVES = 5
+FAR = 20.0
+"""Full runs beyond which a curve says nothing."""
 
 
 def recommend(evidence: Evidence) -> Recommendation:
@@ -29,17 +32,18 @@ def recommend(evidence: Evidence) -> Recommendation:
     Raises:
         NoSignalError: No trial has a finite validation loss.
     """
-    model = Model.of(evidence.context, evidence.ledger)
+    model = evidence.model
     if model is None or not model.leaders:
         raise _no_signal(evidence)
     noise = seed_noise(evidence)
     found = candidates(evidence, model, noise)
-    confirmed = comparable([c for c in found if c.verified])
+    confirmed = [c for c in found if c.verified]
     sound = [c for c in found if not spoilt(evidence, c)]
-    pool = confirmed or sound[:1] or found[:1]
+    pool = confirmed or sound or found[:1]
     chosen, reason = choose(evidence, pool, bool(confirmed))
-    even = within(pool, evidence.plan.tolerance) or [chosen]
-    timed = [c for c in even if c.seconds_per_full_run is not None]
+    even = within(evidence, pool) or [chosen]
+    lowest = evidence.lowest_expected
+    loss = float(model.losses([setting_of(chosen)])[0])
     return Recommendation(
         micro_batch_size=chosen.micro_batch_size,
         accumulation_steps=chosen.accumulation_steps,
@@ -57,12 +61,28 @@ def recommend(evidence: Evidence) -> Recommendation:
         reason=reason_text(reason),
         batch_interval=_batch_interval(evidence, model, chosen, noise[0]),
         lr_rule=_lr_rule(evidence, model),
-        fastest=min(timed, key=lambda c: c.seconds_per_full_run or math.inf) if timed else None,
+        fastest=soonest(evidence, found),
         smallest_within_tolerance=min(even, key=lambda c: c.global_batch_size),
         alternatives=tuple(c for c in found if c is not chosen)[:ALTERNATIVES],
-        warnings=tuple(map(caution_text, cautions(evidence, chosen, pool))),
+        warnings=tuple(map(caution_text, cautions(evidence, chosen))),
         by_device=tuple(_on_device(evidence, chosen, device, probe) for device, probe in evidence.probes.items()),
+        seconds_per_full_run=chosen.seconds_per_full_run,
+        full_runs_to_best=None if lowest is None else _full_runs_to(evidence, loss, lowest),
+        curve_slope=evidence.worth.slope,
+        lowest_loss=_unless(chosen, lowest_loss(evidence, found)),
+        lowest_loss_at_equal_seconds=_unless(chosen, lowest_at_equal_seconds(evidence, found, chosen)),
+        frontier=frontier(evidence, found),
     )
+
+
+def _unless(chosen: Candidate, other: Candidate | None) -> Candidate | None:
+    return None if other is chosen else other
+
+
+def _full_runs_to(evidence: Evidence, loss: float, lowest: float) -> float | None:
+    """Return how many full runs reach the lowest loss along the curve of a setting; None where it is too far to tell."""
+    runs = evidence.worth.full_runs_to(loss, lowest)
+    return runs if math.isfinite(runs) and runs <= FAR else None
 
 
 def _no_signal(evidence: Evidence) -> NoSignalError:
@@ -73,7 +93,7 @@ def _no_signal(evidence: Evidence) -> NoSignalError:
             f"None of {n} trials has a finite validation loss, so there is nothing to recommend. "
             "Search smaller learning rates, or look at the trials' reasons."
         )
-    if evidence.confirm_share == 0:
+    if not evidence.confirms:
         return NoSignalError(
             f"No trial was run: a budget of {plan.budget:g} full runs is less than the shortest costs. "
             "Expected 1 or more, and 2 for a verified answer."

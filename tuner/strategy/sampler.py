@@ -1,37 +1,36 @@
-"""What to try next: a race along the learning rate first, then the surrogate's choice; or Optuna's samplers for comparison.
+"""What to try next: a race along the learning rate first, then the run with the most expected gain for its seconds.
 
 A sampler sees the ledger and answers two questions: which run to start, and whether a running one passes a rung.
 """
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.results import Setting
-from .ledger import Key, Ledger, Run, key_of
+from .gain import gains
+from .ledger import Ledger, Run, key_of
 from .posterior import Context, Model
 from .space import Point
+from .worth import Worth
 
 RACE_OCTAVES = 2.0
 """Spacing of the first race along the learning rate."""
 RACE_MOST = 8
-PROMOTED = 1.2
-"""Of so many settings at a rung one goes on to the next: far fewer than successive halving drops, because the surrogate chooses them."""
-ROOM = 0.5
-"""A rung has room while one over `PROMOTED` of the settings at the rung before exceed those at it by more than this."""
-LARGEST_SHARE = 0.25
-"""No single run takes more than this share of what the search may train; what is left at the end may go deeper."""
-OPTIMISM = 1.0
-"""A new setting is judged by its expected end less this many standard deviations."""
-HOPELESS_GAP = 0.35
-"""A setting that is expected to end by this much worse than the best, for each full run that the search has, is not trained further."""
-LARGEST_HOPELESS_GAP = 1.5
-"""Gaps are compressed ones: this is a loss 14 % higher."""
+STEP_OCTAVES = 2.0
+"""A batch size is tried once one within so many octaves was: loss over batch is smooth, and the middle tells of the ends."""
+LOOKED_AT = 3
+"""So many batch sizes within `STEP_OCTAVES` of the best are looked at, before anything else is run deeper."""
+COOLING = 0.8
+"""The next run is the one with the most gain for price ** COOLING (arXiv:2003.10870): plain gain per price favours cheap runs."""
+LEAST_GAIN = 0.004
+"""In ln T for each reference run: the search ends when no run brings as much. A reference run is then better spent on training."""
+MOST_WEIGHED = 150
+"""Settings that are weighed at a time: those that may be best."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +44,55 @@ class Action:
     racing: bool = False
 
 
-class SurrogateSampler:
-    """The sampler of bstune: a race along the learning rate, then rungs filled in proportion with what the surrogate expects most of."""
+@dataclass(frozen=True)
+class _Option:
+    """A run that could be next."""
 
-    def __init__(self, context: Context, left: float = math.inf) -> None:
-        """Keep the context and how many full runs the search may still train; everything else is read off the ledger at each call."""
+    point: Point
+    rung: int
+    """In samples."""
+    price: float
+    continues: int | None
+
+
+class SurrogateSampler:
+    """The sampler of bstune: a race along the learning rate at the reference batch, then what brings most for its price."""
+
+    def __init__(self, context: Context, worth: Worth, left: float = math.inf, whole: float = math.inf) -> None:
+        """Keep the context, and in reference runs what is left to the search and what it has in all.
+
+        Everything else is read off the ledger at each call.
+        """
         self._context = context
+        self._worth = worth
+        self._clock = worth.clock
         self._left = left
+        self._whole = whole
 
     def next(self, ledger: Ledger) -> Action | None:
-        """Return the next run to start, or None when nothing is left to learn."""
+        """Return the next run to start, or None when nothing is left to learn that is worth its price."""
         action = self._race(ledger)
         if action is not None:
             return action
         model = Model.of(self._context, ledger)
-        return self._untried(ledger) if model is None else self._climb(ledger, model)
+        if model is None:
+            return self._untried(ledger)
+        busy = {run.key for run in ledger.running}
+        points = self._points(ledger, model)
+        options = [
+            option
+            for point in points
+            if point.key not in busy
+            for option in self._options(ledger, model, point)
+            if option.price <= self._left
+        ]
+        best = self._neighbour(ledger, model, points, options) or self._most_gain(model, points, options)
+        return None if best is None else Action(best.point.setting, best.rung, best.continues)
 
     def goes_on(self, ledger: Ledger, run: Run, point: int) -> bool:
-        """Return whether a running trial passes the rung at `point`: the next has room, and nothing that waits for it looks better."""
-        rungs = self._context.rungs
-        following = next((rung for rung in rungs.counted(run.setting.global_batch_size) if rung > point), None)
+        """Return whether a running trial passes the rung at `point`: nothing else brings more for its price."""
+        rungs, batch = self._context.rungs, run.setting.global_batch_size
+        following = next((rung for rung in rungs.counted(batch) if rung > point), None)
         if following is None:
             return True
         if self._race(ledger) is not None:
@@ -72,107 +100,117 @@ class SurrogateSampler:
         model = Model.of(self._context, ledger)
         if model is None:
             return True
-        rung = rungs.samples.index(following)
-        level = self._levels(ledger, model)
-        if run.number in model.lost or not self._has_room(ledger, level, rung):
+        if run.number in model.lost or self._clock.full_price(batch) > self._whole:
             return False
-        waiting = [
-            p for p in model.points if p.key == run.key or (level.get(p.key) == rung - 1 and not model.closed(p.key))
+        busy = {other.key for other in ledger.running}
+        points = self._points(ledger, model)
+        own = self._context.space.point(run.setting)
+        if own.key not in {each.key for each in points}:
+            points.append(own)
+        price = self._clock.price_to(batch, run.samples, rungs.reach(following, batch, run.end_samples))
+        others = [
+            option
+            for each in points
+            if each.key not in busy
+            for option in self._options(ledger, model, each)
+            if option.price <= self._left
         ]
-        best = self._best_of(ledger, model, waiting)
-        return best is not None and best.key == run.key
+        best = self._most_gain(model, points, [_Option(own, following, price, None), *others])
+        return best is not None and best.point.key == run.key
 
-    # --- the rungs ---
+    # --- what could be run ---
 
-    def _levels(self, ledger: Ledger, model: Model) -> dict[Key, int]:
-        """Return the deepest rung, by its place, that each setting has reached or is granted."""
-        rungs = self._context.rungs
-        level: dict[Key, int] = {}
-        for run in (*model.deepest.values(), *(run for run in ledger.running if run.seed == self._context.seed)):
-            samples = max(run.samples, run.granted if run.state == "running" and not run.values else 0)
-            # A run that is planned to end at a rung ends up to one step before it.
-            reached = bisect.bisect_left(rungs.samples, samples + run.setting.global_batch_size) - 1 if samples else -1
-            level[run.key] = max(reached, level.get(run.key, -1))
-        return level
+    def _points(self, ledger: Ledger, model: Model) -> list[Point]:
+        """Return the settings that are weighed: allowed, near batch sizes that were tried, and those that may be best."""
+        tried = {run.setting.global_batch_size for run in ledger}
 
-    def _has_room(self, ledger: Ledger, level: Mapping[Key, int], rung: int) -> bool:
-        """Return whether another setting may go on to a rung: in proportion to the rung before, and not for too much of the budget."""
-        rungs = self._context.rungs
-        if rungs.samples[rung] / rungs.full_samples > LARGEST_SHARE * self._in_all(ledger):
-            return False
-        here, before = (sum(reached >= k for reached in level.values()) for k in (rung, rung - 1))
-        return here + ROOM <= before / PROMOTED
+        def near(batch: int) -> bool:
+            return any(abs(math.log2(batch / other)) <= STEP_OCTAVES + 1e-9 for other in tried)
 
-    def _in_all(self, ledger: Ledger) -> float:
-        """Return how many full runs the search has, trained or left."""
-        return ledger.charged / self._context.rungs.full_samples + self._left
+        points = [point for point in model.weighed(ledger) if near(point.setting.global_batch_size)]
+        if len(points) <= MOST_WEIGHED:
+            return points
+        mean, sd = model.final(points)
+        ln_full = self._worth.ln_full([point.setting.global_batch_size for point in points])
+        hopeful = np.argsort(self._worth.ln_time(ln_full, mean - sd), kind="stable")[:MOST_WEIGHED]
+        return [points[i] for i in sorted(hopeful)]
 
-    def _best_of(self, ledger: Ledger, model: Model, points: Sequence[Point]) -> Point | None:
-        """Return the point that is expected to end lowest, unless that is hopeless beside the best that was run."""
-        if not points:
-            return None
-        mean = model.expected(points)
-        i = int(np.argmin(mean))
-        gap = min(LARGEST_HOPELESS_GAP, HOPELESS_GAP * self._in_all(ledger))
-        return points[i] if mean[i] <= model.expected(model.points).min() + gap else None
-
-    def _climb(self, ledger: Ledger, model: Model) -> Action | None:
-        """Return the best that waits below the deepest rung that has room, else a new setting for the first rung.
-
-        What is left at the end is too little to lead a new setting anywhere; it takes the best ones as deep as they can go.
-        """
-        context, rungs = self._context, self._context.rungs
-        level = self._levels(ledger, model)
-        busy = {run.key for run in ledger.running}
-
-        def is_open(point: Point) -> bool:
-            return (
-                point.key not in busy
-                and context.allowed(point.key, point.setting.global_batch_size)
-                and not model.closed(point.key)
-            )
-
-        seen = list({p.key: p for p in model.points if is_open(p) and p.key in level}.values())
-        shares = [rung / rungs.full_samples for rung in rungs.samples]
-        last = self._left < sum(shares[:-1])
-        for rung in range(len(shares) - 1, 0, -1):
-            if shares[rung] > self._left or not (last or self._has_room(ledger, level, rung)):
-                continue
-            waiting = [p for p in seen if (level[p.key] < rung if last else level[p.key] == rung - 1)]
-            best = self._best_of(ledger, model, waiting)
-            if best is not None:
-                return self._towards(model, best, rungs.samples[rung])
-        if last:
-            return None
-        fresh = [p for p in model.weighed(ledger) if p.key not in level and p.key not in busy]
-        if not fresh:
-            return None
-        mean, sd = model.final(fresh)
-        return self._towards(model, fresh[int(np.argmin(mean - OPTIMISM * sd))], rungs.samples[0])
-
-    def _towards(self, model: Model, point: Point, rung: int) -> Action:
-        """Return the run of a setting towards a rung: from its checkpoint where it has one, and judged at each rung on the way."""
-        rungs, batch = self._context.rungs, point.setting.global_batch_size
+    def _options(self, ledger: Ledger, model: Model, point: Point) -> list[_Option]:
+        """Return how far a setting could be run next."""
+        context, rungs, batch = self._context, self._context.rungs, point.setting.global_batch_size
+        if not context.allowed(point.key, batch) or model.closed(point.key):
+            return []
         counted = rungs.counted(batch)
+        if self._clock.full_price(batch) > self._whole:
+            counted = counted[:1]
         done = model.deepest.get(point.key)
-        if self._context.planned:  # A run that is planned short cannot be sent on.
-            return Action(point.setting, max(rung, counted[0]))
+        if context.planned:  # A run that is planned short cannot be sent on.
+            depth = 0 if done is None else done.samples + batch
+            ends = [(rung, rungs.end_of(batch, min(1.0, rung / rungs.full_samples))) for rung in counted]
+            return [
+                _Option(point, rung, self._clock.price_to(batch, 0, end), None) for rung, end in ends if end >= depth
+            ]
         depth = 0 if done is None else done.samples
-        first = next(rung for rung in counted if rungs.reach(rung, batch, rungs.end_of(batch)) > depth)
+        whole = rungs.end_of(batch)
+        rung = next((rung for rung in counted if rungs.reach(rung, batch, whole) > depth), None)
+        if rung is None:
+            return []
         resumable = (
-            self._context.can_continue
+            context.can_continue
             and done is not None
             and done.checkpoint is not None
             and done.state in ("pruned", "complete")
         )
-        return Action(point.setting, first, done.number if done is not None and resumable else None)
+        start = depth if resumable else 0
+        price = self._clock.price_to(batch, start, rungs.reach(rung, batch, whole))
+        return [_Option(point, rung, price, done.number if done is not None and resumable else None)]
+
+    def _most_gain(self, model: Model, points: Sequence[Point], options: Sequence[_Option]) -> _Option | None:
+        """Return the option with the most expected gain for its price; None where none is worth it."""
+        choices = [point for point in points if self._clock.full_price(point.setting.global_batch_size) <= self._whole]
+        if not options or not choices:
+            return None
+        shifts = model.shifts([o.point for o in options], [o.rung for o in options], choices, fresh=False)
+        ln_full = self._worth.ln_full([point.setting.global_batch_size for point in choices])
+        gain = gains(self._worth, ln_full, model.expected(choices), shifts)
+        price = np.array([option.price for option in options])
+        worthwhile = gain >= LEAST_GAIN * price
+        if not worthwhile.any():
+            return None
+        return options[int(np.argmax(np.where(worthwhile, gain / price**COOLING, -np.inf)))]
+
+    def _neighbour(
+        self, ledger: Ledger, model: Model, points: Sequence[Point], options: Sequence[_Option]
+    ) -> _Option | None:
+        """Return a run at a batch size beside the best, while too few were looked at there: the nearest that looks best."""
+        if not points:
+            return None
+        ln_full = self._worth.ln_full([point.setting.global_batch_size for point in points])
+        times = self._worth.ln_time(ln_full, model.expected(points))
+        best = points[int(np.argmin(times))].setting.global_batch_size
+        tried = {run.setting.global_batch_size for run in ledger if run.values or run.state == "running"}
+        around = {
+            batch: abs(math.log2(batch / best))
+            for batch in self._context.space.batches
+            if abs(math.log2(batch / best)) <= STEP_OCTAVES
+        }
+        if len(tried & set(around)) >= min(LOOKED_AT, len(around)):
+            return None
+        ranked = {point.key: time for point, time in zip(points, times, strict=True)}
+        fresh = [o for o in options if o.point.setting.global_batch_size in around and o.price <= 1.0]
+        fresh = [o for o in fresh if o.point.setting.global_batch_size not in tried]
+        return min(
+            fresh,
+            key=lambda o: (around[o.point.setting.global_batch_size], ranked[o.point.key], o.price),
+            default=None,
+        )
 
     # --- the race ---
 
     def _race(self, ledger: Ledger) -> Action | None:
         """Return the next learning rate of the race at the anchor batch: outwards until the best has a worse one on either side."""
         space = self._context.space
-        batch, params = space.anchor_batch, space.default_params()
+        batch, params = self._race_batch, space.default_params()
         rung = self._first_rung(batch)
         start = space.nearest_learning_rate(space.centre(batch))
         wanted = [start, *(space.nearest_learning_rate(start * 2.0**step) for step in (RACE_OCTAVES, -RACE_OCTAVES))]
@@ -203,6 +241,11 @@ class SurrogateSampler:
             else None
         )
 
+    @property
+    def _race_batch(self) -> int:
+        """The reference batch; where all batch sizes cost the same, the one nearest to the centre."""
+        return self._clock.reference_batch if self._clock.known else self._context.space.anchor_batch
+
     def _first_rung(self, batch: int) -> int:
         return self._context.rungs.counted(batch)[0]
 
@@ -219,7 +262,7 @@ class SurrogateSampler:
         def distance(point: Point) -> tuple[float, float]:
             setting = point.setting
             off = abs(math.log2(setting.learning_rate / space.centre(setting.global_batch_size)))
-            return (off + 0.5 * abs(math.log2(setting.global_batch_size / space.anchor_batch)), setting.learning_rate)
+            return (off + 0.5 * abs(math.log2(setting.global_batch_size / self._race_batch)), setting.learning_rate)
 
         setting = min(fresh, key=distance).setting
         return Action(setting, self._first_rung(setting.global_batch_size))

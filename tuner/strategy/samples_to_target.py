@@ -4,57 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
 from statistics import median
 
-from ..core.results import BatchAnswer, ProbeResult
-from ..core.specs import Plan
-from ..core.trials import Facts
+from ..core.results import BatchAnswer
 from ..theory.critical_batch import LEAST_BATCHES, BatchLine, Reach, answer_batch, enough, fit_batch_line
 from ..theory.gradient_noise import NoiseScale, noise_scale
-from .cost import Cost
-from .ledger import Key, Ledger, Run
-from .posterior import Context
+from .evidence import Evidence
+from .ledger import Key, Run
 from .space import STEPS_AT_LEAST
-
-TARGET_SHARE = 0.7
-"""The default target is what the anchor run reaches after this share of it."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that a recommendation rests on."""
-
-    plan: Plan
-    facts: Facts
-    probe: ProbeResult | None
-    context: Context
-    ledger: Ledger
-    confirm_share: float
-    probes: Mapping[str, ProbeResult]
-    """Of all kinds of device, where a cluster has several; the first is also `probe`."""
-
-    @property
-    def cost(self) -> Cost:
-        """What training costs on the kind of device that is decided for."""
-        return Cost.of(self.facts, self.probe)
-
-    @property
-    def target(self) -> float | None:
-        """Validation loss that counts as reached: the user's, or what the first full run reaches after most of its way.
-
-        Where no search run went so far, the first confirmation run sets it.
-        """
-        if self.plan.target is not None:
-            return self.plan.target
-        full = self.context.rungs.full_samples
-        whole = [run for run in self.ledger if run.complete and run.end_samples > full / 2 and run.finite]
-        if not whole:
-            return None
-        first = min(whole, key=lambda run: (run.seed != self.plan.seed, run.number))
-        curve = smoothed(first)
-        return next((loss for samples, loss in curve if samples >= TARGET_SHARE * first.end_samples), curve[-1][1])
 
 
 def smoothed(run: Run) -> list[tuple[int, float]]:

@@ -1,8 +1,8 @@
 """Decides: what to try next, when a trial is to stop, what to confirm, and when the search is over.
 
 A strategy is a function of the records of its trials: given the same history it asks for the same thing, which is all
-that resuming needs. It runs nothing itself. The budget is kept in samples: what was trained, plus what is held back for
-the trials that run, plus what is held back for confirmation, never exceeds it.
+that resuming needs. It runs nothing itself. Trials are compared at equal samples; the budget is kept in reference runs,
+which are seconds: what was trained, plus what is held back for the trials that run and for confirmation, never exceeds it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
+
+import numpy as np
 
 from ..core.results import BatchAnswer, Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
 from ..core.specs import Forecast, Plan, Proposal
@@ -18,14 +21,15 @@ from ..core.trials import Facts, TrialReport, Verdict
 from ..theory.gradient_noise import noise_scale
 from .baseline_samplers import PlainSampler, make_sampler
 from .budget import Budget
-from .cost import Cost
-from .finalists import finalists
+from .confirmation import next_confirmation
+from .cost import Clock, Cost, fitted_line
+from .evidence import Evidence
 from .ledger import Ledger, Run, key_of
 from .posterior import Context, Fits, Model
 from .recommend import recommend
-from .rungs import Rungs, diverged
+from .rungs import SCHEDULED, Rungs, diverged
 from .sampler import Action, SurrogateSampler
-from .samples_to_target import Evidence, batch_answer
+from .samples_to_target import batch_answer
 from .space import make_space
 
 RETRIES = 2
@@ -35,6 +39,8 @@ BEYOND = 4.0
 """The default range of learning rates reaches this factor beyond a rate that is best so far."""
 FAULTS = frozenset({"error", "no_report"})
 """Of the user's code."""
+BASELINE_SHARE = 0.5
+"""Of the budget, at most, for a full run of the user's present setting."""
 HOPELESS = 12
 """Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
 
@@ -67,8 +73,8 @@ class Strategy:
         self.space = make_space(plan, facts, probe)
         self.rungs = Rungs.of(facts)
         self.ledger = Ledger(history)
-        self._budget = Budget(plan, facts, self.rungs, self.ledger)
         self._fits = Fits()
+        self._known_clock: Clock | None = None
         if history:
             self._widen()
 
@@ -78,7 +84,7 @@ class Strategy:
         """Return a run to start, or None: then the search is over if nothing runs, and otherwise waits for what runs."""
         if self.stopped_by is not None:
             return None
-        proposal = self._search() if self._searching else None
+        proposal = self._baseline() or self._search()
         running = self.ledger.running
         if proposal is None and not any(run.stage != "confirm" for run in running):
             proposal = self._confirm()
@@ -95,13 +101,15 @@ class Strategy:
         run = self.ledger.report(report)
         if diverged(report.val_loss):
             return "stop"
-        if run.stage == "confirm" or run.samples >= run.end_samples:
+        if run.stage in ("confirm", "baseline") or run.samples >= run.end_samples:
             return "go"
-        counted = [rung for rung in self.rungs.counted(run.setting.global_batch_size) if rung in report.points]
-        if not counted or not self._budget.prunes or (run.samples < run.granted and self._budget.is_known(run)):
+        batch, budget = run.setting.global_batch_size, self._budget
+        counted = [rung for rung in self.rungs.counted(batch) if rung in report.points]
+        if not counted or not budget.prunes or (run.samples < run.granted and budget.is_known(run)):
             return "go"
-        reach = self._budget.next_stop(run.setting, run.samples, run.end_samples)
-        if reach - max(run.granted, run.samples) > self._budget.search_left:
+        reach = budget.next_stop(run.setting, run.samples, run.end_samples)
+        more = self._clock.price_to(batch, max(run.granted, run.samples), reach)
+        if more > self._search_left(budget):
             return "stop"
         self._widen()
         if not self._sampler().goes_on(self.ledger, run, counted[-1]):
@@ -149,25 +157,19 @@ class Strategy:
         return batch_answer(self._evidence())
 
     def forecast(self) -> Forecast:
-        """Return what the search is expected to cost."""
-        search = max(0.0, self.plan.budget - self._budget.kept)
+        """Return what the search is still expected to cost."""
+        clock, budget = self._clock, self._budget
+        left = max(0.0, budget.left)
         # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as many more.
-        n_search = (6 + 2 * search) * (1.5 if self.facts.can_continue or self._budget.planned else 1.0)
-        n_trials = max(1, round(n_search + self._budget.kept))
-        if self.plan.n_trials is not None:
-            n_trials = min(n_trials, self.plan.n_trials)
+        n_trials = max(1, round((6 + 2 * min(left, 1e6)) * (1.5 if self.facts.can_continue or budget.planned else 1.0)))
+        n_trials = round(min(n_trials, budget.trials_left))
         rates, batches = self.space.learning_rates, self.space.batches
-        seconds = seconds_range = None
-        cost = Cost.of(self.facts, self.probe)
-        each = [s for batch in batches if (s := cost.seconds(batch, self._budget.samples)) is not None]
-        if each:
-            seconds, seconds_range = sum(each) / len(each), (min(each), max(each))
+        seconds = None if clock.reference_s is None else left * clock.reference_s * clock.correction(self.ledger)
         return Forecast(
             n_trials=n_trials,
-            full_runs=self.plan.budget,
-            samples=round(self._budget.samples),
+            reference_runs=left,
+            reference_batch=clock.reference_batch,
             seconds=seconds,
-            seconds_range=seconds_range,
             n_batches=len(batches),
             batch_range=(batches[0], batches[-1]),
             learning_rate_range=(rates[0], rates[-1]),
@@ -175,7 +177,7 @@ class Strategy:
 
     @property
     def target(self) -> float | None:
-        """The validation loss that counts as reached: the user's, or chosen from the first full run; None while there is none."""
+        """The validation loss that counts as reached: the user's, or one that is good here; None while no loss is known."""
         return self._evidence().target
 
     def recommend(self) -> Recommendation:
@@ -189,30 +191,61 @@ class Strategy:
     # --- stages ---
 
     @property
-    def _searching(self) -> bool:
-        return not any(run.stage == "confirm" for run in self.ledger)
-
-    @property
     def _hopeless(self) -> bool:
         return not any(run.finite for run in self.ledger) and sum(run.diverged for run in self.ledger) >= HOPELESS
 
+    def _baseline(self) -> Proposal | None:
+        """Return the run of the user's present setting, to its end, unless it was made or costs too much."""
+        if self.plan.baseline is None or self._budget.trials_left < 1:
+            return None
+        space = self.space
+        setting = space.setting(*self.plan.baseline, space.default_params())
+        runs = [run for run in self.ledger.of(key_of(setting)) if run.stage == "baseline"]
+        if len(runs) > sum(run.cause in LOST for run in runs) or len(runs) > RETRIES:
+            return None
+        proposal = self._proposal(
+            "baseline", setting, self.plan.seed, self.rungs.end_of(setting.global_batch_size), None
+        )
+        price = self._budget.price_of_starting(proposal)
+        return proposal if price <= min(BASELINE_SHARE * self._budget.whole, self._budget.left) else None
+
     def _search(self) -> Proposal | None:
         """Return the next run of the search, or None when it is over or waits."""
-        reserved = 1 if self._budget.share else 0
-        if self._budget.trials_left <= reserved or self._hopeless:
+        budget = self._budget
+        if budget.trials_left <= (1 if budget.confirms else 0) or self._hopeless:
             return None
+        left = self._search_left(budget)
         action = self._retry() or self._sampler().next(self.ledger)
         if action is None:
             return None
         batch = action.setting.global_batch_size
         share = 1.0
-        if self._budget.planned and action.first_stop < self.rungs.samples[-1]:
+        if budget.planned and action.first_stop < self.rungs.samples[-1]:
             share = action.first_stop / self.rungs.full_samples
         end = self.rungs.end_of(batch, share)
         stage = "anchor" if action.racing else "search"
         proposal = self._proposal(stage, action.setting, self.plan.seed, end, action.continues)
-        too_much = self._budget.grant(proposal) - proposal.start_samples > self._budget.search_left
-        return None if too_much else proposal
+        return None if budget.price_of_starting(proposal) > left else proposal
+
+    def _search_left(self, budget: Budget) -> float:
+        """Return the reference runs that the search may still spend: a full run that verifies the answer is held back."""
+        return budget.left - self._reserve(budget)
+
+    def _reserve(self, budget: Budget) -> float:
+        """Return what the full run on a fresh seed costs that the present answer still needs."""
+        if not budget.confirms:
+            return 0.0
+        evidence = self._evidence()
+        if evidence.model is None:
+            return min(1.0, budget.whole / 2)
+        verified = {
+            run.key for run in self.ledger if run.stage == "confirm" and (run.complete or run.state == "running")
+        }
+        runs = [run for run in evidence.model.leaders if evidence.affordable(run.setting.global_batch_size)]
+        if not runs:
+            return min(1.0, budget.whole / 2)
+        best = runs[int(np.argmin(evidence.ln_times(run.setting for run in runs)))]
+        return 0.0 if best.key in verified else self._clock.full_price(best.setting.global_batch_size)
 
     def _blameless(self) -> list[Run]:
         """Return the runs that were lost through no fault of their setting.
@@ -239,40 +272,50 @@ class Strategy:
         return None
 
     def _confirm(self) -> Proposal | None:
-        """Return the next confirmation run: every finalist on the first fresh seed, then on the next."""
-        if self._budget.trials_left < 1 or self._budget.share == 0:
+        """Return the next full run on a fresh seed: of the answer first, then where another one may change it."""
+        budget = self._budget
+        if budget.trials_left < 1 or not budget.confirms:
             return None
-        left = self._budget.left
-        confirming = [run for run in self.ledger if run.stage == "confirm"]
-        chosen = finalists(self._evidence(), self._budget.n_finalists(confirming))
-        for fresh in range(1, self.plan.confirm + 1):
-            wanted = [setting for setting in chosen if self._unconfirmed(setting, self.plan.seed + fresh)]
-            ends = [self.rungs.end_of(setting.global_batch_size) for setting in wanted]
-            first = fresh == 1 and not confirming  # The one run that verifies: a loop's overshoots may not cost it.
-            slack = self._budget.interval * self.plan.jobs if first else 0
-            round_begun = any(run.seed == self.plan.seed + fresh for run in confirming)
-            if wanted and (ends[0] <= left + slack if fresh == 1 or round_begun else sum(ends) <= left):
-                return self._proposal("confirm", wanted[0], self.plan.seed + fresh, ends[0], None)
-            if wanted:
-                return None
-        return None
-
-    def _unconfirmed(self, setting: Setting, seed: int) -> bool:
-        """Return whether a finalist still has to run on a seed."""
-        runs = self.ledger.of(key_of(setting), seed)
-        lost = [run for run in runs if run.cause in LOST]
-        return len(runs) == len(lost) <= RETRIES
+        slack = budget.slack(self._clock.reference_batch) * self.plan.jobs
+        found = next_confirmation(self._evidence(), budget.left, slack, RETRIES, LOST)
+        if found is None:
+            return None
+        end = self.rungs.end_of(found.setting.global_batch_size)
+        return self._proposal("confirm", found.setting, self.plan.seed + found.fresh, end, None)
 
     def _proposal(self, stage: str, setting: Setting, seed: int, end: int, continues: int | None) -> Proposal:
         start = 0 if continues is None else self.ledger[continues].samples
-        noise = self._budget.noise_allowance(stage, start, end)
-        return Proposal(stage, setting, seed, end, self.rungs.points(end, start), continues, start, noise)
+        proposal = Proposal(stage, setting, seed, end, self.rungs.points(end, start), continues, start)
+        budget = self._budget
+        noise = budget.noise_allowance(proposal, self._search_left(budget))
+        return replace(proposal, noise_samples=noise)
+
+    @property
+    def _clock(self) -> Clock:
+        """What runs cost, by the probe or by what the objective states; where neither is there, by the trials themselves."""
+        line = None
+        if not self.facts.step_times and (self.probe is None or self.probe.step_time_line is None):
+            line = fitted_line(self.ledger)
+        cost = Cost.of(self.facts, self.probe, line)
+        others = {device: Cost.of(self.facts, probe) for device, probe in self.probes.items()}
+        known = self._known_clock
+        if known is None or (known.cost, known.others, known.batches) != (cost, others, self.space.batches):
+            self._known_clock = known = Clock(self.rungs, self.space.batches, cost, others)
+        return known
+
+    @property
+    def _budget(self) -> Budget:
+        return Budget(self.plan, self.facts, self.rungs, self.ledger, self._clock)
 
     def _sampler(self) -> SurrogateSampler | PlainSampler:
-        left = self._budget.search_left / self.rungs.full_samples
-        return make_sampler(self._context(), self.plan.sampler, self.plan.pruner, left)
+        budget = self._budget
+        left = self._search_left(budget)
+        return make_sampler(
+            self._context(), self._evidence().worth, self.plan.sampler, self.plan.pruner, left, budget.whole
+        )
 
     def _context(self) -> Context:
+        planned = self.facts.schedule in SCHEDULED
         batches: set[int] = set()
         blameless = self._blameless()
         excused = {run.number for run in blameless}
@@ -287,8 +330,8 @@ class Strategy:
             self.space,
             self.rungs,
             self.plan.seed,
-            self.facts.can_continue and not self._budget.planned,
-            self._budget.planned,
+            self.facts.can_continue and not planned,
+            planned,
             frozenset(banned),
             frozenset(batches),
             self._fits,
@@ -307,5 +350,15 @@ class Strategy:
         return {batch for batch in self.space.batches if batch >= run.setting.global_batch_size}
 
     def _evidence(self) -> Evidence:
-        share = self._budget.share
-        return Evidence(self.plan, self.facts, self.probe, self._context(), self.ledger, share, self.probes)
+        budget, context = self._budget, self._context()
+        return Evidence(
+            self.plan,
+            self.facts,
+            self.probe,
+            context,
+            self.ledger,
+            self._clock,
+            budget.whole,
+            budget.confirms,
+            self.probes,
+        )

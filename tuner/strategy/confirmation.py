@@ -1,0 +1,119 @@
+"""Which setting is worth a full run on a fresh seed next."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.results import Setting
+from .evidence import Evidence
+from .gain import gains_of_confirming
+from .ledger import Key, Run
+from .posterior import Model
+from .space import Point
+
+LEAST_GAIN = 0.01
+"""In ln T for each reference run: another seed, or another finalist, is run where it is expected to change the answer by as much."""
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """A full run on a fresh seed."""
+
+    setting: Setting
+    fresh: int
+    """Which of the fresh seeds, from 1."""
+    first: bool
+    """Nothing was confirmed before: this run verifies the answer."""
+
+
+def unfit(runs: Sequence[Run]) -> set[Key]:
+    """Return the settings that failed on a fresh seed through their own fault."""
+    return {
+        run.key
+        for run in runs
+        if run.stage == "confirm"
+        and (run.diverged or (run.state == "failed" and run.cause in ("oom", "error", "no_report")))
+    }
+
+
+def next_confirmation(
+    evidence: Evidence, left: float, slack: float, retries: int, lost: frozenset[str]
+) -> Confirmation | None:
+    """Return the full run on a fresh seed that is worth most, or None where none is worth its price.
+
+    The first verifies the answer. After that a run must be expected to change the answer for the better by more than it costs.
+
+    Args:
+        evidence: All that is known.
+        left: Reference runs that may still be spent.
+        slack: By how much the first may pass that, because a loop of the user reports when it likes.
+        retries: How often a run that was lost through no fault of its own is started again.
+        lost: Causes that are no fault of the setting.
+    """
+    model = evidence.model
+    if model is None or not model.leaders:
+        return None
+    runs = [run for run in evidence.ledger if run.stage == "confirm"]
+    seeds = _seeds(evidence, runs, retries, lost)
+    points = _finalists(evidence, model, unfit(runs))
+    done = {run.key for run in runs if run.complete or run.state == "running"}
+    first = not done
+    price = np.array([evidence.clock.full_price(point.setting.global_batch_size) for point in points])
+    fresh = [_next_seed(seeds[point.key], evidence.plan.confirm) for point in points]
+    can = np.array([n is not None for n in fresh]) & (price <= left + (slack if first else 0.0) + 1e-9)
+    if not can.any():
+        return None
+    if first:
+        times = np.where(can, evidence.ln_times([point.setting for point in points]), math.inf)
+        i = int(np.argmin(times))
+    else:
+        each = np.flatnonzero(can)
+        confirmed = np.array([point.key in done for point in points])
+        if not confirmed.any():
+            return None
+        rungs = [round(evidence.context.rungs.full_samples)] * len(each)
+        shifts = model.shifts([points[k] for k in each], rungs, points, fresh=True)
+        ln_full = evidence.worth.ln_full([point.setting.global_batch_size for point in points])
+        gain = gains_of_confirming(evidence.worth, ln_full, model.expected(points), shifts, confirmed, each)
+        ratio = gain / price[each]
+        if ratio.max() < LEAST_GAIN:
+            return None
+        i = int(each[int(np.argmax(ratio))])
+    number = fresh[i]
+    assert number is not None
+    return Confirmation(points[i].setting, number, first)
+
+
+def _finalists(evidence: Evidence, model: Model, out: set[Key]) -> list[Point]:
+    """Return the settings that may be confirmed: those that were run, and those of the grid that may be as good."""
+    runs = [run for run in model.leaders if run.number not in model.lost]
+    space = evidence.context.space
+    points = {run.key: space.point(run.setting) for run in runs}
+    batches = {run.setting.global_batch_size for run in runs}
+    for point in model.weighed(evidence.ledger):
+        if point.setting.global_batch_size in batches:
+            points.setdefault(point.key, point)
+    return [
+        point
+        for key, point in points.items()
+        if key not in out and evidence.context.allowed(key, point.setting.global_batch_size)
+    ]
+
+
+def _seeds(evidence: Evidence, runs: Sequence[Run], retries: int, lost: frozenset[str]) -> dict[Key, set[int]]:
+    """Return by setting which of the fresh seeds are taken: run, running, or lost too often."""
+    taken: dict[Key, set[int]] = defaultdict(set)
+    for run in runs:
+        same = [other for other in runs if other.key == run.key and other.seed == run.seed]
+        if any(other.cause not in lost for other in same) or len(same) > retries:
+            taken[run.key].add(run.seed - evidence.plan.seed)
+    return taken
+
+
+def _next_seed(taken: set[int], most: int) -> int | None:
+    return next((n for n in range(1, most + 1) if n not in taken), None)

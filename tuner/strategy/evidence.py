@@ -1,0 +1,104 @@
+"""All that a recommendation rests on: what was asked, what was run, what it costs, and what the surrogate makes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..core.results import ProbeResult, Setting
+from ..core.specs import Plan
+from ..core.trials import Facts
+from .cost import Clock, Cost
+from .ledger import Key, Ledger, Run, key_of
+from .posterior import Context, Model
+from .worth import Worth, curve_slope
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a recommendation rests on, at one state of the ledger."""
+
+    plan: Plan
+    facts: Facts
+    probe: ProbeResult | None
+    context: Context
+    ledger: Ledger
+    clock: Clock
+    whole: float
+    """The budget, in reference runs."""
+    confirms: bool
+    """A full run on a fresh seed is held back for the answer."""
+    probes: Mapping[str, ProbeResult]
+    """Of all kinds of device, where a cluster has several; the first is also `probe`."""
+
+    @property
+    def cost(self) -> Cost:
+        """What training costs on the kind of device that is decided for."""
+        return self.clock.cost
+
+    @cached_property
+    def model(self) -> Model | None:
+        """The surrogate; None while no finite loss is known."""
+        return Model.of(self.context, self.ledger)
+
+    @cached_property
+    def worth(self) -> Worth:
+        """What losses are worth in seconds."""
+        return Worth(self.clock, self.plan.goal, curve_slope(self.ledger, planned=self.context.planned))
+
+    @cached_property
+    def baseline(self) -> Key | None:
+        """The setting that the user trains with today; None where it was not told."""
+        if self.plan.baseline is None:
+            return None
+        space = self.context.space
+        return key_of(space.setting(*self.plan.baseline, space.default_params()))
+
+    def baseline_run(self) -> Run | None:
+        """Return the run of the user's present setting on the seed of the search that went furthest."""
+        runs = [] if self.baseline is None else self.ledger.of(self.baseline, self.plan.seed)
+        return max((run for run in runs if run.finite), key=lambda run: run.samples, default=None)
+
+    @cached_property
+    def target(self) -> float | None:
+        """Validation loss that counts as reached; None while no loss is known.
+
+        The user's; else what the user's present setting reaches; else the lowest that is expected of a full run, within tolerance.
+        """
+        if self.plan.target is not None:
+            return self.plan.target
+        own = self.baseline_run()
+        if own is not None and own.complete:
+            return own.at(own.end_samples)
+        best = self.lowest_expected
+        return None if best is None else best + self.plan.tolerance * abs(best)
+
+    @cached_property
+    def lowest_expected(self) -> float | None:
+        """The lowest loss that is expected at the end of a full run, of the settings that were run."""
+        if self.model is None:
+            return None
+        runs = [run for run in self.model.leaders if run.number not in self.model.lost] or self.model.leaders
+        losses = self.model.losses([run.setting for run in runs])
+        return float(losses.min()) if len(losses) else None
+
+    def ln_times(self, settings: Iterable[Setting]) -> np.ndarray:
+        """Return the expected ln T of settings, what is unsure of them included: lower is better."""
+        assert self.model is not None
+        chosen = list(settings)
+        points = [self.context.space.point(setting) for setting in chosen]
+        mean, sd = self.model.final(points)
+        ln_full = self.worth.ln_full([setting.global_batch_size for setting in chosen])
+        outcomes = mean[:, None] + sd[:, None] * _NODES[None, :]
+        return np.asarray(self.worth.ln_time(ln_full[:, None], outcomes) @ _WEIGHTS)
+
+    def affordable(self, batch: int) -> bool:
+        """Return whether a full run at a batch size is cheaper than the whole search."""
+        return self.clock.full_price(batch) <= self.whole or not math.isfinite(self.whole)

@@ -1,0 +1,79 @@
+"""The other answers beside the recommended one: soonest, lowest loss at equal samples or equal seconds, and what lies between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..core.results import Candidate
+from .candidates import full_value, key_of_candidate, setting_of, spoilt
+from .evidence import Evidence
+
+
+def _ended(evidence: Evidence, found: Sequence[Candidate]) -> list[Candidate]:
+    """Return those that were run to the end of a full run, and did not diverge on a fresh seed."""
+    return [c for c in found if c.val_loss.mean is not None and not spoilt(evidence, c)]
+
+
+def soonest(evidence: Evidence, found: Sequence[Candidate]) -> Candidate | None:
+    """Return the setting with the fewest equal-loss seconds, of those that were run to the end; None where no time is known."""
+    ended = _ended(evidence, found)
+    if not ended or not evidence.clock.known:
+        return None
+    assert evidence.model is not None
+    losses = evidence.model.losses([setting_of(c) for c in ended])
+    target = float(losses.min())
+    times = [
+        math.log(c.seconds_per_full_run or math.inf) + math.log(evidence.worth.full_runs_to(float(loss), target))
+        for c, loss in zip(ended, losses, strict=True)
+    ]
+    return ended[int(np.argmin(times))]
+
+
+def lowest_loss(evidence: Evidence, found: Sequence[Candidate]) -> Candidate | None:
+    """Return the setting that is expected to end a full run lowest, of those that were run to the end."""
+    ended = _ended(evidence, found)
+    if not ended:
+        return None
+    assert evidence.model is not None
+    return ended[int(np.argmin(evidence.model.losses([setting_of(c) for c in ended])))]
+
+
+def lowest_at_equal_seconds(evidence: Evidence, found: Sequence[Candidate], chosen: Candidate) -> Candidate | None:
+    """Return the setting with the lowest loss after the seconds of a full run of the chosen one, by the curves that were run."""
+    seconds = chosen.seconds_per_full_run
+    ended = _ended(evidence, found)
+    if seconds is None or not ended:
+        return None
+    losses = [_loss_after(evidence, c, seconds) for c in ended]
+    i = int(np.argmin(losses))
+    own = next((loss for c, loss in zip(ended, losses, strict=True) if c is chosen), math.inf)
+    return chosen if losses[i] >= own else ended[i]
+
+
+def _loss_after(evidence: Evidence, candidate: Candidate, seconds: float) -> float:
+    """Return the mean loss of the runs of a setting after so many seconds; its last one where a full run takes less."""
+    share = min(1.0, seconds / (candidate.seconds_per_full_run or math.inf))
+    losses = []
+    for run in evidence.ledger.of(key_of_candidate(candidate)):
+        if full_value(evidence, run) is not None:
+            points = sorted(run.values.items())
+            at = share * run.end_samples
+            if at < points[0][0]:
+                return math.inf
+            losses.append(float(np.interp(at, [samples for samples, _ in points], [loss for _, loss in points])))
+    return sum(losses) / len(losses) if losses else math.inf
+
+
+def frontier(evidence: Evidence, found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return the settings that no other one beats both in loss and in seconds of a full run, the fastest first."""
+    timed = [c for c in _ended(evidence, found) if c.seconds_per_full_run is not None]
+    timed.sort(key=lambda c: (c.seconds_per_full_run or 0.0, c.val_loss.mean or 0.0))
+    kept: list[Candidate] = []
+    for candidate in timed:
+        lowest = min((c.val_loss.mean or 0.0 for c in kept), default=math.inf)
+        if (candidate.val_loss.mean or 0.0) < lowest:
+            kept.append(candidate)
+    return tuple(kept)

@@ -1,0 +1,58 @@
+"""What a run is expected to bring: by how much the seconds to the goal fall when its outcome is known.
+
+A run is worth what it can change. If its outcome would leave the choice as it is, it brings nothing, however uncertain it
+is. The gain is the mean, over what the run may show, of how far the best setting then lies ahead of what would be chosen
+now; it takes into account what the run says of its neighbours. (Knowledge gradient: Frazier et al. 2009; here for ln T.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .worth import Worth
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+def gains(worth: Worth, ln_full: Array, means: Array, shifts: Array) -> Array:
+    """Return the expected gain in ln T of each run.
+
+    Args:
+        worth: What losses are worth.
+        ln_full: Logarithm of what a full run costs, for each setting that may be chosen.
+        means: Expected compressed gap at the end of a full run, for each of them.
+        shifts: By how much these move for a standard deviation of what a run shows, (runs, settings).
+    """
+    now = int(np.argmin(worth.ln_time(ln_full, means)))
+    outcomes = means[None, None, :] + _NODES[None, :, None] * shifts[:, None, :]
+    times = worth.ln_time(ln_full[None, None, :], outcomes)
+    return np.asarray((times[:, :, now] - times.min(axis=2)) @ _WEIGHTS, dtype=np.float64)
+
+
+def gains_of_confirming(
+    worth: Worth, ln_full: Array, means: Array, shifts: Array, confirmed: NDArray[np.bool_], each: NDArray[np.intp]
+) -> Array:
+    """Return the expected gain of running each setting on a fresh seed, where only confirmed settings may be chosen.
+
+    Args:
+        worth: What losses are worth.
+        ln_full: As for `gains`.
+        means: As for `gains`.
+        shifts: As for `gains`; row i is the run of the setting `each[i]`.
+        confirmed: Whether each setting was run on a fresh seed; at least one was.
+        each: The settings that would be run.
+    """
+    outcomes = means[None, None, :] + _NODES[None, :, None] * shifts[:, None, :]
+    times = worth.ln_time(ln_full[None, None, :], outcomes)
+    now = int(np.argmin(np.where(confirmed, worth.ln_time(ln_full, means), np.inf)))
+    among = np.where(confirmed[None, None, :], times, np.inf).min(axis=2)
+    own = np.take_along_axis(times, each[:, None, None], axis=2)[:, :, 0]
+    return np.asarray((times[:, :, now] - np.minimum(among, own)) @ _WEIGHTS, dtype=np.float64)

@@ -1,0 +1,104 @@
+"""What a setting is worth: the seconds in which it would reach the best loss along its own curve (equal-loss seconds).
+
+    ln T = ln T_full + ln(loss / best loss) / p
+
+`T_full` are the seconds of a full run and `p` is the slope of -ln loss against ln samples near the end of good runs. So a
+gap in loss becomes time by what this training shows. Where all batch sizes are equally fast, or no step time is known, it
+is the order of the losses; where the loss no longer falls with training, `p` is small and the loss decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..core.results import Goal
+from .cost import Clock
+from .gaussian_process import expand
+from .ledger import Ledger, Run
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+SLOPE_RANGE = (0.03, 1.5)
+SLOPE_PRIOR = (0.2, 2.0)
+"""The slope before any curve was seen, and how many curves that guess is worth."""
+GOOD = 3
+"""So many of the best curves are looked at, of those that went at least half as deep as the deepest."""
+TAIL = 1 / 3
+"""The slope is that of what comes after this share of a curve: of its last two thirds."""
+NOT_REACHED = 2.0
+"""Full runs beyond which a loss counts as not reached: no curve was seen so far out."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Turns losses into seconds, or into what else the goal counts; lower is better."""
+
+    clock: Clock
+    goal: Goal
+    slope: float
+
+    def ln_full(self, batches: Sequence[int]) -> Array:
+        """Return the logarithm of what a full run at each batch size costs; 0 where the goal does not count time."""
+        if self.goal != "time" or not self.clock.known:
+            return np.zeros(len(batches))
+        known = {batch: math.log(self.clock.full_price(batch)) for batch in set(batches)}
+        return np.array([known[batch] for batch in batches])
+
+    def ln_time(self, ln_full: Array, compressed: Array) -> Array:
+        """Return ln T by compressed gaps of the loss at the end of a full run (`gaussian_process.compress`)."""
+        return np.asarray(ln_full + np.log1p(np.maximum(expand(compressed), -0.5)) / self.slope, dtype=np.float64)
+
+    def full_runs_to(self, loss: float, target: float) -> float:
+        """Return how many full runs a setting needs from a loss at the end of one to a target, along its curve."""
+        if loss <= 0 or target <= 0:
+            return 1.0 if loss <= target else math.inf
+        return math.exp(min(math.log(loss / target) / self.slope, 50.0))
+
+
+def curve_slope(ledger: Ledger, *, planned: bool) -> float:
+    """Return the slope of -ln loss against ln samples over the last two thirds of the good curves, clipped.
+
+    Under a decaying schedule a curve is made of runs of one setting that were planned to end at different points.
+    """
+    curves = _planned_curves(ledger) if planned else [sorted(run.values.items()) for run in ledger if run.finite]
+    curves = [curve for curve in curves if len(curve) > 1 and curve[-1][1] > 0]
+    if not curves:
+        return SLOPE_PRIOR[0]
+    deepest = max(curve[-1][0] for curve in curves)
+    good = sorted((c for c in curves if c[-1][0] >= deepest / 2), key=lambda c: c[-1][1])[:GOOD]
+    slopes = [slope for curve in good if (slope := _slope(curve)) is not None]
+    low, high = SLOPE_RANGE
+    weight = SLOPE_PRIOR[1]
+    found = sum(math.log(min(max(slope, low), high)) for slope in slopes) + weight * math.log(SLOPE_PRIOR[0])
+    return math.exp(found / (len(slopes) + weight))
+
+
+def _slope(curve: Sequence[tuple[int, float]]) -> float | None:
+    """Return the slope of one curve by least squares; None where it has no two points that can be used."""
+    from_samples = TAIL * curve[-1][0]
+    tail = [(math.log(s), -math.log(loss)) for s, loss in curve if s >= from_samples and loss > 0]
+    if len(tail) < 2:
+        tail = [(math.log(s), -math.log(loss)) for s, loss in curve[-2:] if loss > 0]
+    if len(tail) < 2:
+        return None
+    x, y = np.array(tail).T
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def _planned_curves(ledger: Ledger) -> list[list[tuple[int, float]]]:
+    """Return for each setting the losses at the ends of its runs."""
+    ends: dict[object, dict[int, float]] = {}
+    runs: list[Run] = [run for run in ledger if run.complete]
+    for run in runs:
+        value = run.at(run.end_samples)
+        if value is not None:
+            ends.setdefault((run.key, run.seed), {})[run.end_samples] = value
+    return [sorted(found.items()) for found in ends.values()]
