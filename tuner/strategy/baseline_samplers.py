@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..core.results import Setting
+from .evidence import Evidence
 from .ledger import Ledger, Run, key_of
 from .posterior import Context
 from .rungs import survives
 from .sampler import Action, SurrogateSampler
-from .worth import Worth
 
 
 class PlainSampler:
@@ -86,10 +86,9 @@ class PlainSampler:
         )
 
 
-def make_sampler(
-    context: Context, worth: Worth, name: str, pruner: str, left: float, whole: float
-) -> SurrogateSampler | PlainSampler:
-    """Return the sampler of a plan; `left` and `whole` are reference runs that the search may still spend, and has in all."""
-    if name == "auto":
-        return SurrogateSampler(context, worth, left, whole)
-    return PlainSampler(context, name, race=pruner != "none")
+def make_sampler(evidence: Evidence, left: float) -> SurrogateSampler | PlainSampler:
+    """Return the sampler of a plan; `left` is what the search may still spend, in reference runs."""
+    plan = evidence.plan
+    if plan.sampler == "auto":
+        return SurrogateSampler(evidence, left)
+    return PlainSampler(evidence.context, plan.sampler, race=plan.pruner != "none")

@@ -11,10 +11,10 @@ from ..core.remarks import NoteCode
 from ..core.results import Candidate, LossEstimate, Setting
 from ..report.reasons import candidate_note
 from ..theory.intervals import student_quantile
+from .curves import samples_to
 from .evidence import Evidence
 from .ledger import Key, Run, key_of
 from .posterior import Model
-from .samples_to_target import samples_to
 from .worth import NOT_REACHED
 
 NOISE_PRIOR = (0.05, 2.0)

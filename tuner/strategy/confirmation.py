@@ -79,7 +79,8 @@ def next_confirmation(
         rungs = [round(evidence.context.rungs.full_samples)] * len(each)
         shifts = model.shifts([points[k] for k in each], rungs, points, fresh=True)
         ln_full = evidence.worth.ln_full([point.setting.global_batch_size for point in points])
-        gain = gains_of_confirming(evidence.worth, ln_full, model.expected(points), shifts, confirmed, each)
+        curves, target = model.curves(points), evidence.target_gap
+        gain = gains_of_confirming(evidence.worth, ln_full, curves, shifts, target, confirmed, each)
         ratio = gain / price[each]
         if ratio.max() < LEAST_GAIN:
             return None

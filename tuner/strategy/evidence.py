@@ -13,6 +13,7 @@ from ..core.results import ProbeResult, Setting
 from ..core.specs import Plan
 from ..core.trials import Facts
 from .cost import Clock, Cost
+from .curves import samples_to, smoothed
 from .ledger import Key, Ledger, Run, key_of
 from .posterior import Context, Model
 from .worth import Worth, curve_slope
@@ -89,15 +90,43 @@ class Evidence:
         losses = self.model.losses([run.setting for run in runs])
         return float(losses.min()) if len(losses) else None
 
+    @property
+    def target_gap(self) -> float:
+        """The target as a gap to the best loss that was seen."""
+        assert self.model is not None and self.target is not None
+        return self.model.gap(self.target)
+
     def ln_times(self, settings: Iterable[Setting]) -> np.ndarray:
-        """Return the expected ln T of settings, what is unsure of them included: lower is better."""
+        """Return the expected ln T of settings, what is unsure of them included: lower is better.
+
+        What was run to the end counts by its own curves as much as by what the surrogate makes of them.
+        """
         assert self.model is not None
         chosen = list(settings)
         points = [self.context.space.point(setting) for setting in chosen]
-        mean, sd = self.model.final(points)
+        _, sd = self.model.final(points)
         ln_full = self.worth.ln_full([setting.global_batch_size for setting in chosen])
-        outcomes = mean[:, None] + sd[:, None] * _NODES[None, :]
-        return np.asarray(self.worth.ln_time(ln_full[:, None], outcomes) @ _WEIGHTS)
+        outcomes = self.model.curves(points)[:, None, :] + sd[:, None, None] * _NODES[None, :, None]
+        expected = self.worth.ln_time(ln_full[:, None], outcomes, self.target_gap) @ _WEIGHTS
+        return np.array(
+            [self._with_own(setting, x, full) for setting, x, full in zip(chosen, expected, ln_full, strict=True)]
+        )
+
+    def _with_own(self, setting: Setting, expected: float, ln_full: float) -> float:
+        if self.plan.goal != "time" or not self.clock.known or self.target is None:
+            return expected
+        own = [x for run in self.ledger.of(key_of(setting)) if (x := self.ln_share_of(run)) is not None]
+        return (expected + sum(ln_full + x for x in own)) / (1 + len(own))
+
+    def ln_share_of(self, run: Run) -> float | None:
+        """Return the logarithm of the full runs in which a run to the end reached the target, or would; None for other runs."""
+        full = self.context.rungs.full_samples
+        if self.target is None or not run.complete or not run.finite or run.end_samples <= full / 2:
+            return None
+        reached = samples_to(self.target, run)
+        if reached is not None:
+            return math.log(max(reached, run.setting.global_batch_size) / full)
+        return math.log(self.worth.full_runs_to(smoothed(run)[-1][1], self.target))
 
     def affordable(self, batch: int) -> bool:
         """Return whether a full run at a batch size is cheaper than the whole search."""

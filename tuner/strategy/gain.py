@@ -18,41 +18,53 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
-def gains(worth: Worth, ln_full: Array, means: Array, shifts: Array) -> Array:
+def gains(worth: Worth, ln_full: Array, curves: Array, shifts: Array, target: float) -> Array:
     """Return the expected gain in ln T of each run.
 
     Args:
         worth: What losses are worth.
         ln_full: Logarithm of what a full run costs, for each setting that may be chosen.
-        means: Expected compressed gap at the end of a full run, for each of them.
-        shifts: By how much these move for a standard deviation of what a run shows, (runs, settings).
+        curves: Expected compressed gaps of each of them along a full run, (settings, `CURVE`).
+        shifts: By how much these move for a standard deviation of what a run shows, (runs, settings, `CURVE`).
+        target: The gap that counts as reached.
     """
-    now = int(np.argmin(worth.ln_time(ln_full, means)))
-    outcomes = means[None, None, :] + _NODES[None, :, None] * shifts[:, None, :]
-    times = worth.ln_time(ln_full[None, None, :], outcomes)
+    now = int(np.argmin(worth.ln_time(ln_full, curves, target)))
+    times = _times(worth, ln_full, curves, shifts, target)
     return np.asarray((times[:, :, now] - times.min(axis=2)) @ _WEIGHTS, dtype=np.float64)
 
 
 def gains_of_confirming(
-    worth: Worth, ln_full: Array, means: Array, shifts: Array, confirmed: NDArray[np.bool_], each: NDArray[np.intp]
+    worth: Worth,
+    ln_full: Array,
+    curves: Array,
+    shifts: Array,
+    target: float,
+    confirmed: NDArray[np.bool_],
+    each: NDArray[np.intp],
 ) -> Array:
     """Return the expected gain of running each setting on a fresh seed, where only confirmed settings may be chosen.
 
     Args:
-        worth: What losses are worth.
-        ln_full: As for `gains`.
-        means: As for `gains`.
-        shifts: As for `gains`; row i is the run of the setting `each[i]`.
+        worth: As for `gains`, like the next four.
+        ln_full: See there.
+        curves: See there.
+        shifts: Row i is the run of the setting `each[i]`.
+        target: See there.
         confirmed: Whether each setting was run on a fresh seed; at least one was.
         each: The settings that would be run.
     """
-    outcomes = means[None, None, :] + _NODES[None, :, None] * shifts[:, None, :]
-    times = worth.ln_time(ln_full[None, None, :], outcomes)
-    now = int(np.argmin(np.where(confirmed, worth.ln_time(ln_full, means), np.inf)))
+    times = _times(worth, ln_full, curves, shifts, target)
+    now = int(np.argmin(np.where(confirmed, worth.ln_time(ln_full, curves, target), np.inf)))
     among = np.where(confirmed[None, None, :], times, np.inf).min(axis=2)
     own = np.take_along_axis(times, each[:, None, None], axis=2)[:, :, 0]
     return np.asarray((times[:, :, now] - np.minimum(among, own)) @ _WEIGHTS, dtype=np.float64)
+
+
+def _times(worth: Worth, ln_full: Array, curves: Array, shifts: Array, target: float) -> Array:
+    """Return ln T for each run, each outcome of it, and each setting."""
+    outcomes = curves[None, None] + _NODES[None, :, None, None] * shifts[:, None]
+    return worth.ln_time(ln_full[None, None, :], outcomes, target)

@@ -91,25 +91,32 @@ class Observations:
 
 @dataclass(frozen=True)
 class Ends:
-    """Settings at the end of a full run: coordinates, cell, expected compressed gap, and their part in what was seen (by columns)."""
+    """Settings at one fidelity: coordinates, cell, expected compressed gap, and their part in what was seen (by columns)."""
 
     x: Array
     cell: Array
     mean: Array
     solved: Array
+    octaves: float
+    """Of a full run: 0 at its end."""
+
+    @property
+    def rows(self) -> Observations:
+        """The same as rows on a seed yet unseen."""
+        return _unseen(self.x, self.cell, self.octaves)
 
     def take(self, rows: Sequence[int] | NDArray[np.intp]) -> Ends:
         """Return some of them."""
-        return Ends(self.x[rows], self.cell[rows], self.mean[rows], self.solved[:, rows])
+        return Ends(self.x[rows], self.cell[rows], self.mean[rows], self.solved[:, rows], self.octaves)
 
     def joined(self, other: Ends) -> Ends:
-        """Return these and others."""
+        """Return these and others of the same fidelity."""
         rows = (
             np.concatenate([self.x, other.x]),
             np.concatenate([self.cell, other.cell]),
             np.concatenate([self.mean, other.mean]),
         )
-        return Ends(*rows, np.concatenate([self.solved, other.solved], axis=1))
+        return Ends(*rows, np.concatenate([self.solved, other.solved], axis=1), self.octaves)
 
 
 def compress(losses: Array) -> Array:
@@ -166,37 +173,36 @@ class Surrogate:
         self._root = np.asarray(np.linalg.inv(best.chol), dtype=np.float64)
         self.hyper = best.hyper
 
-    def ends(self, x: Array, cell: Array) -> Ends:
-        """Return what is expected at the end of a full run of these settings, the luck of the seed left out."""
-        mean, solved = self._condition(_at_the_end(x, cell))
-        return Ends(x, cell, mean, solved)
+    def ends(self, x: Array, cell: Array, octaves: float = 0.0) -> Ends:
+        """Return what is expected of these settings at a fidelity, the luck of the seed left out."""
+        mean, solved = self._condition(_unseen(x, cell, octaves))
+        return Ends(x, cell, mean, solved, octaves)
 
     def deviation(self, ends: Ends) -> Array:
         """Return the standard deviation of each end's difference from the one of lowest mean: what all have in common does not count."""
         h, i = self.hyper, int(np.argmin(ends.mean))
         best = ends.take([i])
-        to_best = (
-            _kernel(h, _at_the_end(ends.x, ends.cell), _at_the_end(best.x, best.cell))[:, 0]
-            - ends.solved.T @ best.solved[:, 0]
-        )
+        to_best = _kernel(h, ends.rows, best.rows)[:, 0] - ends.solved.T @ best.solved[:, 0]
         variance = _variance(h) - (ends.solved**2).sum(0)
         return np.asarray(np.sqrt(np.maximum(variance + variance[i] - 2 * to_best, 1e-9)), dtype=np.float64)
 
-    def shifts(self, rows: Observations, ends: Ends) -> Array:
-        """Return by how much the expected ends would move for each standard deviation of what a row would show.
+    def shifts(self, rows: Observations, ends: Sequence[Ends]) -> list[Array]:
+        """Return by how much what is expected would move for each standard deviation of what a row would show.
 
         Args:
             rows: Rows that may be seen next; a run that was seen so far bears its number there, a new one a number of its own.
-            ends: The settings whose ends are asked for.
+            ends: What is asked for, fidelity by fidelity.
 
         Returns:
-            An array of (rows, ends).
+            For each of `ends` an array of (rows, settings).
         """
         h = self.hyper
         _, solved = self._condition(rows)
-        together = _kernel(h, rows, _at_the_end(ends.x, ends.cell)) - solved.T @ ends.solved
         variance = _variance(h) + h.run**2 + h.white**2 - (solved**2).sum(0)
-        return np.asarray(together / np.sqrt(np.maximum(variance, h.white**2))[:, None], dtype=np.float64)
+        sd = np.sqrt(np.maximum(variance, h.white**2))[:, None]
+        return [
+            np.asarray((_kernel(h, rows, each.rows) - solved.T @ each.solved) / sd, dtype=np.float64) for each in ends
+        ]
 
     def _condition(self, rows: Observations) -> tuple[Array, Array]:
         """Return the mean of rows, and their covariance with what was seen, solved by its root."""
@@ -311,7 +317,7 @@ def _tilt(x: Array, slope: float) -> Array:
     return np.asarray(tilted, dtype=np.float64)
 
 
-def _at_the_end(x: Array, cell: Array) -> Observations:
-    """Return rows at the end of a full run on a seed yet unseen."""
+def _unseen(x: Array, cell: Array, octaves: float) -> Observations:
+    """Return rows at one fidelity on a seed yet unseen."""
     n = len(x)
-    return Observations(x, np.zeros(n), cell, np.full(n, -1.0), np.zeros(n), np.zeros(n))
+    return Observations(x, np.full(n, octaves), cell, np.full(n, -1.0), np.zeros(n), np.zeros(n))

@@ -27,6 +27,8 @@ GAINED = 0.2
 """It must have gained this share of the loss that it began with: a little comes and goes."""
 
 
+CURVE = tuple(math.log2(share) for share in (1 / 9, 1 / 3, 1 / 2, 0.7, 1.0))
+"""Where expected curves are read off, in octaves of a full run: a target is mostly reached in its last part."""
 MOST_ROWS = 200
 """Rows that the surrogate is fitted to at most, so that a choice takes no longer in a search of ten thousand trials."""
 
@@ -153,14 +155,25 @@ class Model:
         mean = self.expected([self._context.space.point(setting) for setting in settings])
         return np.asarray(self._posterior.best + expand(mean) * self._posterior.scale, dtype=np.float64)
 
-    def shifts(self, points: Sequence[Point], rungs: Sequence[int], ends: Sequence[Point], *, fresh: bool) -> Array:
-        """Return by how much each expected end would move for a standard deviation of what a run would show.
+    def gap(self, loss: float) -> float:
+        """Return the gap of a loss to the best that was seen, relative like those of `gaussian_process.expand`."""
+        return (loss - self._posterior.best) / self._posterior.scale
+
+    def curves(self, points: Sequence[Point]) -> Array:
+        """Return the expected compressed gap of each setting along a full run, (settings, `CURVE`)."""
+        return np.stack([self._posterior.ends(points, octaves).mean for octaves in CURVE], axis=1)
+
+    def shifts(self, points: Sequence[Point], rungs: Sequence[int], curves: Sequence[Point], *, fresh: bool) -> Array:
+        """Return by how much each expected curve would move for a standard deviation of what a run would show.
 
         Args:
-            points: The settings that would be run, one for each row of the answer.
+            points: The settings that would be run.
             rungs: In samples, how far each would be run.
-            ends: The settings whose ends are asked for, one for each column.
+            curves: The settings whose curves are asked for.
             fresh: The runs would be on a seed yet unseen; else on that of the search, where they share the luck of their like.
+
+        Returns:
+            An array of (points, curves, `CURVE`).
         """
         posterior, full = self._posterior, self._context.rungs.full_samples
         known = {} if fresh else {key: posterior.order.get(run.number) for key, run in self.deepest.items()}
@@ -174,7 +187,8 @@ class Model:
             y=np.zeros(len(points)),
             diverged=np.zeros(len(points)),
         )
-        return posterior.surrogate.shifts(rows, posterior.ends(ends))
+        ends = [posterior.ends(curves, octaves) for octaves in CURVE]
+        return np.stack(posterior.surrogate.shifts(rows, ends), axis=2)
 
     def excess(self, settings: Sequence[Setting], optimism: float = 0.0) -> NDArray[np.float64]:
         """Return by what share each setting is expected to end above the best that was run.
@@ -228,18 +242,19 @@ class _Posterior:
         """By number of a run, how the surrogate knows it."""
         self.best = best
         self.scale = scale
-        self._ends: Ends | None = None
-        self._rows: dict[Key, int] = {}
+        self._ends: dict[float, tuple[Ends, dict[Key, int]]] = {}
+        """By octaves of a full run."""
 
-    def ends(self, points: Sequence[Point]) -> Ends:
-        """Return what is expected of points at the end of a full run; each is worked out once."""
-        new = {point.key: point for point in points if point.key not in self._rows}
-        if new:
-            found = self.surrogate.ends(*_arrays(list(new.values())))
-            self._ends = found if self._ends is None else self._ends.joined(found)
-            self._rows.update({key: len(self._rows) + i for i, key in enumerate(new)})
-        assert self._ends is not None
-        return self._ends.take([self._rows[point.key] for point in points])
+    def ends(self, points: Sequence[Point], octaves: float = 0.0) -> Ends:
+        """Return what is expected of points at a fidelity; each is worked out once."""
+        ends, rows = self._ends.get(octaves, (None, {}))
+        new = {point.key: point for point in points if point.key not in rows}
+        if new or ends is None:
+            found = self.surrogate.ends(*_arrays(list(new.values())), octaves)
+            ends = found if ends is None else ends.joined(found)
+            rows.update({key: len(rows) + i for i, key in enumerate(new)})
+            self._ends[octaves] = ends, rows
+        return ends.take([rows[point.key] for point in points])
 
 
 @dataclass(frozen=True)

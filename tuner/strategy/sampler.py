@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.results import Setting
+from .evidence import Evidence
 from .gain import gains
 from .ledger import Ledger, Run, key_of
-from .posterior import Context, Model
+from .posterior import Model
 from .space import Point
-from .worth import Worth
 
 RACE_OCTAVES = 2.0
 """Spacing of the first race along the learning rate."""
@@ -58,16 +58,14 @@ class _Option:
 class SurrogateSampler:
     """The sampler of bstune: a race along the learning rate at the reference batch, then what brings most for its price."""
 
-    def __init__(self, context: Context, worth: Worth, left: float = math.inf, whole: float = math.inf) -> None:
-        """Keep the context, and in reference runs what is left to the search and what it has in all.
-
-        Everything else is read off the ledger at each call.
-        """
-        self._context = context
-        self._worth = worth
-        self._clock = worth.clock
+    def __init__(self, evidence: Evidence, left: float = math.inf) -> None:
+        """Keep what is known now, and how many reference runs are left to the search."""
+        self._evidence = evidence
+        self._context = evidence.context
+        self._worth = evidence.worth
+        self._clock = evidence.clock
         self._left = left
-        self._whole = whole
+        self._whole = evidence.whole
 
     def next(self, ledger: Ledger) -> Action | None:
         """Return the next run to start, or None when nothing is left to learn that is worth its price."""
@@ -130,9 +128,12 @@ class SurrogateSampler:
         points = [point for point in model.weighed(ledger) if near(point.setting.global_batch_size)]
         if len(points) <= MOST_WEIGHED:
             return points
-        mean, sd = model.final(points)
+        _, sd = model.final(points)
         ln_full = self._worth.ln_full([point.setting.global_batch_size for point in points])
-        hopeful = np.argsort(self._worth.ln_time(ln_full, mean - sd), kind="stable")[:MOST_WEIGHED]
+        optimistic = model.curves(points) - sd[:, None]
+        hopeful = np.argsort(self._worth.ln_time(ln_full, optimistic, self._evidence.target_gap), kind="stable")[
+            :MOST_WEIGHED
+        ]
         return [points[i] for i in sorted(hopeful)]
 
     def _options(self, ledger: Ledger, model: Model, point: Point) -> list[_Option]:
@@ -172,7 +173,7 @@ class SurrogateSampler:
             return None
         shifts = model.shifts([o.point for o in options], [o.rung for o in options], choices, fresh=False)
         ln_full = self._worth.ln_full([point.setting.global_batch_size for point in choices])
-        gain = gains(self._worth, ln_full, model.expected(choices), shifts)
+        gain = gains(self._worth, ln_full, model.curves(choices), shifts, self._evidence.target_gap)
         price = np.array([option.price for option in options])
         worthwhile = gain >= LEAST_GAIN * price
         if not worthwhile.any():
@@ -186,7 +187,7 @@ class SurrogateSampler:
         if not points:
             return None
         ln_full = self._worth.ln_full([point.setting.global_batch_size for point in points])
-        times = self._worth.ln_time(ln_full, model.expected(points))
+        times = self._worth.ln_time(ln_full, model.curves(points), self._evidence.target_gap)
         best = points[int(np.argmin(times))].setting.global_batch_size
         tried = {run.setting.global_batch_size for run in ledger if run.values or run.state == "running"}
         around = {

@@ -308,11 +308,7 @@ class Strategy:
         return Budget(self.plan, self.facts, self.rungs, self.ledger, self._clock)
 
     def _sampler(self) -> SurrogateSampler | PlainSampler:
-        budget = self._budget
-        left = self._search_left(budget)
-        return make_sampler(
-            self._context(), self._evidence().worth, self.plan.sampler, self.plan.pruner, left, budget.whole
-        )
+        return make_sampler(self._evidence(), self._search_left(self._budget))
 
     def _context(self) -> Context:
         planned = self.facts.schedule in SCHEDULED

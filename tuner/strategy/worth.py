@@ -20,6 +20,7 @@ from ..core.results import Goal
 from .cost import Clock
 from .gaussian_process import expand
 from .ledger import Ledger, Run
+from .posterior import CURVE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,9 +53,28 @@ class Worth:
         known = {batch: math.log(self.clock.full_price(batch)) for batch in set(batches)}
         return np.array([known[batch] for batch in batches])
 
-    def ln_time(self, ln_full: Array, compressed: Array) -> Array:
-        """Return ln T by compressed gaps of the loss at the end of a full run (`gaussian_process.compress`)."""
-        return np.asarray(ln_full + np.log1p(np.maximum(expand(compressed), -0.5)) / self.slope, dtype=np.float64)
+    def ln_time(self, ln_full: Array, curves: Array, target: float) -> Array:
+        """Return ln T: when a curve reaches the target, beyond its end along its slope; lower is better.
+
+        Where the goal does not count time, it is the loss at the end that counts.
+
+        Args:
+            ln_full: Logarithm of what a full run costs, (...).
+            curves: Expected compressed gaps along a full run, (..., `CURVE`).
+            target: The gap of the target, relative like those of `gaussian_process.expand`.
+        """
+        gaps = np.log1p(np.maximum(expand(curves), -0.5))
+        if self.goal != "time" or not self.clock.known:
+            return np.asarray(gaps[..., -1] / self.slope, dtype=np.float64)
+        gaps = np.minimum.accumulate(gaps, axis=-1)
+        wanted = math.log1p(max(target, -0.5))
+        before, after = gaps[..., :-1], gaps[..., 1:]
+        share = np.clip((before - wanted) / np.maximum(before - after, 1e-12), 0.0, 1.0)
+        octaves = np.array(CURVE)
+        ln_share = math.log(2) * (octaves[0] + share @ np.diff(octaves))
+        sooner = np.minimum(gaps[..., 0] - wanted, 0.0) / self.slope
+        beyond = np.maximum(gaps[..., -1] - wanted, 0.0) / self.slope
+        return np.asarray(ln_full + ln_share + sooner + beyond, dtype=np.float64)
 
     def full_runs_to(self, loss: float, target: float) -> float:
         """Return how many full runs a setting needs from a loss at the end of one to a target, along its curve."""
