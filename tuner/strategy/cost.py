@@ -164,12 +164,20 @@ class Clock:
 
     def price_to(self, batch: int, start: int, stop: int) -> float:
         """Return what a run costs from one point of it to another, with its validations on the way."""
-        validations = sum(start < point for point in self.rungs.points(stop, start))
-        return self.price(batch, stop - start, validations)
+        asked = (batch, start, stop)
+        if asked not in self._prices:
+            validations = sum(start < point for point in self.rungs.points(stop, start))
+            self._prices[asked] = self.price(batch, stop - start, validations)
+        return self._prices[asked]
 
     def full_price(self, batch: int) -> float:
         """Return what a full run at this batch size costs."""
         return self.price_to(batch, 0, self.rungs.end_of(batch))
+
+    @cached_property
+    def _prices(self) -> dict[tuple[int, int, int], float]:
+        """What was worked out already."""
+        return {}
 
     def price_of(self, run: Run, upto: int | None = None) -> float:
         """Return what a run costs: what it has trained and drawn itself, or will have when it stands at `upto`."""

@@ -16,7 +16,7 @@ from .cost import Clock, Cost
 from .curves import samples_to, smoothed
 from .ledger import Key, Ledger, Run, key_of
 from .posterior import Context, Model
-from .worth import Worth, curve_slope
+from .worth import RELAPSE, Worth, curve_slope
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
@@ -96,6 +96,14 @@ class Evidence:
         assert self.model is not None and self.target is not None
         return self.model.gap(self.target)
 
+    @cached_property
+    def best_run(self) -> Run | None:
+        """The run of the setting that would be chosen now, of those whose full run the search can pay for."""
+        if self.model is None:
+            return None
+        runs = [run for run in self.model.leaders if self.affordable(run.setting.global_batch_size)]
+        return runs[int(np.argmin(self.ln_times(run.setting for run in runs)))] if runs else None
+
     def ln_times(self, settings: Iterable[Setting]) -> np.ndarray:
         """Return the expected ln T of settings, what is unsure of them included: lower is better.
 
@@ -123,10 +131,11 @@ class Evidence:
         full = self.context.rungs.full_samples
         if self.target is None or not run.complete or not run.finite or run.end_samples <= full / 2:
             return None
+        last = smoothed(run)[-1][1]
         reached = samples_to(self.target, run)
-        if reached is not None:
-            return math.log(max(reached, run.setting.global_batch_size) / full)
-        return math.log(self.worth.full_runs_to(smoothed(run)[-1][1], self.target))
+        if reached is None or last > self.target + RELAPSE * abs(self.target):
+            return math.log(self.worth.full_runs_to(last, self.target))
+        return math.log(max(reached, run.setting.global_batch_size) / full)
 
     def affordable(self, batch: int) -> bool:
         """Return whether a full run at a batch size is cheaper than the whole search."""

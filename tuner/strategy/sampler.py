@@ -29,7 +29,7 @@ COOLING = 0.8
 """The next run is the one with the most gain for price ** COOLING (arXiv:2003.10870): plain gain per price favours cheap runs."""
 LEAST_GAIN = 0.004
 """In ln T for each reference run: the search ends when no run brings as much. A reference run is then better spent on training."""
-MOST_WEIGHED = 150
+MOST_WEIGHED = 70
 """Settings that are weighed at a time: those that may be best."""
 
 

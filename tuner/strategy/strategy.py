@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-import numpy as np
-
 from ..core.results import BatchAnswer, Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
 from ..core.specs import Forecast, Plan, Proposal
 from ..core.trials import Facts, TrialReport, Verdict
@@ -75,6 +73,7 @@ class Strategy:
         self.ledger = Ledger(history)
         self._fits = Fits()
         self._known_clock: Clock | None = None
+        self._known_evidence: tuple[object, Evidence] | None = None
         if history:
             self._widen()
 
@@ -235,17 +234,12 @@ class Strategy:
         """Return what the full run on a fresh seed costs that the present answer still needs."""
         if not budget.confirms:
             return 0.0
-        evidence = self._evidence()
-        if evidence.model is None:
+        best = self._evidence().best_run
+        if best is None:
             return min(1.0, budget.whole / 2)
-        verified = {
-            run.key for run in self.ledger if run.stage == "confirm" and (run.complete or run.state == "running")
-        }
-        runs = [run for run in evidence.model.leaders if evidence.affordable(run.setting.global_batch_size)]
-        if not runs:
-            return min(1.0, budget.whole / 2)
-        best = runs[int(np.argmin(evidence.ln_times(run.setting for run in runs)))]
-        return 0.0 if best.key in verified else self._clock.full_price(best.setting.global_batch_size)
+        runs = self.ledger.of(best.key)
+        verified = any(run.stage == "confirm" and (run.complete or run.state == "running") for run in runs)
+        return 0.0 if verified else self._clock.full_price(best.setting.global_batch_size)
 
     def _blameless(self) -> list[Run]:
         """Return the runs that were lost through no fault of their setting.
@@ -346,15 +340,20 @@ class Strategy:
         return {batch for batch in self.space.batches if batch >= run.setting.global_batch_size}
 
     def _evidence(self) -> Evidence:
-        budget, context = self._budget, self._context()
-        return Evidence(
-            self.plan,
-            self.facts,
-            self.probe,
-            context,
-            self.ledger,
-            self._clock,
-            budget.whole,
-            budget.confirms,
-            self.probes,
-        )
+        """Return all that is known now; it is put together once for each state of the ledger."""
+        state = (self.ledger.version, self.space, self.probe, self.plan)
+        if self._known_evidence is None or self._known_evidence[0] != state:
+            budget, context, clock = self._budget, self._context(), self._clock
+            evidence = Evidence(
+                self.plan,
+                self.facts,
+                self.probe,
+                context,
+                self.ledger,
+                clock,
+                budget.whole,
+                budget.confirms,
+                self.probes,
+            )
+            self._known_evidence = state, evidence
+        return self._known_evidence[1]

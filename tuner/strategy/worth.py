@@ -34,6 +34,8 @@ GOOD = 3
 """So many of the best curves are looked at, of those that went at least half as deep as the deepest."""
 TAIL = 1 / 3
 """The slope is that of what comes after this share of a curve: of its last two thirds."""
+RELAPSE = 0.05
+"""What passes the target and ends above it again by more than this (in ln loss) has not reached it for good."""
 NOT_REACHED = 2.0
 """Full runs beyond which a loss counts as not reached: no curve was seen so far out."""
 
@@ -66,15 +68,18 @@ class Worth:
         gaps = np.log1p(np.maximum(expand(curves), -0.5))
         if self.goal != "time" or not self.clock.known:
             return np.asarray(gaps[..., -1] / self.slope, dtype=np.float64)
-        gaps = np.minimum.accumulate(gaps, axis=-1)
         wanted = math.log1p(max(target, -0.5))
+        ends = gaps[..., -1] - wanted
+        gaps = np.minimum.accumulate(gaps, axis=-1)
+        ends = np.where(ends > RELAPSE, ends, gaps[..., -1] - wanted)
+        beyond = np.maximum(ends, 0.0) / self.slope
         before, after = gaps[..., :-1], gaps[..., 1:]
         share = np.clip((before - wanted) / np.maximum(before - after, 1e-12), 0.0, 1.0)
         octaves = np.array(CURVE)
         ln_share = math.log(2) * (octaves[0] + share @ np.diff(octaves))
         sooner = np.minimum(gaps[..., 0] - wanted, 0.0) / self.slope
-        beyond = np.maximum(gaps[..., -1] - wanted, 0.0) / self.slope
-        return np.asarray(ln_full + ln_share + sooner + beyond, dtype=np.float64)
+        reached = np.where(beyond > 0, beyond, ln_share + sooner)
+        return np.asarray(ln_full + reached, dtype=np.float64)
 
     def full_runs_to(self, loss: float, target: float) -> float:
         """Return how many full runs a setting needs from a loss at the end of one to a target, along its curve."""
