@@ -12,11 +12,10 @@ from typing import Any
 from ..core.arguments import SearchArguments
 from ..core.progress import Progress, tell
 from ..core.results import Attempt, ProbeResult, TrialRecord
-from ..core.trials import Facts, Split
+from ..core.trials import Facts
 from ..engines.base import Engine
 from ..studies.catalog import probe_key, studies
 from ..studies.study import Study
-from ..theory.scaling import split_batch
 
 
 def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> ProbeResult | None:
@@ -55,11 +54,6 @@ def corrected_probes(
         least = min(each.micro_batch_size for each in found.values())
         found = {device: dataclasses.replace(each, micro_batch_size=least) for device, each in found.items()}
     return next(iter(found.values())), found
-
-
-def split_on(probe: ProbeResult, global_batch_size: int) -> Split:
-    """Return how a device that was probed takes a global batch."""
-    return Split(*split_batch(global_batch_size, probe.micro_batch_size), probe.eval_batch_size)
 
 
 PROBE_SHARE = 0.5
