@@ -263,7 +263,7 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
 # --- search -------------------------------------------------------------------------------------------------------
 
 
-class _Dimension(click.ParamType):  # type: ignore[type-arg]  # Generic in newer releases of click only.
+class _NamedValues(click.ParamType):  # type: ignore[type-arg]  # Generic in newer releases of click only.
     """One `NAME=VALUES` of --space, as `bstune.search` takes it. Whether the values will do is for `check_search` to say."""
 
     name = "NAME=VALUES"
@@ -318,7 +318,7 @@ def _value(text: str) -> int | float | str:
 @click.option("--tolerance", type=float, default=0.02, help="Share of the best loss that counts as equal.")
 @click.option(
     "--space",
-    type=_Dimension(),
+    type=_NamedValues(),
     multiple=True,
     metavar="NAME=VALUES",
     help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); repeatable.",

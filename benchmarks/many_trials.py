@@ -35,7 +35,7 @@ from bstune.tuner.testing.tables import synthetic
 
 TABLE = synthetic()
 SPACE = {"batch_size": [8, 16, 32, 64, 128, 256, 512], "learning_rate": (1e-5, 1.0), "weight_decay": (1e-6, 1e-1)}
-AXES = Axes((8, 512), (1e-5, 1.0), SPACE)
+AXES = Axes((8, 512), (1e-5, 1.0), Plan(space=SPACE).space)
 PASSED = 0.4
 """Share of the made-up runs at a rung that pass it."""
 

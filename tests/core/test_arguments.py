@@ -89,6 +89,9 @@ def test_what_is_no_size(text: Any) -> None:
         {"space": {"batch_size": [32.5]}},
         {"space": {"batch_size": (64, 32)}},
         {"space": {"batch_size": (1, 2, 3)}},
+        {"space": {"batch_size": (65, 100)}},
+        {"space": {"batchsize": [32]}},
+        {"space": {"learning-rate": [0.1]}},
         {"space": {"learning_rate": 0.0}},
         {"space": {"samples": [1, 2]}},
         {"space": {"weight decay": 0.1}},
@@ -120,7 +123,10 @@ def test_good_arguments_become_a_plan() -> None:
     arguments = check_search(space={"batch_size": (32, 256), "learning_rate": [0.1, 0.2]}, baseline=(64, 1), budget=8)
     assert arguments.plan.budget == 8.0
     assert arguments.plan.baseline == (64, 1.0)
-    assert arguments.plan.space == {"batch_size": (32, 256), "learning_rate": [0.1, 0.2]}
+    assert {name: dimension.raw for name, dimension in arguments.plan.space.items()} == {
+        "batch_size": (32, 256),
+        "learning_rate": [0.1, 0.2],
+    }
     assert check_search().plan.budget == 12.0
     assert check_probe(memory="1GiB").memory == 2**30
 

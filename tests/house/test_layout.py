@@ -95,6 +95,20 @@ def test_the_lowest_modules_stay_low(module: str) -> None:
     assert imports_of_bstune(module) <= ALLOWED[module]
 
 
+def test_a_search_knows_no_engine_by_name() -> None:
+    """It asks any of them the same, so another one needs no change of the search: what makes one stands in one place."""
+    searching = {module for module in MODULES if module.startswith(("bstune.tuner.search", "bstune.tuner.strategy"))}
+    known = {name for module in searching for name in imports_of_bstune(module)}
+    places = {name for name in known if name.startswith(("bstune.tuner.engines", "bstune.tuner.workers"))}
+
+    assert places == {
+        "bstune.tuner.engines.base",
+        "bstune.tuner.engines.choose",
+        "bstune.tuner.workers.messages",
+        "bstune.tuner.workers.resolve",
+    }
+
+
 @pytest.mark.parametrize(
     "code",
     ["import bstune", "import sys; sys.argv = ['bstune', '--help']; from bstune.cli import main; main()"],

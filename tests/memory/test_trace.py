@@ -54,12 +54,13 @@ def traced(kind: Kind, n: int, *, eval_n: int | None = None, accumulation_steps:
 
 @pytest.mark.parametrize("kind", SMALL, ids=lambda kind: kind.name)
 def test_two_small_traces_give_the_peak_at_any_size(kind: Kind) -> None:
-    """To the byte for five kinds; within 1 % for the LSTM, whose kernel pads its workspace."""
+    """To the byte for five kinds; within 1 % for the LSTM, whose kernel pads its workspace (torch 2.4 pads more: 3 %)."""
+    padding = 0.03 if torch.__version__.startswith("2.4.") else 0.01
     model = TraceModel.fit([traced(kind, n) for n in SIZES])
 
     for n in (37, 64):
         direct = traced(kind, n).peak_bytes
-        assert model.peak_at(n) == pytest.approx(direct, rel=0.01 if kind.name == "lstm" else 0, abs=0)
+        assert model.peak_at(n) == pytest.approx(direct, rel=padding if kind.name == "lstm" else 0, abs=0)
 
 
 def test_the_validation_batch_has_a_size_of_its_own() -> None:
@@ -73,8 +74,7 @@ def test_the_validation_batch_has_a_size_of_its_own() -> None:
 
 def test_the_recorder_agrees_with_torchs_own_tracker() -> None:
     """`MemTracker` is another way to the same number; it is private, so it serves as an oracle only."""
-    from torch.distributed._tools.mem_tracker import MemTracker
-
+    mem_tracker = pytest.importorskip("torch.distributed._tools.mem_tracker", reason="torch 2.4 has no MemTracker yet")
     kind = SMALL[1]
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -95,7 +95,7 @@ def test_the_recorder_agrees_with_torchs_own_tracker() -> None:
         step(model, optimizer, x, y)
 
     model, optimizer, x, y = parts()
-    tracker = MemTracker()
+    tracker = mem_tracker.MemTracker()
     tracker.track_external(model, optimizer, x, y)
     with tracker:
         step(model, optimizer, x, y)

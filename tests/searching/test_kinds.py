@@ -14,7 +14,8 @@ from bstune.tuner.core.progress import Progress
 from bstune.tuner.core.results import DeviceInfo, ProbeResult, TrialRecord
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts, Split, TrialSpec
-from bstune.tuner.engines.ray_cluster import Cluster, Slots
+from bstune.tuner.engines.base import Engine
+from bstune.tuner.engines.ray_cluster import Cluster
 from bstune.tuner.searching import probes
 from bstune.tuner.searching.probes import corrected_probes
 from bstune.tuner.strategy.ledger import Ledger
@@ -140,16 +141,15 @@ class FakeCluster:
     """A cluster of some kinds of device, which counts what is probed."""
 
     device_info = DeviceInfo("cpu", "a node")
-    slots = Slots(2, 1, 0)
-    warnings = ()
 
     def __init__(self, *kinds: str) -> None:
         """Have nodes of these kinds."""
-        self.kinds = {kind: f"node-{kind}" for kind in kinds}
+        self.kinds = {kind: DeviceInfo("cpu", kind, threads=1) for kind in kinds}
         self.probed: list[str] = []
 
-    def run_probe(self, kind: str, *, timeout: float | None, seed: int) -> ProbeResult:
-        """Return what is known of the kind."""
+    def run_probe(self, kind: str | None, **_: Any) -> ProbeResult:
+        """Return what is known of the kind; of the first where none is named."""
+        kind = kind or next(iter(self.kinds))
         self.probed.append(kind)
         return PROBES.get(kind, SMALL)
 
@@ -158,7 +158,7 @@ def probe_on(study: Study, cluster: FakeCluster, **changes: Any) -> tuple[ProbeR
     """Probe as a search does."""
     said: list[Progress] = []
     arguments = dataclasses.replace(check_search(), callbacks=(said.append,), **changes)
-    probe = probes.obtain_probe(study, arguments, FACTS, cast(Cluster, cluster), float("inf"))
+    probe = probes.obtain_probe(study, arguments, FACTS, cast(Engine, cluster), float("inf"))
     study.set(probe=probe.to_dict())
     return probe, said
 
@@ -233,18 +233,18 @@ def test_a_kind_on_which_nothing_fits_is_named(monkeypatch: pytest.MonkeyPatch) 
         raise bstune.NothingFitsError("Nothing fits.", needed_bytes=3, budget_bytes=2)
 
     cluster = object.__new__(Cluster)
-    cluster.kinds = {"small": "here", "large": "there"}
+    cluster.node_of = {"small": "here", "large": "there"}
     cluster._surveyor, cluster._surveyed = SimpleNamespace(probe=SimpleNamespace(remote=lambda *_: None)), "here"
     monkeypatch.setattr(cluster, "_get", fail)
 
     with pytest.raises(
         bstune.NothingFitsError, match=r"^On small: Nothing fits\. Or search without the nodes of this kind\.$"
     ) as caught:
-        cluster.run_probe("small", timeout=None, seed=0)
+        cluster.run_probe("small", timeout=None, seed=0, on_attempt=lambda _: None)
     assert caught.value.needed_bytes == 3
-    del cluster.kinds["large"]
+    del cluster.node_of["large"]
     with pytest.raises(bstune.NothingFitsError, match=r"^Nothing fits\.$"):
-        cluster.run_probe("small", timeout=None, seed=0)
+        cluster.run_probe("small", timeout=None, seed=0, on_attempt=lambda _: None)
 
 
 # --- what is said -------------------------------------------------------------------------------------------------

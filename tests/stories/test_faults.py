@@ -61,7 +61,7 @@ def misbehave(trial, does):
     if does == "cudnn":
         raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
     if does == "children":
-        subprocess.Popen(["sleep", "1000"])
+        subprocess.Popen(["sleep", os.environ["SLEEP_S"]])
         os._exit(9)
 
 FAULTS = os.environ.get("FAULTS", "").split(",")
@@ -119,6 +119,8 @@ def records(folder: Path) -> list[TrialRecord]:
 def test_whatever_a_trial_does_the_search_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hung, killed, crashed, out of memory late, with children of its own: each is one trial with its cause, and the answer is right."""
     monkeypatch.setenv("FAULTS", "fine,hang,sigkill,segfault,exit,children")
+    sleep = ["sleep", f"1000.{os.getpid()}"]  # Nobody else on this machine sleeps just as long.
+    monkeypatch.setenv("SLEEP_S", sleep[1])
 
     result = search(folder, trial_timeout=2.0)
 
@@ -138,7 +140,7 @@ def test_whatever_a_trial_does_the_search_goes_on(folder: Path, monkeypatch: pyt
     assert result.recommendation.verified
     assert result.spent.full_runs <= 4 + 1 / 4
     assert psutil.Process().children(recursive=True) == []
-    assert not any(process.info["cmdline"] == ["sleep", "1000"] for process in psutil.process_iter(["cmdline"]))
+    assert not any(process.info["cmdline"] == sleep for process in psutil.process_iter(["cmdline"]))
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["bstune.db", "model.py"]
 
 

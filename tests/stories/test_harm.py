@@ -287,8 +287,13 @@ def test_a_statement_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     with open_storage(url) as storage:
         make_study(storage, "digits")
     monkeypatch.setattr(sqlite_module, "STATEMENT_S", 0.1)
-    with read_storage(url) as storage, pytest.raises(StudyError, match="took longer than two minutes"), storage.guard():
-        storage.backend.engine.connect().exec_driver_sql(f"SELECT count(*) FROM ({ENDLESS})")  # type: ignore[attr-defined]
+    with (
+        read_storage(url) as storage,
+        pytest.raises(StudyError, match="took longer than two minutes"),
+        storage.guard(),
+        storage.backend.engine.connect() as connection,  # type: ignore[attr-defined]
+    ):
+        connection.exec_driver_sql(f"SELECT count(*) FROM ({ENDLESS})")
 
 
 def test_other_studies_in_a_database_stay(tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import bstune
-import optuna
 import pytest
-from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.strategy.space import Space, make_space
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 
 def space_of(
@@ -23,7 +24,7 @@ def space_of(
 ) -> Space:
     """Return the space of a plan."""
     facts = Facts("t", kind, n_samples, epochs, optimizer_family=family)  # type: ignore[arg-type]
-    return make_space(Plan(space=asked or {}, **plan), facts, None)
+    return make_space(check_search(space=asked, **plan).plan, facts, None)
 
 
 def test_default_batches_are_powers_of_two_with_a_hundred_steps_left() -> None:
@@ -68,7 +69,7 @@ def test_the_forms_of_a_dimension() -> None:
             "momentum": 0.9,
             "depth": [1, 2, 3],
             "weight_decay": (1e-4, 1e-1),
-            "dropout": optuna.distributions.FloatDistribution(0.0, 0.5),
+            "dropout": FloatDistribution(0.0, 0.5),
             "width": (16, 64),
         }
     )
@@ -87,21 +88,41 @@ def test_the_forms_of_a_dimension() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"batch_size": [0, 32]}, "batch_size"),
-        ({"batch_size": [32.5]}, "batch_size"),
+        ({"batch_size": [0, 32]}, r"\['batch_size'\]\[0\]=0: expected at least 1"),
+        ({"batch_size": [32.5]}, r"\['batch_size'\]\[0\]=32.5: expected a whole number"),
         ({"batch_size": []}, "empty"),
         ({"batch_size": (65, 100)}, "no power of two"),
         ({"batch_size": [100_000]}, "full run"),
-        ({"learning_rate": (0.0, 1.0)}, "learning_rate"),
-        ({"learning_rate": [-0.1]}, "above 0"),
-        ({"learning_rate": optuna.distributions.FloatDistribution(0.0, 1.0)}, "octaves"),
-        ({"dropout": (0.5, 0.1)}, "dropout"),
+        ({"batch_size": IntDistribution(0, 64)}, r"\['batch_size'\].low=0: expected at least 1"),
+        ({"batch_size": IntDistribution(65, 100, log=True)}, "no power of two"),
+        ({"batch_size": CategoricalDistribution([32, 0])}, r"\['batch_size'\]\[1\]=0: expected at least 1"),
+        ({"batch_size": FloatDistribution(1, 2)}, r"expected a list, \(lowest, highest\) or Optuna's IntDistribution"),
+        ({"learning_rate": (0.0, 1.0)}, r"\['learning_rate'\]\[0\]=0.0: expected a number from 1e-15"),
+        ({"learning_rate": [-0.1]}, r"\['learning_rate'\]\[0\]=-0.1: expected a number from 1e-15"),
+        ({"learning_rate": FloatDistribution(0.0, 1.0)}, r"\['learning_rate'\].low=0.0: expected a number from 1e-15"),
+        ({"learning_rate": CategoricalDistribution([0.0, 0.1])}, r"\['learning_rate'\]\[0\]=0.0: expected a number"),
+        ({"learning_rate": IntDistribution(1, 3)}, "Optuna's FloatDistribution"),
+        ({"dropout": (0.5, 0.1)}, r"\['dropout'\]=\(0.5, 0.1\): the lowest is more than the highest"),
+        ({"dropout": (0.0, 0.1)}, r"\['dropout'\]\[0\]=0.0: expected a number from 1e-15"),
+        ({"dropout": FloatDistribution(-math.inf, 0.5)}, r"\['dropout'\].low=-inf: expected a finite number"),
     ],
 )
 def test_a_wrong_space_is_refused_by_name(asked: dict[str, Any], message: str) -> None:
-    """The message names the dimension and what was expected."""
+    """The message names the dimension and what was expected, in the same words whichever form it has."""
     with pytest.raises(bstune.ArgumentError, match=message):
         space_of(asked)
+
+
+def test_all_forms_of_one_dimension_mean_the_same() -> None:
+    """A range is one, and a list is one, whether it is Python's or Optuna's."""
+    for form in ((16, 64), IntDistribution(16, 64, log=True), [16, 32, 64], CategoricalDistribution([64, 32, 16])):
+        assert space_of({"batch_size": form}).batches == (16, 32, 64)
+    assert space_of({"batch_size": IntDistribution(10, 30, step=10)}).batches == (10, 20, 30)
+    rates = space_of({"learning_rate": (0.01, 0.1)}).learning_rates
+    assert space_of({"learning_rate": FloatDistribution(0.01, 0.1)}).learning_rates == rates
+    for choices in ([0.3, 0.1], CategoricalDistribution([0.3, 0.1])):
+        assert space_of({"learning_rate": choices}).learning_rates == (0.1, 0.3)
+    assert space_of({"gate": CategoricalDistribution([None])}).fixed == {"gate": None}  # Only Optuna can say None.
 
 
 def test_a_batch_is_no_larger_than_the_data_that_bstune_deals_out() -> None:
@@ -113,7 +134,7 @@ def test_a_batch_is_no_larger_than_the_data_that_bstune_deals_out() -> None:
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     """Two mistakes, one message."""
-    with pytest.raises(bstune.ArgumentError, match=r"batch_size.*learning_rate"):
+    with pytest.raises(bstune.ArgumentError, match=r"(?s)2 arguments are wrong.*batch_size.*learning_rate"):
         space_of({"batch_size": [0], "learning_rate": [0]})
 
 

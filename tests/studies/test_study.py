@@ -17,15 +17,18 @@ from typing import Any
 
 import optuna
 import pytest
-from bstune.tuner.core.errors import StudyError
+from bstune.tuner.core.arguments import check_search
+from bstune.tuner.core.dimension import Dimension
+from bstune.tuner.core.errors import ArgumentError, StudyError
 from bstune.tuner.core.results import DeviceInfo, NoisePoint, TrialRecord
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts, TrialReport, TrialSpec
 from bstune.tuner.studies.catalog import choose_study, find_study, fingerprint, make_study, newest_study, studies, touch
 from bstune.tuner.studies.optuna_parameters import Axes
-from bstune.tuner.studies.spec_json import decode_plan, encode_plan
+from bstune.tuner.studies.spec_json import decode_plan, encode_plan, encode_space
 from bstune.tuner.studies.storage import Storage, open_storage, read_storage
 from bstune.tuner.studies.study import Study
+from optuna.distributions import distribution_to_json
 
 AXES = Axes((4, 256), (1e-4, 1.0), {})
 FACTS = Facts(name=None, kind="loop", n_samples=1000, epochs=2.0, source_hash="abc")
@@ -160,7 +163,7 @@ def test_plain_optuna_opens_the_study(url: str) -> None:
 
 def test_a_list_of_odd_batches_is_an_index(url: str) -> None:
     """Sizes that are no powers of two are stored as the index into the user's list."""
-    axes = Axes((48, 96), (1e-4, 1.0), {"batch_size": [48, 64, 96]})
+    axes = Axes((48, 96), (1e-4, 1.0), {"batch_size": Dimension.of([48, 64, 96])})
     parameters, distributions = axes.parameters(spec(global_batch_size=96))
     assert parameters["batch_size_index"] == 2
     assert distributions["batch_size_index"] == optuna.distributions.IntDistribution(0, 2)
@@ -177,6 +180,42 @@ def test_a_plan_survives_the_storage() -> None:
     }
     plan = Plan(space=space, baseline=(64, 0.1), goal="time", target=0.5)
     assert decode_plan(json.loads(json.dumps(encode_plan(plan)))) == plan
+
+
+def test_a_space_is_stored_as_it_always_was() -> None:
+    """To the byte, whatever shape it has in memory: a study of an older version is compared with what is asked now."""
+    dropout = optuna.distributions.FloatDistribution(0, 0.5, step=0.25)
+    depth = optuna.distributions.IntDistribution(1, 8, log=True)
+    act = optuna.distributions.CategoricalDistribution(["relu", None])
+    asked = {
+        "width": (1e-4, 1),
+        "batch_size": (32, 256),
+        "learning_rate": [0.1, 1],
+        "dropout": dropout,
+        "depth": depth,
+        "act": act,
+        "nesterov": True,
+        "momentum": 0.9,
+    }
+    stored = {
+        "act": {"distribution": distribution_to_json(act)},
+        "batch_size": {"range": [32, 256]},
+        "depth": {"distribution": distribution_to_json(depth)},
+        "dropout": {"distribution": distribution_to_json(dropout)},
+        "learning_rate": [0.1, 1.0],
+        "momentum": 0.9,
+        "nesterov": True,
+        "width": {"range": [0.0001, 1.0]},
+    }
+    space = check_search(space=asked).plan.space
+    assert json.dumps(encode_space(space)) == json.dumps(stored)
+    assert decode_plan({"space": stored}).space == space
+
+
+def test_a_stored_space_that_was_changed_is_refused() -> None:
+    """It is held against the same rules as what a user asks for."""
+    with pytest.raises(ArgumentError, match=r"space\['batch_size'\]\[1\]='x': expected a whole number"):
+        decode_plan({"space": {"batch_size": [32, "x"]}})
 
 
 # --- death at any moment ------------------------------------------------------------------------------------------

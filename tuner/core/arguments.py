@@ -6,11 +6,13 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from types import SimpleNamespace
 from typing import Any, Literal
 from unicodedata import category
 
+from .dimension import Dimension, distribution
 from .errors import ArgumentError
 from .results import TRIAL_COLUMNS, ProbeResult
 from .specs import Plan
@@ -352,69 +354,102 @@ def _baseline(checks: Checks, value: Any) -> tuple[int, float] | None:
     return batch_size, checks.real("baseline[1] (learning rate)", value[1], _is_rate, _RATES)
 
 
-def _space(checks: Checks, space: Any) -> dict[str, Any]:
+def check_space(space: Any) -> dict[str, Dimension]:
+    """Return the dimensions of a space, as `bstune.search` takes it.
+
+    Raises:
+        ArgumentError: One or more are wrong; all are listed.
+    """
+    checks = Checks()
+    found = _space(checks, space)
+    checks.done()
+    return found
+
+
+def _space(checks: Checks, space: Any) -> dict[str, Dimension]:
+    """Read the dimensions of a space; those that are wrong are noted and left out."""
     if space is None:
         return {}
     if not isinstance(space, Mapping):
         checks.wrong(f"space={_brief(space)}: expected a dictionary from name to values.")
         return {}
-    checked = {}
-    for name, values in space.items():
+    found = {}
+    for name, given in space.items():
         where = f"space[{_brief(name)}]"
-        if not isinstance(name, str) or not name.isidentifier() or len(name) > MOST_NAME:
+        known = name in _KNOWN
+        meant = [] if known or not isinstance(name, str) else get_close_matches(name[:MOST_NAME], _KNOWN, 1, 0.8)
+        if meant:
+            checks.wrong(f"{where}: did you mean {meant[0]!r}?")
+        elif not isinstance(name, str) or not name.isidentifier() or len(name) > MOST_NAME:
             checks.wrong(f"{where}: expected a name such as weight_decay, of at most {MOST_NAME} characters.")
-        elif name in TRIAL_COLUMNS and name != "learning_rate":
+        elif name in TRIAL_COLUMNS and not known:
             checks.wrong(
                 f"{where}: bstune uses this name itself; the dimensions it knows are batch_size and learning_rate."
             )
+        elif isinstance(given, tuple) and len(given) != 2:
+            checks.wrong(
+                f"{where}={_brief(given)}: expected (lowest, highest); write a list to try exactly these values."
+            )
         else:
-            checked[name] = _dimension(checks, where, name, values)
-    return checked
+            read = _range if isinstance(given, tuple) or distribution(given) in _RANGES else _values
+            found[name] = read(checks, where, name, given)
+    return found
 
 
-def _dimension(checks: Checks, where: str, name: str, values: Any) -> Any:
-    """Check one dimension: a scalar fixes it, a list means exactly these, (lo, hi) a log range, or an Optuna distribution."""
+_KNOWN = ("batch_size", "learning_rate")
+_RANGES = ("FloatDistribution", "IntDistribution")
 
-    def one(value: Any, part: str = where) -> Any:
+
+def _value(checks: Checks, where: str, name: str, value: Any) -> Any:
+    """Check one value of a dimension."""
+    if name == "batch_size":
+        return checks.integer(where, value, 1)
+    if name == "learning_rate":
+        return checks.real(where, value, _is_rate, _RATES)
+    if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+        checks.wrong(f"{where}={_brief(value)}: expected a finite number or a text.")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        checks.wrong(f"{where}={_brief(value)}: expected a number of at most 64 bits.")
+    return value
+
+
+def _values(checks: Checks, where: str, name: str, given: Any) -> Dimension:
+    """Read a dimension that is one value, a list of them, or the choices of a distribution."""
+    dimension = Dimension.of(given)
+    if dimension.kind == "fixed":
+        return Dimension.of(_value(checks, where, name, given))
+    if not dimension.values:
+        checks.wrong(f"{where}: an empty list leaves nothing to try.")
+    listed = isinstance(given, list)
+    checked = [
+        # None is a choice to Optuna, and to it only.
+        value if value is None and not listed else _value(checks, f"{where}[{i}]", name, value)
+        for i, value in enumerate(dimension.values)
+    ]
+    return Dimension.of(checked) if listed else replace(dimension, values=tuple(checked))
+
+
+def _range(checks: Checks, where: str, name: str, given: Any) -> Dimension:
+    """Read a dimension that is (lowest, highest), or a distribution of Optuna's with these two."""
+    dimension, family, before = Dimension.of(given), distribution(given), len(checks.problems)
+    wanted = {"batch_size": "IntDistribution", "learning_rate": "FloatDistribution"}.get(name, family)
+    if family != wanted and family is not None:
+        checks.wrong(f"{where}={_brief(given)}: expected a list, (lowest, highest) or Optuna's {wanted}.")
+        return dimension
+
+    def end(part: str, value: Any) -> Any:
         if name == "batch_size":
-            return checks.integer(part, value, 1)
-        if name == "learning_rate":
-            return checks.real(part, value, _is_rate, _RATES)
-        if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
-            checks.wrong(f"{part}={_brief(value)}: expected a finite number or a text.")
-        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            checks.wrong(f"{part}={_brief(value)}: expected a number of at most 64 bits.")
-        return value
+            return checks.integer(f"{where}{part}", value, 1)
+        if family is not None and name != "learning_rate":
+            checks.real(f"{where}{part}", value, lambda _: True, "a finite number")
+            return value
+        rate = checks.real(f"{where}{part}", value, _is_rate, _RATES)
+        return int(value) if dimension.integer and name != "learning_rate" else rate
 
-    if isinstance(values, list):
-        if not values:
-            checks.wrong(f"{where}: an empty list leaves nothing to try.")
-        return [one(value, f"{where}[{i}]") for i, value in enumerate(values)]
-    if isinstance(values, tuple):
-        if len(values) != 2:
-            checks.wrong(
-                f"{where}={_brief(values)}: expected (lowest, highest); write a list to try exactly these values."
-            )
-            return values
-        whole, before = name == "batch_size", len(checks.problems)
-        low, high = (
-            checks.integer(f"{where}[{i}]", value, 1)
-            if whole
-            else checks.real(f"{where}[{i}]", value, _is_rate, _RATES)
-            for i, value in enumerate(values)
-        )
-        if low > high and len(checks.problems) == before:
-            checks.wrong(f"{where}={_brief(values)}: the lowest is more than the highest.")
-        return (low, high)
-    if _is_distribution(values):
-        if name == "batch_size" and type(values).__name__ != "IntDistribution":
-            checks.wrong(
-                f"{where}={_brief(values)}: expected whole numbers; write a list, (lowest, highest) or an IntDistribution."
-            )
-        return values
-    return one(values)
-
-
-def _is_distribution(value: Any) -> bool:
-    """Tell an Optuna distribution without importing Optuna."""
-    return any(base.__module__ == "optuna.distributions" for base in type(value).__mro__)
+    parts = ("[0]", "[1]") if family is None else (".low", ".high")
+    low, high = end(parts[0], dimension.low), end(parts[1], dimension.high)
+    if len(checks.problems) == before and low > high:
+        checks.wrong(f"{where}={_brief(given)}: the lowest is more than the highest.")
+    elif name == "batch_size" and dimension.log and low > 1 << (high.bit_length() - 1):
+        checks.wrong(f"{where}={_brief(given)}: no power of two lies in it; write the sizes as a list.")
+    return Dimension.of((low, high)) if family is None else replace(dimension, low=low, high=high)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .dimension import Dimension
 from .results import Goal, Setting, TrialRecord
 from .trials import TrialSpec
 
@@ -23,7 +24,7 @@ class Plan:
     """The same as a duration, in seconds, where the user gave one; it then counts instead."""
     n_trials: int | None = None
     space: Mapping[str, Any] = field(default_factory=dict)
-    """As the user gave it: a scalar fixes, a list means exactly these, (lo, hi) a log range, or an Optuna distribution."""
+    """By name, each a `Dimension`; what is none yet becomes one, so that a plan can be made of what a user would write."""
     jobs: int = 1
     pruner: str = "auto"
     """`auto` or `none`."""
@@ -34,6 +35,13 @@ class Plan:
     baseline: tuple[int, float] | None = None
     """(global batch size, learning rate) that the user trains with today."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Read the dimensions that are still as the user gave them."""
+        space = {
+            name: given if isinstance(given, Dimension) else Dimension.of(given) for name, given in self.space.items()
+        }
+        object.__setattr__(self, "space", space)
 
 
 @dataclass(frozen=True)

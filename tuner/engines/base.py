@@ -1,12 +1,14 @@
-"""Who runs trials: slots, `submit`, `events`, `cancel`. The strategy decides; a pool only runs."""
+"""Who runs trials: an engine is where, a pool is how. The strategy decides; a pool only runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
-from ..core.trials import TrialReport, TrialSpec, Verdict
+from ..core.results import Attempt, DeviceInfo, ProbeResult
+from ..core.trials import Facts, TrialReport, TrialSpec, Verdict
 
 LossCause = Literal["oom", "killed", "crashed", "hung", "error", "no_report"]
 
@@ -86,3 +88,57 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """End everything that runs and leave nothing behind."""
+
+
+class Engine(Protocol):
+    """Where the trials of one objective run, as a search asks of it."""
+
+    @property
+    def facts(self) -> Facts:
+        """What the objective is.
+
+        Raises:
+            ObjectiveError: It cannot be loaded or built.
+        """
+
+    @property
+    def device_info(self) -> DeviceInfo:
+        """The device that trials run on; where there are several kinds, the first."""
+
+    @property
+    def kinds(self) -> Mapping[str, DeviceInfo]:
+        """The kinds of device by name, each with a probe of its own; empty where there can be only one."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the user should know of how the device was chosen."""
+
+    @property
+    def jobs(self) -> int:
+        """Trials that can run side by side."""
+
+    @property
+    def can_probe(self) -> bool:
+        """Whether sizes can be tried here: they need a process each."""
+
+    def run_probe(
+        self, kind: str | None, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+    ) -> ProbeResult:
+        """Probe the objective on a device of this kind; None: on the first."""
+
+    def shares(self, folder: Path | None) -> bool:
+        """Tell whether trials can leave checkpoints in a folder of this machine, for others to go on from."""
+
+    def make_pool(
+        self, judge: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
+    ) -> Pool:
+        """Return who runs the trials.
+
+        Args:
+            judge: Answers a report where there is no process that could wait for `Pool.reply`.
+            probe: What a trial may take; None where nothing can be probed.
+            probes: The same for each kind of device, where several were probed.
+        """
+
+    def close(self) -> None:
+        """End all that runs and leave nothing behind."""

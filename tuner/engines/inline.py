@@ -4,16 +4,52 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...objectives.base import Trial
 from ..core.errors import ObjectiveError, TrialPruned
+from ..core.results import Attempt, DeviceInfo, ProbeResult
 from ..core.trials import TrialReport, TrialSpec, Verdict
-from .base import Event, Finished, Lost
+from .base import Event, Finished, Lost, Pool
 
 if TYPE_CHECKING:
     from ...objectives.loop import LoopObjective
+
+
+class InlineEngine:
+    """The calling process as the place where trials run; see `base.Engine`."""
+
+    device_info = DeviceInfo("cpu", "the calling process")
+    kinds: Mapping[str, DeviceInfo] = {}
+    warnings = ()
+    jobs = 1
+    can_probe = False
+
+    def __init__(self, objective: LoopObjective) -> None:
+        """Take the user's function."""
+        self._objective = objective
+        self.facts = objective.facts
+
+    def run_probe(
+        self, kind: str | None, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+    ) -> ProbeResult:
+        """Refuse: a size that does not fit would end the calling process."""
+        raise AssertionError("nothing is probed in the calling process")
+
+    def shares(self, folder: Path | None) -> bool:
+        """Tell that any folder can be seen."""
+        return True
+
+    def make_pool(
+        self, judge: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
+    ) -> Pool:
+        """Return who runs the trials."""
+        return InlinePool(self._objective, judge)
+
+    def close(self) -> None:
+        """Do nothing: nothing was started."""
 
 
 class InlinePool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
+from ..core.results import Attempt, DeviceInfo, ProbeResult
 from ..core.trials import TrialReport, TrialSpec, Verdict
 from ..workers import messages
 from ..workers.fork_server import Host
 from ..workers.template import Died, Worker
-from .base import Event, Finished, LossCause, Lost, Reported
+from .base import Event, Finished, LossCause, Lost, Pool, Reported
 
 _DEVICE_LOST = (
     "gpu is lost",
@@ -31,6 +33,32 @@ def device_lost(message: str) -> bool:
     """Tell whether an error is that of a card that fails, not of the code that used it."""
     text = message.lower()
     return "cuda" in text and any(saying in text for saying in _DEVICE_LOST)
+
+
+class LocalEngine(Host):
+    """Worker processes on this machine as the place where trials run; see `base.Engine`."""
+
+    kinds: Mapping[str, DeviceInfo] = {}
+    can_probe = True
+
+    def run_probe(
+        self, kind: str | None, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+    ) -> ProbeResult:
+        """Probe the objective."""
+        from ..probing.run import run_probe
+
+        return run_probe(self, timeout=timeout, seed=seed, on_attempt=on_attempt)
+
+    def shares(self, folder: Path | None) -> bool:
+        """Tell that any folder can be seen."""
+        return True
+
+    def make_pool(
+        self, judge: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
+    ) -> Pool:
+        """Return who runs the trials."""
+        assert probe is not None
+        return LocalPool(self, slots=self.jobs, fence_bytes=probe.usable_bytes)
 
 
 class LocalPool:

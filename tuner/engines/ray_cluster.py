@@ -21,14 +21,14 @@ import socket
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..core.errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
-from ..core.results import DeviceInfo, ProbeResult
+from ..core.results import Attempt, DeviceInfo, ProbeResult
 from ..core.trials import Facts
 from ..device.cuda import check_device_name
 from ..device.memory import usable_cores
@@ -90,7 +90,8 @@ class Cluster:
         device_info: The device that trials run on.
         warnings: What the user should know of how it was chosen.
         slots: How many trials run side by side, and what each gets.
-        kinds: A node of each kind of device that can hold a trial, by the name of the kind.
+        kinds: The kinds of device that can hold a trial, by name.
+        node_of: A node of each kind.
         jobs: The same number.
         task: What every actor of the search is told.
         folder: Where Tune keeps what it must write; it goes when the cluster is closed.
@@ -141,8 +142,9 @@ class Cluster:
             threads = None if like_driver is not None and not self.slots.gpus else self.slots.cpus
             data = pickled(objective, source, travels=like_driver is None)
             self.task = Task(data, kind, self.slots.cpus, threads, like_driver, None if source is None else source.name)
-            self.kinds = self._kinds()
-            self._look(next(iter(self.kinds.values())))
+            self.node_of = self._nodes_by_kind()
+            self.kinds = {name: DeviceInfo(kind, name, threads=self.slots.cpus) for name in self.node_of}
+            self._look(next(iter(self.node_of.values())))
         except BaseException:
             self.close()
             raise
@@ -155,7 +157,7 @@ class Cluster:
     ) -> None:
         self.close()
 
-    def _kinds(self) -> dict[str, str]:
+    def _nodes_by_kind(self) -> dict[str, str]:
         """Ask each node that can hold a trial what kind of device it has."""
         import ray
 
@@ -169,10 +171,10 @@ class Cluster:
         ask = ray.remote(num_cpus=0)(kind_here)
         task = dataclasses.replace(self.task, objective=Pickled(b""))  # The data need not travel for this.
         found = self._get([ask.options(scheduling_strategy=_on(node)).remote(task) for node in nodes])
-        kinds: dict[str, str] = {}
+        node_of: dict[str, str] = {}
         for kind, node in zip(found, nodes, strict=True):
-            kinds.setdefault(kind, node)
-        return kinds
+            node_of.setdefault(kind, node)
+        return node_of
 
     def _places(self) -> list[str]:
         """Return the nodes that can hold a trial."""
@@ -197,25 +199,32 @@ class Cluster:
             )
         self.facts, self.device_info, self.warnings = self._get(self._surveyor.look.remote())
 
-    def run_probe(self, kind: str, *, timeout: float | None, seed: int) -> ProbeResult:
-        """Probe the objective where its trials will run, on a node of this kind."""
-        if self._surveyor is None or self._surveyed != self.kinds[kind]:
+    def run_probe(
+        self, kind: str | None, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+    ) -> ProbeResult:
+        """Probe the objective where its trials will run, on a node of this kind; the attempts are told at its end."""
+        kind = kind or next(iter(self.node_of))
+        if self._surveyor is None or self._surveyed != self.node_of[kind]:
             self.end_survey()
-            self._look(self.kinds[kind])
+            self._look(self.node_of[kind])
         try:
             probe: ProbeResult = self._get(self._surveyor.probe.remote(timeout, seed))
         except NothingFitsError as error:
-            if len(self.kinds) > 1:
+            if len(self.node_of) > 1:
                 error.args = (f"On {kind}: {error} Or search without the nodes of this kind.",)
             raise
+        for attempt in probe.attempts:
+            on_attempt(attempt)
         return probe
 
-    def shares(self, folder: Path) -> bool:
+    def shares(self, folder: Path | None) -> bool:
         """Tell whether all nodes that can hold a trial see a folder of this machine, so that checkpoints can lie there."""
         import ray
 
         from .ray_actor import text_here
 
+        if folder is None:
+            return False
         if len(_nodes()) == 1:
             return True
         ask, word = ray.remote(num_cpus=0)(text_here), secrets.token_hex(8)

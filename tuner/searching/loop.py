@@ -14,13 +14,13 @@ from ..core.errors import ObjectiveError, StudyError
 from ..core.interrupts import held
 from ..core.results import ProbeResult, TrialRecord
 from ..core.specs import Proposal
-from ..core.trials import TrialReport, TrialSpec, Verdict
+from ..core.trials import Split, TrialReport, TrialSpec, Verdict
 from ..engines.base import Event, Finished, Lost, Placed, Pool, Reported
 from ..strategy.cost import Cost
 from ..studies.checkpoints import checkpoint_name
 from ..studies.optuna_parameters import Axes
 from ..studies.records import Records
-from .probes import corrected_probes, split_on
+from .probes import corrected_probes
 
 if TYPE_CHECKING:
     from ..strategy.strategy import Strategy
@@ -126,7 +126,8 @@ class Drive:
             resume_from=resume_from,
             most_samples=math.ceil(2 * self._strategy.facts.full_run_samples),
             splits={
-                device: split_on(probe, setting.global_batch_size) for device, probe in self._strategy.probes.items()
+                device: Split(*Cost.of(self._strategy.facts, its).split(setting.global_batch_size), its.eval_batch_size)
+                for device, its in self._strategy.probes.items()
             },
         )
         record = self._study.begin(spec, self._axes, continues=proposal.continues)

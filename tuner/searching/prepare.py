@@ -13,7 +13,8 @@ from ..core.arguments import SearchArguments
 from ..core.progress import Progress, tell
 from ..core.results import DeviceInfo, ProbeResult
 from ..core.trials import Facts
-from ..engines.base import Pool
+from ..engines.base import Engine, Pool
+from ..engines.choose import make_engine
 from ..studies.catalog import choose_study, fingerprint, touch
 from ..studies.checkpoints import forget_checkpoints
 from ..studies.naming import study_name
@@ -26,9 +27,7 @@ from .probes import obtain_probe, with_probed_optimizer
 from .result import make_strategy
 
 if TYPE_CHECKING:
-    from ..engines.ray_cluster import Cluster
     from ..strategy.strategy import Strategy
-    from ..workers.fork_server import Host
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Ready:
     study: Study
     probe: ProbeResult | None
     strategy: Strategy
-    host: Host | Cluster | None
+    engine: Engine
 
     def tell(self, kind: Any, **details: Any) -> None:
         """Tell those who listen what has happened, and what is spent."""
@@ -58,45 +57,30 @@ def prepared(
     `dry`: nothing is to be trained, and a study that has trials keeps what it says of its search.
     """
     objective = check_objective(objective, isolation=arguments.isolation)
-    with open_storage(arguments.storage) as storage, _described(objective, arguments, storage) as (facts, device, host):
-        if host is not None and host.jobs != arguments.plan.jobs:
-            arguments = dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=host.jobs))
-        study = _study(storage, objective, arguments, facts, device, fresh=fresh, dry=dry)
+    with (
+        open_storage(arguments.storage) as storage,
+        contextlib.closing(make_engine(objective, arguments)) as engine,
+    ):
+        facts, path = engine.facts, storage.location.path
+        can_continue = facts.can_continue and engine.shares(None if path is None else path.parent)
+        facts = dataclasses.replace(facts, can_continue=can_continue)
+        if engine.jobs != arguments.plan.jobs:
+            arguments = dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=engine.jobs))
+        study = _study(storage, objective, arguments, facts, engine.device_info, fresh=fresh, dry=dry)
         said = f"{len(study.finished)} trials so far" + (
             f", {len(study.orphans)} of them cut off when the last search was killed" if study.orphans else ""
         )
         tell(arguments, Progress("study", study.name, arguments.plan.budget, message=said if study.finished else "new"))
-        for warning in () if host is None else host.warnings:
+        for warning in engine.warnings:
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))
-        probe = None if host is None else obtain_probe(study, arguments, facts, host, deadline_s)
+        probe = obtain_probe(study, arguments, facts, engine, deadline_s) if engine.can_probe else None
         facts = with_probed_optimizer(facts, probe)
         if not (dry and study.finished):
             study.set(facts=dataclasses.asdict(facts), probe=None if probe is None else probe.to_dict())
             forget_checkpoints(study)
-        yield Ready(objective, arguments, facts, study, probe, make_strategy(arguments.plan, facts, probe, study), host)
-
-
-@contextlib.contextmanager
-def _described(
-    objective: Any, arguments: SearchArguments, storage: Storage
-) -> Iterator[tuple[Facts, DeviceInfo, Host | Cluster | None]]:
-    if arguments.isolation == "none":
-        yield objective.facts, DeviceInfo("cpu", "the calling process"), None
-        return
-    if arguments.engine == "ray":
-        from ..engines.ray_cluster import Cluster
-
-        with Cluster(
-            objective, device=arguments.device, jobs=arguments.plan.jobs, address=arguments.ray_address
-        ) as cluster:
-            path = storage.location.path
-            shared = cluster.facts.can_continue and path is not None and cluster.shares(path.parent)
-            yield dataclasses.replace(cluster.facts, can_continue=shared), cluster.device_info, cluster
-        return
-    from ..workers.fork_server import Host
-
-    with Host(objective, device=arguments.device, jobs=arguments.plan.jobs) as host:
-        yield host.facts, host.device_info, host
+        yield Ready(
+            objective, arguments, facts, study, probe, make_strategy(arguments.plan, facts, probe, study), engine
+        )
 
 
 def _study(
@@ -148,18 +132,4 @@ def _study(
 
 def make_pool(ready: Ready, drive: Drive) -> Pool:
     """Return who runs the trials of this search."""
-    if ready.host is None:
-        from ..engines.inline import InlinePool
-
-        return InlinePool(ready.objective, drive.judge)
-    from ..workers.fork_server import Host
-
-    assert ready.probe is not None
-    if isinstance(ready.host, Host):
-        from ..engines.local import LocalPool
-
-        return LocalPool(ready.host, slots=ready.arguments.plan.jobs, fence_bytes=ready.probe.usable_bytes)
-    from ..engines.ray_pool import RayPool
-
-    probes = ready.study.probes or dict.fromkeys(ready.host.kinds, ready.probe)
-    return RayPool(ready.host, fences={kind: probe.usable_bytes for kind, probe in probes.items()})
+    return ready.engine.make_pool(drive.judge, ready.probe, ready.study.probes)

@@ -6,20 +6,16 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..core.arguments import SearchArguments
 from ..core.progress import Progress, tell
-from ..core.results import Attempt, DeviceInfo, ProbeResult, TrialRecord
-from ..core.trials import Facts, Split
+from ..core.results import Attempt, ProbeResult, TrialRecord
+from ..core.trials import Facts
+from ..engines.base import Engine
 from ..studies.catalog import probe_key, studies
 from ..studies.study import Study
-from ..theory.scaling import split_batch
-
-if TYPE_CHECKING:
-    from ..engines.ray_cluster import Cluster
-    from ..workers.fork_server import Host
 
 
 def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> ProbeResult | None:
@@ -60,25 +56,20 @@ def corrected_probes(
     return next(iter(found.values())), found
 
 
-def split_on(probe: ProbeResult, global_batch_size: int) -> Split:
-    """Return how a device that was probed takes a global batch."""
-    return Split(*split_batch(global_batch_size, probe.micro_batch_size), probe.eval_batch_size)
-
-
 PROBE_SHARE = 0.5
 """Share of a timeout that the probe may take."""
 
 
 def obtain_probe(
-    study: Study, arguments: SearchArguments, facts: Facts, host: Host | Cluster, deadline_s: float
+    study: Study, arguments: SearchArguments, facts: Facts, engine: Engine, deadline_s: float
 ) -> ProbeResult:
     """Return the probe that was given, else a stored one of the same objective, device and settings, else a new one.
 
     Where a cluster has several kinds of device, each is probed, and the fastest is the one to decide by.
     """
-    kinds = getattr(host, "kinds", {})
+    kinds = engine.kinds
     if arguments.probe is None and len({*kinds, *study.probes}) > 1 and kinds:
-        return _probe_kinds(study, arguments, facts, cast("Cluster", host), deadline_s)
+        return _probe_kinds(study, arguments, facts, engine, deadline_s)
     if study.probes:  # Of a cluster that the search has left.
         study.set(probes=[])
     if arguments.probe is not None:
@@ -86,31 +77,28 @@ def obtain_probe(
             said = f"The probe that was given holds for all kinds of device of the cluster: {'; '.join(kinds)}."
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
         return arguments.probe
-    key = probe_key(facts, host.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
+    key = probe_key(facts, engine.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
     for other in itertools.chain([study], studies(study.storage, readable=True)):
         if other.probe is not None and other.probe.limited_by != "timeout" and other.attributes.get("probe_key") == key:
             study.set(probe_key=key)
             return other.probe
     left_s = deadline_s - time.monotonic()
-    probe = _run_probe(
-        host,
+    probe = engine.run_probe(
+        None,
         timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE * left_s),
         seed=arguments.plan.seed,
-        on_attempt=lambda attempt: tell(
-            arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt)
-        ),
+        on_attempt=lambda attempt: _tell_attempt(study, arguments, attempt),
     )
     study.set(probe=probe.to_dict(), probe_key=key)
     return probe
 
 
 def _probe_kinds(
-    study: Study, arguments: SearchArguments, facts: Facts, cluster: Cluster, deadline_s: float
+    study: Study, arguments: SearchArguments, facts: Facts, engine: Engine, deadline_s: float
 ) -> ProbeResult:
     """Store a probe of each kind of device and return the first: that of the fastest, when the first trial lands on one of them."""
     entries: dict[str, dict[str, Any]] = {entry["device"]: entry for entry in study.attributes.get("probes", ())}
-    for kind in cluster.kinds:
-        device = DeviceInfo(cluster.device_info.kind, kind, threads=cluster.slots.cpus)
+    for kind, device in engine.kinds.items():
         key = probe_key(facts, device, seed=arguments.plan.seed)
         others = itertools.chain([study], studies(study.storage, readable=True))
         known = (entry for other in others for entry in other.attributes.get("probes", ()))
@@ -120,13 +108,12 @@ def _probe_kinds(
         if stored is None:
             tell(arguments, Progress("probe", study.name, arguments.plan.budget, message=kind))
             left_s = deadline_s - time.monotonic()
-            probe = cluster.run_probe(
+            probe = engine.run_probe(
                 kind,
-                timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE / len(cluster.kinds) * left_s),
+                timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE / len(engine.kinds) * left_s),
                 seed=arguments.plan.seed,
+                on_attempt=lambda attempt: _tell_attempt(study, arguments, attempt),
             )
-            for attempt in probe.attempts:
-                tell(arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt))
             stored = {"device": kind, "key": key, "probe": probe.to_dict()}
         entries[kind] = stored
         study.set(probes=list(entries.values()), probe_key=None)  # What was stored of one kind is about to be replaced.
@@ -140,20 +127,8 @@ def _probe_kinds(
     return next(iter(study.probes.values()))
 
 
-def _run_probe(
-    host: Host | Cluster, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
-) -> ProbeResult:
-    """Probe where the trials will run."""
-    from ..workers.fork_server import Host
-
-    if isinstance(host, Host):
-        from ..probing.run import run_probe
-
-        return run_probe(host, timeout=timeout, seed=seed, on_attempt=on_attempt)
-    probe = host.run_probe(next(iter(host.kinds)), timeout=timeout, seed=seed)
-    for attempt in probe.attempts:
-        on_attempt(attempt)
-    return probe
+def _tell_attempt(study: Study, arguments: SearchArguments, attempt: Attempt) -> None:
+    tell(arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt))
 
 
 def with_probed_optimizer(facts: Facts, probe: ProbeResult | None) -> Facts:

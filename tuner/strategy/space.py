@@ -7,7 +7,6 @@ batch and of learning rate from the centre, then the extra dimensions scaled to 
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import zlib
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.dimension import Dimension
 from ..core.errors import ArgumentError
 from ..core.results import ProbeResult, Setting
 from ..core.specs import Plan
@@ -26,7 +26,6 @@ from ..theory.scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, LEARNING_RATE_
 from .ledger import Key, key_of
 
 SMALLEST_BATCH = 4
-RANGE_RULE = "a tuple means a range (low, high) with {} {} low <= high; a list means exactly these values"
 STEPS_AT_LEAST = 100
 """A default batch size leaves this many optimizer steps in a full run."""
 PLATEAU = 0.95
@@ -40,47 +39,38 @@ EXTRA_SAMPLES = 24
 
 
 @dataclass(frozen=True)
-class Dimension:
+class Extra:
     """An extra dimension, beside batch size and learning rate."""
 
     name: str
-    choices: tuple[Any, ...] | None = None
-    low: float = 0.0
-    high: float = 1.0
-    log: bool = False
-    step: float | None = None
-    integer: bool = False
+    dimension: Dimension
 
     @property
     def ordered(self) -> bool:
         """Whether distances mean something: a range, or a list of numbers."""
-        return self.choices is None or all(
-            isinstance(c, (int, float)) and not isinstance(c, bool) for c in self.choices
-        )
+        return all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in self.dimension.values)
 
     def draw(self, u: float) -> Any:
         """Return the value at the quantile `u` in [0, 1)."""
-        if self.choices is not None:
-            return self.choices[min(int(u * len(self.choices)), len(self.choices) - 1)]
-        value = (
-            math.exp(math.log(self.low) + u * math.log(self.high / self.low))
-            if self.log
-            else self.low + u * (self.high - self.low)
-        )
-        if self.step:
-            value = self.low + round((value - self.low) / self.step) * self.step
-        value = min(max(value, self.low), self.high)
-        return round(value) if self.integer else float(f"{value:.4g}")
+        choices, low, high = self.dimension.values, self.dimension.low, self.dimension.high
+        if self.dimension.kind == "list":
+            return choices[min(int(u * len(choices)), len(choices) - 1)]
+        value = math.exp(math.log(low) + u * math.log(high / low)) if self.dimension.log else low + u * (high - low)
+        if self.dimension.step:
+            value = low + round((value - low) / self.dimension.step) * self.dimension.step
+        value = min(max(value, low), high)
+        return round(value) if self.dimension.integer else float(f"{value:.4g}")
 
     def coordinates(self, value: Any) -> list[float]:
         """Return the value scaled to 0..1, or one-hot where the order means nothing."""
-        if self.choices is not None and not self.ordered:
-            return [0.7 * float(value == choice) for choice in self.choices]
-        if self.choices is not None:
-            low, high = min(self.choices), max(self.choices)
+        choices = self.dimension.values
+        if not self.ordered:
+            return [0.7 * float(value == choice) for choice in choices]
+        if choices:
+            low, high = min(choices), max(choices)
             log = low > 0 and high / low >= 10
         else:
-            low, high, log = self.low, self.high, self.log
+            low, high, log = self.dimension.low, self.dimension.high, self.dimension.log
         if high <= low:
             return [0.0]
         return [math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)]
@@ -103,7 +93,7 @@ class Space:
 
     batches: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    extras: tuple[Dimension, ...]
+    extras: tuple[Extra, ...]
     fixed: Mapping[str, Any]
     centre_batch: int
     centre_learning_rate: float
@@ -132,7 +122,7 @@ class Space:
 
     def default_params(self) -> dict[str, Any]:
         """Return the fixed parameters and the middle of each extra dimension."""
-        return {**self.fixed, **{dimension.name: dimension.draw(0.5) for dimension in self.extras}}
+        return {**self.fixed, **{extra.name: extra.draw(0.5) for extra in self.extras}}
 
     def points(self, rng: np.random.Generator, known: Sequence[Mapping[str, Any]] = ()) -> list[Point]:
         """Return the points to weigh: the grid, with extras in the middle, those that did well, and fresh draws."""
@@ -157,8 +147,8 @@ class Space:
             math.log2(setting.global_batch_size / self.centre_batch),
             math.log2(setting.learning_rate / self.centre_learning_rate),
         ]
-        for dimension in self.extras:
-            row += dimension.coordinates(setting.params[dimension.name])
+        for extra in self.extras:
+            row += extra.coordinates(setting.params[extra.name])
         key = key_of(setting)
         return Point(setting, key, tuple(row), -2.0 - zlib.crc32(repr(key).encode()))
 
@@ -180,31 +170,29 @@ def make_space(
         rates_seen: Learning rates that the default range is to cover besides.
 
     Raises:
-        ArgumentError: The space asked for is wrong on its face; the message lists all that is.
+        ArgumentError: The space does not go with the objective; the message lists all that does not.
     """
     problems: list[str] = []
-    asked = dict(plan.space)
-    batches = _batches(asked.pop("batch_size", None), facts, probe, noise_scale, problems)
+    asked: dict[str, Dimension] = dict(plan.space)
+    sizes, rate = asked.pop("batch_size", None), asked.pop("learning_rate", None)
+    batches = _default_batches(facts, probe, noise_scale) if sizes is None else _batches(sizes, facts, problems)
     family = facts.optimizer_family
-    lr = asked.pop("learning_rate", None)
     usual = LEARNING_RATE_RANGE[family]
-    covered = (
-        min([usual[0], *(rate / ROUNDED for rate in rates_seen)]),
-        max([usual[1], *(rate * ROUNDED for rate in rates_seen)]),
-    )
-    low, high, listed = _learning_rate_range(lr, covered, problems)
+    if rate is None:
+        low = min([usual[0], *(seen / ROUNDED for seen in rates_seen)])
+        high = max([usual[1], *(seen * ROUNDED for seen in rates_seen)])
+    elif rate.kind == "range":
+        low, high = float(rate.low), float(rate.high)
+    else:
+        low, high = float(min(rate.values)), float(max(rate.values))
     if facts.ignores_rate and low < high:
         problems.append(
             "optimizer(parameters, lr) has the same learning rates whatever lr is, so there are none to search: expected lr in the "
             "optimizer that it returns, as in torch.optim.SGD(parameters, lr), or one learning_rate in the space"
         )
-    extras, fixed = _extras(asked, problems)
-    if plan.baseline is not None:
-        batch, rate = plan.baseline
-        if not (isinstance(batch, int) and batch >= 1 and rate > 0):
-            problems.append(f"baseline={plan.baseline!r}: expected (global batch size >= 1, learning rate > 0)")
-        elif batch > (most := _most_samples(facts))[0]:
-            problems.append(f"baseline={plan.baseline!r}: its batch is more than the {most[0]:g} samples of {most[1]}")
+    most, whose = _most_samples(facts)
+    if plan.baseline is not None and plan.baseline[0] > most:
+        problems.append(f"baseline={plan.baseline!r}: its batch is more than the {most:g} samples of {whose}")
     if problems:
         raise ArgumentError("; ".join(problems) + ".")
 
@@ -213,13 +201,18 @@ def make_space(
     elif family in DEFAULT_LEARNING_RATE:
         centre_batch, centre = ANCHOR_BATCH, min(max(DEFAULT_LEARNING_RATE[family], low), high)
     else:
-        centre_batch, centre = ANCHOR_BATCH, math.sqrt(math.prod(usual if lr is None else (low, high)))
+        centre_batch, centre = ANCHOR_BATCH, math.sqrt(math.prod(usual if rate is None else (low, high)))
     slope, slope_sd = SLOPE_PRIOR[family]
-    rates = listed or _rate_grid(low, high, centre)
+    if rate is None or rate.kind == "range":
+        rates = _rate_grid(low, high, centre)
+    else:
+        rates = tuple(sorted({float(value) for value in rate.values}))
+    single = {name: one.values[0] for name, one in asked.items() if len(one.values) == 1}
+    extras = tuple(Extra(name, one) for name, one in asked.items() if name not in single)
     if plan.baseline is not None:
         batches = tuple(sorted({*batches, plan.baseline[0]}))
         rates = tuple(sorted({*rates, centre}))
-    return Space(batches, rates, extras, fixed, centre_batch, centre, slope, slope_sd)
+    return Space(batches, rates, extras, single, centre_batch, centre, slope, slope_sd)
 
 
 def _rate_grid(low: float, high: float, centre: float) -> tuple[float, ...]:
@@ -246,41 +239,19 @@ def _powers(low: float, high: float) -> tuple[int, ...]:
     return tuple(2**k for k in range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1))
 
 
-def _batches(
-    asked: Any, facts: Facts, probe: ProbeResult | None, noise_scale: float | None, problems: list[str]
-) -> tuple[int, ...]:
-    kind = type(asked).__name__
-    values: Sequence[Any]
-    if asked is None:
-        values = _default_batches(facts, probe, noise_scale)
-    elif isinstance(asked, (list, tuple)) and not asked:
-        problems.append("space['batch_size'] is empty: expected batch sizes")
-        return ()
-    elif isinstance(asked, tuple):
-        if len(asked) != 2 or not all(_is_number(x) for x in asked) or not 1 <= asked[0] <= asked[1]:
-            problems.append(f"space['batch_size'] = {asked!r}: {RANGE_RULE.format(1, '<=')}")
-            return ()
-        values = _powers(asked[0], asked[1])
-        if not values:
-            problems.append(f"space['batch_size'] = {asked!r}: no power of two lies in it; give the sizes as a list")
-    elif isinstance(asked, list):
-        values = asked
-    elif kind == "CategoricalDistribution":
-        values = asked.choices
-    elif kind == "IntDistribution":
-        values = _powers(asked.low, asked.high) if asked.log else range(asked.low, asked.high + 1, asked.step)
+def _batches(asked: Dimension, facts: Facts, problems: list[str]) -> tuple[int, ...]:
+    sizes: Sequence[int]
+    if asked.kind != "range":
+        sizes = sorted(set(asked.values))
+    elif asked.log:
+        sizes = _powers(asked.low, asked.high)
     else:
-        values = [asked]
-    wrong = [value for value in values if not _is_number(value) or value != int(value) or value < 1]
-    if wrong:
-        problems.append(f"space['batch_size'] holds {wrong!r}: expected whole numbers of samples, 1 or more")
-        return ()
-    sizes = tuple(sorted({int(value) for value in values}))
+        sizes = range(int(asked.low), int(asked.high) + 1, int(asked.step or 1))
     most, whose = _most_samples(facts)
-    large = [size for size in sizes if size > most]
-    if large:
+    if sizes[-1] > most:
+        large = [size for size in sizes if size > most]
         problems.append(f"space['batch_size'] holds {large!r}, more than the {most:g} samples of {whose}")
-    return sizes
+    return tuple(sizes)
 
 
 def _most_samples(facts: Facts) -> tuple[float, str]:
@@ -288,76 +259,3 @@ def _most_samples(facts: Facts) -> tuple[float, str]:
     if facts.kind == "supervised" and facts.n_samples < facts.full_run_samples:
         return facts.n_samples, "the training data"
     return facts.full_run_samples, "a full run"
-
-
-def _learning_rate_range(
-    asked: Any, default: tuple[float, float], problems: list[str]
-) -> tuple[float, float, tuple[float, ...] | None]:
-    kind = type(asked).__name__
-    if asked is None:
-        return (*default, None)
-    if isinstance(asked, tuple):
-        if len(asked) != 2 or not all(_is_number(x) for x in asked) or not 0 < asked[0] <= asked[1]:
-            problems.append(f"space['learning_rate'] = {asked!r}: {RANGE_RULE.format(0, '<')}")
-            return (*default, None)
-        return float(asked[0]), float(asked[1]), None
-    if kind == "FloatDistribution":
-        if asked.low <= 0:
-            problems.append(
-                f"space['learning_rate'] = {asked!r}: the learning rate is searched in octaves, so it must be above 0"
-            )
-            return (*default, None)
-        return float(asked.low), float(asked.high), None
-    values = list(asked.choices) if kind == "CategoricalDistribution" else asked if isinstance(asked, list) else [asked]
-    if not values or not all(_is_number(value) and value > 0 for value in values):
-        problems.append(f"space['learning_rate'] = {asked!r}: expected numbers above 0")
-        return (*default, None)
-    rates = tuple(sorted({float(value) for value in values}))
-    return rates[0], rates[-1], rates
-
-
-def _extras(asked: Mapping[str, Any], problems: list[str]) -> tuple[tuple[Dimension, ...], dict[str, Any]]:
-    extras: list[Dimension] = []
-    fixed: dict[str, Any] = {}
-    for name, value in asked.items():
-        meant = difflib.get_close_matches(name, ("batch_size", "learning_rate"), n=1, cutoff=0.8)
-        if meant:
-            problems.append(f"space[{name!r}]: did you mean {meant[0]!r}")
-        kind = type(value).__name__
-        if isinstance(value, list) or kind == "CategoricalDistribution":
-            choices = tuple(value if isinstance(value, list) else value.choices)
-            if not choices:
-                problems.append(f"space[{name!r}] is empty: expected values")
-            elif len(choices) == 1:
-                fixed[name] = choices[0]
-            else:
-                extras.append(Dimension(name, choices))
-        elif isinstance(value, tuple):
-            if len(value) != 2 or not all(_is_number(x) for x in value) or not 0 < value[0] < value[1]:
-                problems.append(f"space[{name!r}] = {value!r}: {RANGE_RULE.format(0, '<')}")
-            else:
-                whole = all(isinstance(x, (int, np.integer)) for x in value)
-                extras.append(Dimension(name, None, float(value[0]), float(value[1]), log=True, integer=whole))
-        elif kind in ("FloatDistribution", "IntDistribution"):
-            extras.append(
-                Dimension(
-                    name,
-                    None,
-                    float(value.low),
-                    float(value.high),
-                    value.log,
-                    value.step if not value.log else None,
-                    kind == "IntDistribution",
-                )
-            )
-        else:
-            fixed[name] = value
-    return tuple(extras), fixed
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float, np.integer, np.floating))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )

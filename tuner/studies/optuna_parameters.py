@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..core.dimension import Dimension
 from ..core.trials import TrialSpec
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ class Axes:
 
     batch_range: tuple[int, int]
     learning_rate_range: tuple[float, float]
-    space: Mapping[str, Any]
+    space: Mapping[str, Dimension]
 
     def parameters(self, spec: TrialSpec) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
         """Return Optuna's parameters of a run and their distributions.
@@ -35,7 +36,7 @@ class Axes:
             "learning_rate": FloatDistribution(min(low, lr), max(high, lr), log=True)
         }
         listed = self.space.get("batch_size")
-        sizes = sorted(set(listed)) if isinstance(listed, list) else []
+        sizes = sorted(set(listed.values)) if listed is not None and listed.kind == "list" else []
         if any(not _is_power_of_two(size) for size in sizes):
             if batch in sizes:
                 parameters["batch_size_index"] = sizes.index(batch)
@@ -52,12 +53,12 @@ class Axes:
     def _distribution(self, name: str, value: Any) -> BaseDistribution:
         from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-        values = self.space.get(name, value)
-        if isinstance(values, BaseDistribution):
-            return values
-        if isinstance(values, tuple):
-            return FloatDistribution(min(values[0], value), max(values[1], value), log=True)
-        return CategoricalDistribution(values if isinstance(values, list) else [values])
+        dimension = self.space.get(name) or Dimension.of(value)
+        if isinstance(dimension.raw, BaseDistribution):
+            return dimension.raw
+        if dimension.kind == "range":  # As a float also where it is of whole numbers: older studies hold it so.
+            return FloatDistribution(min(dimension.low, value), max(dimension.high, value), log=True)
+        return CategoricalDistribution(dimension.values)
 
 
 def _is_power_of_two(number: int) -> bool:

@@ -6,32 +6,38 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.arguments import check_space
+from ..core.dimension import Dimension, distribution
 from ..core.specs import Plan
 from ..core.trials import Facts
 
 
-def encode_space(space: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a space as JSON: a scalar or a list as it is, a range and an Optuna distribution as objects."""
-    from optuna.distributions import BaseDistribution, distribution_to_json
+def encode_space(space: Mapping[str, Dimension]) -> dict[str, Any]:
+    """Return a space as JSON, as the user gave it: a scalar or a list as it is, a range and an Optuna distribution as objects."""
+    from optuna.distributions import distribution_to_json
 
-    def encode(values: Any) -> Any:
-        if isinstance(values, BaseDistribution):
-            return {"distribution": distribution_to_json(values)}
-        return {"range": list(values)} if isinstance(values, tuple) else values
+    def encode(given: Any) -> Any:
+        if distribution(given) is not None:
+            return {"distribution": distribution_to_json(given)}
+        return {"range": list(given)} if isinstance(given, tuple) else given
 
-    return {name: encode(space[name]) for name in sorted(space)}
+    return {name: encode(space[name].raw) for name in sorted(space)}
 
 
-def decode_space(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Read back what `encode_space` wrote."""
+def decode_space(data: Mapping[str, Any]) -> dict[str, Dimension]:
+    """Read back what `encode_space` wrote.
+
+    Raises:
+        ArgumentError: It holds what no user may ask for.
+    """
     from optuna.distributions import json_to_distribution
 
-    def decode(values: Any) -> Any:
-        if isinstance(values, Mapping):
-            return json_to_distribution(values["distribution"]) if "distribution" in values else tuple(values["range"])
-        return values
+    def decode(stored: Any) -> Any:
+        if isinstance(stored, Mapping):
+            return json_to_distribution(stored["distribution"]) if "distribution" in stored else tuple(stored["range"])
+        return stored
 
-    return {name: decode(values) for name, values in data.items()}
+    return check_space({name: decode(stored) for name, stored in data.items()})
 
 
 def encode_plan(plan: Plan) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def stored_arguments(study: Study) -> dict[str, Any]:
     asked: dict[str, Any] = dict(study.attributes.get("asked", {}))
     if asked.pop("probe_given", False):
         asked["probe"] = study.probe
-    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | asked
+    space = {name: dimension.raw for name, dimension in plan.space.items()}
+    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | {"space": space} | asked
 
 
 class Study(Records):

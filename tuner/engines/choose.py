@@ -1,0 +1,28 @@
+"""Which engine a search asks for: the one place that knows them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.arguments import SearchArguments
+from .base import Engine
+
+
+def make_engine(objective: Any, arguments: SearchArguments) -> Engine:
+    """Return the place where the trials of an objective are to run; close it in the end.
+
+    Raises:
+        BstuneError: It cannot be had, or the objective cannot be loaded there.
+    """
+    device, jobs = arguments.device, arguments.plan.jobs
+    if arguments.isolation == "none":
+        from .inline import InlineEngine
+
+        return InlineEngine(objective)
+    if arguments.engine == "ray":
+        from .ray_engine import RayEngine
+
+        return RayEngine(objective, device=device, jobs=jobs, address=arguments.ray_address)
+    from .local import LocalEngine
+
+    return LocalEngine(objective, device=device, jobs=jobs)
