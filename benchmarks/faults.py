@@ -3,10 +3,11 @@
     python benchmarks/faults.py                  # 300 searches; about a quarter of an hour on 2 cores. Also: make soak
     python benchmarks/faults.py --searches 30 --seed 7 --only driver_sigkill,trial_hang
 
-Each search runs in a process of its own, in a folder of its own; where the fault ends it, a second process runs the same search
-again, as a user would. Then: every trial that was told to be finished is in the storage, once and as it was told; the budget holds; no
-process, temporary file or shared memory is left; plain Optuna opens the study; and the answer is that of an undisturbed search within
-seed noise. Nothing of it needs more than a formula to train, so what takes time is starting processes.
+Each search runs in a process of its own, in a folder of its own; where the fault ends it, a second process runs the
+same search again, as a user would. Then: every trial that was told to be finished is in the storage, once and as it was
+told; the budget holds; no process, temporary file or shared memory is left; plain Optuna opens the study; and the
+answer is that of an undisturbed search within seed noise. Nothing of it needs more than a formula to train, so what
+takes time is starting processes.
 """
 
 from __future__ import annotations
@@ -412,7 +413,8 @@ def main() -> None:
     for fault in sorted(done):
         print(f"{fault:<30} {done[fault]:>8} {struck[fault]:>10}")
     print(
-        f"\n{sum(done.values())} searches, {len(done)} kinds of fault, {len(problems)} problems, {time.monotonic() - started_s:.0f} s"
+        f"\n{sum(done.values())} searches, {len(done)} kinds of fault, {len(problems)} problems, "
+        f"{time.monotonic() - started_s:.0f} s"
     )
     if not arguments.keep or not problems:
         shutil.rmtree(home, ignore_errors=True)

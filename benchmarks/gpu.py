@@ -1,10 +1,12 @@
 """Does CUDA do what bstune takes it to do? All claims that rest on documents are held against the card of this machine.
 
-Run `make gpu`, or `python benchmarks/gpu.py` with any Python that has torch and numpy: it needs neither an installed bstune nor
-Ray, Optuna, pandas or the internet, and takes at most 8 minutes. It writes `benchmarks/results/gpu-<card>-<date>.json`, a record
-for each check, and the golden allocator traces that the tests replay. Exit status 1 when a claim does not hold.
+Run `make gpu`, or `python benchmarks/gpu.py` with any Python that has torch and numpy: it needs neither an installed
+bstune nor Ray, Optuna, pandas or the internet, and takes at most 8 minutes. It writes
+`benchmarks/results/gpu-<card>-<date>.json`, a record for each check, and the golden allocator traces that the tests
+replay. Exit status 1 when a claim does not hold.
 
-`--dry` runs every check on CPU and on the allocator's simulator: then the figures mean nothing, and only the code is tried.
+`--dry` runs every check on CPU and on the allocator's simulator: then the figures mean nothing, and only the code is
+tried.
 """
 
 from __future__ import annotations

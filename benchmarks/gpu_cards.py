@@ -270,7 +270,8 @@ class CudaCard:
 class DryCard:
     """A stand-in: real steps of tiny models on CPU, whose allocations run through the allocator's simulator.
 
-    Sizes above `LARGEST_RUN` are not run: their allocations are foretold from two small sizes, so that all takes seconds.
+    Sizes above `LARGEST_RUN` are not run: their allocations are foretold from two small sizes, so that all takes
+    seconds.
     """
 
     LARGEST_RUN = 48

@@ -1,7 +1,7 @@
 """The claims that bstune makes of CUDA, each as a function that holds one against a card.
 
-A check returns what it measured and what is wrong with it; with nothing wrong it has passed. Whatever it measures, it looks at
-through `see`, which tells the truth unless the check is being broken on purpose.
+A check returns what it measured and what is wrong with it; with nothing wrong it has passed. Whatever it measures, it
+looks at through `see`, which tells the truth unless the check is being broken on purpose.
 """
 
 from __future__ import annotations

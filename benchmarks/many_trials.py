@@ -2,8 +2,8 @@
 
     python benchmarks/many_trials.py [--trials 10000] [--out benchmarks/results]
 
-The trials are made up (a bowl in octaves with 2 % of noise, most runs stopped at a rung) and stored in a SQLite file as any others
-are. Then the study is opened again and the real strategy goes on with it.
+The trials are made up (a bowl in octaves with 2 % of noise, most runs stopped at a rung) and stored in a SQLite file as
+any others are. Then the study is opened again and the real strategy goes on with it.
 """
 
 from __future__ import annotations

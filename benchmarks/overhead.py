@@ -2,10 +2,10 @@
 
     python benchmarks/overhead.py [--seconds 30] [--trials 4] [--no-ray] [--out benchmarks/results]
 
-The same loop trains for the same samples with the same reports, twice at a time: by itself in a process of its own, and as the trials of
-a search, nothing stopped early. The loops note when they begin and end, by the clock of the machine. So what else the machine does slows
-both, and the seconds between the loops of a search are known whatever that is. The start and end of a search are told apart: they do
-not grow with its trials. It needs two idle cores.
+The same loop trains for the same samples with the same reports, twice at a time: by itself in a process of its own, and
+as the trials of a search, nothing stopped early. The loops note when they begin and end, by the clock of the machine.
+So what else the machine does slows both, and the seconds between the loops of a search are known whatever that is. The
+start and end of a search are told apart: they do not grow with its trials. It needs two idle cores.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def main() -> None:
             " `.", "`."
         ),
         "",
-        "| engine | bare loop, s | the loop in a trial, s | from loop to loop, s | beyond the bare loop | start and end of a search, s |",
+        "| engine | bare loop, s | the loop in a trial, s | from loop to loop, s | beyond the bare loop | start and "
+        "end of a search, s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines), flush=True)

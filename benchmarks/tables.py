@@ -18,7 +18,8 @@ def data_dir() -> Path:
     path = Path(os.environ.get("BSTUNE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not (path / "curves").is_dir():
         sys.exit(
-            f"No recorded tables in {path}: expected a folder `curves` there. Set BSTUNE_DATA to the folder that holds it."
+            f"No recorded tables in {path}: expected a folder `curves` there. Set BSTUNE_DATA to the folder that "
+            "holds it."
         )
     return path
 

@@ -31,13 +31,14 @@ def check_data(data: Any, name: str) -> None:
     torch_data = sys.modules.get("torch.utils.data")
     if torch_data is not None and isinstance(data, torch_data.DataLoader):
         raise ObjectiveError(
-            f"{name} is a DataLoader: bstune chooses the batch size itself, so it needs the data set behind it. Pass `loader.dataset`, "
-            "and `num_workers=` and `collate_fn=` where you use them."
+            f"{name} is a DataLoader: bstune chooses the batch size itself, so it needs the data set behind it. Pass "
+            "`loader.dataset`, and `num_workers=` and `collate_fn=` where you use them."
         )
     if torch_data is not None and isinstance(data, torch_data.IterableDataset):
         raise ObjectiveError(
-            f"{name} is an IterableDataset: bstune needs a length and random access to compare batch sizes at equal samples. Pass a "
-            "map-style Dataset (with __len__ and __getitem__), or write your own loop with @bstune.objective."
+            f"{name} is an IterableDataset: bstune needs a length and random access to compare batch sizes at equal "
+            "samples. Pass a map-style Dataset (with __len__ and __getitem__), or write your own loop with "
+            "@bstune.objective."
         )
     if isinstance(data, tuple):
         raise ObjectiveError(
@@ -45,8 +46,8 @@ def check_data(data: Any, name: str) -> None:
         )
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise ObjectiveError(
-            f"{name} is a {type(data).__name__}: expected a map-style Dataset (with __len__ and __getitem__), or a function without "
-            "arguments that returns one."
+            f"{name} is a {type(data).__name__}: expected a map-style Dataset (with __len__ and __getitem__), or a "
+            "function without arguments that returns one."
         )
     if len(data) == 0:
         raise ObjectiveError(f"{name} is empty: expected at least one sample.")

@@ -1,8 +1,9 @@
 """Whether the file that a study stores may be run by somebody who has not named it on this command line.
 
-A database is data. Whoever can write to it can write any attribute, also the one that says which file to run. So a study that was
-started by naming its model bears a seal: a code made with a secret key of this user, over what is run and which study of which
-database says so. The key lies in the user's own folder and never in the database. Nothing is executed or imported to decide.
+A database is data. Whoever can write to it can write any attribute, also the one that says which file to run. So a
+study that was started by naming its model bears a seal: a code made with a secret key of this user, over what is run
+and which study of which database says so. The key lies in the user's own folder and never in the database. Nothing is
+executed or imported to decide.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def require_trusted(study: Study, reference: ObjectiveRef) -> None:
     raise StudyError(
         "\n".join(
             [
-                f"Nothing was run. The study {one_line(study.name)} stores {shown}, and it is not certain that you chose to run that:",
+                f"Nothing was run. The study {one_line(study.name)} stores {shown}, and it is not certain that you "
+                "chose to run that:",
                 *(f"  {reason}" for reason in reasons),
                 f"If you want it, name it: bstune search {_to_paste(shown)}; or add --yes to run what is stored.",
             ]

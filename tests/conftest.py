@@ -30,8 +30,8 @@ DEAREST = [
 class _PlainRoot:
     """Collects the root as a folder, not as a package named after wherever the checkout lies.
 
-    Without it pytest finds the root's `__init__.py` and imports everything once more under that other name: two copies of
-    each class, of which one is never an instance of the other.
+    Without it pytest finds the root's `__init__.py` and imports everything once more under that other name: two copies
+    of each class, of which one is never an instance of the other.
     """
 
     @pytest.hookimpl(tryfirst=True)
@@ -50,13 +50,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the plugin early enough for the collection of the root, and listen to signals.
 
-    A shell's background job ignores Ctrl-C, and one under `nohup` also the end of its terminal. What it starts would do so too,
-    and tests of both would wait for nothing.
+    A shell's background job ignores Ctrl-C, and one under `nohup` also the end of its terminal. What it starts would do
+    so too, and tests of both would wait for nothing.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.pluginmanager.register(_PlainRoot(), "bstune-plain-root")
-    # The key that seals studies is made on first use: not in the home of who runs the tests. What tests start inherits this.
+    # The key that seals studies is made on first use: not in the home of who runs the tests. What tests start inherits
+    # this.
     state = tempfile.mkdtemp(prefix="bstune-state-")
     os.environ["XDG_STATE_HOME"] = state
     # Several tests run at once, and threads that wait for a core that another has waste both.

@@ -1,6 +1,7 @@
 """What would fit a device that is not here: steps traced on the device that is, replayed in an allocator of the other's size.
 
-Nothing of this was run at the size that it names, so it is an outlook and never an answer; `probe` on the device itself is.
+Nothing of this was run at the size that it names, so it is an outlook and never an answer; `probe` on the device itself
+is.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def plan(
         model = foresight.model
         if model is None:
             raise BstuneError(
-                f"Nothing can be said of other sizes: {foresight.why_not} Probe on the device itself, or use bstune probe --memory."
+                f"Nothing can be said of other sizes: {foresight.why_not} Probe on the device itself, or use bstune "
+                "probe --memory."
             )
         outlooks = tuple(
             _outlook(name, total, model, host, reading, headroom=headroom, multiple_of=multiple_of)
@@ -129,7 +131,8 @@ def _outlook(
     replay = reserved_at(model, size, budget, eval_size=eval_size_of(size))
     held = (reading.parameters_bytes, reading.gradients_bytes, reading.optimizer_state_bytes)
     live = model.peak_at(size, eval_size_of(size))
-    # The peak may come before the gradients or the optimizer's scratch space are there, so this part cannot be negative.
+    # The peak may come before the gradients or the optimizer's scratch space are there, so this part cannot be
+    # negative.
     activations = max(0, live - sum(part or 0 for part in held))
     return Outlook(
         device=name,
@@ -180,14 +183,15 @@ def _rests_on(device: DeviceInfo, sizes: Sequence[int]) -> tuple[str, ...]:
     traced = f"micro_batch_size, live_bytes: allocations of real steps at {', '.join(map(str, sizes))} samples on {device.kind}, replayed"
     if device.kind == "cpu":
         traced += (
-            "; CUDA chooses other kernels, whose workspaces are not in it (recurrent layers were seen to differ by up to 2x, "
-            "convolutions and attention are unmeasured)"
+            "; CUDA chooses other kernels, whose workspaces are not in it (recurrent layers were seen to differ by "
+            "up to 2x, convolutions and attention are unmeasured)"
         )
     return (
         traced + ".",
-        "reserved_bytes: the same through a model of CUDA's caching allocator (one stream, no expandable segments), which was not yet "
-        "compared with a card.",
-        f"total_bytes: the driver's figure for such a card; its context is assumed to take {CONTEXT_BYTES / 2**30:.2f} GiB (0.3 to 0.6).",
+        "reserved_bytes: the same through a model of CUDA's caching allocator (one stream, no expandable segments), "
+        "which was not yet compared with a card.",
+        "total_bytes: the driver's figure for such a card; its context is assumed to take "
+        f"{CONTEXT_BYTES / 2**30:.2f} GiB (0.3 to 0.6).",
         "Nothing was run at these sizes: probe on the device before you rely on them.",
     )
 

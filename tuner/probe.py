@@ -37,15 +37,16 @@ def probe(
     Args:
         objective: A `Supervised`, a function under `@bstune.objective`, or what `bstune.load` returns.
         device: `auto` (CUDA when it works), `cpu`, `cuda` or `cuda:N`.
-        memory: Most memory to use, as bytes or text such as `12GiB`; default: all that the device and the container leave.
+        memory: Most memory to use, as bytes or text such as `12GiB`; default: all that the device and the container
+            leave.
         headroom: Share of the usable memory that is left free.
         min_batch: Smallest micro-batch that is of use.
         max_batch: Largest micro-batch to try; default: the data set.
         multiple_of: The answer is a multiple of this.
         timeout: Seconds after which the best size so far is returned.
         seed: Seed of model and data in each attempt.
-        malloc: On CPU: `default`, or `stable`, which makes resident memory smaller and the same from run to run, for slower steps.
-            The answer then holds where the variables of `result.environment` are set.
+        malloc: On CPU: `default`, or `stable`, which makes resident memory smaller and the same from run to run, for
+            slower steps. The answer then holds where the variables of `result.environment` are set.
         fresh: Probe anew, also where a result of the same objective, device and settings is stored.
         study: Study to store the result in; default: named after the objective or its file.
         storage: Optuna storage URL; default: `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.

@@ -70,7 +70,8 @@ def search(
     Running the same search again resumes it: nothing that was finished is run again.
 
     Args:
-        objective: What to train: `bstune.Supervised`, a function under `@bstune.objective`, or `bstune.load("model.py")`.
+        objective: What to train: `bstune.Supervised`, a function under `@bstune.objective`, or
+            `bstune.load("model.py")`.
         probe: What `bstune.probe` returned; by default a stored one of the same objective and device, else a new one.
         goal: `loss`: the fastest setting within `tolerance` of the lowest loss. `time`: the fewest seconds to `target`.
             `largest`: the largest batch without measurable loss.
@@ -80,11 +81,12 @@ def search(
         n_trials: Most trials of the study.
         timeout: Most seconds of this call.
         trial_timeout: Seconds of silence after which a trial counts as hung; by default many times what it should take.
-        space: Dimensions to fix or add, by name (`batch_size`, `learning_rate`, or your own): a scalar fixes, a list means
-            exactly these, `(lo, hi)` a log range, an Optuna distribution itself.
+        space: Dimensions to fix or add, by name (`batch_size`, `learning_rate`, or your own): a scalar fixes, a list
+            means exactly these, `(lo, hi)` a log range, an Optuna distribution itself.
         engine: Who runs the trials: `optuna` on this machine, `ray` by Ray Tune, here or on a cluster.
         jobs: Trials that run side by side; with `ray` and GPUs, 1 means one per GPU of the cluster.
-        ray_address: With `ray`: `auto` or `HOST:PORT` of a cluster to join; by default Ray is started here, on loopback.
+        ray_address: With `ray`: `auto` or `HOST:PORT` of a cluster to join; by default Ray is started here, on
+            loopback.
         pruner: `auto`, or `none` to let every trial run to its end.
         sampler: `auto`, or `random` and `tpe` for comparison.
         confirm: Most fresh seeds per finalist.
@@ -159,8 +161,8 @@ def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = Fals
         ready.study.set(stopped_by=stopped_by)
         if stopped_by == "timeout" and not any(record.values for record in ready.study.records):
             raise NoSignalError(
-                f"The timeout of {arguments.timeout:g} s was over before any trial had a validation loss. Run the same command again: "
-                "it goes on from here, and what was probed is kept."
+                f"The timeout of {arguments.timeout:g} s was over before any trial had a validation loss. Run the "
+                "same command again: it goes on from here, and what was probed is kept."
             )
         return make_result(ready.study, ready.strategy, ready.probe, stopped_by)
 

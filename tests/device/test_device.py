@@ -538,13 +538,15 @@ OUT_OF_MEMORY: list[BaseException] = [
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("NCCL error: unhandled cuda error. Last error: Cuda failure 2 'out of memory'"),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 4096 bytes."
     ),
     RuntimeError("could not create a primitive"),
     RuntimeError("std::bad_alloc"),
     RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed. "),
     RuntimeError(
-        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of shared memory."
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out "
+        "of shared memory."
     ),
     OSError(12, "Cannot allocate memory"),
     MemoryError(),

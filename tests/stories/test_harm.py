@@ -176,8 +176,8 @@ def test_an_empty_lock_file_is_used_and_stays(tmp_path: Path) -> None:
 def stale_log(path: Path) -> None:
     """Leave beside this name the log of a database whose search was killed."""
     code = (
-        "import os\nfrom bstune.tuner.studies.storage import open_storage\nfrom bstune.tuner.studies.catalog import make_study\n"
-        f"make_study(open_storage('sqlite:///{path}'), 'killed')\nos._exit(9)\n"
+        "import os\nfrom bstune.tuner.studies.storage import open_storage\nfrom bstune.tuner.studies.catalog import "
+        f"make_study\nmake_study(open_storage('sqlite:///{path}'), 'killed')\nos._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     path.with_name(f"{path.name}.lock").unlink()
@@ -269,7 +269,8 @@ def test_a_database_of_another_program_is_not_written_to(tmp_path: Path, stateme
     [
         [
             "DROP TABLE trial_values",
-            "CREATE VIEW trial_values AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT * FROM n",
+            "CREATE VIEW trial_values AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT * "
+            "FROM n",
         ],
         ["CREATE TRIGGER more AFTER INSERT ON trials BEGIN DELETE FROM studies; END"],
     ],

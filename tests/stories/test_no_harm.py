@@ -74,14 +74,15 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
 FOREIGN = {
     "notes": "CREATE TABLE notes (t); INSERT INTO notes VALUES ('mine');",
     "notes in write-ahead mode": "PRAGMA journal_mode=WAL; CREATE TABLE notes (t); INSERT INTO notes VALUES ('mine');",
-    "studies of something else": "CREATE TABLE studies (id INTEGER PRIMARY KEY, title TEXT); INSERT INTO studies VALUES (1, 'mine');",
+    "studies of something else": "CREATE TABLE studies (id INTEGER PRIMARY KEY, title TEXT); INSERT INTO studies "
+    "VALUES (1, 'mine');",
     "studies and trials of something else": "CREATE TABLE studies (study_id INTEGER PRIMARY KEY, study_name TEXT);"
     "CREATE TABLE trials (trial_id INTEGER PRIMARY KEY, study_id INTEGER); INSERT INTO studies VALUES (1, 'mine');",
     "a view without an end": f"CREATE VIEW studies AS {ENDLESS};",
-    "a table of studies and a view without an end": "CREATE TABLE studies (study_id INTEGER PRIMARY KEY, study_name TEXT);"
-    f"CREATE VIEW version_info AS {ENDLESS}; CREATE VIEW alembic_version AS {ENDLESS};",
-    "a trigger": "CREATE TABLE studies (study_id INTEGER PRIMARY KEY, study_name TEXT); CREATE TABLE mine (t); INSERT INTO mine VALUES (1);"
-    "CREATE TRIGGER t AFTER INSERT ON studies BEGIN DELETE FROM mine; END;",
+    "a table of studies and a view without an end": "CREATE TABLE studies (study_id INTEGER PRIMARY KEY, study_name "
+    f"TEXT);CREATE VIEW version_info AS {ENDLESS}; CREATE VIEW alembic_version AS {ENDLESS};",
+    "a trigger": "CREATE TABLE studies (study_id INTEGER PRIMARY KEY, study_name TEXT); CREATE TABLE mine (t); "
+    "INSERT INTO mine VALUES (1);CREATE TRIGGER t AFTER INSERT ON studies BEGIN DELETE FROM mine; END;",
     "no tables": "VACUUM;",
 }
 DATABASES = ("optuna.db", "bstune.db", "optuna with a trigger.db")

@@ -1,8 +1,8 @@
 """Failures that users of other batch-size finders report, as scenarios: what went wrong there must go right here.
 
-Others stand with their subject: sizes accepted without training, memory of validation, weights that do not fit, errors that are
-no memory and memory that looks like a bug (test_probe, test_device); memory kept between trials (test_worker); other processes on
-the card (test_device).
+Others stand with their subject: sizes accepted without training, memory of validation, weights that do not fit, errors
+that are no memory and memory that looks like a bug (test_probe, test_device); memory kept between trials (test_worker);
+other processes on the card (test_device).
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def test_long_samples_that_are_rare_are_in_the_answer(path: Path) -> None:
         result = run_probe(host)
 
     assert result.limited_by == "memory"
-    # One worst sample holds 4096 x (64 + 64 + ...) floats: more than 2 MiB of activations, against 32 KiB for an ordinary one.
+    # One worst sample holds 4096 x (64 + 64 + ...) floats: more than 2 MiB of activations, against 32 KiB for an
+    # ordinary one.
     assert result.memory_line is not None
     assert result.memory_line.bytes_per_sample > 2 * MIB
     assert result.micro_batch_size < 300

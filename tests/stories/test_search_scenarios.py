@@ -1,7 +1,8 @@
 """Failures that users of other tuners report, as scenarios of a search: what went wrong there must go right here.
 
-Others stand with their subject: a trial that runs out of memory (test_search, test_strategy), memory kept between trials
-(test_worker), a caller that is not as it was (test_search), a model that never runs out of memory (test_scenarios).
+Others stand with their subject: a trial that runs out of memory (test_search, test_strategy), memory kept between
+trials (test_worker), a caller that is not as it was (test_search), a model that never runs out of memory
+(test_scenarios).
 """
 
 from __future__ import annotations

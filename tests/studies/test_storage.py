@@ -241,7 +241,8 @@ class Server:
         options = ["--no-defaults", f"--datadir={folder}/data", f"--user={user}"]
         start = folder / "start.sql"
         start.write_text(
-            "CREATE DATABASE IF NOT EXISTS runs;\nCREATE USER IF NOT EXISTS me IDENTIFIED BY 's3cret';\nGRANT ALL ON runs.* TO me;\n"
+            "CREATE DATABASE IF NOT EXISTS runs;\nCREATE USER IF NOT EXISTS me IDENTIFIED BY 's3cret';\nGRANT ALL ON "
+            "runs.* TO me;\n"
         )
         listen = [
             f"--port={self._port}",

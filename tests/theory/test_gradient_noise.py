@@ -16,8 +16,8 @@ RNG = np.random.default_rng
 def regression(n_features: int = 20, noise: float = 2.0) -> tuple[np.ndarray, float, float]:
     """Return what a linear regression is made of: the offset of its weights, |G|^2 and tr(Sigma), known in closed form.
 
-    With x ~ N(0, I), y = noise * e and weights w off by d, a sample's gradient of (x.w - y)^2 / 2 is x (x.d - noise * e). So
-    G = d and, by the fourth moments of a Gaussian, tr(Sigma) = (n + 1) |d|^2 + n * noise^2.
+    With x ~ N(0, I), y = noise * e and weights w off by d, a sample's gradient of (x.w - y)^2 / 2 is x (x.d - noise *
+    e). So G = d and, by the fourth moments of a Gaussian, tr(Sigma) = (n + 1) |d|^2 + n * noise^2.
     """
     offset = np.full(n_features, 0.3)
     squared = float(offset @ offset)

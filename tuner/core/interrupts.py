@@ -14,7 +14,8 @@ from typing import Any
 def held() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGHUP wait until the block is over; Ctrl-C a second time, because the block hangs, does not wait.
 
-    Python raises KeyboardInterrupt between any two instructions of the main thread: between the two writes that end a trial, too.
+    Python raises KeyboardInterrupt between any two instructions of the main thread: between the two writes that end a
+    trial, too.
     """
     if threading.current_thread() is not threading.main_thread():  # Nothing interrupts it.
         yield

@@ -1,7 +1,7 @@
 """Text from a study, a model, a worker or a server, made harmless before it is shown, pasted or logged.
 
-Such text is data. A control character in it could move the cursor, hide what stands before it, or end the comment of a snippet to
-paste; a URL in it could hold a password.
+Such text is data. A control character in it could move the cursor, hide what stands before it, or end the comment of a
+snippet to paste; a URL in it could hold a password.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ _SECRET_NAME = (
     r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|api_?key|access_?key|private_?key)|pass"
     r"|(?:access|auth|api|bearer|refresh|security|session)?_?token"
 )
-# In the query of a URL a value goes to the next &; elsewhere, as in what a driver says, to the next mark. What is hidden already stays.
+# In the query of a URL a value goes to the next &; elsewhere, as in what a driver says, to the next mark. What is
+# hidden already stays.
 _HIDDEN_ALREADY = r"(?!\*\*\*(?:[:;,.'\")&\s#]|$))"
 _SECRET_PARAMETER = re.compile(
     rf"(?i)(?<=[?&])(?P<query>(?:{_SECRET_NAME})=){_HIDDEN_ALREADY}[^&\s#]+"
     rf"|(?<![\w.-])(?P<name>(?:{_SECRET_NAME})\s*=\s*){_HIDDEN_ALREADY}(?:'[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)"
 )
-# A database's password may hold a slash, as SQLAlchemy reads it; elsewhere the first slash begins the path. All lengths are bounded, so
-# that no text takes long.
+# A database's password may hold a slash, as SQLAlchemy reads it; elsewhere the first slash begins the path. All lengths
+# are bounded, so that no text takes long.
 _USER_INFO = re.compile(
     r"(?i)(?P<server>(?:postgres|mysql|mariadb)[\w+]{0,40}://[^/?#\s@:]{0,4000})(?P<password>:[^\s@]{0,500}(?:@[^/?#\s@]{0,500})*)?@"
     r"|(?P<other>[a-z][\w+.-]{0,40}://)(?P<user>[^/?#\s@:]{0,4000})(?P<other_password>:[^/?#\s]{0,4000})?@"

@@ -1,6 +1,7 @@
 """What all results are: frozen dataclasses which are written as JSON and read back equal, and refuse what is none.
 
-A document may come from anywhere. What is read holds numbers that can be worked with, or one error names the field that does not.
+A document may come from anywhere. What is read holds numbers that can be worked with, or one error names the field that
+does not.
 """
 
 from __future__ import annotations

@@ -123,7 +123,8 @@ class StepTimeLine(Record):
         line = super().from_dict(data)
         if line.a_s + line.c_s_per_sample < LEAST_S:
             raise BstuneError(
-                f"StepTimeLine: expected a step to take time, found a_s={line.a_s}, c_s_per_sample={line.c_s_per_sample}."
+                f"StepTimeLine: expected a step to take time, found a_s={line.a_s}, "
+                f"c_s_per_sample={line.c_s_per_sample}."
             )
         return line
 
@@ -291,8 +292,8 @@ class Limits(Record):
 class BatchAnswer(Record):
     """Which batch size reaches a target first, from E(B) = E_min + S_min * B and the step time t(B) = a + c * B.
 
-    What was not measured, or could not be told, is None. Every `low` and `high` is a 90 % interval; a `high` of None beside a
-    `low` means that no upper end could be told.
+    What was not measured, or could not be told, is None. Every `low` and `high` is a 90 % interval; a `high` of None
+    beside a `low` means that no upper end could be told.
     """
 
     source: Literal["trials", "noise scale"] | None = None

@@ -60,7 +60,8 @@ class Facts:
         """
         if not (self.n_samples >= 1 and self.epochs > 0 and self.full_run_samples <= MOST_SAMPLES):
             raise ObjectiveError(
-                f"n_samples={self.n_samples}, epochs={self.epochs}: expected a full run of 1 to {MOST_SAMPLES:,} training samples."
+                f"n_samples={self.n_samples}, epochs={self.epochs}: expected a full run of 1 to {MOST_SAMPLES:,} "
+                "training samples."
             )
         if not 1 <= self.evals <= MOST_EVALS:
             raise ObjectiveError(f"evals={self.evals}: expected 1 to {MOST_EVALS:,} validations in a full run.")

@@ -1,8 +1,8 @@
 """What a step took: peak memory and time, read inside the process that took it.
 
-On CPU a byte counts when it is resident and not a shared file page: the peak of the process (VmHWM less RssFile) and of its
-loader workers. On CUDA it counts when the caching allocator has reserved it, plus the context and what grows beside both:
-kernels that are loaded when they are first used, and what libraries take for themselves.
+On CPU a byte counts when it is resident and not a shared file page: the peak of the process (VmHWM less RssFile) and of
+its loader workers. On CUDA it counts when the caching allocator has reserved it, plus the context and what grows beside
+both: kernels that are loaded when they are first used, and what libraries take for themselves.
 """
 
 from __future__ import annotations

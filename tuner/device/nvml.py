@@ -66,8 +66,8 @@ def nvml_memory(uuid: str, *, total_bytes: int | None = None) -> Memory | None:
 
     Args:
         uuid: With or without the prefix `GPU-` or `MIG-`.
-        total_bytes: What CUDA says that the device has. Where NVML's total is another one, its handle is that of a whole card of
-            which the process sees a slice, and None is returned.
+        total_bytes: What CUDA says that the device has. Where NVML's total is another one, its handle is that of a
+            whole card of which the process sees a slice, and None is returned.
     """
     with nvml_session() as nvml:
         handle = nvml and handle_of(nvml, uuid)
@@ -84,7 +84,8 @@ def nvml_memory(uuid: str, *, total_bytes: int | None = None) -> Memory | None:
 def _query_memory(nvml: Any, handle: Any) -> tuple[Memory | None, bool]:
     """Return (memory or None, whether the driver says that this card cannot be asked, since it has no memory of its own)."""
     try:
-        # Version 1 of the query. Versions 1 and 2 differ in whether `used` contains the driver's part; `free` is the same.
+        # Version 1 of the query. Versions 1 and 2 differ in whether `used` contains the driver's part; `free` is the
+        # same.
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     except nvml.NVMLError as error:
         return None, isinstance(error, nvml.NVMLError_NotSupported)

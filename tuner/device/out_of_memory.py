@@ -88,8 +88,8 @@ def classify(error: BaseException, near_cap: bool = True) -> Outcome:
 
     Args:
         error: The exception. One that was raised `from` another is what that other is.
-        near_cap: Whether the device was nearly full. Only then is an error that cuBLAS and cuDNN also raise for other reasons
-            taken for want of memory; see `near_capacity`.
+        near_cap: Whether the device was nearly full. Only then is an error that cuBLAS and cuDNN also raise for other
+            reasons taken for want of memory; see `near_capacity`.
     """
     text = str(error)
     if isinstance(error, RuntimeError) and "CUDA" in text.upper() and any(words in text for words in CONTEXT_LOST):

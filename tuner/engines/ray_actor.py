@@ -1,8 +1,8 @@
 """What runs on the nodes of a Ray cluster: an actor that holds a template process, and trials forked from it.
 
-Ray places and watches; user code runs in the same worker processes as everywhere else (`fork_server.Host`), one fresh process per trial,
-so how a trial ends is classified once, for all engines. Because the actor itself runs no user code, Ray may use it for one trial
-after another: torch and the data are loaded once per slot.
+Ray places and watches; user code runs in the same worker processes as everywhere else (`fork_server.Host`), one fresh
+process per trial, so how a trial ends is classified once, for all engines. Because the actor itself runs no user code,
+Ray may use it for one trial after another: torch and the data are loaded once per slot.
 """
 
 from __future__ import annotations
@@ -197,7 +197,8 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
     def stop_training(self) -> None:
         """Have the report that was made last answered with `stop`.
 
-        Tune has no such call: its own `STOP` ends the actor before the trial can write its checkpoint and say what it took.
+        Tune has no such call: its own `STOP` ends the actor before the trial can write its checkpoint and say what it
+        took.
         """
         self._stop = True
 

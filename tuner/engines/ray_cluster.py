@@ -1,8 +1,8 @@
 """A Ray cluster as the place where trials run: started here or joined, looked over, and left as it was.
 
-Ray that bstune starts itself listens on the loopback device only, sends no telemetry, kills nothing for memory (the kernel does, and
-knows better whom), and keeps its files in a folder that goes with it. Source code travels to the nodes of a cluster that is joined;
-data does not.
+Ray that bstune starts itself listens on the loopback device only, sends no telemetry, kills nothing for memory (the
+kernel does, and knows better whom), and keeps its files in a folder that goes with it. Source code travels to the nodes
+of a cluster that is joined; data does not.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ class Cluster:
         nodes = self._places()
         if not nodes:
             raise DeviceError(
-                "No node of the Ray cluster has both a GPU and a CPU, and a trial needs one of each. Check `ray status`."
+                "No node of the Ray cluster has both a GPU and a CPU, and a trial needs one of each. Check `ray "
+                "status`."
             )
         ask = ray.remote(num_cpus=0)(kind_here)
         task = dataclasses.replace(self.task, objective=Pickled(b""))  # The data need not travel for this.
@@ -193,7 +194,8 @@ class Cluster:
         if not ray.wait([self._surveyor.ready.remote()], timeout=PLACE_S)[0]:
             need = " and ".join(f"{amount} {name}" for name, amount in self.slots.need.items() if amount)
             raise DeviceError(
-                f"A node of the Ray cluster has had no {need} free for {PLACE_S:.0f} s: others use them. Check `ray status`, and try again."
+                f"A node of the Ray cluster has had no {need} free for {PLACE_S:.0f} s: others use them. Check `ray "
+                "status`, and try again."
             )
         self.facts, self.device_info, self.warnings = self._get(self._surveyor.look.remote())
 
@@ -255,7 +257,8 @@ class Cluster:
             ) from None
         except ray.exceptions.RayError as error:
             raise DeviceError(
-                f"The Ray worker that looked at the objective was lost: {last_line(error)}. Check `ray status` and try again."
+                f"The Ray worker that looked at the objective was lost: {last_line(error)}. Check `ray status` and "
+                "try again."
             ) from None
         if isinstance(answer, Carried):
             raise answer.error()
@@ -292,7 +295,8 @@ def _fit(node: Mapping[str, float], need: Mapping[str, float]) -> int:
 def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slots:
     """Return how many trials run side by side and what each of them gets.
 
-    A GPU holds one trial, because the probe's bytes are those of a whole card. Without GPUs `jobs` trials share the cores.
+    A GPU holds one trial, because the probe's bytes are those of a whole card. Without GPUs `jobs` trials share the
+    cores.
 
     Args:
         nodes: Resources of each node.
@@ -314,7 +318,8 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slo
     if n_gpus and device != "cpu":
         if jobs > n_gpus:
             raise DeviceError(
-                f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and a GPU holds one trial. Use jobs={n_gpus} or fewer."
+                f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and a GPU holds one trial. Use jobs={n_gpus} or "
+                "fewer."
             )
         cpus = max(1, min(int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1))
         n = sum(_fit(node, {"CPU": 1, "GPU": 1}) for node in nodes) if jobs == 1 else jobs
@@ -324,7 +329,8 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slo
     if not cpus:
         n_cpus = int(sum(node.get("CPU", 0) for node in nodes))
         raise DeviceError(
-            f"jobs={jobs}: the Ray cluster has {n_cpus} CPUs, and a trial needs one at least. Use jobs={max(1, n_cpus)} or fewer."
+            f"jobs={jobs}: the Ray cluster has {n_cpus} CPUs, and a trial needs one at least. Use "
+            f"jobs={max(1, n_cpus)} or fewer."
         )
     return Slots(jobs, cpus, 0)
 
@@ -338,8 +344,8 @@ def _connected(address: str | None, jobs: int, folder: Path, source: Path | None
 
     if ray.is_initialized():
         raise BstuneError(
-            "Ray is already started in this process. End it with ray.shutdown() before the search, or let the search join its cluster "
-            "from a process of its own."
+            "Ray is already started in this process. End it with ray.shutdown() before the search, or let the search "
+            "join its cluster from a process of its own."
         )
     handler = signal.getsignal(signal.SIGTERM)
     if address not in (None, "auto"):
@@ -406,7 +412,8 @@ def _check_reachable(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address.startswith("ray://"):
         raise DeviceError(
-            f"ray_address={address!r}: Ray's client mode will not do. Give the cluster's own HOST:PORT, such as HOST:6379."
+            f"ray_address={address!r}: Ray's client mode will not do. Give the cluster's own HOST:PORT, such as "
+            "HOST:6379."
         )
     if not colon or not host or not port.isdigit():
         raise DeviceError(f"ray_address={address!r}: expected auto or HOST:PORT, such as 10.0.0.1:6379.")

@@ -1,7 +1,7 @@
 """Waits for the end of a search that started Ray, and clears away what is left of it.
 
-When the driver is killed, most of Ray ends with it within a second, but two of its agents stay for minutes, and so do its files. This
-process, which loads next to nothing, notices the end by its standard input.
+When the driver is killed, most of Ray ends with it within a second, but two of its agents stay for minutes, and so do
+its files. This process, which loads next to nothing, notices the end by its standard input.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Runs trials by Ray Tune, on this machine or on a cluster; see `base.Pool`.
 
-`ray.tune.Tuner` runs in a thread, with a searcher that hands out what the drive submits and a scheduler that carries reports to it
-and verdicts back. So the one strategy decides and the one study remembers, whatever the engine: Tune places, watches and isolates.
-What Tune keeps of its own (its trials' states, a folder of files) is not read by anybody: it records a pruned trial as complete.
+`ray.tune.Tuner` runs in a thread, with a searcher that hands out what the drive submits and a scheduler that carries
+reports to it and verdicts back. So the one strategy decides and the one study remembers, whatever the engine: Tune
+places, watches and isolates. What Tune keeps of its own (its trials' states, a folder of files) is not read by anybody:
+it records a pruned trial as complete.
 
-Two things of Ray 2.60 are worked around here. A `STOP` of the scheduler ends the actor before the trial can write its checkpoint, so
-the verdict goes to the actor itself and the trial ends in its own time (`ray_actor.RayTrial`). And when Ray's memory monitor kills an
-actor, `Tuner.fit()` ends as a whole; `_memory_kills_are_failures` makes it the failure of one trial. If `fit()` ends all the same, what
-ran is lost, each trial with the cause, and a new Tuner goes on.
+Two things of Ray 2.60 are worked around here. A `STOP` of the scheduler ends the actor before the trial can write its
+checkpoint, so the verdict goes to the actor itself and the trial ends in its own time (`ray_actor.RayTrial`). And when
+Ray's memory monitor kills an actor, `Tuner.fit()` ends as a whole; `_memory_kills_are_failures` makes it the failure of
+one trial. If `fit()` ends all the same, what ran is lost, each trial with the cause, and a new Tuner goes on.
 """
 
 from __future__ import annotations
@@ -418,7 +419,8 @@ class _KilledForMemory(RayActorError):  # type: ignore[misc]
 def _memory_kills_are_failures() -> Iterator[None]:
     """Have Tune take a memory kill as what it is: the death of one actor.
 
-    In Ray 2.60 the manager of Tune's actors knows two kinds of exceptions and ends the run at any other; OutOfMemoryError is another.
+    In Ray 2.60 the manager of Tune's actors knows two kinds of exceptions and ends the run at any other;
+    OutOfMemoryError is another.
     """
     try:
         from ray.air.execution._internal.actor_manager import RayActorManager

@@ -1,9 +1,10 @@
 """A model of CUDA's caching allocator: what a sequence of requests makes it reserve, and where it fails or thrashes.
 
-It follows the rules of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (torch 2.13) for one stream, with the
-default configuration: no expandable segments, no `max_split_size_mb`, no roundup, no garbage collection threshold, no CUDA
-graphs. Within these it is meant to be exact. Capacity limits what is *reserved*; what is allocated says little: the rest is
-cached blocks and fragments, which come and go with the batch size, so "fits" is not monotone in it.
+It follows the rules of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (torch 2.13) for one stream,
+with the default configuration: no expandable segments, no `max_split_size_mb`, no roundup, no garbage collection
+threshold, no CUDA graphs. Within these it is meant to be exact. Capacity limits what is *reserved*; what is allocated
+says little: the rest is cached blocks and fragments, which come and go with the batch size, so "fits" is not monotone
+in it.
 """
 
 from __future__ import annotations

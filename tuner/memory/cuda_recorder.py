@@ -1,11 +1,11 @@
 """Sees what CUDA's caching allocator was asked for while real training steps ran, from the history that it keeps itself.
 
-Below everything else, so it also sees the workspaces of cuDNN and cuBLAS and what a compiled module allocates, which a dispatch
-mode cannot. It costs about 2 µs an event. The interface is private to torch: where a release has another one, `history`
-returns None and the caller goes back to `dispatch_recorder.recording`.
+Below everything else, so it also sees the workspaces of cuDNN and cuBLAS and what a compiled module allocates, which a
+dispatch mode cannot. It costs about 2 µs an event. The interface is private to torch: where a release has another one,
+`history` returns None and the caller goes back to `dispatch_recorder.recording`.
 
-Not run on a card by this project so far: `trace_of` is tested on snapshots written by hand after torch's own description
-(`torch.cuda.memory._snapshot`), and `benchmarks/gpu.py` holds the rest against a card.
+Not run on a card by this project so far: `trace_of` is tested on snapshots written by hand after torch's own
+description (`torch.cuda.memory._snapshot`), and `benchmarks/gpu.py` holds the rest against a card.
 """
 
 from __future__ import annotations
@@ -152,9 +152,9 @@ def trace_of(
 ) -> Trace:
     """Return the allocation events in a snapshot of `torch.cuda.memory._snapshot()`.
 
-    Sizes are those that were asked for, before the allocator rounded them: torch records `orig_size` and `requested_size`
-    (c10/cuda/CUDACachingAllocator.cpp). A block counts as released when it may be used again (`free_completed`). Blocks
-    that were handed out before the history began stand at the beginning.
+    Sizes are those that were asked for, before the allocator rounded them: torch records `orig_size` and
+    `requested_size` (c10/cuda/CUDACachingAllocator.cpp). A block counts as released when it may be used again
+    (`free_completed`). Blocks that were handed out before the history began stand at the beginning.
 
     Args:
         snapshot: Whole, or made by `slim`.

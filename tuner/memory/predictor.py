@@ -16,8 +16,8 @@ class Foresight:
 
     Args:
         eval_size_of: The validation batch size that belongs to a micro-batch size.
-        reserved_bytes: On CUDA: what context and caching allocator may take together; the predictor then replays the allocator.
-            None: live bytes count.
+        reserved_bytes: On CUDA: what context and caching allocator may take together; the predictor then replays the
+            allocator. None: live bytes count.
 
     Attributes:
         model: What the traces say, once two of them pair.

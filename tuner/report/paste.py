@@ -68,6 +68,7 @@ def _steps(accumulation_steps: int, facts: Facts | None) -> list[str]:
     ]
     if accumulation_steps > 1:
         steps.append(
-            "# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps micro-batches"
+            "# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps "
+            "micro-batches"
         )
     return steps

@@ -35,7 +35,8 @@ _PROOFS = {
 def probe_text(probe: ProbeResult) -> str:
     """Return a probe as text: the answer, what it rests on, and every attempt."""
     lines = [
-        f"Micro-batches of up to {probe.micro_batch_size} samples fit on {one_line(probe.device.name)} (limited by {probe.limited_by})",
+        f"Micro-batches of up to {probe.micro_batch_size} samples fit on {one_line(probe.device.name)} (limited by "
+        f"{probe.limited_by})",
         f"  proof:       {probe.proof}: {_PROOFS[probe.proof]}",
         f"  peak:        {gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed",
         f"  device:      {gib(probe.usable_bytes)} usable of {gib(probe.capacity_bytes)}",
@@ -69,7 +70,8 @@ def probe_text(probe: ProbeResult) -> str:
         lines.append(f"  knee:        {probe.knee_batch_size}: larger ones are hardly faster{half}")
     if probe.loader is not None:
         lines.append(
-            f"  loader:      {probe.loader.wait_share:.0%} of a step; {per_second(probe.loader.samples_per_s_without)} without it"
+            f"  loader:      {probe.loader.wait_share:.0%} of a step; "
+            f"{per_second(probe.loader.samples_per_s_without)} without it"
         )
     lines += [
         f"  export:      {one_line(name)}={one_line(value)}  (the answer holds with it)"
@@ -90,8 +92,8 @@ def _attempt_row(attempt: Attempt) -> str:
 def plan_text(plan: PlanResult) -> str:
     """Return what is expected to fit devices that are not here, as a table, and what it rests on."""
     lines = [
-        f"{'device':<20} {'batch':>8} {'reserved':>10} {'left':>10} {'parameters':>11} {'gradients':>10} {'optimizer':>10} "
-        f"{'activations':>12}  limited by"
+        f"{'device':<20} {'batch':>8} {'reserved':>10} {'left':>10} {'parameters':>11} {'gradients':>10} "
+        f"{'optimizer':>10} {'activations':>12}  limited by"
     ]
     for outlook in plan.outlooks:
         parts = outlook.memory_by_category
@@ -99,9 +101,9 @@ def plan_text(plan: PlanResult) -> str:
             lines.append(f"{outlook.device:<20} nothing fits in {gib(outlook.budget_bytes)}")
             continue
         lines.append(
-            f"{outlook.device:<20} {outlook.micro_batch_size:>8} {gib(outlook.reserved_bytes):>10} {gib(outlook.free_bytes):>10} "
-            f"{gib(parts.parameters_bytes):>11} {gib(parts.gradients_bytes):>10} {gib(parts.optimizer_state_bytes):>10} "
-            f"{gib(parts.activations_bytes):>12}  {outlook.limited_by}"
+            f"{outlook.device:<20} {outlook.micro_batch_size:>8} {gib(outlook.reserved_bytes):>10} "
+            f"{gib(outlook.free_bytes):>10} {gib(parts.parameters_bytes):>11} {gib(parts.gradients_bytes):>10} "
+            f"{gib(parts.optimizer_state_bytes):>10} {gib(parts.activations_bytes):>12}  {outlook.limited_by}"
         )
     checked = (
         "no third size to check it by"
@@ -110,7 +112,8 @@ def plan_text(plan: PlanResult) -> str:
     )
     lines += [
         "",
-        f"Traced at {', '.join(map(str, plan.traced_sizes))} samples on {one_line(plan.traced_on.name)}; the replay is {checked}.",
+        f"Traced at {', '.join(map(str, plan.traced_sizes))} samples on {one_line(plan.traced_on.name)}; the replay "
+        f"is {checked}.",
     ]
     return plain_rows([*lines, *(f"- {text}" for text in plan.rests_on)])
 
@@ -122,7 +125,8 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
     lines = [
         f"verified: {verified}  global batch size {best.global_batch_size}, learning rate {best.learning_rate:.4g}",
         f"  reason:        {one_line(best.reason)}",
-        f"  as trained:    micro-batch {best.micro_batch_size} x {best.accumulation_steps} accumulation steps x {best.world_size} device",
+        f"  as trained:    micro-batch {best.micro_batch_size} x {best.accumulation_steps} accumulation steps x "
+        f"{best.world_size} device",
         f"  validation:    {loss_text(best.val_loss)}",
     ]
     if best.params:
@@ -131,7 +135,8 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
         lines.append(f"  speed:         {per_second(best.samples_per_s)}, peak memory {gib(best.peak_bytes)}")
     if best.samples_to_target is not None:
         lines.append(
-            f"  to target:     {duration(best.seconds_to_target)}, {best.samples_to_target:,.0f} samples to {number(result.target)}"
+            f"  to target:     {duration(best.seconds_to_target)}, {best.samples_to_target:,.0f} samples to "
+            f"{number(result.target)}"
         )
     lines += _device_lines(result)
     lines.append(f"  limits:        {_limits(result)}")
@@ -216,7 +221,8 @@ def batch_text(answer: BatchAnswer) -> str | None:
     Example:
         >>> batch_text(BatchAnswer("trials", 0.3, 4, b_crit=290.0, b_crit_low=200.0, b_crit_high=410.0, b_star=167.0,
         ...                        b_star_low=130.0, b_star_high=210.0, fastest=128, decided_by="hardware"))
-        '128 of those searched (optimum 167, 130 to 210), decided by hardware; critical batch 290 (200 to 410) from 4 batch sizes'
+        '128 of those searched (optimum 167, 130 to 210), decided by hardware; critical batch 290 (200 to 410) from 4
+        batch sizes'
     """
     if answer.source is None:
         low = answer.noise_scale_low

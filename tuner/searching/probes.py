@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> ProbeResult | None:
     """Return the probe as trials have corrected it: each that ran out of memory at its micro-batch, however late, halves it.
 
-    What fitted for the probe's few steps may not fit later: allocators fragment, and others take memory of the same device.
+    What fitted for the probe's few steps may not fit later: allocators fragment, and others take memory of the same
+    device.
     """
     if probe is None:
         return None
@@ -42,8 +43,8 @@ def corrected_probes(
 ) -> tuple[ProbeResult | None, dict[str, ProbeResult]]:
     """Return the probe to decide by and those of all kinds of device, where there are several, as trials have corrected them.
 
-    A kind is corrected by what ran out of memory on it, or on one that was not probed. With batch norm, whose statistics are those of a
-    micro-batch, all kinds train with the smallest one, so that their losses can be compared.
+    A kind is corrected by what ran out of memory on it, or on one that was not probed. With batch norm, whose
+    statistics are those of a micro-batch, all kinds train with the smallest one, so that their losses can be compared.
     """
     if probe is None or not probes:
         return corrected(probe, records), {}

@@ -69,7 +69,8 @@ def find_study(storage: Storage, name: str) -> Study | None:
     if schema > SCHEMA:
         made_by = one_line(study.attributes.get("bstune_version", "a newer version"))
         raise StudyError(
-            f"The study {name!r} was written by bstune {made_by}, which stores more than this version can read. Update bstune."
+            f"The study {name!r} was written by bstune {made_by}, which stores more than this version can read. "
+            "Update bstune."
         )
     return study
 
@@ -124,8 +125,8 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
                     f"  {_FINGERPRINT_WORDS[key]}: was {_shown(old)}, now {_shown(new)}"
                     for key, old, new in differences
                 ),
-                f"Its trials cannot be compared with new ones. Undo the change, or use --fresh (keeps the old study and makes "
-                f"{next_name(storage, name)!r}), or name another with --study.",
+                "Its trials cannot be compared with new ones. Undo the change, or use --fresh (keeps the old study "
+                f"and makes {next_name(storage, name)!r}), or name another with --study.",
             ]
         )
     )

@@ -87,8 +87,8 @@ def _open_folder(path: Path) -> int:
         raise
     if folder is None or not _is_marked(folder):
         raise StudyError(
-            f"{path} has the name of the folder for this study's checkpoints, and was not made by bstune for this user: it "
-            "is left alone. Move it away, or choose another name with --study."
+            f"{path} has the name of the folder for this study's checkpoints, and was not made by bstune for this "
+            "user: it is left alone. Move it away, or choose another name with --study."
         )
     return folder
 

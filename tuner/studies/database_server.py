@@ -1,7 +1,7 @@
 """A storage in a database server, PostgreSQL or MySQL: how it is opened, and the lock of its one writer.
 
-There is no file to put a lock beside, so the server holds it: an advisory lock on a connection of its own, which goes when that
-connection does, however the search ends.
+There is no file to put a lock beside, so the server holds it: an advisory lock on a connection of its own, which goes
+when that connection does, however the search ends.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _LET_GO = {
     "mysql": "SELECT RELEASE_LOCK(CONCAT('bstune ', :number))",
 }
 _STAY = {
-    "postgresql": "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",  # Since PostgreSQL 14.
+    # Since PostgreSQL 14.
+    "postgresql": "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",
     "mysql": "SET SESSION wait_timeout = 2147483",  # Seconds; the most that MySQL takes on every platform.
 }
 """What keeps the server from ending a connection on which nothing is said for hours, and the lock with it."""

@@ -1,7 +1,8 @@
 """A storage as a journal file: one line for each write, for network file systems on which SQLite's locks do not work.
 
-It is Optuna's own journal (`optuna.storages.journal`). What bstune adds: a file is proved to be a journal before it is written to; the half
-line that a killed writer left is cut, and nothing else ever is; and a lock for the milliseconds of one write that tells ours from others'.
+It is Optuna's own journal (`optuna.storages.journal`). What bstune adds: a file is proved to be a journal before it is
+written to; the half line that a killed writer left is cut, and nothing else ever is; and a lock for the milliseconds of
+one write that tells ours from others'.
 """
 
 from __future__ import annotations
@@ -73,15 +74,16 @@ def check_journal(path: Path) -> None:
     with open(fd, "rb") as file:
         if not _is_entry(file.readline(MOST_LINE_BYTES)):
             raise StudyError(
-                f"{path} is not a journal of Optuna: expected lines of JSON, one for each write. Name another with --storage."
+                f"{path} is not a journal of Optuna: expected lines of JSON, one for each write. Name another with "
+                "--storage."
             )
         for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), b""), start=2):
             # Half a line at the end is what a killed writer leaves: the beginning of an entry, and not much of it.
             torn = not line.endswith(b"\n") and line.startswith(b"{") and len(line) < MOST_LINE_BYTES
             if not _is_entry(line) and not torn:
                 raise StudyError(
-                    f"The storage {path} cannot be used: the journal is damaged at line {number}. Restore a copy, or name "
-                    "another file with --storage."
+                    f"The storage {path} cannot be used: the journal is damaged at line {number}. Restore a copy, or "
+                    "name another file with --storage."
                 )
 
 
@@ -144,9 +146,9 @@ def remove_stale_lock(path: Path) -> None:
 
 def _not_ours(lock: Path, path: Path) -> StudyError:
     return StudyError(
-        f"{lock} keeps bstune from writing to {path}, and was not made by bstune: another program is writing, was killed "
-        "while it wrote, or uses that name for something else. It is left alone: remove it if nothing needs it, or name "
-        "another file with --storage."
+        f"{lock} keeps bstune from writing to {path}, and was not made by bstune: another program is writing, was "
+        "killed while it wrote, or uses that name for something else. It is left alone: remove it if nothing needs "
+        "it, or name another file with --storage."
     )
 
 

@@ -99,7 +99,8 @@ def _resolved(name: str, shown: str) -> Path:
         path = Path(os.path.realpath(name))
         if os.path.islink(name.rstrip("/")) and not os.path.exists(path):
             raise StudyError(
-                f"The storage {shown} is a link that leads to no file ({one_line(path)}): remove it, or name another file."
+                f"The storage {shown} is a link that leads to no file ({one_line(path)}): remove it, or name another "
+                "file."
             )
     except (OSError, ValueError) as error:
         raise StudyError(f"The storage {shown} cannot be used: {error}. Name another file with --storage.") from error

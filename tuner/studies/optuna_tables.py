@@ -23,12 +23,13 @@ def check_tables(where: str, columns: Mapping[str, set[str]]) -> None:
     if any(not names <= columns.get(table, set()) for table, names in _SIGN.items()):
         found = ", ".join(sorted(set(columns) - {"sqlite_sequence"})[:3]) or "none"
         raise StudyError(
-            f"{where} is a database of something else (tables {found}): expected an Optuna storage. Name another with --storage."
+            f"{where} is a database of something else (tables {found}): expected an Optuna storage. Name another with "
+            "--storage."
         )
     if any(not names <= columns.get(table, set()) for table, names in expected_columns().items()):
         raise StudyError(
-            f"The storage {where} cannot be used: another version of Optuna made its tables. Install that version, or name "
-            "another with --storage."
+            f"The storage {where} cannot be used: another version of Optuna made its tables. Install that version, or "
+            "name another with --storage."
         )
 
 

@@ -1,7 +1,7 @@
 """A storage as a SQLite file: proved to be Optuna's before it is written to, opened by its path and nothing else.
 
-While a search writes, the database is in write-ahead mode, so that readers never wait and never see "database is locked"; when it ends, the
-database goes back to one plain file that can be copied and read anywhere.
+While a search writes, the database is in write-ahead mode, so that readers never wait and never see "database is
+locked"; when it ends, the database goes back to one plain file that can be copied and read anywhere.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def check_database(path: Path) -> None:
         raise StudyError(f"The storage {path} is no plain file: expected a database. Name another with --storage.")
     if path.stat().st_size == 0:
         raise StudyError(
-            f"{path} is empty, and bstune makes no empty file: it is left alone. Remove it, or name another with --storage."
+            f"{path} is empty, and bstune makes no empty file: it is left alone. Remove it, or name another with "
+            "--storage."
         )
     _check_beside(path)
     if path.stat().st_nlink > 1 and not os.path.lexists(f"{path}-wal") and _in_write_ahead_mode(path):
@@ -127,8 +128,8 @@ def check_database(path: Path) -> None:
     )
     if strange:
         raise StudyError(
-            f"{path} holds code that would run when bstune uses it ({', '.join(strange[:3])}: a trigger, or a view in place of a table): "
-            "Optuna makes none. Name another with --storage."
+            f"{path} holds code that would run when bstune uses it ({', '.join(strange[:3])}: a trigger, or a view in "
+            "place of a table): Optuna makes none. Name another with --storage."
         )
     check_tables(str(path), columns)
 
@@ -147,8 +148,8 @@ def _check_beside(path: Path) -> None:
                 ours = _in_write_ahead_mode(path)
             if not ours:
                 raise StudyError(
-                    f"{beside} was not made by SQLite, which would take it for a part of {path.name} and overwrite it: it is left alone. "
-                    "Move it away, or name another file with --storage."
+                    f"{beside} was not made by SQLite, which would take it for a part of {path.name} and overwrite "
+                    "it: it is left alone. Move it away, or name another file with --storage."
                 )
 
 
@@ -219,8 +220,8 @@ def close_database(backend: Any, path: Path) -> None:
 def abandon_database(backend: Any, path: Path) -> None:
     """Leave a database that was removed or replaced, and take away what SQLite keeps beside it.
 
-    Its connections are not closed: the last one to close removes the log by its name, whosever that is by now; and a database put in
-    this one's place must not be read together with this one's log.
+    Its connections are not closed: the last one to close removes the log by its name, whosever that is by now; and a
+    database put in this one's place must not be read together with this one's log.
     """
     backend.remove_session()
     pool = backend.engine.pool

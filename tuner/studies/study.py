@@ -254,7 +254,8 @@ def _record(trial: StoredTrial, result: Mapping[str, Any]) -> TrialRecord:
         or not record.learning_rate > 0
     ):
         raise ValueError(
-            f"trial {record.number} trained at batch size {record.global_batch_size}, learning rate {record.learning_rate}"
+            f"trial {record.number} trained at batch size {record.global_batch_size}, learning rate "
+            f"{record.learning_rate}"
         )
     return record
 
@@ -268,8 +269,8 @@ def intact(name: str) -> Iterator[None]:
         raise
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise StudyError(
-            f"What is stored of the study {name!r} cannot be read ({type(error).__name__}: {error}). Another program may "
-            "have changed it. Use another name with --study, or restore a copy of the storage."
+            f"What is stored of the study {name!r} cannot be read ({type(error).__name__}: {error}). Another program "
+            "may have changed it. Use another name with --study, or restore a copy of the storage."
         ) from error
 
 

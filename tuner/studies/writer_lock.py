@@ -1,9 +1,9 @@
 """The lock of the one writer of a storage file.
 
-It has two parts. The sidecar (`bstune.db.lock`) says who writes, and works wherever the file system has `flock`. It stands beside the
-resolved path, so links lead to one lock. On Linux there is a second one that belongs to the file itself, to its device and inode: a
-name in the kernel that ends with this process. It holds where a hard link leads to the same file, and when the sidecar is removed.
-Neither is a lock on the database, so readers never wait.
+It has two parts. The sidecar (`bstune.db.lock`) says who writes, and works wherever the file system has `flock`. It
+stands beside the resolved path, so links lead to one lock. On Linux there is a second one that belongs to the file
+itself, to its device and inode: a name in the kernel that ends with this process. It holds where a hard link leads to
+the same file, and when the sidecar is removed. Neither is a lock on the database, so readers never wait.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class WriterLock:
 
     def _not_ours(self) -> StudyError:
         return StudyError(
-            f"{self.path} has the name of the lock of {self._storage}, and was not made by bstune: it is left alone. Move it away, or name "
-            "another file with --storage."
+            f"{self.path} has the name of the lock of {self._storage}, and was not made by bstune: it is left alone. "
+            "Move it away, or name another file with --storage."
         )
 
     def _is_same(self, fd: int) -> bool:

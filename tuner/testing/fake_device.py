@@ -81,11 +81,11 @@ class Fault:
     """Something that goes wrong on a `FakeDevice`.
 
     Attributes:
-        kind: `oom`: torch.OutOfMemoryError at one allocation or step, whatever is free. `cublas`, `cudnn`: their words for no
-            memory, as plain RuntimeError. `sticky`: an illegal access, after which every call fails until `restart`. `spill`: from
-            then on memory goes to the host, as on Windows: nothing fails and steps take ten times as long. `killed`: the process
-            is gone, as by SIGKILL. `limit`: a size from `from_size` on is too large for a kernel, whatever the memory.
-            `too_few`: one sample is too few, as for BatchNorm.
+        kind: `oom`: torch.OutOfMemoryError at one allocation or step, whatever is free. `cublas`, `cudnn`: their words
+            for no memory, as plain RuntimeError. `sticky`: an illegal access, after which every call fails until
+            `restart`. `spill`: from then on memory goes to the host, as on Windows: nothing fails and steps take ten
+            times as long. `killed`: the process is gone, as by SIGKILL. `limit`: a size from `from_size` on is too
+            large for a kernel, whatever the memory. `too_few`: one sample is too few, as for BatchNorm.
         at_step: Step since the last restart, counted from 1, at which it happens; None: at every step it applies to.
         from_size: It applies to sizes from this on.
     """
@@ -107,8 +107,8 @@ class ProcessDied(BaseException):  # Not an error of the program: what a parent 
 class FakeDevice:
     """A device of a known capacity on which a training step takes a known amount of memory.
 
-    The memory of a step is a formula (`gib_per_sample`, or any function `memory` of the size), or a `TraceModel` that is run
-    through a model of CUDA's caching allocator, fragmentation and retries included.
+    The memory of a step is a formula (`gib_per_sample`, or any function `memory` of the size), or a `TraceModel` that
+    is run through a model of CUDA's caching allocator, fragmentation and retries included.
 
     Args:
         capacity_gib: What the device has.
@@ -272,8 +272,8 @@ class FakeDevice:
 
         wanted, total, free = (n / GIB for n in (requested_bytes, self.capacity_bytes, self.usable_bytes))
         raise torch.OutOfMemoryError(
-            f"CUDA out of memory. Tried to allocate {wanted:.2f} GiB. GPU 0 has a total capacity of {total:.2f} GiB of which "
-            f"{free:.2f} GiB is free."
+            f"CUDA out of memory. Tried to allocate {wanted:.2f} GiB. GPU 0 has a total capacity of {total:.2f} GiB "
+            f"of which {free:.2f} GiB is free."
         )
 
     def _fail(self, fault: Fault, size: int) -> None:

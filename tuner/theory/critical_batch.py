@@ -1,12 +1,12 @@
 """The batch size that reaches a target first. Pure arithmetic.
 
-Samples to a target are a line in the batch size, E(B) = E_min + S_min * B, and so is the time of a step, t(B) = a + c * B.
-The seconds to the target, E(B) / B * t(B), are then fewest at B* = sqrt(B_crit * B_sat), with the critical batch size
-B_crit = E_min / S_min (statistics) and the saturation batch B_sat = a / c (hardware). Memory caps the micro-batch: beyond
-it a larger batch only accumulates, which brings no speed.
+Samples to a target are a line in the batch size, E(B) = E_min + S_min * B, and so is the time of a step,
+t(B) = a + c * B. The seconds to the target, E(B) / B * t(B), are then fewest at B* = sqrt(B_crit * B_sat), with the
+critical batch size B_crit = E_min / S_min (statistics) and the saturation batch B_sat = a / c (hardware). Memory caps the micro-batch:
+beyond it a larger batch only accumulates, which brings no speed.
 
-Source: E(B) is equation 2.11 of McCandlish et al. 2018, arXiv:1812.06162, rewritten; it fits the reference runs of 15 MLPerf
-benchmarks to 0.1-13 %. B* follows by setting the derivative to zero.
+Source: E(B) is equation 2.11 of McCandlish et al. 2018, arXiv:1812.06162, rewritten; it fits the reference runs of 15
+MLPerf benchmarks to 0.1-13 %. B* follows by setting the derivative to zero.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def enough(reaches: Sequence[Reach]) -> bool:
 def fit_batch_line(reaches: Sequence[Reach], scale: NoiseScale | None = None) -> BatchLine | None:
     """Fit the samples to target over at least three batch sizes that span a factor of four; None where no line can be had.
 
-    Bayes' rule over the critical batch size: the relative scatter and the level of the line are integrated out, and its median is
-    taken. A batch size that did not reach the target counts where the line runs below what it trained. The prior is centred on the
-    gradient noise scale where that was measured.
+    Bayes' rule over the critical batch size: the relative scatter and the level of the line are integrated out, and its
+    median is taken. A batch size that did not reach the target counts where the line runs below what it trained. The
+    prior is centred on the gradient noise scale where that was measured.
 
     Example:
         >>> line = fit_batch_line([Reach(b, 20_000 + 100 * b) for b in (16, 64, 256, 1024)])
@@ -151,7 +151,8 @@ def answer_batch(
         scale: Gradient noise scale.
         probe: Step times and the micro-batch that fits; None where no step time is known.
         batches: The batch sizes that are searched, ascending.
-        step_s: Seconds of a step with a batch size as it is run, accumulated where it does not fit; None where not known.
+        step_s: Seconds of a step with a batch size as it is run, accumulated where it does not fit; None where not
+            known.
         target: Validation loss that the samples of the line were counted to.
         data_set_largest: Largest batch size that leaves enough steps in a full run.
     """

@@ -93,7 +93,8 @@ class _Trial:
         _refuse_unless(not self.waits, "a second message before the answer to its report")
         if not self._samples <= samples <= self._most_samples:
             raise MalformedError(
-                f"told bstune of {samples} samples after {self._samples}, in a trial that ends at {spec.end_samples}: that cannot be"
+                f"told bstune of {samples} samples after {self._samples}, in a trial that ends at {spec.end_samples}: "
+                "that cannot be"
             )
         if isinstance(answer, messages.Trained):
             _check_figures(answer, "Trained")
@@ -185,7 +186,7 @@ def _within(array: Any, end: int) -> bool:
     return len(array) == 0 or bool(array.min() >= 0 and array.max() < end)
 
 
-# --- what an error says, at either end ----------------------------------------------------------------------------------
+# --- what an error says, at either end --------------------------------------------------------------------------------
 
 
 def cut(text: str, most: int) -> str:

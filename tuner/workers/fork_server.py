@@ -108,9 +108,9 @@ class Host:
             cloudpickle.dump(objective, self._payload)
         except Exception as error:
             raise ObjectiveError(
-                f"The objective cannot be sent to a worker process: {first_line(str(error))}. Expected model, data and functions that "
-                "can be pickled: open files, locks and connections inside the functions that use them, or pass data as a function that "
-                "makes it."
+                f"The objective cannot be sent to a worker process: {first_line(str(error))}. Expected model, data "
+                "and functions that can be pickled: open files, locks and connections inside the functions that use "
+                "them, or pass data as a function that makes it."
             ) from error
 
     def _new_template(self, *, may_fork: bool) -> Template:
@@ -126,7 +126,8 @@ class Host:
             raise error_of(answer, "loading the objective", output=template.tail())
         if isinstance(answer, Died):
             raise ObjectiveError(
-                f"The objective could not be loaded: {answer.text} while it ran the file. Expected it to define an objective.",
+                f"The objective could not be loaded: {answer.text} while it ran the file. Expected it to define an "
+                "objective.",
                 output=template.tail(),
             )
         self._ready = answer
@@ -155,7 +156,8 @@ class Host:
             return cpu
         if self.jobs > 1:
             raise DeviceError(
-                f"jobs={self.jobs} on one CUDA device: two trials on one card share its memory and spoil the probe. Use jobs=1."
+                f"jobs={self.jobs} on one CUDA device: two trials on one card share its memory and spoil the probe. "
+                "Use jobs=1."
             )
         return facts.device, DeviceInfo("cuda", facts.name, facts.uuid or None, facts.total_bytes, self.threads)
 
@@ -176,7 +178,8 @@ class Host:
                 raise
             self.fork = False  # The user's file started the driver when it was loaded.
             self.warnings.append(
-                "Each trial starts a program of its own, some seconds each: the objective's file touched CUDA when loaded."
+                "Each trial starts a program of its own, some seconds each: the objective's file touched CUDA when "
+                "loaded."
             )
             return self._cuda_facts(device)
         assert isinstance(answer, CudaFacts)
@@ -192,8 +195,8 @@ class Host:
             self._cuda_facts(self.device)
         except DeviceError as error:
             raise DeviceError(
-                f"{self.device} was lost while a trial ran on it: {error} What was finished is stored; run the same command again when the "
-                "device is back."
+                f"{self.device} was lost while a trial ran on it: {error} What was finished is stored; run the same "
+                "command again when the device is back."
             ) from error
 
     def memory(self) -> Memory:
@@ -293,8 +296,8 @@ def error_of(failure: messages.Failure, doing: str, *, output: str | None, budge
         return ObjectiveError(failure.message, output=output)
     if failure.outcome == "oom":
         return NothingFitsError(
-            f"Nothing fits: {doing} alone ran out of memory ({first_line(failure.message)}); the budget is {budget_bytes / 2**30:.2f} GiB. "
-            "Use a smaller model or a larger device.",
+            f"Nothing fits: {doing} alone ran out of memory ({first_line(failure.message)}); the budget is "
+            f"{budget_bytes / 2**30:.2f} GiB. Use a smaller model or a larger device.",
             needed_bytes=asked_bytes(failure.message),
             budget_bytes=budget_bytes,
         )

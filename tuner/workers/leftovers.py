@@ -1,8 +1,9 @@
 """Processes that user code leaves behind, found and ended: nothing of a trial, and nothing of a search, survives it.
 
-A process can leave its group and its session, and have its parent end before it. Two things lead to it all the same. On Linux a process
-may ask to be the parent of all orphans below it (a subreaper): each process of bstune in which user code runs does, and so does one above
-them in which none runs. And each of them inherits an environment with a word in it that nobody else has.
+A process can leave its group and its session, and have its parent end before it. Two things lead to it all the same. On
+Linux a process may ask to be the parent of all orphans below it (a subreaper): each process of bstune in which user
+code runs does, and so does one above them in which none runs. And each of them inherits an environment with a word in
+it that nobody else has.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def die_with_parent(parent: int, signal_number: int) -> None:
         os._exit(1)
 
 
-# --- below this process -------------------------------------------------------------------------------------------------
+# --- below this process -----------------------------------------------------------------------------------------------
 
 
 def children(pid: int | None = None) -> list[Process]:
@@ -79,12 +80,13 @@ def descendants() -> list[Process]:
 def end_children(keep: Collection[Process] = (), *, keepers: bool = True) -> None:
     """End the children of this process and all below them, but for those to keep.
 
-    What a child leaves behind becomes a child of this process, which has asked for it. Nothing else is ever sent a signal: a process
-    that was not reaped yet cannot have given its number to another.
+    What a child leaves behind becomes a child of this process, which has asked for it. Nothing else is ever sent a
+    signal: a process that was not reaped yet cannot have given its number to another.
 
     Args:
         keep: Children that stay.
-        keepers: Also wait for the end of programs that clear shared memory away, a few seconds; else they stay, and end by themselves.
+        keepers: Also wait for the end of programs that clear shared memory away, a few seconds; else they stay, and end
+            by themselves.
     """
     started_s = time.monotonic()
     while left := [child for child in children() if child not in keep and (keepers or not _is_keeper(child[0]))]:
@@ -149,7 +151,7 @@ def _end_like(code: int) -> NoReturn:
     os._exit(code if code >= 0 else 1)
 
 
-# --- by the word in their environment -----------------------------------------------------------------------------------
+# --- by the word in their environment ---------------------------------------------------------------------------------
 
 
 def marked(environment: dict[str, str], word: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A worker program as the host sees it: how it is started, the processes that it forks, what they say, and how each of them ended.
 
-The program is `worker.py`. User code runs in it, so nothing here waits for it without end, and no process is ended because it says so.
+The program is `worker.py`. User code runs in it, so nothing here waits for it without end, and no process is ended
+because it says so.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The process in which user code runs, a program of its own: `launch.command("bstune.tuner.workers.worker", FD)`.
 
-It begins as a template: it imports torch, loads the objective and its data with one thread and no device, and then forks a
-fresh process for every job, in milliseconds. Where forking would be unsafe, because user code at import has started threads
-or touched CUDA, it does one job itself, and the host starts another program for the next.
+It begins as a template: it imports torch, loads the objective and its data with one thread and no device, and then
+forks a fresh process for every job, in milliseconds. Where forking would be unsafe, because user code at import has
+started threads or touched CUDA, it does one job itself, and the host starts another program for the next.
 
-Whatever user code does stays here: it may print, leak, crash or be killed. Nothing of it reaches the caller but messages.
+Whatever user code does stays here: it may print, leak, crash or be killed. Nothing of it reaches the caller but
+messages.
 """
 
 from __future__ import annotations
