@@ -1,7 +1,12 @@
-"""Is the demo's recommendation good? The truth about `examples/digits.py`, measured once, and five searches held against it.
+"""Is the demo's recommendation good?
 
-    python benchmarks/demo_truth.py           measures the grid: every batch size x learning rate, 3 seeds a cell, about 12 minutes
-    python benchmarks/demo_truth.py --check   runs 5 searches, and each recommended setting and the grid's best cell on 5 fresh seeds
+The truth about `examples/digits.py` is measured once, and five searches are compared with it.
+
+    python benchmarks/demo_truth.py           measures the grid
+    python benchmarks/demo_truth.py --check   checks five searches
+
+The grid has every batch size x learning rate with 3 seeds a cell; measuring it takes about 12 minutes. The check runs 5
+searches, and then each recommended setting and the grid's best cell on 5 fresh seeds.
 
 The grid stands in `results/demo_truth_grid.csv` and says what it was measured with. An interrupted measurement goes on
 where it was. The check prints the mean ratio of the two losses, which should be at most 1.15, and writes

@@ -31,7 +31,7 @@ LIMIT_S = 450.0
 
 
 def find_bstune() -> None:
-    """Take the checkout around this file for the package where none is installed: its root is the package, whatever it is called."""
+    """Use the checkout around this file as the package where none is installed, whatever its folder is called."""
     if importlib.util.find_spec("bstune") is not None:
         return
     spec = importlib.util.spec_from_file_location(

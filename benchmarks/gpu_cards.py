@@ -1,4 +1,4 @@
-"""What the checks of `gpu.py` run on: a CUDA card, or a stand-in of this machine's CPU and the allocator's simulator."""
+"""What the checks of `gpu.py` run on: a CUDA card, or this machine's CPU and the simulated allocator in its place."""
 
 from __future__ import annotations
 
@@ -358,7 +358,8 @@ class DryCard:
             try:
                 FakeDevice(gib_per_sample=0.1, faults=[Fault(kind)]).step(1)  # type: ignore[arg-type]
             except RuntimeError as error:
-                found.append(ErrorSeen(kind, type(error).__name__, str(error), classify(error), expected))  # type: ignore[arg-type]
+                name = type(error).__name__
+                found.append(ErrorSeen(kind, name, str(error), classify(error), expected))  # type: ignore[arg-type]
         return found
 
     def time_block(self, kind: Model, n: int) -> tuple[float, float]:

@@ -87,7 +87,8 @@ def main() -> None:
             started_s = time.perf_counter()
             for _ in range(arguments.trials):
                 decay = {"weight_decay": 10 ** rng.uniform(-6, -1)}
-                setting = Setting(rng.choice(SPACE["batch_size"]), 10 ** rng.uniform(-5, 0), decay)  # type: ignore[arg-type]  # A list.
+                rate = 10 ** rng.uniform(-5, 0)
+                setting = Setting(rng.choice(SPACE["batch_size"]), rate, decay)  # type: ignore[arg-type]  # A list.
                 train(study, Proposal("search", setting, 0, rungs[-1], rungs), rng, None)
             stored_s = time.perf_counter() - started_s
         started_s = time.perf_counter()

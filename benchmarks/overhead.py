@@ -101,7 +101,7 @@ def bare(folder: Path) -> float:
 
 
 def side_by_side(folder: Path, n: int, engine: str) -> tuple[float, float, float, float]:
-    """Return the seconds of a bare loop, of a loop of a search, those from one of these to the next, and those before and after all."""
+    """Return the seconds of a bare loop, of one in a search, between two of a search, and before and after all."""
     objective = bstune.load(f"{folder / 'loop.py'}:loop")
     storage = f"sqlite:///{folder / engine}.db"
     probe = bstune.probe(objective, device="cpu", max_batch=64, storage=storage)
@@ -142,12 +142,11 @@ def main() -> None:
     parser.add_argument("--no-ray", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    command = " ".join(["python benchmarks/overhead.py", *sys.argv[1:]])
     lines = [
         "# Overhead of a trial",
         "",
-        f"{date.today()}, bstune {bstune.__version__}. Command: `python benchmarks/overhead.py {' '.join(sys.argv[1:])}`.".replace(
-            " `.", "`."
-        ),
+        f"{date.today()}, bstune {bstune.__version__}. Command: `{command}`.",
         "",
         "| engine | bare loop, s | the loop in a trial, s | from loop to loop, s | beyond the bare loop | start and "
         "end of a search, s |",

@@ -1,4 +1,6 @@
-"""What parallel search costs: the search on recorded tables with 1 to 64 slots, on a simulated clock; print and keep the figures.
+"""What parallel search costs: the search on recorded tables with 1 to 64 slots, on a simulated clock.
+
+Prints the figures and keeps them.
 
     python benchmarks/parallel.py            # 1, 2, 4, 8, 16, 64 slots, 10 seeds; about half an hour on 2 cores.
     python benchmarks/parallel.py --quick    # 1, 4 and 16 slots, 3 seeds.

@@ -1,4 +1,4 @@
-"""Runs the batch-size finders of other projects, as packages, on a task that `probe.py` describes; prints one JSON object.
+"""Runs the batch-size finders of other projects on a task that `probe.py` describes; prints one JSON object.
 
 It runs in an environment of its own that has Lightning and Accelerate. Two kinds of task: a simulated device whose
 memory is a replay of traced steps, and real training steps on CPU with a limit on resident memory. Ultralytics' rule

@@ -62,7 +62,7 @@ class MicroBatches:
     """The indices of micro-batches, without end and always full: a partial batch carries into the next epoch."""
 
     def __init__(self, n_samples: int, size: int, *, seed: int, start_samples: int = 0) -> None:
-        """Shuffle `n_samples` anew each epoch and cut the endless stream, from `start_samples` on, into pieces of `size`."""
+        """Shuffle `n_samples` each epoch and cut the endless stream, from `start_samples`, into pieces of `size`."""
         self._n_samples = n_samples
         self._size = size
         self._seed = seed
@@ -111,7 +111,10 @@ def training_batches(
 def noise_batches(
     data: Any, size: int, n_batches: int, *, seed: int, at_samples: int, collate_fn: Callable[[list[Any]], Any] | None
 ) -> Iterator[Any]:
-    """Yield micro-batches to measure gradient noise on, none with a sample of another; they depend on seed and samples so far alone."""
+    """Yield micro-batches to measure gradient noise on, with no sample in two of them.
+
+    They depend on nothing but the seed and the samples trained so far.
+    """
     import torch
 
     shuffle = torch.Generator().manual_seed((seed * EPOCH_SEED_STRIDE + at_samples) ^ NOISE_SEED)
@@ -143,7 +146,7 @@ def validation_batches(
 
 
 def to_device(batch: Any, device: str) -> Any:
-    """Return the batch with every tensor in it on `device`, whatever its nesting: mappings, sequences, named tuples, dataclasses."""
+    """Return the batch with every tensor in it on `device`, also within mappings, sequences and dataclasses."""
     import torch
 
     if isinstance(batch, torch.Tensor):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def moments(points: Sequence[int], start_samples: int, n_points: int) -> list[int]:
-    """Return the report points at which to measure: about `n_points`, evenly spread over those after the start, the last included.
+    """Return the report points at which to measure: about `n_points`, evenly spread after the start, with the last.
 
     Example:
         >>> moments([100, 200, 300, 400, 500, 600], start_samples=200, n_points=2)

@@ -33,7 +33,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def make_seal(study: Study, *, objective: str | None, source: str | None, asked: Mapping[str, Any]) -> str | None:
-    """Return the seal of a study whose model was named by this user; None where nothing is stored or no key can be kept.
+    """Return the seal of a study whose model this user named; None where nothing is stored or no key can be kept.
 
     Args:
         study: The study.
@@ -196,7 +196,10 @@ def _key_folder() -> Path:
 
 
 def _make_key() -> None:
-    """Make the key where there is none. Nothing is made in the folder of another user, such as under `sudo` in the home it came from."""
+    """Make the key where there is none.
+
+    Nothing is made in the folder of another user, such as in the old home folder under `sudo`.
+    """
     folder = _key_folder()
     try:
         nearest = next(place for place in (folder, *folder.parents) if place.exists())

@@ -225,7 +225,7 @@ class Supervised:
         return waited_s, tuple(cached_step_s)
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
-        """Run one trial to its planned end, or until it is told to stop: then write the checkpoint, if one is wanted."""
+        """Run one trial to its planned end, or until it is told to stop; then write the checkpoint if one is wanted."""
         run = TrainingRun(
             self,
             device=trial.device,
@@ -291,7 +291,7 @@ class Supervised:
     def build_optimizer(
         self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any] = MappingProxyType({})
     ) -> torch.optim.Optimizer:
-        """Return the optimizer of the model's trainable parameters, by those extra parameters of the space that it takes as keywords.
+        """Return the optimizer of the trainable parameters, with the extra parameters of the space that it takes.
 
         Raises:
             ObjectiveError: `optimizer` returned something else than an Optimizer.
@@ -344,7 +344,10 @@ def _shape(value: Any) -> str:
 
 
 def keywords_for(makers: Sequence[Callable[..., Any]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what each of several classes or functions takes as keywords: what it names; what none names, the first that takes any."""
+    """Return which keywords each of several classes or functions takes.
+
+    Each takes what it names; what none names goes to the first that takes any.
+    """
     found: list[dict[str, Any]] = []
     takes_any = []
     for make in makers:

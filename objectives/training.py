@@ -62,7 +62,10 @@ class TrainingRun:
         horizon_samples: int | None,
         params: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Build everything from the seed and extra parameters; `horizon_samples` is where the schedule ends, None for a constant rate."""
+        """Build everything from the seed and the extra parameters.
+
+        The schedule ends at `horizon_samples`; None means a constant rate.
+        """
         import torch
 
         seed_everything(seed)
@@ -155,13 +158,13 @@ class TrainingRun:
             group["lr"] = base * factor  # All groups are scaled alike, so their ratios stay.
 
     def loss_is_finite(self) -> bool:
-        """Tell whether the last training loss is a number; on a GPU looks only every few steps, since each look waits."""
+        """Tell whether the last training loss is a number; on a GPU only every few steps, since each look waits."""
         if self._last_loss is None or (self.cuda and self.steps % FINITE_CHECK_STEPS):
             return True
         return bool(self._last_loss.isfinite())
 
     def validate(self, eval_batch_size: int) -> dict[str, float]:
-        """Return the mean loss and metrics over all validation data, weighted by samples; key `val_loss` and the metrics' names."""
+        """Return the mean loss (key `val_loss`) and metrics over all validation data, weighted by samples."""
         total, sums = 0, dict.fromkeys(("val_loss", *self.objective.metrics), 0.0)
         for n_samples, batch in self._validation(eval_batch_size):
             total += n_samples
@@ -286,7 +289,7 @@ def seed_everything(seed: int) -> None:
 
 
 def optimizer_bytes(optimizers: list[Any], extra: list[Any]) -> dict[str, int]:
-    """Return the bytes held by parameters, gradients and optimizer state; `extra` are tensors counted as parameters, each once."""
+    """Return the bytes of parameters, gradients and optimizer state; tensors in `extra` count as parameters, once."""
     import torch
 
     parameters = {id(tensor): tensor for tensor in extra}

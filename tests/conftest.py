@@ -1,4 +1,7 @@
-"""How the tests are collected, and started. The checkout is itself the package, and pytest must not import it a second time."""
+"""How the tests are collected and started.
+
+The checkout is itself the package, and pytest must not import it a second time.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,10 @@ def root(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(autouse=True)
 def _close_what_optuna_opens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close the databases that a test opens by Optuna itself, which leaves them to the garbage collector; Python 3.13 warns of it."""
+    """Close the databases that a test opens with Optuna itself.
+
+    Optuna leaves them to the garbage collector, and Python 3.13 warns of that.
+    """
     if "optuna" not in sys.modules:
         yield
         return

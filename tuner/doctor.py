@@ -41,7 +41,7 @@ def _safely(name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
 
 
 def _within(limit_s: float, name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
-    """Return what a look found within a time; one that takes longer, as at a server which says nothing, is left alone."""
+    """Return what a look found, but wait for it only so long: a server may never answer."""
     found: list[Finding] = []
     thread = threading.Thread(
         target=lambda: found.extend(_safely(name, look)), daemon=True

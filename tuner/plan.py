@@ -1,4 +1,6 @@
-"""What would fit a device that is not here: steps traced on the device that is, replayed in an allocator of the other's size.
+"""What would fit a device that is not here.
+
+Steps are traced on the device that is here, and replayed in an allocator of the other's size.
 
 Nothing of this was run at the size that it names, so it is an outlook and never an answer; `probe` on the device itself
 is.
@@ -150,15 +152,20 @@ def _outlook(
 
 
 LOOK_FURTHER = 1.7
-"""Past the first size that does not fit, look up to this factor for another that does: fragmentation comes and goes with the size."""
+"""Look up to this factor past the first size that does not fit for another that does.
+
+Fragmentation comes and goes with the size.
+"""
 
 
 def largest_fitting(fits: Callable[[int], bool], n_samples: int, multiple_of: int = 1) -> int | None:
-    """Return the largest multiple up to `n_samples` that was found to fit, by doubling, halving, and a look past the boundary.
+    """Return the largest multiple up to `n_samples` found to fit: doubling, halving, a look past the boundary.
 
     Example:
-        >>> largest_fitting(lambda n: n <= 77, 1000), largest_fitting(lambda n: n <= 77, 1000, 8), largest_fitting(lambda n: False, 9)
-        (77, 72, None)
+        >>> largest_fitting(lambda n: n <= 77, 1000), largest_fitting(lambda n: n <= 77, 1000, 8)
+        (77, 72)
+        >>> print(largest_fitting(lambda n: False, 9))
+        None
     """
     top = n_samples // multiple_of
 
@@ -180,7 +187,10 @@ def largest_fitting(fits: Callable[[int], bool], n_samples: int, multiple_of: in
 
 
 def _rests_on(device: DeviceInfo, sizes: Sequence[int]) -> tuple[str, ...]:
-    traced = f"micro_batch_size, live_bytes: allocations of real steps at {', '.join(map(str, sizes))} samples on {device.kind}, replayed"
+    traced = (
+        f"micro_batch_size, live_bytes: allocations of real steps at {', '.join(map(str, sizes))} samples "
+        f"on {device.kind}, replayed"
+    )
     if device.kind == "cpu":
         traced += (
             "; CUDA chooses other kernels, whose workspaces are not in it (recurrent layers were seen to differ by "

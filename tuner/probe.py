@@ -11,8 +11,10 @@ from .probing.run import run_probe, verified_again
 from .workers.fork_server import Host
 
 STABLE_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-"""glibc returns every block of 64 KiB or more to the system when it is freed. By default it raises that threshold as blocks are
-freed, tensors come to live in a heap full of holes, and resident memory is larger and differs from run to run."""
+"""glibc returns every block of 64 KiB or more to the system when it is freed. By default it raises that threshold as
+blocks are freed, tensors come to live in a heap full of holes, and resident memory is larger and differs from run to
+run.
+"""
 
 
 def probe(

@@ -137,8 +137,8 @@ def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = Fals
     """Search with checked arguments; `fresh` makes a new study beside the old one."""
     if os.environ.get(LOADING) == str(os.getpid()):
         raise BstuneError(
-            'bstune.search() was called by a file that bstune was loading. Put the call under `if __name__ == "__main__":`, or run the '
-            "file with Python."
+            "bstune.search() was called by a file that bstune was loading. Put the call under "
+            '`if __name__ == "__main__":`, or run the file with Python.'
         )
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
     with prepared(objective, arguments, deadline_s, fresh=fresh) as ready:

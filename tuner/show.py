@@ -67,7 +67,8 @@ def _shown(study: Study, storage: Storage) -> Shown:
         if stopped_by
         else writer or ("not finished; the same search goes on from here" if begun else "no search")
     )
-    headline = f"Study {one_line(study.name)} in {one_line(storage.location.url)}: {len(study.finished)} trials, {one_line(state)}"
+    where = f"Study {one_line(study.name)} in {one_line(storage.location.url)}"
+    headline = f"{where}: {len(study.finished)} trials, {one_line(state)}"
     if "plan" not in study.attributes or "facts" not in study.attributes:
         return Shown(headline, study.records, study.probe, None, None)
     from .searching.result import make_result, make_strategy

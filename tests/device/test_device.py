@@ -396,7 +396,7 @@ def test_a_failure_is_near_the_capacity_of_card_or_limit(monkeypatch: pytest.Mon
 
 
 def test_a_meter_counts_what_this_process_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Context, allocator, and what libraries take beside it; neither another process's memory nor retries from before."""
+    """Context, allocator and what libraries take beside it; not other processes' memory, nor retries from before."""
     cuda = a_card(monkeypatch)
     cuda.retries = 5
     seen = meter.ProcessMeter("cuda:0")

@@ -1,4 +1,7 @@
-"""The house rules that a reviewer would otherwise have to remember: imports, examples in docstrings, what start-up costs."""
+"""The house rules that a reviewer would otherwise have to remember.
+
+Imports, examples in docstrings, and what start-up costs.
+"""
 
 from __future__ import annotations
 

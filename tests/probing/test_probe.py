@@ -51,7 +51,8 @@ def hungry_validation(model, batch):
     return loss_of(model, batch)
 
 def misbehaving(model, batch):
-    does, n = Path(__file__).with_name("does").read_text(), len(batch[0])  # Read at each step: one template serves all cases.
+    # Read at each step: one template serves all cases.
+    does, n = Path(__file__).with_name("does").read_text(), len(batch[0])
     if does == "fail at one" and n == 1:
         raise RuntimeError("squeezed one dimension too many")
     if does == "have a bug":
@@ -204,7 +205,7 @@ def test_bounds_without_a_size_between_them_are_an_argument_error(plain: Host, o
 
 
 def test_validation_that_takes_more_than_training_gets_a_smaller_batch(path: Path) -> None:
-    """Validation takes 8 MiB a sample and training nothing: the whole data set trains, validation is cut down, and it is said."""
+    """Validation takes 8 MiB a sample and training none: all data train, validation batches shrink, and it is said."""
     result = probe_of(path, "validation", memory_mib=BASE_MIB + 400)
 
     assert result.micro_batch_size == 2000

@@ -125,7 +125,7 @@ def test_a_file_that_appears_during_the_work_is_kept(tmp_path: Path, monkeypatch
 
 
 def test_the_name_of_a_device_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no formula, no markup, and no control character of an SVG; and a matplotlibrc that lies here starts no LaTeX."""
+    """It is no formula, markup or control character of an SVG, and a matplotlibrc in the folder starts no LaTeX."""
     from xml.etree import ElementTree
 
     import matplotlib

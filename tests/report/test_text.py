@@ -200,7 +200,7 @@ VALUES = st.one_of(
 def test_what_is_pasted_is_assignments_of_constants(
     name: str, reason: str, optimizer: str, params: dict[str, Any]
 ) -> None:
-    """Whatever a study holds: each line is a comment or one assignment, none of a name that bstune gives a value itself."""
+    """Whatever a study holds: each line is a comment or an assignment, none to a name that bstune sets itself."""
     result = dataclasses.replace(changed(reason=reason, params=params), study=name, versions={"bstune": reason})
     lines = paste_lines(result, dataclasses.replace(FACTS, optimizer=optimizer))
     assert all(line.isprintable() for line in lines)

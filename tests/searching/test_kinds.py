@@ -1,4 +1,7 @@
-"""Several kinds of device in one cluster: what each is told, what is remembered of it, and what is said of it at the end."""
+"""Several kinds of device in one cluster.
+
+What each is told, what is remembered of it, and what is said of it at the end.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,7 @@ def test_with_batch_norm_all_kinds_train_alike() -> None:
 
 @pytest.mark.parametrize(("device", "given_up"), [(None, True), ("small", False)])
 def test_a_loop_may_have_memory_elsewhere(device: str | None, given_up: bool) -> None:
-    """One device, and a loop that is out of memory although it accumulates: that batch is too large. One of several: not yet."""
+    """With one device, out of memory in spite of accumulation means too large a batch; with several, not yet."""
     table = synthetic()
     strategy = Strategy(Plan(budget=4, space=table.space), dataclasses.replace(table.facts(), kind="loop"), LARGE)
     batch = strategy.space.batches[-1]
@@ -164,7 +167,7 @@ def probe_on(study: Study, cluster: FakeCluster, **changes: Any) -> tuple[ProbeR
 
 
 def test_each_kind_is_probed_once_and_the_fastest_is_first(storage: Storage) -> None:
-    """A second look probes nothing, nor does another study of the same objective; another kind is probed when it comes."""
+    """Neither a second look nor another study of the same objective probes again; a new kind of device is probed."""
     study = make_study(storage, "s")
     assert probe_on(study, small_first := FakeCluster("small", "large"))[0] == LARGE
     assert small_first.probed == ["small", "large"]
@@ -251,7 +254,7 @@ def test_a_kind_on_which_nothing_fits_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_recommendation_has_figures_for_each_kind() -> None:
-    """The first is the one that its own figures are for; the global batch is the same on all, and the seconds are each one's own."""
+    """The first is the one of the main figures; the global batch is the same on all, the seconds are each one's own."""
     table = synthetic()
     strategy = Strategy(Plan(budget=8, space=table.space), table.facts(), LARGE, probes=PROBES)
     replay(strategy, table)

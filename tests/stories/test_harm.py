@@ -288,8 +288,10 @@ def test_a_statement_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     with open_storage(url) as storage:
         make_study(storage, "digits")
     monkeypatch.setattr(sqlite_module, "STATEMENT_S", 0.1)
-    with read_storage(url) as storage, pytest.raises(StudyError, match="took longer than two minutes"), storage.guard():
-        storage.backend.engine.connect().exec_driver_sql(f"SELECT count(*) FROM ({ENDLESS})")  # type: ignore[attr-defined]
+    with read_storage(url) as storage:
+        engine = storage.backend.engine  # type: ignore[attr-defined]
+        with pytest.raises(StudyError, match="took longer than two minutes"), storage.guard():
+            engine.connect().exec_driver_sql(f"SELECT count(*) FROM ({ENDLESS})")
 
 
 def test_other_studies_in_a_database_stay(tmp_path: Path) -> None:
@@ -537,7 +539,7 @@ def test_a_long_name_of_a_study_has_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its owner could put a link where a checkpoint is about to be written. One that everybody may write to is no better."""
+    """Its owner could put a link where a checkpoint is written next. A folder that all may write to is as bad."""
     folder = tmp_path / "bstune.db.checkpoints-digits"
     with open_storage(f"sqlite:///{tmp_path}/bstune.db") as storage:
         study = a_study(storage)

@@ -1,4 +1,7 @@
-"""`bstune search` without MODEL runs what the newest study stores, and so only what this user has chosen, here, and as it was."""
+"""`bstune search` without MODEL runs what the newest study stores.
+
+So it runs only what this user has chosen, here, and as it was.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Storages beside the SQLite file: a journal for network file systems, a database server, and attributes of another version."""
+"""Storages beside the SQLite file.
+
+A journal for network file systems, a database server, and attributes of another version.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ def test_a_journal_holds_what_sqlite_holds(journal: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("torn", [b'{"op_code":4,"worker', b'{"op_code":4}'])
 def test_a_torn_last_line_is_cut(journal: Path, torn: bytes) -> None:
-    """What a killed writer left of a line is no part of the record; left there, it would spoil the line that is written next."""
+    """What a killed writer left of a line is not part of the record, and would spoil the next line if it stayed."""
     whole = search(f"journal:///{journal}").records
     before = journal.read_bytes()
     journal.write_bytes(before + torn)
@@ -97,7 +100,7 @@ def test_a_torn_last_line_is_cut(journal: Path, torn: bytes) -> None:
     ],
 )
 def test_whole_lines_that_are_damaged_are_not_cut(journal: Path, damage: bytes) -> None:
-    """A writer that is killed leaves half a line. Whatever else is there was not left by one, and may be all that is left of something."""
+    """A killed writer leaves half a line. Whatever else is there was made by others, and may be their only copy."""
     search(f"journal:///{journal}")
     with open(journal, "ab") as file:
         file.write(damage)
@@ -208,7 +211,10 @@ def program(name: str, *places: str) -> str:
 
 
 IDLE_S = 5
-"""After so long a silence the servers end a connection: longer than a busy machine takes from one statement to the next."""
+"""After so long a silence the servers end a connection.
+
+It is longer than a busy machine takes from one statement to the next.
+"""
 
 
 class Server:
@@ -307,7 +313,7 @@ def test_a_server_holds_what_a_file_holds(server: Server, tmp_path: Path) -> Non
 
 
 def test_a_server_has_one_writer_however_long_it_is_silent(server: Server) -> None:
-    """A second search is refused while the first runs, also after the server has ended connections on which nothing was said."""
+    """A second search is refused while the first runs, also after the server has ended idle connections."""
     with open_storage(server.url) as storage:
         study = make_study(storage, "silent")
         time.sleep(1.5 * IDLE_S)

@@ -1,4 +1,7 @@
-"""The storage and the study in it: what is written is read back, by us and by plain Optuna, whatever happens in between."""
+"""The storage and the study in it.
+
+What is written is read back, by us and by plain Optuna, whatever happens in between.
+"""
 
 from __future__ import annotations
 
@@ -183,7 +186,7 @@ def test_a_plan_survives_the_storage() -> None:
 
 
 def test_an_orphan_fails_and_is_charged_to_its_last_report(url: str) -> None:
-    """A search killed in the middle of a trial leaves it running; the next start ends it and knows what it had trained."""
+    """A search killed in the middle of a trial leaves it running; the next start ends it and knows its samples."""
     with opened(url) as study:
         done = run_one(study)
         record = study.begin(spec(), AXES)
@@ -359,7 +362,7 @@ def fill(study: Study) -> None:
 
 
 def test_a_full_disk_loses_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One clear error; what was finished is there when there is room again, and Python's random numbers are as before."""
+    """One clear error; finished trials are there once there is room, and Python's random numbers are as before."""
     monkeypatch.setattr("time.sleep", lambda _: None)  # Optuna tries five times, with random pauses.
     state = random.getstate()
     with opened(url) as study:

@@ -205,7 +205,7 @@ def test_the_users_exception_comes_with_the_users_traceback(folder: Path) -> Non
 
 
 def test_a_whole_search_with_a_model_that_prints(folder: Path) -> None:
-    """Probe, search and show of a loud model: one JSON document each; then resumed, continued without a model, and refused."""
+    """Probe, search and show of a loud model print one JSON document each; also resumed, and without a model."""
     probed = run("probe", "loud.py", "--max-batch", "64", "--json")
     assert probed.returncode == 0, probed.stderr
     probe = bstune.ProbeResult.from_dict(json.loads(probed.stdout))
@@ -263,7 +263,7 @@ def assert_can_be_pasted(text: str, result: bstune.SearchResult) -> None:
 
 
 def test_ctrl_c_and_two_at_once_and_show(folder: Path) -> None:
-    """While one search runs a second is refused and show works; Ctrl-C shows the best so far, exits 130 and leaves no process."""
+    """While one search runs a second is refused and show works; Ctrl-C shows the best, exits 130, leaves no process."""
     write_model(folder, step_s=0.02)
     options = ["--space", "batch_size=4,8", "--budget", "60"]
     first = start("search", "loud.py", *options)

@@ -1,4 +1,7 @@
-"""A document that the user names: it is read only if it is a plain file of a sensible size, and holds what it should."""
+"""A document that the user names.
+
+It is read only if it is a plain file of a sensible size, and holds what it should.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP wait until the block is over; Ctrl-C a second time, because the block hangs, does not wait.
+    """Let Ctrl-C, SIGTERM and SIGHUP wait until the block is over; a second Ctrl-C, for a block that hangs, does not.
 
     Python raises KeyboardInterrupt between any two instructions of the main thread: between the two writes that end a
     trial, too.

@@ -25,16 +25,17 @@ _SECRET_PARAMETER = re.compile(
 # A database's password may hold a slash, as SQLAlchemy reads it; elsewhere the first slash begins the path. All lengths
 # are bounded, so that no text takes long.
 _USER_INFO = re.compile(
-    r"(?i)(?P<server>(?:postgres|mysql|mariadb)[\w+]{0,40}://[^/?#\s@:]{0,4000})(?P<password>:[^\s@]{0,500}(?:@[^/?#\s@]{0,500})*)?@"
+    r"(?i)(?P<server>(?:postgres|mysql|mariadb)[\w+]{0,40}://[^/?#\s@:]{0,4000})"
+    r"(?P<password>:[^\s@]{0,500}(?:@[^/?#\s@]{0,500})*)?@"
     r"|(?P<other>[a-z][\w+.-]{0,40}://)(?P<user>[^/?#\s@:]{0,4000})(?P<other_password>:[^/?#\s]{0,4000})?@"
 )
 _WHOLE_URL = re.compile(r"[\w+]+://[^/@:]*:(?P<password>[^@]+)@")
 _LONG = 8
-"""A secret of fewer characters is hidden where it stands as a word, not inside others, which would tell it rather than hide it."""
+"""A secret of fewer characters is hidden only where it stands as a word: hiding it inside words would give it away."""
 
 
 def one_line(text: object, most: int = 2000) -> str:
-    r"""Return text as one line that changes nothing on a terminal and holds no secret, cut short after so many characters.
+    r"""Return text as one line of at most so many characters, safe on a terminal and with every secret hidden.
 
     Example:
         >>> one_line("digits\n\x1b[2J  2")
@@ -56,7 +57,7 @@ def printable(text: object) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return what is not printable, such as control characters and marks that turn the writing direction, as escapes."""
+    """Return text with all that is not printable as escapes, such as control characters and writing-direction marks."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

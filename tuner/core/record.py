@@ -85,7 +85,7 @@ class Record:
 
 
 def json_text(data: Any, *, indent: int | None = 2) -> str:
-    """Return one JSON document in printable ASCII: `json.dumps` escapes all but one of the characters that a terminal obeys."""
+    """Return one JSON document in printable ASCII: `json.dumps` leaves one control character as it is."""
     return json.dumps(data, indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
 
 

@@ -264,7 +264,10 @@ class Recommendation(Record):
     alternatives: tuple[Candidate, ...]
     warnings: tuple[str, ...] = ()
     by_device: tuple[OnDevice, ...] = ()
-    """Where a cluster has several kinds of device, each of them. The first is the one that micro-batch, seconds and peak above are for."""
+    """Each kind of device, where a cluster has several.
+
+    Micro-batch, seconds and peak above are for the first.
+    """
 
 
 @dataclass(frozen=True)
@@ -297,7 +300,10 @@ class BatchAnswer(Record):
     """
 
     source: Literal["trials", "noise scale"] | None = None
-    """What the critical batch size is from: samples to target of trials, or gradient noise, which tends to be too low."""
+    """What the critical batch size is from.
+
+    Either samples to target of trials, or gradient noise, which tends to be too low.
+    """
     target: float | None = None
     """Validation loss that the samples were counted to."""
     n_batches: Count = 0
@@ -312,9 +318,15 @@ class BatchAnswer(Record):
     """Critical batch size E_min / S_min, in samples: there, steps and samples are both twice their least."""
     b_crit_low: float | None = None
     b_crit_high: float | None = None
-    """None beside a `low`: samples to the target did not grow with the batch beyond doubt, so only the prior bounds it from above."""
+    """None beside a `low`: samples to the target did not clearly grow with the batch.
+
+    Then only the prior bounds it from above.
+    """
     noise_scale: float | None = None
-    """tr(Sigma) / |G|^2 along the measured runs, in samples; None where noise dominates: then only a lower end is known."""
+    """tr(Sigma) / |G|^2 along the measured runs, in samples.
+
+    None where noise dominates: then only a lower end is known.
+    """
     noise_scale_low: float | None = None
     noise_scale_high: float | None = None
     b_star: float | None = None
@@ -356,9 +368,15 @@ class NoisePoint(Record):
     microbatch_size: Size
     """Samples in each."""
     gradient_squared: float | None
-    """Unbiased estimate of the squared norm of the true gradient; negative by chance, None where a gradient was not finite."""
+    """Unbiased estimate of the squared norm of the true gradient.
+
+    It may be negative by chance; None where a gradient was not finite.
+    """
     covariance_trace: float | None
-    """The same of the trace of the covariance of single samples' gradients. Over the former: the noise scale, in samples."""
+    """The same of the trace of the covariance of single samples' gradients.
+
+    Divided by the former, it is the noise scale in samples.
+    """
 
     @property
     def n_samples(self) -> int:
@@ -398,7 +416,10 @@ class TrialRecord(Record):
     continues: Count | None = None
     """Number of the trial that it went on from; the values of that trial stand at the head of `values`."""
     cause: str | None = None
-    """Of a failed trial: `oom`, `killed`, `crashed`, `hung`, `error`, `no_report`, or `orphan` when the search itself was killed."""
+    """Of a failed trial: `oom`, `killed`, `crashed`, `hung`, `error`, `no_report` or `orphan`.
+
+    `orphan` means that the search itself was killed.
+    """
     checkpoint: str | None = None
     """A checkpoint that a new trial can continue from; None when there is none (any more)."""
     noise: tuple[NoisePoint, ...] = ()
@@ -406,7 +427,10 @@ class TrialRecord(Record):
     report_interval: Count = 0
     """Samples from one report to the next, at most."""
     device: str | None = None
-    """The kind of device that it ran on, where a cluster has several; micro-batch, accumulation and seconds are those of this kind."""
+    """The kind of device that it ran on, where a cluster has several.
+
+    Micro-batch, accumulation and seconds are those of this kind.
+    """
 
 
 @dataclass(frozen=True)
@@ -432,7 +456,7 @@ class SearchResult(Record):
 
     @property
     def trials(self) -> pandas.DataFrame:
-        """One row per trial; the extra parameters and metrics follow the fixed columns, then the device where there are several kinds."""
+        """One row per trial: fixed columns, extra parameters, metrics, and the device if there are several kinds."""
         import pandas
 
         rows = []

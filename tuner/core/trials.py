@@ -45,12 +45,16 @@ class Facts:
     source_hash: str | None = None
     """Of the file or the code that defines the objective."""
     structure_hash: str | None = None
-    """Of the model's modules, the shapes of its parameters and of a sample: what memory depends on besides the source."""
+    """Shapes of the parameters of the model's modules and of a sample.
+
+    Memory depends on them besides the source.
+    """
     ignores_rate: bool = False
     """The optimizer has the same learning rates whatever it is given."""
     step_times: tuple[tuple[int, float], ...] = ()
-    """Seconds of an optimizer step by global batch size, ascending, where the objective states them (`step_time_s`); they are
-    then the clock, and nothing that is measured corrects them."""
+    """Seconds of an optimizer step by global batch size, ascending, where the objective states them (`step_time_s`);
+    they are then the clock, and nothing that is measured corrects them.
+    """
 
     def __post_init__(self) -> None:
         """Refuse what no training has.
@@ -112,14 +116,14 @@ class TrialSpec:
     checkpoint_to: str | None = None
     """Checkpoint file to write when the run is stopped before its end, so that another can continue it."""
     noise_samples: int = 0
-    """Samples that may be drawn, beside those that are trained on, to measure gradient noise along the run; 0 for none."""
+    """Extra samples that may be drawn to measure gradient noise along the run; 0 for none."""
     splits: Mapping[str, Split] = field(default_factory=dict)
     """By kind of device, where a cluster has several: where the run lands decides."""
     most_samples: int | None = None
     """A report of more samples than this is taken for a mistake."""
 
     def on(self, device: str) -> TrialSpec:
-        """Return the run as this kind of device takes it; one that was not probed gets the smallest micro-batch of all."""
+        """Return the run as this kind of device takes it; an unprobed kind gets the smallest micro-batch of all."""
         split = self.splits.get(device) or min(self.splits.values(), key=lambda split: split.micro_batch_size)
         return replace(self, **vars(split), splits={})
 
@@ -213,7 +217,10 @@ class MeasureSpec:
     micro_batch_size: int
     eval_batch_size: int
     accumulation_steps: int
-    """Micro-batches in the second step, where bstune owns the loop; the others have one. A user's own loop has them in every step."""
+    """Micro-batches in the second step, where bstune owns the loop; otherwise one.
+
+    A user's own loop has them in every step.
+    """
     n_steps: int
     seed: int
     timed_s: float = 0.0

@@ -109,7 +109,7 @@ _context_bytes: dict[str, int] = {}
 def open_context(
     device: str, *, wait_for_bytes: int = 0, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep
 ) -> int:
-    """Make this process's CUDA context on a device and return what it took: NVML's free memory before it less that after it.
+    """Make this process's CUDA context on a device and return what it took: the drop in NVML's free memory.
 
     Where NVML cannot say, 0 is returned: free memory is then known from CUDA only, with a context already taken off. A
     second call returns what the first one found.
@@ -154,7 +154,7 @@ def limit_cuda_memory(device: str, limit_bytes: int) -> None:
 
 
 def near_capacity(device: str) -> bool:
-    """Tell whether a failure here may be for want of memory: less than 5 % of the card, or of the process's limit, is left.
+    """Tell whether a failure here may be for lack of memory: less than 5 % of the card, or of the limit, is free.
 
     On CPU it always may. After an error that has destroyed the CUDA context the answer is no, since that is no want of
     memory.

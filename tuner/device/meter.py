@@ -16,7 +16,10 @@ from .cuda import open_context
 
 STATUS = Path("/proc/self/status")
 MOST_BESIDE_BYTES = 1 << 30
-"""More than this beside context and allocator is taken for another process's. Assumed: loaded kernels take some 100 MiB."""
+"""More than this beside context and allocator counts as another process's.
+
+Assumed: loaded kernels take some 100 MiB.
+"""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class PeakMemory:
             self._children_bytes = max(self._children_bytes, children_bytes())
 
     def read(self) -> int:
-        """Return the peak in bytes: the process and its loader workers; on CUDA the context, the allocator, and what grows beside it."""
+        """Return the peak in bytes: process and loader workers; on CUDA context, allocator and what grows beside it."""
         if not self._cuda:
             return peak_rss_bytes() + self._children_bytes
         import torch

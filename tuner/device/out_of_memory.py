@@ -40,9 +40,10 @@ OUT_OF_MEMORY = (
     "is killed by signal: Killed",
     "dataloader's workers are out of shared memory",
 )
-"""How backends spell it. Each was seen in a thread, a run or the source: torch's CPU allocator raises a plain RuntimeError,
-oneDNN says "could not create a primitive", torch's CUDA allocator fails an assertion where it cannot ask NVML for the text of
-its message, NCCL names the failure of CUDA, a loader's worker is killed by the kernel."""
+"""How backends spell it. Each was seen in a thread, a run or the source: torch's CPU allocator raises a plain
+RuntimeError, oneDNN says "could not create a primitive", torch's CUDA allocator fails an assertion where it cannot ask
+NVML for the text of its message, NCCL names the failure of CUDA, a loader's worker is killed by the kernel.
+"""
 
 OUT_OF_MEMORY_OR_NOT = (
     "CUBLAS_STATUS_NOT_INITIALIZED",
@@ -68,8 +69,9 @@ CONTEXT_LOST = (
     "unknown error",
     "Xid",
 )
-"""In a message that names CUDA: the process can use the card no more. A bug or broken hardware, never memory, whatever the
-failing call says besides."""
+"""In a message that names CUDA: the process can use the card no more. A bug or broken hardware, never memory, whatever
+the failing call says besides.
+"""
 
 SIZE_LIMIT = (
     "Expected more than 1 value per channel when training",

@@ -53,7 +53,7 @@ class Task:
     """Elsewhere: the folder in Ray's `working_dir` that holds the user's code."""
 
     def host(self) -> Host:
-        """Start the template process on this node, where it finds the user's code. This process does not: it runs none of it."""
+        """Start the template process on this node, where it finds the user's code; the actor itself runs none of it."""
         folder, path = self.like_driver or self._unpacked()
         host = Host(self.objective, device=self.device, jobs=self.sharing(this_node()), folder=folder, sys_path=path)
         if self.threads is not None:
@@ -115,7 +115,7 @@ def _named(name: str, n_bytes: int | None) -> str:
 
 @dataclass(frozen=True)
 class Carried:
-    """A BstuneError on its way through Ray, as plain data: exceptions with arguments of their own do not survive pickling."""
+    """A BstuneError on its way through Ray, as plain data: errors with arguments of their own cannot be pickled."""
 
     kind: str
     message: str

@@ -37,8 +37,9 @@ from ..workers.messages import Pickled
 from .ray_source import last_line, pickled, portable
 
 OWN_RAY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_memory_monitor_refresh_ms": "0"}
-"""Ray on this machine only: every socket binds 127.0.0.1 (also on Linux, whatever the name says), and nothing is killed for memory but
-by the kernel."""
+"""Ray on this machine only: every socket binds 127.0.0.1 (also on Linux, whatever the name says), and nothing is killed
+for memory but by the kernel.
+"""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -213,7 +214,7 @@ class Cluster:
         return probe
 
     def shares(self, folder: Path) -> bool:
-        """Tell whether all nodes that can hold a trial see a folder of this machine, so that checkpoints can lie there."""
+        """Tell whether all nodes that can take a trial see a folder of this machine: it can then hold checkpoints."""
         import ray
 
         from .ray_actor import text_here
@@ -394,7 +395,7 @@ def _connected(address: str | None, jobs: int, folder: Path, source: Path | None
 
 
 def _job_config() -> Any:
-    """Return a configuration with which Ray puts neither the current folder nor the script's in front of the path of its workers.
+    """Return a configuration that keeps the current folder and the script's out of the front of the workers' path.
 
     They run bstune only: the processes that run the user's code are told where it is.
     """
@@ -450,7 +451,10 @@ def _silenced() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(module_name: str, name: str, value: Any) -> Iterator[None]:
-    """Replace a name in one of Ray's modules for a while, if it is there: where an environment variable is read at import only."""
+    """Replace a name in one of Ray's modules for a while, if it is there.
+
+    It is for environment variables that Ray reads at import only.
+    """
     module = importlib.import_module(module_name)
     missing = object()
     before = getattr(module, name, missing)

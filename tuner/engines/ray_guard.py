@@ -21,7 +21,7 @@ QUIET_S = 1.0
 
 
 def main() -> None:
-    """Wait for the driver, which holds the other end of standard input; then clear the folder and end those who use it."""
+    """Wait for the driver, which has the other end of stdin; then clear the folder and end its users."""
     folder, driver = Path(sys.argv[1]), os.getppid()
     sys.stdin.buffer.read()
     deadline_s = time.monotonic() + PARTING_S

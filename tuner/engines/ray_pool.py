@@ -51,7 +51,7 @@ class RayPool:
     places = True
 
     def __init__(self, cluster: Cluster, *, fences: Mapping[str, int]) -> None:
-        """Run trials of the cluster's objective; `fences` bounds in bytes, by kind of device, what one of them may take before it fails."""
+        """Run trials of the cluster's objective; `fences` limits the bytes of one trial, by kind of device."""
         self._cluster = cluster
         self._fences = dict(fences)
         self._slots = cluster.slots.n

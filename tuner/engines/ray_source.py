@@ -37,7 +37,7 @@ def portable(objective: Any, folder: Path, *, travels: bool) -> tuple[Any, Path 
 
 
 def _home(objective: Any) -> Path | None:
-    """Return the folder whose source code the objective needs: that of its file, else of the script, else the working directory."""
+    """Return the folder of the objective's source: that of its file, else of the script, else the current one."""
     if isinstance(objective, ObjectiveRef):
         return Path(objective.path).parent if objective.path is not None else Path.cwd()
     script = getattr(sys.modules.get("__main__"), "__file__", None)

@@ -239,7 +239,7 @@ def replay(
 def reserved_at(
     model: TraceModel, size: int, capacity_bytes: int | None = None, *, eval_size: int | None = None
 ) -> Replay:
-    """Return what a step at `size` reserves in a CUDA caching allocator, and whether it fits the capacity and without retries.
+    """Return what a step at `size` reserves in a CUDA caching allocator, and whether it fits without retries.
 
     The capacity is that of the allocator: without the CUDA context and what other processes hold.
     """

@@ -1,4 +1,4 @@
-"""Sees what CUDA's caching allocator was asked for while real training steps ran, from the history that it keeps itself.
+"""Sees what CUDA's caching allocator was asked for during real training steps, from the history that it keeps.
 
 Below everything else, so it also sees the workspaces of cuDNN and cuBLAS and what a compiled module allocates, which a
 dispatch mode cannot. It costs about 2 µs an event. The interface is private to torch: where a release has another one,
@@ -45,7 +45,10 @@ class UnknownHistoryError(BstuneError):
 
 
 class HistoryRecorder:
-    """Records the allocations on one CUDA device while `history` is entered; has the `mark` and `trace` of `dispatch_recorder.Recorder`."""
+    """Records the allocations on one CUDA device while `history` is entered.
+
+    It has the `mark` and `trace` of `dispatch_recorder.Recorder`.
+    """
 
     def __init__(self, batch: int, device: str) -> None:
         """Begin without a snapshot."""
@@ -80,7 +83,7 @@ class HistoryRecorder:
         self.snapshot = slim(torch.cuda.memory._snapshot(), self.device_index)
 
     def _events_so_far(self) -> int:
-        """Return how many blocks were handed out and taken back: exact, and far cheaper than a snapshot at every mark."""
+        """Return how many blocks were handed out and taken back: exact, and far cheaper than a snapshot."""
         import torch
 
         stats = torch.cuda.memory_stats(self.device_index)
@@ -88,7 +91,10 @@ class HistoryRecorder:
 
 
 def history(batch: int, device: str) -> contextlib.AbstractContextManager[HistoryRecorder] | None:
-    """Return a context in which the allocator keeps its history, or None where it cannot: no CUDA device, or another interface."""
+    """Return a context in which the allocator keeps its history.
+
+    None where it cannot: there is no CUDA device, or the interface is another one.
+    """
     if not device.startswith("cuda") or not _record_arguments():
         return None
     return _recording(batch, device)

@@ -1,4 +1,7 @@
-"""What traced attempts say of sizes that were not run: collects traces while a probe runs, and turns them into a predictor."""
+"""What traced attempts say of sizes that were not run.
+
+Collects traces while a probe runs, and turns them into a predictor.
+"""
 
 from __future__ import annotations
 

@@ -158,7 +158,8 @@ def difference(a: Trace, b: Trace) -> str | None:
     n = min(len(a.signs), len(b.signs))
     unlike = np.flatnonzero((a.signs[:n] != b.signs[:n]) | (a.storages[:n] != b.storages[:n]))
     at = int(unlike[0]) if len(unlike) else n
-    return f"they have {len(a.signs)} and {len(b.signs)} events and part at number {at}, {_event(a, at)} against {_event(b, at)}"
+    counts = f"they have {len(a.signs)} and {len(b.signs)} events"
+    return f"{counts} and first differ at number {at}, {_event(a, at)} against {_event(b, at)}"
 
 
 def _event(trace: Trace, at: int) -> str:

@@ -1,4 +1,7 @@
-"""The last lines of an answer: Python to paste into a script. Whatever a study holds, they are comments and assignments of constants."""
+"""The last lines of an answer: Python to paste into a script.
+
+Whatever a study holds, they are comments and assignments of constants.
+"""
 
 from __future__ import annotations
 

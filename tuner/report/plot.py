@@ -29,7 +29,7 @@ _MOST_BYTES = 64 << 20
 
 
 def check_picture(path: Path) -> None:
-    """Refuse a file that cannot be drawn to, or that is not a picture of bstune's own; what is wrong is better known before the work.
+    """Refuse a path that cannot be written or is another's file; it is better to know before the work.
 
     Raises:
         BstuneError: matplotlib is missing, or the file is not one to write to.

@@ -99,7 +99,8 @@ class LiveProgress(PlainProgress):
 def _running(trial: TrialRecord) -> str:
     last = trial.values[-1][1] if trial.values else None
     share = 100 * trial.samples / trial.end_samples if trial.end_samples else 0.0
-    return f"trial {trial.number} batch {trial.global_batch_size} lr {trial.learning_rate:.3g} {share:.0f} % loss {number(last)}"
+    setting = f"batch {trial.global_batch_size} lr {trial.learning_rate:.3g}"
+    return f"trial {trial.number} {setting} {share:.0f} % loss {number(last)}"
 
 
 def make_progress() -> PlainProgress:

@@ -85,8 +85,8 @@ def probe_text(probe: ProbeResult) -> str:
 
 def _attempt_row(attempt: Attempt) -> str:
     note = " ".join(filter(None, [attempt.phase and f"in {attempt.phase}:", one_line(attempt.reason or "")]))
-    row = f"{attempt.size:>8}  {attempt.outcome:<8} {gib(attempt.peak_bytes):>10} {attempt.steps:>6} {attempt.seconds:>8.2f}  {note}"
-    return row.rstrip()
+    took = f"{gib(attempt.peak_bytes):>10} {attempt.steps:>6} {attempt.seconds:>8.2f}"
+    return f"{attempt.size:>8}  {attempt.outcome:<8} {took}  {note}".rstrip()
 
 
 def plan_text(plan: PlanResult) -> str:
@@ -160,7 +160,7 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
 
 
 def _device_lines(result: SearchResult) -> list[str]:
-    """Return which kind of device the figures are for, and what they are on the others; nothing where there is one kind."""
+    """Return which kind of device the figures are for and those of the others; nothing where there is one kind."""
     lines: list[str] = []
     for each in result.recommendation.by_device:
         ran = [record for record in result.records if record.device == each.device]
@@ -200,7 +200,8 @@ def _told_apart(best: Recommendation, other: Candidate) -> str:
 def _candidate(candidate: Candidate) -> str:
     speed = "" if candidate.samples_per_s is None else f", {per_second(candidate.samples_per_s)}"
     note = f" ({one_line(candidate.note)})" if candidate.note else ""
-    return f"batch {candidate.global_batch_size}, lr {candidate.learning_rate:.4g}: {loss_text(candidate.val_loss)}{speed}{note}"
+    setting = f"batch {candidate.global_batch_size}, lr {candidate.learning_rate:.4g}"
+    return f"{setting}: {loss_text(candidate.val_loss)}{speed}{note}"
 
 
 def _limits(result: SearchResult) -> str:
@@ -216,13 +217,14 @@ def _limits(result: SearchResult) -> str:
 
 
 def batch_text(answer: BatchAnswer) -> str | None:
-    """Return which batch size reaches the target first, what decides that and what it rests on; None where nothing is known.
+    r"""Return which batch size reaches the target first, what decides that and on what evidence; None if unknown.
 
     Example:
-        >>> batch_text(BatchAnswer("trials", 0.3, 4, b_crit=290.0, b_crit_low=200.0, b_crit_high=410.0, b_star=167.0,
-        ...                        b_star_low=130.0, b_star_high=210.0, fastest=128, decided_by="hardware"))
-        '128 of those searched (optimum 167, 130 to 210), decided by hardware; critical batch 290 (200 to 410) from 4
-        batch sizes'
+        >>> answer = BatchAnswer("trials", 0.3, 4, b_crit=290.0, b_crit_low=200.0, b_crit_high=410.0, b_star=167.0,
+        ...                      b_star_low=130.0, b_star_high=210.0, fastest=128, decided_by="hardware")
+        >>> print(batch_text(answer).replace("; ", ";\n"))
+        128 of those searched (optimum 167, 130 to 210), decided by hardware;
+        critical batch 290 (200 to 410) from 4 batch sizes
     """
     if answer.source is None:
         low = answer.noise_scale_low

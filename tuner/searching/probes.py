@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> ProbeResult | None:
-    """Return the probe as trials have corrected it: each that ran out of memory at its micro-batch, however late, halves it.
+    """Return the probe as trials have corrected it: each that ran out of memory at its micro-batch halves it.
 
     What fitted for the probe's few steps may not fit later: allocators fragment, and others take memory of the same
     device.
@@ -41,7 +41,7 @@ def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> Prob
 def corrected_probes(
     probe: ProbeResult | None, probes: Mapping[str, ProbeResult], records: Sequence[TrialRecord], facts: Facts
 ) -> tuple[ProbeResult | None, dict[str, ProbeResult]]:
-    """Return the probe to decide by and those of all kinds of device, where there are several, as trials have corrected them.
+    """Return the probe to decide by, and those of all kinds of device if several, as trials have corrected them.
 
     A kind is corrected by what ran out of memory on it, or on one that was not probed. With batch norm, whose
     statistics are those of a micro-batch, all kinds train with the smallest one, so that their losses can be compared.
@@ -108,7 +108,7 @@ def obtain_probe(
 def _probe_kinds(
     study: Study, arguments: SearchArguments, facts: Facts, cluster: Cluster, deadline_s: float
 ) -> ProbeResult:
-    """Store a probe of each kind of device and return the first: that of the fastest, when the first trial lands on one of them."""
+    """Store a probe of each kind of device and return the first: the fastest kind, at the first trial on it."""
     entries: dict[str, dict[str, Any]] = {entry["device"]: entry for entry in study.attributes.get("probes", ())}
     for kind in cluster.kinds:
         device = DeviceInfo(cluster.device_info.kind, kind, threads=cluster.slots.cpus)

@@ -169,7 +169,7 @@ def _siblings(storage: Storage, name: str) -> list[str]:
 
 
 def studies(storage: Storage, *, readable: bool = False) -> Iterator[Study]:
-    """Yield the studies that bstune made, the most recently used first; those of a newer bstune are an error, or passed over."""
+    """Yield the studies that bstune made, most recently used first; a newer bstune's are an error, or passed over."""
     storage.check()
     with reading(storage.location):
         ids = {study.study_name: study._study_id for study in storage.backend.get_all_studies()}
@@ -221,7 +221,7 @@ def touch(study: Study) -> None:
 def probe_key(
     facts: Facts, device: DeviceInfo, *, jobs: int = 1, seed: int = 0, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return what the answer of a probe depends on, as JSON: the objective, the device and the settings that are not the default."""
+    """Return what a probe's answer depends on, as JSON: objective, device and all settings that are not the default."""
     defaults = ProbeArguments().settings()
     asked = {name: value for name, value in (settings or {}).items() if name in defaults and value != defaults[name]}
     asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed")}

@@ -94,7 +94,7 @@ def _open_folder(path: Path) -> int:
 
 
 def _opened(path: Path) -> int | None:
-    """Return the descriptor of a folder, and no link to one, that only this user can write to; None where it is anything else."""
+    """Return the descriptor of a folder, not of a link, that only this user can write to; None for anything else."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -127,7 +127,7 @@ class ServerLock:
         return said
 
     def is_held(self) -> bool:
-        """Tell whether the connection that holds the lock still lives; the server is asked every few seconds at most."""
+        """Tell whether the connection that has the lock still lives; the server is asked every few seconds at most."""
         import sqlalchemy
 
         if time.monotonic() - self._looked_s > LOOK_S:

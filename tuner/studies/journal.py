@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 SCHEME = "journal:"
 LOCK_SUFFIX = ".lock"
-"""Of the lock that is held for the milliseconds of one write; Optuna's own has the same name, and so keeps us out as we keep it out."""
+"""Of the lock that is taken for the milliseconds of one write.
+
+Optuna's own has the same name, so that each keeps the other out.
+"""
 PATIENCE_S = 10.0
 """How long a write waits for another program's."""
 MOST_LINE_BYTES = 16 << 20
@@ -104,7 +107,7 @@ def _is_entry(line: bytes) -> bool:
 
 
 def cut_torn_line(path: Path) -> int:
-    """Cut what a killed writer left of a line at the end of a journal that was checked, and return how many bytes that were."""
+    """Cut off what a killed writer left of a line at the end of a checked journal; return how many bytes that was."""
     fd = open_plain(path, os.O_RDWR)
     with open(fd, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
@@ -122,7 +125,9 @@ def cut_torn_line(path: Path) -> int:
 
 
 def remove_stale_lock(path: Path) -> None:
-    """Remove the lock of a write that was killed. Only the one writer of the journal may: so nobody of bstune is writing now.
+    """Remove the lock of a write that was killed.
+
+    Only the one writer of the journal may: so no other bstune is writing now.
 
     Raises:
         StudyError: A lock stays that bstune did not make.

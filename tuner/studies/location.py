@@ -30,7 +30,10 @@ class Location:
     url: str
     """As it may be shown and stored: without a password."""
     path: Path | None
-    """The file, with links resolved, so that whatever leads to it has one lock; None for a storage in memory or in a server."""
+    """The file, with links resolved, so that all paths to it have one lock.
+
+    None for a storage in memory or in a server.
+    """
     kind: Literal["sqlite", "journal", "server", "memory"] = "sqlite"
     server: URL | None = field(default=None, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)

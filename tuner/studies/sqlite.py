@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 BUSY_S = 60.0
 """How long a write waits for a reader that holds the database for a moment."""
 STATEMENT_S = 120.0
-"""So long one statement may take. Reading ten thousand trials takes seconds; what a stranger put into a database may never end."""
+"""One statement may take so long.
+
+Reading ten thousand trials takes seconds; what a stranger put into a database may never end.
+"""
 STEPS = 100_000
 """SQLite looks at the clock once in so many steps of its machine: some milliseconds."""
 HEADS = {
@@ -37,7 +40,10 @@ HEADS = {
     "-journal": (b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7",),
     "-shm": (b"\x18\xe2\x2d\x00", b"\x00\x2d\xe2\x18", bytes(4)),
 }
-"""How the files begin that SQLite keeps beside a database. Source: sqlite.org/fileformat2.html and sqlite.org/walformat.html."""
+"""How the files begin that SQLite keeps beside a database.
+
+Source: sqlite.org/fileformat2.html and sqlite.org/walformat.html.
+"""
 _OPEN: Counter[Path] = Counter()
 """The databases that this process has open."""
 
@@ -270,7 +276,7 @@ def _in_write_ahead_mode(path: Path) -> bool:
 
 
 def leave_write_ahead_mode(path: Path) -> None:
-    """Make the database one plain file again; a reader that has it open right now prevents that, and no harm is done."""
+    """Make the database one plain file again; a reader that has it open prevents that, which does no harm."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, write=True)) as connection:
         connection.execute("PRAGMA busy_timeout=200")
         connection.execute("PRAGMA journal_mode=DELETE")

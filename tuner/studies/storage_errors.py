@@ -131,5 +131,6 @@ def study_error(error: BaseException, location: Location) -> StudyError:
     if isinstance(error, json.JSONDecodeError):
         meaning = "the journal is damaged. Restore a copy, or name another file with --storage"
     elif isinstance(error, ImportError) and location.server is not None:
-        meaning = f"the driver of its database is not installed. Install it: {database_server.DRIVERS[location.server.get_backend_name()]}"
+        driver = database_server.DRIVERS[location.server.get_backend_name()]
+        meaning = f"the driver of its database is not installed. Install it: {driver}"
     return StudyError(f"The storage {location.path or location.url} cannot be used: {meaning}.")

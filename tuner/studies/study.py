@@ -29,7 +29,10 @@ from .trial_rows import StoredTrial, read_trials
 SCHEMA = 1
 """Version of the attributes below; a study of a higher one belongs to a newer bstune."""
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""By version: what makes a study's attributes those of the next one. They are applied on reading; the writer stores the outcome."""
+"""By version: what turns a study's attributes into those of the next version.
+
+They are applied on reading; the writer stores the outcome.
+"""
 
 
 def stored_arguments(study: Study) -> dict[str, Any]:
@@ -275,7 +278,7 @@ def intact(name: str) -> Iterator[None]:
 
 
 def upgraded(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a study's attributes as this version of bstune stores them; those of a newer one, and of others, are left as they are."""
+    """Return a study's attributes as this version stores them; those of a newer one, and others, stay as they are."""
     current = dict(attributes)
     while isinstance(version := current.get("bstune_schema"), int) and version in UPGRADES:
         current = {**UPGRADES[version](current), "bstune_schema": version + 1}

@@ -122,7 +122,7 @@ class WriterLock:
         self._name = name
 
     def missing(self) -> Path | None:
-        """Return which of the two files is no longer the one that was locked: the storage or the sidecar; None while all is well."""
+        """Return which of the two files, storage or sidecar, is no longer the locked one; None while all is well."""
         if self._file is not None and identity(self._storage) != self._file:
             return self._storage
         return None if self._is_same(self._fd) else self.path

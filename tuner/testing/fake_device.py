@@ -237,7 +237,7 @@ class FakeDevice:
         )
 
     def largest_fit(self, *, budget_bytes: int | None = None, limit: int = 4096) -> int | None:
-        """Return the largest size up to `limit` that fits, by trying every one: the truth that a search is judged by."""
+        """Return the largest size up to `limit` that fits, by trying every one: the truth for the test of a search."""
         return max((size for size in range(1, limit + 1) if self.fits(size, budget_bytes=budget_bytes)), default=None)
 
     def _reserve(self, size: int) -> int:

@@ -1,4 +1,4 @@
-"""Gradient noise scale: how large a batch can be before its gradient is hardly better than a smaller one's. Pure arithmetic.
+"""Gradient noise scale: how large a batch can be before a larger one hardly improves its gradient. Pure arithmetic.
 
 With the true gradient G and the covariance Sigma of the gradients of single samples, a batch of B samples has
 E|g_B|^2 = |G|^2 + tr(Sigma) / B, so that noise and signal are even at the noise scale tr(Sigma) / |G|^2, in samples.

@@ -1,4 +1,6 @@
-"""What a worker may answer, held against what it was asked: the right message, about the right trial, with figures that can be.
+"""What a worker may answer, checked against what it was asked.
+
+It must be the right message, about the right trial, with possible figures.
 
 User code runs in the worker, so an answer may be anything. What passes here can be decided by, stored and shown.
 """
@@ -207,7 +209,8 @@ def told(text: str, most: int) -> str:
     if len(text) <= most:
         return cut(printable(text), most)
     last = most // 4
-    return f"{printable(text[: 4 * most])[: most - last]} [{len(text) - most:,} characters cut] {printable(text[-4 * most :])[-last:]}"
+    begin, end = printable(text[: 4 * most])[: most - last], printable(text[-4 * most :])[-last:]
+    return f"{begin} [{len(text) - most:,} characters cut] {end}"
 
 
 def _tidied(failure: messages.Failure) -> messages.Failure:

@@ -1,4 +1,6 @@
-"""The caller's side of worker processes: starts the template, hands out jobs, sees how each process ended, leaves none behind.
+"""The caller's side of worker processes.
+
+Starts the template, hands out jobs, sees how each process ended, and leaves none behind.
 
 Nothing here touches the caller's random numbers, threads or device, and no file is made that has a name.
 """
@@ -208,7 +210,7 @@ class Host:
         return found or cuda_memory(self._cuda_facts(self.device))
 
     def memory_moved(self, before: Memory) -> str | None:
-        """Say how far free memory of the card has moved since `before`, and who computes on it; None on CPU, or if it has not.
+        """Say how far free memory of the card has moved since `before`, and who uses it; None on CPU, or if it has not.
 
         Resident memory of a whole machine moves all the time, so on CPU that it moved says nothing.
         """
@@ -226,7 +228,7 @@ class Host:
         return moved
 
     def usable_bytes(self) -> int:
-        """Return the bytes that one trial may use: what the device, the container and the user leave, shared by the jobs."""
+        """Return the bytes that one trial may use: what the device, container and user leave, shared by the jobs."""
         available = self.memory().available_bytes
         return min(available, self.memory_bytes if self.memory_bytes is not None else available) // self.jobs
 

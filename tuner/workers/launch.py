@@ -48,7 +48,7 @@ def safe_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def path_of_caller() -> tuple[str, ...]:
-    """Return the folders in which workers look for the user's modules: those of this process, but not the current one by accident.
+    """Return where workers look for the user's modules: as this process does, but not by accident right here.
 
     Under the command line `bstune` the current folder counts where `PYTHONPATH` names it. Elsewhere an empty entry,
     which a notebook and an interactive session have at the front, stays what it is, the current folder, but after the

@@ -52,7 +52,7 @@ def die_with_parent(parent: int, signal_number: int) -> None:
 
 
 def children(pid: int | None = None) -> list[Process]:
-    """Return the children of a process, by default of this one; those that have ended and were not reaped among them."""
+    """Return the children of a process, by default this one; also those that have ended and were not reaped."""
     found = []
     for tasks in Path(f"/proc/{pid or os.getpid()}/task").glob("*/children"):
         try:
@@ -115,7 +115,7 @@ def can_adopt() -> bool:
 
 
 def stay_above(*to_close: int) -> None:
-    """Fork, and return in the child. The parent stays behind: when child or grandparent end, it ends all below it, and ends like the child.
+    """Fork, and return in the child; the parent stays to end all below it when the child or its own parent ends.
 
     It does nothing else, and no user code runs in it, so there is nothing for it to fail at.
     """
@@ -195,7 +195,7 @@ def end_if(pid: int, is_it: Callable[[int], bool]) -> None:
 
 
 def ending_of(pid: int) -> int | None:
-    """Return a descriptor that can be read from when a process has ended, or None where the kernel has none (before Linux 5.3).
+    """Return a descriptor that is readable once a process has ended; None where the kernel has none (before Linux 5.3).
 
     Raises:
         ProcessLookupError: There is no such process.

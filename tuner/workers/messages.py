@@ -54,7 +54,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Start:
-    """Do a job: in a forked process, or in the template itself, which ends with it. Two descriptors follow: socket and log."""
+    """Do a job in a forked process, or in the template, which ends with it.
+
+    Two descriptors follow: socket and log.
+    """
 
     job: Job
     fork: bool

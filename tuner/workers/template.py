@@ -1,4 +1,6 @@
-"""A worker program as the host sees it: how it is started, the processes that it forks, what they say, and how each of them ended.
+"""A worker program as the host sees it.
+
+How it is started, the processes that it forks, what they say, and how each of them ended.
 
 The program is `worker.py`. User code runs in it, so nothing here waits for it without end, and no process is ended
 because it says so.
@@ -41,7 +43,10 @@ KILL_S = 5.0
 PARTING_S = 3.0
 """From the end of a process's connection to the word that it has ended."""
 LOOK_S, LOOK_ALL_S = 0.05, 5.0
-"""How often to look at what cannot be waited for, and at all the same where everything can: whether a message has got stuck."""
+"""How often to look at what cannot be waited for.
+
+Also where all can be waited for: a message may have got stuck.
+"""
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,8 @@ class Template:
         self.used = False
         self._closed = False
         ours, theirs = socket.socketpair()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # Closed in `close`; it has no name, so nothing is left even by SIGKILL.
+        # Closed in `close`. It has no name, so nothing is left even after SIGKILL.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self._process = subprocess.Popen(
                 command("bstune.tuner.workers.worker", str(theirs.fileno())),
