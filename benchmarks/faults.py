@@ -5,7 +5,7 @@
 
 Each search runs in a process of its own, in a folder of its own; where the fault ends it, a second process runs the
 same search again, as a user would. Then: every trial that was told to be finished is in the storage, once and as it was
-told; the budget holds; no process, temporary file or shared memory is left; plain Optuna opens the study; and the
+told; the budget was kept; no process, temporary file or shared memory is left; plain Optuna opens the study; and the
 answer is that of an undisturbed search within seed noise. Nothing of it needs more than a formula to train, so what
 takes time is starting processes.
 """
@@ -123,7 +123,7 @@ class Case:
 
     @property
     def mark(self) -> str:
-        """What the processes of its searches bear in their environment."""
+        """What the processes of its searches have in their environment."""
         return f"{os.getpid()}-{self.index}"
 
 
@@ -223,7 +223,7 @@ def strike(case: Case, folder: Path) -> None:
 
 
 def lock_for_a_while(path: Path, seconds: float) -> None:
-    """Hold the database as another program would, and let go of it."""
+    """Lock the database as another program would, and release it."""
     held = threading.Event()
 
     def hold() -> None:
@@ -298,7 +298,7 @@ def lost(outcome: dict[str, Any]) -> bool:
 
 
 def check(case: Case, folder: Path, outcome: dict[str, Any], truth: dict[str, Any] | None) -> None:
-    """Hold what is left of a case against what was promised."""
+    """Compare what is left of a case with what was promised."""
     told = [json.loads(line) for line in (folder / "told.jsonl").read_text().splitlines()]
     numbers = Counter(number for number, *_ in told)
     assert max(numbers.values()) == 1, f"finished twice: {numbers}"
@@ -335,7 +335,7 @@ def check(case: Case, folder: Path, outcome: dict[str, Any], truth: dict[str, An
 
 
 def processes_of(case: Case) -> list[int]:
-    """Return the processes that bear the mark of a case, a moment after it has ended."""
+    """Return the processes that have the mark of a case, a moment after it has ended."""
     deadline_s = time.monotonic() + 5
     while True:
         left = []

@@ -1,4 +1,4 @@
-"""Does CUDA do what bstune takes it to do? All claims that rest on documents are held against the card of this machine.
+"""Does CUDA do what bstune assumes? Compares all claims that come from documents with the card of this machine.
 
 Run `make gpu`, or `python benchmarks/gpu.py` with any Python that has torch and numpy: it needs neither an installed
 bstune nor Ray, Optuna, pandas or the internet, and takes at most 8 minutes. It writes
@@ -63,7 +63,7 @@ class Record:
 
 
 def run_check(name: str, card: Card, *, broken: bool, deadline_s: float) -> Record:
-    """Hold one claim against the card; an exception is a failure, and the next check runs all the same."""
+    """Compare one claim with the card; an exception is a failure, and the next check runs all the same."""
     check, start_s = CHECKS[name], time.monotonic()
     claim = (check.__doc__ or "").strip()
 

@@ -270,7 +270,7 @@ class CudaCard:
 class DryCard:
     """A stand-in: real steps of tiny models on CPU, whose allocations run through the allocator's simulator.
 
-    Sizes above `LARGEST_RUN` are not run: their allocations are foretold from two small sizes, so that all takes
+    Sizes above `LARGEST_RUN` are not run: their allocations are predicted from two small sizes, so that all takes
     seconds.
     """
 

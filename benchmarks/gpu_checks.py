@@ -1,4 +1,4 @@
-"""The claims that bstune makes of CUDA, each as a function that holds one against a card.
+"""The claims that bstune makes of CUDA, each as a function that compares one with a card.
 
 A check returns what it measured and what is wrong with it; with nothing wrong it has passed. Whatever it measures, it
 looks at through `see`, which tells the truth unless the check is being broken on purpose.
@@ -59,7 +59,7 @@ Left = Callable[[], float]
 
 
 def traces(card: Card, see: Eye, left_s: Left) -> Judged:
-    """Traces at two small sizes pair, and foretell max_memory_allocated at a third to 0.1 % (cudnn.benchmark off)."""
+    """Traces at two small sizes pair, and predict max_memory_allocated at a third to 0.1 % (cudnn.benchmark off)."""
     judged = Judged()
     for benchmark in (False, True):
         for kind in card.kinds:
@@ -231,7 +231,7 @@ def timing(card: Card, see: Eye, left_s: Left) -> Judged:
 
 
 def errors(card: Card, see: Eye, left_s: Left) -> Judged:
-    """What fails for want of memory at the edge of the card is `oom`, and what destroys the context is `error`."""
+    """What fails for lack of memory at the edge of the card is `oom`, and what destroys the context is `error`."""
     rows = card.errors()
     judged = Judged({"errors": [asdict(row) for row in rows]})
     judged.expect(bool(rows), "nothing failed on a full card")

@@ -111,7 +111,7 @@ def main() -> None:
             last = strategy(kept)
             last.ask()
             memory_kb = tracemalloc.get_traced_memory()[0] / 1000 / len(last.ledger)
-    # The race along the learning rate comes first and is read off the books; what follows asks the surrogate.
+    # The race along the learning rate comes first and is read off the ledger; what follows asks the surrogate.
     asking = sorted(ask_s)
     lines = [
         "# Ten thousand trials",

@@ -8,8 +8,8 @@ are left out. Three tables, written to benchmarks/results/:
 1. Simulated cards: traced steps of six model kinds, replayed through a model of CUDA's caching allocator at several
    capacities. Truth: every size, from above, until one fits without retries.
 2. Real steps on CPU under a limit on resident memory, processes and imports included in the time. Truth: the answer and
-   sizes up to 1.3 times it, each run anew. Then 100 steps at what each finder returned. All with a fixed mmap threshold
-   of malloc; see docs.
+   sizes up to 1.3 times it, each in a new run. Then 100 steps at what each finder returned. All with a fixed mmap
+   threshold of malloc; see docs.
 3. Fuzzed memory curves: jumps, kernel switches, squares, noise.
 """
 
@@ -308,8 +308,8 @@ def report(simulated: list[Row], cpu: list[Row], fuzz: Row, command: str, second
         "",
         "## Real steps on CPU",
         "",
-        "Resident memory beyond what a process holds before it builds the model is limited alike. Seconds include "
-        "processes and imports.",
+        "Resident memory beyond what a process holds before it builds the model is limited for all in the same way. "
+        "Seconds include processes and imports.",
         "bstune's step is two accumulated micro-batches and its size must leave room for validation; the peers' "
         "loops have neither.",
         "Then each size trains 100 steps in a fresh process of bstune's: *too large* is one whose peak passes the "

@@ -1,7 +1,7 @@
 """Whether the file that a study stores may be run by somebody who has not named it on this command line.
 
 A database is data. Whoever can write to it can write any attribute, also the one that says which file to run. So a
-study that was started by naming its model bears a seal: a code made with a secret key of this user, over what is run
+study that was started by naming its model has a seal: a code made with a secret key of this user, over what is run
 and which study of which database says so. The key lies in the user's own folder and never in the database. Nothing is
 executed or imported to decide.
 """
@@ -129,7 +129,7 @@ def _doubts_of_seal(study: Study) -> list[str]:
     attributes = study.attributes
     seal = attributes.get("objective_seal")
     if not isinstance(seal, str):
-        return ["it bears no seal of this user: an older bstune made it, another program did, or no key could be kept"]
+        return ["it has no seal of this user: an older bstune made it, another program did, or no key could be kept"]
     try:
         key = _read_key()
     except _NoKeyError as error:
@@ -159,7 +159,7 @@ def _doubts_of_file(study: Study, reference: ObjectiveRef) -> list[str]:
     fingerprint = study.attributes.get("fingerprint")
     if not isinstance(fingerprint, dict) or fingerprint.get("source") != reference.source_hash:
         reasons.append(
-            "the file was changed since the study was made (its trials are of the file as it was; --fresh begins anew)"
+            "the file was changed since the study was made (its trials are of the old file; --fresh makes a new study)"
         )
     return reasons
 
@@ -217,7 +217,7 @@ def _write_key(within: int) -> None:
     """Write a key beside the name and link it there, so that it is there whole or not at all.
 
     Raises:
-        FileExistsError: Something bears the name already.
+        FileExistsError: The name is taken already.
     """
     if "key" in os.listdir(within):
         raise FileExistsError

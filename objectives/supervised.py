@@ -29,7 +29,7 @@ CACHED_STEPS = 3
 
 
 class Supervised:
-    """Train `model` on `train_data`, judge it on `val_data`.
+    """Train `model` on `train_data`, evaluate it on `val_data`.
 
     Args:
         model: A class or function that returns a fresh `torch.nn.Module`; it takes nothing but extra dimensions of the
@@ -180,7 +180,7 @@ class Supervised:
         )
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
-        """Run real optimizer steps at one micro-batch size, then one validation batch with gradients still held."""
+        """Run real optimizer steps at one micro-batch size, then a validation batch with gradients still there."""
         meter.phase("build")
         run = TrainingRun(self, device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None)
         meter.phase("data")

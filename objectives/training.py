@@ -255,7 +255,8 @@ class TrainingRun:
                 torch.save(state, file)
             torch.load(new, weights_only=True, mmap=True)
             os.replace(new, path)  # A link of that name is replaced, and not written through.
-        except Exception:  # A full disk, or an optimizer that keeps objects of its own: a stopped run then starts anew.
+        # A full disk, or an optimizer that keeps objects of its own: a stopped run then starts again.
+        except Exception:
             Path(new).unlink(missing_ok=True)
 
     def load(self, path: str) -> None:

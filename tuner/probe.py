@@ -48,8 +48,8 @@ def probe(
         timeout: Seconds after which the best size so far is returned.
         seed: Seed of model and data in each attempt.
         malloc: On CPU: `default`, or `stable`, which makes resident memory smaller and the same from run to run, for
-            slower steps. The answer then holds where the variables of `result.environment` are set.
-        fresh: Probe anew, also where a result of the same objective, device and settings is stored.
+            slower steps. The answer is then right where the variables of `result.environment` are set.
+        fresh: Probe again, also where a result of the same objective, device and settings is stored.
         study: Study to store the result in; default: named after the objective or its file.
         storage: Optuna storage URL; default: `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
         on_attempt: Called with each `Attempt` when it has ended, to show progress.

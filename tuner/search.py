@@ -65,7 +65,7 @@ def search(
     storage: str | None = None,
     callbacks: Sequence[Callable[[Progress], None]] = (),
 ) -> SearchResult:
-    """Return the batch size and learning rate to train with, and everything that the answer rests on.
+    """Return the batch size and learning rate to train with, and all the evidence for them.
 
     Running the same search again resumes it: nothing that was finished is run again.
 

@@ -47,7 +47,7 @@ def limits(tmp_path: Path, proc: str, files: dict[str, str]) -> list[tuple[int, 
 
 
 def test_every_ancestor_of_a_version_2_group_may_limit_it(tmp_path: Path) -> None:
-    """The process is held by the tightest, which need not be its own; a level without a limit says `max`."""
+    """The tightest limit counts, which need not be the process's own; a level without a limit says `max`."""
     found = limits(
         tmp_path,
         "0::/user/job/step\n",
@@ -86,7 +86,7 @@ def test_version_1_says_no_limit_with_a_large_number(tmp_path: Path) -> None:
 
 
 def test_inside_a_container_the_path_may_be_the_hosts(tmp_path: Path) -> None:
-    """It does not exist in the container, whose root then holds the limit."""
+    """It does not exist in the container, whose root then has the limit."""
     assert limits(tmp_path, "0::/docker/4f6c\n", {"memory.max": "5000", "memory.current": "700"}) == [(5000, 700)]
 
 
@@ -444,7 +444,7 @@ def a_host(facts: CudaFacts) -> fork_server.Host:
 
 
 def test_a_host_asks_cuda_where_nvml_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NVML is asked at every look, and the user's limit holds below both."""
+    """NVML is asked at every look, and the user's limit counts where it is below both."""
     cuda = a_card(monkeypatch)
     made = a_host(cuda_module.try_cuda("cuda"))
     assert made.memory() == Memory(16 * GIB, 12 * GIB - 400 * MIB, "nvml")

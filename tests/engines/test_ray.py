@@ -125,7 +125,7 @@ def ray_processes() -> list[psutil.Process]:
 
 
 def trial_actors() -> list[psutil.Process]:
-    """The Ray workers that hold a template process."""
+    """The Ray workers with a template process."""
     return [
         child
         for child in psutil.Process().children(recursive=True)
@@ -550,7 +550,7 @@ def test_absent_resources_are_an_error_at_once(model: Path, url: str) -> None:
     ],
 )
 def test_trials_are_laid_out_over_nodes(nodes: list[dict[str, float]], device: str, jobs: int, slots: Slots) -> None:
-    """A GPU holds one trial; without one the cores are shared, as many each as let all trials run at once."""
+    """A GPU takes one trial; without one the cores are shared, as many each as let all trials run at once."""
     assert lay_out(nodes, device, jobs) == slots
 
 

@@ -25,7 +25,7 @@ MODULES = {
 }
 HEAVY = {"torch", "optuna", "numpy", "pandas", "ray", "sqlalchemy", "rich"}
 
-# What a module may import of bstune, where it is held to less than "anything below it".
+# What a module may import of bstune, where it may import less than "anything below it".
 ALLOWED = {
     "bstune.tuner.core.errors": set[str](),
     "bstune.tuner.core.record": {"bstune.tuner.core.errors"},

@@ -167,7 +167,7 @@ def test_a_step_that_fails_leaves_no_recording_behind(monkeypatch: pytest.Monkey
 
 
 def test_a_history_in_an_unknown_form_gives_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The measurement beside it stands, and goes by measured peaks."""
+    """The measurement beside it is kept, and uses measured peaks."""
     FakeMemory(monkeypatch)
     monkeypatch.setattr(
         torch.cuda.memory, "_snapshot", lambda: {"device_traces": [[], [entry("teleport", 1, 2)]], "segments": []}

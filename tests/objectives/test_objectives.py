@@ -299,7 +299,7 @@ def test_keywords_go_to_whom_names_them() -> None:
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tmp_path: Path) -> None:
-    """The stopped run is what it was; another one starts anew."""
+    """The stopped run is what it was; another one starts from the beginning."""
     path = tmp_path / "gone" / "half.pt"
     assert run(supervised(), spec_of(checkpoint_to=str(path)), lambda _: "stop")
     assert not path.exists()

@@ -275,7 +275,7 @@ def test_weights_that_do_not_fit_are_told_in_bytes(path: Path) -> None:
 
 
 def test_a_slow_loader_is_seen_and_said(path: Path) -> None:
-    """Reading takes 2 ms a sample and a step far less: the loader holds training back."""
+    """Reading takes 2 ms a sample and a step far less: the loader slows training down."""
     result = probe_of(path, "waits")
 
     assert result.loader is not None
@@ -286,7 +286,7 @@ def test_a_slow_loader_is_seen_and_said(path: Path) -> None:
 
 
 def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None:
-    """The stored result comes back after one attempt; `fresh`, other settings or a changed file probe anew."""
+    """The stored result comes back after one attempt; `fresh`, other settings or a changed file probe again."""
     storage, target = f"sqlite:///{tmp_path / 'p.db'}", f"{path}:plain"
     options: dict[str, Any] = {"device": "cpu", "storage": storage, "max_batch": 64}
     first = bstune.probe(bstune.load(target), **options)

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn anew, and what is left as it is."""
+"""Pictures: what is overwritten, and what is left as it is."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PROBE = ProbeResult(
     ("name", "head"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF-"), ("A.PNG", b"\x89PNG")]
 )
 def test_a_picture_of_our_own_is_drawn_anew(tmp_path: Path, name: str, head: bytes) -> None:
-    """It bears a mark, and has the rights that any new file has; nothing else is left in the folder."""
+    """It has a mark, and the rights that any new file has; nothing else is left in the folder."""
     path = tmp_path / name
     before = os.umask(0o027)
     try:

@@ -77,7 +77,7 @@ FIGURES: dict[CautionCode, dict[str, float]] = {
 
 @pytest.mark.parametrize("code", get_args(CautionCode))
 def test_every_caution_has_words(code: CautionCode) -> None:
-    """A whole sentence that holds all its figures."""
+    """A whole sentence with all its figures."""
     figures = FIGURES.get(code, {})
 
     said = caution_text(Caution(code, figures))
@@ -87,7 +87,7 @@ def test_every_caution_has_words(code: CautionCode) -> None:
 
 
 def test_every_note_has_words() -> None:
-    """What a loss rests on, after whether the setting is the user's own."""
+    """What a loss was measured on, after whether the setting is the user's own."""
     notes = [candidate_note(code, is_baseline=False) for code in get_args(NoteCode)]
 
     assert len(set(notes)) == len(get_args(NoteCode))

@@ -115,7 +115,7 @@ def test_the_first_line_says_whether_it_is_verified() -> None:
 
 
 def test_the_last_lines_can_be_pasted() -> None:
-    """They are Python, hold the exact values, and say what to do with them in the user's kind of script."""
+    """They are Python, have the exact values, and say what to do with them in the user's kind of script."""
     lines = paste_lines(RESULT, FACTS)
     assert search_text(RESULT, FACTS).endswith("\n\n" + "\n".join(lines))
     values: dict[str, Any] = {}

@@ -190,7 +190,7 @@ def test_each_kind_is_probed_once_and_the_fastest_is_first(storage: Storage) -> 
 
 
 def test_the_first_stays_the_first_once_trials_have_run(storage: Storage) -> None:
-    """What was decided by one kind is not decided anew by another."""
+    """What was decided by one kind is not decided again by another."""
     study = make_study(storage, "s")
     assert probe_on(study, FakeCluster("small"))[1] == []
     assert study.attributes["probe_key"] is not None
@@ -225,7 +225,7 @@ def test_a_probe_that_was_given_holds_for_all_kinds(storage: Storage) -> None:
 
     assert (probe, cluster.probed, study.probes) == (SMALL, [], {})
     assert [progress.message for progress in said] == [
-        "The probe that was given holds for all kinds of device of the cluster: small; large."
+        "The probe that was given is used for all kinds of device of the cluster: small; large."
     ]
 
 

@@ -43,7 +43,7 @@ def search(url: str, **changes: Any) -> bstune.SearchResult:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every file and link below a folder, with what it holds."""
+    """Every file and link below a folder, with its content."""
     return {
         str(path.relative_to(folder)): os.readlink(path)
         if path.is_symlink()
@@ -80,7 +80,7 @@ def check_unharmed(folder: Path, message: str, url: str) -> None:
 )
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 def test_a_file_of_somebody_else_is_no_storage(tmp_path: Path, kind: str, content: bytes) -> None:
-    """Whatever it holds: also where a journal could be torn, and where nothing is in it at all."""
+    """Whatever is in it: also where a journal could be torn, and where nothing is in it at all."""
     (tmp_path / "notes").write_bytes(content)
     check_unharmed(
         tmp_path,
@@ -105,7 +105,7 @@ def copy(path: Path, victim: Path) -> None:
 
 
 def folder_of(path: Path, victim: Path) -> None:
-    """A folder that holds it."""
+    """A folder with it in it."""
     path.mkdir()
     shutil.copyfile(victim, path / "file")
 
@@ -498,7 +498,7 @@ def a_study(storage: Any) -> Any:
 
 @pytest.mark.parametrize("make", [link, copy, folder_of, dangling])
 def test_a_folder_of_checkpoints_that_is_somebody_elses(tmp_path: Path, make: Callable[[Path, Path], None]) -> None:
-    """A link to a home folder, a file, a folder that bears no mark: refused, and nothing in it is deleted."""
+    """A link to a home folder, a file, a folder without the mark: refused, and nothing in it is deleted."""
     home = tmp_path / "home"
     home.mkdir()
     (home / "trial-0.pt").write_text(VICTIM)

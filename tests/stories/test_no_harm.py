@@ -178,7 +178,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
         )
     CliRunner().invoke(
         main, ("doctor", "--storage", f"sqlite:///{folder}/bstune.db")
-    )  # Loads here what each process would load anew.
+    )  # Loads here what each process would load again.
     found["optuna with a trigger.db"] = path.read_bytes()
     return found
 
@@ -275,7 +275,7 @@ class Place:
         return found
 
     def run(self, command: tuple[str, ...]) -> None:
-        """Run a command, and hold what it has left against what was there."""
+        """Run a command, and compare what it has left with what was there."""
         before = self.contents()
         url = command[command.index("--storage") + 1] if "--storage" in command else "sqlite:///bstune.db"
         scheme, _, name = url.partition(":///")

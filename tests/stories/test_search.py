@@ -327,7 +327,7 @@ def test_waiting_for_a_place_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_nothing_is_continued_from_a_checkpoint_that_went_with_an_earlier_call(url: str) -> None:
-    """Checkpoints go when a search ends; what continues it later begins such runs anew, and keeps the budget."""
+    """Checkpoints go when a search ends; what continues it later starts such runs again, and keeps the budget."""
     data = torch.utils.data.TensorDataset(torch.randn(256, 4), torch.randint(2, (256,)))
     objective = bstune.Supervised(lambda: torch.nn.Linear(4, 2), data, data, epochs=4, name="linear")
     asked: dict[str, Any] = {

@@ -81,7 +81,7 @@ def test_the_batch_interval_holds_the_recommended_batch() -> None:
 
 
 def test_the_learning_rate_rule_finds_the_slope_of_the_table() -> None:
-    """The slope of the synthetic table is 0.7 octaves per octave; the interval holds it."""
+    """The slope of the synthetic table is 0.7 octaves per octave; the interval contains it."""
     rule = best_of(budget=12).lr_rule
 
     assert rule is not None

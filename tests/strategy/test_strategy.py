@@ -336,7 +336,7 @@ def test_a_setting_that_diverged_on_its_fresh_seed_is_not_recommended() -> None:
 
 
 def test_what_failed_before_anything_was_learned_is_tried_again() -> None:
-    """The user's error ended the search there, and was mended before the restart; later failures rule a setting out."""
+    """An error in the user's code ended the search and was repaired; later failures rule a setting out."""
     records = replay(make(budget=8), TABLE)
     failed: dict[str, Any] = {"state": "failed", "cause": "error", "val_loss": None}
     first = make(budget=8, history=[dataclasses.replace(records[0], **failed)]).ask()

@@ -165,7 +165,7 @@ def test_a_file_that_is_no_journal_is_left_alone(journal: Path) -> None:
 
 
 def test_a_journal_that_is_damaged_inside_is_said(journal: Path) -> None:
-    """Only the end can be mended without losing what came after."""
+    """Only the end can be repaired without losing what came after."""
     search(f"journal:///{journal}")
     lines = journal.read_bytes().splitlines(keepends=True)
     lines[5] = b"{{{\n"
@@ -179,7 +179,7 @@ def test_a_journal_that_is_damaged_inside_is_said(journal: Path) -> None:
 
 @pytest.mark.parametrize("attempt", [open_storage, read_storage])
 def test_a_server_that_is_not_there_is_said_without_the_password(attempt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the message nor what is stored of the URL holds it, whether the driver or the server is missing."""
+    """Neither the message nor what is stored of the URL contains it, whether the driver or the server is missing."""
     for missing in ("psycopg", "psycopg2", "pymysql", "MySQLdb"):
         monkeypatch.setitem(sys.modules, missing, None)
     for url, said in (
@@ -194,7 +194,7 @@ def test_a_server_that_is_not_there_is_said_without_the_password(attempt: Any, m
 
 
 def test_what_a_driver_repeats_is_not_shown() -> None:
-    """A server's message may hold the very password that it refuses."""
+    """A server's message may contain the very password that it refuses."""
     location = locate("postgresql://me:s3cret@127.0.0.1:1/runs")
     error = study_error(OSError("what is s3cret doing here"), location)
     assert "what is *** doing here" in str(error)
@@ -351,7 +351,7 @@ def test_tables_of_another_program_are_not_added_to(server: Server) -> None:
 
 
 def test_a_lock_that_the_server_has_ended_ends_the_search(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that was started anew knows nothing of it: from then on another search could write, too."""
+    """A restarted server knows nothing of it: from then on another search could write, too."""
     monkeypatch.setattr(database_server_module, "LOOK_S", 0.0)
     storage = open_storage(server.url)
     server.stop()

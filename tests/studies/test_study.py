@@ -235,7 +235,7 @@ def test_the_second_writer_is_told_who_holds_the_storage(url: str) -> None:
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(url: str, tmp_path: Path) -> None:
-    """A lock file that nobody holds costs nothing."""
+    """A lock file that nobody has locked costs nothing."""
     code = f"import os; from bstune.tuner.studies.storage import open_storage; open_storage({url!r}); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert (tmp_path / "bstune.db.lock").exists()
@@ -449,7 +449,7 @@ def test_fresh_keeps_the_old_study(url: str) -> None:
 
 
 def test_a_study_that_learned_nothing_makes_way(url: str) -> None:
-    """After a first trial that failed, the mended file needs no new name."""
+    """After a first trial that failed, the repaired file needs no new name."""
     with open_storage(url) as storage:
         study = chosen(storage)
         record = study.begin(spec(), AXES)

@@ -1,4 +1,4 @@
-"""The batch-size answer as arithmetic: lines that are known, what was not reached, caps, and intervals that hold."""
+"""The batch-size answer as arithmetic: lines that are known, what was not reached, caps, and how good intervals are."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_every_option_says_what_it_is() -> None:
 
 
 def test_the_options_of_search_are_the_arguments_of_search() -> None:
-    """An option bears the name of the Python argument, so that who knows one knows the other."""
+    """An option has the name of the Python argument, so that who knows one knows the other."""
     import inspect
 
     options = {option.name for option in main.commands["search"].params}
@@ -338,7 +338,7 @@ def test_a_timeout_is_a_partial_answer(folder: Path) -> None:
 
 
 def test_a_file_that_searches_when_it_is_loaded_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would wait for the storage that its own caller holds."""
+    """It would wait for the storage that its own caller has locked."""
     monkeypatch.chdir(tmp_path)
     Path("script.py").write_text(
         "import bstune\n\n\n@bstune.objective(n_samples=100)\ndef objective(trial): ...\n\n\nbstune.search(objective)\n"

@@ -148,7 +148,7 @@ def host(model: Path) -> Iterator[Host]:
     [("end", "Finished"), ("raise", "error"), ("exit", "crashed"), ("kill", "killed"), ("hang", "cancelled")],
 )
 def test_what_a_trial_starts_ends_with_it(host: Host, model: Path, does: str, came: str) -> None:
-    """Whichever way it ends, and at once: a daemon that holds the trial's connection does not make it look hung."""
+    """Whichever way it ends, and at once: a daemon that has the trial's connection open does not make it look hung."""
     pool = LocalPool(host, slots=2)
     pool.submit(spec_of(does))
     began_s = time.monotonic()

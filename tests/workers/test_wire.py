@@ -343,7 +343,7 @@ def test_who_does_not_read_is_not_waited_for(ends: tuple[Line, socket.socket]) -
 def test_descriptors_come_after_their_message_and_are_not_inherited(
     ends: tuple[Line, socket.socket], tmp_path: Path
 ) -> None:
-    """The worker reads no byte too many, and no program that it starts holds what it got."""
+    """The worker reads no byte too many, and no program that it starts has what it got."""
     line, theirs = ends
     with (tmp_path / "file").open("wb") as file:
         line.send(b"here", file.fileno(), within_s=1)

@@ -21,7 +21,7 @@ def read_probe(path: Path) -> ProbeResult:
     """Return the probe that `bstune probe --json` wrote to a file.
 
     Raises:
-        BstuneError: The file cannot be read, or holds something else.
+        BstuneError: The file cannot be read, or is something else.
     """
     try:
         return ProbeResult.from_dict(json.loads(_content(path)))

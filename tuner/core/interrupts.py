@@ -1,4 +1,4 @@
-"""Signals that ask a search to end, held back while something is written that is of use only as a whole."""
+"""Signals that ask a search to end, delayed while something is written that must be complete."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def held() -> Iterator[None]:
         for number, handler in handlers.items():  # SIGINT last: it may raise from here on.
             if (
                 signal.getsignal(number) is note
-            ):  # Else one came before all were held, and has set what the next one does.
+            ):  # Otherwise one came before all were replaced, and has set what the next one does.
                 signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])

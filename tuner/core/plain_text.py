@@ -1,7 +1,7 @@
 """Text from a study, a model, a worker or a server, made harmless before it is shown, pasted or logged.
 
 Such text is data. A control character in it could move the cursor, hide what stands before it, or end the comment of a
-snippet to paste; a URL in it could hold a password.
+snippet to paste; a URL in it could contain a password.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _SECRET_PARAMETER = re.compile(
     rf"(?i)(?<=[?&])(?P<query>(?:{_SECRET_NAME})=){_HIDDEN_ALREADY}[^&\s#]+"
     rf"|(?<![\w.-])(?P<name>(?:{_SECRET_NAME})\s*=\s*){_HIDDEN_ALREADY}(?:'[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)"
 )
-# A database's password may hold a slash, as SQLAlchemy reads it; elsewhere the first slash begins the path. All lengths
-# are bounded, so that no text takes long.
+# A database's password may contain a slash, as SQLAlchemy reads it; elsewhere the first slash begins the path. All
+# lengths are bounded, so that no text takes long.
 _USER_INFO = re.compile(
     r"(?i)(?P<server>(?:postgres|mysql|mariadb)[\w+]{0,40}://[^/?#\s@:]{0,4000})"
     r"(?P<password>:[^\s@]{0,500}(?:@[^/?#\s@]{0,500})*)?@"
@@ -46,7 +46,7 @@ def one_line(text: object, most: int = 2000) -> str:
 
 
 def printable(text: object) -> str:
-    r"""Return text whose lines and tabs are kept, and which changes nothing else on a terminal and holds no secret.
+    r"""Return text whose lines and tabs are kept, and which changes nothing else on a terminal and contains no secret.
 
     Example:
         >>> printable("a\n\x07b")

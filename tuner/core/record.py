@@ -1,6 +1,6 @@
 """What all results are: frozen dataclasses which are written as JSON and read back equal, and refuse what is none.
 
-A document may come from anywhere. What is read holds numbers that can be worked with, or one error names the field that
+A document may come from anywhere. What is read has numbers that can be used, or one error names the field that
 does not.
 """
 
@@ -70,7 +70,7 @@ class Record:
         """Read back what `to_dict` wrote; keys that a newer version added are ignored.
 
         Raises:
-            BstuneError: A key is missing or a value is not what the field holds.
+            BstuneError: A key is missing or a value is not of the field's type.
         """
         if not isinstance(data, Mapping):
             raise BstuneError(f"Not a {cls.__name__}: expected a JSON object, found {_shown(data)}.")
@@ -136,7 +136,7 @@ def _wrong(where: str, expected: str, value: Any) -> BstuneError:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """Return the value as the field holds it."""
+    """Return the value in the field's type."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inner:

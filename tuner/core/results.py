@@ -1,4 +1,4 @@
-"""What comes back: frozen dataclasses whose names bear their units, and which survive a trip through JSON.
+"""What comes back: frozen dataclasses whose names have their units, and which survive a trip through JSON.
 
 Every result has `to_dict()`, `to_json()` and `from_dict()`. A number that is not finite becomes None when the
 result is made, so a result always equals what is read back from its own JSON.
@@ -105,7 +105,7 @@ class Loader(Record):
     samples_per_s_without: Positive
     """Throughput on a batch that is at hand already."""
     bound: bool
-    """The loader holds training back: more than 10 % waiting, and less than 90 % of the rate without it."""
+    """The loader slows training down: more than 10 % waiting, and less than 90 % of the rate without it."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class ProbeResult(Record):
     cached: bool = False
     """The result is a stored one, whose size was run once more now."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables under which this answer holds; export them where you train."""
+    """Variables with which this answer is right; export them where you train."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The arguments that the answer depends on, as the probe was called."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -435,7 +435,7 @@ class TrialRecord(Record):
 
 @dataclass(frozen=True)
 class SearchResult(Record):
-    """The recommendation and everything that it rests on."""
+    """The recommendation and all the evidence for it."""
 
     recommendation: Recommendation
     probe: ProbeResult | None
@@ -503,7 +503,7 @@ class Outlook(Record):
 
 @dataclass(frozen=True)
 class PlanResult(Record):
-    """What is expected to fit devices that are not here, and what that rests on."""
+    """What is expected to fit devices that are not here, and the evidence for it."""
 
     outlooks: tuple[Outlook, ...]
     traced_on: DeviceInfo
@@ -513,4 +513,4 @@ class PlanResult(Record):
     """Relative error of the replay at the traced size that it was not fitted to; None where there is none."""
     n_train_samples: Size
     rests_on: tuple[str, ...]
-    """What each kind of figure rests on, and its known error."""
+    """Where each kind of figure comes from, and its known error."""

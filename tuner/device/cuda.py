@@ -156,7 +156,7 @@ def limit_cuda_memory(device: str, limit_bytes: int) -> None:
 def near_capacity(device: str) -> bool:
     """Tell whether a failure here may be for lack of memory: less than 5 % of the card, or of the limit, is free.
 
-    On CPU it always may. After an error that has destroyed the CUDA context the answer is no, since that is no want of
+    On CPU it always may. After an error that has destroyed the CUDA context the answer is no, since that is no lack of
     memory.
     """
     if not device.startswith("cuda"):

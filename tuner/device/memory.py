@@ -65,7 +65,7 @@ def cgroup_limits(
         else:
             continue
         here = base / path.lstrip("/")
-        # Inside a container the path is often that of the host and does not exist here; the root then holds the limit.
+        # Inside a container the path is often that of the host and does not exist here; the root then has the limit.
         for folder in (here, *here.parents):
             limits = [
                 value
@@ -104,7 +104,7 @@ def memory_moved(before: Memory, after: Memory) -> str | None:
     return (
         f"Free memory of the device changed by {change / gib:+.2f} GiB during the probe, from "
         f"{before.available_bytes / gib:.2f} to {after.available_bytes / gib:.2f} GiB: something else uses it too. "
-        "The result holds for what was free at the beginning; probe again, or set --memory to what is yours for sure."
+        "The result is for what was free at the beginning; probe again, or set --memory to what is yours for sure."
     )
 
 

@@ -28,7 +28,7 @@ class Reading:
 
     peak_bytes: int | None
     start_bytes: int
-    """Held before the user's code began: the interpreter and its libraries on CPU, the context on CUDA."""
+    """In use before the user's code began: the interpreter and its libraries on CPU, the context on CUDA."""
     phase: str
     steps: int
     step_s: tuple[float, ...]
@@ -112,7 +112,7 @@ class PeakMemory:
         reset_peak_rss()
 
     def look(self) -> None:
-        """See what loader workers hold now."""
+        """Look at the memory of loader workers now."""
         if not self._cuda:
             self._children_bytes = max(self._children_bytes, children_bytes())
 
@@ -128,7 +128,7 @@ class PeakMemory:
         return self.context_bytes + self._beside_bytes + torch.cuda.max_memory_reserved(self._device)
 
     def _free_and_reserved(self) -> int:
-        """Return the bytes of the card that neither another process nor this one, beside its allocator, holds."""
+        """Return the bytes of the card that neither another process nor this one's allocator has."""
         import torch
 
         return int(torch.cuda.mem_get_info(self._device)[0]) + int(torch.cuda.memory_reserved(self._device))

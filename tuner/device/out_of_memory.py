@@ -91,7 +91,7 @@ def classify(error: BaseException, near_cap: bool = True) -> Outcome:
     Args:
         error: The exception. One that was raised `from` another is what that other is.
         near_cap: Whether the device was nearly full. Only then is an error that cuBLAS and cuDNN also raise for other
-            reasons taken for want of memory; see `near_capacity`.
+            reasons counted as lack of memory; see `near_capacity`.
     """
     text = str(error)
     if isinstance(error, RuntimeError) and "CUDA" in text.upper() and any(words in text for words in CONTEXT_LOST):
@@ -109,7 +109,7 @@ def classify(error: BaseException, near_cap: bool = True) -> Outcome:
 
 
 def may_be_memory(message: str) -> bool:
-    """Whether an error message is one that cuBLAS and cuDNN give for want of memory and for other reasons alike."""
+    """Whether an error message is one that cuBLAS and cuDNN give both for lack of memory and for other reasons."""
     return any(words in message for words in OUT_OF_MEMORY_OR_NOT)
 
 

@@ -4,7 +4,7 @@
 - `inline`: Runs trials in the calling process, one at a time: for cheap, trusted functions such as a table or a
   formula.
 - `local`: Runs trials in worker processes on this machine.
-- `ray_actor`: What runs on the nodes of a Ray cluster: an actor that holds a template process, and trials forked from
+- `ray_actor`: What runs on the nodes of a Ray cluster: an actor with a template process, and trials forked from
   it.
 - `ray_cluster`: A Ray cluster as the place where trials run: started here or joined, looked over, and left as it was.
 - `ray_guard`: Waits for the end of a search that started Ray, and clears away what is left of it.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class InlinePool:
     """Runs a submitted trial within `events`; see `base.Pool`.
 
-    There is no process to wait in while a report is judged, so reports go to a function and never come as events.
+    There is no process to wait in while a report is answered, so reports go to a function and never come as events.
     """
 
     slots = 1

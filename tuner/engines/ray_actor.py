@@ -1,4 +1,4 @@
-"""What runs on the nodes of a Ray cluster: an actor that holds a template process, and trials forked from it.
+"""What runs on the nodes of a Ray cluster: an actor with a template process, and trials forked from it.
 
 Ray places and watches; user code runs in the same worker processes as everywhere else (`fork_server.Host`), one fresh
 process per trial, so how a trial ends is classified once, for all engines. Because the actor itself runs no user code,
@@ -50,7 +50,7 @@ class Task:
     like_driver: tuple[str, tuple[str, ...]] | None
     """Working directory of the driver and where it finds the user's modules, where it is the same machine."""
     source: str | None = None
-    """Elsewhere: the folder in Ray's `working_dir` that holds the user's code."""
+    """Elsewhere: the folder in Ray's `working_dir` with the user's code."""
 
     def host(self) -> Host:
         """Start the template process on this node, where it finds the user's code; the actor itself runs none of it."""
@@ -69,7 +69,7 @@ class Task:
         return source, after_standard_library(source, path)
 
     def sharing(self, node: Mapping[str, Any]) -> int:
-        """Return how many trials share a node's memory; a card holds one."""
+        """Return how many trials share a node's memory; a card takes one."""
         return 1 if self.device == "cuda" else max(1, int(node["Resources"].get("CPU", 0)) // self.cpus)
 
     def kind(self) -> str:
@@ -101,7 +101,7 @@ def kind_here(task: Task) -> str:
 
 
 def text_here(path: str) -> str:
-    """Return what a file holds, as this node sees it."""
+    """Return what is in a file, as this node sees it."""
     try:
         return Path(path).read_text()
     except OSError:

@@ -91,7 +91,7 @@ class Cluster:
         device_info: The device that trials run on.
         warnings: What the user should know of how it was chosen.
         slots: How many trials run side by side, and what each gets.
-        kinds: A node of each kind of device that can hold a trial, by the name of the kind.
+        kinds: A node of each kind of device that can take a trial, by the name of the kind.
         jobs: The same number.
         task: What every actor of the search is told.
         folder: Where Tune keeps what it must write; it goes when the cluster is closed.
@@ -157,7 +157,7 @@ class Cluster:
         self.close()
 
     def _kinds(self) -> dict[str, str]:
-        """Ask each node that can hold a trial what kind of device it has."""
+        """Ask each node that can take a trial what kind of device it has."""
         import ray
 
         from .ray_actor import kind_here
@@ -177,7 +177,7 @@ class Cluster:
         return kinds
 
     def _places(self) -> list[str]:
-        """Return the nodes that can hold a trial."""
+        """Return the nodes that can take a trial."""
         return [node["NodeID"] for node in _nodes() if _fit(node["Resources"], self.slots.need)]
 
     def _look(self, node: str) -> None:
@@ -214,7 +214,7 @@ class Cluster:
         return probe
 
     def shares(self, folder: Path) -> bool:
-        """Tell whether all nodes that can take a trial see a folder of this machine: it can then hold checkpoints."""
+        """Tell whether all nodes that can take a trial see a folder of this machine: checkpoints can then lie there."""
         import ray
 
         from .ray_actor import text_here
@@ -231,7 +231,7 @@ class Cluster:
         return False
 
     def end_survey(self) -> None:
-        """Free what the survey holds, for the trials."""
+        """Free what the survey uses, for the trials."""
         if self._surveyor is not None:
             import ray
 
@@ -241,7 +241,7 @@ class Cluster:
             self._surveyor = None
 
     def slots_left(self) -> int:
-        """Return how many trials the nodes that are alive can hold, at most as many as were asked for."""
+        """Return how many trials the nodes that are alive can take, at most as many as were asked for."""
         return min(self.slots.n, sum(_fit(node["Resources"], self.slots.need) for node in _nodes()))
 
     def _get(self, reference: Any) -> Any:
@@ -296,7 +296,7 @@ def _fit(node: Mapping[str, float], need: Mapping[str, float]) -> int:
 def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slots:
     """Return how many trials run side by side and what each of them gets.
 
-    A GPU holds one trial, because the probe's bytes are those of a whole card. Without GPUs `jobs` trials share the
+    A GPU takes one trial, because the probe's bytes are those of a whole card. Without GPUs `jobs` trials share the
     cores.
 
     Args:
@@ -319,7 +319,7 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slo
     if n_gpus and device != "cpu":
         if jobs > n_gpus:
             raise DeviceError(
-                f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and a GPU holds one trial. Use jobs={n_gpus} or "
+                f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and a GPU takes one trial. Use jobs={n_gpus} or "
                 "fewer."
             )
         cpus = max(1, min(int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1))

@@ -66,7 +66,7 @@ class RayPool:
 
     @property
     def slots(self) -> int:
-        """Trials that the nodes alive can hold side by side; a lost node is noticed some seconds after its trial.
+        """Trials that the living nodes can take side by side; a lost node is noticed some seconds after its trial.
 
         Raises:
             DeviceError: No node is left, and nothing runs.
@@ -243,7 +243,7 @@ class _Link:
         return [trial for trial in trials if trial is not None and trial.temporary_state.ray_actor is None]
 
     def judge(self, report: TrialReport) -> Verdict:
-        """Have a report judged by the drive."""
+        """Have the loop decide on a report."""
         if report.number in self._cancelled:
             return "stop"
         self.events.put(Reported(report))

@@ -69,7 +69,7 @@ def pack(home: Path, packed: Path) -> None:
             n_files, n_bytes = n_files + 1, n_bytes + path.stat().st_size
             if n_files > PACKED_FILES or n_bytes > PACKED_BYTES:
                 raise ObjectiveError(
-                    f"The folder {home} holds more than {PACKED_FILES} files or {PACKED_BYTES >> 20} MiB of source "
+                    f"The folder {home} has more than {PACKED_FILES} files or {PACKED_BYTES >> 20} MiB of source "
                     "code to send. Move the model's file and what it imports into a folder of their own."
                 )
             target = packed / path.relative_to(home)

@@ -241,7 +241,7 @@ def reserved_at(
 ) -> Replay:
     """Return what a step at `size` reserves in a CUDA caching allocator, and whether it fits without retries.
 
-    The capacity is that of the allocator: without the CUDA context and what other processes hold.
+    The capacity is that of the allocator: without the CUDA context and what other processes use.
     """
     signs, storages, nbytes = model.events_at(size, eval_size)
     return replay(signs.tolist(), storages.tolist(), nbytes.tolist(), capacity_bytes=capacity_bytes)

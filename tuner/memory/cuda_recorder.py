@@ -5,7 +5,7 @@ dispatch mode cannot. It costs about 2 µs an event. The interface is private to
 `history` returns None and the caller goes back to `dispatch_recorder.recording`.
 
 Not run on a card by this project so far: `trace_of` is tested on snapshots written by hand after torch's own
-description (`torch.cuda.memory._snapshot`), and `benchmarks/gpu.py` holds the rest against a card.
+description (`torch.cuda.memory._snapshot`), and `benchmarks/gpu.py` compares the rest with a card.
 """
 
 from __future__ import annotations

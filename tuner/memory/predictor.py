@@ -44,7 +44,7 @@ class Foresight:
         return self.model is None and not self._given_up and len(self._traces) < MAX_TRACED
 
     def add(self, trace: Trace, *, context_bytes: int = 0) -> None:
-        """Take in the trace of an attempt that came to its end, and what its process held beside the allocator."""
+        """Take in the trace of a completed attempt, and what its process used beside the allocator."""
         self._traces.append(trace)
         self.model, self.why_not = fitted(self._traces)
         self._given_up = self._given_up or trace.compiled

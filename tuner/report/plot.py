@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 MARK = "bstune probe --plot"
-"""In the metadata of each picture: one that bears it may be drawn anew."""
+"""In the metadata of each picture: one that has it may be overwritten."""
 _KINDS = {
     ".png": ("Software", b"\x89PNG\r\n", b"tEXtSoftware\0%s"),
     ".svg": ("Creator", b"<?xml", b"<dc:title>%s</dc:title>"),

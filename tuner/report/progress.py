@@ -59,7 +59,7 @@ class LiveProgress(PlainProgress):
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
         )
-        # Our own stdout and stderr stay as they are: stdout holds the result only.
+        # Our own stdout and stderr stay as they are: stdout gets the result only.
         self._bars = Bars(*columns, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False)
         self._task: Any = None
         self._running: dict[int, TrialRecord] = {}

@@ -33,7 +33,7 @@ _PROOFS = {
 
 
 def probe_text(probe: ProbeResult) -> str:
-    """Return a probe as text: the answer, what it rests on, and every attempt."""
+    """Return a probe as text: the answer, the evidence for it, and every attempt."""
     lines = [
         f"Micro-batches of up to {probe.micro_batch_size} samples fit on {one_line(probe.device.name)} (limited by "
         f"{probe.limited_by})",
@@ -74,7 +74,7 @@ def probe_text(probe: ProbeResult) -> str:
             f"{per_second(probe.loader.samples_per_s_without)} without it"
         )
     lines += [
-        f"  export:      {one_line(name)}={one_line(value)}  (the answer holds with it)"
+        f"  export:      {one_line(name)}={one_line(value)}  (the answer is for this setting)"
         for name, value in probe.environment.items()
     ]
     again = ", a stored result whose size was run once more" if probe.cached else ""
@@ -90,7 +90,7 @@ def _attempt_row(attempt: Attempt) -> str:
 
 
 def plan_text(plan: PlanResult) -> str:
-    """Return what is expected to fit devices that are not here, as a table, and what it rests on."""
+    """Return what is expected to fit devices that are not here, as a table, and how that is known."""
     lines = [
         f"{'device':<20} {'batch':>8} {'reserved':>10} {'left':>10} {'parameters':>11} {'gradients':>10} "
         f"{'optimizer':>10} {'activations':>12}  limited by"

@@ -244,7 +244,7 @@ class Drive:
         return self._cost(record).samples_per_s(record.global_batch_size, split)
 
     def _is_fatal(self, event: Lost) -> bool:
-        """Tell whether the user's code must be mended: the first trial failed, or two in one way with none finished."""
+        """Tell whether the user's code has a mistake: the first trial failed, or two in one way, none finished."""
         if event.cause not in ("error", "no_report") or self._study.learned:
             return False
         ended = [record for record in self._study.finished if record.cause != "orphan"]

@@ -84,7 +84,7 @@ def obtain_probe(
         study.set(probes=[])
     if arguments.probe is not None:
         if len(kinds) > 1:
-            said = f"The probe that was given holds for all kinds of device of the cluster: {'; '.join(kinds)}."
+            said = f"The probe that was given is used for all kinds of device of the cluster: {'; '.join(kinds)}."
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
         return arguments.probe
     key = probe_key(facts, host.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)

@@ -109,7 +109,8 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
     differences = _differences(study, wanted)
     if not differences:
         return study
-    if not study.learned:  # Nothing in it is worth keeping, so a mistake mended in the model's file needs no new name.
+    # Nothing in it is worth keeping, so a mistake corrected in the model's file needs no new name.
+    if not study.learned:
         forget_study(study)
         return make_study(storage, name)
     for sibling in [] if named else reversed(_siblings(storage, name)):
@@ -133,7 +134,7 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
 
 
 def forget_study(study: Study) -> None:
-    """Delete a study and all that it holds."""
+    """Delete a study and all that is in it."""
     with study.storage.guard():
         study.storage.backend.delete_study(study._id)
 

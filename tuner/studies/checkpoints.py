@@ -1,6 +1,6 @@
 """The folder in which stopped trials leave what they need to go on.
 
-It lies beside the storage, bears bstune's mark, and goes when the search ends.
+It lies beside the storage, has bstune's mark, and goes when the search ends.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A storage in a database server, PostgreSQL or MySQL: how it is opened, and the lock of its one writer.
 
-There is no file to put a lock beside, so the server holds it: an advisory lock on a connection of its own, which goes
+There is no file to put a lock beside, so the server has it: an advisory lock on a connection of its own, which goes
 when that connection does, however the search ends.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONNECT_S = 10
 LOOK_S = 5.0
-"""Time between two looks at whether the lock is still held."""
+"""Time between two looks at whether the lock is still ours."""
 _MYSQL = "pip install mysqlclient, or pip install 'PyMySQL[rsa]' and begin the URL with {}+pymysql://"
 DRIVERS = {
     "postgresql": "pip install 'psycopg[binary]'",
@@ -47,7 +47,7 @@ _STAY = {
 
 
 class HeldError(BstuneError):
-    """Another session of the server holds the lock of the writer."""
+    """Another session of the server has the lock of the writer."""
 
 
 def open_server(url: URL, *, create: bool) -> BaseStorage:
@@ -68,7 +68,7 @@ def has_tables(url: URL) -> bool:
     """Tell whether Optuna's tables are there.
 
     Raises:
-        StudyError: Tables of another program bear their names: Optuna would add its own to them.
+        StudyError: Tables of another program have their names: Optuna would add its own to them.
     """
     import sqlalchemy
 
@@ -101,7 +101,7 @@ def _connect_args(url: URL) -> dict[str, Any]:
 
 
 class ServerLock:
-    """The lock of the one writer, held by the server for as long as the connection lives."""
+    """The lock of the one writer, kept by the server for as long as the connection lives."""
 
     def __init__(self, url: URL) -> None:
         """Take the lock.

@@ -203,7 +203,7 @@ class _WriteLock:
 
 
 def rescue_journal(fd: int, path: Path) -> None:
-    """Copy what an open journal holds into a new file: the file itself may have been removed.
+    """Copy the content of an open journal into a new file: the file itself may have been removed.
 
     Raises:
         OSError: It cannot be made.

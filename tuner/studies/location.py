@@ -74,7 +74,7 @@ def locate(url: str | None) -> Location:
     try:
         parsed = make_url(text)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        if "@" in text:  # It may hold a password.
+        if "@" in text:  # It may contain a password.
             raise StudyError(f"The storage is not a URL that can be read: expected {EXPECTED}.") from None
         raise StudyError(
             f"{shown!r} is not a storage URL: expected {EXPECTED}; for a file, sqlite:///{shown}."

@@ -11,7 +11,7 @@ _SIGN = {"studies": {"study_id", "study_name"}, "trials": {"trial_id", "study_id
 
 
 def check_tables(where: str, columns: Mapping[str, set[str]]) -> None:
-    """Refuse a database that holds something else than Optuna's tables, whatever else it holds beside them.
+    """Refuse a database without Optuna's tables, whatever else is in it.
 
     Args:
         where: The file or the address, as it may be shown.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 BUSY_S = 60.0
-"""How long a write waits for a reader that holds the database for a moment."""
+"""How long a write waits for a reader that locks the database for a moment."""
 STATEMENT_S = 120.0
 """One statement may take so long.
 
@@ -283,7 +283,7 @@ def leave_write_ahead_mode(path: Path) -> None:
 
 
 def rescue_database(backend: Any, path: Path) -> None:
-    """Copy what an open database holds into a new file: the file itself may have been removed.
+    """Copy the content of an open database into a new file: the file itself may have been removed.
 
     Raises:
         OSError: It cannot be made.

@@ -66,7 +66,7 @@ class Storage:
         return guard(self.location)
 
     def check(self) -> None:
-        """Make sure that the writer still holds what it locked: nobody has removed or replaced the storage or its lock.
+        """Make sure that the writer still has what it locked: nobody has removed or replaced the storage or its lock.
 
         Raises:
             StudyError: It is gone; the message says where the results are.
@@ -106,7 +106,7 @@ class Storage:
         )
 
     def _rescued(self, path: Path) -> Path:
-        """Save what the removed file held, beside it where its folder is still there, and return where."""
+        """Save the content of the removed file, beside it where its folder is still there, and return where."""
         folder = path.parent if path.parent.is_dir() else Path(tempfile.mkdtemp(prefix="bstune-rescued-"))
         number = 1
         while os.path.lexists(

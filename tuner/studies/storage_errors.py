@@ -99,7 +99,7 @@ _SAYINGS = {
     "unknown database": "the server has no such database. Make it first: bstune makes the tables, not the database",
     "does not exist": "the server has no such database or user. Make it first: bstune makes the tables, not the "
     "database",
-    "incorrect string value": "the database cannot hold these letters. Make it with CHARACTER SET utf8mb4, or use "
+    "incorrect string value": "the database cannot store these letters. Make it with CHARACTER SET utf8mb4, or use "
     "another name",
     **dict.fromkeys(
         (

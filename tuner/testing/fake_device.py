@@ -1,4 +1,4 @@
-"""Stand-ins for what is slow, dear or absent: a device whose memory is a formula, and a clock."""
+"""Stand-ins for what is slow, expensive or absent: a device whose memory is a formula, and a clock."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class FakeDevice:
         memory: Peak bytes at a size; instead of the slope and the constant.
         trace: Allocations of a traced step; instead of a formula.
         context_gib: What the driver takes for the process.
-        foreign_gib: What other processes hold; change the attribute `foreign_bytes` while it runs.
+        foreign_gib: What other processes use; change the attribute `foreign_bytes` while it runs.
         noise: Standard deviation of a measured peak, as a share of it.
         seconds: Seconds of a step at a size; advances `clock`.
         faults: What goes wrong.

@@ -1,6 +1,6 @@
 """The processes in which user code runs, and what travels to and from them.
 
-- `answers`: What a worker may answer, held against what it was asked: the right message, about the right trial, with
+- `answers`: What a worker may answer, checked against what it was asked: the right message, about the right trial, with
   figures that can be.
 - `fork_server`: The caller's side of worker processes: starts the template, hands out jobs, sees how each process
   ended, leaves none behind.

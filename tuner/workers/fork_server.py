@@ -139,7 +139,7 @@ class Host:
     def facts(self) -> Facts:
         """What the objective is."""
         if self._facts is None:
-            # The model is described on CPU, whatever the device; what the user allows is the probe's to judge.
+            # The model is described on CPU, whatever the device; the probe decides by what the user allows.
             answer = self.run(messages.Describe(), device="cpu", fence_bytes=cpu_memory().available_bytes)
             assert isinstance(answer, Facts)
             self._facts = answer

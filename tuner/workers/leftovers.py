@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 MARK = "BSTUNE_PROCESSES"
-"""Variable that holds the word; several where one search runs inside another."""
+"""Variable with the word; several where one search runs inside another."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 WITHIN_S = 4.0
 """The kernel takes a moment to end a process that holds much memory; one that waits for a device it may never end."""

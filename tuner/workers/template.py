@@ -140,7 +140,7 @@ class Worker:
         self.template.end_worker(self.pid)
 
     def forget(self) -> None:
-        """Close what the host holds of it."""
+        """Close the host's end of it."""
         self.line.close()
         self._log.close()
 

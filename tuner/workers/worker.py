@@ -57,7 +57,7 @@ process that is forked afterwards can use the card.
 """
 FORK_SAFE_THREADS = {"jemalloc_bg_thd"}
 """Pyarrow's allocator starts this thread when it is imported, as scikit-learn and pandas do where it is installed.
-jemalloc prepares for a fork and starts the thread anew in the child (`background_thread_postfork_child` in its
+jemalloc prepares for a fork and starts the thread again in the child (`background_thread_postfork_child` in its
 sources).
 """
 PACKAGE_FOLDERS = tuple(
@@ -270,7 +270,7 @@ def run_job(job: messages.Job, objective: Objective, host: socket.socket) -> NoR
         answer = _do(job, objective, host, meter)
     except BaseException as error:
         answer = failure_of(error, near_cap=near_capacity(job.device))
-    # Only here, outside the handler, is what the failed step held free to go.
+    # Only here, outside the handler, is the failed step's memory free to go.
     if isinstance(answer, messages.Failure) and meter:
         with contextlib.suppress(
             RuntimeError
