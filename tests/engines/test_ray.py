@@ -36,8 +36,9 @@ pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstun
 from bstune.tuner.core.trials import Split, TrialSpec
 from bstune.tuner.engines import ray_actor
 from bstune.tuner.engines.ray_actor import KIND_LABEL, Carried, Task, decode_spec, encode_spec
-from bstune.tuner.engines.ray_cluster import Slots, lay_out, token
+from bstune.tuner.engines.ray_layout import Slots, lay_out
 from bstune.tuner.engines.ray_source import pack
+from bstune.tuner.engines.ray_start import token
 
 MODEL = """
 import os, time

@@ -17,7 +17,8 @@ from bstune.tuner.core.progress import Progress
 from bstune.tuner.core.results import DeviceInfo, ProbeResult, TrialRecord
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts, Split, TrialSpec
-from bstune.tuner.engines.ray_cluster import Cluster, Slots
+from bstune.tuner.engines.ray_cluster import Cluster
+from bstune.tuner.engines.ray_layout import Slots
 from bstune.tuner.searching import probes
 from bstune.tuner.searching.probes import corrected_probes
 from bstune.tuner.strategy.ledger import Ledger
