@@ -1,8 +1,8 @@
 """Failures that users of other batch-size finders report, as scenarios: what went wrong there must go right here.
 
 Others stand with their subject: sizes accepted without training, memory of validation, weights that do not fit, errors
-that are no memory and memory that looks like a bug (test_probe, test_device); memory kept between trials (test_worker);
-other processes on the card (test_device).
+that are no memory and memory that looks like a bug (test_probe, test_out_of_memory); memory kept between trials
+(test_worker); other processes on the card (test_cuda).
 """
 
 from __future__ import annotations
