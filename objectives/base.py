@@ -24,7 +24,7 @@ MOST_NAME = 200
 
 
 class Trial:
-    """The setting that a training loop runs, and the door through which it reports.
+    """The setting that a training loop runs, and the way in which it reports.
 
     Attributes:
         micro_batch_size: Samples in one forward and backward pass.
@@ -183,7 +183,7 @@ def _number(value: Any, name: str) -> float:
 def _whole_number(value: Any, name: str) -> int:
     """Return a number as an int, exactly."""
     number = _number(value, name)
-    if not number.is_integer():  # Which what is not finite is not either.
+    if not number.is_integer():  # Numbers that are not finite are refused too.
         raise ObjectiveError(f"trial.report got {name}={_shown(value)}: expected a whole number.")
     return int(value)
 

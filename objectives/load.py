@@ -22,7 +22,7 @@ MOST_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class ObjectiveRef:
-    """Where an objective stands, before its file was ever executed.
+    """Where an objective is, before its file is ever executed.
 
     Attributes:
         target: As it was given: `model.py`, `model.py:name` or `package.module:name`.

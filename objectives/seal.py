@@ -110,7 +110,7 @@ def _target(reference: ObjectiveRef) -> str:
 
 def _doubts_of_database(study: Study) -> list[str]:
     path = study.storage.location.path
-    if path is None:  # Who may write to a server's tables is not to be seen from here; the seal decides.
+    if path is None:  # Who may write to a server's tables cannot be seen from here; the seal decides.
         return []
     try:
         found = os.stat(path)

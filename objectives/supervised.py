@@ -206,7 +206,7 @@ class Supervised:
         )
 
     def _time_steps(self, run: TrainingRun, spec: MeasureSpec, meter: Meter) -> tuple[float, tuple[float, ...]]:
-        """Time steps as training does them, then a few on a batch that is at hand: the difference is the loader's."""
+        """Time steps as training does them, then a few on a loaded batch: the difference is the loader's."""
         steps, before_s = 0, run.wait_s
         meter.phase("timing")
         end_s = time.perf_counter() + spec.timed_s

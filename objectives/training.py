@@ -88,7 +88,7 @@ class TrainingRun:
     def open_stream(
         self, micro_batch_size: int, accumulation_steps: int, *, worst_batch: Callable[[int], Any] | None = None
     ) -> None:
-        """Start the endless stream of training micro-batches where this run stands."""
+        """Start the endless stream of training micro-batches where this run is."""
         self._micro_batch_size = micro_batch_size
         self.accumulation_steps = accumulation_steps
         if worst_batch is not None:
@@ -128,7 +128,7 @@ class TrainingRun:
         self.samples += self._micro_batch_size * self.accumulation_steps
 
     def hold_batch(self) -> None:
-        """Train on one batch from here on, already at hand."""
+        """Train on one batch from here on, already loaded."""
         batch = next(self._batches)
         self._batches = itertools.repeat(batch)
 
@@ -155,7 +155,7 @@ class TrainingRun:
             return
         factor = learning_rate_factor(self.objective.schedule, min(1.0, self.samples / self.horizon_samples))
         for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = base * factor  # All groups are scaled alike, so their ratios stay.
+            group["lr"] = base * factor  # All groups are scaled by one factor, so their ratios stay.
 
     def loss_is_finite(self) -> bool:
         """Tell whether the last training loss is a number; on a GPU only every few steps, since each look waits."""

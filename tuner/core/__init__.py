@@ -1,4 +1,4 @@
-"""What everyone speaks of: results, errors, specs and arguments; it imports nothing of bstune.
+"""What all rooms use: results, errors, specs and arguments; it imports nothing of bstune.
 
 - `arguments`: Checking what the user asked for, before anything is opened, loaded or run: every wrong argument is
   named at once.

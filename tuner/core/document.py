@@ -33,7 +33,7 @@ def read_probe(path: Path) -> ProbeResult:
 
 
 def _content(path: Path) -> str:
-    # Without waiting: a named pipe opens at once, and is then seen to be none.
+    # Without waiting: a named pipe opens at once, and is then recognised and refused.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

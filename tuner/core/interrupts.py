@@ -17,7 +17,7 @@ def held() -> Iterator[None]:
     Python raises KeyboardInterrupt between any two instructions of the main thread: between the two writes that end a
     trial, too.
     """
-    if threading.current_thread() is not threading.main_thread():  # Nothing interrupts it.
+    if threading.current_thread() is not threading.main_thread():  # Only the main thread is interrupted.
         yield
         return
     arrived: list[int] = []

@@ -1,7 +1,7 @@
 """Text from a study, a model, a worker or a server, made harmless before it is shown, pasted or logged.
 
-Such text is data. A control character in it could move the cursor, hide what stands before it, or end the comment of a
-snippet to paste; a URL in it could contain a password.
+Such text may come from anyone. A control character in it could move the cursor, hide what stands before it, or end the
+comment of a snippet to paste; a URL in it could contain a password.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _USER_INFO = re.compile(
 )
 _WHOLE_URL = re.compile(r"[\w+]+://[^/@:]*:(?P<password>[^@]+)@")
 _LONG = 8
-"""A secret of fewer characters is hidden only where it stands as a word: hiding it inside words would give it away."""
+"""A secret of fewer characters is hidden only where it is a whole word: hiding it inside words would give it away."""
 
 
 def one_line(text: object, most: int = 2000) -> str:
@@ -83,12 +83,12 @@ def hide_secrets(text: str, secrets: Iterable[str] = ()) -> str:
 def _without_password(found: re.Match[str]) -> str:
     if found["server"]:  # Its user says who may not log in.
         return f"{found['server']}{f':{HIDDEN}' if found['password'] else ''}@"
-    # Elsewhere what stands before the @ may be a token.
+    # Elsewhere what comes before the @ may be a token.
     return f"{found['other']}{found['user'] and HIDDEN}{f':{HIDDEN}' if found['other_password'] else ''}@"
 
 
 def secrets_in(url: str) -> tuple[str, ...]:
-    """Return the passwords in a URL, as they stand there and decoded.
+    """Return the passwords in a URL, as written and decoded.
 
     Example:
         >>> secrets_in("postgresql://me:a%40b@host/runs")

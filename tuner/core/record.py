@@ -32,7 +32,7 @@ class Range:
     most: float = math.inf
 
     def __str__(self) -> str:
-        """Say it, as it follows `a number`."""
+        """Return the range in words that follow `a number`."""
         return f" of at least {self.least:g}" if self.most == math.inf else f" from {self.least:g} to {self.most:g}"
 
 
@@ -53,7 +53,7 @@ class Record:
     """A frozen dataclass that can be written as JSON and read back equal."""
 
     def __post_init__(self) -> None:
-        """Replace what JSON cannot say: numbers that are not finite become None, lists become tuples."""
+        """Replace what JSON cannot express: numbers that are not finite become None, lists become tuples."""
         for item in dataclasses.fields(self):
             object.__setattr__(self, item.name, _finite(getattr(self, item.name)))
 
@@ -141,7 +141,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inner:
             return None
-        # What JSON cannot say was written as null.
+        # What JSON cannot express was written as null.
         if type(value) is float and not math.isfinite(value) and type(None) in inner:
             return None
         return _typed(next(option for option in inner if option is not type(None)), value, where)
@@ -174,7 +174,7 @@ def _number(kind: type[int] | type[float], value: Any, where: str, within: Range
         number = kind(value)
     except OverflowError:  # A whole number too large for a float.
         raise _wrong(where, expected, value) from None
-    if not within.least <= number <= within.most or number in (math.inf, -math.inf):  # Not a number is within nothing.
+    if not within.least <= number <= within.most or number in (math.inf, -math.inf):  # NaN is within no range.
         raise _wrong(where, expected, value)
     return number
 

@@ -44,7 +44,7 @@ class DeviceInfo(Record):
 
 @dataclass(frozen=True)
 class Attempt(Record):
-    """One size that was tried, in a process of its own."""
+    """One size that was tried, in a separate process."""
 
     size: Size
     """The micro-batch size, in samples."""
@@ -103,7 +103,7 @@ class Loader(Record):
     wait_share: Amount
     """Share of a step that is spent waiting for its batch."""
     samples_per_s_without: Positive
-    """Throughput on a batch that is at hand already."""
+    """Throughput on a batch that is already loaded."""
     bound: bool
     """The loader slows training down: more than 10 % waiting, and less than 90 % of the rate without it."""
 
@@ -159,7 +159,7 @@ class ProbeResult(Record):
     optimizer: str | None = None
     """Class name of the optimizer that was seen to step."""
     knee_batch_size: Size | None = None
-    """Smallest size that was timed at 95 % or more of the best throughput: beyond it, size brings next to no speed."""
+    """Smallest size that was timed at 95 % or more of the best throughput: beyond it, size hardly helps."""
     loader: Loader | None = None
     """None where the user owns the loop, so that the wait for batches cannot be seen."""
     cached: bool = False
@@ -272,7 +272,7 @@ class Recommendation(Record):
 
 @dataclass(frozen=True)
 class Spent(Record):
-    """What the search trained, confirmation included and the probe not."""
+    """What the search trained, with confirmation and without the probe."""
 
     full_runs: Amount
     samples: Count
@@ -399,7 +399,7 @@ class TrialRecord(Record):
     learning_rate: Positive
     seed: Count
     samples: Count
-    """Training samples at its end, those of the run that it continues included."""
+    """Training samples at its end, with those of the run that it continues."""
     val_loss: float | None
     best_val_loss: float | None
     seconds: Amount | None
@@ -414,7 +414,7 @@ class TrialRecord(Record):
     start_samples: Count = 0
     """Samples that it took over from the run that it continues; the search is charged for `samples - start_samples`."""
     continues: Count | None = None
-    """Number of the trial that it went on from; the values of that trial stand at the head of `values`."""
+    """Number of the trial that it went on from; the values of that trial come first in `values`."""
     cause: str | None = None
     """Of a failed trial: `oom`, `killed`, `crashed`, `hung`, `error`, `no_report` or `orphan`.
 
@@ -468,7 +468,7 @@ class SearchResult(Record):
         return frame
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data; the trials stand under `trials`, one object each."""
+        """Return plain data; the trials are under `trials`, one object each."""
         data = super().to_dict()
         data["trials"] = data.pop("records")
         return data

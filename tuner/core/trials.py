@@ -1,6 +1,6 @@
 """What travels to and from a trial: the facts of an objective, what to run, what to measure, and the reports.
 
-A record of a trial is composed of what was asked and what came of it. Both parts, and how a record grows, stand here.
+A record of a trial has two parts: what was asked, and what was reached. Both, and how a record grows, are here.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Facts:
     """
 
     def __post_init__(self) -> None:
-        """Refuse what no training has.
+        """Refuse numbers that no training has.
 
         Raises:
             ObjectiveError: It has no samples or epochs, or absurdly many.
@@ -120,7 +120,7 @@ class TrialSpec:
     splits: Mapping[str, Split] = field(default_factory=dict)
     """By kind of device, where a cluster has several: where the run lands decides."""
     most_samples: int | None = None
-    """A report of more samples than this is taken for a mistake."""
+    """A report of more samples than this counts as a mistake."""
 
     def on(self, device: str) -> TrialSpec:
         """Return the run as this kind of device takes it; an unprobed kind gets the smallest micro-batch of all."""
@@ -165,7 +165,7 @@ ASKED = (
 )
 """What a record says of what was asked, besides its `number` and `params`."""
 RESULT = tuple(item.name for item in fields(TrialRecord) if item.name not in {"number", "params", "values", *ASKED})
-"""What a record says of what came of it, besides the curve, which is `values`."""
+"""What a record says of what was reached, besides the curve, which is `values`."""
 
 
 def begun(spec: TrialSpec, earlier: TrialRecord | None = None) -> TrialRecord:
@@ -241,4 +241,4 @@ class MeasureNotes:
     wait_s: float | None = None
     """Seconds that the timed steps waited for their batches; None where the objective cannot tell."""
     cached_step_s: tuple[float, ...] = ()
-    """Seconds of steps on one batch that was at hand already: what a step takes without its loader."""
+    """Seconds of steps on one batch that was already loaded: what a step takes without its loader."""

@@ -147,8 +147,8 @@ def limit_cuda_memory(device: str, limit_bytes: int) -> None:
     import torch
 
     context_bytes = open_context(device, wait_for_bytes=limit_bytes)
-    # torch takes the share of one of these two, by release; of the larger one, the limit is never above what was asked
-    # for.
+    # torch takes the share of one of these two, depending on its release; with the larger one, the limit is never above
+    # what was asked for.
     total_bytes = max(torch.cuda.get_device_properties(device).total_memory, torch.cuda.mem_get_info(device)[1])
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, limit_bytes - context_bytes) / total_bytes), device)
 

@@ -91,7 +91,7 @@ def children_bytes() -> int:
 
 
 class PeakMemory:
-    """The peak memory of the process that it is made in, from then on: what a probe and a trial read alike.
+    """The peak memory of the process that it is made in, from then on: what both a probe and a trial read.
 
     On CPU the peak of loader workers counts as far as `look` saw it; on CUDA `look` does nothing.
     """

@@ -97,7 +97,7 @@ class LocalPool:
         self._running[number].reply(verdict)
 
     def cancel(self, number: int) -> None:
-        """End a run at once; no more events come of it."""
+        """End a run at once; it has no more events."""
         self._running.pop(number).end()
 
     def close(self) -> None:

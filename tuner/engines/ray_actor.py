@@ -32,7 +32,7 @@ from .base import Event, Finished, LossCause, Lost, Placed, Reported
 from .local import LocalPool
 
 POLL_S = 5.0
-"""A trial that has nothing to say says so after this long, so that its actor can hear what is wanted of it."""
+"""A trial that has nothing to say says so after this long, so that its actor can get new orders."""
 KIND_LABEL = "bstune/kind"
 """Label of a node that names its kind of device, where what can be seen of it does not tell."""
 
@@ -75,7 +75,7 @@ class Task:
     def kind(self) -> str:
         """Return what kind of device a trial gets on this node: its label, else the name and the memory of the device.
 
-        The cards of a node are taken to be alike, as Ray takes them.
+        All cards of a node are assumed to be of one kind, as Ray assumes.
         """
         node = this_node()
         if label := node.get("Labels", {}).get(KIND_LABEL):

@@ -66,7 +66,7 @@ class Cluster:
 
         Raises:
             BstuneError: Ray is not installed.
-            DeviceError: There is no such cluster, or it has not what is asked for.
+            DeviceError: There is no such cluster, or it does not have what is asked for.
             ObjectiveError: The objective cannot be sent or loaded.
         """
         check_device_name(device)
@@ -79,7 +79,7 @@ class Cluster:
             self._exit.enter_context(guarded(self.folder))
             self._exit.callback(random.setstate, random.getstate())  # Ray draws from the global generator all along.
             own = {} if address else OWN_RAY | {"RAY_AUTH_TOKEN": token()}
-            # An empty entry in it is the current folder to Python, and Ray's programs are no place for what lies there.
+            # An empty entry in it is the current folder to Python, and Ray's programs must not import what lies there.
             path = (
                 {"PYTHONPATH": safe_environment(os.environ).get("PYTHONPATH", "")} if "PYTHONPATH" in os.environ else {}
             )

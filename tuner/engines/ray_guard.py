@@ -17,7 +17,7 @@ from ..workers.leftovers import end_if, running
 PATIENCE_S = 15.0
 PARTING_S = 3.0
 QUIET_S = 1.0
-"""With nobody left for so long, nobody will come."""
+"""After so long without any process of Ray, none will come."""
 
 
 def main() -> None:

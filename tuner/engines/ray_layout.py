@@ -32,7 +32,7 @@ def living_nodes() -> list[Mapping[str, Any]]:
 
 
 def on_node(node: str) -> Any:
-    """Return the word to Ray that something is to run on this node."""
+    """Return what tells Ray to run something on this node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node, soft=False)
@@ -55,7 +55,7 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slo
         jobs: Trials side by side; with GPUs and 1, as many as there are GPUs.
 
     Raises:
-        DeviceError: The cluster has not what is asked for.
+        DeviceError: The cluster does not have what is asked for.
 
     Example:
         >>> lay_out([{"CPU": 8.0}, {"CPU": 4.0}], "auto", 3)

@@ -137,7 +137,7 @@ class RayPool:
         self._link.verdicts.put((number, verdict))
 
     def cancel(self, number: int) -> None:
-        """End a run at once; no more events come of it."""
+        """End a run at once; it has no more events."""
         self._samples.pop(number, None)
         self._link.cancel(number)
 
@@ -211,7 +211,7 @@ class _Link:
         self._cancelled: set[int] = set()
 
     def __reduce__(self) -> tuple[type[_Link], tuple[()]]:
-        """Be pickled as an empty one: Tune writes its searcher to disk, and nobody reads it."""
+        """Pickle as an empty object: Tune writes its searcher to disk, and nobody reads it."""
         return _Link, ()
 
     def __deepcopy__(self, memo: object) -> _Link:
@@ -272,7 +272,7 @@ class _Link:
             self.free.wait(HANDOVER_S)
 
     def lose_all(self, message: str) -> None:
-        """Give up what Tune was running when it broke down."""
+        """Report what Tune was running when it broke down as lost."""
         with self._lock:
             lost = [number for number in self._live if number not in self._cancelled]
             self._live.clear()
@@ -323,7 +323,7 @@ class _LinkSearcher(Searcher):  # type: ignore[misc]  # Ray is not followed by t
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Do nothing: the scheduler hears of it with the trial itself."""
+        """Do nothing: the scheduler gets it with the trial itself."""
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study is the record."""
@@ -417,7 +417,7 @@ class _KilledForMemory(RayActorError):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _memory_kills_are_failures() -> Iterator[None]:
-    """Have Tune take a memory kill as what it is: the death of one actor.
+    """Have Tune handle a memory kill as the death of one actor.
 
     In Ray 2.60 the manager of Tune's actors knows two kinds of exceptions and ends the run at any other;
     OutOfMemoryError is another.

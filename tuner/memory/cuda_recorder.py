@@ -132,7 +132,7 @@ def _record_arguments() -> dict[str, Any]:
 
 
 def slim(snapshot: Mapping[str, Any], device_index: int) -> dict[str, Any]:
-    """Return of a snapshot what `trace_of` reads, for one device at the same index: a fraction of the whole."""
+    """Return what `trace_of` reads of a snapshot, for one device at the same index: a fraction of the whole."""
     traces = [
         [{key: entry[key] for key in ENTRY_KEYS if key in entry} for entry in entries] if index == device_index else []
         for index, entries in enumerate(snapshot["device_traces"])

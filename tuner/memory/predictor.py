@@ -1,4 +1,4 @@
-"""What traced attempts say of sizes that were not run.
+"""What traced attempts say about sizes that were not run.
 
 Collects traces while a probe runs, and turns them into a predictor.
 """

@@ -1,4 +1,4 @@
-"""Peak memory of a training step at sizes that were not run: what a few traced sizes say of all others.
+"""Peak memory of a training step at sizes that were not run: what a few traced sizes say about all others.
 
 A `Trace` is the list of allocation events of a measurement at one size, as `dispatch_recorder.Recorder` saw it. While
 the sequence of operations stays the same, each storage's size is a polynomial in the batch size: constant for weights,

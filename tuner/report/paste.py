@@ -37,7 +37,7 @@ def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
 
 
 def _assignment(name: str, value: Any, taken: set[str]) -> str:
-    """Return one assignment of a constant; what cannot be one is told in a comment."""
+    """Return one assignment of a constant; what cannot be one becomes a comment."""
     # Python takes names that look alike to a reader for the same one; it is that one which must be free.
     if (
         name.isidentifier()

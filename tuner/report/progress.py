@@ -1,4 +1,4 @@
-"""What is shown on stderr while bstune works: a line for what deserves it, and on a terminal a bar of the budget."""
+"""What is shown on stderr while bstune works: a line for what matters, and on a terminal a bar of the budget."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PlainProgress:
-    """Prints one line to stderr for what deserves it."""
+    """Prints one line to stderr for what matters."""
 
     facts: Facts | None = None
 
@@ -109,7 +109,7 @@ def make_progress() -> PlainProgress:
 
 
 def progress_line(progress: Progress) -> str | None:
-    """Return one line for what has happened, or None where it deserves none."""
+    """Return one line for what has happened, or None where there is nothing to say."""
     if progress.kind == "study":
         return f"Study {one_line(progress.study)}: {one_line(progress.message)}"
     if progress.kind == "warning":

@@ -41,7 +41,7 @@ _CAUTIONS: dict[CautionCode, str] = {
         "Does the loss that is reported depend on the model?"
     ),
     "target_not_reached": "No confirmed setting reached the target, so the lowest loss decided.",
-    "diverged": "It diverged on a fresh seed, and nothing else that was run is sounder. Search smaller learning rates.",
+    "diverged": "It diverged on a fresh seed, and nothing else that was run is better. Search smaller learning rates.",
     "rate_at_edge": "The learning rate {rate:.3g} is at the edge of its range {low:.3g} to {high:.3g}; "
     "a wider range may do better.",
     "largest_by_steps": (
@@ -91,6 +91,6 @@ def caution_text(caution: Caution) -> str:
 
 
 def candidate_note(code: NoteCode | None, *, is_baseline: bool) -> str:
-    """Return what is to be said beside a candidate; nothing where it was confirmed and is not the user's own."""
+    """Return the note on a candidate; nothing where it was confirmed and is not the user's own."""
     yours = "your present setting" if is_baseline else ""
     return "; ".join(filter(None, [yours, "" if code is None else _NOTES[code]]))

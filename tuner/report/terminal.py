@@ -1,7 +1,7 @@
-"""The way out: what is said on stdout and stderr, made harmless, also where nobody reads it any more.
+"""What is printed to stdout and stderr: made harmless, and without failing where nobody reads it any more.
 
-Answers go to stdout, and one that cannot be written is an error. All else goes to stderr, and the work matters more
-than that.
+Answers go to stdout, and one that cannot be written is an error. All else goes to stderr, where a failed write stops
+nothing.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def _others(best: Recommendation) -> list[tuple[str, Candidate]]:
 
 
 def _told_apart(best: Recommendation, other: Candidate) -> str:
-    """Return whether a fresh run of another setting might end as low as the recommended one, in a word."""
+    """Return whether a fresh run of another setting might end as low as the recommended one, as a label."""
     low, mean = other.val_loss.low, best.val_loss.mean
     return "also good:" if low is not None and mean is not None and low <= mean else "also run:"
 

@@ -40,7 +40,7 @@ Tell = Callable[[Literal["start", "report", "finish"], TrialRecord], None]
 
 
 class Drive:
-    """Fills the slots of a pool with what the strategy asks for, and writes down what comes of it."""
+    """Fills the slots of a pool with what the strategy asks for, and writes down what comes back."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Drive:
         self._deadline_s = deadline_s
         self._trial_timeout_s = trial_timeout_s
         self._running: dict[int, float] = {}
-        """The trials that run, and when each was last heard of."""
+        """The trials that run, and when each last sent something."""
         self._stopped: set[int] = set()
         """Running trials that were told to stop."""
 
@@ -77,7 +77,7 @@ class Drive:
             why = self._run(pool)
         except BaseException:
             for number in sorted(self._running):
-                # What went wrong is what must be told, not that the same storage fails once more.
+                # Show the first error, not that the same storage fails once more.
                 with contextlib.suppress(StudyError):
                     self._cut_off(number, "the search was interrupted")
             raise

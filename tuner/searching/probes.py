@@ -80,7 +80,7 @@ def obtain_probe(
     kinds = getattr(host, "kinds", {})
     if arguments.probe is None and len({*kinds, *study.probes}) > 1 and kinds:
         return _probe_kinds(study, arguments, facts, cast("Cluster", host), deadline_s)
-    if study.probes:  # Of a cluster that the search has left.
+    if study.probes:  # It is of a cluster that the search no longer uses.
         study.set(probes=[])
     if arguments.probe is not None:
         if len(kinds) > 1:

@@ -1,4 +1,4 @@
-"""What a study amounts to: the strategy that goes on from it, and the result."""
+"""What a study has found: the strategy that goes on from it, and the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_strategy(plan: Plan, facts: Facts, probe: ProbeResult | None, study: St
 
 
 def make_result(study: Study, strategy: Strategy, probe: ProbeResult | None, stopped_by: str) -> SearchResult:
-    """Return what a study amounts to now.
+    """Return what a study has found so far.
 
     Raises:
         NoSignalError: No trial has a finite validation loss.

@@ -1,4 +1,4 @@
-"""The studies of a storage: what one belongs to, finding the right one, and naming the next."""
+"""The studies of a storage: what belongs to one, finding the right one, and naming the next."""
 
 from __future__ import annotations
 
@@ -198,8 +198,8 @@ def newest_study(storage: Storage, *, name: str | None = None, with_file: bool =
 
     Args:
         storage: Where to look.
-        name: Only the study of this name will do.
-        with_file: Only a study that stores the file of its objective will do.
+        name: Accept only the study of this name.
+        with_file: Accept only a study that stores the file of its objective.
 
     Raises:
         StudyError: There is none.

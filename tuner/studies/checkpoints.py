@@ -17,7 +17,7 @@ from .own_files import create_whole, identity
 from .study import Study
 
 MARK = ".made-by-bstune"
-"""Stands in a folder that bstune made. One without it is somebody else's, whatever its name."""
+"""A file in each folder that bstune made. A folder without it is somebody else's, whatever its name."""
 _OURS = re.compile(r"trial-[0-9]+\.pt(\.new)?")
 
 

@@ -28,7 +28,7 @@ DRIVERS = {
     "mysql": _MYSQL.format("mysql"),
     "mariadb": _MYSQL.format("mariadb"),
 }
-"""How to come by a driver, by SQLAlchemy's name of the server."""
+"""How to install a driver, by SQLAlchemy's name of the server."""
 
 _TAKE = {
     "postgresql": "SELECT pg_try_advisory_lock(:number)",
@@ -96,7 +96,7 @@ def _driven(url: URL) -> URL:
 
 
 def _connect_args(url: URL) -> dict[str, Any]:
-    """Keep a server that is not there from being waited for."""
+    """Limit the wait for a server that is not there."""
     return {"connect_timeout": CONNECT_S} if "connect_timeout" not in url.query else {}
 
 
@@ -140,7 +140,7 @@ class ServerLock:
         return self._lives
 
     def close(self) -> None:
-        """Let go, in so many words: a server may take a moment to see that a connection is closed."""
+        """Release it explicitly: a server may take a moment to see that a connection is closed."""
         import sqlalchemy
 
         with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # Where the server has gone, so has the lock.

@@ -34,7 +34,7 @@ MOST_LINE_BYTES = 16 << 20
 N_OPERATIONS = 11
 """Optuna numbers what a line of a journal does from 0 on. Source: optuna.storages.journal, JournalOperation."""
 MARK = "bstune journal write"
-"""Stands in our lock of one write."""
+"""The content of our lock of one write."""
 FIRST_LINE = (
     json.dumps({"op_code": 2, "worker_id": "bstune", "study_id": -1, "user_attr": {"made_by": "bstune"}}).encode()
     + b"\n"
@@ -181,7 +181,7 @@ class _WriteLock:
         """Wait for the lock and take it.
 
         Raises:
-            StudyError: Another program does not let go of it.
+            StudyError: Another program does not release it.
         """
         content = json.dumps({MARK: str(uuid.uuid4()), "pid": os.getpid(), "host": socket.gethostname()}).encode()
         deadline_s = time.monotonic() + PATIENCE_S
@@ -195,7 +195,7 @@ class _WriteLock:
         return True
 
     def release(self) -> None:
-        """Let go of it."""
+        """Release it."""
         if self._fd is not None:
             remove_same(self._lock, self._fd)
             os.close(self._fd)

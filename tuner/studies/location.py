@@ -37,7 +37,7 @@ class Location:
     kind: Literal["sqlite", "journal", "server", "memory"] = "sqlite"
     server: URL | None = field(default=None, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What must not be shown, should a driver repeat it."""
+    """What must not be shown, in case a driver repeats it."""
     read_only: bool = False
 
     @property

@@ -141,10 +141,10 @@ def check_database(path: Path) -> None:
 
 
 def _check_beside(path: Path) -> None:
-    """Refuse a database beside which lies what SQLite would take for a part of it, and overwrite."""
+    """Refuse a database next to a file that SQLite would take for a part of it and overwrite."""
     for suffix, heads in HEADS.items():
         beside = Path(f"{path}{suffix}")
-        # To close -shm, which holds the locks of the write-ahead mode, would let go of those that this process has.
+        # To close -shm, which holds the locks of the write-ahead mode, would release those that this process has.
         if suffix == "-shm" and _OPEN[path] and is_plain(beside):
             continue
         with contextlib.suppress(FileNotFoundError):
@@ -266,7 +266,7 @@ def _is_at_rest(path: Path) -> bool:
 
 def _in_write_ahead_mode(path: Path) -> bool:
     """Tell whether a database is in write-ahead mode; while this process has it open, it is."""
-    if _OPEN[path]:  # To open and close it here would let go of the locks that SQLite has on it.
+    if _OPEN[path]:  # To open and close it here would release the locks that SQLite has on it.
         return True
     fd = open_plain(path, os.O_RDONLY)
     try:

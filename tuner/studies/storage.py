@@ -180,7 +180,7 @@ class Storage:
         try:
             self.close()
         except StudyError:
-            if error is None:  # Else it has been told already, or something else is to be told.
+            if error is None:  # Otherwise it was said already, or another error is to be shown.
                 raise
 
 

@@ -31,7 +31,7 @@ def guard(location: Location) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(location: Location) -> Iterator[None]:
-    """Turn what comes of values that Optuna did not write into one clear StudyError."""
+    """Turn errors from values that Optuna did not write into one clear StudyError."""
     with guard(location):
         try:
             yield

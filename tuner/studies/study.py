@@ -1,7 +1,7 @@
 """The study that remembers a search: settings, probe and trials, written as they happen and read back exactly.
 
 It is an ordinary Optuna study. Each trial carries the learning curve as intermediate values at `step = samples`; what
-it was asked to do stands in its user attributes, how it ended in one more of them, `result`, which is written just
+it was asked to do is in its user attributes, how it ended in one more of them, `result`, which is written just
 before Optuna's own state. So a search that is killed at any moment leaves each trial finished or unfinished, never in
 between: one with a `result` is finished, one without is an orphan, failed at the next start and charged for the
 samples of its last report.

@@ -1,7 +1,7 @@
 """The lock of the one writer of a storage file.
 
 It has two parts. The sidecar (`bstune.db.lock`) says who writes, and works wherever the file system has `flock`. It
-stands beside the resolved path, so links lead to one lock. On Linux there is a second one that belongs to the file
+is beside the resolved path, so links lead to one lock. On Linux there is a second one that belongs to the file
 itself, to its device and inode: a name in the kernel that ends with this process. It also works where a hard link leads
 to the same file, and when the sidecar is removed. Neither is a lock on the database, so readers never wait.
 """
@@ -128,7 +128,7 @@ class WriterLock:
         return None if self._is_same(self._fd) else self.path
 
     def close(self) -> None:
-        """Let go, and remove the sidecar if bstune made it."""
+        """Release it, and remove the sidecar if bstune made it."""
         if self._ours:
             remove_same(self.path, self._fd)
         with contextlib.suppress(OSError):

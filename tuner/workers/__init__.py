@@ -4,7 +4,7 @@
   figures that can be.
 - `fork_server`: The caller's side of worker processes: starts the template, hands out jobs, sees how each process
   ended, leaves none behind.
-- `launch`: How a program of bstune's own is started, and where it and the user's code look for modules.
+- `launch`: How a program of bstune is started, and where it and the user's code look for modules.
 - `leftovers`: Processes that user code leaves behind, found and ended: nothing of a trial, and nothing of a search,
   survives it.
 - `message_json`: Messages between the host and a worker as JSON, and back into checked dataclasses. No pickle:

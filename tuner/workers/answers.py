@@ -2,7 +2,7 @@
 
 It must be the right message, about the right trial, with possible figures.
 
-User code runs in the worker, so an answer may be anything. What passes here can be decided by, stored and shown.
+User code runs in the worker, so an answer may be anything. What passes here is safe to use, store and show.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Listener:
     """Reads what one worker says, and refuses what it was not asked for."""
 
     def __init__(self, work: messages.Work | None) -> None:
-        """Listen to a process that does this; None: that loads the objective."""
+        """Read from a process that does this job; None: one that loads the objective."""
         answers: dict[type[Any], tuple[type[Any], ...]] = {
             type(None): (messages.Ready,),
             messages.Describe: (Facts,),
@@ -205,7 +205,7 @@ def cut(text: str, most: int) -> str:
 
 
 def told(text: str, most: int) -> str:
-    """Return text as it may be shown, cut after what must not be shown is hidden: half a password is one still."""
+    """Return text as it may be shown, cut after what must not be shown is hidden: half a password is still a secret."""
     if len(text) <= most:
         return cut(printable(text), most)
     last = most // 4

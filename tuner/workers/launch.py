@@ -1,4 +1,4 @@
-"""How a program of bstune's own is started, and where it and the user's code look for modules.
+"""How a program of bstune is started, and where it and the user's code look for modules.
 
 Python looks in the current folder first when it is started with `-m` or `-c`, so that a `socket.py` that happens to lie
 there would be run in place of the standard library's. Here only what the user named is run: a program of bstune's never

@@ -38,7 +38,7 @@ class Hello:
     environment: dict[str, str]
     """The caller's, restored in each worker after the template has loaded with one thread."""
     payload_bytes: int
-    """Length of the pickled objective, which is read from a descriptor of its own."""
+    """Length of the pickled objective, which is read from a separate descriptor."""
     may_fork: bool
 
 

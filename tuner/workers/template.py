@@ -128,7 +128,7 @@ class Worker:
         except TimeoutError:
             self._lost = Died(None, "does not read what bstune answers, so it was ended")
         except OSError:
-            return  # It has died since; its end is the next news.
+            return  # It has died since; its end is the next message.
 
     def tail(self) -> str | None:
         """Return the last lines that the process printed, or None."""
@@ -148,7 +148,7 @@ class Worker:
 def _tail(log: IO[bytes]) -> str | None:
     """Return the last lines of a log, as they can be shown, or None."""
     size = os.fstat(log.fileno()).st_size
-    n_bytes = 2 * TAIL_BYTES  # More than is shown: what must not be shown is hidden before the text is cut.
+    n_bytes = 2 * TAIL_BYTES  # Read more than is shown: secrets are hidden before the text is cut.
     text = printable(os.pread(log.fileno(), n_bytes, max(0, size - n_bytes)).decode(errors="replace"))
     return "\n".join(text[-TAIL_BYTES:].splitlines()[-TAIL_LINES:]).strip() or None
 
