@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from bstune.tuner.core.results import Outcome
+from bstune.tuner.core.probe_results import Outcome
 from bstune.tuner.device import cuda
 from bstune.tuner.device import nvml as nvml_module
 from bstune.tuner.device.cuda import near_capacity

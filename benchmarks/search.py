@@ -42,7 +42,8 @@ from unittest import mock
 import baselines
 import numpy as np
 import tables
-from bstune.tuner.core.results import ProbeResult, Setting
+from bstune.tuner.core.probe_results import ProbeResult
+from bstune.tuner.core.results import Setting
 from bstune.tuner.core.specs import Plan, Proposal
 from bstune.tuner.strategy import gaussian_process, posterior, sampler
 from bstune.tuner.strategy.ledger import Run

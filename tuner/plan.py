@@ -13,7 +13,7 @@ from typing import Any
 
 from .core.arguments import MOST_SEED, Checks, listed
 from .core.errors import ArgumentError, BstuneError, ObjectiveError
-from .core.results import DeviceInfo, MemoryByCategory, Outlook, PlanResult
+from .core.probe_results import DeviceInfo, MemoryByCategory, Outlook, PlanResult
 from .core.trials import MeasureSpec
 from .device.cards import CONTEXT_BYTES, card_bytes
 from .device.meter import Reading

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .core.arguments import ProbeArguments, check_probe
-from .core.results import ProbeResult
+from .core.probe_results import ProbeResult
 from .probing.attempts import OnAttempt
 from .probing.run import run_probe, verified_again
 from .workers.fork_server import Host

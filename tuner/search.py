@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from .core.arguments import SearchArguments, check_search
 from .core.errors import BstuneError, NoSignalError
+from .core.probe_results import ProbeResult
 from .core.progress import Progress
-from .core.results import ProbeResult, SearchResult
+from .core.results import SearchResult
 from .core.specs import Forecast
 from .searching.loop import Drive
 from .searching.prepare import Ready, make_pool, prepared

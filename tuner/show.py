@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from .core.errors import NoSignalError, StudyError
 from .core.plain_text import one_line
-from .core.results import ProbeResult, SearchResult, TrialRecord
+from .core.probe_results import ProbeResult
+from .core.results import SearchResult, TrialRecord
 from .core.trials import Facts
 from .studies.catalog import find_study, newest_study
 from .studies.spec_json import decode_facts, decode_plan

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from bstune.tuner.core.errors import DeviceError
-from bstune.tuner.core.results import DeviceInfo
+from bstune.tuner.core.probe_results import DeviceInfo
 from bstune.tuner.device import cuda as cuda_module
 from bstune.tuner.device import memory, meter, nvml
 from bstune.tuner.device.cuda import CudaFacts

@@ -29,7 +29,8 @@ HEAVY = {"torch", "optuna", "numpy", "pandas", "ray", "sqlalchemy", "rich"}
 ALLOWED = {
     "bstune.tuner.core.errors": set[str](),
     "bstune.tuner.core.record": {"bstune.tuner.core.errors"},
-    "bstune.tuner.core.results": {"bstune.tuner.core.errors", "bstune.tuner.core.record"},
+    "bstune.tuner.core.probe_results": {"bstune.tuner.core.errors", "bstune.tuner.core.record"},
+    "bstune.tuner.core.results": {"bstune.tuner.core.probe_results", "bstune.tuner.core.record"},
     "bstune.objectives.base": {"bstune.tuner.core.errors", "bstune.tuner.core.results", "bstune.tuner.core.trials"},
 }
 

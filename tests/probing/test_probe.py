@@ -9,7 +9,7 @@ from typing import Any
 
 import bstune
 import pytest
-from bstune.tuner.core.results import Attempt, ProbeResult, ThroughputRow
+from bstune.tuner.core.probe_results import Attempt, ProbeResult, ThroughputRow
 from bstune.tuner.core.trials import MeasureSpec
 from bstune.tuner.probing.run import run_probe
 from bstune.tuner.report.plot import draw_probe

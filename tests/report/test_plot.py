@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from bstune.cli import main
 from bstune.tuner.core.errors import BstuneError
-from bstune.tuner.core.results import Attempt, DeviceInfo, ProbeResult, StepTimeLine, ThroughputRow
+from bstune.tuner.core.probe_results import Attempt, DeviceInfo, ProbeResult, StepTimeLine, ThroughputRow
 from bstune.tuner.report.plot import check_picture, draw_probe
 from click.testing import CliRunner
 

@@ -8,19 +8,15 @@ from typing import Any
 
 import bstune
 import pytest
+from bstune.tuner.core.probe_results import Attempt, DeviceInfo, Outlook, PlanResult, ProbeResult
 from bstune.tuner.core.progress import Progress
 from bstune.tuner.core.results import (
-    Attempt,
     BatchAnswer,
     Candidate,
-    DeviceInfo,
     Limits,
     LossEstimate,
     LrRule,
     OnDevice,
-    Outlook,
-    PlanResult,
-    ProbeResult,
     Recommendation,
     SearchResult,
     Spent,

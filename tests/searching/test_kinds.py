@@ -13,8 +13,9 @@ from typing import Any, cast
 import bstune
 import pytest
 from bstune.tuner.core.arguments import check_search
+from bstune.tuner.core.probe_results import DeviceInfo, ProbeResult
 from bstune.tuner.core.progress import Progress
-from bstune.tuner.core.results import DeviceInfo, ProbeResult, TrialRecord
+from bstune.tuner.core.results import TrialRecord
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts, Split, TrialSpec
 from bstune.tuner.engines.ray_cluster import Cluster

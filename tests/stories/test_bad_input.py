@@ -20,17 +20,17 @@ import pytest
 from bstune.tuner.core.arguments import check_probe, check_search
 from bstune.tuner.core.document import read_probe
 from bstune.tuner.core.errors import BstuneError
-from bstune.tuner.core.results import (
+from bstune.tuner.core.probe_results import (
     Attempt,
     DeviceInfo,
     Loader,
     MemoryByCategory,
     MemoryLine,
     ProbeResult,
-    SearchResult,
     StepTimeLine,
     ThroughputRow,
 )
+from bstune.tuner.core.results import SearchResult
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.report.progress import forecast_line
 from bstune.tuner.report.text import probe_text, search_text, trials_text

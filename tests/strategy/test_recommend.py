@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 import pytest
-from bstune.tuner.core.results import ProbeResult, Recommendation
+from bstune.tuner.core.probe_results import ProbeResult
+from bstune.tuner.core.results import Recommendation
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe

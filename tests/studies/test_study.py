@@ -21,7 +21,8 @@ from typing import Any
 import optuna
 import pytest
 from bstune.tuner.core.errors import StudyError
-from bstune.tuner.core.results import DeviceInfo, NoisePoint, TrialRecord
+from bstune.tuner.core.probe_results import DeviceInfo
+from bstune.tuner.core.results import NoisePoint, TrialRecord
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts, TrialReport, TrialSpec
 from bstune.tuner.studies.catalog import choose_study, find_study, fingerprint, make_study, newest_study, studies, touch

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bstune.tuner.core.probe_results import ProbeResult
 from bstune.tuner.core.remarks import BatchLimits
-from bstune.tuner.core.results import BatchAnswer, ProbeResult
+from bstune.tuner.core.results import BatchAnswer
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.report.reasons import limits_text
 from bstune.tuner.strategy.cost import Cost

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bstune
 import pytest
-from bstune.tuner.core.results import PlanResult
+from bstune.tuner.core.probe_results import PlanResult
 from bstune.tuner.device.cards import CARDS_MIB, card_bytes
 from bstune.tuner.plan import largest_fitting
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from unicodedata import category
 
 from .errors import ArgumentError
-from .results import TRIAL_COLUMNS, ProbeResult
+from .probe_results import ProbeResult
+from .results import TRIAL_COLUMNS
 from .specs import Plan
 
 MOST_BYTES = 2**60

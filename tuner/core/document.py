@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 
 from .errors import BstuneError
-from .results import ProbeResult
+from .probe_results import ProbeResult
 
 MOST_BYTES = 16 << 20
 """Far more than a probe has; what is read of a document takes many times its size of memory."""

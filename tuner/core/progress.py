@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .arguments import SearchArguments
-from .results import Attempt, TrialRecord
+from .probe_results import Attempt
+from .results import TrialRecord
 from .specs import Forecast
 from .trials import Facts
 

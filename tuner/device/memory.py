@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.results import DeviceInfo
+from ..core.probe_results import DeviceInfo
 
 NO_CGROUP_LIMIT = 1 << 60
 """cgroup v1 says "no limit" with a number near 2**63."""

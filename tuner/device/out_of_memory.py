@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..core.results import Outcome
+from ..core.probe_results import Outcome
 
 OUT_OF_MEMORY = (
     "CUDA out of memory",

@@ -22,7 +22,7 @@ from ray import tune
 from ...objectives.load import after_standard_library
 from ..core import errors
 from ..core.errors import BstuneError, DeviceError
-from ..core.results import DeviceInfo, ProbeResult
+from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.trials import Facts, Split, TrialReport, TrialSpec
 from ..device.memory import cpu_info
 from ..device.nvml import nvml_devices

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from ..core.errors import DeviceError, NothingFitsError, ObjectiveError
-from ..core.results import DeviceInfo, ProbeResult
+from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.trials import Facts
 from ..device.cuda import check_device_name
 from ..workers.launch import path_of_caller, safe_environment

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import ArgumentError, BstuneError
 from ..core.plain_text import one_line
-from ..core.results import ProbeResult
+from ..core.probe_results import ProbeResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

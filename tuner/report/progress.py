@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..core.plain_text import one_line
+from ..core.probe_results import Attempt
 from ..core.progress import Progress
-from ..core.results import Attempt, TrialRecord
+from ..core.results import TrialRecord
 from ..core.specs import Forecast
 from .terminal import harmless, note
 from .units import duration, full_runs, gib, given_params, number, plain_row

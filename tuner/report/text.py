@@ -6,22 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..core.plain_text import one_line
-from ..core.results import (
-    Attempt,
-    BatchAnswer,
-    Candidate,
-    LossEstimate,
-    ProbeResult,
-    Recommendation,
-    SearchResult,
-    TrialRecord,
-)
+from ..core.probe_results import Attempt, ProbeResult
+from ..core.results import BatchAnswer, Candidate, LossEstimate, Recommendation, SearchResult, TrialRecord
 from .paste import paste_lines
 from .progress import trial_line
 from .units import duration, gib, given_params, number, per_second, plain_rows
 
 if TYPE_CHECKING:
-    from ..core.results import PlanResult
+    from ..core.probe_results import PlanResult
     from ..core.trials import Facts
 
 _PROOFS = {

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import ObjectiveError, StudyError
 from ..core.interrupts import held
-from ..core.results import ProbeResult, TrialRecord
+from ..core.probe_results import ProbeResult
+from ..core.results import TrialRecord
 from ..core.specs import Proposal
 from ..core.trials import TrialReport, TrialSpec, Verdict
 from ..engines.base import Event, Finished, Lost, Placed, Pool, Reported

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...objectives.seal import make_seal
 from ..core.arguments import SearchArguments
+from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.progress import Progress, tell
-from ..core.results import DeviceInfo, ProbeResult
 from ..core.trials import Facts
 from ..engines.base import Pool
 from ..studies.catalog import choose_study, fingerprint, touch

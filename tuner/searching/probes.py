@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ..core.arguments import SearchArguments
+from ..core.probe_results import Attempt, DeviceInfo, ProbeResult
 from ..core.progress import Progress, tell
-from ..core.results import Attempt, DeviceInfo, ProbeResult, TrialRecord
+from ..core.results import TrialRecord
 from ..core.trials import Facts, Split
 from ..studies.catalog import probe_key, studies
 from ..studies.study import Study

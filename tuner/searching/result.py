@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..core.results import ProbeResult, SearchResult
+from ..core.probe_results import ProbeResult
+from ..core.results import SearchResult
 from ..core.specs import Plan
 from ..core.trials import Facts
 from ..core.version import versions

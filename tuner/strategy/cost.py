@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..core.results import ProbeResult, StepTimeLine
+from ..core.probe_results import ProbeResult, StepTimeLine
 from ..core.trials import Facts
 from ..theory.scaling import split_batch
 

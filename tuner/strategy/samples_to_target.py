@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from ..core.results import BatchAnswer, ProbeResult
+from ..core.probe_results import ProbeResult
+from ..core.results import BatchAnswer
 from ..core.specs import Plan
 from ..core.trials import Facts
 from ..theory.critical_batch import LEAST_BATCHES, BatchLine, Reach, answer_batch, enough, fit_batch_line

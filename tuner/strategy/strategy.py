@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from ..core.results import BatchAnswer, Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
+from ..core.probe_results import ProbeResult
+from ..core.results import BatchAnswer, Limits, Recommendation, Setting, Spent, TrialRecord
 from ..core.specs import Forecast, Plan, Proposal
 from ..core.trials import Facts, TrialReport, Verdict
 from ..theory.gradient_noise import noise_scale

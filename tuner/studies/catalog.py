@@ -13,7 +13,7 @@ from typing import Any
 from ..core.arguments import ProbeArguments
 from ..core.errors import StudyError
 from ..core.plain_text import one_line
-from ..core.results import DeviceInfo
+from ..core.probe_results import DeviceInfo
 from ..core.specs import Plan
 from ..core.trials import Facts
 from .spec_json import encode_space

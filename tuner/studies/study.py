@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..core.errors import BstuneError, StudyError
-from ..core.results import ProbeResult, TrialRecord
+from ..core.probe_results import ProbeResult
+from ..core.results import TrialRecord
 from ..core.trials import ASKED, RESULT, TrialReport, TrialSpec, begun, reported
 from .optuna_parameters import Axes
 from .records import Records

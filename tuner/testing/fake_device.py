@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from ..core.results import DeviceInfo, ProbeResult, ThroughputRow
+from ..core.probe_results import DeviceInfo, ProbeResult, ThroughputRow
 from ..device.out_of_memory import classify
 from ..memory.caching_allocator import CachingAllocator, OutOfReserveError
 from ..memory.trace import TraceModel

@@ -18,7 +18,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..core.results import BatchAnswer, Decider, ProbeResult, StepTimeLine
+from ..core.probe_results import ProbeResult, StepTimeLine
+from ..core.results import BatchAnswer, Decider
 from .gradient_noise import NoiseScale
 from .step_time import relative_line
 

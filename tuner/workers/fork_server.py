@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from ..core.errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
-from ..core.results import DeviceInfo
+from ..core.probe_results import DeviceInfo
 from ..core.trials import Facts
 from ..device.cuda import CudaFacts, check_device_name, cuda_memory
 from ..device.memory import Memory, cpu_info, cpu_memory, memory_moved, usable_cores

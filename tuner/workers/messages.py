@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..core.results import Outcome
+from ..core.probe_results import Outcome
 from ..core.trials import MeasureNotes, MeasureSpec, TrialSpec, Verdict
 from ..device.meter import Reading
 
