@@ -1,4 +1,5 @@
-# `make demo` and `make test` need nothing but Python 3.10 or newer: each creates .venv and installs into it what constraints.txt pins.
+# `make demo` and `make test` need nothing but Python 3.10 or newer: each creates .venv and installs into it what
+# constraints.txt pins.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,8 @@ TYPING := .typing/bstune
 .PHONY: help dev demo format lint type test check test-gpu gpu docs bench soak clean
 
 help: ## List the targets.
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | \
+	while IFS="$$(printf '\t')" read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
 
 # What a user installs; the tools of development come on top where they are needed.
 $(BARE): pyproject.toml constraints.txt
@@ -46,7 +48,8 @@ lint: $(INSTALLED) ## Check format and lint rules; change nothing.
 type: $(INSTALLED) $(TYPING) ## Check types, strictly, tests and examples included.
 	$(BIN)/mypy -p bstune
 
-# A file stays on one worker: its tests share what they start, such as servers and templates. The dearest files come first (tests/conftest.py).
+# A file stays on one worker: its tests share what they start, such as servers and templates. The slowest files come
+# first (tests/conftest.py).
 test: $(INSTALLED) ## Run the tests, two files at a time; WORKERS=4 for four.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -55,17 +58,17 @@ check: lint type test ## All that CI runs.
 test-gpu: $(INSTALLED) ## Run the tests that repeat a claim on a CUDA device.
 	$(BIN)/python -m pytest -m gpu
 
-gpu: ## Hold what bstune assumes of CUDA against this machine's card, within 8 minutes; needs torch and numpy only.
+gpu: ## Compare what bstune assumes of CUDA with this machine's card, within 8 minutes; needs torch and numpy only.
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py
 
 docs: $(INSTALLED) ## Write docs/cli.md from the --help texts.
 	$(BIN)/python docs/make_cli.py
 
-bench: $(INSTALLED) ## Measure start-up time, and hold the demo's recommendation against its truth grid.
+bench: $(INSTALLED) ## Measure start-up time, and compare the demo's recommendation with its truth grid.
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/demo_truth.py --check
 
-soak: $(INSTALLED) ## Run 300 short searches under random faults and check that nothing is lost; about a quarter of an hour.
+soak: $(INSTALLED) ## Run 300 short searches under random faults and check that nothing is lost; 15 minutes.
 	$(BIN)/python benchmarks/faults.py
 
 clean: ## Remove .venv, caches and builds; studies (*.db) are kept.

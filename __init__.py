@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .tuner.core.errors import ObjectiveError as ObjectiveError
     from .tuner.core.errors import StudyError as StudyError
     from .tuner.core.errors import TrialPruned as TrialPruned
-    from .tuner.core.results import PlanResult as PlanResult
-    from .tuner.core.results import ProbeResult as ProbeResult
+    from .tuner.core.probe_results import PlanResult as PlanResult
+    from .tuner.core.probe_results import ProbeResult as ProbeResult
     from .tuner.core.results import Recommendation as Recommendation
     from .tuner.core.results import SearchResult as SearchResult
     from .tuner.plan import plan as plan
@@ -38,8 +38,8 @@ _HOME = {
     "NoSignalError": "tuner.core.errors",
     "NothingFitsError": "tuner.core.errors",
     "ObjectiveError": "tuner.core.errors",
-    "PlanResult": "tuner.core.results",
-    "ProbeResult": "tuner.core.results",
+    "PlanResult": "tuner.core.probe_results",
+    "ProbeResult": "tuner.core.probe_results",
     "Recommendation": "tuner.core.results",
     "SearchResult": "tuner.core.results",
     "StudyError": "tuner.core.errors",

@@ -1,7 +1,9 @@
-"""The searchers that bstune is compared with, each on a table: what it would recommend, and what it has trained by then.
+"""The searchers that bstune is compared with, each run on a table.
 
-Costs are in full runs. A cell that is repeated or continued is charged only for what it adds, which favours the baselines:
-bstune itself is charged for every run from its beginning.
+Each says what it would recommend, and what it has trained by then.
+
+Costs are in full runs. A cell that is repeated or continued is charged only for what it adds, which favours the
+baselines: bstune itself is charged for every run from its beginning.
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ def screen(meter: Meter, seed: int) -> None:
 def optuna_search(
     sampler: Callable[[int], optuna.samplers.BaseSampler], pruner: Callable[[int], optuna.pruners.BasePruner]
 ) -> Searcher:
-    """An Optuna study over indices into the lists, so that it knows their order and wastes nothing between the cells."""
+    """An Optuna study over indices into the lists, so that it knows their order and repeats no cell."""
 
     def searcher(meter: Meter, seed: int) -> None:
         batches, rates = meter.table.batches, meter.table.learning_rates

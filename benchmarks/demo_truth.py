@@ -1,10 +1,16 @@
-"""Is the demo's recommendation good? The truth about `examples/digits.py`, measured once, and five searches held against it.
+"""Is the demo's recommendation good?
 
-    python benchmarks/demo_truth.py           measures the grid: every batch size x learning rate, 3 seeds a cell, about 12 minutes
-    python benchmarks/demo_truth.py --check   runs 5 searches, and each recommended setting and the grid's best cell on 5 fresh seeds
+The truth about `examples/digits.py` is measured once, and five searches are compared with it.
 
-The grid stands in `results/demo_truth_grid.csv` and says what it was measured with. An interrupted measurement goes on where it was. The
-check prints the mean ratio of the two losses, which should be at most 1.15, and writes `results/demo_truth_check.json`.
+    python benchmarks/demo_truth.py           measures the grid
+    python benchmarks/demo_truth.py --check   checks five searches
+
+The grid has every batch size x learning rate with 3 seeds a cell; measuring it takes about 12 minutes. The check runs 5
+searches, and then each recommended setting and the grid's best cell on 5 fresh seeds.
+
+The grid stands in `results/demo_truth_grid.csv` and says what it was measured with. An interrupted measurement goes on
+where it was. The check prints the mean ratio of the two losses, which should be at most 1.15, and writes
+`results/demo_truth_check.json`.
 """
 
 from __future__ import annotations
@@ -167,14 +173,16 @@ def check() -> int:
     """Run the searches and compare; return 0 when the recommendations are good enough."""
     if grid_hash() != example_hash():
         sys.exit(
-            "The grid is of another examples/digits.py: expected that of today. Measure it again: python benchmarks/demo_truth.py"
+            "The grid is of another examples/digits.py: expected that of today. Measure it again: python "
+            "benchmarks/demo_truth.py"
         )
     objective = load_example()
     means = grid_means()
     best = min(means, key=means.__getitem__)
     best_losses = [full_run(objective, best[0], 1, best[1], seed)[0] for seed in FRESH_SEEDS]
     print(
-        f"best cell of the grid: batch size {best[0]}, learning rate {best[1]:.4g}: {statistics.mean(best_losses):.4f} on fresh seeds"
+        f"best cell of the grid: batch size {best[0]}, learning rate {best[1]:.4g}: "
+        f"{statistics.mean(best_losses):.4f} on fresh seeds"
     )
     searches = [one_search(objective, seed, statistics.mean(best_losses)) for seed in SEARCH_SEEDS]
     ratio = statistics.mean(search["ratio"] for search in searches)

@@ -3,10 +3,11 @@
     python benchmarks/faults.py                  # 300 searches; about a quarter of an hour on 2 cores. Also: make soak
     python benchmarks/faults.py --searches 30 --seed 7 --only driver_sigkill,trial_hang
 
-Each search runs in a process of its own, in a folder of its own; where the fault ends it, a second process runs the same search
-again, as a user would. Then: every trial that was told to be finished is in the storage, once and as it was told; the budget holds; no
-process, temporary file or shared memory is left; plain Optuna opens the study; and the answer is that of an undisturbed search within
-seed noise. Nothing of it needs more than a formula to train, so what takes time is starting processes.
+Each search runs in a process of its own, in a folder of its own; where the fault ends it, a second process runs the
+same search again, as a user would. Then: every trial that was told to be finished is in the storage, once and as it was
+told; the budget was kept; no process, temporary file or shared memory is left; plain Optuna opens the study; and the
+answer is that of an undisturbed search within seed noise. Nothing of it needs more than a formula to train, so what
+takes time is starting processes.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Case:
 
     @property
     def mark(self) -> str:
-        """What the processes of its searches bear in their environment."""
+        """What the processes of its searches have in their environment."""
         return f"{os.getpid()}-{self.index}"
 
 
@@ -222,7 +223,7 @@ def strike(case: Case, folder: Path) -> None:
 
 
 def lock_for_a_while(path: Path, seconds: float) -> None:
-    """Hold the database as another program would, and let go of it."""
+    """Lock the database as another program would, and release it."""
     held = threading.Event()
 
     def hold() -> None:
@@ -297,7 +298,7 @@ def lost(outcome: dict[str, Any]) -> bool:
 
 
 def check(case: Case, folder: Path, outcome: dict[str, Any], truth: dict[str, Any] | None) -> None:
-    """Hold what is left of a case against what was promised."""
+    """Compare what is left of a case with what was promised."""
     told = [json.loads(line) for line in (folder / "told.jsonl").read_text().splitlines()]
     numbers = Counter(number for number, *_ in told)
     assert max(numbers.values()) == 1, f"finished twice: {numbers}"
@@ -334,7 +335,7 @@ def check(case: Case, folder: Path, outcome: dict[str, Any], truth: dict[str, An
 
 
 def processes_of(case: Case) -> list[int]:
-    """Return the processes that bear the mark of a case, a moment after it has ended."""
+    """Return the processes that have the mark of a case, a moment after it has ended."""
     deadline_s = time.monotonic() + 5
     while True:
         left = []
@@ -412,7 +413,8 @@ def main() -> None:
     for fault in sorted(done):
         print(f"{fault:<30} {done[fault]:>8} {struck[fault]:>10}")
     print(
-        f"\n{sum(done.values())} searches, {len(done)} kinds of fault, {len(problems)} problems, {time.monotonic() - started_s:.0f} s"
+        f"\n{sum(done.values())} searches, {len(done)} kinds of fault, {len(problems)} problems, "
+        f"{time.monotonic() - started_s:.0f} s"
     )
     if not arguments.keep or not problems:
         shutil.rmtree(home, ignore_errors=True)

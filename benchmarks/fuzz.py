@@ -1,4 +1,7 @@
-"""Random memory curves for the search: slopes over decades, jumps, squares, noise, and predictors that are right or wrong."""
+"""Random memory curves for the search of the largest size.
+
+Slopes over decades, jumps, squares, noise, and predictors that are right or wrong.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def run(
     noise: Callable[[], float] = lambda: 0.0,
     **options: Any,
 ) -> Growth:
-    """Search on a formula. An attempt up to `survives_to` times the budget tells its peak; one above that dies before."""
+    """Search on a formula; an attempt up to `survives_to` times the budget tells its peak, a larger one dies first."""
     growth = Growth(bounds or Bounds(1, 65536), budget_bytes=int(budget), **options)
     while (size := growth.next_size()) is not None:
         peak = memory(size) * (1 + noise())

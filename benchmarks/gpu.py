@@ -1,10 +1,12 @@
-"""Does CUDA do what bstune takes it to do? All claims that rest on documents are held against the card of this machine.
+"""Does CUDA do what bstune assumes? Compares all claims that come from documents with the card of this machine.
 
-Run `make gpu`, or `python benchmarks/gpu.py` with any Python that has torch and numpy: it needs neither an installed bstune nor
-Ray, Optuna, pandas or the internet, and takes at most 8 minutes. It writes `benchmarks/results/gpu-<card>-<date>.json`, a record
-for each check, and the golden allocator traces that the tests replay. Exit status 1 when a claim does not hold.
+Run `make gpu`, or `python benchmarks/gpu.py` with any Python that has torch and numpy: it needs neither an installed
+bstune nor Ray, Optuna, pandas or the internet, and takes at most 8 minutes. It writes
+`benchmarks/results/gpu-<card>-<date>.json`, a record for each check, and the golden allocator traces that the tests
+replay. Exit status 1 when a claim does not hold.
 
-`--dry` runs every check on CPU and on the allocator's simulator: then the figures mean nothing, and only the code is tried.
+`--dry` runs every check on CPU and on the allocator's simulator: then the figures mean nothing, and only the code is
+tried.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ LIMIT_S = 450.0
 
 
 def find_bstune() -> None:
-    """Take the checkout around this file for the package where none is installed: its root is the package, whatever it is called."""
+    """Use the checkout around this file as the package where none is installed, whatever its folder is called."""
     if importlib.util.find_spec("bstune") is not None:
         return
     spec = importlib.util.spec_from_file_location(
@@ -61,7 +63,7 @@ class Record:
 
 
 def run_check(name: str, card: Card, *, broken: bool, deadline_s: float) -> Record:
-    """Hold one claim against the card; an exception is a failure, and the next check runs all the same."""
+    """Compare one claim with the card; an exception is a failure, and the next check runs all the same."""
     check, start_s = CHECKS[name], time.monotonic()
     claim = (check.__doc__ or "").strip()
 

@@ -1,4 +1,4 @@
-"""What the checks of `gpu.py` run on: a CUDA card, or a stand-in of this machine's CPU and the allocator's simulator."""
+"""What the checks of `gpu.py` run on: a CUDA card, or this machine's CPU and the simulated allocator in its place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from bstune.tuner.core.results import Outcome
+from bstune.tuner.core.probe_results import Outcome
 from bstune.tuner.device import cuda
 from bstune.tuner.device import nvml as nvml_module
 from bstune.tuner.device.cuda import near_capacity
@@ -270,7 +270,8 @@ class CudaCard:
 class DryCard:
     """A stand-in: real steps of tiny models on CPU, whose allocations run through the allocator's simulator.
 
-    Sizes above `LARGEST_RUN` are not run: their allocations are foretold from two small sizes, so that all takes seconds.
+    Sizes above `LARGEST_RUN` are not run: their allocations are predicted from two small sizes, so that all takes
+    seconds.
     """
 
     LARGEST_RUN = 48
@@ -357,7 +358,8 @@ class DryCard:
             try:
                 FakeDevice(gib_per_sample=0.1, faults=[Fault(kind)]).step(1)  # type: ignore[arg-type]
             except RuntimeError as error:
-                found.append(ErrorSeen(kind, type(error).__name__, str(error), classify(error), expected))  # type: ignore[arg-type]
+                name = type(error).__name__
+                found.append(ErrorSeen(kind, name, str(error), classify(error), expected))  # type: ignore[arg-type]
         return found
 
     def time_block(self, kind: Model, n: int) -> tuple[float, float]:

@@ -1,7 +1,7 @@
-"""The claims that bstune makes of CUDA, each as a function that holds one against a card.
+"""The claims that bstune makes of CUDA, each as a function that compares one with a card.
 
-A check returns what it measured and what is wrong with it; with nothing wrong it has passed. Whatever it measures, it looks at
-through `see`, which tells the truth unless the check is being broken on purpose.
+A check returns what it measured and what is wrong with it; with nothing wrong it has passed. Whatever it measures, it
+looks at through `see`, which tells the truth unless the check is being broken on purpose.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Left = Callable[[], float]
 
 
 def traces(card: Card, see: Eye, left_s: Left) -> Judged:
-    """Traces at two small sizes pair, and foretell max_memory_allocated at a third to 0.1 % (cudnn.benchmark off)."""
+    """Traces at two small sizes pair, and predict max_memory_allocated at a third to 0.1 % (cudnn.benchmark off)."""
     judged = Judged()
     for benchmark in (False, True):
         for kind in card.kinds:
@@ -82,7 +82,7 @@ def traces(card: Card, see: Eye, left_s: Left) -> Judged:
 
 
 def simulator(card: Card, see: Eye, left_s: Left) -> Judged:
-    """The simulator reserves what the card reserves to 2 %, and fails and retries where it does, in 90 % of limited runs."""
+    """The simulator reserves what the card does to 2 %, and agrees on failures and retries in 90 % of limited runs."""
     judged = Judged()
     agree: list[bool] = []
     for kind in card.kinds:
@@ -109,7 +109,7 @@ def simulator(card: Card, see: Eye, left_s: Left) -> Judged:
 
 
 def monotone(card: Card, see: Eye, left_s: Left) -> Judged:
-    """Which sizes fit a limit without retries is foretold for 90 % of the sizes around the boundary, monotone or not."""
+    """Which sizes fit a limit without retries is predicted right for 90 % of the sizes around the boundary."""
     judged = Judged()
     for kind in [kind for kind in card.kinds if kind.name in ("cnn", "lstm")]:
         model = _model(card, kind)
@@ -150,7 +150,7 @@ def fake(card: Card, see: Eye, left_s: Left) -> Judged:
 
 
 def context(card: Card, see: Eye, left_s: Left) -> Judged:
-    """A context takes 0.05 to 2 GiB by NVML's free memory before and after; NVML and CUDA agree on what is free to 1 % of the total."""
+    """A context takes 0.05 to 2 GiB of NVML's free memory; NVML and CUDA agree on free memory to 1 % of the total."""
     seen = card.context()
     judged = Judged(asdict(seen))
     taken, free = see(seen.context_bytes), see(seen.nvml_free_bytes)
@@ -180,7 +180,7 @@ def retries(card: Card, see: Eye, left_s: Left) -> Judged:
 
 
 def search(card: Card, see: Eye, left_s: Left) -> Judged:
-    """By traces: never too large, no out-of-memory in the median, and at most a third of the steps of Lightning's rule."""
+    """With traces: never too large, in the median no out-of-memory, at most a third of Lightning's steps."""
     judged = Judged()
     ratios, failures = [], []
     for case in card.cases:
@@ -213,7 +213,7 @@ def search(card: Card, see: Eye, left_s: Left) -> Judged:
 
 
 def timing(card: Card, see: Eye, left_s: Left) -> Judged:
-    """Events and the host's clock around a block of steps agree to 5 %, and a line through the step times has them to 25 %."""
+    """CUDA events and the host's clock agree to 5 % on a block of steps, and a line fits the step times to 25 %."""
     judged, rows = Judged({"sizes": {}}), []
     for n in card.timed:
         event_s, wall_s = card.time_block(card.kinds[1], n)
@@ -231,7 +231,7 @@ def timing(card: Card, see: Eye, left_s: Left) -> Judged:
 
 
 def errors(card: Card, see: Eye, left_s: Left) -> Judged:
-    """What fails for want of memory at the edge of the card is `oom`, and what destroys the context is `error`."""
+    """What fails for lack of memory at the edge of the card is `oom`, and what destroys the context is `error`."""
     rows = card.errors()
     judged = Judged({"errors": [asdict(row) for row in rows]})
     judged.expect(bool(rows), "nothing failed on a full card")
@@ -323,7 +323,7 @@ def _by_growth(card: Card, case: Case, *, traced: bool) -> dict[str, Any]:
 
 
 def _lightning(card: Card, case: Case) -> dict[str, Any]:
-    """Search as Lightning's binsearch does by its source (2.6, batch_size_scaling.py), recoded: from 2, doubling, then halving."""
+    """Search as Lightning's binsearch does (2.6, batch_size_scaling.py), rewritten: double from 2, then halve."""
     low, high, n, sizes = 0, None, 2, []
     steps = failures = 0
     while True:

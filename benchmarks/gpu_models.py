@@ -1,4 +1,4 @@
-"""Two models that everybody knows, for the searches on emulated cards; torchvision and transformers need not be there."""
+"""Two well-known models for the searches on emulated cards; neither torchvision nor transformers is needed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def resnet50() -> nn.Module:
 
 
 def gpt2() -> nn.Module:
-    """Build a model of the width, depth and vocabulary of GPT-2 124M; 4 heads, 512 tokens, an output layer of its own."""
+    """Build a model of the width, depth and vocabulary of GPT-2 124M, with 4 heads and 512 tokens.
+
+    Its output layer has weights of its own.
+    """
     return GPT(width=768, layers=12, length=512, vocabulary=50257, checkpointing=False)
 
 

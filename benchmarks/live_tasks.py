@@ -1,7 +1,9 @@
-"""Four small real tasks as objectives: digits with batch normalisation, MNIST-10k, a tabular set, and a character model.
+"""Four small real tasks as objectives.
 
-Each is named in the file, as `bstune search benchmarks/live_tasks.py:digits_bn` expects it. The digits come with scikit-learn; the
-others are read from BSTUNE_DATA (default: ../shared/data beside the checkout).
+Digits with batch normalisation, MNIST-10k, a tabular set, and a character model.
+
+Each is named in the file, as `bstune search benchmarks/live_tasks.py:digits_bn` expects it. The digits come with
+scikit-learn; the others are read from BSTUNE_DATA (default: ../shared/data beside the checkout).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measure small tables of learning curves: batch size x learning rate x seed, trained for real on the CPU.
 
-They stand beside the recorded tables of BSTUNE_DATA, so that no rule of the search needs to be tuned on the table that it
-is scored on. All learning rates of a batch size and seed are trained at once, as one stack of models.
+They stand beside the recorded tables of BSTUNE_DATA, so that no rule of the search needs to be tuned on the table that
+it is scored on. All learning rates of a batch size and seed are trained at once, as one stack of models.
 
     python benchmarks/make_tables.py benchmarks/tables  # About 15 minutes on one core.
 """

@@ -2,8 +2,8 @@
 
     python benchmarks/many_trials.py [--trials 10000] [--out benchmarks/results]
 
-The trials are made up (a bowl in octaves with 2 % of noise, most runs stopped at a rung) and stored in a SQLite file as any others
-are. Then the study is opened again and the real strategy goes on with it.
+The trials are made up (a bowl in octaves with 2 % of noise, most runs stopped at a rung) and stored in a SQLite file as
+any others are. Then the study is opened again and the real strategy goes on with it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def main() -> None:
             started_s = time.perf_counter()
             for _ in range(arguments.trials):
                 decay = {"weight_decay": 10 ** rng.uniform(-6, -1)}
-                setting = Setting(rng.choice(SPACE["batch_size"]), 10 ** rng.uniform(-5, 0), decay)  # type: ignore[arg-type]  # A list.
+                rate = 10 ** rng.uniform(-5, 0)
+                setting = Setting(rng.choice(SPACE["batch_size"]), rate, decay)  # type: ignore[arg-type]  # A list.
                 train(study, Proposal("search", setting, 0, rungs[-1], rungs), rng, None)
             stored_s = time.perf_counter() - started_s
         started_s = time.perf_counter()
@@ -110,7 +111,7 @@ def main() -> None:
             last = strategy(kept)
             last.ask()
             memory_kb = tracemalloc.get_traced_memory()[0] / 1000 / len(last.ledger)
-    # The race along the learning rate comes first and is read off the books; what follows asks the surrogate.
+    # The race along the learning rate comes first and is read off the ledger; what follows asks the surrogate.
     asking = sorted(ask_s)
     lines = [
         "# Ten thousand trials",

@@ -2,10 +2,10 @@
 
     python benchmarks/overhead.py [--seconds 30] [--trials 4] [--no-ray] [--out benchmarks/results]
 
-The same loop trains for the same samples with the same reports, twice at a time: by itself in a process of its own, and as the trials of
-a search, nothing stopped early. The loops note when they begin and end, by the clock of the machine. So what else the machine does slows
-both, and the seconds between the loops of a search are known whatever that is. The start and end of a search are told apart: they do
-not grow with its trials. It needs two idle cores.
+The same loop trains for the same samples with the same reports, twice at a time: by itself in a process of its own, and
+as the trials of a search, nothing stopped early. The loops note when they begin and end, by the clock of the machine.
+So what else the machine does slows both, and the seconds between the loops of a search are known whatever that is. The
+start and end of a search are told apart: they do not grow with its trials. It needs two idle cores.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def bare(folder: Path) -> float:
 
 
 def side_by_side(folder: Path, n: int, engine: str) -> tuple[float, float, float, float]:
-    """Return the seconds of a bare loop, of a loop of a search, those from one of these to the next, and those before and after all."""
+    """Return the seconds of a bare loop, of one in a search, between two of a search, and before and after all."""
     objective = bstune.load(f"{folder / 'loop.py'}:loop")
     storage = f"sqlite:///{folder / engine}.db"
     probe = bstune.probe(objective, device="cpu", max_batch=64, storage=storage)
@@ -142,14 +142,14 @@ def main() -> None:
     parser.add_argument("--no-ray", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    command = " ".join(["python benchmarks/overhead.py", *sys.argv[1:]])
     lines = [
         "# Overhead of a trial",
         "",
-        f"{date.today()}, bstune {bstune.__version__}. Command: `python benchmarks/overhead.py {' '.join(sys.argv[1:])}`.".replace(
-            " `.", "`."
-        ),
+        f"{date.today()}, bstune {bstune.__version__}. Command: `{command}`.",
         "",
-        "| engine | bare loop, s | the loop in a trial, s | from loop to loop, s | beyond the bare loop | start and end of a search, s |",
+        "| engine | bare loop, s | the loop in a trial, s | from loop to loop, s | beyond the bare loop | start and "
+        "end of a search, s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines), flush=True)

@@ -1,12 +1,15 @@
-"""What parallel search costs: the search on recorded tables with 1 to 64 slots, on a simulated clock; print and keep the figures.
+"""What parallel search costs: the search on recorded tables with 1 to 64 slots, on a simulated clock.
+
+Prints the figures and keeps them.
 
     python benchmarks/parallel.py            # 1, 2, 4, 8, 16, 64 slots, 10 seeds; about half an hour on 2 cores.
     python benchmarks/parallel.py --quick    # 1, 4 and 16 slots, 3 seeds.
 
-Every slot trains at the same speed, so a full run takes one unit of time whatever its batch, and deciding takes none. Regret is how
-much worse the recommended cell is than the best cell of the table, by the mean over the recorded seeds. The speed-up is the time of
-one slot over that of N; at a fixed budget it ends where the budget holds no more full runs than there are slots, since confirmation
-comes after the search: at least two full runs, one after the other. A repeat is a search trial whose cell was running already.
+Every slot trains at the same speed, so a full run takes one unit of time whatever its batch, and deciding takes none.
+Regret is how much worse the recommended cell is than the best cell of the table, by the mean over the recorded seeds.
+The speed-up is the time of one slot over that of N; at a fixed budget it ends where the budget holds no more full runs
+than there are slots, since confirmation comes after the search: at least two full runs, one after the other. A repeat
+is a search trial whose cell was running already.
 """
 
 from __future__ import annotations
@@ -140,17 +143,20 @@ def report(rows: list[dict[str, Any]], names: list[str], budget: float, n_seeds:
     lines = [
         "# Parallel search on recorded tables",
         "",
-        f"Budget {budget:g} full runs; {len(names)} tables ({', '.join(names)}), {n_seeds} seeds each. Time is in full runs of one slot.",
+        f"Budget {budget:g} full runs; {len(names)} tables ({', '.join(names)}), {n_seeds} seeds each. Time is in "
+        "full runs of one slot.",
         "Made by `python benchmarks/parallel.py`.",
         "",
-        "| slots | regret, median | 80th percentile | time | speed-up | spent | search trials | different cells | repeats | verified |",
+        "| slots | regret, median | 80th percentile | time | speed-up | spent | search trials | different cells | "
+        "repeats | verified |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         speed_up = rows[0]["time"] / row["time"]
         lines.append(
-            f"| {row['slots']} | {row['regret_median']:.1%} | {row['regret_80']:.1%} | {row['time']:.2f} | {speed_up:.1f} "
-            f"| {row['spent']:.1f} | {row['trials']:.1f} | {row['cells']:.1f} | {row['repeats']:.2f} | {row['verified']:.0%} |"
+            f"| {row['slots']} | {row['regret_median']:.1%} | {row['regret_80']:.1%} | {row['time']:.2f} | "
+            f"{speed_up:.1f} | {row['spent']:.1f} | {row['trials']:.1f} | {row['cells']:.1f} | {row['repeats']:.2f} | "
+            f"{row['verified']:.0%} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -2,13 +2,14 @@
 
     python benchmarks/probe.py --peers PYTHON [--quick]
 
-PYTHON is an interpreter of an environment with `lightning` and `accelerate` and the same torch; without it the peers are left out.
-Three tables, written to benchmarks/results/:
+PYTHON is an interpreter of an environment with `lightning` and `accelerate` and the same torch; without it the peers
+are left out. Three tables, written to benchmarks/results/:
 
-1. Simulated cards: traced steps of six model kinds, replayed through a model of CUDA's caching allocator at several capacities.
-   Truth: every size, from above, until one fits without retries.
-2. Real steps on CPU under a limit on resident memory, processes and imports included in the time. Truth: the answer and sizes up
-   to 1.3 times it, each run anew. Then 100 steps at what each finder returned. All with a fixed mmap threshold of malloc; see docs.
+1. Simulated cards: traced steps of six model kinds, replayed through a model of CUDA's caching allocator at several
+   capacities. Truth: every size, from above, until one fits without retries.
+2. Real steps on CPU under a limit on resident memory, processes and imports included in the time. Truth: the answer and
+   sizes up to 1.3 times it, each in a new run. Then 100 steps at what each finder returned. All with a fixed mmap
+   threshold of malloc; see docs.
 3. Fuzzed memory curves: jumps, kernel switches, squares, noise.
 """
 
@@ -236,7 +237,8 @@ def summary(rows: list[Row]) -> list[str]:
         seconds = statistics.median(row["seconds"] for row in mine)
         total = sum(row["oom"] for row in mine)
         lines.append(
-            f"| {finder} | {len(mine)} | {numbers[0]:g} | {numbers[1]:g} | {total} | {exact} | {large} | {ratio} | {seconds:.1f} |"
+            f"| {finder} | {len(mine)} | {numbers[0]:g} | {numbers[1]:g} | {total} | {exact} | {large} | {ratio} | "
+            f"{seconds:.1f} |"
         )
     return lines
 
@@ -293,9 +295,12 @@ def report(simulated: list[Row], cpu: list[Row], fuzz: Row, command: str, second
         "",
         "## Simulated cards",
         "",
-        "Six model kinds, traced on CPU and replayed through a model of CUDA's caching allocator. *Too large*: the size fails or retries.",
-        "bstune predicts with the same model that the card is simulated by, so its row is what a faithful model would give. Lightning",
-        "takes 5 % off what binsearch finds, by design; Accelerate only goes down, from 128; Ultralytics aims at 60 % of the card.",
+        "Six model kinds, traced on CPU and replayed through a model of CUDA's caching allocator. *Too large*: the "
+        "size fails or retries.",
+        "bstune predicts with the same model that the card is simulated by, so its row is what a faithful model "
+        "would give. Lightning",
+        "takes 5 % off what binsearch finds, by design; Accelerate only goes down, from 128; Ultralytics aims at 60 "
+        "% of the card.",
         "",
         *summary(simulated),
         "",
@@ -303,9 +308,12 @@ def report(simulated: list[Row], cpu: list[Row], fuzz: Row, command: str, second
         "",
         "## Real steps on CPU",
         "",
-        "Resident memory beyond what a process holds before it builds the model is limited alike. Seconds include processes and imports.",
-        "bstune's step is two accumulated micro-batches and its size must leave room for validation; the peers' loops have neither.",
-        "Then each size trains 100 steps in a fresh process of bstune's: *too large* is one whose peak passes the whole limit.",
+        "Resident memory beyond what a process holds before it builds the model is limited for all in the same way. "
+        "Seconds include processes and imports.",
+        "bstune's step is two accumulated micro-batches and its size must leave room for validation; the peers' "
+        "loops have neither.",
+        "Then each size trains 100 steps in a fresh process of bstune's: *too large* is one whose peak passes the "
+        "whole limit.",
         "",
         *summary(cpu),
         "",

@@ -66,7 +66,7 @@ def probe(task: Row) -> Row:
 
 
 def check(task: Row) -> Row:
-    """Run sizes alone, three steps and a validation batch, each in a fresh process; tell which stay within the budget."""
+    """Run each size alone in a fresh process, three steps and a validation batch; tell which fit the budget."""
     fits = {}
     with Host(objective(task), device="cpu", memory_bytes=task["limit_mib"] * MIB, environment=STABLE_MALLOC) as host:
         for size in task["sizes"]:
@@ -86,7 +86,7 @@ def soak(task: Row) -> Row:
 
 
 def base(task: Row) -> int:
-    """Return what a worker of bstune holds before it builds a model; each peer gets as much beyond what it holds itself."""
+    """Return what a worker of bstune holds before it builds a model; each peer gets as much on top of its own."""
     with Host(objective(task), device="cpu", environment=STABLE_MALLOC) as host:
         return int(host.run(messages.Measure(MeasureSpec(1, 1, 1, 1, seed=0))).reading.start_bytes)
 

@@ -1,8 +1,8 @@
-"""Runs the batch-size finders of other projects, as packages, on a task that `probe.py` describes; prints one JSON object.
+"""Runs the batch-size finders of other projects on a task that `probe.py` describes; prints one JSON object.
 
-It runs in an environment of its own that has Lightning and Accelerate. Two kinds of task: a simulated device whose memory is a
-replay of traced steps, and real training steps on CPU with a limit on resident memory. Ultralytics' rule (`utils/autobatch.py`
-of 8.4, as documented) is written out here: the package measures its own models only.
+It runs in an environment of its own that has Lightning and Accelerate. Two kinds of task: a simulated device whose
+memory is a replay of traced steps, and real training steps on CPU with a limit on resident memory. Ultralytics' rule
+(`utils/autobatch.py` of 8.4, as documented) is written out here: the package measures its own models only.
 """
 
 from __future__ import annotations

@@ -42,11 +42,12 @@ from unittest import mock
 import baselines
 import numpy as np
 import tables
-from bstune.tuner.core.results import ProbeResult, Setting
+from bstune.tuner.core.probe_results import ProbeResult
+from bstune.tuner.core.results import Setting
 from bstune.tuner.core.specs import Plan, Proposal
 from bstune.tuner.strategy import gaussian_process, posterior, sampler
+from bstune.tuner.strategy.curves import samples_to
 from bstune.tuner.strategy.ledger import Run
-from bstune.tuner.strategy.samples_to_target import samples_to
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe
 from bstune.tuner.testing.replay import replay

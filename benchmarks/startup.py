@@ -1,7 +1,7 @@
 """How long does `bstune --help` take, next to a bare click program in the same run?
 
-Run `python benchmarks/startup.py`. Both are started as programs, in turn, so that a busy moment of the machine hits both. The
-answer is the ratio of the medians of their wall times; it should be at most 2. Exit status 1 when it is more.
+Run `python benchmarks/startup.py`. Both are started as programs, in turn, so that a busy moment of the machine hits
+both. The answer is the ratio of the medians of their wall times; it should be at most 2. Exit status 1 when it is more.
 """
 
 from __future__ import annotations

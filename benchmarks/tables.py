@@ -1,4 +1,7 @@
-"""The recorded tables that the search is measured on, read from BSTUNE_DATA (default ../shared/data beside the checkout)."""
+"""The recorded tables on which the search is measured.
+
+They are read from BSTUNE_DATA (default: ../shared/data beside the checkout).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ def data_dir() -> Path:
     path = Path(os.environ.get("BSTUNE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not (path / "curves").is_dir():
         sys.exit(
-            f"No recorded tables in {path}: expected a folder `curves` there. Set BSTUNE_DATA to the folder that holds it."
+            f"No recorded tables in {path}: expected a folder `curves` there. Set BSTUNE_DATA to the folder that "
+            "holds it."
         )
     return path
 
@@ -34,7 +38,7 @@ def _table(name: str, frame: pd.DataFrame, n_samples: int, epochs: float) -> Tab
 
 
 def reseeded(table: Table, seed: int) -> Table:
-    """Return a table whose truth is the same and whose luck is drawn anew: the curves of each cell in an order of their own.
+    """Return a table with the same truth and new luck: the curves of each cell in another order.
 
     Seeds below the number of recorded ones leave the table as it is; so does a table of one seed.
     """

@@ -1,7 +1,8 @@
 """bstune inside a plain training script: ask once, then train with the answer.
 
-Run `python examples/from_script.py`. Nothing needs to be guarded by `if __name__ == "__main__"`: trials run in processes of
-their own, and this one is left as it was. Running it again finds the finished search in `bstune.db` and trains at once.
+Run `python examples/from_script.py`. Nothing needs to be guarded by `if __name__ == "__main__"`: trials run in
+processes of their own, and this one is left as it was. Running it again finds the finished search in `bstune.db` and
+trains at once.
 """
 
 import bstune

@@ -40,7 +40,7 @@ def build_model() -> nn.Module:
 
 
 def micro_batches(size: int, seed: int) -> Iterator[Tensor]:
-    """Yield indices of the training images, `size` at a time, shuffled anew in each epoch, without end."""
+    """Yield indices of the training images, `size` at a time, shuffled again in each epoch, without end."""
     shuffle = torch.Generator().manual_seed(seed)
     waiting = torch.empty(0, dtype=torch.long)
     while True:

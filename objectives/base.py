@@ -24,7 +24,7 @@ MOST_NAME = 200
 
 
 class Trial:
-    """The setting that a training loop runs, and the door through which it reports.
+    """The setting that a training loop runs, and the way in which it reports.
 
     Attributes:
         micro_batch_size: Samples in one forward and backward pass.
@@ -100,8 +100,8 @@ class Trial:
         Report as often as you like: only the first report at or after each wanted point counts.
 
         Args:
-            val_loss: The validation loss, to be minimised, as a number or a tensor of one number. To tune accuracy, report 1 - accuracy.
-                One that is not finite says that the run has diverged.
+            val_loss: The validation loss, to be minimised, as a number or a tensor of one number. To tune accuracy,
+                report 1 - accuracy. One that is not finite says that the run has diverged.
             samples: Training samples seen by this trial since its beginning, a whole number.
             metrics: Other numbers to record beside it.
 
@@ -112,13 +112,13 @@ class Trial:
         loss, samples = _number(val_loss, "val_loss"), _whole_number(samples, "samples")
         if samples < self._last_samples:
             raise ObjectiveError(
-                f"trial.report got samples={_shown(samples)} after {self._last_samples}: expected the cumulative number of training "
-                "samples of this trial, which never goes down."
+                f"trial.report got samples={_shown(samples)} after {self._last_samples}: expected the cumulative "
+                "number of training samples of this trial, which never goes down."
             )
         if self.stopped_at is None and samples > (self._spec.most_samples or MOST_SAMPLES):
             raise ObjectiveError(
-                f"trial.report got samples={_shown(samples)} in a trial that ends at {self._spec.end_samples}: expected the number of "
-                "training samples that this trial has seen, not of tokens or steps."
+                f"trial.report got samples={_shown(samples)} in a trial that ends at {self._spec.end_samples}: "
+                "expected the number of training samples that this trial has seen, not of tokens or steps."
             )
         self._interval = max(self._interval, samples - self._last_samples)
         self._last_samples = samples
@@ -183,7 +183,7 @@ def _number(value: Any, name: str) -> float:
 def _whole_number(value: Any, name: str) -> int:
     """Return a number as an int, exactly."""
     number = _number(value, name)
-    if not number.is_integer():  # Which what is not finite is not either.
+    if not number.is_integer():  # Numbers that are not finite are refused too.
         raise ObjectiveError(f"trial.report got {name}={_shown(value)}: expected a whole number.")
     return int(value)
 

@@ -31,13 +31,14 @@ def check_data(data: Any, name: str) -> None:
     torch_data = sys.modules.get("torch.utils.data")
     if torch_data is not None and isinstance(data, torch_data.DataLoader):
         raise ObjectiveError(
-            f"{name} is a DataLoader: bstune chooses the batch size itself, so it needs the data set behind it. Pass `loader.dataset`, "
-            "and `num_workers=` and `collate_fn=` where you use them."
+            f"{name} is a DataLoader: bstune chooses the batch size itself, so it needs the data set behind it. Pass "
+            "`loader.dataset`, and `num_workers=` and `collate_fn=` where you use them."
         )
     if torch_data is not None and isinstance(data, torch_data.IterableDataset):
         raise ObjectiveError(
-            f"{name} is an IterableDataset: bstune needs a length and random access to compare batch sizes at equal samples. Pass a "
-            "map-style Dataset (with __len__ and __getitem__), or write your own loop with @bstune.objective."
+            f"{name} is an IterableDataset: bstune needs a length and random access to compare batch sizes at equal "
+            "samples. Pass a map-style Dataset (with __len__ and __getitem__), or write your own loop with "
+            "@bstune.objective."
         )
     if isinstance(data, tuple):
         raise ObjectiveError(
@@ -45,8 +46,8 @@ def check_data(data: Any, name: str) -> None:
         )
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise ObjectiveError(
-            f"{name} is a {type(data).__name__}: expected a map-style Dataset (with __len__ and __getitem__), or a function without "
-            "arguments that returns one."
+            f"{name} is a {type(data).__name__}: expected a map-style Dataset (with __len__ and __getitem__), or a "
+            "function without arguments that returns one."
         )
     if len(data) == 0:
         raise ObjectiveError(f"{name} is empty: expected at least one sample.")
@@ -61,7 +62,7 @@ class MicroBatches:
     """The indices of micro-batches, without end and always full: a partial batch carries into the next epoch."""
 
     def __init__(self, n_samples: int, size: int, *, seed: int, start_samples: int = 0) -> None:
-        """Shuffle `n_samples` anew each epoch and cut the endless stream, from `start_samples` on, into pieces of `size`."""
+        """Shuffle `n_samples` each epoch and cut the endless stream, from `start_samples`, into pieces of `size`."""
         self._n_samples = n_samples
         self._size = size
         self._seed = seed
@@ -110,7 +111,10 @@ def training_batches(
 def noise_batches(
     data: Any, size: int, n_batches: int, *, seed: int, at_samples: int, collate_fn: Callable[[list[Any]], Any] | None
 ) -> Iterator[Any]:
-    """Yield micro-batches to measure gradient noise on, none with a sample of another; they depend on seed and samples so far alone."""
+    """Yield micro-batches to measure gradient noise on, with no sample in two of them.
+
+    They depend on nothing but the seed and the samples trained so far.
+    """
     import torch
 
     shuffle = torch.Generator().manual_seed((seed * EPOCH_SEED_STRIDE + at_samples) ^ NOISE_SEED)
@@ -142,7 +146,7 @@ def validation_batches(
 
 
 def to_device(batch: Any, device: str) -> Any:
-    """Return the batch with every tensor in it on `device`, whatever its nesting: mappings, sequences, named tuples, dataclasses."""
+    """Return the batch with every tensor in it on `device`, also within mappings, sequences and dataclasses."""
     import torch
 
     if isinstance(batch, torch.Tensor):

@@ -27,7 +27,7 @@ def optimizer_family(class_name: str | None) -> OptimizerFamily:
 
 
 def source_hash(*parts: Any) -> str:
-    """Return a hash of functions and classes by their source, or by their byte code where there is none, and of values by repr."""
+    """Return a hash of functions and classes by source, or by byte code if they have none, and of values by repr."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(_text(part).encode())

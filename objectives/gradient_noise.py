@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def moments(points: Sequence[int], start_samples: int, n_points: int) -> list[int]:
-    """Return the report points at which to measure: about `n_points`, evenly spread over those after the start, the last included.
+    """Return the report points at which to measure: about `n_points`, evenly spread after the start, with the last.
 
     Example:
         >>> moments([100, 200, 300, 400, 500, 600], start_samples=200, n_points=2)
@@ -39,10 +39,10 @@ def measure_noise(
 ) -> NoisePoint:
     """Measure gradient noise at the weights as they are, before any clipping.
 
-    Buffers (BatchNorm's running statistics among them) and every generator are put back; gradients are dropped, as the next
-    optimizer step would do. With BatchNorm, each micro-batch is normalised by its own statistics ("ghost" batches), so the
-    samples in it are not independent and the noise is that of training at the micro-batch size. A data set that keeps a
-    generator of its own, and a module that counts its calls outside its buffers, cannot be put back.
+    Buffers (BatchNorm's running statistics among them) and every generator are put back; gradients are dropped, as the
+    next optimizer step would do. With BatchNorm, each micro-batch is normalised by its own statistics ("ghost"
+    batches), so the samples in it are not independent and the noise is that of training at the micro-batch size. A data
+    set that keeps a generator of its own, and a module that counts its calls outside its buffers, cannot be put back.
 
     Args:
         model: In training mode.

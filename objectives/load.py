@@ -22,7 +22,7 @@ MOST_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class ObjectiveRef:
-    """Where an objective stands, before its file was ever executed.
+    """Where an objective is, before its file is ever executed.
 
     Attributes:
         target: As it was given: `model.py`, `model.py:name` or `package.module:name`.
@@ -64,17 +64,19 @@ class ObjectiveRef:
         hint = (
             f"Name the one you mean: {self.target.split(':')[0]}:{others[0]}"
             if others
-            else f"Write `{self.name} = bstune.Supervised(...)` or decorate a function `{self.name}` with @bstune.objective"
+            else f"Write `{self.name} = bstune.Supervised(...)` or decorate a function `{self.name}` with "
+            "@bstune.objective"
         )
         raise ObjectiveError(
-            f"{self.target} {what}. Looked for a module-level bstune.Supervised or a function under @bstune.objective; found "
-            f"{', '.join(found_here[:12]) or 'nothing'}. {hint}."
+            f"{self.target} {what}. Looked for a module-level bstune.Supervised or a function under "
+            f"@bstune.objective; found {', '.join(found_here[:12]) or 'nothing'}. {hint}."
         )
 
     def _import(self) -> ModuleType:
         if self.path is None:
             return importlib.import_module(str(self.module))
-        # Its neighbours can be imported, as with `python model.py`, but none of them is taken for a module of Python's own.
+        # Its neighbours can be imported, as with `python model.py`, but none of them is taken for a module of Python's
+        # own.
         sys.path[:] = after_standard_library(os.path.dirname(os.path.abspath(self.path)), sys.path)
         name = f"bstune_user_{Path(self.path).stem}"
         spec = importlib.util.spec_from_file_location(name, self.path)

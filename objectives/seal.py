@@ -1,8 +1,9 @@
 """Whether the file that a study stores may be run by somebody who has not named it on this command line.
 
-A database is data. Whoever can write to it can write any attribute, also the one that says which file to run. So a study that was
-started by naming its model bears a seal: a code made with a secret key of this user, over what is run and which study of which
-database says so. The key lies in the user's own folder and never in the database. Nothing is executed or imported to decide.
+A database is data. Whoever can write to it can write any attribute, also the one that says which file to run. So a
+study that was started by naming its model has a seal: a code made with a secret key of this user, over what is run
+and which study of which database says so. The key lies in the user's own folder and never in the database. Nothing is
+executed or imported to decide.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def make_seal(study: Study, *, objective: str | None, source: str | None, asked: Mapping[str, Any]) -> str | None:
-    """Return the seal of a study whose model was named by this user; None where nothing is stored or no key can be kept.
+    """Return the seal of a study whose model this user named; None where nothing is stored or no key can be kept.
 
     Args:
         study: The study.
@@ -86,7 +87,8 @@ def require_trusted(study: Study, reference: ObjectiveRef) -> None:
     raise StudyError(
         "\n".join(
             [
-                f"Nothing was run. The study {one_line(study.name)} stores {shown}, and it is not certain that you chose to run that:",
+                f"Nothing was run. The study {one_line(study.name)} stores {shown}, and it is not certain that you "
+                "chose to run that:",
                 *(f"  {reason}" for reason in reasons),
                 f"If you want it, name it: bstune search {_to_paste(shown)}; or add --yes to run what is stored.",
             ]
@@ -108,7 +110,7 @@ def _target(reference: ObjectiveRef) -> str:
 
 def _doubts_of_database(study: Study) -> list[str]:
     path = study.storage.location.path
-    if path is None:  # Who may write to a server's tables is not to be seen from here; the seal decides.
+    if path is None:  # Who may write to a server's tables cannot be seen from here; the seal decides.
         return []
     try:
         found = os.stat(path)
@@ -127,7 +129,7 @@ def _doubts_of_seal(study: Study) -> list[str]:
     attributes = study.attributes
     seal = attributes.get("objective_seal")
     if not isinstance(seal, str):
-        return ["it bears no seal of this user: an older bstune made it, another program did, or no key could be kept"]
+        return ["it has no seal of this user: an older bstune made it, another program did, or no key could be kept"]
     try:
         key = _read_key()
     except _NoKeyError as error:
@@ -157,7 +159,7 @@ def _doubts_of_file(study: Study, reference: ObjectiveRef) -> list[str]:
     fingerprint = study.attributes.get("fingerprint")
     if not isinstance(fingerprint, dict) or fingerprint.get("source") != reference.source_hash:
         reasons.append(
-            "the file was changed since the study was made (its trials are of the file as it was; --fresh begins anew)"
+            "the file was changed since the study was made (its trials are of the old file; --fresh makes a new study)"
         )
     return reasons
 
@@ -194,7 +196,10 @@ def _key_folder() -> Path:
 
 
 def _make_key() -> None:
-    """Make the key where there is none. Nothing is made in the folder of another user, such as under `sudo` in the home it came from."""
+    """Make the key where there is none.
+
+    Nothing is made in the folder of another user, such as in the old home folder under `sudo`.
+    """
     folder = _key_folder()
     try:
         nearest = next(place for place in (folder, *folder.parents) if place.exists())
@@ -212,7 +217,7 @@ def _write_key(within: int) -> None:
     """Write a key beside the name and link it there, so that it is there whole or not at all.
 
     Raises:
-        FileExistsError: Something bears the name already.
+        FileExistsError: The name is taken already.
     """
     if "key" in os.listdir(within):
         raise FileExistsError

@@ -29,20 +29,24 @@ CACHED_STEPS = 3
 
 
 class Supervised:
-    """Train `model` on `train_data`, judge it on `val_data`.
+    """Train `model` on `train_data`, evaluate it on `val_data`.
 
     Args:
-        model: A class or function that returns a fresh `torch.nn.Module`; it takes nothing but extra dimensions of the space, by keyword.
+        model: A class or function that returns a fresh `torch.nn.Module`; it takes nothing but extra dimensions of the
+            space, by keyword.
         train_data: A map-style Dataset, or a function without arguments that returns one; called once per search.
         val_data: The same, for validation. All of it is used at every validation.
-        training_step: `(model, batch) -> loss`, the mean over the batch as one scalar tensor. Default: the loss of `(x, y)` pairs.
+        training_step: `(model, batch) -> loss`, the mean over the batch as one scalar tensor. Default: the loss of
+            `(x, y)` pairs.
         validation_step: The same for validation, called under `eval()` and `no_grad`. Default: `training_step`.
-        loss: `(output, target) -> scalar` for pairs. Default: cross-entropy for integer targets, mean squared error for float ones.
-        optimizer: `(parameters, lr) -> torch.optim.Optimizer`, and extra dimensions by keyword. Default: `torch.optim.AdamW`.
+        loss: `(output, target) -> scalar` for pairs. Default: cross-entropy for integer targets, mean squared error for
+            float ones.
+        optimizer: `(parameters, lr) -> torch.optim.Optimizer`, and extra dimensions by keyword. Default:
+            `torch.optim.AdamW`.
         epochs: Passes over the training data in one full run.
         evals: Equal points of a full run at which it is validated, besides the rungs of the search.
-        schedule: `constant`, `linear`, `cosine`, `wsd`, or a function of progress in [0, 1] that returns a factor. Progress is
-            samples over the planned end of the run.
+        schedule: `constant`, `linear`, `cosine`, `wsd`, or a function of progress in [0, 1] that returns a factor.
+            Progress is samples over the planned end of the run.
         precision: `fp32`, `bf16` or `fp16` (autocast; fp16 with loss scaling).
         metrics: `{name: (model, batch) -> float}`, recorded beside the validation loss as means weighted by samples.
         collate_fn: As in `torch.utils.data.DataLoader`.
@@ -90,7 +94,8 @@ class Supervised:
         wrong = []
         if torch_nn is not None and isinstance(model, torch_nn.Module):
             wrong.append(
-                "model is a module that was already built: expected a class or function that builds one (model=Net, not Net())"
+                "model is a module that was already built: expected a class or function that builds one (model=Net, "
+                "not Net())"
             )
         elif not callable(model):
             wrong.append(f"model={model!r}: expected a class or function without arguments that returns a module")
@@ -175,14 +180,15 @@ class Supervised:
         )
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
-        """Run real optimizer steps at one micro-batch size, then one validation batch with gradients still held."""
+        """Run real optimizer steps at one micro-batch size, then a validation batch with gradients still there."""
         meter.phase("build")
         run = TrainingRun(self, device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None)
         meter.phase("data")
         run.open_stream(spec.micro_batch_size, spec.accumulation_steps, worst_batch=self.worst_batch)
         meter.phase("train")
         for number in range(1, spec.n_steps + 1):
-            # One accumulated step says all: the second, in which the optimizer's state is there beside gradients and activations.
+            # One accumulated step says all: the second, in which the optimizer's state is there beside gradients and
+            # activations.
             run.accumulation_steps = spec.accumulation_steps if number == min(2, spec.n_steps) else 1
             run.step()
             meter.step_done()
@@ -200,7 +206,7 @@ class Supervised:
         )
 
     def _time_steps(self, run: TrainingRun, spec: MeasureSpec, meter: Meter) -> tuple[float, tuple[float, ...]]:
-        """Time steps as training does them, then a few on a batch that is at hand: the difference is the loader's."""
+        """Time steps as training does them, then a few on a loaded batch: the difference is the loader's."""
         steps, before_s = 0, run.wait_s
         meter.phase("timing")
         end_s = time.perf_counter() + spec.timed_s
@@ -219,7 +225,7 @@ class Supervised:
         return waited_s, tuple(cached_step_s)
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
-        """Run one trial to its planned end, or until it is told to stop: then write the checkpoint, if one is wanted."""
+        """Run one trial to its planned end, or until it is told to stop; then write the checkpoint if one is wanted."""
         run = TrainingRun(
             self,
             device=trial.device,
@@ -255,7 +261,8 @@ class Supervised:
         """Return a fresh model, by those extra parameters of the space that `model` takes as keywords.
 
         Raises:
-            ObjectiveError: `model` returned something else than a module with parameters to train, or nobody takes a parameter.
+            ObjectiveError: `model` returned something else than a module with parameters to train, or nobody takes a
+                parameter.
         """
         import torch
 
@@ -263,8 +270,8 @@ class Supervised:
         unknown = [name for name in params if name not in its and name not in optimizers]
         if unknown:
             raise ObjectiveError(
-                f"The space has {', '.join(map(repr, unknown))}, and neither model() nor optimizer(params, lr) takes a keyword of that "
-                "name. Add it to one of them, or leave it out of the space."
+                f"The space has {', '.join(map(repr, unknown))}, and neither model() nor optimizer(params, lr) takes "
+                "a keyword of that name. Add it to one of them, or leave it out of the space."
             )
         model = self.model(**its)
         if not isinstance(model, torch.nn.Module):
@@ -284,7 +291,7 @@ class Supervised:
     def build_optimizer(
         self, model: torch.nn.Module, learning_rate: float, params: Mapping[str, Any] = MappingProxyType({})
     ) -> torch.optim.Optimizer:
-        """Return the optimizer of the model's trainable parameters, by those extra parameters of the space that it takes as keywords.
+        """Return the optimizer of the trainable parameters, with the extra parameters of the space that it takes.
 
         Raises:
             ObjectiveError: `optimizer` returned something else than an Optimizer.
@@ -323,8 +330,8 @@ def default_loss(output: Any, target: Any) -> Any:
             return torch.nn.functional.mse_loss(output, target)
     shapes = f"output {_shape(output)}, target {_shape(target)}"
     raise ObjectiveError(
-        f"No default loss fits ({shapes}): it is cross-entropy for integer targets and mean squared error for float targets of the "
-        "output's shape. Give loss= or training_step=."
+        f"No default loss fits ({shapes}): it is cross-entropy for integer targets and mean squared error for float "
+        "targets of the output's shape. Give loss= or training_step=."
     )
 
 
@@ -337,7 +344,10 @@ def _shape(value: Any) -> str:
 
 
 def keywords_for(makers: Sequence[Callable[..., Any]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what each of several classes or functions takes as keywords: what it names; what none names, the first that takes any."""
+    """Return which keywords each of several classes or functions takes.
+
+    Each takes what it names; what none names goes to the first that takes any.
+    """
     found: list[dict[str, Any]] = []
     takes_any = []
     for make in makers:

@@ -62,7 +62,10 @@ class TrainingRun:
         horizon_samples: int | None,
         params: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Build everything from the seed and extra parameters; `horizon_samples` is where the schedule ends, None for a constant rate."""
+        """Build everything from the seed and the extra parameters.
+
+        The schedule ends at `horizon_samples`; None means a constant rate.
+        """
         import torch
 
         seed_everything(seed)
@@ -85,7 +88,7 @@ class TrainingRun:
     def open_stream(
         self, micro_batch_size: int, accumulation_steps: int, *, worst_batch: Callable[[int], Any] | None = None
     ) -> None:
-        """Start the endless stream of training micro-batches where this run stands."""
+        """Start the endless stream of training micro-batches where this run is."""
         self._micro_batch_size = micro_batch_size
         self.accumulation_steps = accumulation_steps
         if worst_batch is not None:
@@ -125,7 +128,7 @@ class TrainingRun:
         self.samples += self._micro_batch_size * self.accumulation_steps
 
     def hold_batch(self) -> None:
-        """Train on one batch from here on, already at hand."""
+        """Train on one batch from here on, already loaded."""
         batch = next(self._batches)
         self._batches = itertools.repeat(batch)
 
@@ -152,16 +155,16 @@ class TrainingRun:
             return
         factor = learning_rate_factor(self.objective.schedule, min(1.0, self.samples / self.horizon_samples))
         for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = base * factor  # All groups are scaled alike, so their ratios stay.
+            group["lr"] = base * factor  # All groups are scaled by one factor, so their ratios stay.
 
     def loss_is_finite(self) -> bool:
-        """Tell whether the last training loss is a number; on a GPU looks only every few steps, since each look waits."""
+        """Tell whether the last training loss is a number; on a GPU only every few steps, since each look waits."""
         if self._last_loss is None or (self.cuda and self.steps % FINITE_CHECK_STEPS):
             return True
         return bool(self._last_loss.isfinite())
 
     def validate(self, eval_batch_size: int) -> dict[str, float]:
-        """Return the mean loss and metrics over all validation data, weighted by samples; key `val_loss` and the metrics' names."""
+        """Return the mean loss (key `val_loss`) and metrics over all validation data, weighted by samples."""
         total, sums = 0, dict.fromkeys(("val_loss", *self.objective.metrics), 0.0)
         for n_samples, batch in self._validation(eval_batch_size):
             total += n_samples
@@ -252,7 +255,8 @@ class TrainingRun:
                 torch.save(state, file)
             torch.load(new, weights_only=True, mmap=True)
             os.replace(new, path)  # A link of that name is replaced, and not written through.
-        except Exception:  # A full disk, or an optimizer that keeps objects of its own: a stopped run then starts anew.
+        # A full disk, or an optimizer that keeps objects of its own: a stopped run then starts again.
+        except Exception:
             Path(new).unlink(missing_ok=True)
 
     def load(self, path: str) -> None:
@@ -286,7 +290,7 @@ def seed_everything(seed: int) -> None:
 
 
 def optimizer_bytes(optimizers: list[Any], extra: list[Any]) -> dict[str, int]:
-    """Return the bytes held by parameters, gradients and optimizer state; `extra` are tensors counted as parameters, each once."""
+    """Return the bytes of parameters, gradients and optimizer state; tensors in `extra` count as parameters, once."""
     import torch
 
     parameters = {id(tensor): tensor for tensor in extra}

@@ -1,4 +1,7 @@
-"""How the tests are collected, and started. The checkout is itself the package, and pytest must not import it a second time."""
+"""How the tests are collected and started.
+
+The checkout is itself the package, and pytest must not import it a second time.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ DEAREST = [
 class _PlainRoot:
     """Collects the root as a folder, not as a package named after wherever the checkout lies.
 
-    Without it pytest finds the root's `__init__.py` and imports everything once more under that other name: two copies of
-    each class, of which one is never an instance of the other.
+    Without it pytest finds the root's `__init__.py` and imports everything once more under that other name: two copies
+    of each class, of which one is never an instance of the other.
     """
 
     @pytest.hookimpl(tryfirst=True)
@@ -50,13 +53,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the plugin early enough for the collection of the root, and listen to signals.
 
-    A shell's background job ignores Ctrl-C, and one under `nohup` also the end of its terminal. What it starts would do so too,
-    and tests of both would wait for nothing.
+    A shell's background job ignores Ctrl-C, and one under `nohup` also the end of its terminal. What it starts would do
+    so too, and tests of both would wait for nothing.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.pluginmanager.register(_PlainRoot(), "bstune-plain-root")
-    # The key that seals studies is made on first use: not in the home of who runs the tests. What tests start inherits this.
+    # The key that seals studies is made on first use: not in the home of who runs the tests. What tests start inherits
+    # this.
     state = tempfile.mkdtemp(prefix="bstune-state-")
     os.environ["XDG_STATE_HOME"] = state
     # Several tests run at once, and threads that wait for a core that another has waste both.
@@ -65,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the dearest files."""
+    """Begin with the slowest files."""
     items.sort(key=lambda item: DEAREST.index(item.path.stem) if item.path.stem in DEAREST else len(DEAREST))
 
 
@@ -101,7 +105,10 @@ def root(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(autouse=True)
 def _close_what_optuna_opens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close the databases that a test opens by Optuna itself, which leaves them to the garbage collector; Python 3.13 warns of it."""
+    """Close the databases that a test opens with Optuna itself.
+
+    Optuna leaves them to the garbage collector, and Python 3.13 warns of that.
+    """
     if "optuna" not in sys.modules:
         yield
         return

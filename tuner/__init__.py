@@ -9,8 +9,8 @@
 
 The rooms, from top to bottom; imports go only downward:
 
-- `searching`: The loop over many trials: prepare, probe, run, write down, and say what came of it.
-- `testing`: Stand-ins for what is slow, dear or absent, for our tests and those of users.
+- `searching`: The loop over many trials: prepare, probe, run, write down, and say what was found.
+- `testing`: Stand-ins for what is slow, expensive or absent, for our tests and those of users.
 - `engines`: Who runs trials: worker processes here, this process, or Ray.
 - `probing`: The largest size that fits: which sizes to run, and running them.
 - `workers`: The processes in which user code runs, and what travels to and from them.

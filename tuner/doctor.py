@@ -41,7 +41,7 @@ def _safely(name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
 
 
 def _within(limit_s: float, name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
-    """Return what a look found within a time; one that takes longer, as at a server which says nothing, is left alone."""
+    """Return what a look found, but wait for it only so long: a server may never answer."""
     found: list[Finding] = []
     thread = threading.Thread(
         target=lambda: found.extend(_safely(name, look)), daemon=True
@@ -85,12 +85,12 @@ def _package(name: str) -> Finding | None:
     from importlib import metadata
 
     try:
-        return Finding(name, "ok", metadata.version(name) + "")  # Which is None where the metadata hold none.
+        return Finding(name, "ok", metadata.version(name) + "")  # Which is None where the metadata have none.
     except metadata.PackageNotFoundError:
         return None
     except Exception as error:  # Its metadata are damaged, and Python says so in many ways.
         return Finding(
-            name, "note", f"its version cannot be read ({type(error).__name__})", f"Install it anew: pip install {name}"
+            name, "note", f"its version cannot be read ({type(error).__name__})", f"Reinstall it: pip install {name}"
         )
 
 
@@ -183,7 +183,7 @@ def _storage(url: str | None) -> list[Finding]:
 
 
 def _server(location: Location, url: str | None) -> Finding:
-    """Connect to a database server and say what it holds."""
+    """Connect to a database server and say what is in it."""
     from .studies.storage import NoStudiesError, read_storage
 
     try:

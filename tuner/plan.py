@@ -1,6 +1,9 @@
-"""What would fit a device that is not here: steps traced on the device that is, replayed in an allocator of the other's size.
+"""What would fit a device that is not here.
 
-Nothing of this was run at the size that it names, so it is an outlook and never an answer; `probe` on the device itself is.
+Steps are traced on the device that is here, and replayed in an allocator of the other's size.
+
+Nothing of this was run at the size that it names, so it is an outlook and never an answer; `probe` on the device itself
+is.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from typing import Any
 
 from .core.arguments import MOST_SEED, Checks, listed
 from .core.errors import ArgumentError, BstuneError, ObjectiveError
-from .core.results import DeviceInfo, MemoryByCategory, Outlook, PlanResult
+from .core.probe_results import DeviceInfo, MemoryByCategory, Outlook, PlanResult
 from .core.trials import MeasureSpec
 from .device.cards import CONTEXT_BYTES, card_bytes
 from .device.meter import Reading
@@ -56,7 +59,8 @@ def plan(
         model = foresight.model
         if model is None:
             raise BstuneError(
-                f"Nothing can be said of other sizes: {foresight.why_not} Probe on the device itself, or use bstune probe --memory."
+                f"Nothing can be said of other sizes: {foresight.why_not} Probe on the device itself, or use bstune "
+                "probe --memory."
             )
         outlooks = tuple(
             _outlook(name, total, model, host, reading, headroom=headroom, multiple_of=multiple_of)
@@ -129,7 +133,8 @@ def _outlook(
     replay = reserved_at(model, size, budget, eval_size=eval_size_of(size))
     held = (reading.parameters_bytes, reading.gradients_bytes, reading.optimizer_state_bytes)
     live = model.peak_at(size, eval_size_of(size))
-    # The peak may come before the gradients or the optimizer's scratch space are there, so this part cannot be negative.
+    # The peak may come before the gradients or the optimizer's scratch space are there, so this part cannot be
+    # negative.
     activations = max(0, live - sum(part or 0 for part in held))
     return Outlook(
         device=name,
@@ -147,15 +152,20 @@ def _outlook(
 
 
 LOOK_FURTHER = 1.7
-"""Past the first size that does not fit, look up to this factor for another that does: fragmentation comes and goes with the size."""
+"""Look up to this factor past the first size that does not fit for another that does.
+
+Fragmentation comes and goes with the size.
+"""
 
 
 def largest_fitting(fits: Callable[[int], bool], n_samples: int, multiple_of: int = 1) -> int | None:
-    """Return the largest multiple up to `n_samples` that was found to fit, by doubling, halving, and a look past the boundary.
+    """Return the largest multiple up to `n_samples` found to fit: doubling, halving, a look past the boundary.
 
     Example:
-        >>> largest_fitting(lambda n: n <= 77, 1000), largest_fitting(lambda n: n <= 77, 1000, 8), largest_fitting(lambda n: False, 9)
-        (77, 72, None)
+        >>> largest_fitting(lambda n: n <= 77, 1000), largest_fitting(lambda n: n <= 77, 1000, 8)
+        (77, 72)
+        >>> print(largest_fitting(lambda n: False, 9))
+        None
     """
     top = n_samples // multiple_of
 
@@ -177,17 +187,21 @@ def largest_fitting(fits: Callable[[int], bool], n_samples: int, multiple_of: in
 
 
 def _rests_on(device: DeviceInfo, sizes: Sequence[int]) -> tuple[str, ...]:
-    traced = f"micro_batch_size, live_bytes: allocations of real steps at {', '.join(map(str, sizes))} samples on {device.kind}, replayed"
+    traced = (
+        f"micro_batch_size, live_bytes: allocations of real steps at {', '.join(map(str, sizes))} samples "
+        f"on {device.kind}, replayed"
+    )
     if device.kind == "cpu":
         traced += (
-            "; CUDA chooses other kernels, whose workspaces are not in it (recurrent layers were seen to differ by up to 2x, "
-            "convolutions and attention are unmeasured)"
+            "; CUDA chooses other kernels, whose workspaces are not in it (recurrent layers were seen to differ by "
+            "up to 2x, convolutions and attention are unmeasured)"
         )
     return (
         traced + ".",
-        "reserved_bytes: the same through a model of CUDA's caching allocator (one stream, no expandable segments), which was not yet "
-        "compared with a card.",
-        f"total_bytes: the driver's figure for such a card; its context is assumed to take {CONTEXT_BYTES / 2**30:.2f} GiB (0.3 to 0.6).",
+        "reserved_bytes: the same through a model of CUDA's caching allocator (one stream, no expandable segments), "
+        "which was not yet compared with a card.",
+        "total_bytes: the driver's figure for such a card; its context is assumed to take "
+        f"{CONTEXT_BYTES / 2**30:.2f} GiB (0.3 to 0.6).",
         "Nothing was run at these sizes: probe on the device before you rely on them.",
     )
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from .core.arguments import ProbeArguments, check_probe
-from .core.results import ProbeResult
+from .core.probe_results import ProbeResult
 from .probing.attempts import OnAttempt
 from .probing.run import run_probe, verified_again
 from .workers.fork_server import Host
 
 STABLE_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-"""glibc returns every block of 64 KiB or more to the system when it is freed. By default it raises that threshold as blocks are
-freed, tensors come to live in a heap full of holes, and resident memory is larger and differs from run to run."""
+"""glibc returns every block of 64 KiB or more to the system when it is freed. By default it raises that threshold as
+blocks are freed, tensors come to live in a heap full of holes, and resident memory is larger and differs from run to
+run.
+"""
 
 
 def probe(
@@ -37,16 +39,17 @@ def probe(
     Args:
         objective: A `Supervised`, a function under `@bstune.objective`, or what `bstune.load` returns.
         device: `auto` (CUDA when it works), `cpu`, `cuda` or `cuda:N`.
-        memory: Most memory to use, as bytes or text such as `12GiB`; default: all that the device and the container leave.
+        memory: Most memory to use, as bytes or text such as `12GiB`; default: all that the device and the container
+            leave.
         headroom: Share of the usable memory that is left free.
         min_batch: Smallest micro-batch that is of use.
         max_batch: Largest micro-batch to try; default: the data set.
         multiple_of: The answer is a multiple of this.
         timeout: Seconds after which the best size so far is returned.
         seed: Seed of model and data in each attempt.
-        malloc: On CPU: `default`, or `stable`, which makes resident memory smaller and the same from run to run, for slower steps.
-            The answer then holds where the variables of `result.environment` are set.
-        fresh: Probe anew, also where a result of the same objective, device and settings is stored.
+        malloc: On CPU: `default`, or `stable`, which makes resident memory smaller and the same from run to run, for
+            slower steps. The answer is then right where the variables of `result.environment` are set.
+        fresh: Probe again, also where a result of the same objective, device and settings is stored.
         study: Study to store the result in; default: named after the objective or its file.
         storage: Optuna storage URL; default: `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
         on_attempt: Called with each `Attempt` when it has ended, to show progress.

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from .core.arguments import SearchArguments, check_search
 from .core.errors import BstuneError, NoSignalError
+from .core.probe_results import ProbeResult
 from .core.progress import Progress
-from .core.results import ProbeResult, SearchResult
+from .core.results import SearchResult
 from .core.specs import Forecast
 from .searching.loop import Drive
 from .searching.prepare import Ready, make_pool, prepared
@@ -65,12 +66,13 @@ def search(
     storage: str | None = None,
     callbacks: Sequence[Callable[[Progress], None]] = (),
 ) -> SearchResult:
-    """Return the batch size and learning rate to train with, and everything that the answer rests on.
+    """Return the batch size and learning rate to train with, and all the evidence for them.
 
     Running the same search again resumes it: nothing that was finished is run again.
 
     Args:
-        objective: What to train: `bstune.Supervised`, a function under `@bstune.objective`, or `bstune.load("model.py")`.
+        objective: What to train: `bstune.Supervised`, a function under `@bstune.objective`, or
+            `bstune.load("model.py")`.
         probe: What `bstune.probe` returned; by default a stored one of the same objective and device, else a new one.
         goal: `loss`: the fastest setting within `tolerance` of the lowest loss. `time`: the fewest seconds to `target`.
             `largest`: the largest batch without measurable loss.
@@ -80,11 +82,12 @@ def search(
         n_trials: Most trials of the study.
         timeout: Most seconds of this call.
         trial_timeout: Seconds of silence after which a trial counts as hung; by default many times what it should take.
-        space: Dimensions to fix or add, by name (`batch_size`, `learning_rate`, or your own): a scalar fixes, a list means
-            exactly these, `(lo, hi)` a log range, an Optuna distribution itself.
+        space: Dimensions to fix or add, by name (`batch_size`, `learning_rate`, or your own): a scalar fixes, a list
+            means exactly these, `(lo, hi)` a log range, an Optuna distribution itself.
         engine: Who runs the trials: `optuna` on this machine, `ray` by Ray Tune, here or on a cluster.
         jobs: Trials that run side by side; with `ray` and GPUs, 1 means one per GPU of the cluster.
-        ray_address: With `ray`: `auto` or `HOST:PORT` of a cluster to join; by default Ray is started here, on loopback.
+        ray_address: With `ray`: `auto` or `HOST:PORT` of a cluster to join; by default Ray is started here, on
+            loopback.
         pruner: `auto`, or `none` to let every trial run to its end.
         sampler: `auto`, or `random` and `tpe` for comparison.
         confirm: Most fresh seeds per finalist.
@@ -135,8 +138,8 @@ def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = Fals
     """Search with checked arguments; `fresh` makes a new study beside the old one."""
     if os.environ.get(LOADING) == str(os.getpid()):
         raise BstuneError(
-            'bstune.search() was called by a file that bstune was loading. Put the call under `if __name__ == "__main__":`, or run the '
-            "file with Python."
+            "bstune.search() was called by a file that bstune was loading. Put the call under "
+            '`if __name__ == "__main__":`, or run the file with Python.'
         )
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
     with prepared(objective, arguments, deadline_s, fresh=fresh) as ready:
@@ -159,8 +162,8 @@ def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = Fals
         ready.study.set(stopped_by=stopped_by)
         if stopped_by == "timeout" and not any(record.values for record in ready.study.records):
             raise NoSignalError(
-                f"The timeout of {arguments.timeout:g} s was over before any trial had a validation loss. Run the same command again: "
-                "it goes on from here, and what was probed is kept."
+                f"The timeout of {arguments.timeout:g} s was over before any trial had a validation loss. Run the "
+                "same command again: it goes on from here, and what was probed is kept."
             )
         return make_result(ready.study, ready.strategy, ready.probe, stopped_by)
 

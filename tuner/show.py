@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from .core.errors import NoSignalError, StudyError
 from .core.plain_text import one_line
-from .core.results import ProbeResult, SearchResult, TrialRecord
+from .core.probe_results import ProbeResult
+from .core.results import SearchResult, TrialRecord
 from .core.trials import Facts
 from .studies.catalog import find_study, newest_study
 from .studies.spec_json import decode_facts, decode_plan
@@ -67,7 +68,8 @@ def _shown(study: Study, storage: Storage) -> Shown:
         if stopped_by
         else writer or ("not finished; the same search goes on from here" if begun else "no search")
     )
-    headline = f"Study {one_line(study.name)} in {one_line(storage.location.url)}: {len(study.finished)} trials, {one_line(state)}"
+    where = f"Study {one_line(study.name)} in {one_line(storage.location.url)}"
+    headline = f"{where}: {len(study.finished)} trials, {one_line(state)}"
     if "plan" not in study.attributes or "facts" not in study.attributes:
         return Shown(headline, study.records, study.probe, None, None)
     from .searching.result import make_result, make_strategy

@@ -110,7 +110,7 @@ def test_a_wrong_argument_is_named(wrong: dict[str, Any]) -> None:
 
 
 def test_a_name_that_is_long_or_foreign_is_good() -> None:
-    """Other languages, spaces, and all that a file's name may hold."""
+    """Other languages, spaces, and all that a file's name may contain."""
     assert (
         check_search(study="Größe 4×4 – 研究 'a'", storage="sqlite:////tmp/Größe #1?.db").study
         == "Größe 4×4 – 研究 'a'"

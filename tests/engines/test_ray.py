@@ -1,4 +1,7 @@
-"""The engine `ray`: the same search as on this machine, on a real Ray, and what is left of it when processes and nodes are killed."""
+"""The engine `ray`: the same search as on this machine, on a real Ray.
+
+And what is left of it when processes and nodes are killed.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,9 @@ pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstun
 from bstune.tuner.core.trials import Split, TrialSpec
 from bstune.tuner.engines import ray_actor
 from bstune.tuner.engines.ray_actor import KIND_LABEL, Carried, Task, decode_spec, encode_spec
-from bstune.tuner.engines.ray_cluster import Slots, lay_out, token
+from bstune.tuner.engines.ray_layout import Slots, lay_out
 from bstune.tuner.engines.ray_source import pack
+from bstune.tuner.engines.ray_start import token
 
 MODEL = """
 import os, time
@@ -122,7 +126,7 @@ def ray_processes() -> list[psutil.Process]:
 
 
 def trial_actors() -> list[psutil.Process]:
-    """The Ray workers that hold a template process."""
+    """The Ray workers with a template process."""
     return [
         child
         for child in psutil.Process().children(recursive=True)
@@ -156,7 +160,7 @@ def reported(n: int) -> Callable[[Progress], bool]:
 def test_ray_asks_for_the_same_and_answers_the_same(
     model: Path, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Same settings as the local engine for the first `jobs` trials, same recommendation, and nothing said or left behind."""
+    """The first `jobs` settings and the recommendation are the local engine's; nothing is printed or left behind."""
     local = search(model, f"sqlite:///{tmp_path}/local.db", engine="optuna", jobs=2)
     capfd.readouterr()
     before = random.getstate(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), dict(os.environ)
@@ -193,7 +197,7 @@ def gone(processes: Callable[[], Sequence[object]], within_s: float = 30.0) -> b
 
 
 def test_a_killed_ray_worker_costs_one_trial(model: Path, url: str) -> None:
-    """SIGKILL of an actor while its trial trains: one FAIL with its cause, and the right answer all the same. Loopback only."""
+    """SIGKILL of an actor while its trial trains: one FAIL with its cause, and still the right answer."""
     seen: list[str] = []
 
     def strike() -> None:
@@ -217,7 +221,7 @@ def test_a_killed_ray_worker_costs_one_trial(model: Path, url: str) -> None:
 def test_memory_and_mistakes_are_told_apart_by_both_engines(
     model: Path, url: str, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    """Out of memory in the middle of a run is a result and not tried again; a mistake is none of memory; no trial inherits a tensor."""
+    """Out of memory in a run is a result and not tried again; a mistake is not that; no trial inherits a tensor."""
     monkeypatch.setenv("MISBEHAVE", "1")
 
     result = search(model, url, engine=engine)
@@ -241,7 +245,9 @@ VICTIM = """
         if progress.kind == "report" and progress.trial.number >= 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    bstune.search(bstune.load({model!r}), engine="ray", device="cpu", space={space!r}, budget=3, storage={url!r}, callbacks=[hear])
+    objective = bstune.load({model!r})
+    limits = dict(device="cpu", space={space!r}, budget=3)
+    bstune.search(objective, engine="ray", storage={url!r}, callbacks=[hear], **limits)
 """
 
 
@@ -278,7 +284,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def users_of(folder: Path) -> list[int]:
-    """The processes that name a folder on their command lines, or have a file of it open: all of a Ray that was started there."""
+    """Return the processes of a Ray started in a folder: those that name it or have one of its files open."""
     users = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -298,7 +304,7 @@ print(result.recommendation.learning_rate)
 
 
 def test_rays_processes_run_nothing_of_the_current_folder(model: Path, url: str, tmp_path: Path) -> None:
-    """Ray would put it in front of the path of its workers, so that what lies there is taken for Python's and others' modules."""
+    """Ray would put that folder first in the path of its workers, and its modules would hide those of others."""
     here = tmp_path / "here"
     here.mkdir()
     for name in (
@@ -329,7 +335,7 @@ def test_rays_processes_run_nothing_of_the_current_folder(model: Path, url: str,
 
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A cluster of an empty head and nodes of one trial each in this machine; nothing of it is reachable from outside."""
+    """Make a cluster on this machine: an empty head and nodes of one trial each; nothing is reachable from outside."""
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_TOKEN", token())
@@ -348,7 +354,7 @@ def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def watchful() -> dict[str, str]:
-    """Have Ray kill when a quarter of what is free now is in use as well: far from what other programs need meanwhile."""
+    """Have Ray kill when a quarter of what is free now is used as well: far from what other programs need."""
     memory = psutil.virtual_memory()
     threshold = (memory.total - memory.available / 4) / memory.total
     return {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
@@ -361,7 +367,7 @@ def node_arguments(n_cpus: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("cluster", [dict[str, str]], indirect=True, ids=["two nodes"])
 def test_a_lost_node_costs_the_trial_that_ran_on_it(model: Path, url: str, cluster: Any, tmp_path: Path) -> None:
-    """The user's code travels to the nodes; one of the two is lost, its trial fails with the cause, the other node goes on alone."""
+    """The user's code travels to two nodes; one is lost and its trial fails with the cause; the other goes on alone."""
     (marks := tmp_path / "marks").mkdir()
     nodes = [
         cluster.add_node(**node_arguments(1), env_vars={"MEET": str(marks), "NODE": str(node)}) for node in range(2)
@@ -432,7 +438,7 @@ def objective(trial):
 
 @pytest.mark.parametrize("cluster", [dict[str, str]], indirect=True, ids=["two kinds"])
 def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cluster: Any, tmp_path: Path) -> None:
-    """Each kind is probed once, a trial is split as the one it lands on needs, and memory that ends late costs that one alone."""
+    """Each kind is probed once, trials are split for the one they run on, late out-of-memory affects one kind."""
     model.write_text(SIZED)
     seen, late, meeting = tmp_path / "seen", tmp_path / "late", tmp_path / "meeting"
     seen.mkdir()
@@ -545,7 +551,7 @@ def test_absent_resources_are_an_error_at_once(model: Path, url: str) -> None:
     ],
 )
 def test_trials_are_laid_out_over_nodes(nodes: list[dict[str, float]], device: str, jobs: int, slots: Slots) -> None:
-    """A GPU holds one trial; without one the cores are shared, as many each as let all trials run at once."""
+    """A GPU takes one trial; without one the cores are shared, as many each as let all trials run at once."""
     assert lay_out(nodes, device, jobs) == slots
 
 

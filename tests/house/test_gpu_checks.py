@@ -1,4 +1,7 @@
-"""The checks of `make gpu`, tried without a card: each runs, each can fail, and golden traces replay where there are any."""
+"""The checks of `make gpu`, tried without a card.
+
+Each runs, each can fail, and golden traces replay where there are any.
+"""
 
 from __future__ import annotations
 
@@ -157,7 +160,7 @@ class FakeEvent:
 
 
 def test_the_code_for_a_card_runs_on_a_stand_in_for_torch_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A slip in what only a card would run is found here: real steps on CPU, with the functions of torch.cuda replaced."""
+    """A slip in code for cards only is found here: real steps on CPU, with the functions of torch.cuda replaced."""
     fractions: list[float] = []
     replaced: dict[str, Any] = {
         "init": lambda: None,

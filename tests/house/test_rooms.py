@@ -104,7 +104,7 @@ def test_no_imports_go_around() -> None:
     ],
 )
 def test_an_import_upward_is_seen(tmp_path: Path, file: str, line: str, found: str) -> None:
-    """The test of the order fails on it: also inside a function, of the front door, and of a room that nobody placed."""
+    """The test of the order fails on it: inside a function, of the front door, and of a room without a place."""
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text(f"{line}\n")
 

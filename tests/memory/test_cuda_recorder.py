@@ -1,4 +1,4 @@
-"""The allocator's own history, on snapshots written by hand after torch's description of them. No card has been seen here."""
+"""The allocator's own history, on snapshots written by hand after torch's description. No card was used here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def segment(device: int, *blocks: tuple[int, int, str]) -> dict[str, Any]:
 
 
 def a_step(n: int) -> dict[str, Any]:
-    """Return the snapshot after a step with n samples: weights from before, activations, a workspace, a gradient that stays."""
+    """Return the snapshot after a step with n samples.
+
+    Weights from before, activations, a workspace, and a gradient that stays.
+    """
     entries = [
         entry("segment_alloc", 0x2000_0000, 20 * MIB),
         entry("alloc", 0x2000_0000, 1000 * n),
@@ -54,7 +57,7 @@ def a_step(n: int) -> dict[str, Any]:
 
 
 def test_a_history_is_read_as_a_trace() -> None:
-    """Sizes as they were asked for, in the order of the events; what was there before stands first; another card is left out."""
+    """Sizes as asked for, in the order of events; what was there before comes first, other cards are left out."""
     trace = trace_of(a_step(3), 1, batch=3, marks=[("train", 0), ("step_done", 4)])
 
     assert trace.nbytes.tolist() == [300, 400, 3000, 8 * MIB, 5000]
@@ -164,7 +167,7 @@ def test_a_step_that_fails_leaves_no_recording_behind(monkeypatch: pytest.Monkey
 
 
 def test_a_history_in_an_unknown_form_gives_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The measurement beside it stands, and goes by measured peaks."""
+    """The measurement beside it is kept, and uses measured peaks."""
     FakeMemory(monkeypatch)
     monkeypatch.setattr(
         torch.cuda.memory, "_snapshot", lambda: {"device_traces": [[], [entry("teleport", 1, 2)]], "segments": []}

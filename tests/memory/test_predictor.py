@@ -64,7 +64,7 @@ def test_on_cuda_the_prediction_is_what_the_allocator_reserves() -> None:
 
 
 def test_traces_that_never_pair_are_given_up() -> None:
-    """After three sizes with three sequences it goes by measured peaks, and says why."""
+    """After three sizes with three sequences it uses measured peaks, and says why."""
     foresight = Foresight(lambda size: size)
     for n in range(MAX_TRACED):
         foresight.add(step(3 + n, events=4 + n))

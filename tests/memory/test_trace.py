@@ -107,7 +107,7 @@ def test_the_recorder_agrees_with_torchs_own_tracker() -> None:
 
 
 def test_what_a_step_must_contain() -> None:
-    """The second step holds optimizer state that the first did not, and a second micro-batch meets resident gradients."""
+    """The second step has optimizer state that the first had not; a second micro-batch meets resident gradients."""
     kind = SMALL[2]
     once = traced(kind, 4, accumulation_steps=1)
     twice = traced(kind, 4, accumulation_steps=2)
@@ -161,9 +161,9 @@ def branch(n: int) -> object:
 
 
 def test_traces_across_a_branch_do_not_pair_and_say_where() -> None:
-    """The message names the event at which the two part."""
+    """The message names the event at which the two first differ."""
     with pytest.raises(
-        DoesNotPairError, match=r"traces at 5 and 9 samples do not pair: .* part at number \d+, .* by aten"
+        DoesNotPairError, match=r"traces at 5 and 9 samples do not pair: .* first differ at number \d+, .* by aten"
     ):
         TraceModel.fit([record(branch, 5), record(branch, 9)])
 
@@ -186,7 +186,7 @@ def test_one_trace_is_no_model() -> None:
 
 
 def test_loaders_make_batches_unseen() -> None:
-    """A loader works sample by sample; its events would depend on the batch size, so batches are noted when they are used."""
+    """A loader works sample by sample, so its events depend on the batch size: batches are noted when they are used."""
 
     class Squares(torch.utils.data.Dataset[torch.Tensor]):
         def __len__(self) -> int:
@@ -205,7 +205,7 @@ def test_loaders_make_batches_unseen() -> None:
 
 
 def test_reference_cycles_do_not_spoil_the_order() -> None:
-    """The collector would free them at another event each time; it rests while a trace is taken, and is on again after."""
+    """The collector would free them at another event each time; it is off while a trace is taken, then on again."""
 
     def step(n: int) -> object:
         others: list[object] = [[i] for i in range(2 * n)]  # Each size makes another number of objects.
@@ -297,7 +297,7 @@ def by_hand(batch: int, events: list[tuple[int, int]], nbytes: list[int]) -> Tra
 
 
 def test_a_step_made_by_hand() -> None:
-    """100 bytes of weights; 50 of optimizer scratch after activations of 10 a sample were freed: two lines, crossing at 5."""
+    """100 bytes of weights; 50 of optimizer scratch after activations of 10 a sample: two lines, crossing at 5."""
     events = [(1, 0), (1, 1), (-1, 1), (1, 2), (-1, 2)]
     model = TraceModel.fit([by_hand(n, events, [100, 10 * n, 50]) for n in (2, 3)])
 

@@ -253,7 +253,7 @@ def test_mistakes_in_the_objective_say_what_was_expected(options: dict[str, Any]
 
 
 def test_an_optimizer_that_takes_no_learning_rate_is_refused() -> None:
-    """At once where its signature tells, else before rates are searched: a search of rates that nothing uses would find one."""
+    """At once where its signature tells, else before rates are searched: unused rates would have a best too."""
     with pytest.raises(bstune.ArgumentError, match=r"expected a class or function \(parameters, lr\)"):
         supervised(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     assert not supervised().describe().ignores_rate
@@ -299,7 +299,7 @@ def test_keywords_go_to_whom_names_them() -> None:
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tmp_path: Path) -> None:
-    """The stopped run is what it was; another one starts anew."""
+    """The stopped run is what it was; another one starts from the beginning."""
     path = tmp_path / "gone" / "half.pt"
     assert run(supervised(), spec_of(checkpoint_to=str(path)), lambda _: "stop")
     assert not path.exists()
@@ -530,7 +530,7 @@ def test_measuring_noise_leaves_training_bit_for_bit_as_it_was(
 
 
 def test_measured_noise_is_that_of_the_model_before_clipping() -> None:
-    """On a linear model, 200 measurements agree with gradient and covariance over the whole data set, within four standard errors."""
+    """On a linear model, 200 measurements agree with the exact gradient and covariance, within four standard errors."""
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     x, y = DATA.tensors

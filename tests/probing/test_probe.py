@@ -9,7 +9,7 @@ from typing import Any
 
 import bstune
 import pytest
-from bstune.tuner.core.results import Attempt, ProbeResult, ThroughputRow
+from bstune.tuner.core.probe_results import Attempt, ProbeResult, ThroughputRow
 from bstune.tuner.core.trials import MeasureSpec
 from bstune.tuner.probing.run import run_probe
 from bstune.tuner.report.plot import draw_probe
@@ -51,7 +51,8 @@ def hungry_validation(model, batch):
     return loss_of(model, batch)
 
 def misbehaving(model, batch):
-    does, n = Path(__file__).with_name("does").read_text(), len(batch[0])  # Read at each step: one template serves all cases.
+    # Read at each step: one template serves all cases.
+    does, n = Path(__file__).with_name("does").read_text(), len(batch[0])
     if does == "fail at one" and n == 1:
         raise RuntimeError("squeezed one dimension too many")
     if does == "have a bug":
@@ -204,7 +205,7 @@ def test_bounds_without_a_size_between_them_are_an_argument_error(plain: Host, o
 
 
 def test_validation_that_takes_more_than_training_gets_a_smaller_batch(path: Path) -> None:
-    """Validation takes 8 MiB a sample and training nothing: the whole data set trains, validation is cut down, and it is said."""
+    """Validation takes 8 MiB a sample and training none: all data train, validation batches shrink, and it is said."""
     result = probe_of(path, "validation", memory_mib=BASE_MIB + 400)
 
     assert result.micro_batch_size == 2000
@@ -274,7 +275,7 @@ def test_weights_that_do_not_fit_are_told_in_bytes(path: Path) -> None:
 
 
 def test_a_slow_loader_is_seen_and_said(path: Path) -> None:
-    """Reading takes 2 ms a sample and a step far less: the loader holds training back."""
+    """Reading takes 2 ms a sample and a step far less: the loader slows training down."""
     result = probe_of(path, "waits")
 
     assert result.loader is not None
@@ -285,7 +286,7 @@ def test_a_slow_loader_is_seen_and_said(path: Path) -> None:
 
 
 def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None:
-    """The stored result comes back after one attempt; `fresh`, other settings or a changed file probe anew."""
+    """The stored result comes back after one attempt; `fresh`, other settings or a changed file probe again."""
     storage, target = f"sqlite:///{tmp_path / 'p.db'}", f"{path}:plain"
     options: dict[str, Any] = {"device": "cpu", "storage": storage, "max_batch": 64}
     first = bstune.probe(bstune.load(target), **options)

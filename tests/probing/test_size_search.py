@@ -218,7 +218,7 @@ def test_sizes_that_needed_retries_are_not_returned() -> None:
 
 
 def test_fits_that_is_not_monotone_ends_at_a_size_whose_successor_fails() -> None:
-    """Fragmentation: 449 to 500 fail though 573 would fit. Any such boundary is a right answer; an unverified one is not."""
+    """Fragmentation: 449 to 500 fail though 573 would fit. Any such boundary is right; an unverified answer is not."""
 
     def memory(n: int) -> float:
         return n * 1e6 + (200e6 if 449 <= n <= 500 else 0)
@@ -241,7 +241,7 @@ def test_no_jump_goes_beyond_64_times_what_was_seen_to_fit() -> None:
 
 
 def test_what_surely_does_not_grow_makes_the_second_size_larger() -> None:
-    """600 of 606 MB are known to be fixed: of the budget's rest, four tenths are sure to hold 500 samples of at most 2 MB."""
+    """600 of 606 MB are known to be fixed: four tenths of the rest surely hold 500 samples of at most 2 MB."""
     growth = Growth(Bounds(1, 10**5), budget_bytes=3_100_000_000)
     assert growth.next_size() == 3
     growth.add(SizeTried(3, True, 606_000_000, "ok"))
@@ -254,7 +254,7 @@ def test_what_surely_does_not_grow_makes_the_second_size_larger() -> None:
 
 
 def test_a_predictor_that_promises_too_much_is_corrected_by_its_failure() -> None:
-    """Memory grows four times as fast as foretold above 100 samples: the failed size says so, though it died without a peak."""
+    """Memory grows four times as fast as predicted above 100 samples: a failed size says so, though it has no peak."""
 
     def memory(n: int) -> float:
         return 1e8 + 1e6 * n + 3e6 * max(0, n - 100)
@@ -267,7 +267,7 @@ def test_a_predictor_that_promises_too_much_is_corrected_by_its_failure() -> Non
 
 
 def test_a_predictor_that_forbids_what_fits_is_overrun() -> None:
-    """A kernel of large batches needs half the memory, and the predictor knows nothing of it: the cap is reached all the same."""
+    """A kernel of large batches needs half the memory, unknown to the predictor: the cap is reached all the same."""
     growth = run(lambda n: 7e8 + n if n < 6 else 3.5e8 + n / 1000, 1e9, predict=lambda n: 7e8 + 1e6 * n)
 
     assert growth.answer.size == 65536
@@ -328,7 +328,7 @@ def test_noise_that_is_given_ends_the_search_where_sizes_cannot_be_told_apart() 
 
 
 def test_repeats_that_differ_are_noise() -> None:
-    """Three runs of one size at 512, 490 and 508 MiB, 11.7 MiB of standard deviation: nothing below twice that can be told apart."""
+    """Three runs of one size at 512, 490 and 508 MiB deviate by 11.7 MiB: less than twice that tells nothing apart."""
     growth = Growth(Bounds(), budget_bytes=GIB)
     for mib in (512, 490, 508):
         growth.add(SizeTried(64, True, mib << 20, "ok"))
@@ -359,7 +359,7 @@ def test_a_thousand_fuzzed_curves_are_answered_exactly() -> None:
 
 
 def test_noisy_curves_are_never_answered_too_large() -> None:
-    """With peaks that scatter by 1.5 % and a headroom of 5 %, the mean peak of the answer stays within what is usable."""
+    """With peaks that scatter by 1.5 % and a headroom of 5 %, the mean peak of the answer stays within the limit."""
     for seed in range(N_FUZZED // 2):
         growth, memory, _, usable = fuzzed(seed, noise=0.015)
         size = growth.answer.size

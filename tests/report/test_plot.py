@@ -1,4 +1,4 @@
-"""Pictures: what is drawn anew, and what is left as it is."""
+"""Pictures: what is overwritten, and what is left as it is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from bstune.cli import main
 from bstune.tuner.core.errors import BstuneError
-from bstune.tuner.core.results import Attempt, DeviceInfo, ProbeResult, StepTimeLine, ThroughputRow
+from bstune.tuner.core.probe_results import Attempt, DeviceInfo, ProbeResult, StepTimeLine, ThroughputRow
 from bstune.tuner.report.plot import check_picture, draw_probe
 from click.testing import CliRunner
 
@@ -38,7 +38,7 @@ PROBE = ProbeResult(
     ("name", "head"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF-"), ("A.PNG", b"\x89PNG")]
 )
 def test_a_picture_of_our_own_is_drawn_anew(tmp_path: Path, name: str, head: bytes) -> None:
-    """It bears a mark, and has the rights that any new file has; nothing else is left in the folder."""
+    """It has a mark, and the rights that any new file has; nothing else is left in the folder."""
     path = tmp_path / name
     before = os.umask(0o027)
     try:
@@ -125,7 +125,7 @@ def test_a_file_that_appears_during_the_work_is_kept(tmp_path: Path, monkeypatch
 
 
 def test_the_name_of_a_device_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no formula, no markup, and no control character of an SVG; and a matplotlibrc that lies here starts no LaTeX."""
+    """It is no formula, markup or control character of an SVG, and a matplotlibrc in the folder starts no LaTeX."""
     from xml.etree import ElementTree
 
     import matplotlib

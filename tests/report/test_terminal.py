@@ -1,4 +1,7 @@
-"""What reaches the terminal, and what comes of it when nobody listens: closed, full and broken outputs, hostile text, secrets."""
+"""What reaches the terminal, and what happens when nobody listens.
+
+Closed, full and broken outputs, hostile text, and secrets.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def folder(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def shell(folder: Path, command: str, redirected: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a shell, with some of its outputs led elsewhere; the exit code is its own, also before a pipe."""
+    """Run a command in a shell, with some of its outputs redirected; the exit code is its own, also before a pipe."""
     words = f"{sys.executable} -c 'from bstune.cli import main; main()' {command} {redirected}"
     variables = {key: value for key, value in os.environ.items() if key not in ("BSTUNE_STORAGE", "PYTHONUNBUFFERED")}
     return subprocess.run(
@@ -86,7 +89,7 @@ SILENT = ["<&- >&- 2>&-", ">/dev/full 2>/dev/full"]
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("redirected", [*UNPRINTED, *UNHEARD, *SILENT])
 def test_help_that_nobody_reads(tmp_path: Path, redirected: str, unbuffered: str) -> None:
-    """An answer that cannot be printed is exit 1 with one sentence, or none where somebody closed a pipe; never a traceback."""
+    """If the answer cannot be printed: exit 1 with one sentence, or none after a closed pipe; never a traceback."""
     done = shell(tmp_path, "--help", redirected, PYTHONUNBUFFERED=unbuffered)
     said = (
         ""
@@ -113,7 +116,7 @@ def test_a_study_that_nobody_reads(folder: Path, redirected: str) -> None:
 
 @pytest.mark.parametrize("redirected", [">&-", ">/dev/full", "| head -0", "2>&-", "2>/dev/full", "<&- >&- 2>&-"])
 def test_a_search_that_nobody_reads(folder: Path, redirected: str) -> None:
-    """Its result is stored, and it says so; what the model writes to a closed stderr goes nowhere, and so not into the database."""
+    """Its result is stored, and it says so; what the model writes to a closed stderr does not get into the database."""
     (folder / "bstune.db").unlink()
     done = shell(folder, SEARCH, redirected)
     assert "Traceback" not in done.stderr
@@ -121,7 +124,10 @@ def test_a_search_that_nobody_reads(folder: Path, redirected: str) -> None:
     heard = redirected in UNHEARD
     assert (done.returncode, "verified: true" in done.stdout) == (0 if heard else 1, heard)
     if redirected in UNPRINTED:
-        last = f"Error: The answer could not be printed: {UNPRINTED[redirected]}. It is stored, and `bstune show mine` shows it."
+        last = (
+            f"Error: The answer could not be printed: {UNPRINTED[redirected]}. "
+            "It is stored, and `bstune show mine` shows it."
+        )
         assert done.stderr.splitlines()[-1] == last
     assert b"said by the model" not in (folder / "bstune.db").read_bytes()
     assert bstune.tuner.show.show("mine").require_result().recommendation.verified
@@ -221,7 +227,7 @@ def test_no_password_is_shown(
 
 
 def test_a_password_in_a_drivers_own_words_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is known from the storage that was given, and hidden in whatever was raised along the way, mistakes of ours included."""
+    """It is known from the storage that was given, and hidden in every error on the way, our own bugs included."""
 
     def connect(*_: object, **__: object) -> None:
         try:
@@ -261,7 +267,7 @@ def test_what_was_typed_is_repeated_harmlessly(folder: Path, arguments: list[str
 
 
 def test_a_live_display_shows_text_as_it_is(folder: Path) -> None:
-    """On a terminal of 80 columns: no markup, no picture for a word between colons, and the answer is none of its business."""
+    """On a terminal of 80 columns: no markup, no picture for a word between colons, and the answer is left alone."""
     ours, theirs = pty.openpty()
     name = ":bomb: [red]x[/red]"
     command = f"{SEARCH.replace('mine', chr(34) + name + chr(34))} --storage sqlite:///live.db"

@@ -8,19 +8,15 @@ from typing import Any
 
 import bstune
 import pytest
+from bstune.tuner.core.probe_results import Attempt, DeviceInfo, Outlook, PlanResult, ProbeResult
 from bstune.tuner.core.progress import Progress
 from bstune.tuner.core.results import (
-    Attempt,
     BatchAnswer,
     Candidate,
-    DeviceInfo,
     Limits,
     LossEstimate,
     LrRule,
     OnDevice,
-    Outlook,
-    PlanResult,
-    ProbeResult,
     Recommendation,
     SearchResult,
     Spent,
@@ -115,7 +111,7 @@ def test_the_first_line_says_whether_it_is_verified() -> None:
 
 
 def test_the_last_lines_can_be_pasted() -> None:
-    """They are Python, hold the exact values, and say what to do with them in the user's kind of script."""
+    """They are Python, have the exact values, and say what to do with them in the user's kind of script."""
     lines = paste_lines(RESULT, FACTS)
     assert search_text(RESULT, FACTS).endswith("\n\n" + "\n".join(lines))
     values: dict[str, Any] = {}
@@ -200,7 +196,7 @@ VALUES = st.one_of(
 def test_what_is_pasted_is_assignments_of_constants(
     name: str, reason: str, optimizer: str, params: dict[str, Any]
 ) -> None:
-    """Whatever a study holds: each line is a comment or one assignment, none of a name that bstune gives a value itself."""
+    """Whatever a study holds: each line is a comment or an assignment, none to a name that bstune sets itself."""
     result = dataclasses.replace(changed(reason=reason, params=params), study=name, versions={"bstune": reason})
     lines = paste_lines(result, dataclasses.replace(FACTS, optimizer=optimizer))
     assert all(line.isprintable() for line in lines)

@@ -1,4 +1,7 @@
-"""Several kinds of device in one cluster: what each is told, what is remembered of it, and what is said of it at the end."""
+"""Several kinds of device in one cluster.
+
+What each is told, what is remembered of it, and what is said of it at the end.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from typing import Any, cast
 import bstune
 import pytest
 from bstune.tuner.core.arguments import check_search
+from bstune.tuner.core.probe_results import DeviceInfo, ProbeResult
 from bstune.tuner.core.progress import Progress
-from bstune.tuner.core.results import DeviceInfo, ProbeResult, TrialRecord
+from bstune.tuner.core.results import TrialRecord
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts, Split, TrialSpec
 from bstune.tuner.engines.base import Engine
@@ -98,7 +102,7 @@ def test_with_batch_norm_all_kinds_train_alike() -> None:
 
 @pytest.mark.parametrize(("device", "given_up"), [(None, True), ("small", False)])
 def test_a_loop_may_have_memory_elsewhere(device: str | None, given_up: bool) -> None:
-    """One device, and a loop that is out of memory although it accumulates: that batch is too large. One of several: not yet."""
+    """With one device, out of memory in spite of accumulation means too large a batch; with several, not yet."""
     table = synthetic()
     strategy = Strategy(Plan(budget=4, space=table.space), dataclasses.replace(table.facts(), kind="loop"), LARGE)
     batch = strategy.space.batches[-1]
@@ -164,7 +168,7 @@ def probe_on(study: Study, cluster: FakeCluster, **changes: Any) -> tuple[ProbeR
 
 
 def test_each_kind_is_probed_once_and_the_fastest_is_first(storage: Storage) -> None:
-    """A second look probes nothing, nor does another study of the same objective; another kind is probed when it comes."""
+    """Neither a second look nor another study of the same objective probes again; a new kind of device is probed."""
     study = make_study(storage, "s")
     assert probe_on(study, small_first := FakeCluster("small", "large"))[0] == LARGE
     assert small_first.probed == ["small", "large"]
@@ -187,7 +191,7 @@ def test_each_kind_is_probed_once_and_the_fastest_is_first(storage: Storage) -> 
 
 
 def test_the_first_stays_the_first_once_trials_have_run(storage: Storage) -> None:
-    """What was decided by one kind is not decided anew by another."""
+    """What was decided by one kind is not decided again by another."""
     study = make_study(storage, "s")
     assert probe_on(study, FakeCluster("small"))[1] == []
     assert study.attributes["probe_key"] is not None
@@ -222,7 +226,7 @@ def test_a_probe_that_was_given_holds_for_all_kinds(storage: Storage) -> None:
 
     assert (probe, cluster.probed, study.probes) == (SMALL, [], {})
     assert [progress.message for progress in said] == [
-        "The probe that was given holds for all kinds of device of the cluster: small; large."
+        "The probe that was given is used for all kinds of device of the cluster: small; large."
     ]
 
 
@@ -251,7 +255,7 @@ def test_a_kind_on_which_nothing_fits_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_recommendation_has_figures_for_each_kind() -> None:
-    """The first is the one that its own figures are for; the global batch is the same on all, and the seconds are each one's own."""
+    """The first is the one of the main figures; the global batch is the same on all, the seconds are each one's own."""
     table = synthetic()
     strategy = Strategy(Plan(budget=8, space=table.space), table.facts(), LARGE, probes=PROBES)
     replay(strategy, table)

@@ -1,4 +1,7 @@
-"""Whatever is handed in: a document, a space, an option, a storage. Either it is used as it says, or one clear error says what is wrong."""
+"""Whatever is handed in: a document, a space, an option, a storage.
+
+Either it is used as it says, or one clear error says what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ import pytest
 from bstune.tuner.core.arguments import check_probe, check_search
 from bstune.tuner.core.document import read_probe
 from bstune.tuner.core.errors import BstuneError
-from bstune.tuner.core.results import (
+from bstune.tuner.core.probe_results import (
     Attempt,
     DeviceInfo,
     Loader,
     MemoryByCategory,
     MemoryLine,
     ProbeResult,
-    SearchResult,
     StepTimeLine,
     ThroughputRow,
 )
+from bstune.tuner.core.results import SearchResult
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.report.progress import forecast_line
 from bstune.tuner.report.text import probe_text, search_text, trials_text
@@ -109,7 +112,7 @@ def replaced(document: Any, data: st.DataObject, value: Any) -> Any:
 def test_a_document_that_was_changed_is_refused_or_read(
     document: dict[str, Any], data: st.DataObject, value: Any
 ) -> None:
-    """One value replaced by another, anywhere: what is read can be written, read again and shown, or one error says what is not so."""
+    """One value is replaced anywhere: what is read can be written, read and shown, or one error names the fault."""
     with contextlib.suppress(BstuneError):
         result = SearchResult.from_dict(replaced(document, data, value))
         assert SearchResult.from_dict(json.loads(result.to_json())) == result

@@ -117,7 +117,7 @@ def records(folder: Path) -> list[TrialRecord]:
 
 
 def test_whatever_a_trial_does_the_search_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hung, killed, crashed, out of memory late, with children of its own: each is one trial with its cause, and the answer is right."""
+    """Hung, killed, crashed, late out-of-memory, with children: each is one trial with its cause."""
     monkeypatch.setenv("FAULTS", "fine,hang,sigkill,segfault,exit,children")
     sleep = ["sleep", f"1000.{os.getpid()}"]  # Nobody else on this machine sleeps just as long.
     monkeypatch.setenv("SLEEP_S", sleep[1])
@@ -145,7 +145,7 @@ def test_whatever_a_trial_does_the_search_goes_on(folder: Path, monkeypatch: pyt
 
 
 def test_out_of_memory_late_in_a_run_makes_the_point_infeasible(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its reports, in two spellings: the cell is not tried again, nor is the micro-batch, and the search goes on."""
+    """After its reports, in two spellings: neither cell nor micro-batch is tried again, and the search goes on."""
     monkeypatch.setenv("FAULTS", "fine,late oom,fine,fine,cudnn")
 
     result = search(folder)
@@ -347,7 +347,7 @@ def test_a_second_interrupt_does_not_wait() -> None:
 
 
 def test_a_signal_before_all_are_held_keeps_what_it_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first SIGTERM makes the next one ignored, so that it cannot end the ending; it may come while handlers are being replaced."""
+    """The first SIGTERM makes the next one ignored, so it cannot end the clean-up, even while handlers are replaced."""
     before = signal.getsignal(signal.SIGTERM)
 
     def terminate(*_: object) -> None:
@@ -376,7 +376,7 @@ def test_a_signal_before_all_are_held_keeps_what_it_has_set(monkeypatch: pytest.
 
 @pytest.mark.timeout(60)
 def test_a_signal_waits_for_the_end_of_a_message(folder: Path) -> None:
-    """Half a message taken from the template would be the end of all that it says later, such as which process it has ended."""
+    """Half a message taken from the template would spoil all that it says later, such as which process has ended."""
     with Host(bstune.load(folder / "model.py"), device="cpu") as host, pytest.MonkeyPatch.context() as patch:
         control = host._first._control
         real = control._part
@@ -395,7 +395,7 @@ def test_a_signal_waits_for_the_end_of_a_message(folder: Path) -> None:
 
 
 def test_a_terminal_that_goes_ends_the_search_in_order(folder: Path) -> None:
-    """Its window closed: the kernel says SIGHUP, and every write fails; what was finished is stored and no process is left."""
+    """Its window is closed: it gets SIGHUP and every write fails; what was finished is stored, no process is left."""
     master, slave = pty.openpty()
 
     def take_terminal() -> None:

@@ -43,7 +43,7 @@ def search(url: str, **changes: Any) -> bstune.SearchResult:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every file and link below a folder, with what it holds."""
+    """Every file and link below a folder, with its content."""
     return {
         str(path.relative_to(folder)): os.readlink(path)
         if path.is_symlink()
@@ -80,7 +80,7 @@ def check_unharmed(folder: Path, message: str, url: str) -> None:
 )
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 def test_a_file_of_somebody_else_is_no_storage(tmp_path: Path, kind: str, content: bytes) -> None:
-    """Whatever it holds: also where a journal could be torn, and where nothing is in it at all."""
+    """Whatever is in it: also where a journal could be torn, and where nothing is in it at all."""
     (tmp_path / "notes").write_bytes(content)
     check_unharmed(
         tmp_path,
@@ -105,7 +105,7 @@ def copy(path: Path, victim: Path) -> None:
 
 
 def folder_of(path: Path, victim: Path) -> None:
-    """A folder that holds it."""
+    """A folder with it in it."""
     path.mkdir()
     shutil.copyfile(victim, path / "file")
 
@@ -176,8 +176,8 @@ def test_an_empty_lock_file_is_used_and_stays(tmp_path: Path) -> None:
 def stale_log(path: Path) -> None:
     """Leave beside this name the log of a database whose search was killed."""
     code = (
-        "import os\nfrom bstune.tuner.studies.storage import open_storage\nfrom bstune.tuner.studies.catalog import make_study\n"
-        f"make_study(open_storage('sqlite:///{path}'), 'killed')\nos._exit(9)\n"
+        "import os\nfrom bstune.tuner.studies.storage import open_storage\nfrom bstune.tuner.studies.catalog import "
+        f"make_study\nmake_study(open_storage('sqlite:///{path}'), 'killed')\nos._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     path.with_name(f"{path.name}.lock").unlink()
@@ -269,7 +269,8 @@ def test_a_database_of_another_program_is_not_written_to(tmp_path: Path, stateme
     [
         [
             "DROP TABLE trial_values",
-            "CREATE VIEW trial_values AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT * FROM n",
+            "CREATE VIEW trial_values AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT * "
+            "FROM n",
         ],
         ["CREATE TRIGGER more AFTER INSERT ON trials BEGIN DELETE FROM studies; END"],
     ],
@@ -500,7 +501,7 @@ def a_study(storage: Any) -> Any:
 
 @pytest.mark.parametrize("make", [link, copy, folder_of, dangling])
 def test_a_folder_of_checkpoints_that_is_somebody_elses(tmp_path: Path, make: Callable[[Path, Path], None]) -> None:
-    """A link to a home folder, a file, a folder that bears no mark: refused, and nothing in it is deleted."""
+    """A link to a home folder, a file, a folder without the mark: refused, and nothing in it is deleted."""
     home = tmp_path / "home"
     home.mkdir()
     (home / "trial-0.pt").write_text(VICTIM)
@@ -541,7 +542,7 @@ def test_a_long_name_of_a_study_has_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its owner could put a link where a checkpoint is about to be written. One that everybody may write to is no better."""
+    """Its owner could put a link where a checkpoint is written next. A folder that all may write to is as bad."""
     folder = tmp_path / "bstune.db.checkpoints-digits"
     with open_storage(f"sqlite:///{tmp_path}/bstune.db") as storage:
         study = a_study(storage)

@@ -1,4 +1,4 @@
-"""Whatever lies around, and whatever is typed: bstune leaves it as it was, or says in one message why it will not begin."""
+"""Whatever lies around, and whatever is typed: bstune leaves it as it was, or says in one message why not to begin."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ def data(seed):
     return torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
 
 objective = bstune.Supervised(
-    model=lambda: torch.nn.Linear(4, 1), train_data=data(0), val_data=data(1), loss=torch.nn.functional.mse_loss, epochs=4, name="formula"
+    model=lambda: torch.nn.Linear(4, 1),
+    train_data=data(0),
+    val_data=data(1),
+    loss=torch.nn.functional.mse_loss,
+    epochs=4,
+    name="formula",
 )
 """
 SEARCH = (
@@ -70,18 +75,22 @@ TEXTS = {
     "a list": b"[1, 2]\n",
     "almost a database": b"SQLite format 3\0" + b"x" * 184,
 }
-ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS study_id, 'x' AS study_name FROM n"
+ENDLESS = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+    "SELECT count(*) AS study_id, 'x' AS study_name FROM n"
+)
 FOREIGN = {
     "notes": "CREATE TABLE notes (t); INSERT INTO notes VALUES ('mine');",
     "notes in write-ahead mode": "PRAGMA journal_mode=WAL; CREATE TABLE notes (t); INSERT INTO notes VALUES ('mine');",
-    "studies of something else": "CREATE TABLE studies (id INTEGER PRIMARY KEY, title TEXT); INSERT INTO studies VALUES (1, 'mine');",
+    "studies of something else": "CREATE TABLE studies (id INTEGER PRIMARY KEY, title TEXT); INSERT INTO studies "
+    "VALUES (1, 'mine');",
     "studies and trials of something else": "CREATE TABLE studies (study_id INTEGER PRIMARY KEY, study_name TEXT);"
     "CREATE TABLE trials (trial_id INTEGER PRIMARY KEY, study_id INTEGER); INSERT INTO studies VALUES (1, 'mine');",
     "a view without an end": f"CREATE VIEW studies AS {ENDLESS};",
-    "a table of studies and a view without an end": "CREATE TABLE studies (study_id INTEGER PRIMARY KEY, study_name TEXT);"
-    f"CREATE VIEW version_info AS {ENDLESS}; CREATE VIEW alembic_version AS {ENDLESS};",
-    "a trigger": "CREATE TABLE studies (study_id INTEGER PRIMARY KEY, study_name TEXT); CREATE TABLE mine (t); INSERT INTO mine VALUES (1);"
-    "CREATE TRIGGER t AFTER INSERT ON studies BEGIN DELETE FROM mine; END;",
+    "a table of studies and a view without an end": "CREATE TABLE studies (study_id INTEGER PRIMARY KEY, study_name "
+    f"TEXT);CREATE VIEW version_info AS {ENDLESS}; CREATE VIEW alembic_version AS {ENDLESS};",
+    "a trigger": "CREATE TABLE studies (study_id INTEGER PRIMARY KEY, study_name TEXT); CREATE TABLE mine (t); "
+    "INSERT INTO mine VALUES (1);CREATE TRIGGER t AFTER INSERT ON studies BEGIN DELETE FROM mine; END;",
     "no tables": "VACUUM;",
 }
 DATABASES = ("optuna.db", "bstune.db", "optuna with a trigger.db")
@@ -169,7 +178,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
         )
     CliRunner().invoke(
         main, ("doctor", "--storage", f"sqlite:///{folder}/bstune.db")
-    )  # Loads here what each process would load anew.
+    )  # Loads here what each process would load again.
     found["optuna with a trigger.db"] = path.read_bytes()
     return found
 
@@ -250,7 +259,7 @@ class Place:
             self.storages[path.stat().st_ino] = "any"
 
     def contents(self) -> dict[str, tuple[Any, ...]]:
-        """What lies here and outside: kind, mode, owner, inode and links of each thing, and its bytes or where it leads."""
+        """Return what lies here and outside: kind, mode, owner, inode, links, and its bytes or where it leads."""
         found: dict[str, tuple[Any, ...]] = {}
         for path in sorted(self.base.rglob("*")):
             at = path.lstat()
@@ -266,7 +275,7 @@ class Place:
         return found
 
     def run(self, command: tuple[str, ...]) -> None:
-        """Run a command, and hold what it has left against what was there."""
+        """Run a command, and compare what it has left with what was there."""
         before = self.contents()
         url = command[command.index("--storage") + 1] if "--storage" in command else "sqlite:///bstune.db"
         scheme, _, name = url.partition(":///")
@@ -385,7 +394,7 @@ VERBS = [FULL] * 10 + [*OTHERS, *OTHERS, ("seal",), PROBE]
 
 @st.composite
 def commands(draw: st.DrawFn) -> tuple[str, ...]:
-    """A command line with a storage, more often the default and the journal than another; or a key made, as a search of a file does."""
+    """Return a command line with a storage, mostly the default or the journal; or make a key, as a search does."""
     verb = draw(st.sampled_from(VERBS))
     if verb == ("seal",):
         return verb
@@ -455,7 +464,7 @@ CASES: list[tuple[dict[str, Thing], list[tuple[str, ...]]]] = [
 
 
 def check_harmless(base: Path, stock: Stock, lying: dict[str, Thing], typed: list[tuple[str, ...]]) -> None:
-    """Type commands where these things lie: each leaves every byte, mode and link, here and outside, as it was, or refuses.
+    """Type commands where these things lie: each leaves every byte, mode and link, here and outside, or refuses.
 
     A true storage that is named keeps all its studies and trials.
     """

@@ -1,8 +1,8 @@
 """Failures that users of other batch-size finders report, as scenarios: what went wrong there must go right here.
 
-Others stand with their subject: sizes accepted without training, memory of validation, weights that do not fit, errors that are
-no memory and memory that looks like a bug (test_probe, test_device); memory kept between trials (test_worker); other processes on
-the card (test_device).
+Others stand with their subject: sizes accepted without training, memory of validation, weights that do not fit, errors
+that are no memory and memory that looks like a bug (test_probe, test_out_of_memory); memory kept between trials
+(test_worker); other processes on the card (test_cuda).
 """
 
 from __future__ import annotations
@@ -74,8 +74,12 @@ full = bstune.Supervised(net, hundred, hundred, training_step=moody(os.environ.g
 few = TensorDataset(torch.zeros(20, 16))
 texts = bstune.Supervised(net, Texts(), Texts(), training_step=loss, collate_fn=pad, worst_batch=longest)
 twenty = bstune.Supervised(net, few, few, training_step=lambda model, batch: loss(model, batch[0]))
-rows = bstune.Supervised(lambda: nn.Linear(4, 2), Rows(), TensorDataset(torch.ones(9, 4), torch.zeros(9, dtype=torch.long)),
-                         collate_fn=lambda batch: batch if isinstance(batch, tuple) else torch.utils.data.default_collate(batch))
+nine = TensorDataset(torch.ones(9, 4), torch.zeros(9, dtype=torch.long))
+
+def collate(batch):
+    return batch if isinstance(batch, tuple) else torch.utils.data.default_collate(batch)
+
+rows = bstune.Supervised(lambda: nn.Linear(4, 2), Rows(), nine, collate_fn=collate)
 """
 
 
@@ -108,12 +112,13 @@ def test_a_data_set_smaller_than_any_batch_is_the_cap(path: Path) -> None:
 
 
 def test_long_samples_that_are_rare_are_in_the_answer(path: Path) -> None:
-    """Batches of ordinary texts would let many more fit; the worst batch is probed, so any order of the data survives."""
+    """Batches of ordinary texts would allow many more; the worst batch is probed, so any order of the data survives."""
     with Host(bstune.load(f"{path}:texts"), device="cpu", memory_bytes=700 * MIB) as host:
         result = run_probe(host)
 
     assert result.limited_by == "memory"
-    # One worst sample holds 4096 x (64 + 64 + ...) floats: more than 2 MiB of activations, against 32 KiB for an ordinary one.
+    # One worst sample holds 4096 x (64 + 64 + ...) floats: more than 2 MiB of activations, against 32 KiB for an
+    # ordinary one.
     assert result.memory_line is not None
     assert result.memory_line.bytes_per_sample > 2 * MIB
     assert result.micro_batch_size < 300
@@ -133,7 +138,7 @@ def test_a_model_that_never_runs_out_of_memory_comes_to_an_end(path: Path) -> No
 def test_an_error_that_may_or_may_not_be_memory_is_seen_twice(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int
 ) -> None:
-    """The same size runs once more in a fresh process: what happened once is said, and what happens again is a size too large."""
+    """The size runs once more in a fresh process: what happened once is said, what happens again means too large."""
     monkeypatch.setenv("MARKS", str(tmp_path))
     with Host(bstune.load(f"{path}:{name}"), device="cpu") as host:
         result = run_probe(host)
@@ -144,7 +149,7 @@ def test_an_error_that_may_or_may_not_be_memory_is_seen_twice(
 
 @pytest.mark.parametrize("memory", [None, "1MiB"])
 def test_training_goes_on_after_a_probe_as_if_there_had_been_none(memory: str | None) -> None:
-    """Train, probe, train: the same losses to the bit, with dropout, batch statistics, moments, a schedule and shuffled data."""
+    """Train, probe, train: the same losses to the bit, with dropout, batch norm, moments, a schedule and shuffling."""
 
     def losses(*, probed: bool) -> list[float]:
         torch.manual_seed(3)

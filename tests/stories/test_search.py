@@ -1,4 +1,7 @@
-"""The story of a search: resumed, cut off, killed, refused, and what it leaves behind. A formula stands in for training."""
+"""The story of a search: resumed, cut off, killed, refused, and what it leaves behind.
+
+A formula stands in for training.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,7 @@ def interrupt() -> None:
 
 
 def test_a_search_finds_the_bottom_of_the_bowl_within_its_budget() -> None:
-    """The recommendation is the best learning rate, was run to the end on a fresh seed, and everything is accounted for."""
+    """The recommendation is the best rate, was run to the end on a fresh seed, and everything is accounted for."""
     listener = Listener()
     result = search(callbacks=[listener])
     assert result.recommendation.learning_rate == 0.01
@@ -159,7 +162,7 @@ def test_changed_settings_are_refused(url: str) -> None:
 
 
 def test_ctrl_c_keeps_the_best_so_far(url: str, tmp_path: Path) -> None:
-    """The interruption carries the best so far; the trial that ran is stored as cut off, and the same search goes on."""
+    """The interruption has the best so far; the trial that ran is stored as cut off, and the same search goes on."""
     with pytest.raises(SearchInterrupted) as caught:
         search(storage=url, callbacks=[Listener(interrupt, at="report", nth=9)])
     result = caught.value.result
@@ -176,7 +179,7 @@ def test_ctrl_c_keeps_the_best_so_far(url: str, tmp_path: Path) -> None:
 
 
 def test_a_timeout_gives_the_best_so_far(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A partial answer says what ended it and that it is not verified. An hour goes by at once when three trials have ended."""
+    """A partial answer says what ended it and that it is not verified. An hour passes when three trials have ended."""
     real = time.monotonic
     listener = Listener(lambda: monkeypatch.setattr(time, "monotonic", lambda: real() + 3600), at="finish", nth=3)
     result = search(storage=url, timeout=600.0, budget=100, callbacks=[listener])
@@ -274,7 +277,7 @@ class SilentPool:
 
 
 def test_a_hung_trial_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of which nothing is heard for far too long is a failed trial with a reason, and the search goes on without it."""
+    """A trial that says nothing for far too long is a failed trial with a reason, and the search goes on without it."""
     monkeypatch.setattr("bstune.tuner.searching.loop.POLL_S", 0.01)
     monkeypatch.setattr("bstune.tuner.searching.loop.PATIENCE_UNKNOWN_S", 0.05)
     pool = SilentPool()
@@ -324,7 +327,7 @@ def test_waiting_for_a_place_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_nothing_is_continued_from_a_checkpoint_that_went_with_an_earlier_call(url: str) -> None:
-    """Checkpoints go when a search ends; what continues it later begins such runs anew, and keeps the budget."""
+    """Checkpoints go when a search ends; what continues it later starts such runs again, and keeps the budget."""
     data = torch.utils.data.TensorDataset(torch.randn(256, 4), torch.randint(2, (256,)))
     objective = bstune.Supervised(lambda: torch.nn.Linear(4, 2), data, data, epochs=4, name="linear")
     asked: dict[str, Any] = {
@@ -341,13 +344,13 @@ def test_nothing_is_continued_from_a_checkpoint_that_went_with_an_earlier_call(u
 
 
 def test_a_dry_run_changes_nothing_of_a_search(url: str) -> None:
-    """It may be asked with another budget, and for a new study: the old one goes on as it was, and no new one is left."""
+    """It may be asked for with another budget, and for a new study: the old one goes on, and no new one is left."""
     search(storage=url)
     with read_storage(url) as storage:
         before = dict(find_study(storage, "formula").attributes)  # type: ignore[union-attr]
     asked: dict[str, Any] = {"isolation": "none", "space": SPACE, "budget": 40, "storage": url}
     for fresh in (False, True):
-        assert run_forecast(formula, check_search(**asked), fresh=fresh).full_runs == 40
+        assert run_forecast(formula, check_search(**asked), fresh=fresh).reference_runs == 40
     with read_storage(url) as storage:
         assert dict(find_study(storage, "formula").attributes) == before  # type: ignore[union-attr]
         assert storage.names() == ["formula"]
@@ -403,7 +406,7 @@ def states() -> tuple[Any, ...]:
 
 
 def test_the_caller_is_left_as_it_was(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random numbers are bit-identical after a search, an error and an interruption; no file is left but the storage."""
+    """Random numbers are the same to the bit after a search, an error and an interruption; only the storage is left."""
     monkeypatch.chdir(tmp_path)
     before = states()
     search(storage=url)

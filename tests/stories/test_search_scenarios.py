@@ -1,7 +1,8 @@
 """Failures that users of other tuners report, as scenarios of a search: what went wrong there must go right here.
 
-Others stand with their subject: a trial that runs out of memory (test_search, test_strategy), memory kept between trials
-(test_worker), a caller that is not as it was (test_search), a model that never runs out of memory (test_scenarios).
+Others stand with their subject: a trial that runs out of memory (test_search, test_strategy), memory kept between
+trials (test_worker), a caller that is not as it was (test_search), a model that never runs out of memory
+(test_scenarios).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def scatter(trial: bstune.Trial, samples: int, deviation: float) -> float:
 
 @pytest.mark.parametrize("deviation", [0.1, 0.3])
 def test_a_learning_rate_is_found_under_noise(deviation: float) -> None:
-    """A curve that is flat below 1e-5, has its valley at 2e-3 and blows up above 3e-2: 19 of 20 answers lie in the valley."""
+    """A curve flat below 1e-5 with its valley at 2e-3 that blows up above 3e-2: 19 of 20 answers lie in the valley."""
 
     def loss(trial: bstune.Trial, samples: int) -> float:
         decades = math.log10(trial.learning_rate / 2e-3)
@@ -90,7 +91,7 @@ def test_a_loss_that_never_moves_is_said_so() -> None:
 
 
 def test_large_batches_are_not_stopped_for_starting_slowly() -> None:
-    """At equal samples large batches begin behind, and batch 512 with 3e-3 ends first: 19 of 20 searches find it or its neighbour.
+    """At equal samples large batches begin behind, and batch 512 with 3e-3 ends first: 19 of 20 searches come near it.
 
     Small batches report more often, so a pruner that compares by the number of the report would stop the wrong ones.
     """
@@ -127,8 +128,12 @@ def two_mib_a_sample(model, batch):
 def net():
     return nn.Linear(4, 1)
 
-tight = bstune.Supervised(net, data(256), data(64), training_step=two_mib_a_sample,
-                          validation_step=lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]), epochs=4)
+def mean_square(model, batch):
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+tight = bstune.Supervised(
+    net, data(256), data(64), training_step=two_mib_a_sample, validation_step=mean_square, epochs=4
+)
 twenty = bstune.Supervised(net, data(20), data(20), epochs=30)
 """
 
@@ -142,7 +147,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_batch_beyond_memory_is_accumulated_exactly(path: Path) -> None:
-    """64 samples are asked for and fewer fit: micro-batch x accumulation x devices is 64 to the sample, and the report says so."""
+    """64 samples are asked for and fewer fit: micro-batch x accumulation x devices is exactly 64, and it is said."""
     objective = bstune.load(f"{path}:tight")
     probe = bstune.probe(objective, device="cpu", memory="320MiB", storage="sqlite:///:memory:")
     result = bstune.search(

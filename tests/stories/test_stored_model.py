@@ -1,4 +1,7 @@
-"""`bstune search` without MODEL runs what the newest study stores, and so only what this user has chosen, here, and as it was."""
+"""`bstune search` without MODEL runs what the newest study stores.
+
+So it runs only what this user has chosen, here, and as it was.
+"""
 
 from __future__ import annotations
 
@@ -370,7 +373,7 @@ def test_a_study_without_a_seal_is_asked_about(folder: Path, old: Any) -> None:
     """As an older bstune has made it."""
     ordinary().set_user_attr("objective_seal", old)
 
-    assert "it bears no seal of this user: an older bstune made it" in asks(folder)
+    assert "it has no seal of this user: an older bstune made it" in asks(folder)
 
 
 def test_a_journal_is_sealed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,7 +520,7 @@ def test_a_key_that_cannot_be_secret_is_none(folder: Path, what: str) -> None:
 
 
 def test_another_key_does_not_fit(folder: Path) -> None:
-    """Of another user, or lost and made anew."""
+    """Of another user, or lost and made again."""
     (folder / "state" / "bstune" / "key").write_bytes(b"x" * 32)
 
     assert "its seal does not fit: another user made it" in asks(folder)

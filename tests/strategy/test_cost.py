@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bstune.tuner.core.results import ProbeResult
+from bstune.tuner.core.probe_results import ProbeResult
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.strategy.cost import Cost
 from bstune.tuner.testing.fake_device import known_probe

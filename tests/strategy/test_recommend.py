@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 import pytest
-from bstune.tuner.core.results import ProbeResult, Recommendation
+from bstune.tuner.core.probe_results import ProbeResult
+from bstune.tuner.core.results import Recommendation
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe
@@ -43,9 +44,9 @@ def test_with_step_times_the_fastest_within_tolerance_is_chosen() -> None:
     assert best.fastest is not None
     assert best.global_batch_size == best.fastest.global_batch_size
     assert best.micro_batch_size <= 48
-    assert best.samples_per_s == pytest.approx(
-        best.global_batch_size / PROBE.step_time_line.step_s(best.micro_batch_size, best.accumulation_steps)  # type: ignore[union-attr]
-    )
+    assert PROBE.step_time_line is not None
+    step_s = PROBE.step_time_line.step_s(best.micro_batch_size, best.accumulation_steps)
+    assert best.samples_per_s == pytest.approx(best.global_batch_size / step_s)
 
 
 def test_the_interval_holds_the_mean_and_is_wider_with_fewer_seeds() -> None:
@@ -81,7 +82,7 @@ def test_the_batch_interval_holds_the_recommended_batch() -> None:
 
 
 def test_the_learning_rate_rule_finds_the_slope_of_the_table() -> None:
-    """The slope of the synthetic table is 0.7 octaves per octave; the interval holds it."""
+    """The slope of the synthetic table is 0.7 octaves per octave; the interval contains it."""
     rule = best_of(budget=12).lr_rule
 
     assert rule is not None
@@ -156,7 +157,7 @@ def test_the_largest_batch_is_warned_of_where_larger_ones_make_few_steps() -> No
 
 
 def test_one_confirmed_setting_is_not_said_to_have_won() -> None:
-    """What was seen of the others are short runs, so the reason says what was expected, and not that it was the lowest."""
+    """The others were seen in short runs only, so the reason says what was expected, and not that it was the lowest."""
     best = best_of(budget=2)
 
     assert "was expected to end lowest of" in best.reason

@@ -18,7 +18,7 @@ def test_rungs_are_the_same_for_all_batch_sizes() -> None:
 
 @pytest.mark.parametrize("batch", [1, 8, 96, 500, 1000])
 def test_a_run_is_asked_for_reports_at_the_rungs_and_at_equal_points(batch: int) -> None:
-    """The points ascend, hold every rung, and the last is due at the end."""
+    """The points ascend, contain every rung, and the last is due at the end."""
     rungs = Rungs.of(FACTS)
     end = rungs.end_of(batch)
 
@@ -31,7 +31,7 @@ def test_a_run_is_asked_for_reports_at_the_rungs_and_at_equal_points(batch: int)
 
 
 def test_a_rung_counts_only_after_enough_steps() -> None:
-    """A batch of 500 has made two steps at the first rung: it is judged later."""
+    """A batch of 500 has made two steps at the first rung: it is compared later."""
     rungs = Rungs.of(FACTS)
 
     assert rungs.counted(8) == rungs.samples
@@ -40,7 +40,7 @@ def test_a_rung_counts_only_after_enough_steps() -> None:
 
 
 def test_the_plain_race_lets_the_best_third_pass() -> None:
-    """Three values are too few to judge by; of many, a third goes on, and what is not finite never does."""
+    """Three values are too few to compare; of many, a third goes on, and what is not finite never does."""
     assert survives(9.0, [1.0, 2.0])
     assert not survives(9.0, [1.0, 2.0, 3.0, 4.0, 5.0])
     assert survives(1.5, [1.0, 2.0, 3.0, 4.0, 5.0])

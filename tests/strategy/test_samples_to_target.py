@@ -1,4 +1,7 @@
-"""What the strategy makes of gradient noise and of samples to target: who is measured, who pays, and which batch is fastest."""
+"""What the strategy makes of gradient noise and of samples to target.
+
+Who is measured, who pays, and which batch is fastest.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ PROBE = known_probe(512, step_s=(0.01, 0.0002), n_train_samples=N)
 
 
 def table(constant: float | None = None) -> Table:
-    """Return curves whose samples to any loss grow as 1 + batch / 200, with the best learning rate at 0.02, or constant ones."""
+    """Return curves whose samples to any loss grow as 1 + batch / 200, with the best rate at 0.02, or constant ones."""
     curves = {}
     for batch in (16, 64, 256):
         for k in (-2, 0, 2):
@@ -48,7 +51,7 @@ def searched(
 
 @pytest.mark.parametrize("budget", [2, 6])
 def test_measuring_noise_is_charged_and_stays_within_the_budget(budget: float) -> None:
-    """At every moment; the search takes 3 % of a full run for it at most, and a search that goes on asks for the same."""
+    """At every moment; the search spends 3 % of a full run on it at most, and a resumed search asks for the same."""
     strategy = searched(budget, "supervised")
 
     def watch(now: Strategy) -> None:
@@ -156,7 +159,7 @@ def test_the_goal_time_confirms_the_fastest_batch() -> None:
 def test_a_faster_batch_within_tolerance_is_confirmed_and_recommended(
     budget: float, tolerance: float, batch: int
 ) -> None:
-    """Batch 64 ends 24 % higher than 16 and takes less than half of the time: it is the answer to those who allow it."""
+    """Batch 64 ends 24 % higher than 16 and takes less than half of the time: the answer for those who allow it."""
     strategy = searched(budget, "loop", whole_runs(16, 64, 256), tolerance=tolerance)
 
     replay(strategy, TABLE)

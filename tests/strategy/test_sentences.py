@@ -101,7 +101,7 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
             "Batch 64 at learning rate 0.03 is expected to end lowest by the trials so far; it was not confirmed.",
             (
                 "Not verified yet: 2 trials left none for a full run on a fresh seed; n_trials=3 would.",
-                "It diverged on a fresh seed, and nothing else that was run is sounder. Search smaller learning rates.",
+                "It diverged on a fresh seed, and nothing else that was run is better. Search smaller learning rates.",
             ),
             set(),
         ),
@@ -112,7 +112,7 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
             "Batch 64 at learning rate 0.03 is expected to end lowest by the trials so far; it was not confirmed.",
             (
                 "Not verified yet: the full run on a fresh seed is still to come.",
-                "It diverged on a fresh seed, and nothing else that was run is sounder. Search smaller learning rates.",
+                "It diverged on a fresh seed, and nothing else that was run is better. Search smaller learning rates.",
             ),
             set(),
         ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-import re
 import statistics
 import time
 from typing import Any
@@ -18,6 +17,7 @@ from bstune.tuner.core.results import NoisePoint, Recommendation, Setting, Trial
 from bstune.tuner.core.specs import Plan, Proposal
 from bstune.tuner.core.trials import TrialReport
 from bstune.tuner.report.progress import forecast_line
+from bstune.tuner.report.units import duration
 from bstune.tuner.strategy.sampler import SurrogateSampler
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe
@@ -46,7 +46,7 @@ def settings_of(records: list[TrialRecord]) -> list[tuple[int, float, int, int]]
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize(("budget", "jobs"), [(2, 4), (4, 1), (4, 4), (7.5, 1)])
 def test_the_budget_is_never_exceeded(kind: str, budget: float, jobs: int) -> None:
-    """Training, confirmation included, stays within the budget at every moment; a loop may overshoot by a report of each running trial."""
+    """Training, with confirmation, stays within the budget; a loop may pass it by one report of each running trial."""
     strategy = make(kind=kind, budget=budget, jobs=jobs)
     slack = jobs * TABLE.n_samples if kind == "loop" else 0
     allowed = budget * TABLE.n_samples * TABLE.epochs + slack
@@ -63,7 +63,7 @@ def test_the_budget_is_never_exceeded(kind: str, budget: float, jobs: int) -> No
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_recommendation_is_confirmed_on_a_fresh_seed_to_the_full_run(kind: str) -> None:
-    """`verified` means: run to the end, on a seed that the search did not use, and the mean reported comes from there."""
+    """`verified` means: run to the end, on a seed that the search did not use; the reported mean comes from there."""
     strategy = make(kind=kind, budget=8)
 
     records = replay(strategy, TABLE)
@@ -101,7 +101,7 @@ def test_search_trials_share_one_seed_and_finalists_share_the_next() -> None:
 
 @pytest.mark.parametrize("budget", [4, 12])
 def test_confirmation_leaves_the_search_its_share(budget: int) -> None:
-    """The search leaves one full run over beside the quarter of the budget that is kept from it, and uses most of the rest."""
+    """The search leaves one full run beside the quarter of the budget kept from it, and uses most of the rest."""
     strategy = make(budget=budget)
 
     records = replay(strategy, TABLE)
@@ -129,7 +129,7 @@ def test_a_small_budget_compares_two_settings_on_a_fresh_seed() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Valley(Table):
-    """Curves by a formula, for any batch size and learning rate: on the default space, which is far wider than any recorded table."""
+    """Curves by a formula for any batch size and rate, on the default space: wider than any recorded table."""
 
     best_rate: float = 0.03
     """At a batch size of 64."""
@@ -158,7 +158,7 @@ def test_no_full_run_goes_where_nothing_is_known(seed: int) -> None:
 
 
 def test_gradient_noise_lets_larger_batches_in() -> None:
-    """Where throughput is flat, default batches end at 64; once noise of 100 samples is known, at four times that. So it is on resuming."""
+    """With flat throughput, default batches end at 64, and at four times a known noise of 100; so also on resuming."""
     facts = dataclasses.replace(TABLE.facts(**KINDS["continued"]), n_samples=8192)
     probe = known_probe(step_s=(0.0, 0.001), n_train_samples=8192)
     first = replay(make(budget=2), TABLE)[0]
@@ -182,7 +182,7 @@ def test_gradient_noise_lets_larger_batches_in() -> None:
 
 @pytest.mark.parametrize("best", [1e-5, 30.0])
 def test_the_default_range_of_rates_gives_way_where_the_best_is_at_its_edge(best: float) -> None:
-    """A valley beyond either end of SGD's default range is found, and known after a restart; a range that was asked for is kept."""
+    """A valley beyond either end of SGD's default range is found, also after a restart; a range asked for is kept."""
     valley = Valley("valley", 8192, 16, {}, best_rate=best)
     facts = valley.facts(**KINDS["continued"], optimizer_family="sgd")
     strategy = Strategy(Plan(budget=8), facts, None)
@@ -263,7 +263,7 @@ def test_a_continued_run_is_charged_for_what_it_adds() -> None:
 
 
 def test_under_a_schedule_a_short_run_is_planned_short_and_not_continued() -> None:
-    """With a cosine, a run that ends at a rung is planned to end there: the prefix of a long cosine favours small rates."""
+    """With a cosine, a run that ends at a rung is planned to end there: a long cosine's start favours small rates."""
     records = replay(make(kind="cosine", budget=8), TABLE)
 
     full = TABLE.n_samples * TABLE.epochs
@@ -336,7 +336,7 @@ def test_a_setting_that_diverged_on_its_fresh_seed_is_not_recommended() -> None:
 
 
 def test_what_failed_before_anything_was_learned_is_tried_again() -> None:
-    """The search ended there with the user's own error; who starts it again has mended something. Later failures rule a setting out."""
+    """An error in the user's code ended the search and was repaired; later failures rule a setting out."""
     records = replay(make(budget=8), TABLE)
     failed: dict[str, Any] = {"state": "failed", "cause": "error", "val_loss": None}
     first = make(budget=8, history=[dataclasses.replace(records[0], **failed)]).ask()
@@ -448,7 +448,7 @@ def test_out_of_memory_forbids_the_batch_and_all_larger_ones() -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_recommended_setting_is_good(kind: str) -> None:
-    """Twelve full runs end within 14 % of the best, most within 4 %, though early rungs favour rates 2.4 octaves too high."""
+    """Twelve full runs end within 14 % of the best, most within 4 %, though early rungs favour too high rates."""
     regrets = []
     tables = [(seed, *shape) for seed in range(3) for shape in ((64, 0.03, 0.7), (16, 0.01, 0.5), (256, 0.1, 1.0))]
     for seed, best_batch, best_lr, slope in tables:
@@ -473,7 +473,7 @@ def test_finalists_are_compared_on_the_same_seeds() -> None:
 
 
 def test_a_search_cut_off_within_a_round_of_seeds_says_what_was_run() -> None:
-    """Then one setting has been on two fresh seeds and the others on one: it is not the only one that was run to the end."""
+    """One setting was on two fresh seeds and the others on one: it is not the only one that was run to the end."""
     strategy = make(budget=30, space={"batch_size": [64, 128], "learning_rate": TABLE.learning_rates[5:7]})
     said = []
 
@@ -517,7 +517,7 @@ def test_the_baseline_is_measured_and_is_the_centre() -> None:
 def test_the_baseline_is_compared_on_the_same_seed_unless_it_is_hopeless(
     baseline: tuple[int, float], compared: bool, seed: int
 ) -> None:
-    """It stands in the table as the user's own, with its loss on the seeds of the finalists, however these have come out so far."""
+    """It is in the table as the user's own, with its loss on the finalists' seeds, whatever these are so far."""
     table = synthetic(noise=0.05, seed=seed)
     strategy = make(table, budget=12, baseline=baseline)
     records = replay(strategy, table)
@@ -632,29 +632,28 @@ def test_a_run_is_judged_by_what_it_reported_however_long_the_search(n_before: i
 
 
 def test_the_forecast_is_said_before_training() -> None:
-    """It names trials, full runs and the space; seconds are unknown without a step time."""
+    """It names trials, reference runs and the space; seconds are unknown without a step time."""
     forecast = make(budget=8).forecast()
 
-    assert forecast.full_runs == 8
+    assert forecast.reference_runs == 8
     assert forecast.n_trials >= 8
     assert forecast.batch_range == (8, 512)
     assert forecast.seconds is None
 
 
-def test_the_forecast_says_what_the_batch_size_may_make_of_it() -> None:
-    """A search that turns to small batches takes longer than one that turns to large ones."""
+def test_the_forecast_is_of_what_is_left_in_seconds() -> None:
+    """Reference runs are full runs at the smallest batch of half the peak speed, and a duration says the same."""
     probe = known_probe(step_s=(0.01, 0.0001))
     forecast = Strategy(Plan(budget=8, space=TABLE.space), TABLE.facts(), probe).forecast()
 
-    assert forecast.seconds_range == pytest.approx(
-        [forecast.samples * (0.0001 + 0.01 / batch) for batch in (512, 8)], rel=1e-3
+    whole_s = TABLE.facts().full_run_samples / 128 * (0.01 + 0.0128)
+    assert forecast.reference_batch == 128
+    assert forecast.seconds == pytest.approx(8 * whole_s, rel=1e-3)
+    assert f"at most 8 full runs at batch 128, about {duration(forecast.seconds)} of training" in forecast_line(
+        forecast
     )
-    assert forecast.seconds is not None
-    assert forecast.seconds_range is not None
-    assert forecast.seconds_range[0] < forecast.seconds < forecast.seconds_range[1]
-    assert re.search(
-        r"about .* of training \(.* to .*, as large or small batches turn out best\)", forecast_line(forecast)
-    )
+    same = Strategy(Plan(budget_s=8 * whole_s, space=TABLE.space), TABLE.facts(), probe).forecast()
+    assert same.reference_runs == pytest.approx(8, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -668,7 +667,7 @@ def test_the_forecast_is_about_right(kind: str, budget: int) -> None:
 
 
 def test_a_function_through_the_front_door_finds_what_the_strategy_finds() -> None:
-    """`bstune.search` on a function that looks its losses up recommends the same cell, within a tenth of a second a trial."""
+    """`bstune.search` on a function that looks losses up recommends the same cell, in at most 0.1 s a trial."""
     objective = bstune.objective(n_samples=TABLE.n_samples, epochs=TABLE.epochs, name="looked_up")(TABLE.train)
     started = time.perf_counter()
 
@@ -693,7 +692,7 @@ def test_a_function_through_the_front_door_finds_what_the_strategy_finds() -> No
 
 
 def test_a_run_that_lost_what_it_had_gained_is_not_trained_further() -> None:
-    """The rate that leads at the first rung and falls back to the loss of an untrained model is stopped at the next, and not chosen."""
+    """A rate that leads at the first rung and then falls back to an untrained model's loss is not chosen."""
     curves = dict(TABLE.curves)
     for (batch, lr), seeds in TABLE.curves.items():
         if lr == 0.03 * 2**2:
@@ -711,7 +710,7 @@ def test_a_run_that_lost_what_it_had_gained_is_not_trained_further() -> None:
 
 
 def test_a_cliff_does_not_move_the_valley() -> None:
-    """The largest of three rates diverges and the middle one is ahead at every rung: it is recommended, not the smallest."""
+    """The largest of three rates diverges and the middle one leads at every rung: the middle one is recommended."""
 
     @bstune.objective(n_samples=320, epochs=4, evals=4, name="cliff")
     def cliff(trial: bstune.Trial) -> None:

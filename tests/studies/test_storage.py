@@ -1,4 +1,7 @@
-"""Storages beside the SQLite file: a journal for network file systems, a database server, and attributes of another version."""
+"""Storages beside the SQLite file.
+
+A journal for network file systems, a database server, and attributes of another version.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ def test_a_journal_holds_what_sqlite_holds(journal: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("torn", [b'{"op_code":4,"worker', b'{"op_code":4}'])
 def test_a_torn_last_line_is_cut(journal: Path, torn: bytes) -> None:
-    """What a killed writer left of a line is no part of the record; left there, it would spoil the line that is written next."""
+    """What a killed writer left of a line is not part of the record, and would spoil the next line if it stayed."""
     whole = search(f"journal:///{journal}").records
     before = journal.read_bytes()
     journal.write_bytes(before + torn)
@@ -97,7 +100,7 @@ def test_a_torn_last_line_is_cut(journal: Path, torn: bytes) -> None:
     ],
 )
 def test_whole_lines_that_are_damaged_are_not_cut(journal: Path, damage: bytes) -> None:
-    """A writer that is killed leaves half a line. Whatever else is there was not left by one, and may be all that is left of something."""
+    """A killed writer leaves half a line. Whatever else is there was made by others, and may be their only copy."""
     search(f"journal:///{journal}")
     with open(journal, "ab") as file:
         file.write(damage)
@@ -162,7 +165,7 @@ def test_a_file_that_is_no_journal_is_left_alone(journal: Path) -> None:
 
 
 def test_a_journal_that_is_damaged_inside_is_said(journal: Path) -> None:
-    """Only the end can be mended without losing what came after."""
+    """Only the end can be repaired without losing what came after."""
     search(f"journal:///{journal}")
     lines = journal.read_bytes().splitlines(keepends=True)
     lines[5] = b"{{{\n"
@@ -176,7 +179,7 @@ def test_a_journal_that_is_damaged_inside_is_said(journal: Path) -> None:
 
 @pytest.mark.parametrize("attempt", [open_storage, read_storage])
 def test_a_server_that_is_not_there_is_said_without_the_password(attempt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the message nor what is stored of the URL holds it, whether the driver or the server is missing."""
+    """Neither the message nor what is stored of the URL contains it, whether the driver or the server is missing."""
     for missing in ("psycopg", "psycopg2", "pymysql", "MySQLdb"):
         monkeypatch.setitem(sys.modules, missing, None)
     for url, said in (
@@ -191,7 +194,7 @@ def test_a_server_that_is_not_there_is_said_without_the_password(attempt: Any, m
 
 
 def test_what_a_driver_repeats_is_not_shown() -> None:
-    """A server's message may hold the very password that it refuses."""
+    """A server's message may contain the very password that it refuses."""
     location = locate("postgresql://me:s3cret@127.0.0.1:1/runs")
     error = study_error(OSError("what is s3cret doing here"), location)
     assert "what is *** doing here" in str(error)
@@ -208,7 +211,10 @@ def program(name: str, *places: str) -> str:
 
 
 IDLE_S = 5
-"""After so long a silence the servers end a connection: longer than a busy machine takes from one statement to the next."""
+"""After so long a silence the servers end a connection.
+
+It is longer than a busy machine takes from one statement to the next.
+"""
 
 
 class Server:
@@ -241,7 +247,8 @@ class Server:
         options = ["--no-defaults", f"--datadir={folder}/data", f"--user={user}"]
         start = folder / "start.sql"
         start.write_text(
-            "CREATE DATABASE IF NOT EXISTS runs;\nCREATE USER IF NOT EXISTS me IDENTIFIED BY 's3cret';\nGRANT ALL ON runs.* TO me;\n"
+            "CREATE DATABASE IF NOT EXISTS runs;\nCREATE USER IF NOT EXISTS me IDENTIFIED BY 's3cret';\nGRANT ALL ON "
+            "runs.* TO me;\n"
         )
         listen = [
             f"--port={self._port}",
@@ -306,7 +313,7 @@ def test_a_server_holds_what_a_file_holds(server: Server, tmp_path: Path) -> Non
 
 
 def test_a_server_has_one_writer_however_long_it_is_silent(server: Server) -> None:
-    """A second search is refused while the first runs, also after the server has ended connections on which nothing was said."""
+    """A second search is refused while the first runs, also after the server has ended idle connections."""
     with open_storage(server.url) as storage:
         study = make_study(storage, "silent")
         time.sleep(1.5 * IDLE_S)
@@ -344,7 +351,7 @@ def test_tables_of_another_program_are_not_added_to(server: Server) -> None:
 
 
 def test_a_lock_that_the_server_has_ended_ends_the_search(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that was started anew knows nothing of it: from then on another search could write, too."""
+    """A restarted server knows nothing of it: from then on another search could write, too."""
     monkeypatch.setattr(database_server_module, "LOOK_S", 0.0)
     storage = open_storage(server.url)
     server.stop()

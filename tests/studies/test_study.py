@@ -1,4 +1,7 @@
-"""The storage and the study in it: what is written is read back, by us and by plain Optuna, whatever happens in between."""
+"""The storage and the study in it.
+
+What is written is read back, by us and by plain Optuna, whatever happens in between.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ import pytest
 from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.dimension import Dimension
 from bstune.tuner.core.errors import ArgumentError, StudyError
-from bstune.tuner.core.results import DeviceInfo, NoisePoint, TrialRecord
+from bstune.tuner.core.probe_results import DeviceInfo
+from bstune.tuner.core.results import NoisePoint, TrialRecord
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts, TrialReport, TrialSpec
 from bstune.tuner.studies.catalog import choose_study, find_study, fingerprint, make_study, newest_study, studies, touch
@@ -222,7 +226,7 @@ def test_a_stored_space_that_was_changed_is_refused() -> None:
 
 
 def test_an_orphan_fails_and_is_charged_to_its_last_report(url: str) -> None:
-    """A search killed in the middle of a trial leaves it running; the next start ends it and knows what it had trained."""
+    """A search killed in the middle of a trial leaves it running; the next start ends it and knows its samples."""
     with opened(url) as study:
         done = run_one(study)
         record = study.begin(spec(), AXES)
@@ -271,7 +275,7 @@ def test_the_second_writer_is_told_who_holds_the_storage(url: str) -> None:
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(url: str, tmp_path: Path) -> None:
-    """A lock file that nobody holds costs nothing."""
+    """A lock file that nobody has locked costs nothing."""
     code = f"import os; from bstune.tuner.studies.storage import open_storage; open_storage({url!r}); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert (tmp_path / "bstune.db.lock").exists()
@@ -398,7 +402,7 @@ def fill(study: Study) -> None:
 
 
 def test_a_full_disk_loses_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One clear error; what was finished is there when there is room again, and Python's random numbers are as before."""
+    """One clear error; finished trials are there once there is room, and Python's random numbers are as before."""
     monkeypatch.setattr("time.sleep", lambda _: None)  # Optuna tries five times, with random pauses.
     state = random.getstate()
     with opened(url) as study:
@@ -485,7 +489,7 @@ def test_fresh_keeps_the_old_study(url: str) -> None:
 
 
 def test_a_study_that_learned_nothing_makes_way(url: str) -> None:
-    """After a first trial that failed, the mended file needs no new name."""
+    """After a first trial that failed, the repaired file needs no new name."""
     with open_storage(url) as storage:
         study = chosen(storage)
         record = study.begin(spec(), AXES)

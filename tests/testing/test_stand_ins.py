@@ -43,7 +43,7 @@ def test_a_device_is_a_formula_with_a_capacity() -> None:
 
 
 def test_the_context_and_other_processes_take_their_part() -> None:
-    """And what others hold may change while it runs."""
+    """And what others use may change while it runs."""
     device = FakeDevice(capacity_gib=10, gib_per_sample=1.0, context_gib=0.5, foreign_gib=2)
 
     assert device.largest_fit() == 7
@@ -187,7 +187,7 @@ def test_a_fake_clock_moves_when_told() -> None:
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_replay_is_the_search_that_a_study_remembers(slots: int) -> None:
-    """The figures that rest on replays are those of a real search: the same trials to the last word."""
+    """The figures from replays are those of a real search: the same trials to the last word."""
     table = synthetic()
     plan = Plan(budget=4, space=table.space, jobs=slots)
 

@@ -1,4 +1,4 @@
-"""The batch-size answer as arithmetic: lines that are known, what was not reached, caps, and intervals that hold."""
+"""The batch-size answer as arithmetic: lines that are known, what was not reached, caps, and how good intervals are."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bstune.tuner.core.probe_results import ProbeResult
 from bstune.tuner.core.remarks import BatchLimits
-from bstune.tuner.core.results import BatchAnswer, ProbeResult
+from bstune.tuner.core.results import BatchAnswer
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.report.reasons import limits_text
 from bstune.tuner.strategy.cost import Cost
@@ -41,7 +42,7 @@ def answered(b_crit: float, given: ProbeResult | None, batches: tuple[int, ...] 
 
 
 def test_the_fastest_batch_is_the_root_of_critical_and_saturation_batch() -> None:
-    """With 400 samples of statistics and 100 of hardware, B* is 200; of the powers of two, 256 takes the fewest seconds."""
+    """With 400 samples of statistics and 100 of hardware, B* is 200; of powers of two, 256 takes the fewest seconds."""
     answer = answered(400, probe())
 
     assert answer.b_crit == pytest.approx(400, rel=0.05)
@@ -49,7 +50,8 @@ def test_the_fastest_batch_is_the_root_of_critical_and_saturation_batch() -> Non
     assert (answer.fastest, answer.decided_by, answer.source, answer.n_batches) == (256, "hardware", "trials", 6)
     seconds = {b: (1 + 400 / b) * (0.01 + 0.0001 * b) for b in SIZES}
     assert answer.fastest == min(seconds, key=lambda b: seconds[b])
-    assert answer.b_crit_low < 400 < (answer.b_crit_high or math.inf)  # type: ignore[operator]  # Known to be a number here.
+    assert answer.b_crit_low is not None
+    assert answer.b_crit_low < 400 < (answer.b_crit_high or math.inf)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_a_batch_that_did_not_get_there_counts_as_at_least() -> None:
 
 
 def test_the_interval_of_the_fastest_batch_covers() -> None:
-    """With 10 % of scatter on four batch sizes, the 90 % interval holds the true B* in at least 80 of 100 repetitions."""
+    """With 10 % of scatter on four batch sizes, the 90 % interval contains the true B* in 80 of 100 repetitions."""
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(100):
@@ -143,7 +145,7 @@ def test_trials_that_show_no_growth_give_a_lower_end_only() -> None:
 
 
 def test_what_is_not_known_is_null() -> None:
-    """A noise-dominated measurement gives a bound and no answer; without step times there is a critical batch and no fastest."""
+    """A measurement that is mostly noise gives a bound and no answer; without step times, no fastest batch is named."""
     dominated = told(None, NoiseScale(None, 90.0, None, 8), probe(), SIZES)
     untimed = answered(400, None)
 
@@ -161,7 +163,7 @@ def test_what_is_not_known_is_null() -> None:
 @pytest.mark.parametrize(("a_s", "c_s"), [(0.01, 0.0), (0.0, 0.0001), (0.01, 0.0001)])
 @pytest.mark.parametrize("growth", [0.0, 1.0, 1e4])
 def test_every_corner_has_an_answer_that_survives_json(a_s: float, c_s: float, growth: float) -> None:
-    """Steps that cost the same at any size, or nothing but samples; samples to target that never grow, or grow at once."""
+    """Steps of constant cost, or of none but samples; samples to target that never grow, or grow at once."""
     line = fit_batch_line([Reach(b, 1000 + growth * b) for b in (16, 64, 256)])
 
     answer = told(line, None, probe(a_s, c_s), SIZES)

@@ -1,4 +1,7 @@
-"""Gradient noise: the estimator on problems whose noise is known, its honesty about error, and a measurement that leaves no trace."""
+"""Gradient noise: the estimator on problems whose noise is known.
+
+Its honesty about its error, and a measurement that leaves no trace.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ RNG = np.random.default_rng
 def regression(n_features: int = 20, noise: float = 2.0) -> tuple[np.ndarray, float, float]:
     """Return what a linear regression is made of: the offset of its weights, |G|^2 and tr(Sigma), known in closed form.
 
-    With x ~ N(0, I), y = noise * e and weights w off by d, a sample's gradient of (x.w - y)^2 / 2 is x (x.d - noise * e). So
-    G = d and, by the fourth moments of a Gaussian, tr(Sigma) = (n + 1) |d|^2 + n * noise^2.
+    With x ~ N(0, I), y = noise * e and weights w off by d, a sample's gradient of (x.w - y)^2 / 2 is
+    x (x.d - noise * e). So G = d and, by the fourth moments of a Gaussian, tr(Sigma) = (n + 1) |d|^2 + n * noise^2.
     """
     offset = np.full(n_features, 0.3)
     squared = float(offset @ offset)
@@ -53,7 +56,7 @@ def test_both_parts_are_unbiased_on_a_regression_whose_noise_is_known() -> None:
 
 
 def test_samples_drawn_from_a_small_data_set_without_repeats_are_corrected_for() -> None:
-    """Half of 64 samples at a time: without the factor (N - B) / (N - 1) the gradient would come out too small by 30 errors."""
+    """Half of 64 samples at a time: without the factor (N - B) / (N - 1) the gradient would be 30 errors too small."""
     rng = RNG(1)
     rows = gradients(regression()[0], 64, rng)
     mean = rows.mean(0)
@@ -70,7 +73,7 @@ def test_samples_drawn_from_a_small_data_set_without_repeats_are_corrected_for()
 
 
 def test_the_interval_covers_the_truth_nine_times_in_ten() -> None:
-    """Over 300 runs of 8 measurements, the 90 % interval holds the true scale in 84 to 98 % of those that give a number."""
+    """Over 300 runs of 8 measurements, the 90 % interval contains the true scale in 84 to 98 % of the numbers."""
     offset, squared, trace = regression(noise=0.5)
     rng = RNG(2)
     scales = [noise_scale([measured(gradients(offset, 128, rng, 0.5), 8, i) for i in range(8)]) for _ in range(300)]
@@ -82,7 +85,7 @@ def test_the_interval_covers_the_truth_nine_times_in_ten() -> None:
 
 
 def test_a_gradient_lost_in_noise_gives_a_bound_and_no_number() -> None:
-    """At a noise scale of 10 000 samples, 4 measurements of 16 samples cannot give a number; a bound below the truth they can."""
+    """At a scale of 10 000 samples, 4 measurements of 16 samples give no number, but a bound below the truth."""
     rng = RNG(3)
     offset = regression()[0] / 30
     squared = float(offset @ offset)
@@ -125,7 +128,7 @@ def test_too_few_measurements_give_nothing() -> None:
 @pytest.mark.parametrize("micro", [1, 8, 300])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_a_design_stays_within_its_allowance(allowance: int, micro: int, batch_norm: bool) -> None:
-    """No more samples than allowed, none twice in one measurement, none larger than what fits; BatchNorm sees 32 or none."""
+    """No more samples than allowed, none twice in one measurement, none too large to fit; BatchNorm sees 32 or none."""
     plan = design(allowance, micro, 1500, batch_norm=batch_norm)
 
     if plan is None:

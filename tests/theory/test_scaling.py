@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 @given(st.integers(1, 4096), st.integers(1, 512), st.sampled_from([1, 2, 4]))
 def test_a_split_is_exact_and_fits(batch: int, micro_max: int, world_size: int) -> None:
-    """Micro-batch, accumulation and processes multiply to the global batch, and no larger micro-batch would have fit."""
+    """Micro-batch, accumulation and processes multiply to the global batch; no larger micro-batch would have fit."""
     batch *= world_size
 
     micro, accumulation = split_batch(batch, micro_max, world_size)

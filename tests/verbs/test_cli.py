@@ -143,7 +143,7 @@ def test_every_option_says_what_it_is() -> None:
 
 
 def test_the_options_of_search_are_the_arguments_of_search() -> None:
-    """An option bears the name of the Python argument, so that who knows one knows the other."""
+    """An option has the name of the Python argument, so that who knows one knows the other."""
     import inspect
 
     options = {option.name for option in main.commands["search"].params}
@@ -205,7 +205,7 @@ def test_the_users_exception_comes_with_the_users_traceback(folder: Path) -> Non
 
 
 def test_a_whole_search_with_a_model_that_prints(folder: Path) -> None:
-    """Probe, search and show of a loud model: one JSON document each; then resumed, continued without a model, and refused."""
+    """Probe, search and show of a loud model print one JSON document each; also resumed, and without a model."""
     probed = run("probe", "loud.py", "--max-batch", "64", "--json")
     assert probed.returncode == 0, probed.stderr
     probe = bstune.ProbeResult.from_dict(json.loads(probed.stdout))
@@ -263,7 +263,7 @@ def assert_can_be_pasted(text: str, result: bstune.SearchResult) -> None:
 
 
 def test_ctrl_c_and_two_at_once_and_show(folder: Path) -> None:
-    """While one search runs a second is refused and show works; Ctrl-C shows the best so far, exits 130 and leaves no process."""
+    """While one search runs a second is refused and show works; Ctrl-C shows the best, exits 130, leaves no process."""
     write_model(folder, step_s=0.02)
     options = ["--space", "batch_size=4,8", "--budget", "60"]
     first = start("search", "loud.py", *options)
@@ -338,7 +338,7 @@ def test_a_timeout_is_a_partial_answer(folder: Path) -> None:
 
 
 def test_a_file_that_searches_when_it_is_loaded_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would wait for the storage that its own caller holds."""
+    """It would wait for the storage that its own caller has locked."""
     monkeypatch.chdir(tmp_path)
     Path("script.py").write_text(
         "import bstune\n\n\n@bstune.objective(n_samples=100)\ndef objective(trial): ...\n\n\nbstune.search(objective)\n"

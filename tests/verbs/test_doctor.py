@@ -41,7 +41,7 @@ def storage_of(url: str | None = None) -> Finding:
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file of a folder, with what is in it and when it was written; the index of SQLite's log belongs to its readers."""
+    """Return every file of a folder with its content and time; the index of SQLite's log belongs to its readers."""
     return {
         path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir() if path.suffix != ".db-shm"
     }
@@ -94,8 +94,12 @@ def test_a_storage_is_looked_at_and_left_alone(tmp_path: Path, url: str) -> None
 
 def test_what_a_killed_search_left_is_left_for_the_next_one(tmp_path: Path) -> None:
     """Its log and its lock; and where only the mode of the database is left, no file is made beside it."""
-    code = "import os\nfrom bstune.tuner.studies.storage import open_storage\nfrom bstune.tuner.studies.catalog import make_study\n"
-    code += "make_study(open_storage(None), 'a')\n"
+    code = (
+        "import os\n"
+        "from bstune.tuner.studies.storage import open_storage\n"
+        "from bstune.tuner.studies.catalog import make_study\n"
+        "make_study(open_storage(None), 'a')\n"
+    )
     killed = subprocess.run([sys.executable, "-c", f"{code}os.kill(os.getpid(), 9)"], check=False)
     assert killed.returncode == -signal.SIGKILL
     before = contents(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bstune
 import pytest
-from bstune.tuner.core.results import PlanResult
+from bstune.tuner.core.probe_results import PlanResult
 from bstune.tuner.device.cards import CARDS_MIB, card_bytes
 from bstune.tuner.plan import largest_fitting
 
@@ -68,7 +68,7 @@ def test_a_second_range_of_sizes_that_fits_is_found() -> None:
 
 
 def test_plan_scales_with_the_memory_of_the_card(path: Path) -> None:
-    """Twice the memory holds twice the batch; the categories add up; what it rests on is said; JSON loses nothing."""
+    """Twice the memory fits twice the batch; the categories add up; the evidence is named; JSON loses nothing."""
     result = bstune.plan(bstune.load(path), gpu=["T4"], memory=["1600MiB", "2600MiB", "520MiB"], device="cpu")
 
     t4, one, two, none = result.outlooks

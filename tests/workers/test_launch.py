@@ -1,4 +1,7 @@
-"""Only the file that the user named runs: what else lies in the current folder, or beside the model, is not taken for Python's or ours."""
+"""Only the file that the user named runs.
+
+What else lies in the current folder, or beside the model, does not replace a module of Python's or ours.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ OPTIONS = [
 
 
 def lay_traps(folder: Path) -> Path:
-    """Put modules into a folder that say when they are run, under names of Python, of what is installed, and of bstune."""
+    """Write modules that say when they are run, with names of Python's, of installed packages', and of bstune's."""
     for name in TRAPS:
         (folder / f"{name}.py").write_text(
             f"open({str(folder / f'executed-{name}')!r}, 'w').close()\nraise ImportError('a trap')\n"
@@ -102,7 +105,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.skipif(not PROGRAM.exists(), reason="the program bstune is not installed")
 @pytest.mark.parametrize("where", ["elsewhere", "beside the model"])
 def test_nothing_of_the_current_folder_runs(model: Path, tmp_path: Path, where: str) -> None:
-    """Also where an empty entry of PYTHONPATH means the current folder; what is beside the model can be imported all the same."""
+    """Also where an empty entry of PYTHONPATH means the current folder; the model's neighbours can be imported."""
     if where == "elsewhere":
         here = tmp_path / "here"
         here.mkdir()
@@ -126,7 +129,11 @@ import helper  # Beside this script.
 os.environ["PYTHONPATH"] = os.pathsep + os.environ.get("PYTHONPATH", "")
 objective = bstune.objective(n_samples=320, epochs=1, evals=2)(helper.train)
 result = bstune.search(
-    objective, device="cpu", budget=2, space={"batch_size": [16], "learning_rate": [0.01, 0.1]}, storage="sqlite:///:memory:"
+    objective,
+    device="cpu",
+    budget=2,
+    space={"batch_size": [16], "learning_rate": [0.01, 0.1]},
+    storage="sqlite:///:memory:",
 )
 print(result.recommendation.learning_rate)
 """
@@ -136,7 +143,7 @@ HELPER = MODEL.replace("@bstune.objective(n_samples=320, epochs=1, evals=2)\n", 
 
 
 def test_a_script_finds_what_is_beside_it_and_runs_nothing_else(tmp_path: Path) -> None:
-    """`python scripts/train.py`: functions travel by the name of their module; the current folder is no place to look."""
+    """`python scripts/train.py`: functions travel by their module's name; the current folder is not searched."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "here").mkdir()
     for name, text in (("train.py", FROM_SCRIPT), ("helper.py", HELPER), ("neighbour.py", NEIGHBOUR)):
@@ -179,7 +186,7 @@ def test_a_module_is_found_by_an_explicit_path(model: Path, tmp_path: Path) -> N
 def test_a_program_of_ours_never_looks_into_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int]
 ) -> None:
-    """Before Python 3.11 there is no option for it; and it is the caller's bstune that runs, whatever is called so elsewhere."""
+    """Python has no option for it before 3.11; and the caller's bstune runs, whatever else has that name."""
     lay_traps(tmp_path)
     monkeypatch.setattr(sys, "version_info", version)
     line = launch.command("bstune.tuner.engines.ray_guard", str(tmp_path / "nothing"))
@@ -230,7 +237,7 @@ def test_where_workers_look_for_modules(
     path: list[str],
     expected: list[str],
 ) -> None:
-    """As the caller does, but in the current folder only after the standard library, and for the command line where it was named."""
+    """As the caller does, but the current folder comes after the standard library, for the command line if named."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", variable)
     monkeypatch.setattr(sys, "path", [str(tmp_path) if folder == "HERE" else folder for folder in path])

@@ -1,4 +1,7 @@
-"""Nothing survives a trial: processes that leave their group, their session, their parent or their environment, however it ends."""
+"""Nothing survives a trial, however it ends.
+
+Processes that leave their group, their session, their parent or their environment.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ def start_all(number):
     note(subprocess.Popen(sleep, start_new_session=True).pid, "session")
     note(subprocess.Popen(sleep, start_new_session=True, env={}, close_fds=False).pid, "bare")
     # A shell in a session of its own, whose child starts another session and outlives it.
-    deep = f"import subprocess as s; p = s.Popen({sleep}, start_new_session=True, stdout=s.DEVNULL); print(p.pid, flush=True)"
+    deep = f"import subprocess as s; p = s.Popen({sleep}, start_new_session=True, stdout=s.DEVNULL); "
+    deep += "print(p.pid, flush=True)"
     said = subprocess.run(["setsid", sys.executable, "-c", deep], stdout=subprocess.PIPE, text=True)
     note(int(said.stdout), "grandchild")
     daemon()
@@ -71,7 +75,7 @@ def objective(trial):
 
 
 def left_behind(folder: Path, wanted: int = 5, within_s: float = 20.0) -> dict[str, psutil.Process | None]:
-    """Return the processes that a trial has noted, once there are so many, by what they are; None for one that has ended."""
+    """Return the processes that a trial has noted, by what they are, once there are so many; None for an ended one."""
     deadline_s = time.monotonic() + within_s
     while not (folder / "pids").exists() or len(list((folder / "pids").iterdir())) < wanted:
         assert time.monotonic() < deadline_s, "the trial has not started its processes"
@@ -144,7 +148,7 @@ def host(model: Path) -> Iterator[Host]:
     [("end", "Finished"), ("raise", "error"), ("exit", "crashed"), ("kill", "killed"), ("hang", "cancelled")],
 )
 def test_what_a_trial_starts_ends_with_it(host: Host, model: Path, does: str, came: str) -> None:
-    """Whichever way it ends, and at once: a daemon that holds the trial's connection does not make it look hung."""
+    """Whichever way it ends, and at once: a daemon that has the trial's connection open does not make it look hung."""
     pool = LocalPool(host, slots=2)
     pool.submit(spec_of(does))
     began_s = time.monotonic()
@@ -216,7 +220,7 @@ A_THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(60
 @pytest.mark.parametrize("victim", ["template", "above it", "both"])
 @pytest.mark.parametrize("forks", [True, False], ids=["forked", "program"])
 def test_nothing_is_left_when_bstunes_own_processes_are_killed(tmp_path: Path, forks: bool, victim: str) -> None:
-    """The template, the process above it that does nothing but wait for its end, or both; also where trials are programs of their own."""
+    """The template, the process above it that only waits for its end, or both; also where each trial is a program."""
     path = tmp_path / "model.py"
     path.write_text(MODEL if forks else A_THREAD + MODEL)
     with Host(bstune.load(path), device="cpu") as host:

@@ -1,4 +1,7 @@
-"""What a worker may send: anything else ends its trial at once with one sentence, and neither hangs nor breaks the search."""
+"""What a worker may send.
+
+Anything else ends its trial at once with one sentence, and neither hangs nor breaks the search.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ TRACE = Trace(
 MEASURED = messages.Measured(READING, MeasureNotes(32, 8, "SGD", ("beware",), 0.1, (0.1, 0.2)), TRACE)
 
 
-# --- the codec ----------------------------------------------------------------------------------------------------------
+# --- the codec --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -270,7 +273,7 @@ def test_a_trial_says_one_thing_at_a_time() -> None:
     assert listener.take(encode(messages.Trained(500, 1.0, None, "/kept/3.pt"))).samples == 500
 
 
-# --- frames -------------------------------------------------------------------------------------------------------------
+# --- frames -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -340,7 +343,7 @@ def test_who_does_not_read_is_not_waited_for(ends: tuple[Line, socket.socket]) -
 def test_descriptors_come_after_their_message_and_are_not_inherited(
     ends: tuple[Line, socket.socket], tmp_path: Path
 ) -> None:
-    """The worker reads no byte too many, and no program that it starts holds what it got."""
+    """The worker reads no byte too many, and no program that it starts has what it got."""
     line, theirs = ends
     with (tmp_path / "file").open("wb") as file:
         line.send(b"here", file.fileno(), within_s=1)
@@ -352,7 +355,7 @@ def test_descriptors_come_after_their_message_and_are_not_inherited(
     os.close(fd)
 
 
-# --- for real -----------------------------------------------------------------------------------------------------------
+# --- for real ---------------------------------------------------------------------------------------------------------
 
 HOSTILE = """
 import json, os, socket, struct, time
@@ -383,8 +386,8 @@ def send(does, number, samples):
     if does == "close":
         os.closerange(3, 100)
     if does == "flood":
-        report = {"type": "TrialReport", "number": number, "points": [], "samples": samples, "val_loss": float("nan"), "metrics": {},
-                  "seconds": 0.1, "noise": [], "interval": 0}
+        report = {"type": "TrialReport", "number": number, "points": [], "samples": samples, "val_loss": float("nan"),
+                  "metrics": {}, "seconds": 0.1, "noise": [], "interval": 0}
         while True:
             end.sendall(framed(json.dumps(report).encode()))
     if does == "long":
@@ -427,7 +430,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_search_survives_what_its_trials_send(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is lost for what it is, at once where it can be told and else by the trial's timeout; nothing of it is executed."""
+    """Each is lost for its own reason, at once or by the trial's timeout; nothing of it is executed."""
     wanted = ["", "2 GiB", "pickle", "garbage", "half", "close", "flood"]
     monkeypatch.setenv("DOES", ",".join(wanted))
     began_s = time.monotonic()
@@ -460,7 +463,7 @@ def test_a_search_survives_what_its_trials_send(model: Path, monkeypatch: pytest
 
 
 def test_what_an_error_says_is_cut_and_escaped(model: Path) -> None:
-    """30 MB are stored as two thousand characters; one that cannot be told is told as such; a terminal is left as it is."""
+    """30 MB are stored as two thousand characters; text that cannot be read is named so; the terminal is unharmed."""
     events: dict[str, Lost] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOES", "long,mute,escape")
@@ -534,7 +537,7 @@ if os.fork() == 0:
 
 
 def test_a_template_that_says_rubbish_is_ended(tmp_path: Path) -> None:
-    """Something that the user's file left running writes to the template's own socket: the next trial says so, and nothing hangs."""
+    """A process left by the user's file writes to the template's socket: the next trial says so, and nothing hangs."""
     hostile = HOSTILE.partition("@bstune.objective")[0]
     (tmp_path / "model.py").write_text(hostile + LIAR)
     with Host(bstune.load(tmp_path / "model.py"), device="cpu") as host:

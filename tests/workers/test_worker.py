@@ -106,7 +106,7 @@ def run(host: Host, *specs: TrialSpec, verdict: Verdict = "go", timeout_s: float
 
 
 def test_what_a_file_draws_is_the_same_in_every_process(tmp_path: Path) -> None:
-    """Random data made at the top of a file would else change when a search goes on, and between trials that cannot be forked."""
+    """Random data made at the top of a file would else change when a search goes on, or between unforked trials."""
     path = tmp_path / "drawn.py"
     path.write_text(
         "import random, bstune, numpy, torch\n"
@@ -221,7 +221,8 @@ from bstune.tuner.core.trials import MeasureSpec
 data = torch.utils.data.TensorDataset(torch.zeros(64, 4), torch.zeros(64, 1))
 def hang(model, batch):
     time.sleep(600)
-host = Host(bstune.Supervised(lambda: torch.nn.Linear(4, 1), data, data, training_step=hang, num_workers=1), device="cpu")
+objective = bstune.Supervised(lambda: torch.nn.Linear(4, 1), data, data, training_step=hang, num_workers=1)
+host = Host(objective, device="cpu")
 worker = host.start(Measure(MeasureSpec(4, 4, 1, 2, 0)))
 print("ready", flush=True)
 time.sleep(600)
@@ -230,7 +231,7 @@ time.sleep(600)
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_dead_parent_leaves_no_orphan(tmp_path: Path, signal_number: signal.Signals) -> None:
-    """Template, trial and the trial's loader worker end with the caller, however it ended; the script needs no __main__ guard."""
+    """Template, trial and its loader worker end with the caller, however it ended; no __main__ guard is needed."""
     script = tmp_path / "caller.py"
     script.write_text(CALLER)
     caller = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What everyone speaks of: results, errors, specs and arguments; it imports nothing of bstune.
+"""What all rooms use: results, errors, specs and arguments; it imports nothing of bstune.
 
 - `arguments`: Checking what the user asked for, before anything is opened, loaded or run: every wrong argument is
   named at once.
@@ -7,13 +7,15 @@
   it should.
 - `errors`: What can go wrong, as a tree of exceptions.
 - `findings`: What a check of the machine finds, and how much it matters.
-- `interrupts`: Signals that ask a search to end, held back while something is written that is of use only as a whole.
+- `interrupts`: Signals that ask a search to end, delayed while something is written that must be complete.
 - `plain_text`: Text from a study, a model, a worker or a server, made harmless before it is shown, pasted or logged.
+- `probe_results`: What a probe and a plan return: sizes, memory and speed; records as in `results`.
 - `progress`: What has just happened in a search, as those who listen are told.
 - `record`: What all results are: frozen dataclasses which are written as JSON and read back equal, and refuse what is
   none.
 - `remarks`: What a decision has to tell, as codes and figures.
-- `results`: What comes back: frozen dataclasses whose names bear their units, and which survive a trip through JSON.
+- `results`: What a search returns: frozen dataclasses whose names have their units, and which survive a trip through
+  JSON.
 - `specs`: What a search was asked to do, and what the strategy asks for next: plain data between the modules of the
   search.
 - `trials`: What travels to and from a trial: the facts of an objective, what to run, what to measure, and the

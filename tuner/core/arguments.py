@@ -14,7 +14,8 @@ from unicodedata import category
 
 from .dimension import Dimension, distribution
 from .errors import ArgumentError
-from .results import TRIAL_COLUMNS, ProbeResult
+from .probe_results import ProbeResult
+from .results import TRIAL_COLUMNS
 from .specs import Plan
 
 MOST_BYTES = 2**60

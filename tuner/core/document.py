@@ -1,4 +1,7 @@
-"""A document that the user names: it is read only if it is a plain file of a sensible size, and holds what it should."""
+"""A document that the user names.
+
+It is read only if it is a plain file of a sensible size, and holds what it should.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import stat
 from pathlib import Path
 
 from .errors import BstuneError
-from .results import ProbeResult
+from .probe_results import ProbeResult
 
 MOST_BYTES = 16 << 20
 """Far more than a probe has; what is read of a document takes many times its size of memory."""
@@ -18,7 +21,7 @@ def read_probe(path: Path) -> ProbeResult:
     """Return the probe that `bstune probe --json` wrote to a file.
 
     Raises:
-        BstuneError: The file cannot be read, or holds something else.
+        BstuneError: The file cannot be read, or is something else.
     """
     try:
         return ProbeResult.from_dict(json.loads(_content(path)))
@@ -30,7 +33,7 @@ def read_probe(path: Path) -> ProbeResult:
 
 
 def _content(path: Path) -> str:
-    # Without waiting: a named pipe opens at once, and is then seen to be none.
+    # Without waiting: a named pipe opens at once, and is then recognised and refused.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

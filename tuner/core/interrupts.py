@@ -1,4 +1,4 @@
-"""Signals that ask a search to end, held back while something is written that is of use only as a whole."""
+"""Signals that ask a search to end, delayed while something is written that must be complete."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP wait until the block is over; Ctrl-C a second time, because the block hangs, does not wait.
+    """Let Ctrl-C, SIGTERM and SIGHUP wait until the block is over; a second Ctrl-C, for a block that hangs, does not.
 
-    Python raises KeyboardInterrupt between any two instructions of the main thread: between the two writes that end a trial, too.
+    Python raises KeyboardInterrupt between any two instructions of the main thread: between the two writes that end a
+    trial, too.
     """
-    if threading.current_thread() is not threading.main_thread():  # Nothing interrupts it.
+    if threading.current_thread() is not threading.main_thread():  # Only the main thread is interrupted.
         yield
         return
     arrived: list[int] = []
@@ -38,7 +39,7 @@ def held() -> Iterator[None]:
         for number, handler in handlers.items():  # SIGINT last: it may raise from here on.
             if (
                 signal.getsignal(number) is note
-            ):  # Else one came before all were held, and has set what the next one does.
+            ):  # Otherwise one came before all were replaced, and has set what the next one does.
                 signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])

@@ -1,7 +1,7 @@
 """Text from a study, a model, a worker or a server, made harmless before it is shown, pasted or logged.
 
-Such text is data. A control character in it could move the cursor, hide what stands before it, or end the comment of a snippet to
-paste; a URL in it could hold a password.
+Such text may come from anyone. A control character in it could move the cursor, hide what stands before it, or end the
+comment of a snippet to paste; a URL in it could contain a password.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ _SECRET_NAME = (
     r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|api_?key|access_?key|private_?key)|pass"
     r"|(?:access|auth|api|bearer|refresh|security|session)?_?token"
 )
-# In the query of a URL a value goes to the next &; elsewhere, as in what a driver says, to the next mark. What is hidden already stays.
+# In the query of a URL a value goes to the next &; elsewhere, as in what a driver says, to the next mark. What is
+# hidden already stays.
 _HIDDEN_ALREADY = r"(?!\*\*\*(?:[:;,.'\")&\s#]|$))"
 _SECRET_PARAMETER = re.compile(
     rf"(?i)(?<=[?&])(?P<query>(?:{_SECRET_NAME})=){_HIDDEN_ALREADY}[^&\s#]+"
     rf"|(?<![\w.-])(?P<name>(?:{_SECRET_NAME})\s*=\s*){_HIDDEN_ALREADY}(?:'[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)"
 )
-# A database's password may hold a slash, as SQLAlchemy reads it; elsewhere the first slash begins the path. All lengths are bounded, so
-# that no text takes long.
+# A database's password may contain a slash, as SQLAlchemy reads it; elsewhere the first slash begins the path. All
+# lengths are bounded, so that no text takes long.
 _USER_INFO = re.compile(
-    r"(?i)(?P<server>(?:postgres|mysql|mariadb)[\w+]{0,40}://[^/?#\s@:]{0,4000})(?P<password>:[^\s@]{0,500}(?:@[^/?#\s@]{0,500})*)?@"
+    r"(?i)(?P<server>(?:postgres|mysql|mariadb)[\w+]{0,40}://[^/?#\s@:]{0,4000})"
+    r"(?P<password>:[^\s@]{0,500}(?:@[^/?#\s@]{0,500})*)?@"
     r"|(?P<other>[a-z][\w+.-]{0,40}://)(?P<user>[^/?#\s@:]{0,4000})(?P<other_password>:[^/?#\s]{0,4000})?@"
 )
 _WHOLE_URL = re.compile(r"[\w+]+://[^/@:]*:(?P<password>[^@]+)@")
 _LONG = 8
-"""A secret of fewer characters is hidden where it stands as a word, not inside others, which would tell it rather than hide it."""
+"""A secret of fewer characters is hidden only where it is a whole word: hiding it inside words would give it away."""
 
 
 def one_line(text: object, most: int = 2000) -> str:
-    r"""Return text as one line that changes nothing on a terminal and holds no secret, cut short after so many characters.
+    r"""Return text as one line of at most so many characters, safe on a terminal and with every secret hidden.
 
     Example:
         >>> one_line("digits\n\x1b[2J  2")
@@ -44,7 +46,7 @@ def one_line(text: object, most: int = 2000) -> str:
 
 
 def printable(text: object) -> str:
-    r"""Return text whose lines and tabs are kept, and which changes nothing else on a terminal and holds no secret.
+    r"""Return text whose lines and tabs are kept, and which changes nothing else on a terminal and contains no secret.
 
     Example:
         >>> printable("a\n\x07b")
@@ -55,7 +57,7 @@ def printable(text: object) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return what is not printable, such as control characters and marks that turn the writing direction, as escapes."""
+    """Return text with all that is not printable as escapes, such as control characters and writing-direction marks."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
@@ -81,12 +83,12 @@ def hide_secrets(text: str, secrets: Iterable[str] = ()) -> str:
 def _without_password(found: re.Match[str]) -> str:
     if found["server"]:  # Its user says who may not log in.
         return f"{found['server']}{f':{HIDDEN}' if found['password'] else ''}@"
-    # Elsewhere what stands before the @ may be a token.
+    # Elsewhere what comes before the @ may be a token.
     return f"{found['other']}{found['user'] and HIDDEN}{f':{HIDDEN}' if found['other_password'] else ''}@"
 
 
 def secrets_in(url: str) -> tuple[str, ...]:
-    """Return the passwords in a URL, as they stand there and decoded.
+    """Return the passwords in a URL, as written and decoded.
 
     Example:
         >>> secrets_in("postgresql://me:a%40b@host/runs")

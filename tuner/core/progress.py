@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .arguments import SearchArguments
-from .results import Attempt, TrialRecord
+from .probe_results import Attempt
+from .results import TrialRecord
 from .specs import Forecast
 from .trials import Facts
 
@@ -18,9 +19,9 @@ class Progress:
     kind: Literal["study", "warning", "probe", "forecast", "start", "report", "finish"]
     study: str
     budget: float
-    """Full runs."""
+    """Reference runs."""
     spent: float = 0.0
-    """Full runs."""
+    """Reference runs."""
     forecast: Forecast | None = None
     facts: Facts | None = None
     """Of the objective, with the forecast."""

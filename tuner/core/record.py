@@ -1,6 +1,7 @@
 """What all results are: frozen dataclasses which are written as JSON and read back equal, and refuse what is none.
 
-A document may come from anywhere. What is read holds numbers that can be worked with, or one error names the field that does not.
+A document may come from anywhere. What is read has numbers that can be used, or one error names the field that
+does not.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Range:
     most: float = math.inf
 
     def __str__(self) -> str:
-        """Say it, as it follows `a number`."""
+        """Return the range in words that follow `a number`."""
         return f" of at least {self.least:g}" if self.most == math.inf else f" from {self.least:g} to {self.most:g}"
 
 
@@ -52,7 +53,7 @@ class Record:
     """A frozen dataclass that can be written as JSON and read back equal."""
 
     def __post_init__(self) -> None:
-        """Replace what JSON cannot say: numbers that are not finite become None, lists become tuples."""
+        """Replace what JSON cannot express: numbers that are not finite become None, lists become tuples."""
         for item in dataclasses.fields(self):
             object.__setattr__(self, item.name, _finite(getattr(self, item.name)))
 
@@ -69,7 +70,7 @@ class Record:
         """Read back what `to_dict` wrote; keys that a newer version added are ignored.
 
         Raises:
-            BstuneError: A key is missing or a value is not what the field holds.
+            BstuneError: A key is missing or a value is not of the field's type.
         """
         if not isinstance(data, Mapping):
             raise BstuneError(f"Not a {cls.__name__}: expected a JSON object, found {_shown(data)}.")
@@ -84,7 +85,7 @@ class Record:
 
 
 def json_text(data: Any, *, indent: int | None = 2) -> str:
-    """Return one JSON document in printable ASCII: `json.dumps` escapes all but one of the characters that a terminal obeys."""
+    """Return one JSON document in printable ASCII: `json.dumps` leaves one control character as it is."""
     return json.dumps(data, indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
 
 
@@ -135,12 +136,12 @@ def _wrong(where: str, expected: str, value: Any) -> BstuneError:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """Return the value as the field holds it."""
+    """Return the value in the field's type."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inner:
             return None
-        # What JSON cannot say was written as null.
+        # What JSON cannot express was written as null.
         if type(value) is float and not math.isfinite(value) and type(None) in inner:
             return None
         return _typed(next(option for option in inner if option is not type(None)), value, where)
@@ -173,7 +174,7 @@ def _number(kind: type[int] | type[float], value: Any, where: str, within: Range
         number = kind(value)
     except OverflowError:  # A whole number too large for a float.
         raise _wrong(where, expected, value) from None
-    if not within.least <= number <= within.most or number in (math.inf, -math.inf):  # Not a number is within nothing.
+    if not within.least <= number <= within.most or number in (math.inf, -math.inf):  # NaN is within no range.
         raise _wrong(where, expected, value)
     return number
 

@@ -1,4 +1,4 @@
-"""What comes back: frozen dataclasses whose names bear their units, and which survive a trip through JSON.
+"""What a search returns: frozen dataclasses whose names have their units, and which survive a trip through JSON.
 
 Every result has `to_dict()`, `to_json()` and `from_dict()`. A number that is not finite becomes None when the
 result is made, so a result always equals what is read back from its own JSON.
@@ -10,167 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import BstuneError
-from .record import Amount, Bytes, Count, Positive, Record, Seconds, Size, Spread, StepSeconds
+from .probe_results import ProbeResult
+from .record import Amount, Bytes, Count, Positive, Record, Size
 
 if TYPE_CHECKING:
     import pandas
     from typing_extensions import Self
 
-Outcome = Literal["ok", "oom", "limit", "error"]
-LimitedBy = Literal["memory", "dataset", "max_batch", "plateau", "timeout"]
-Proof = Literal["bracket", "model", "cap", "noise"]
 Goal = Literal["loss", "time", "largest"]
-LEAST_S = 1e-12
-"""No step takes less."""
 Decider = Literal["memory", "hardware", "noise", "data set", "space"]
-
-
-# --- what the probe returns ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DeviceInfo(Record):
-    """The device as it was when it was used."""
-
-    kind: str
-    """`cpu` or `cuda`."""
-    name: str
-    uuid: str | None = None
-    total_bytes: Bytes | None = None
-    threads: Size | None = None
-    """Threads per worker on CPU."""
-
-
-@dataclass(frozen=True)
-class Attempt(Record):
-    """One size that was tried, in a process of its own."""
-
-    size: Size
-    """The micro-batch size, in samples."""
-    outcome: Outcome
-    peak_bytes: Bytes | None
-    seconds: Amount
-    steps: Count
-    """Optimizer steps that were completed."""
-    eval_batch_size: Size | None = None
-    phase: str | None = None
-    """Where it failed: `build`, `data`, `train` or `validation`; None when it did not."""
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class MemoryLine(Record):
-    """Peak memory as a line in the micro-batch size, near the answer."""
-
-    fixed_bytes: float
-    bytes_per_sample: float
-    predicted_bytes: Bytes | None
-    """What was predicted for the answer before it was run; None when nothing was predicted."""
-    measured_bytes: Bytes
-    relative_error: float | None
-    """(predicted - measured) / measured."""
-
-
-@dataclass(frozen=True)
-class MemoryByCategory(Record):
-    """What the peak at the answer is made of; None where it could not be told apart."""
-
-    parameters_bytes: int | None
-    gradients_bytes: int | None
-    optimizer_state_bytes: int | None
-    activations_bytes: int | None
-    workspace_bytes: int | None
-    """Everything else: kernels' scratch space, the allocator's spare blocks; on CPU also the interpreter."""
-
-
-@dataclass(frozen=True)
-class ThroughputRow(Record):
-    """Step time at one micro-batch size, alone on the device, after warm-up."""
-
-    batch_size: Size
-    samples_per_s: Positive
-    s_per_step: StepSeconds
-    """Median over the timed steps."""
-    spread: Spread
-    """Interquartile range over the median."""
-
-
-@dataclass(frozen=True)
-class Loader(Record):
-    """What the data loader costs a training step, at the largest size that was timed."""
-
-    wait_share: Amount
-    """Share of a step that is spent waiting for its batch."""
-    samples_per_s_without: Positive
-    """Throughput on a batch that is at hand already."""
-    bound: bool
-    """The loader holds training back: more than 10 % waiting, and less than 90 % of the rate without it."""
-
-
-@dataclass(frozen=True)
-class StepTimeLine(Record):
-    """Seconds per step as a line in the micro-batch size: t(n) = a + c * n."""
-
-    a_s: Seconds
-    c_s_per_sample: Seconds
-    saturation_batch: Amount | None
-    """a / c: the size at which half of the peak throughput is reached."""
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read back what `to_dict` wrote."""
-        line = super().from_dict(data)
-        if line.a_s + line.c_s_per_sample < LEAST_S:
-            raise BstuneError(
-                f"StepTimeLine: expected a step to take time, found a_s={line.a_s}, c_s_per_sample={line.c_s_per_sample}."
-            )
-        return line
-
-    def step_s(self, micro_batch_size: int, accumulation_steps: int = 1) -> float:
-        """Return the seconds that one optimizer step takes with this many accumulated micro-batches."""
-        return accumulation_steps * (self.a_s + self.c_s_per_sample * micro_batch_size)
-
-
-@dataclass(frozen=True)
-class ProbeResult(Record):
-    """The largest micro-batch that fits, how that is known, and what a step costs."""
-
-    micro_batch_size: Size
-    eval_batch_size: Size | None
-    limited_by: LimitedBy
-    proof: Proof
-    capacity_bytes: Bytes
-    usable_bytes: Bytes
-    budget_bytes: Bytes
-    peak_bytes: Bytes
-    memory_line: MemoryLine | None
-    memory_by_category: MemoryByCategory | None
-    throughput: tuple[ThroughputRow, ...]
-    step_time_line: StepTimeLine | None
-    attempts: tuple[Attempt, ...]
-    device: DeviceInfo
-    n_train_samples: Size
-    warnings: tuple[str, ...] = ()
-    samples: Count = 0
-    """Training samples that the probe used; not charged to a search."""
-    seconds: Amount = 0.0
-    optimizer: str | None = None
-    """Class name of the optimizer that was seen to step."""
-    knee_batch_size: Size | None = None
-    """Smallest size that was timed at 95 % or more of the best throughput: beyond it, size brings next to no speed."""
-    loader: Loader | None = None
-    """None where the user owns the loop, so that the wait for batches cannot be seen."""
-    cached: bool = False
-    """The result is a stored one, whose size was run once more now."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Variables under which this answer holds; export them where you train."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """The arguments that the answer depends on, as the probe was called."""
-    versions: dict[str, str] = field(default_factory=dict)
-
-
-# --- what the search returns --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -263,10 +111,13 @@ class Recommendation(Record):
     alternatives: tuple[Candidate, ...]
     warnings: tuple[str, ...] = ()
     by_device: tuple[OnDevice, ...] = ()
-    """Where a cluster has several kinds of device, each of them. The first is the one that micro-batch, seconds and peak above are for."""
+    """Each kind of device, where a cluster has several.
+
+    Micro-batch, seconds and peak above are for the first.
+    """
     seconds_per_full_run: Amount | None = None
     full_runs_to_best: Amount | None = None
-    """Full runs after which it reaches the lowest loss that is expected of any setting, along its curve; 1 where it is the lowest."""
+    """Full runs after which it reaches the lowest loss expected of any setting, along its curve; 1 where it is that."""
     curve_slope: Amount | None = None
     """Slope of -ln loss against ln samples near the end of good runs: what turns a gap in loss into time."""
     lowest_loss: Candidate | None = None
@@ -279,7 +130,7 @@ class Recommendation(Record):
 
 @dataclass(frozen=True)
 class Spent(Record):
-    """What the search trained, confirmation included and the probe not."""
+    """What the search trained, with confirmation and without the probe."""
 
     full_runs: Amount
     """Samples over those of a full run."""
@@ -308,12 +159,15 @@ class Limits(Record):
 class BatchAnswer(Record):
     """Which batch size reaches a target first, from E(B) = E_min + S_min * B and the step time t(B) = a + c * B.
 
-    What was not measured, or could not be told, is None. Every `low` and `high` is a 90 % interval; a `high` of None beside a
-    `low` means that no upper end could be told.
+    What was not measured, or could not be told, is None. Every `low` and `high` is a 90 % interval; a `high` of None
+    beside a `low` means that no upper end could be told.
     """
 
     source: Literal["trials", "noise scale"] | None = None
-    """What the critical batch size is from: samples to target of trials, or gradient noise, which tends to be too low."""
+    """What the critical batch size is from.
+
+    Either samples to target of trials, or gradient noise, which tends to be too low.
+    """
     target: float | None = None
     """Validation loss that the samples were counted to."""
     n_batches: Count = 0
@@ -328,9 +182,15 @@ class BatchAnswer(Record):
     """Critical batch size E_min / S_min, in samples: there, steps and samples are both twice their least."""
     b_crit_low: float | None = None
     b_crit_high: float | None = None
-    """None beside a `low`: samples to the target did not grow with the batch beyond doubt, so only the prior bounds it from above."""
+    """None beside a `low`: samples to the target did not clearly grow with the batch.
+
+    Then only the prior bounds it from above.
+    """
     noise_scale: float | None = None
-    """tr(Sigma) / |G|^2 along the measured runs, in samples; None where noise dominates: then only a lower end is known."""
+    """tr(Sigma) / |G|^2 along the measured runs, in samples.
+
+    None where noise dominates: then only a lower end is known.
+    """
     noise_scale_low: float | None = None
     noise_scale_high: float | None = None
     b_star: float | None = None
@@ -372,9 +232,15 @@ class NoisePoint(Record):
     microbatch_size: Size
     """Samples in each."""
     gradient_squared: float | None
-    """Unbiased estimate of the squared norm of the true gradient; negative by chance, None where a gradient was not finite."""
+    """Unbiased estimate of the squared norm of the true gradient.
+
+    It may be negative by chance; None where a gradient was not finite.
+    """
     covariance_trace: float | None
-    """The same of the trace of the covariance of single samples' gradients. Over the former: the noise scale, in samples."""
+    """The same of the trace of the covariance of single samples' gradients.
+
+    Divided by the former, it is the noise scale in samples.
+    """
 
     @property
     def n_samples(self) -> int:
@@ -397,7 +263,7 @@ class TrialRecord(Record):
     learning_rate: Positive
     seed: Count
     samples: Count
-    """Training samples at its end, those of the run that it continues included."""
+    """Training samples at its end, with those of the run that it continues."""
     val_loss: float | None
     best_val_loss: float | None
     seconds: Amount | None
@@ -412,9 +278,12 @@ class TrialRecord(Record):
     start_samples: Count = 0
     """Samples that it took over from the run that it continues; the search is charged for `samples - start_samples`."""
     continues: Count | None = None
-    """Number of the trial that it went on from; the values of that trial stand at the head of `values`."""
+    """Number of the trial that it went on from; the values of that trial come first in `values`."""
     cause: str | None = None
-    """Of a failed trial: `oom`, `killed`, `crashed`, `hung`, `error`, `no_report`, or `orphan` when the search itself was killed."""
+    """Of a failed trial: `oom`, `killed`, `crashed`, `hung`, `error`, `no_report` or `orphan`.
+
+    `orphan` means that the search itself was killed.
+    """
     checkpoint: str | None = None
     """A checkpoint that a new trial can continue from; None when there is none (any more)."""
     noise: tuple[NoisePoint, ...] = ()
@@ -422,12 +291,15 @@ class TrialRecord(Record):
     report_interval: Count = 0
     """Samples from one report to the next, at most."""
     device: str | None = None
-    """The kind of device that it ran on, where a cluster has several; micro-batch, accumulation and seconds are those of this kind."""
+    """The kind of device that it ran on, where a cluster has several.
+
+    Micro-batch, accumulation and seconds are those of this kind.
+    """
 
 
 @dataclass(frozen=True)
 class SearchResult(Record):
-    """The recommendation and everything that it rests on."""
+    """The recommendation and all the evidence for it."""
 
     recommendation: Recommendation
     probe: ProbeResult | None
@@ -448,7 +320,7 @@ class SearchResult(Record):
 
     @property
     def trials(self) -> pandas.DataFrame:
-        """One row per trial; the extra parameters and metrics follow the fixed columns, then the device where there are several kinds."""
+        """One row per trial: fixed columns, extra parameters, metrics, and the device if there are several kinds."""
         import pandas
 
         rows = []
@@ -460,7 +332,7 @@ class SearchResult(Record):
         return frame
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data; the trials stand under `trials`, one object each."""
+        """Return plain data; the trials are under `trials`, one object each."""
         data = super().to_dict()
         data["trials"] = data.pop("records")
         return data
@@ -471,38 +343,3 @@ class SearchResult(Record):
         if isinstance(data, Mapping) and "trials" in data:
             data = {**data, "records": data["trials"]}
         return super().from_dict(data)
-
-
-@dataclass(frozen=True)
-class Outlook(Record):
-    """What is expected to fit one device."""
-
-    device: str
-    total_bytes: Bytes
-    budget_bytes: int
-    """For the allocator: the total without the context and the headroom."""
-    micro_batch_size: Size | None
-    """Largest size whose replay needs no allocator retry; None where not even one sample fits."""
-    limited_by: LimitedBy
-    reserved_bytes: Bytes | None
-    """Predicted peak of the caching allocator at that size."""
-    live_bytes: Bytes | None
-    """Predicted peak of live tensors at that size."""
-    free_bytes: int | None
-    """What is then left of the total, headroom included."""
-    memory_by_category: MemoryByCategory | None
-
-
-@dataclass(frozen=True)
-class PlanResult(Record):
-    """What is expected to fit devices that are not here, and what that rests on."""
-
-    outlooks: tuple[Outlook, ...]
-    traced_on: DeviceInfo
-    traced_sizes: tuple[Size, ...]
-    eval_batch_size: str
-    residual: float | None
-    """Relative error of the replay at the traced size that it was not fitted to; None where there is none."""
-    n_train_samples: Size
-    rests_on: tuple[str, ...]
-    """What each kind of figure rests on, and its known error."""

@@ -1,6 +1,6 @@
 """What travels to and from a trial: the facts of an objective, what to run, what to measure, and the reports.
 
-A record of a trial is composed of what was asked and what came of it. Both parts, and how a record grows, stand here.
+A record of a trial has two parts: what was asked, and what was reached. Both, and how a record grows, are here.
 """
 
 from __future__ import annotations
@@ -45,22 +45,27 @@ class Facts:
     source_hash: str | None = None
     """Of the file or the code that defines the objective."""
     structure_hash: str | None = None
-    """Of the model's modules, the shapes of its parameters and of a sample: what memory depends on besides the source."""
+    """Shapes of the parameters of the model's modules and of a sample.
+
+    Memory depends on them besides the source.
+    """
     ignores_rate: bool = False
     """The optimizer has the same learning rates whatever it is given."""
     step_times: tuple[tuple[int, float], ...] = ()
-    """Seconds of an optimizer step by global batch size, ascending, where the objective states them (`step_time_s`); they are
-    then the clock, and nothing that is measured corrects them."""
+    """Seconds of an optimizer step by global batch size, ascending, where the objective states them (`step_time_s`);
+    they are then the clock, and nothing that is measured corrects them.
+    """
 
     def __post_init__(self) -> None:
-        """Refuse what no training has.
+        """Refuse numbers that no training has.
 
         Raises:
             ObjectiveError: It has no samples or epochs, or absurdly many.
         """
         if not (self.n_samples >= 1 and self.epochs > 0 and self.full_run_samples <= MOST_SAMPLES):
             raise ObjectiveError(
-                f"n_samples={self.n_samples}, epochs={self.epochs}: expected a full run of 1 to {MOST_SAMPLES:,} training samples."
+                f"n_samples={self.n_samples}, epochs={self.epochs}: expected a full run of 1 to {MOST_SAMPLES:,} "
+                "training samples."
             )
         if not 1 <= self.evals <= MOST_EVALS:
             raise ObjectiveError(f"evals={self.evals}: expected 1 to {MOST_EVALS:,} validations in a full run.")
@@ -111,14 +116,14 @@ class TrialSpec:
     checkpoint_to: str | None = None
     """Checkpoint file to write when the run is stopped before its end, so that another can continue it."""
     noise_samples: int = 0
-    """Samples that may be drawn, beside those that are trained on, to measure gradient noise along the run; 0 for none."""
+    """Extra samples that may be drawn to measure gradient noise along the run; 0 for none."""
     splits: Mapping[str, Split] = field(default_factory=dict)
     """By kind of device, where a cluster has several: where the run lands decides."""
     most_samples: int | None = None
-    """A report of more samples than this is taken for a mistake."""
+    """A report of more samples than this counts as a mistake."""
 
     def on(self, device: str) -> TrialSpec:
-        """Return the run as this kind of device takes it; one that was not probed gets the smallest micro-batch of all."""
+        """Return the run as this kind of device takes it; an unprobed kind gets the smallest micro-batch of all."""
         split = self.splits.get(device) or min(self.splits.values(), key=lambda split: split.micro_batch_size)
         return replace(self, **vars(split), splits={})
 
@@ -160,7 +165,7 @@ ASKED = (
 )
 """What a record says of what was asked, besides its `number` and `params`."""
 RESULT = tuple(item.name for item in fields(TrialRecord) if item.name not in {"number", "params", "values", *ASKED})
-"""What a record says of what came of it, besides the curve, which is `values`."""
+"""What a record says of what was reached, besides the curve, which is `values`."""
 
 
 def begun(spec: TrialSpec, earlier: TrialRecord | None = None) -> TrialRecord:
@@ -212,7 +217,10 @@ class MeasureSpec:
     micro_batch_size: int
     eval_batch_size: int
     accumulation_steps: int
-    """Micro-batches in the second step, where bstune owns the loop; the others have one. A user's own loop has them in every step."""
+    """Micro-batches in the second step, where bstune owns the loop; otherwise one.
+
+    A user's own loop has them in every step.
+    """
     n_steps: int
     seed: int
     timed_s: float = 0.0
@@ -233,4 +241,4 @@ class MeasureNotes:
     wait_s: float | None = None
     """Seconds that the timed steps waited for their batches; None where the objective cannot tell."""
     cached_step_s: tuple[float, ...] = ()
-    """Seconds of steps on one batch that was at hand already: what a step takes without its loader."""
+    """Seconds of steps on one batch that was already loaded: what a step takes without its loader."""

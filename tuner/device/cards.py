@@ -1,7 +1,7 @@
 """Memory of common cards, for planning on a device that is not here.
 
-Totals are what the driver reports for the card (`nvidia-smi`, `nvmlDeviceGetMemoryInfo`), which is less than the number in
-its name where error correction or the firmware keeps a part. Figures from the cards' data sheets and from public
+Totals are what the driver reports for the card (`nvidia-smi`, `nvmlDeviceGetMemoryInfo`), which is less than the number
+in its name where error correction or the firmware keeps a part. Figures from the cards' data sheets and from public
 `nvidia-smi` listings; none was read off a card by this project.
 """
 

@@ -27,8 +27,8 @@ def check_device_name(device: str) -> str:
     if device in ("auto", "cpu") or (kind == "cuda" and (not index or index.isdigit())):
         return device
     raise DeviceError(
-        f"device={device!r} is not supported: expected auto, cpu, cuda or cuda:N. bstune measures memory on CPU and CUDA only; "
-        "use device='cpu' to tune on this machine without its accelerator."
+        f"device={device!r} is not supported: expected auto, cpu, cuda or cuda:N. bstune measures memory on CPU and "
+        "CUDA only; use device='cpu' to tune on this machine without its accelerator."
     )
 
 
@@ -109,15 +109,15 @@ _context_bytes: dict[str, int] = {}
 def open_context(
     device: str, *, wait_for_bytes: int = 0, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep
 ) -> int:
-    """Make this process's CUDA context on a device and return what it took: NVML's free memory before it less that after it.
+    """Make this process's CUDA context on a device and return what it took: the drop in NVML's free memory.
 
-    Where NVML cannot say, 0 is returned: free memory is then known from CUDA only, with a context already taken off. A second
-    call returns what the first one found.
+    Where NVML cannot say, 0 is returned: free memory is then known from CUDA only, with a context already taken off. A
+    second call returns what the first one found.
 
     Args:
         device: `cuda:N`.
-        wait_for_bytes: Wait up to `SETTLE_S` until so much is free, give or take 1 %: the driver takes back the memory of a
-            process some time after its end.
+        wait_for_bytes: Wait up to `SETTLE_S` until so much is free, give or take 1 %: the driver takes back the memory
+            of a process some time after its end.
         clock: Tells seconds.
         sleep: Waits for seconds.
     """
@@ -147,15 +147,17 @@ def limit_cuda_memory(device: str, limit_bytes: int) -> None:
     import torch
 
     context_bytes = open_context(device, wait_for_bytes=limit_bytes)
-    # torch takes the share of one of these two, by release; of the larger one, the limit is never above what was asked for.
+    # torch takes the share of one of these two, depending on its release; with the larger one, the limit is never above
+    # what was asked for.
     total_bytes = max(torch.cuda.get_device_properties(device).total_memory, torch.cuda.mem_get_info(device)[1])
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, limit_bytes - context_bytes) / total_bytes), device)
 
 
 def near_capacity(device: str) -> bool:
-    """Tell whether a failure here may be for want of memory: less than 5 % of the card, or of the process's limit, is left.
+    """Tell whether a failure here may be for lack of memory: less than 5 % of the card, or of the limit, is free.
 
-    On CPU it always may. After an error that has destroyed the CUDA context the answer is no, since that is no want of memory.
+    On CPU it always may. After an error that has destroyed the CUDA context the answer is no, since that is no lack of
+    memory.
     """
     if not device.startswith("cuda"):
         return True

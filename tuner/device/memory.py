@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.results import DeviceInfo
+from ..core.probe_results import DeviceInfo
 
 NO_CGROUP_LIMIT = 1 << 60
 """cgroup v1 says "no limit" with a number near 2**63."""
@@ -48,8 +48,8 @@ def cgroup_limits(
 ) -> list[tuple[int, int]]:
     """Return (limit, used) in bytes for this process's memory cgroup and each of its ancestors that has a limit.
 
-    Used memory leaves out inactive file pages: the kernel gives those back before it kills anyone. psutil knows nothing of
-    cgroups (giampaolo/psutil#2100), so they are read here, version 2 and version 1.
+    Used memory leaves out inactive file pages: the kernel gives those back before it kills anyone. psutil knows nothing
+    of cgroups (giampaolo/psutil#2100), so they are read here, version 2 and version 1.
     """
     try:
         lines = proc_cgroup.read_text().splitlines()
@@ -65,7 +65,7 @@ def cgroup_limits(
         else:
             continue
         here = base / path.lstrip("/")
-        # Inside a container the path is often that of the host and does not exist here; the root then holds the limit.
+        # Inside a container the path is often that of the host and does not exist here; the root then has the limit.
         for folder in (here, *here.parents):
             limits = [
                 value
@@ -102,9 +102,9 @@ def memory_moved(before: Memory, after: Memory) -> str | None:
         return None
     gib = 1 << 30
     return (
-        f"Free memory of the device changed by {change / gib:+.2f} GiB during the probe, from {before.available_bytes / gib:.2f} to "
-        f"{after.available_bytes / gib:.2f} GiB: something else uses it too. The result holds for what was free at the beginning; probe "
-        "again, or set --memory to what is yours for sure."
+        f"Free memory of the device changed by {change / gib:+.2f} GiB during the probe, from "
+        f"{before.available_bytes / gib:.2f} to {after.available_bytes / gib:.2f} GiB: something else uses it too. "
+        "The result is for what was free at the beginning; probe again, or set --memory to what is yours for sure."
     )
 
 

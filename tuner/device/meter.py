@@ -1,8 +1,8 @@
 """What a step took: peak memory and time, read inside the process that took it.
 
-On CPU a byte counts when it is resident and not a shared file page: the peak of the process (VmHWM less RssFile) and of its
-loader workers. On CUDA it counts when the caching allocator has reserved it, plus the context and what grows beside both:
-kernels that are loaded when they are first used, and what libraries take for themselves.
+On CPU a byte counts when it is resident and not a shared file page: the peak of the process (VmHWM less RssFile) and of
+its loader workers. On CUDA it counts when the caching allocator has reserved it, plus the context and what grows beside
+both: kernels that are loaded when they are first used, and what libraries take for themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from .cuda import open_context
 
 STATUS = Path("/proc/self/status")
 MOST_BESIDE_BYTES = 1 << 30
-"""More than this beside context and allocator is taken for another process's. Assumed: loaded kernels take some 100 MiB."""
+"""More than this beside context and allocator counts as another process's.
+
+Assumed: loaded kernels take some 100 MiB.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Reading:
 
     peak_bytes: int | None
     start_bytes: int
-    """Held before the user's code began: the interpreter and its libraries on CPU, the context on CUDA."""
+    """In use before the user's code began: the interpreter and its libraries on CPU, the context on CUDA."""
     phase: str
     steps: int
     step_s: tuple[float, ...]
@@ -88,7 +91,7 @@ def children_bytes() -> int:
 
 
 class PeakMemory:
-    """The peak memory of the process that it is made in, from then on: what a probe and a trial read alike.
+    """The peak memory of the process that it is made in, from then on: what both a probe and a trial read.
 
     On CPU the peak of loader workers counts as far as `look` saw it; on CUDA `look` does nothing.
     """
@@ -109,12 +112,12 @@ class PeakMemory:
         reset_peak_rss()
 
     def look(self) -> None:
-        """See what loader workers hold now."""
+        """Look at the memory of loader workers now."""
         if not self._cuda:
             self._children_bytes = max(self._children_bytes, children_bytes())
 
     def read(self) -> int:
-        """Return the peak in bytes: the process and its loader workers; on CUDA the context, the allocator, and what grows beside it."""
+        """Return the peak in bytes: process and loader workers; on CUDA context, allocator and what grows beside it."""
         if not self._cuda:
             return peak_rss_bytes() + self._children_bytes
         import torch
@@ -125,7 +128,7 @@ class PeakMemory:
         return self.context_bytes + self._beside_bytes + torch.cuda.max_memory_reserved(self._device)
 
     def _free_and_reserved(self) -> int:
-        """Return the bytes of the card that neither another process nor this one, beside its allocator, holds."""
+        """Return the bytes of the card that neither another process nor this one's allocator has."""
         import torch
 
         return int(torch.cuda.mem_get_info(self._device)[0]) + int(torch.cuda.memory_reserved(self._device))

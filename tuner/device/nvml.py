@@ -34,7 +34,7 @@ def nvml_session() -> Iterator[Any]:
 
 
 def handle_of(nvml: Any, uuid: str) -> Any:
-    """Return NVML's handle of the card or slice with this UUID, or None. A bare UUID, as torch gives it, may be either's."""
+    """Return NVML's handle of the card or slice with this UUID, or None; torch's bare UUID may be of either."""
     names = [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"] if uuid else []
     for name in names:
         with contextlib.suppress(nvml.NVMLError):
@@ -66,8 +66,8 @@ def nvml_memory(uuid: str, *, total_bytes: int | None = None) -> Memory | None:
 
     Args:
         uuid: With or without the prefix `GPU-` or `MIG-`.
-        total_bytes: What CUDA says that the device has. Where NVML's total is another one, its handle is that of a whole card of
-            which the process sees a slice, and None is returned.
+        total_bytes: What CUDA says that the device has. Where NVML's total is another one, its handle is that of a
+            whole card of which the process sees a slice, and None is returned.
     """
     with nvml_session() as nvml:
         handle = nvml and handle_of(nvml, uuid)
@@ -82,9 +82,10 @@ def nvml_memory(uuid: str, *, total_bytes: int | None = None) -> Memory | None:
 
 
 def _query_memory(nvml: Any, handle: Any) -> tuple[Memory | None, bool]:
-    """Return (memory or None, whether the driver says that this card cannot be asked, since it has no memory of its own)."""
+    """Return (memory or None, whether the driver says that this card has no memory of its own to ask for)."""
     try:
-        # Version 1 of the query. Versions 1 and 2 differ in whether `used` contains the driver's part; `free` is the same.
+        # Version 1 of the query. Versions 1 and 2 differ in whether `used` contains the driver's part; `free` is the
+        # same.
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     except nvml.NVMLError as error:
         return None, isinstance(error, nvml.NVMLError_NotSupported)
@@ -109,7 +110,7 @@ class CudaProcess:
 
 
 def cuda_processes(uuid: str) -> tuple[CudaProcess, ...]:
-    """Return the processes that compute on a card, for a report only: in a container, they may be hidden or numbered otherwise."""
+    """Return the processes that compute on a card, for a report only: a container may hide or renumber them."""
     with nvml_session() as nvml:
         handle = nvml and handle_of(nvml, uuid)
         if not handle:
@@ -122,7 +123,7 @@ def cuda_processes(uuid: str) -> tuple[CudaProcess, ...]:
 
 
 def card_in_sight() -> bool:
-    """Tell, without touching CUDA, whether it is worth trying: NVML lists a card, or the system has a node of its driver."""
+    """Tell, without touching CUDA, whether it is worth trying: NVML lists a card, or the driver has a device node."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in ("", "-1"):  # The user has hidden them all.
         return False
     return bool(nvml_devices()) or any(Path(node).exists() for node in DRIVER_NODES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..core.results import Outcome
+from ..core.probe_results import Outcome
 
 OUT_OF_MEMORY = (
     "CUDA out of memory",
@@ -40,9 +40,10 @@ OUT_OF_MEMORY = (
     "is killed by signal: Killed",
     "dataloader's workers are out of shared memory",
 )
-"""How backends spell it. Each was seen in a thread, a run or the source: torch's CPU allocator raises a plain RuntimeError,
-oneDNN says "could not create a primitive", torch's CUDA allocator fails an assertion where it cannot ask NVML for the text of
-its message, NCCL names the failure of CUDA, a loader's worker is killed by the kernel."""
+"""How backends spell it. Each was seen in a thread, a run or the source: torch's CPU allocator raises a plain
+RuntimeError, oneDNN says "could not create a primitive", torch's CUDA allocator fails an assertion where it cannot ask
+NVML for the text of its message, NCCL names the failure of CUDA, a loader's worker is killed by the kernel.
+"""
 
 OUT_OF_MEMORY_OR_NOT = (
     "CUBLAS_STATUS_NOT_INITIALIZED",
@@ -68,8 +69,9 @@ CONTEXT_LOST = (
     "unknown error",
     "Xid",
 )
-"""In a message that names CUDA: the process can use the card no more. A bug or broken hardware, never memory, whatever the
-failing call says besides."""
+"""In a message that names CUDA: the process can use the card no more. A bug or broken hardware, never memory, whatever
+the failing call says besides.
+"""
 
 SIZE_LIMIT = (
     "Expected more than 1 value per channel when training",
@@ -88,8 +90,8 @@ def classify(error: BaseException, near_cap: bool = True) -> Outcome:
 
     Args:
         error: The exception. One that was raised `from` another is what that other is.
-        near_cap: Whether the device was nearly full. Only then is an error that cuBLAS and cuDNN also raise for other reasons
-            taken for want of memory; see `near_capacity`.
+        near_cap: Whether the device was nearly full. Only then is an error that cuBLAS and cuDNN also raise for other
+            reasons counted as lack of memory; see `near_capacity`.
     """
     text = str(error)
     if isinstance(error, RuntimeError) and "CUDA" in text.upper() and any(words in text for words in CONTEXT_LOST):
@@ -107,7 +109,7 @@ def classify(error: BaseException, near_cap: bool = True) -> Outcome:
 
 
 def may_be_memory(message: str) -> bool:
-    """Whether an error message is one that cuBLAS and cuDNN give for want of memory and for other reasons alike."""
+    """Whether an error message is one that cuBLAS and cuDNN give both for lack of memory and for other reasons."""
     return any(words in message for words in OUT_OF_MEMORY_OR_NOT)
 
 

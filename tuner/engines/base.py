@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ..core.results import Attempt, DeviceInfo, ProbeResult
+from ..core.probe_results import Attempt, DeviceInfo, ProbeResult
 from ..core.trials import Facts, TrialReport, TrialSpec, Verdict
 
 LossCause = Literal["oom", "killed", "crashed", "hung", "error", "no_report"]
@@ -19,7 +19,7 @@ class Finished:
 
     number: int
     samples: int
-    """Training samples at its end, those of the run that it continues included."""
+    """Training samples at its end, with those of the run that it continues."""
     seconds: float
     peak_bytes: int | None = None
     checkpoint: str | None = None
@@ -65,7 +65,7 @@ Event = Reported | Finished | Lost | Placed
 
 
 class Pool(Protocol):
-    """Runs trials, each in a process of its own."""
+    """Runs trials, each in a separate process."""
 
     places: bool
     """A run that was submitted may have to wait for its place; `Placed` says when it begins."""
@@ -84,7 +84,7 @@ class Pool(Protocol):
         """Let a reporting run go on, or stop it."""
 
     def cancel(self, number: int) -> None:
-        """End a run at once; no more events come of it."""
+        """End a run at once; it has no more events."""
 
     def close(self) -> None:
         """End everything that runs and leave nothing behind."""

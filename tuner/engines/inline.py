@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...objectives.base import Trial
 from ..core.errors import ObjectiveError, TrialPruned
-from ..core.results import Attempt, DeviceInfo, ProbeResult
+from ..core.probe_results import Attempt, DeviceInfo, ProbeResult
 from ..core.trials import TrialReport, TrialSpec, Verdict
 from .base import Event, Finished, Lost, Pool
 
@@ -55,7 +55,7 @@ class InlineEngine:
 class InlinePool:
     """Runs a submitted trial within `events`; see `base.Pool`.
 
-    There is no process to wait in while a report is judged, so reports go to a function and never come as events.
+    There is no process to wait in while a report is answered, so reports go to a function and never come as events.
     """
 
     slots = 1

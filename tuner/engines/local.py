@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ..core.results import Attempt, DeviceInfo, ProbeResult
+from ..core.probe_results import Attempt, DeviceInfo, ProbeResult
 from ..core.trials import TrialReport, TrialSpec, Verdict
 from ..workers import messages
 from ..workers.fork_server import Host
@@ -125,7 +125,7 @@ class LocalPool:
         self._running[number].reply(verdict)
 
     def cancel(self, number: int) -> None:
-        """End a run at once; no more events come of it."""
+        """End a run at once; it has no more events."""
         self._running.pop(number).end()
 
     def close(self) -> None:

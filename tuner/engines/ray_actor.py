@@ -1,8 +1,8 @@
-"""What runs on the nodes of a Ray cluster: an actor that holds a template process, and trials forked from it.
+"""What runs on the nodes of a Ray cluster: an actor with a template process, and trials forked from it.
 
-Ray places and watches; user code runs in the same worker processes as everywhere else (`fork_server.Host`), one fresh process per trial,
-so how a trial ends is classified once, for all engines. Because the actor itself runs no user code, Ray may use it for one trial
-after another: torch and the data are loaded once per slot.
+Ray places and watches; user code runs in the same worker processes as everywhere else (`fork_server.Host`), one fresh
+process per trial, so how a trial ends is classified once, for all engines. Because the actor itself runs no user code,
+Ray may use it for one trial after another: torch and the data are loaded once per slot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ray import tune
 from ...objectives.load import after_standard_library
 from ..core import errors
 from ..core.errors import BstuneError, DeviceError
-from ..core.results import DeviceInfo, ProbeResult
+from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.trials import Facts, Split, TrialReport, TrialSpec
 from ..device.memory import cpu_info
 from ..device.nvml import nvml_devices
@@ -32,7 +32,7 @@ from .base import Event, Finished, LossCause, Lost, Placed, Reported
 from .local import LocalPool
 
 POLL_S = 5.0
-"""A trial that has nothing to say says so after this long, so that its actor can hear what is wanted of it."""
+"""A trial that has nothing to say says so after this long, so that its actor can get new orders."""
 KIND_LABEL = "bstune/kind"
 """Label of a node that names its kind of device, where what can be seen of it does not tell."""
 
@@ -50,10 +50,10 @@ class Task:
     like_driver: tuple[str, tuple[str, ...]] | None
     """Working directory of the driver and where it finds the user's modules, where it is the same machine."""
     source: str | None = None
-    """Elsewhere: the folder in Ray's `working_dir` that holds the user's code."""
+    """Elsewhere: the folder in Ray's `working_dir` with the user's code."""
 
     def host(self) -> Host:
-        """Start the template process on this node, where it finds the user's code. This process does not: it runs none of it."""
+        """Start the template process on this node, where it finds the user's code; the actor itself runs none of it."""
         folder, path = self.like_driver or self._unpacked()
         host = Host(self.objective, device=self.device, jobs=self.sharing(this_node()), folder=folder, sys_path=path)
         if self.threads is not None:
@@ -69,13 +69,13 @@ class Task:
         return source, after_standard_library(source, path)
 
     def sharing(self, node: Mapping[str, Any]) -> int:
-        """Return how many trials share a node's memory; a card holds one."""
+        """Return how many trials share a node's memory; a card takes one."""
         return 1 if self.device == "cuda" else max(1, int(node["Resources"].get("CPU", 0)) // self.cpus)
 
     def kind(self) -> str:
         """Return what kind of device a trial gets on this node: its label, else the name and the memory of the device.
 
-        The cards of a node are taken to be alike, as Ray takes them.
+        All cards of a node are assumed to be of one kind, as Ray assumes.
         """
         node = this_node()
         if label := node.get("Labels", {}).get(KIND_LABEL):
@@ -101,7 +101,7 @@ def kind_here(task: Task) -> str:
 
 
 def text_here(path: str) -> str:
-    """Return what a file holds, as this node sees it."""
+    """Return what is in a file, as this node sees it."""
     try:
         return Path(path).read_text()
     except OSError:
@@ -115,7 +115,7 @@ def _named(name: str, n_bytes: int | None) -> str:
 
 @dataclass(frozen=True)
 class Carried:
-    """A BstuneError on its way through Ray, as plain data: exceptions with arguments of their own do not survive pickling."""
+    """A BstuneError on its way through Ray, as plain data: errors with arguments of their own cannot be pickled."""
 
     kind: str
     message: str
@@ -197,7 +197,8 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
     def stop_training(self) -> None:
         """Have the report that was made last answered with `stop`.
 
-        Tune has no such call: its own `STOP` ends the actor before the trial can write its checkpoint and say what it took.
+        Tune has no such call: its own `STOP` ends the actor before the trial can write its checkpoint and say what it
+        took.
         """
         self._stop = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..core.results import ProbeResult
+from ..core.probe_results import ProbeResult
 from ..core.trials import TrialReport, Verdict
 from .base import Pool
 from .ray_cluster import Cluster

@@ -1,7 +1,7 @@
 """Waits for the end of a search that started Ray, and clears away what is left of it.
 
-When the driver is killed, most of Ray ends with it within a second, but two of its agents stay for minutes, and so do its files. This
-process, which loads next to nothing, notices the end by its standard input.
+When the driver is killed, most of Ray ends with it within a second, but two of its agents stay for minutes, and so do
+its files. This process, which loads next to nothing, notices the end by its standard input.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..workers.leftovers import end_if, running
 PATIENCE_S = 15.0
 PARTING_S = 3.0
 QUIET_S = 1.0
-"""With nobody left for so long, nobody will come."""
+"""After so long without any process of Ray, none will come."""
 
 
 def main() -> None:
-    """Wait for the driver, which holds the other end of standard input; then clear the folder and end those who use it."""
+    """Wait for the driver, which has the other end of stdin; then clear the folder and end its users."""
     folder, driver = Path(sys.argv[1]), os.getppid()
     sys.stdin.buffer.read()
     deadline_s = time.monotonic() + PARTING_S

@@ -1,13 +1,14 @@
 """Runs trials by Ray Tune, on this machine or on a cluster; see `base.Pool`.
 
-`ray.tune.Tuner` runs in a thread, with a searcher that hands out what the drive submits and a scheduler that carries reports to it
-and verdicts back. So the one strategy decides and the one study remembers, whatever the engine: Tune places, watches and isolates.
-What Tune keeps of its own (its trials' states, a folder of files) is not read by anybody: it records a pruned trial as complete.
+`ray.tune.Tuner` runs in a thread, with a searcher that hands out what the drive submits and a scheduler that carries
+reports to it and verdicts back. So the one strategy decides and the one study remembers, whatever the engine: Tune
+places, watches and isolates. What Tune keeps of its own (its trials' states, a folder of files) is not read by anybody:
+it records a pruned trial as complete.
 
-Two things of Ray 2.60 are worked around here. A `STOP` of the scheduler ends the actor before the trial can write its checkpoint, so
-the verdict goes to the actor itself and the trial ends in its own time (`ray_actor.RayTrial`). And when Ray's memory monitor kills an
-actor, `Tuner.fit()` ends as a whole; `_memory_kills_are_failures` makes it the failure of one trial. If `fit()` ends all the same, what
-ran is lost, each trial with the cause, and a new Tuner goes on.
+Two things of Ray 2.60 are worked around here. A `STOP` of the scheduler ends the actor before the trial can write its
+checkpoint, so the verdict goes to the actor itself and the trial ends in its own time (`ray_actor.RayTrial`). And when
+Ray's memory monitor kills an actor, `Tuner.fit()` ends as a whole; `_memory_kills_are_failures` makes it the failure of
+one trial. If `fit()` ends all the same, what ran is lost, each trial with the cause, and a new Tuner goes on.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class RayPool:
     places = True
 
     def __init__(self, cluster: Cluster, *, fences: Mapping[str, int]) -> None:
-        """Run trials of the cluster's objective; `fences` bounds in bytes, by kind of device, what one of them may take before it fails."""
+        """Run trials of the cluster's objective; `fences` limits the bytes of one trial, by kind of device."""
         self._cluster = cluster
         self._fences = dict(fences)
         self._slots = cluster.slots.n
@@ -65,7 +66,7 @@ class RayPool:
 
     @property
     def slots(self) -> int:
-        """Trials that the nodes alive can hold side by side; a lost node is noticed some seconds after its trial.
+        """Trials that the living nodes can take side by side; a lost node is noticed some seconds after its trial.
 
         Raises:
             DeviceError: No node is left, and nothing runs.
@@ -136,7 +137,7 @@ class RayPool:
         self._link.verdicts.put((number, verdict))
 
     def cancel(self, number: int) -> None:
-        """End a run at once; no more events come of it."""
+        """End a run at once; it has no more events."""
         self._samples.pop(number, None)
         self._link.cancel(number)
 
@@ -210,7 +211,7 @@ class _Link:
         self._cancelled: set[int] = set()
 
     def __reduce__(self) -> tuple[type[_Link], tuple[()]]:
-        """Be pickled as an empty one: Tune writes its searcher to disk, and nobody reads it."""
+        """Pickle as an empty object: Tune writes its searcher to disk, and nobody reads it."""
         return _Link, ()
 
     def __deepcopy__(self, memo: object) -> _Link:
@@ -242,7 +243,7 @@ class _Link:
         return [trial for trial in trials if trial is not None and trial.temporary_state.ray_actor is None]
 
     def judge(self, report: TrialReport) -> Verdict:
-        """Have a report judged by the drive."""
+        """Have the loop decide on a report."""
         if report.number in self._cancelled:
             return "stop"
         self.events.put(Reported(report))
@@ -271,7 +272,7 @@ class _Link:
             self.free.wait(HANDOVER_S)
 
     def lose_all(self, message: str) -> None:
-        """Give up what Tune was running when it broke down."""
+        """Report what Tune was running when it broke down as lost."""
         with self._lock:
             lost = [number for number in self._live if number not in self._cancelled]
             self._live.clear()
@@ -322,7 +323,7 @@ class _LinkSearcher(Searcher):  # type: ignore[misc]  # Ray is not followed by t
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Do nothing: the scheduler hears of it with the trial itself."""
+        """Do nothing: the scheduler gets it with the trial itself."""
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study is the record."""
@@ -416,9 +417,10 @@ class _KilledForMemory(RayActorError):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _memory_kills_are_failures() -> Iterator[None]:
-    """Have Tune take a memory kill as what it is: the death of one actor.
+    """Have Tune handle a memory kill as the death of one actor.
 
-    In Ray 2.60 the manager of Tune's actors knows two kinds of exceptions and ends the run at any other; OutOfMemoryError is another.
+    In Ray 2.60 the manager of Tune's actors knows two kinds of exceptions and ends the run at any other;
+    OutOfMemoryError is another.
     """
     try:
         from ray.air.execution._internal.actor_manager import RayActorManager

@@ -37,7 +37,7 @@ def portable(objective: Any, folder: Path, *, travels: bool) -> tuple[Any, Path 
 
 
 def _home(objective: Any) -> Path | None:
-    """Return the folder whose source code the objective needs: that of its file, else of the script, else the working directory."""
+    """Return the folder of the objective's source: that of its file, else of the script, else the current one."""
     if isinstance(objective, ObjectiveRef):
         return Path(objective.path).parent if objective.path is not None else Path.cwd()
     script = getattr(sys.modules.get("__main__"), "__file__", None)
@@ -69,8 +69,8 @@ def pack(home: Path, packed: Path) -> None:
             n_files, n_bytes = n_files + 1, n_bytes + path.stat().st_size
             if n_files > PACKED_FILES or n_bytes > PACKED_BYTES:
                 raise ObjectiveError(
-                    f"The folder {home} holds more than {PACKED_FILES} files or {PACKED_BYTES >> 20} MiB of source code to send. "
-                    "Move the model's file and what it imports into a folder of their own."
+                    f"The folder {home} has more than {PACKED_FILES} files or {PACKED_BYTES >> 20} MiB of source "
+                    "code to send. Move the model's file and what it imports into a folder of their own."
                 )
             target = packed / path.relative_to(home)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,8 +108,9 @@ def pickled(objective: Any, source: Path | None, *, travels: bool) -> Pickled:
         data = cloudpickle.dumps(objective)
     except Exception as error:
         raise ObjectiveError(
-            f"The objective cannot be sent to the cluster: {last_line(error)}. Expected model, data and functions that can be pickled: "
-            "open files, locks and connections inside the functions that use them, or pass data as a function that makes it."
+            f"The objective cannot be sent to the cluster: {last_line(error)}. Expected model, data and functions "
+            "that can be pickled: open files, locks and connections inside the functions that use them, or pass data "
+            "as a function that makes it."
         ) from error
     finally:
         for module in modules:

@@ -6,7 +6,7 @@
   that it keeps itself.
 - `dispatch_recorder`: Sees every tensor storage come and go while real training steps run. For worker processes: it
   needs torch.
-- `predictor`: What traced attempts say of sizes that were not run: collects traces while a probe runs, and turns them
-  into a predictor.
-- `trace`: Peak memory of a training step at sizes that were not run: what a few traced sizes say of all others.
+- `predictor`: What traced attempts say about sizes that were not run: collects traces while a probe runs, and turns
+  them into a predictor.
+- `trace`: Peak memory of a training step at sizes that were not run: what a few traced sizes say about all others.
 """

@@ -1,9 +1,10 @@
 """A model of CUDA's caching allocator: what a sequence of requests makes it reserve, and where it fails or thrashes.
 
-It follows the rules of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (torch 2.13) for one stream, with the
-default configuration: no expandable segments, no `max_split_size_mb`, no roundup, no garbage collection threshold, no CUDA
-graphs. Within these it is meant to be exact. Capacity limits what is *reserved*; what is allocated says little: the rest is
-cached blocks and fragments, which come and go with the batch size, so "fits" is not monotone in it.
+It follows the rules of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (torch 2.13) for one stream,
+with the default configuration: no expandable segments, no `max_split_size_mb`, no roundup, no garbage collection
+threshold, no CUDA graphs. Within these it is meant to be exact. Capacity limits what is *reserved*; what is allocated
+says little: the rest is cached blocks and fragments, which come and go with the batch size, so "fits" is not monotone
+in it.
 """
 
 from __future__ import annotations
@@ -238,9 +239,9 @@ def replay(
 def reserved_at(
     model: TraceModel, size: int, capacity_bytes: int | None = None, *, eval_size: int | None = None
 ) -> Replay:
-    """Return what a step at `size` reserves in a CUDA caching allocator, and whether it fits the capacity and without retries.
+    """Return what a step at `size` reserves in a CUDA caching allocator, and whether it fits without retries.
 
-    The capacity is that of the allocator: without the CUDA context and what other processes hold.
+    The capacity is that of the allocator: without the CUDA context and what other processes use.
     """
     signs, storages, nbytes = model.events_at(size, eval_size)
     return replay(signs.tolist(), storages.tolist(), nbytes.tolist(), capacity_bytes=capacity_bytes)

@@ -1,11 +1,11 @@
-"""Sees what CUDA's caching allocator was asked for while real training steps ran, from the history that it keeps itself.
+"""Sees what CUDA's caching allocator was asked for during real training steps, from the history that it keeps.
 
-Below everything else, so it also sees the workspaces of cuDNN and cuBLAS and what a compiled module allocates, which a dispatch
-mode cannot. It costs about 2 µs an event. The interface is private to torch: where a release has another one, `history`
-returns None and the caller goes back to `dispatch_recorder.recording`.
+Below everything else, so it also sees the workspaces of cuDNN and cuBLAS and what a compiled module allocates, which a
+dispatch mode cannot. It costs about 2 µs an event. The interface is private to torch: where a release has another one,
+`history` returns None and the caller goes back to `dispatch_recorder.recording`.
 
-Not run on a card by this project so far: `trace_of` is tested on snapshots written by hand after torch's own description
-(`torch.cuda.memory._snapshot`), and `benchmarks/gpu.py` holds the rest against a card.
+Not run on a card by this project so far: `trace_of` is tested on snapshots written by hand after torch's own
+description (`torch.cuda.memory._snapshot`), and `benchmarks/gpu.py` compares the rest with a card.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class UnknownHistoryError(BstuneError):
 
 
 class HistoryRecorder:
-    """Records the allocations on one CUDA device while `history` is entered; has the `mark` and `trace` of `dispatch_recorder.Recorder`."""
+    """Records the allocations on one CUDA device while `history` is entered.
+
+    It has the `mark` and `trace` of `dispatch_recorder.Recorder`.
+    """
 
     def __init__(self, batch: int, device: str) -> None:
         """Begin without a snapshot."""
@@ -80,7 +83,7 @@ class HistoryRecorder:
         self.snapshot = slim(torch.cuda.memory._snapshot(), self.device_index)
 
     def _events_so_far(self) -> int:
-        """Return how many blocks were handed out and taken back: exact, and far cheaper than a snapshot at every mark."""
+        """Return how many blocks were handed out and taken back: exact, and far cheaper than a snapshot."""
         import torch
 
         stats = torch.cuda.memory_stats(self.device_index)
@@ -88,7 +91,10 @@ class HistoryRecorder:
 
 
 def history(batch: int, device: str) -> contextlib.AbstractContextManager[HistoryRecorder] | None:
-    """Return a context in which the allocator keeps its history, or None where it cannot: no CUDA device, or another interface."""
+    """Return a context in which the allocator keeps its history.
+
+    None where it cannot: there is no CUDA device, or the interface is another one.
+    """
     if not device.startswith("cuda") or not _record_arguments():
         return None
     return _recording(batch, device)
@@ -126,7 +132,7 @@ def _record_arguments() -> dict[str, Any]:
 
 
 def slim(snapshot: Mapping[str, Any], device_index: int) -> dict[str, Any]:
-    """Return of a snapshot what `trace_of` reads, for one device at the same index: a fraction of the whole."""
+    """Return what `trace_of` reads of a snapshot, for one device at the same index: a fraction of the whole."""
     traces = [
         [{key: entry[key] for key in ENTRY_KEYS if key in entry} for entry in entries] if index == device_index else []
         for index, entries in enumerate(snapshot["device_traces"])
@@ -152,9 +158,9 @@ def trace_of(
 ) -> Trace:
     """Return the allocation events in a snapshot of `torch.cuda.memory._snapshot()`.
 
-    Sizes are those that were asked for, before the allocator rounded them: torch records `orig_size` and `requested_size`
-    (c10/cuda/CUDACachingAllocator.cpp). A block counts as released when it may be used again (`free_completed`). Blocks
-    that were handed out before the history began stand at the beginning.
+    Sizes are those that were asked for, before the allocator rounded them: torch records `orig_size` and
+    `requested_size` (c10/cuda/CUDACachingAllocator.cpp). A block counts as released when it may be used again
+    (`free_completed`). Blocks that were handed out before the history began stand at the beginning.
 
     Args:
         snapshot: Whole, or made by `slim`.

@@ -161,7 +161,8 @@ def recording(batch: int, device: str) -> Iterator[Recorder]:
     """Record what the block allocates on the device, in an order that depends on nothing but the program.
 
     The collector of reference cycles is off meanwhile: it would free them at another event each time. Batches are noted
-    when they are used, not while a loader makes them: it makes them sample by sample, so its events depend on the batch size.
+    when they are used, not while a loader makes them: it makes them sample by sample, so its events depend on the batch
+    size.
     """
     was_enabled = gc.isenabled()
     gc.collect()

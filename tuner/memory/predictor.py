@@ -1,4 +1,7 @@
-"""What traced attempts say of sizes that were not run: collects traces while a probe runs, and turns them into a predictor."""
+"""What traced attempts say about sizes that were not run.
+
+Collects traces while a probe runs, and turns them into a predictor.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ class Foresight:
 
     Args:
         eval_size_of: The validation batch size that belongs to a micro-batch size.
-        reserved_bytes: On CUDA: what context and caching allocator may take together; the predictor then replays the allocator.
-            None: live bytes count.
+        reserved_bytes: On CUDA: what context and caching allocator may take together; the predictor then replays the
+            allocator. None: live bytes count.
 
     Attributes:
         model: What the traces say, once two of them pair.
@@ -41,7 +44,7 @@ class Foresight:
         return self.model is None and not self._given_up and len(self._traces) < MAX_TRACED
 
     def add(self, trace: Trace, *, context_bytes: int = 0) -> None:
-        """Take in the trace of an attempt that came to its end, and what its process held beside the allocator."""
+        """Take in the trace of a completed attempt, and what its process used beside the allocator."""
         self._traces.append(trace)
         self.model, self.why_not = fitted(self._traces)
         self._given_up = self._given_up or trace.compiled

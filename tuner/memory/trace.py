@@ -1,10 +1,11 @@
-"""Peak memory of a training step at sizes that were not run: what a few traced sizes say of all others.
+"""Peak memory of a training step at sizes that were not run: what a few traced sizes say about all others.
 
-A `Trace` is the list of allocation events of a measurement at one size, as `dispatch_recorder.Recorder` saw it. While the sequence of
-operations stays the same, each storage's size is a polynomial in the batch size: constant for weights, a + b * batch for
-activations, with a square for similarities within a batch. `TraceModel.fit` pairs the events of two or more traces, fits each
-storage, and replays the events at any size. Live bytes after event t are then a_t + b_t * batch, so the peak is the
-maximum of many lines: convex, piecewise straight, and no single line. That is why a line through small peaks misleads.
+A `Trace` is the list of allocation events of a measurement at one size, as `dispatch_recorder.Recorder` saw it. While
+the sequence of operations stays the same, each storage's size is a polynomial in the batch size: constant for weights,
+a + b * batch for activations, with a square for similarities within a batch. `TraceModel.fit` pairs the events of two
+or more traces, fits each storage, and replays the events at any size. Live bytes after event t are then a_t + b_t *
+batch, so the peak is the maximum of many lines: convex, piecewise straight, and no single line. That is why a line
+through small peaks misleads.
 
 Where the sequence changes between two sizes (another kernel, a branch on the batch size) the events do not pair, and
 `DoesNotPairError` says where. A prediction is never an answer: it chooses what to run.
@@ -70,8 +71,8 @@ class TraceModel:
     Attributes:
         batches: The sizes that it was fitted to.
         degree: The highest power of the batch size that any storage needed.
-        residual_bytes: Largest difference, over the traces, between the recorded and the replayed peak. With two traces it is
-            0 by construction and says nothing; see `checked`.
+        residual_bytes: Largest difference, over the traces, between the recorded and the replayed peak. With two traces
+            it is 0 by construction and says nothing; see `checked`.
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class TraceModel:
     def fit(cls, traces: Sequence[Trace]) -> TraceModel:
         """Return the model of the traces that pair with the one at the largest size.
 
-        Two traces give straight lines. A storage whose line would have begun below zero grows faster than the batch: it gets a
-        square instead. A third trace decides between line and square for each storage.
+        Two traces give straight lines. A storage whose line would have begun below zero grows faster than the batch: it
+        gets a square instead. A third trace decides between line and square for each storage.
 
         Raises:
             DoesNotPairError: Fewer than two traces pair; record at other sizes, or go by measured peaks.
@@ -113,8 +114,8 @@ class TraceModel:
         if len(paired) < 2:
             other = by_size[-2]
             raise DoesNotPairError(
-                f"The traces at {other.batch} and {largest.batch} samples do not pair: {difference(other, largest)}. A kernel or a branch "
-                "changes between the two sizes; trace at larger sizes."
+                f"The traces at {other.batch} and {largest.batch} samples do not pair: {difference(other, largest)}. "
+                "A kernel or a branch changes between the two sizes; trace at larger sizes."
             )
         start = largest.first_storage_of("validation")
         numbers = np.arange(len(largest.nbytes))
@@ -157,7 +158,8 @@ def difference(a: Trace, b: Trace) -> str | None:
     n = min(len(a.signs), len(b.signs))
     unlike = np.flatnonzero((a.signs[:n] != b.signs[:n]) | (a.storages[:n] != b.storages[:n]))
     at = int(unlike[0]) if len(unlike) else n
-    return f"they have {len(a.signs)} and {len(b.signs)} events and part at number {at}, {_event(a, at)} against {_event(b, at)}"
+    counts = f"they have {len(a.signs)} and {len(b.signs)} events"
+    return f"{counts} and first differ at number {at}, {_event(a, at)} against {_event(b, at)}"
 
 
 def _event(trace: Trace, at: int) -> str:

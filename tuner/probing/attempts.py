@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from ..core.errors import ObjectiveError
-from ..core.results import Attempt, Loader, Outcome, ThroughputRow
+from ..core.probe_results import Attempt, Loader, Outcome, ThroughputRow
 from ..core.trials import MeasureSpec
 from ..device.meter import Reading
 from ..device.out_of_memory import first_line, may_be_memory

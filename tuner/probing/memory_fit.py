@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..core.results import Outcome
+from ..core.probe_results import Outcome
 
 PROVEN_OF_PEAK, PROVEN_OF_INCREMENT = 0.01, 0.05
 """A prediction has come true when it was off by less than both: of the peak, and of the increment that it predicted."""

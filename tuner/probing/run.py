@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from ..core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError
-from ..core.results import Attempt, MemoryByCategory, MemoryLine, ProbeResult
+from ..core.probe_results import Attempt, MemoryByCategory, MemoryLine, ProbeResult
 from ..device.memory import usable_cores
 from ..device.meter import Reading
 from ..device.out_of_memory import asked_bytes

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ..core.errors import ArgumentError
-from ..core.results import LimitedBy, Proof
+from ..core.probe_results import LimitedBy, Proof
 from .memory_fit import Line, MemoryFit, SizeTried
 
 SECANT_GROWTH_LIMIT = 8

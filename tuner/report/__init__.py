@@ -6,7 +6,7 @@
 - `progress`: What is shown on stderr while bstune works: a line for what deserves it, and on a terminal a bar of the
   budget.
 - `reasons`: Decisions in words: why a setting is recommended, and what to be wary of.
-- `terminal`: The way out: what is said on stdout and stderr, made harmless, also where nobody reads it any more.
+- `terminal`: What is printed to stdout and stderr: made harmless, and without failing where nobody reads it any more.
 - `text`: Results as text for people; programs read `to_dict()`.
 - `units`: Numbers with their units, for people.
 """

@@ -1,4 +1,7 @@
-"""The last lines of an answer: Python to paste into a script. Whatever a study holds, they are comments and assignments of constants."""
+"""The last lines of an answer: Python to paste into a script.
+
+Whatever a study holds, they are comments and assignments of constants.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
 
 
 def _assignment(name: str, value: Any, taken: set[str]) -> str:
-    """Return one assignment of a constant; what cannot be one is told in a comment."""
+    """Return one assignment of a constant; what cannot be one becomes a comment."""
     # Python takes names that look alike to a reader for the same one; it is that one which must be free.
     if (
         name.isidentifier()
@@ -68,6 +71,7 @@ def _steps(accumulation_steps: int, facts: Facts | None) -> list[str]:
     ]
     if accumulation_steps > 1:
         steps.append(
-            "# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps micro-batches"
+            "# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps "
+            "micro-batches"
         )
     return steps

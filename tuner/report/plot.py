@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import ArgumentError, BstuneError
 from ..core.plain_text import one_line
-from ..core.results import ProbeResult
+from ..core.probe_results import ProbeResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GIB = 1 << 30
 MARK = "bstune probe --plot"
-"""In the metadata of each picture: one that bears it may be drawn anew."""
+"""In the metadata of each picture: one that has it may be overwritten."""
 _KINDS = {
     ".png": ("Software", b"\x89PNG\r\n", b"tEXtSoftware\0%s"),
     ".svg": ("Creator", b"<?xml", b"<dc:title>%s</dc:title>"),
@@ -29,7 +29,7 @@ _MOST_BYTES = 64 << 20
 
 
 def check_picture(path: Path) -> None:
-    """Refuse a file that cannot be drawn to, or that is not a picture of bstune's own; what is wrong is better known before the work.
+    """Refuse a path that cannot be written or is another's file; it is better to know before the work.
 
     Raises:
         BstuneError: matplotlib is missing, or the file is not one to write to.

@@ -1,15 +1,17 @@
-"""What is shown on stderr while bstune works: a line for what deserves it, and on a terminal a bar of the budget."""
+"""What is shown on stderr while bstune works: a line for what matters, and on a terminal a bar of the budget."""
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..core.plain_text import one_line
+from ..core.probe_results import Attempt
 from ..core.progress import Progress
-from ..core.results import Attempt, TrialRecord
+from ..core.results import TrialRecord
 from ..core.specs import Forecast
 from .terminal import harmless, note
 from .units import duration, full_runs, gib, given_params, number, plain_row
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PlainProgress:
-    """Prints one line to stderr for what deserves it."""
+    """Prints one line to stderr for what matters."""
 
     facts: Facts | None = None
 
@@ -59,7 +61,7 @@ class LiveProgress(PlainProgress):
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
         )
-        # Our own stdout and stderr stay as they are: stdout holds the result only.
+        # Our own stdout and stderr stay as they are: stdout gets the result only.
         self._bars = Bars(*columns, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False)
         self._task: Any = None
         self._running: dict[int, TrialRecord] = {}
@@ -99,7 +101,8 @@ class LiveProgress(PlainProgress):
 def _running(trial: TrialRecord) -> str:
     last = trial.values[-1][1] if trial.values else None
     share = 100 * trial.samples / trial.end_samples if trial.end_samples else 0.0
-    return f"trial {trial.number} batch {trial.global_batch_size} lr {trial.learning_rate:.3g} {share:.0f} % loss {number(last)}"
+    setting = f"batch {trial.global_batch_size} lr {trial.learning_rate:.3g}"
+    return f"trial {trial.number} {setting} {share:.0f} % loss {number(last)}"
 
 
 def make_progress() -> PlainProgress:
@@ -108,7 +111,7 @@ def make_progress() -> PlainProgress:
 
 
 def progress_line(progress: Progress) -> str | None:
-    """Return one line for what has happened, or None where it deserves none."""
+    """Return one line for what has happened, or None where there is nothing to say."""
     if progress.kind == "study":
         return f"Study {one_line(progress.study)}: {one_line(progress.message)}"
     if progress.kind == "warning":
@@ -120,7 +123,7 @@ def progress_line(progress: Progress) -> str | None:
     if progress.forecast is not None:
         return forecast_line(progress.forecast)
     if progress.kind == "finish" and progress.trial is not None:
-        return f"{trial_line(progress.trial)}  [{progress.spent:.1f} of {full_runs(progress.budget)}]"
+        return f"{trial_line(progress.trial)}  [{progress.spent:.1f} of {progress.budget:.3g} runs]"
     return None
 
 
@@ -131,10 +134,11 @@ def forecast_line(forecast: Forecast) -> str:
     took = "the seconds are not known"
     if forecast.seconds is not None:
         took = f"about {duration(forecast.seconds)} of training"
-    if forecast.seconds_range is not None and forecast.n_batches > 1:
-        took += f" ({' to '.join(map(duration, forecast.seconds_range))}, as large or small batches turn out best)"
+    runs = "as many runs as the time allows"
+    if math.isfinite(forecast.reference_runs):
+        runs = f"at most {full_runs(forecast.reference_runs)} at batch {forecast.reference_batch}"
     return (
-        f"Forecast: about {trials}, at most {full_runs(forecast.full_runs)} ({forecast.samples:,} samples), {took}; "
+        f"Forecast: about {trials}, {runs}, {took}; "
         f"batch sizes {batches[0]} to {batches[1]}, learning rates {rates[0]:.3g} to {rates[1]:.3g}."
     )
 

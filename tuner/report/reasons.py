@@ -1,4 +1,4 @@
-"""Decisions in words: why a setting is recommended, what to be wary of, and what its loss rests on."""
+"""Decisions in words: why a setting is recommended, what to be careful of, and what its loss was measured on."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _REASONS: dict[ReasonCode, str] = {
     "only": "is the only setting that was tried",
 }
 
-_YET = "Not verified yet: "
-_WIDER = "a wider one may do better."
 _CAUTIONS: dict[CautionCode, str] = {
     "confirmation_off": "Not verified: confirmation is switched off (confirm=0).",
     "budget_below_2": "Not verified: a budget of {budget:g} leaves no full run on a fresh seed; a budget of 2 would.",
-    "no_trial_left": _YET + "{n_trials} trials left none for a full run on a fresh seed; n_trials={needed} would.",
-    "still_to_come": _YET + "the full run on a fresh seed is still to come.",
-    "cut_off": _YET + "the full run on a fresh seed was cut off; a budget of {needed} would give one.",
-    "no_full_run_left": _YET + "no full run on a fresh seed was left; a budget of {needed} would give one.",
+    "no_trial_left": "Not verified yet: {n_trials} trials left none for a full run on a fresh seed; "
+    "n_trials={needed} would.",
+    "still_to_come": "Not verified yet: the full run on a fresh seed is still to come.",
+    "cut_off": "Not verified yet: the full run on a fresh seed was cut off; a budget of {needed} would give one.",
+    "no_full_run_left": "Not verified yet: no full run on a fresh seed was left; a budget of {needed} would give one.",
     "one_loss": (
         "All trials reported the same loss, {loss:.4g}, so nothing tells one setting from another. "
         "Does the loss that is reported depend on the model?"
     ),
     "target_not_reached": "No confirmed setting reached the target, so the lowest loss decided.",
-    "diverged": "It diverged on a fresh seed, and nothing else that was run is sounder. Search smaller learning rates.",
-    "rate_at_edge": "The learning rate {rate:.3g} is at the edge of its range {low:.3g} to {high:.3g}; " + _WIDER,
+    "diverged": "It diverged on a fresh seed, and nothing else that was run is better. Search smaller learning rates.",
+    "rate_at_edge": "The learning rate {rate:.3g} is at the edge of its range {low:.3g} to {high:.3g}; "
+    "a wider range may do better.",
     "largest_by_steps": (
         "Batch {batch} is the largest that was searched, since a larger one makes under {steps} steps in a full run of "
         "{samples:,.0f} samples. Name larger ones in the space, or train for more epochs."
@@ -82,6 +82,6 @@ def caution_text(caution: Caution) -> str:
 
 
 def candidate_note(code: NoteCode | None, *, is_baseline: bool) -> str:
-    """Return what is to be said beside a candidate; nothing where it was confirmed and is not the user's own."""
+    """Return the note on a candidate; nothing where it was confirmed and is not the user's own."""
     yours = "your present setting" if is_baseline else ""
     return "; ".join(filter(None, [yours, "" if code is None else _NOTES[code]]))

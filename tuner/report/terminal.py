@@ -1,6 +1,7 @@
-"""The way out: what is said on stdout and stderr, made harmless, also where nobody reads it any more.
+"""What is printed to stdout and stderr: made harmless, and without failing where nobody reads it any more.
 
-Answers go to stdout, and one that cannot be written is an error. All else goes to stderr, and the work matters more than that.
+Answers go to stdout, and one that cannot be written is an error. All else goes to stderr, where a failed write stops
+nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def keep_secret(url: str | None) -> None:
 
 
 def harmless(text: object) -> str:
-    """Return text of several lines as it may be shown: it changes nothing on a terminal and holds no secret that is known."""
+    """Return text of several lines as it may be shown: safe on a terminal, and with every known secret hidden."""
     return printable(hide_secrets(str(text), _SECRETS))
 
 
@@ -54,7 +55,7 @@ def _arrived(stream: object) -> bool:
 
 @contextlib.contextmanager
 def ready() -> Iterator[None]:
-    """Make stdin, stdout and stderr fit for a program, and at its end keep Python from complaining of what could not be written."""
+    """Make the standard streams fit for a program, and stop Python from complaining at exit of failed writes."""
     _open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -69,7 +70,7 @@ def ready() -> Iterator[None]:
 
 
 def _open_closed() -> None:
-    """Open on /dev/null what is closed of the three, so that no database or socket gets its number and is written to as a terminal.
+    """Open /dev/null in place of closed standard streams, so that no database gets the number of one.
 
     Stdin is empty, and stdout can only be read, so that an answer which nobody gets is noticed.
     """
@@ -91,4 +92,5 @@ def _open_closed() -> None:
         if getattr(sys, name) is None:
             # Where something else has got the number since Python started, nothing is written to that.
             opened = os.open(os.devnull, flags) if descriptor is None else descriptor
-            setattr(sys, name, open(opened, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # Open as long as the program.
+            stream = open(opened, mode, encoding="utf-8", closefd=False)  # noqa: SIM115  # Open as long as the program.
+            setattr(sys, name, stream)

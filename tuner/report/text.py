@@ -6,22 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..core.plain_text import one_line
-from ..core.results import (
-    Attempt,
-    BatchAnswer,
-    Candidate,
-    LossEstimate,
-    ProbeResult,
-    Recommendation,
-    SearchResult,
-    TrialRecord,
-)
+from ..core.probe_results import Attempt, ProbeResult
+from ..core.results import BatchAnswer, Candidate, LossEstimate, Recommendation, SearchResult, TrialRecord
 from .paste import paste_lines
 from .progress import trial_line
 from .units import duration, gib, given_params, number, per_second, plain_rows
 
 if TYPE_CHECKING:
-    from ..core.results import PlanResult
+    from ..core.probe_results import PlanResult
     from ..core.trials import Facts
 
 _PROOFS = {
@@ -33,9 +25,10 @@ _PROOFS = {
 
 
 def probe_text(probe: ProbeResult) -> str:
-    """Return a probe as text: the answer, what it rests on, and every attempt."""
+    """Return a probe as text: the answer, the evidence for it, and every attempt."""
     lines = [
-        f"Micro-batches of up to {probe.micro_batch_size} samples fit on {one_line(probe.device.name)} (limited by {probe.limited_by})",
+        f"Micro-batches of up to {probe.micro_batch_size} samples fit on {one_line(probe.device.name)} (limited by "
+        f"{probe.limited_by})",
         f"  proof:       {probe.proof}: {_PROOFS[probe.proof]}",
         f"  peak:        {gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed",
         f"  device:      {gib(probe.usable_bytes)} usable of {gib(probe.capacity_bytes)}",
@@ -69,10 +62,11 @@ def probe_text(probe: ProbeResult) -> str:
         lines.append(f"  knee:        {probe.knee_batch_size}: larger ones are hardly faster{half}")
     if probe.loader is not None:
         lines.append(
-            f"  loader:      {probe.loader.wait_share:.0%} of a step; {per_second(probe.loader.samples_per_s_without)} without it"
+            f"  loader:      {probe.loader.wait_share:.0%} of a step; "
+            f"{per_second(probe.loader.samples_per_s_without)} without it"
         )
     lines += [
-        f"  export:      {one_line(name)}={one_line(value)}  (the answer holds with it)"
+        f"  export:      {one_line(name)}={one_line(value)}  (the answer is for this setting)"
         for name, value in probe.environment.items()
     ]
     again = ", a stored result whose size was run once more" if probe.cached else ""
@@ -83,15 +77,15 @@ def probe_text(probe: ProbeResult) -> str:
 
 def _attempt_row(attempt: Attempt) -> str:
     note = " ".join(filter(None, [attempt.phase and f"in {attempt.phase}:", one_line(attempt.reason or "")]))
-    row = f"{attempt.size:>8}  {attempt.outcome:<8} {gib(attempt.peak_bytes):>10} {attempt.steps:>6} {attempt.seconds:>8.2f}  {note}"
-    return row.rstrip()
+    took = f"{gib(attempt.peak_bytes):>10} {attempt.steps:>6} {attempt.seconds:>8.2f}"
+    return f"{attempt.size:>8}  {attempt.outcome:<8} {took}  {note}".rstrip()
 
 
 def plan_text(plan: PlanResult) -> str:
-    """Return what is expected to fit devices that are not here, as a table, and what it rests on."""
+    """Return what is expected to fit devices that are not here, as a table, and how that is known."""
     lines = [
-        f"{'device':<20} {'batch':>8} {'reserved':>10} {'left':>10} {'parameters':>11} {'gradients':>10} {'optimizer':>10} "
-        f"{'activations':>12}  limited by"
+        f"{'device':<20} {'batch':>8} {'reserved':>10} {'left':>10} {'parameters':>11} {'gradients':>10} "
+        f"{'optimizer':>10} {'activations':>12}  limited by"
     ]
     for outlook in plan.outlooks:
         parts = outlook.memory_by_category
@@ -99,9 +93,9 @@ def plan_text(plan: PlanResult) -> str:
             lines.append(f"{outlook.device:<20} nothing fits in {gib(outlook.budget_bytes)}")
             continue
         lines.append(
-            f"{outlook.device:<20} {outlook.micro_batch_size:>8} {gib(outlook.reserved_bytes):>10} {gib(outlook.free_bytes):>10} "
-            f"{gib(parts.parameters_bytes):>11} {gib(parts.gradients_bytes):>10} {gib(parts.optimizer_state_bytes):>10} "
-            f"{gib(parts.activations_bytes):>12}  {outlook.limited_by}"
+            f"{outlook.device:<20} {outlook.micro_batch_size:>8} {gib(outlook.reserved_bytes):>10} "
+            f"{gib(outlook.free_bytes):>10} {gib(parts.parameters_bytes):>11} {gib(parts.gradients_bytes):>10} "
+            f"{gib(parts.optimizer_state_bytes):>10} {gib(parts.activations_bytes):>12}  {outlook.limited_by}"
         )
     checked = (
         "no third size to check it by"
@@ -110,7 +104,8 @@ def plan_text(plan: PlanResult) -> str:
     )
     lines += [
         "",
-        f"Traced at {', '.join(map(str, plan.traced_sizes))} samples on {one_line(plan.traced_on.name)}; the replay is {checked}.",
+        f"Traced at {', '.join(map(str, plan.traced_sizes))} samples on {one_line(plan.traced_on.name)}; the replay "
+        f"is {checked}.",
     ]
     return plain_rows([*lines, *(f"- {text}" for text in plan.rests_on)])
 
@@ -122,7 +117,8 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
     lines = [
         f"verified: {verified}  global batch size {best.global_batch_size}, learning rate {best.learning_rate:.4g}",
         f"  reason:        {one_line(best.reason)}",
-        f"  as trained:    micro-batch {best.micro_batch_size} x {best.accumulation_steps} accumulation steps x {best.world_size} device",
+        f"  as trained:    micro-batch {best.micro_batch_size} x {best.accumulation_steps} accumulation steps x "
+        f"{best.world_size} device",
         f"  validation:    {loss_text(best.val_loss)}",
     ]
     if best.params:
@@ -131,12 +127,11 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
         lines.append(f"  speed:         {per_second(best.samples_per_s)}, peak memory {gib(best.peak_bytes)}")
     if best.samples_to_target is not None:
         lines.append(
-            f"  to target:     {duration(best.seconds_to_target)}, {best.samples_to_target:,.0f} samples to {number(result.target)}"
+            f"  to target:     {duration(best.seconds_to_target)}, {best.samples_to_target:,.0f} samples to "
+            f"{number(result.target)}"
         )
     lines += _device_lines(result)
     lines.append(f"  limits:        {_limits(result)}")
-    if result.batch_answer is not None and (said := batch_text(result.batch_answer)):
-        lines.append(f"  fastest batch: {said}")
     if best.batch_interval:
         low, high = best.batch_interval[0], best.batch_interval[-1]
         said = (
@@ -147,7 +142,7 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
         lines.append(f"  rule:          double the batch, multiply the learning rate by {2**best.lr_rule.alpha:.2f}")
     lines += [f"  {label:<14} {_candidate(candidate)}" for label, candidate in _others(best)]
     spent = result.spent
-    trained = f"{spent.full_runs:.2f} full runs, {len(result.records)} trials, {duration(spent.seconds)}"
+    trained = f"{spent.reference_runs:.2f} reference runs, {len(result.records)} trials, {duration(spent.seconds)}"
     ended = "not finished" if result.stopped_by == "interrupted" else f"ended by {one_line(result.stopped_by)}"
     lines.append(f"  spent:         {trained}; {ended}")
     lines.append(f"  study:         {one_line(result.study)} in {one_line(result.storage)}")
@@ -155,7 +150,7 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
 
 
 def _device_lines(result: SearchResult) -> list[str]:
-    """Return which kind of device the figures are for, and what they are on the others; nothing where there is one kind."""
+    """Return which kind of device the figures are for and those of the others; nothing where there is one kind."""
     lines: list[str] = []
     for each in result.recommendation.by_device:
         ran = [record for record in result.records if record.device == each.device]
@@ -187,7 +182,7 @@ def _others(best: Recommendation) -> list[tuple[str, Candidate]]:
 
 
 def _told_apart(best: Recommendation, other: Candidate) -> str:
-    """Return whether a fresh run of another setting might end as low as the recommended one, in a word."""
+    """Return whether a fresh run of another setting might end as low as the recommended one, as a label."""
     low, mean = other.val_loss.low, best.val_loss.mean
     return "also good:" if low is not None and mean is not None and low <= mean else "also run:"
 
@@ -195,7 +190,8 @@ def _told_apart(best: Recommendation, other: Candidate) -> str:
 def _candidate(candidate: Candidate) -> str:
     speed = "" if candidate.samples_per_s is None else f", {per_second(candidate.samples_per_s)}"
     note = f" ({one_line(candidate.note)})" if candidate.note else ""
-    return f"batch {candidate.global_batch_size}, lr {candidate.learning_rate:.4g}: {loss_text(candidate.val_loss)}{speed}{note}"
+    setting = f"batch {candidate.global_batch_size}, lr {candidate.learning_rate:.4g}"
+    return f"{setting}: {loss_text(candidate.val_loss)}{speed}{note}"
 
 
 def _limits(result: SearchResult) -> str:
@@ -211,12 +207,14 @@ def _limits(result: SearchResult) -> str:
 
 
 def batch_text(answer: BatchAnswer) -> str | None:
-    """Return which batch size reaches the target first, what decides that and what it rests on; None where nothing is known.
+    r"""Return which batch size reaches the target first, what decides that and on what evidence; None if unknown.
 
     Example:
-        >>> batch_text(BatchAnswer("trials", 0.3, 4, b_crit=290.0, b_crit_low=200.0, b_crit_high=410.0, b_star=167.0,
-        ...                        b_star_low=130.0, b_star_high=210.0, fastest=128, decided_by="hardware"))
-        '128 of those searched (optimum 167, 130 to 210), decided by hardware; critical batch 290 (200 to 410) from 4 batch sizes'
+        >>> answer = BatchAnswer("trials", 0.3, 4, b_crit=290.0, b_crit_low=200.0, b_crit_high=410.0, b_star=167.0,
+        ...                      b_star_low=130.0, b_star_high=210.0, fastest=128, decided_by="hardware")
+        >>> print(batch_text(answer).replace("; ", ";\n"))
+        128 of those searched (optimum 167, 130 to 210), decided by hardware;
+        critical batch 290 (200 to 410) from 4 batch sizes
     """
     if answer.source is None:
         low = answer.noise_scale_low

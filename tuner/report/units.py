@@ -48,7 +48,7 @@ def per_second(samples_per_s: float) -> str:
 
 def full_runs(n: float) -> str:
     """Return an amount of training for people: `1 full run`, `2.5 full runs`."""
-    return f"{n:g} full run{'' if n == 1 else 's'}"
+    return f"{n:.3g} full run{'' if n == 1 else 's'}"
 
 
 def plain_row(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The loop over many trials: prepare, probe, run, write down, and say what came of it.
+"""The loop over many trials: prepare, probe, run, write down, and say what was found.
 
 - `loop`: The loop of a search: the strategy decides, the pool runs, the study remembers, and whoever listens is told.
 - `prepare`: Everything that a search needs before it trains: the objective's facts, a study, a probe, a pool.

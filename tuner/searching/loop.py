@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import ObjectiveError, StudyError
 from ..core.interrupts import held
-from ..core.results import ProbeResult, TrialRecord
+from ..core.probe_results import ProbeResult
+from ..core.results import TrialRecord
 from ..core.specs import Proposal
 from ..core.trials import Split, TrialReport, TrialSpec, Verdict
 from ..engines.base import Event, Finished, Lost, Placed, Pool, Reported
@@ -40,7 +41,7 @@ Tell = Callable[[Literal["start", "report", "finish"], TrialRecord], None]
 
 
 class Drive:
-    """Fills the slots of a pool with what the strategy asks for, and writes down what comes of it."""
+    """Fills the slots of a pool with what the strategy asks for, and writes down what comes back."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class Drive:
         self._deadline_s = deadline_s
         self._trial_timeout_s = trial_timeout_s
         self._running: dict[int, float] = {}
-        """The trials that run, and when each was last heard of."""
+        """The trials that run, and when each last sent something."""
         self._stopped: set[int] = set()
         """Running trials that were told to stop."""
 
@@ -77,7 +78,7 @@ class Drive:
             why = self._run(pool)
         except BaseException:
             for number in sorted(self._running):
-                # What went wrong is what must be told, not that the same storage fails once more.
+                # Show the first error, not that the same storage fails once more.
                 with contextlib.suppress(StudyError):
                     self._cut_off(number, "the search was interrupted")
             raise
@@ -245,7 +246,7 @@ class Drive:
         return self._cost(record).samples_per_s(record.global_batch_size, split)
 
     def _is_fatal(self, event: Lost) -> bool:
-        """Tell whether the user's code must be mended: it failed in the first trial, or twice in one way with none finished."""
+        """Tell whether the user's code has a mistake: the first trial failed, or two in one way, none finished."""
         if event.cause not in ("error", "no_report") or self._study.learned:
             return False
         ended = [record for record in self._study.finished if record.cause != "orphan"]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...objectives.seal import make_seal
 from ..core.arguments import SearchArguments
+from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.progress import Progress, tell
-from ..core.results import DeviceInfo, ProbeResult
 from ..core.trials import Facts
 from ..engines.base import Engine, Pool
 from ..engines.choose import make_engine
@@ -44,8 +44,8 @@ class Ready:
 
     def tell(self, kind: Any, **details: Any) -> None:
         """Tell those who listen what has happened, and what is spent."""
-        spent = self.strategy.spent().full_runs
-        tell(self.arguments, Progress(kind, self.study.name, self.arguments.plan.budget, spent, **details))
+        spent = self.strategy.spent().reference_runs
+        tell(self.arguments, Progress(kind, self.study.name, self.strategy.whole, spent, **details))
 
 
 @contextlib.contextmanager

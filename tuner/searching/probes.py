@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.arguments import SearchArguments
+from ..core.probe_results import Attempt, ProbeResult
 from ..core.progress import Progress, tell
-from ..core.results import Attempt, ProbeResult, TrialRecord
+from ..core.results import TrialRecord
 from ..core.trials import Facts
 from ..engines.base import Engine
 from ..studies.catalog import probe_key, studies
@@ -19,9 +20,10 @@ from ..studies.study import Study
 
 
 def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> ProbeResult | None:
-    """Return the probe as trials have corrected it: each that ran out of memory at its micro-batch, however late, halves it.
+    """Return the probe as trials have corrected it: each that ran out of memory at its micro-batch halves it.
 
-    What fitted for the probe's few steps may not fit later: allocators fragment, and others take memory of the same device.
+    What fitted for the probe's few steps may not fit later: allocators fragment, and others take memory of the same
+    device.
     """
     if probe is None:
         return None
@@ -36,10 +38,10 @@ def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> Prob
 def corrected_probes(
     probe: ProbeResult | None, probes: Mapping[str, ProbeResult], records: Sequence[TrialRecord], facts: Facts
 ) -> tuple[ProbeResult | None, dict[str, ProbeResult]]:
-    """Return the probe to decide by and those of all kinds of device, where there are several, as trials have corrected them.
+    """Return the probe to decide by, and those of all kinds of device if several, as trials have corrected them.
 
-    A kind is corrected by what ran out of memory on it, or on one that was not probed. With batch norm, whose statistics are those of a
-    micro-batch, all kinds train with the smallest one, so that their losses can be compared.
+    A kind is corrected by what ran out of memory on it, or on one that was not probed. With batch norm, whose
+    statistics are those of a micro-batch, all kinds train with the smallest one, so that their losses can be compared.
     """
     if probe is None or not probes:
         return corrected(probe, records), {}
@@ -70,11 +72,11 @@ def obtain_probe(
     kinds = engine.kinds
     if arguments.probe is None and len({*kinds, *study.probes}) > 1 and kinds:
         return _probe_kinds(study, arguments, facts, engine, deadline_s)
-    if study.probes:  # Of a cluster that the search has left.
+    if study.probes:  # It is of a cluster that the search no longer uses.
         study.set(probes=[])
     if arguments.probe is not None:
         if len(kinds) > 1:
-            said = f"The probe that was given holds for all kinds of device of the cluster: {'; '.join(kinds)}."
+            said = f"The probe that was given is used for all kinds of device of the cluster: {'; '.join(kinds)}."
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
         return arguments.probe
     key = probe_key(facts, engine.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
@@ -96,7 +98,7 @@ def obtain_probe(
 def _probe_kinds(
     study: Study, arguments: SearchArguments, facts: Facts, engine: Engine, deadline_s: float
 ) -> ProbeResult:
-    """Store a probe of each kind of device and return the first: that of the fastest, when the first trial lands on one of them."""
+    """Store a probe of each kind of device and return the first: the fastest kind, at the first trial on it."""
     entries: dict[str, dict[str, Any]] = {entry["device"]: entry for entry in study.attributes.get("probes", ())}
     for kind, device in engine.kinds.items():
         key = probe_key(facts, device, seed=arguments.plan.seed)

@@ -1,10 +1,11 @@
-"""What a study amounts to: the strategy that goes on from it, and the result."""
+"""What a study has found: the strategy that goes on from it, and the result."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..core.results import ProbeResult, SearchResult
+from ..core.probe_results import ProbeResult
+from ..core.results import SearchResult
 from ..core.specs import Plan
 from ..core.trials import Facts
 from ..core.version import versions
@@ -24,7 +25,7 @@ def make_strategy(plan: Plan, facts: Facts, probe: ProbeResult | None, study: St
 
 
 def make_result(study: Study, strategy: Strategy, probe: ProbeResult | None, stopped_by: str) -> SearchResult:
-    """Return what a study amounts to now.
+    """Return what a study has found so far.
 
     Raises:
         NoSignalError: No trial has a finite validation loss.

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..core.results import ProbeResult, StepTimeLine
+from ..core.probe_results import ProbeResult, StepTimeLine
 from ..core.trials import Facts
 from ..theory.scaling import split_batch
 from ..theory.step_time import relative_line

@@ -9,7 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ..core.results import ProbeResult, Setting
+from ..core.probe_results import ProbeResult
+from ..core.results import Setting
 from ..core.specs import Plan
 from ..core.trials import Facts
 from .cost import Clock, Cost
@@ -93,7 +94,8 @@ class Evidence:
     @property
     def target_gap(self) -> float:
         """The target as a gap to the best loss that was seen."""
-        assert self.model is not None and self.target is not None
+        assert self.model is not None
+        assert self.target is not None
         return self.model.gap(self.target)
 
     @cached_property

@@ -11,7 +11,8 @@ import math
 import numpy as np
 
 from ..core.errors import NoSignalError
-from ..core.results import Candidate, LrRule, OnDevice, ProbeResult, Recommendation
+from ..core.probe_results import ProbeResult
+from ..core.results import Candidate, LrRule, OnDevice, Recommendation
 from ..report.reasons import caution_text, reason_text
 from .candidates import candidates, key_of_candidate, seed_noise, setting_of, spoilt
 from .cautions import cautions

@@ -19,7 +19,8 @@ import numpy as np
 
 from ..core.dimension import Dimension
 from ..core.errors import ArgumentError
-from ..core.results import ProbeResult, Setting
+from ..core.probe_results import ProbeResult
+from ..core.results import Setting
 from ..core.specs import Plan
 from ..core.trials import Facts
 from ..theory.scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, LEARNING_RATE_RANGE, SLOPE_PRIOR

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from ..core.results import BatchAnswer, Limits, ProbeResult, Recommendation, Setting, Spent, TrialRecord
+from ..core.probe_results import ProbeResult
+from ..core.results import BatchAnswer, Limits, Recommendation, Setting, Spent, TrialRecord
 from ..core.specs import Forecast, Plan, Proposal
 from ..core.trials import Facts, TrialReport, Verdict
 from ..theory.gradient_noise import noise_scale
@@ -136,6 +137,11 @@ class Strategy:
         if space != self.space:
             self.space = space
             self._fits.forget_model()
+
+    @property
+    def whole(self) -> float:
+        """The budget, in reference runs; infinite while nobody knows how many of them a duration is."""
+        return self._budget.whole
 
     def spent(self) -> Spent:
         """Return what was trained so far; the probe is not in it."""

@@ -11,9 +11,10 @@
 - `optuna_parameters`: How a setting looks to Optuna: parameters and their distributions, so that dashboards and
   importances work.
 - `optuna_tables`: Whether the tables of a database are those of Optuna.
-- `own_files`: Files and folders that bstune makes: born whole, and opened only where they are what they should be.
+- `own_files`: Files and folders that bstune makes: complete from the start, and opened only where they are what they
+  should be.
 - `records`: The trials of a search as it goes on, in memory; a study is this, and writes down what happens.
-- `spec_json`: Plans, spaces and facts as JSON, and read back; Optuna distributions may stand in a space.
+- `spec_json`: Plans, spaces and facts as JSON, and read back; Optuna distributions may be in a space.
 - `sqlite`: A storage as a SQLite file: proved to be Optuna's before it is written to, opened by its path and nothing
   else.
 - `storage`: The storage that remembers: an ordinary Optuna storage with exactly one writer and any number of readers.

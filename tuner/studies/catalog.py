@@ -1,4 +1,4 @@
-"""The studies of a storage: what one belongs to, finding the right one, and naming the next."""
+"""The studies of a storage: what belongs to one, finding the right one, and naming the next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from ..core.arguments import ProbeArguments
 from ..core.errors import StudyError
 from ..core.plain_text import one_line
-from ..core.results import DeviceInfo
+from ..core.probe_results import DeviceInfo
 from ..core.specs import Plan
 from ..core.trials import Facts
 from .spec_json import encode_space
@@ -69,7 +69,8 @@ def find_study(storage: Storage, name: str) -> Study | None:
     if schema > SCHEMA:
         made_by = one_line(study.attributes.get("bstune_version", "a newer version"))
         raise StudyError(
-            f"The study {name!r} was written by bstune {made_by}, which stores more than this version can read. Update bstune."
+            f"The study {name!r} was written by bstune {made_by}, which stores more than this version can read. "
+            "Update bstune."
         )
     return study
 
@@ -108,7 +109,8 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
     differences = _differences(study, wanted)
     if not differences:
         return study
-    if not study.learned:  # Nothing in it is worth keeping, so a mistake mended in the model's file needs no new name.
+    # Nothing in it is worth keeping, so a mistake corrected in the model's file needs no new name.
+    if not study.learned:
         forget_study(study)
         return make_study(storage, name)
     for sibling in [] if named else reversed(_siblings(storage, name)):
@@ -124,15 +126,15 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
                     f"  {_FINGERPRINT_WORDS[key]}: was {_shown(old)}, now {_shown(new)}"
                     for key, old, new in differences
                 ),
-                f"Its trials cannot be compared with new ones. Undo the change, or use --fresh (keeps the old study and makes "
-                f"{next_name(storage, name)!r}), or name another with --study.",
+                "Its trials cannot be compared with new ones. Undo the change, or use --fresh (keeps the old study "
+                f"and makes {next_name(storage, name)!r}), or name another with --study.",
             ]
         )
     )
 
 
 def forget_study(study: Study) -> None:
-    """Delete a study and all that it holds."""
+    """Delete a study and all that is in it."""
     with study.storage.guard():
         study.storage.backend.delete_study(study._id)
 
@@ -168,7 +170,7 @@ def _siblings(storage: Storage, name: str) -> list[str]:
 
 
 def studies(storage: Storage, *, readable: bool = False) -> Iterator[Study]:
-    """Yield the studies that bstune made, the most recently used first; those of a newer bstune are an error, or passed over."""
+    """Yield the studies that bstune made, most recently used first; a newer bstune's are an error, or passed over."""
     storage.check()
     with reading(storage.location):
         ids = {study.study_name: study._study_id for study in storage.backend.get_all_studies()}
@@ -196,8 +198,8 @@ def newest_study(storage: Storage, *, name: str | None = None, with_file: bool =
 
     Args:
         storage: Where to look.
-        name: Only the study of this name will do.
-        with_file: Only a study that stores the file of its objective will do.
+        name: Accept only the study of this name.
+        with_file: Accept only a study that stores the file of its objective.
 
     Raises:
         StudyError: There is none.
@@ -220,7 +222,7 @@ def touch(study: Study) -> None:
 def probe_key(
     facts: Facts, device: DeviceInfo, *, jobs: int = 1, seed: int = 0, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return what the answer of a probe depends on, as JSON: the objective, the device and the settings that are not the default."""
+    """Return what a probe's answer depends on, as JSON: objective, device and all settings that are not the default."""
     defaults = ProbeArguments().settings()
     asked = {name: value for name, value in (settings or {}).items() if name in defaults and value != defaults[name]}
     asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed")}

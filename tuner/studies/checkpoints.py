@@ -1,6 +1,6 @@
 """The folder in which stopped trials leave what they need to go on.
 
-It lies beside the storage, bears bstune's mark, and goes when the search ends.
+It lies beside the storage, has bstune's mark, and goes when the search ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .own_files import create_whole, identity
 from .study import Study
 
 MARK = ".made-by-bstune"
-"""Stands in a folder that bstune made. One without it is somebody else's, whatever its name."""
+"""A file in each folder that bstune made. A folder without it is somebody else's, whatever its name."""
 _OURS = re.compile(r"trial-[0-9]+\.pt(\.new)?")
 
 
@@ -87,14 +87,14 @@ def _open_folder(path: Path) -> int:
         raise
     if folder is None or not _is_marked(folder):
         raise StudyError(
-            f"{path} has the name of the folder for this study's checkpoints, and was not made by bstune for this user: it "
-            "is left alone. Move it away, or choose another name with --study."
+            f"{path} has the name of the folder for this study's checkpoints, and was not made by bstune for this "
+            "user: it is left alone. Move it away, or choose another name with --study."
         )
     return folder
 
 
 def _opened(path: Path) -> int | None:
-    """Return the descriptor of a folder, and no link to one, that only this user can write to; None where it is anything else."""
+    """Return the descriptor of a folder, not of a link, that only this user can write to; None for anything else."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

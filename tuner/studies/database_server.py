@@ -1,7 +1,7 @@
 """A storage in a database server, PostgreSQL or MySQL: how it is opened, and the lock of its one writer.
 
-There is no file to put a lock beside, so the server holds it: an advisory lock on a connection of its own, which goes when that
-connection does, however the search ends.
+There is no file to put a lock beside, so the server has it: an advisory lock on a connection of its own, which goes
+when that connection does, however the search ends.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 CONNECT_S = 10
 LOOK_S = 5.0
-"""Time between two looks at whether the lock is still held."""
+"""Time between two looks at whether the lock is still ours."""
 _MYSQL = "pip install mysqlclient, or pip install 'PyMySQL[rsa]' and begin the URL with {}+pymysql://"
 DRIVERS = {
     "postgresql": "pip install 'psycopg[binary]'",
     "mysql": _MYSQL.format("mysql"),
     "mariadb": _MYSQL.format("mariadb"),
 }
-"""How to come by a driver, by SQLAlchemy's name of the server."""
+"""How to install a driver, by SQLAlchemy's name of the server."""
 
 _TAKE = {
     "postgresql": "SELECT pg_try_advisory_lock(:number)",
@@ -39,14 +39,15 @@ _LET_GO = {
     "mysql": "SELECT RELEASE_LOCK(CONCAT('bstune ', :number))",
 }
 _STAY = {
-    "postgresql": "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",  # Since PostgreSQL 14.
+    # Since PostgreSQL 14.
+    "postgresql": "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",
     "mysql": "SET SESSION wait_timeout = 2147483",  # Seconds; the most that MySQL takes on every platform.
 }
 """What keeps the server from ending a connection on which nothing is said for hours, and the lock with it."""
 
 
 class HeldError(BstuneError):
-    """Another session of the server holds the lock of the writer."""
+    """Another session of the server has the lock of the writer."""
 
 
 def open_server(url: URL, *, create: bool) -> BaseStorage:
@@ -67,7 +68,7 @@ def has_tables(url: URL) -> bool:
     """Tell whether Optuna's tables are there.
 
     Raises:
-        StudyError: Tables of another program bear their names: Optuna would add its own to them.
+        StudyError: Tables of another program have their names: Optuna would add its own to them.
     """
     import sqlalchemy
 
@@ -95,12 +96,12 @@ def _driven(url: URL) -> URL:
 
 
 def _connect_args(url: URL) -> dict[str, Any]:
-    """Keep a server that is not there from being waited for."""
+    """Limit the wait for a server that is not there."""
     return {"connect_timeout": CONNECT_S} if "connect_timeout" not in url.query else {}
 
 
 class ServerLock:
-    """The lock of the one writer, held by the server for as long as the connection lives."""
+    """The lock of the one writer, kept by the server for as long as the connection lives."""
 
     def __init__(self, url: URL) -> None:
         """Take the lock.
@@ -126,7 +127,7 @@ class ServerLock:
         return said
 
     def is_held(self) -> bool:
-        """Tell whether the connection that holds the lock still lives; the server is asked every few seconds at most."""
+        """Tell whether the connection that has the lock still lives; the server is asked every few seconds at most."""
         import sqlalchemy
 
         if time.monotonic() - self._looked_s > LOOK_S:
@@ -139,7 +140,7 @@ class ServerLock:
         return self._lives
 
     def close(self) -> None:
-        """Let go, in so many words: a server may take a moment to see that a connection is closed."""
+        """Release it explicitly: a server may take a moment to see that a connection is closed."""
         import sqlalchemy
 
         with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # Where the server has gone, so has the lock.

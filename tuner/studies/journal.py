@@ -1,7 +1,8 @@
 """A storage as a journal file: one line for each write, for network file systems on which SQLite's locks do not work.
 
-It is Optuna's own journal (`optuna.storages.journal`). What bstune adds: a file is proved to be a journal before it is written to; the half
-line that a killed writer left is cut, and nothing else ever is; and a lock for the milliseconds of one write that tells ours from others'.
+It is Optuna's own journal (`optuna.storages.journal`). What bstune adds: a file is proved to be a journal before it is
+written to; the half line that a killed writer left is cut, and nothing else ever is; and a lock for the milliseconds of
+one write that tells ours from others'.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 SCHEME = "journal:"
 LOCK_SUFFIX = ".lock"
-"""Of the lock that is held for the milliseconds of one write; Optuna's own has the same name, and so keeps us out as we keep it out."""
+"""Of the lock that is taken for the milliseconds of one write.
+
+Optuna's own has the same name, so that each keeps the other out.
+"""
 PATIENCE_S = 10.0
 """How long a write waits for another program's."""
 MOST_LINE_BYTES = 16 << 20
@@ -30,7 +34,7 @@ MOST_LINE_BYTES = 16 << 20
 N_OPERATIONS = 11
 """Optuna numbers what a line of a journal does from 0 on. Source: optuna.storages.journal, JournalOperation."""
 MARK = "bstune journal write"
-"""Stands in our lock of one write."""
+"""The content of our lock of one write."""
 FIRST_LINE = (
     json.dumps({"op_code": 2, "worker_id": "bstune", "study_id": -1, "user_attr": {"made_by": "bstune"}}).encode()
     + b"\n"
@@ -73,15 +77,16 @@ def check_journal(path: Path) -> None:
     with open(fd, "rb") as file:
         if not _is_entry(file.readline(MOST_LINE_BYTES)):
             raise StudyError(
-                f"{path} is not a journal of Optuna: expected lines of JSON, one for each write. Name another with --storage."
+                f"{path} is not a journal of Optuna: expected lines of JSON, one for each write. Name another with "
+                "--storage."
             )
         for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), b""), start=2):
             # Half a line at the end is what a killed writer leaves: the beginning of an entry, and not much of it.
             torn = not line.endswith(b"\n") and line.startswith(b"{") and len(line) < MOST_LINE_BYTES
             if not _is_entry(line) and not torn:
                 raise StudyError(
-                    f"The storage {path} cannot be used: the journal is damaged at line {number}. Restore a copy, or name "
-                    "another file with --storage."
+                    f"The storage {path} cannot be used: the journal is damaged at line {number}. Restore a copy, or "
+                    "name another file with --storage."
                 )
 
 
@@ -102,7 +107,7 @@ def _is_entry(line: bytes) -> bool:
 
 
 def cut_torn_line(path: Path) -> int:
-    """Cut what a killed writer left of a line at the end of a journal that was checked, and return how many bytes that were."""
+    """Cut off what a killed writer left of a line at the end of a checked journal; return how many bytes that was."""
     fd = open_plain(path, os.O_RDWR)
     with open(fd, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
@@ -120,7 +125,9 @@ def cut_torn_line(path: Path) -> int:
 
 
 def remove_stale_lock(path: Path) -> None:
-    """Remove the lock of a write that was killed. Only the one writer of the journal may: so nobody of bstune is writing now.
+    """Remove the lock of a write that was killed.
+
+    Only the one writer of the journal may: so no other bstune is writing now.
 
     Raises:
         StudyError: A lock stays that bstune did not make.
@@ -144,9 +151,9 @@ def remove_stale_lock(path: Path) -> None:
 
 def _not_ours(lock: Path, path: Path) -> StudyError:
     return StudyError(
-        f"{lock} keeps bstune from writing to {path}, and was not made by bstune: another program is writing, was killed "
-        "while it wrote, or uses that name for something else. It is left alone: remove it if nothing needs it, or name "
-        "another file with --storage."
+        f"{lock} keeps bstune from writing to {path}, and was not made by bstune: another program is writing, was "
+        "killed while it wrote, or uses that name for something else. It is left alone: remove it if nothing needs "
+        "it, or name another file with --storage."
     )
 
 
@@ -174,7 +181,7 @@ class _WriteLock:
         """Wait for the lock and take it.
 
         Raises:
-            StudyError: Another program does not let go of it.
+            StudyError: Another program does not release it.
         """
         content = json.dumps({MARK: str(uuid.uuid4()), "pid": os.getpid(), "host": socket.gethostname()}).encode()
         deadline_s = time.monotonic() + PATIENCE_S
@@ -188,7 +195,7 @@ class _WriteLock:
         return True
 
     def release(self) -> None:
-        """Let go of it."""
+        """Release it."""
         if self._fd is not None:
             remove_same(self._lock, self._fd)
             os.close(self._fd)
@@ -196,7 +203,7 @@ class _WriteLock:
 
 
 def rescue_journal(fd: int, path: Path) -> None:
-    """Copy what an open journal holds into a new file: the file itself may have been removed.
+    """Copy the content of an open journal into a new file: the file itself may have been removed.
 
     Raises:
         OSError: It cannot be made.

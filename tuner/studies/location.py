@@ -30,11 +30,14 @@ class Location:
     url: str
     """As it may be shown and stored: without a password."""
     path: Path | None
-    """The file, with links resolved, so that whatever leads to it has one lock; None for a storage in memory or in a server."""
+    """The file, with links resolved, so that all paths to it have one lock.
+
+    None for a storage in memory or in a server.
+    """
     kind: Literal["sqlite", "journal", "server", "memory"] = "sqlite"
     server: URL | None = field(default=None, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What must not be shown, should a driver repeat it."""
+    """What must not be shown, in case a driver repeats it."""
     read_only: bool = False
 
     @property
@@ -71,7 +74,7 @@ def locate(url: str | None) -> Location:
     try:
         parsed = make_url(text)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        if "@" in text:  # It may hold a password.
+        if "@" in text:  # It may contain a password.
             raise StudyError(f"The storage is not a URL that can be read: expected {EXPECTED}.") from None
         raise StudyError(
             f"{shown!r} is not a storage URL: expected {EXPECTED}; for a file, sqlite:///{shown}."
@@ -99,7 +102,8 @@ def _resolved(name: str, shown: str) -> Path:
         path = Path(os.path.realpath(name))
         if os.path.islink(name.rstrip("/")) and not os.path.exists(path):
             raise StudyError(
-                f"The storage {shown} is a link that leads to no file ({one_line(path)}): remove it, or name another file."
+                f"The storage {shown} is a link that leads to no file ({one_line(path)}): remove it, or name another "
+                "file."
             )
     except (OSError, ValueError) as error:
         raise StudyError(f"The storage {shown} cannot be used: {error}. Name another file with --storage.") from error

@@ -24,8 +24,8 @@ class Axes:
     def parameters(self, spec: TrialSpec) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
         """Return Optuna's parameters of a run and their distributions.
 
-        The batch is the integer exponent of a power of two, or an index into the user's list. A batch that is neither, as a
-        baseline may be, stands in the user attributes only.
+        The batch is the integer exponent of a power of two, or an index into the user's list. A batch that is neither,
+        as a baseline may be, is in the user attributes only.
         """
         from optuna.distributions import FloatDistribution, IntDistribution
 

@@ -11,7 +11,7 @@ _SIGN = {"studies": {"study_id", "study_name"}, "trials": {"trial_id", "study_id
 
 
 def check_tables(where: str, columns: Mapping[str, set[str]]) -> None:
-    """Refuse a database that holds something else than Optuna's tables, whatever else it holds beside them.
+    """Refuse a database without Optuna's tables, whatever else is in it.
 
     Args:
         where: The file or the address, as it may be shown.
@@ -23,12 +23,13 @@ def check_tables(where: str, columns: Mapping[str, set[str]]) -> None:
     if any(not names <= columns.get(table, set()) for table, names in _SIGN.items()):
         found = ", ".join(sorted(set(columns) - {"sqlite_sequence"})[:3]) or "none"
         raise StudyError(
-            f"{where} is a database of something else (tables {found}): expected an Optuna storage. Name another with --storage."
+            f"{where} is a database of something else (tables {found}): expected an Optuna storage. Name another with "
+            "--storage."
         )
     if any(not names <= columns.get(table, set()) for table, names in expected_columns().items()):
         raise StudyError(
-            f"The storage {where} cannot be used: another version of Optuna made its tables. Install that version, or name "
-            "another with --storage."
+            f"The storage {where} cannot be used: another version of Optuna made its tables. Install that version, or "
+            "name another with --storage."
         )
 
 

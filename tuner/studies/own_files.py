@@ -1,7 +1,7 @@
-"""Files and folders that bstune makes: born whole, and opened only where they are what they should be.
+"""Files and folders that bstune makes: complete from the start, and opened only where they are what they should be.
 
-A file of bstune is never empty: it gets its name when its content is complete. So a file that is empty, or a link, or something
-else than a plain file, was made by somebody else, and is left alone.
+A file of bstune is never empty: it gets its name when its content is complete. So a file that is empty, or a link, or
+something else than a plain file, was made by somebody else, and is left alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plans, spaces and facts as JSON, and read back; Optuna distributions may stand in a space."""
+"""Plans, spaces and facts as JSON, and read back; Optuna distributions may be in a space."""
 
 from __future__ import annotations
 

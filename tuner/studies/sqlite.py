@@ -1,7 +1,7 @@
 """A storage as a SQLite file: proved to be Optuna's before it is written to, opened by its path and nothing else.
 
-While a search writes, the database is in write-ahead mode, so that readers never wait and never see "database is locked"; when it ends, the
-database goes back to one plain file that can be copied and read anywhere.
+While a search writes, the database is in write-ahead mode, so that readers never wait and never see "database is
+locked"; when it ends, the database goes back to one plain file that can be copied and read anywhere.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 BUSY_S = 60.0
-"""How long a write waits for a reader that holds the database for a moment."""
+"""How long a write waits for a reader that locks the database for a moment."""
 STATEMENT_S = 120.0
-"""So long one statement may take. Reading ten thousand trials takes seconds; what a stranger put into a database may never end."""
+"""One statement may take so long.
+
+Reading ten thousand trials takes seconds; what a stranger put into a database may never end.
+"""
 STEPS = 100_000
 """SQLite looks at the clock once in so many steps of its machine: some milliseconds."""
 HEADS = {
@@ -37,7 +40,10 @@ HEADS = {
     "-journal": (b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7",),
     "-shm": (b"\x18\xe2\x2d\x00", b"\x00\x2d\xe2\x18", bytes(4)),
 }
-"""How the files begin that SQLite keeps beside a database. Source: sqlite.org/fileformat2.html and sqlite.org/walformat.html."""
+"""How the files begin that SQLite keeps beside a database.
+
+Source: sqlite.org/fileformat2.html and sqlite.org/walformat.html.
+"""
 _OPEN: Counter[Path] = Counter()
 """The databases that this process has open."""
 
@@ -104,7 +110,8 @@ def check_database(path: Path) -> None:
         raise StudyError(f"The storage {path} is no plain file: expected a database. Name another with --storage.")
     if path.stat().st_size == 0:
         raise StudyError(
-            f"{path} is empty, and bstune makes no empty file: it is left alone. Remove it, or name another with --storage."
+            f"{path} is empty, and bstune makes no empty file: it is left alone. Remove it, or name another with "
+            "--storage."
         )
     _check_beside(path)
     if path.stat().st_nlink > 1 and not os.path.lexists(f"{path}-wal") and _in_write_ahead_mode(path):
@@ -127,17 +134,17 @@ def check_database(path: Path) -> None:
     )
     if strange:
         raise StudyError(
-            f"{path} holds code that would run when bstune uses it ({', '.join(strange[:3])}: a trigger, or a view in place of a table): "
-            "Optuna makes none. Name another with --storage."
+            f"{path} holds code that would run when bstune uses it ({', '.join(strange[:3])}: a trigger, or a view in "
+            "place of a table): Optuna makes none. Name another with --storage."
         )
     check_tables(str(path), columns)
 
 
 def _check_beside(path: Path) -> None:
-    """Refuse a database beside which lies what SQLite would take for a part of it, and overwrite."""
+    """Refuse a database next to a file that SQLite would take for a part of it and overwrite."""
     for suffix, heads in HEADS.items():
         beside = Path(f"{path}{suffix}")
-        # To close -shm, which holds the locks of the write-ahead mode, would let go of those that this process has.
+        # To close -shm, which holds the locks of the write-ahead mode, would release those that this process has.
         if suffix == "-shm" and _OPEN[path] and is_plain(beside):
             continue
         with contextlib.suppress(FileNotFoundError):
@@ -147,8 +154,8 @@ def _check_beside(path: Path) -> None:
                 ours = _in_write_ahead_mode(path)
             if not ours:
                 raise StudyError(
-                    f"{beside} was not made by SQLite, which would take it for a part of {path.name} and overwrite it: it is left alone. "
-                    "Move it away, or name another file with --storage."
+                    f"{beside} was not made by SQLite, which would take it for a part of {path.name} and overwrite "
+                    "it: it is left alone. Move it away, or name another file with --storage."
                 )
 
 
@@ -219,8 +226,8 @@ def close_database(backend: Any, path: Path) -> None:
 def abandon_database(backend: Any, path: Path) -> None:
     """Leave a database that was removed or replaced, and take away what SQLite keeps beside it.
 
-    Its connections are not closed: the last one to close removes the log by its name, whosever that is by now; and a database put in
-    this one's place must not be read together with this one's log.
+    Its connections are not closed: the last one to close removes the log by its name, whosever that is by now; and a
+    database put in this one's place must not be read together with this one's log.
     """
     backend.remove_session()
     pool = backend.engine.pool
@@ -259,7 +266,7 @@ def _is_at_rest(path: Path) -> bool:
 
 def _in_write_ahead_mode(path: Path) -> bool:
     """Tell whether a database is in write-ahead mode; while this process has it open, it is."""
-    if _OPEN[path]:  # To open and close it here would let go of the locks that SQLite has on it.
+    if _OPEN[path]:  # To open and close it here would release the locks that SQLite has on it.
         return True
     fd = open_plain(path, os.O_RDONLY)
     try:
@@ -269,14 +276,14 @@ def _in_write_ahead_mode(path: Path) -> bool:
 
 
 def leave_write_ahead_mode(path: Path) -> None:
-    """Make the database one plain file again; a reader that has it open right now prevents that, and no harm is done."""
+    """Make the database one plain file again; a reader that has it open prevents that, which does no harm."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_connect(path, write=True)) as connection:
         connection.execute("PRAGMA busy_timeout=200")
         connection.execute("PRAGMA journal_mode=DELETE")
 
 
 def rescue_database(backend: Any, path: Path) -> None:
-    """Copy what an open database holds into a new file: the file itself may have been removed.
+    """Copy the content of an open database into a new file: the file itself may have been removed.
 
     Raises:
         OSError: It cannot be made.

@@ -1,8 +1,8 @@
 """The storage that remembers: an ordinary Optuna storage with exactly one writer and any number of readers.
 
-By default it is a SQLite file (`sqlite.py`). A journal file (`journal.py`) and a database server (`database_server.py`) serve as
-well. Whatever path leads to a file, it has one lock (`writer_lock.py`), and
-a file that bstune or Optuna did not make is refused before anything is written.
+By default it is a SQLite file (`sqlite.py`). A journal file (`journal.py`) and a database server (`database_server.py`)
+serve as well. Whatever path leads to a file, it has one lock (`writer_lock.py`), and a file that bstune or Optuna did
+not make is refused before anything is written.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Storage:
         return guard(self.location)
 
     def check(self) -> None:
-        """Make sure that the writer still holds what it locked: nobody has removed or replaced the storage or its lock.
+        """Make sure that the writer still has what it locked: nobody has removed or replaced the storage or its lock.
 
         Raises:
             StudyError: It is gone; the message says where the results are.
@@ -78,8 +78,8 @@ class Storage:
         if isinstance(self._lock, database_server.ServerLock):
             if not self._lock.is_held():
                 self._lost = StudyError(
-                    f"The storage {self.location.url} has lost the lock of this search: the server ended its connection. "
-                    "What was finished is stored; run the same command again."
+                    f"The storage {self.location.url} has lost the lock of this search: the server ended its "
+                    "connection. What was finished is stored; run the same command again."
                 )
         elif (missing := self._lock.missing()) is not None:
             self._lost = self._gone(missing)
@@ -90,22 +90,23 @@ class Storage:
         path = self.location.path
         if missing != path:
             return StudyError(
-                f"The lock {missing} was removed or replaced while this search ran, so another may have begun to write. "
-                f"What was finished is stored in {path}; run the same command again."
+                f"The lock {missing} was removed or replaced while this search ran, so another may have begun to "
+                f"write. What was finished is stored in {path}; run the same command again."
             )
         try:
             saved = self._rescued(missing)
         except (OSError, sqlite3.Error) as error:
             return StudyError(
-                f"The storage {path} was removed or replaced while this search wrote to it, and its results are lost: {error}."
+                f"The storage {path} was removed or replaced while this search wrote to it, and its results are lost: "
+                f"{error}."
             )
         return StudyError(
-            f"The storage {path} was removed or replaced while this search wrote to it. What was finished is saved in {saved}: go on with "
-            f"--storage {'journal' if self.location.kind == 'journal' else 'sqlite'}:///{saved}."
+            f"The storage {path} was removed or replaced while this search wrote to it. What was finished is saved in "
+            f"{saved}: go on with --storage {'journal' if self.location.kind == 'journal' else 'sqlite'}:///{saved}."
         )
 
     def _rescued(self, path: Path) -> Path:
-        """Save what the removed file held, beside it where its folder is still there, and return where."""
+        """Save the content of the removed file, beside it where its folder is still there, and return where."""
         folder = path.parent if path.parent.is_dir() else Path(tempfile.mkdtemp(prefix="bstune-rescued-"))
         number = 1
         while os.path.lexists(
@@ -179,7 +180,7 @@ class Storage:
         try:
             self.close()
         except StudyError:
-            if error is None:  # Else it has been told already, or something else is to be told.
+            if error is None:  # Otherwise it was said already, or another error is to be shown.
                 raise
 
 
@@ -203,7 +204,8 @@ def open_storage(url: str | None) -> Storage:
         found = path.stat() if os.path.lexists(path) else None
     if found is not None and stat.S_ISDIR(found.st_mode):
         raise StudyError(
-            f"The storage {path} is a folder: expected a file, such as {location.url.partition(':')[0]}:///{path / 'bstune.db'}."
+            f"The storage {path} is a folder: expected a file, such as "
+            f"{location.url.partition(':')[0]}:///{path / 'bstune.db'}."
         )
     if location.read_only:
         raise study_error(OSError("read-only"), location)

@@ -31,7 +31,7 @@ def guard(location: Location) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(location: Location) -> Iterator[None]:
-    """Turn what comes of values that Optuna did not write into one clear StudyError."""
+    """Turn errors from values that Optuna did not write into one clear StudyError."""
     with guard(location):
         try:
             yield
@@ -43,8 +43,8 @@ def reading(location: Location) -> Iterator[None]:
             said = one_line(error)[:200]
             raise StudyError(
                 f"The storage {location.path or location.url} cannot be used: what is stored in it is damaged, or was "
-                f"changed by another program ({type(error).__name__}: {said}). Restore a copy, or name another file with "
-                "--storage."
+                f"changed by another program ({type(error).__name__}: {said}). Restore a copy, or name another file "
+                "with --storage."
             ) from error
 
 
@@ -68,31 +68,39 @@ def database_errors() -> tuple[type[BaseException], ...]:
 
 
 _SAYINGS = {
-    "disk is full": "the disk is full. Free some space and run the same command again: it goes on after the last finished trial",
+    "disk is full": "the disk is full. Free some space and run the same command again: it goes on after the last "
+    "finished trial",
     "not a database": "it is not a database. Name another file with --storage",
     "codec can't decode": "the database is damaged. Restore a copy, or name another file with --storage",
     "malformed": "the database is damaged. Restore a copy, or name another file with --storage",
     "readonly": "it cannot be written (read-only). Name another file with --storage",
     "read-only": "it cannot be written (read-only). Name another file with --storage",
-    "recursion": "what is stored is nested too deep; another program may have changed it. Restore a copy, or name another file",
-    "interrupted": "one statement took longer than two minutes: it holds too much, or what another program put there. Name another file "
-    "with --storage",
+    "recursion": "what is stored is nested too deep; another program may have changed it. Restore a copy, or name "
+    "another file",
+    "interrupted": "one statement took longer than two minutes: it holds too much, or what another program put "
+    "there. Name another file with --storage",
     "is locked": "another program holds a lock on the database. End it, or name another file with --storage",
-    "unable to open": "it cannot be opened. Check that the folder exists and can be written, or name another file with --storage",
+    "unable to open": "it cannot be opened. Check that the folder exists and can be written, or name another file "
+    "with --storage",
     "no such file": "its folder does not exist. Make it, or name another file with --storage",
-    "no space left": "the disk is full. Free some space and run the same command again: it goes on after the last finished trial",
+    "no space left": "the disk is full. Free some space and run the same command again: it goes on after the last "
+    "finished trial",
     "permission denied": "permission denied. Name another file with --storage",
-    "no longer compatible": "another version of Optuna made its tables. Install that version, or name another file with --storage",
+    "no longer compatible": "another version of Optuna made its tables. Install that version, or name another file "
+    "with --storage",
     "connection refused": "no database server answers there. Start it, or check the address",
     "timeout expired": "the database server does not answer. Check the address",
     "name or service not known": "there is no such host. Check the address",
     "could not translate host": "there is no such host. Check the address",
     "password authentication failed": "the server refuses the user or the password. Check both",
-    "to database": "the server has no such database, or keeps this user out of it. Make it first: bstune makes only the tables",
+    "to database": "the server has no such database, or keeps this user out of it. Make it first: bstune makes only "
+    "the tables",
     "access denied": "the server refuses the user or the password. Check both",
     "unknown database": "the server has no such database. Make it first: bstune makes the tables, not the database",
-    "does not exist": "the server has no such database or user. Make it first: bstune makes the tables, not the database",
-    "incorrect string value": "the database cannot hold these letters. Make it with CHARACTER SET utf8mb4, or use another name",
+    "does not exist": "the server has no such database or user. Make it first: bstune makes the tables, not the "
+    "database",
+    "incorrect string value": "the database cannot store these letters. Make it with CHARACTER SET utf8mb4, or use "
+    "another name",
     **dict.fromkeys(
         (
             "server closed the connection",
@@ -104,7 +112,8 @@ _SAYINGS = {
         "the database server went away. Run the same command again when it is back",
     ),
     "too large for the file system": "the disk is full. Free some space and run the same command again",
-    "file too large": "the file may not grow further (a limit of the system). Raise it, or name another file with --storage",
+    "file too large": "the file may not grow further (a limit of the system). Raise it, or name another file with "
+    "--storage",
     "i/o error": "the disk could not be read or written (I/O error). Check it and run the same command again",
 }
 
@@ -122,5 +131,6 @@ def study_error(error: BaseException, location: Location) -> StudyError:
     if isinstance(error, json.JSONDecodeError):
         meaning = "the journal is damaged. Restore a copy, or name another file with --storage"
     elif isinstance(error, ImportError) and location.server is not None:
-        meaning = f"the driver of its database is not installed. Install it: {database_server.DRIVERS[location.server.get_backend_name()]}"
+        driver = database_server.DRIVERS[location.server.get_backend_name()]
+        meaning = f"the driver of its database is not installed. Install it: {driver}"
     return StudyError(f"The storage {location.path or location.url} cannot be used: {meaning}.")

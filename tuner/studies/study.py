@@ -1,7 +1,7 @@
 """The study that remembers a search: settings, probe and trials, written as they happen and read back exactly.
 
 It is an ordinary Optuna study. Each trial carries the learning curve as intermediate values at `step = samples`; what
-it was asked to do stands in its user attributes, how it ended in one more of them, `result`, which is written just
+it was asked to do is in its user attributes, how it ended in one more of them, `result`, which is written just
 before Optuna's own state. So a search that is killed at any moment leaves each trial finished or unfinished, never in
 between: one with a `result` is finished, one without is an orphan, failed at the next start and charged for the
 samples of its last report.
@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..core.errors import BstuneError, StudyError
-from ..core.results import ProbeResult, TrialRecord
+from ..core.probe_results import ProbeResult
+from ..core.results import TrialRecord
 from ..core.trials import ASKED, RESULT, TrialReport, TrialSpec, begun, reported
 from .optuna_parameters import Axes
 from .records import Records
@@ -29,7 +30,10 @@ from .trial_rows import StoredTrial, read_trials
 SCHEMA = 1
 """Version of the attributes below; a study of a higher one belongs to a newer bstune."""
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""By version: what makes a study's attributes those of the next one. They are applied on reading; the writer stores the outcome."""
+"""By version: what turns a study's attributes into those of the next version.
+
+They are applied on reading; the writer stores the outcome.
+"""
 
 
 def stored_arguments(study: Study) -> dict[str, Any]:
@@ -255,7 +259,8 @@ def _record(trial: StoredTrial, result: Mapping[str, Any]) -> TrialRecord:
         or not record.learning_rate > 0
     ):
         raise ValueError(
-            f"trial {record.number} trained at batch size {record.global_batch_size}, learning rate {record.learning_rate}"
+            f"trial {record.number} trained at batch size {record.global_batch_size}, learning rate "
+            f"{record.learning_rate}"
         )
     return record
 
@@ -269,13 +274,13 @@ def intact(name: str) -> Iterator[None]:
         raise
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise StudyError(
-            f"What is stored of the study {name!r} cannot be read ({type(error).__name__}: {error}). Another program may "
-            "have changed it. Use another name with --study, or restore a copy of the storage."
+            f"What is stored of the study {name!r} cannot be read ({type(error).__name__}: {error}). Another program "
+            "may have changed it. Use another name with --study, or restore a copy of the storage."
         ) from error
 
 
 def upgraded(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a study's attributes as this version of bstune stores them; those of a newer one, and of others, are left as they are."""
+    """Return a study's attributes as this version stores them; those of a newer one, and others, stay as they are."""
     current = dict(attributes)
     while isinstance(version := current.get("bstune_schema"), int) and version in UPGRADES:
         current = {**UPGRADES[version](current), "bstune_schema": version + 1}

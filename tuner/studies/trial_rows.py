@@ -1,4 +1,7 @@
-"""Reads the trials of a study out of Optuna's tables at once: through Optuna's own objects ten thousand of them take ten seconds."""
+"""Reads all trials of a study out of Optuna's tables at once.
+
+Through Optuna's own objects ten thousand of them take ten seconds.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The lock of the one writer of a storage file.
 
-It has two parts. The sidecar (`bstune.db.lock`) says who writes, and works wherever the file system has `flock`. It stands beside the
-resolved path, so links lead to one lock. On Linux there is a second one that belongs to the file itself, to its device and inode: a
-name in the kernel that ends with this process. It holds where a hard link leads to the same file, and when the sidecar is removed.
-Neither is a lock on the database, so readers never wait.
+It has two parts. The sidecar (`bstune.db.lock`) says who writes, and works wherever the file system has `flock`. It
+is beside the resolved path, so links lead to one lock. On Linux there is a second one that belongs to the file
+itself, to its device and inode: a name in the kernel that ends with this process. It also works where a hard link leads
+to the same file, and when the sidecar is removed. Neither is a lock on the database, so readers never wait.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class InUseError(StudyError):
 
 
 class WriterLock:
-    """The lock of a storage file, held from the moment on at which it is made.
+    """The lock of a storage file, taken when this object is made.
 
     Attributes:
         path: The sidecar.
@@ -96,8 +96,8 @@ class WriterLock:
 
     def _not_ours(self) -> StudyError:
         return StudyError(
-            f"{self.path} has the name of the lock of {self._storage}, and was not made by bstune: it is left alone. Move it away, or name "
-            "another file with --storage."
+            f"{self.path} has the name of the lock of {self._storage}, and was not made by bstune: it is left alone. "
+            "Move it away, or name another file with --storage."
         )
 
     def _is_same(self, fd: int) -> bool:
@@ -122,13 +122,13 @@ class WriterLock:
         self._name = name
 
     def missing(self) -> Path | None:
-        """Return which of the two files is no longer the one that was locked: the storage or the sidecar; None while all is well."""
+        """Return which of the two files, storage or sidecar, is no longer the locked one; None while all is well."""
         if self._file is not None and identity(self._storage) != self._file:
             return self._storage
         return None if self._is_same(self._fd) else self.path
 
     def close(self) -> None:
-        """Let go, and remove the sidecar if bstune made it."""
+        """Release it, and remove the sidecar if bstune made it."""
         if self._ours:
             remove_same(self.path, self._fd)
         with contextlib.suppress(OSError):
@@ -146,7 +146,7 @@ def in_use(storage: Path, holder: str) -> InUseError:
 
 
 def writer_of(path: Path) -> str | None:
-    """Return who holds the sidecar now, in words; None when nobody does, or it is no lock of bstune."""
+    """Return who has the sidecar locked now, in words; None when nobody does, or it is no lock of bstune."""
     try:
         fd = open_plain(path, os.O_RDONLY)
     except OSError:
@@ -163,7 +163,7 @@ def writer_of(path: Path) -> str | None:
 
 
 def said(content: bytes) -> str:
-    """Return who holds a lock, from what stands in it."""
+    """Return who has a lock, from what is written in it."""
     held = _holder_in(content)
     return (
         f"process {held['pid']} on {held['host']} uses it since {held['since']}" if held else "another process uses it"

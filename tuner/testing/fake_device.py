@@ -1,4 +1,4 @@
-"""Stand-ins for what is slow, dear or absent: a device whose memory is a formula, and a clock."""
+"""Stand-ins for what is slow, expensive or absent: a device whose memory is a formula, and a clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from ..core.results import DeviceInfo, ProbeResult, ThroughputRow
+from ..core.probe_results import DeviceInfo, ProbeResult, ThroughputRow
 from ..device.out_of_memory import classify
 from ..memory.caching_allocator import CachingAllocator, OutOfReserveError
 from ..memory.trace import TraceModel
@@ -81,11 +81,11 @@ class Fault:
     """Something that goes wrong on a `FakeDevice`.
 
     Attributes:
-        kind: `oom`: torch.OutOfMemoryError at one allocation or step, whatever is free. `cublas`, `cudnn`: their words for no
-            memory, as plain RuntimeError. `sticky`: an illegal access, after which every call fails until `restart`. `spill`: from
-            then on memory goes to the host, as on Windows: nothing fails and steps take ten times as long. `killed`: the process
-            is gone, as by SIGKILL. `limit`: a size from `from_size` on is too large for a kernel, whatever the memory.
-            `too_few`: one sample is too few, as for BatchNorm.
+        kind: `oom`: torch.OutOfMemoryError at one allocation or step, whatever is free. `cublas`, `cudnn`: their words
+            for no memory, as plain RuntimeError. `sticky`: an illegal access, after which every call fails until
+            `restart`. `spill`: from then on memory goes to the host, as on Windows: nothing fails and steps take ten
+            times as long. `killed`: the process is gone, as by SIGKILL. `limit`: a size from `from_size` on is too
+            large for a kernel, whatever the memory. `too_few`: one sample is too few, as for BatchNorm.
         at_step: Step since the last restart, counted from 1, at which it happens; None: at every step it applies to.
         from_size: It applies to sizes from this on.
     """
@@ -107,8 +107,8 @@ class ProcessDied(BaseException):  # Not an error of the program: what a parent 
 class FakeDevice:
     """A device of a known capacity on which a training step takes a known amount of memory.
 
-    The memory of a step is a formula (`gib_per_sample`, or any function `memory` of the size), or a `TraceModel` that is run
-    through a model of CUDA's caching allocator, fragmentation and retries included.
+    The memory of a step is a formula (`gib_per_sample`, or any function `memory` of the size), or a `TraceModel` that
+    is run through a model of CUDA's caching allocator, fragmentation and retries included.
 
     Args:
         capacity_gib: What the device has.
@@ -117,7 +117,7 @@ class FakeDevice:
         memory: Peak bytes at a size; instead of the slope and the constant.
         trace: Allocations of a traced step; instead of a formula.
         context_gib: What the driver takes for the process.
-        foreign_gib: What other processes hold; change the attribute `foreign_bytes` while it runs.
+        foreign_gib: What other processes use; change the attribute `foreign_bytes` while it runs.
         noise: Standard deviation of a measured peak, as a share of it.
         seconds: Seconds of a step at a size; advances `clock`.
         faults: What goes wrong.
@@ -237,7 +237,7 @@ class FakeDevice:
         )
 
     def largest_fit(self, *, budget_bytes: int | None = None, limit: int = 4096) -> int | None:
-        """Return the largest size up to `limit` that fits, by trying every one: the truth that a search is judged by."""
+        """Return the largest size up to `limit` that fits, by trying every one: the truth for the test of a search."""
         return max((size for size in range(1, limit + 1) if self.fits(size, budget_bytes=budget_bytes)), default=None)
 
     def _reserve(self, size: int) -> int:
@@ -272,8 +272,8 @@ class FakeDevice:
 
         wanted, total, free = (n / GIB for n in (requested_bytes, self.capacity_bytes, self.usable_bytes))
         raise torch.OutOfMemoryError(
-            f"CUDA out of memory. Tried to allocate {wanted:.2f} GiB. GPU 0 has a total capacity of {total:.2f} GiB of which "
-            f"{free:.2f} GiB is free."
+            f"CUDA out of memory. Tried to allocate {wanted:.2f} GiB. GPU 0 has a total capacity of {total:.2f} GiB "
+            f"of which {free:.2f} GiB is free."
         )
 
     def _fail(self, fault: Fault, size: int) -> None:

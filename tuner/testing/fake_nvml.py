@@ -38,8 +38,9 @@ class _Handle:
 def fake_nvml(cards: Sequence[FakeCard] = (), *, driver: str | None = "580.00") -> types.ModuleType:
     """Return a stand-in for the module `pynvml`, to be put into `sys.modules`.
 
-    It has those functions of the real module that ask for memory, names and processes, with the real signatures, and it raises
-    the real error classes. Any other name is absent, so code that calls it fails here as a reminder to extend the fake.
+    It has those functions of the real module that ask for memory, names and processes, with the real signatures, and it
+    raises the real error classes. Any other name is absent, so code that calls it fails here as a reminder to extend
+    the fake.
 
     Args:
         cards: In NVML's order, which need not be torch's.

@@ -107,7 +107,7 @@ class Table:
                 return
 
     def train(self, trial: Trial, start_samples: int = 0) -> None:
-        """Report the recorded curve, as a user's loop would; a continued run reports only what comes after its start."""
+        """Report the recorded curve, as a loop would; a continued run reports what follows its start."""
         for samples, loss in self.curve(trial.global_batch_size, trial.learning_rate, trial.seed):
             last = samples > trial.max_samples - trial.global_batch_size
             if samples > start_samples:
@@ -127,7 +127,7 @@ def synthetic(
     seeds: int = 4,
     seed: int = 0,
 ) -> Table:
-    """Return a table whose optimum is known: a bowl in octaves that moves with the batch, a cliff above it, and seed noise.
+    """Return a table whose optimum is known: a bowl in octaves that moves with the batch, a cliff, and seed noise.
 
     Args:
         best_batch: Batch size of the lowest loss.

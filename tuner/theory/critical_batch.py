@@ -1,12 +1,12 @@
 """The batch size that reaches a target first. Pure arithmetic.
 
-Samples to a target are a line in the batch size, E(B) = E_min + S_min * B, and so is the time of a step, t(B) = a + c * B.
-The seconds to the target, E(B) / B * t(B), are then fewest at B* = sqrt(B_crit * B_sat), with the critical batch size
-B_crit = E_min / S_min (statistics) and the saturation batch B_sat = a / c (hardware). Memory caps the micro-batch: beyond
-it a larger batch only accumulates, which brings no speed.
+Samples to a target are a line in the batch size, E(B) = E_min + S_min * B, and so is the time of a step,
+t(B) = a + c * B. The seconds to the target, E(B) / B * t(B), are then fewest at B* = sqrt(B_crit * B_sat), with the
+critical batch size B_crit = E_min / S_min (statistics) and the saturation batch B_sat = a / c (hardware). Memory caps
+the micro-batch: beyond it a larger batch only accumulates, which brings no speed.
 
-Source: E(B) is equation 2.11 of McCandlish et al. 2018, arXiv:1812.06162, rewritten; it fits the reference runs of 15 MLPerf
-benchmarks to 0.1-13 %. B* follows by setting the derivative to zero.
+Source: E(B) is equation 2.11 of McCandlish et al. 2018, arXiv:1812.06162, rewritten; it fits the reference runs of 15
+MLPerf benchmarks to 0.1-13 %. B* follows by setting the derivative to zero.
 """
 
 from __future__ import annotations
@@ -18,34 +18,41 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..core.results import BatchAnswer, Decider, ProbeResult, StepTimeLine
+from ..core.probe_results import ProbeResult, StepTimeLine
+from ..core.results import BatchAnswer, Decider
 from .gradient_noise import NoiseScale
 from .step_time import relative_line
 
 LEAST_BATCHES = 3
 """Fewer batch sizes than this always lie on a line."""
 LEAST_SPAN = 4
-"""The largest batch size over the smallest: over less, learning rates that are not quite the best outweigh the batch."""
+"""The largest batch size over the smallest.
+
+Over less, learning rates that are not quite the best outweigh the batch.
+"""
 MOST_RESIDUAL = 2.5
 """A line that misses a batch size by more than this factor says nothing."""
 SCATTER_PRIOR = (0.2, 2.0)
 """Relative scatter about the line, and how many degrees of freedom that guess is worth.
 
-Samples to target scatter by 3.7 % between seeds in the median of MLPerf's reference runs, and by 18 % in one of ten; the
-rest is for learning rates that were searched at a few values only.
+Samples to target scatter by 3.7 % between seeds in the median of MLPerf's reference runs, and by 18 % in one of ten;
+the rest is for learning rates that were searched at a few values only.
 """
 CRITICAL_PRIOR = (400.0, 4.0)
 """Critical batch size to begin with, and the factor that one standard deviation is.
 
-Gradient noise scales along a run: 50 to 1,400 for a small network on MNIST; 290 to 25,000 on CIFAR-10 in the traces of Pollux
-(Qiao et al., OSDI 2021). McCandlish et al. 2018 find them over three orders of magnitude.
+Gradient noise scales along a run: 50 to 1,400 for a small network on MNIST; 290 to 25,000 on CIFAR-10 in the traces
+of Pollux (Qiao et al., OSDI 2021). McCandlish et al. 2018 find them over three orders of magnitude.
 """
 SCALE_FACTOR = 3.0
 """Critical batch size and measured gradient noise scale may differ by this factor: one standard deviation."""
 CRITICALS = tuple(2.0 ** (k / 8) for k in range(161))
 """Critical batch sizes that are weighed, from 1 to a million."""
 FLAT_LOSS = 1.35
-"""Log likelihood that a line without growth may lack to be possible still: half the 90 % point of chi-squared with one degree."""
+"""Log likelihood that a line without growth may lack and still be possible.
+
+Half the 90 % point of chi-squared with one degree.
+"""
 DRAWS = 200
 INTERVAL = (0.05, 0.95)
 
@@ -73,7 +80,10 @@ class BatchLine:
     b_crits: tuple[float, ...]
     """Critical batch sizes, ascending, each as probable as the next."""
     bounded: bool
-    """Whether samples to target grow with the batch beyond doubt: else only the prior bounds the critical batch size from above."""
+    """Whether samples to target clearly grow with the batch.
+
+    Otherwise only the prior bounds the critical batch size from above.
+    """
 
     @property
     def b_crit(self) -> float:
@@ -88,11 +98,11 @@ def enough(reaches: Sequence[Reach]) -> bool:
 
 
 def fit_batch_line(reaches: Sequence[Reach], scale: NoiseScale | None = None) -> BatchLine | None:
-    """Fit the samples to target over at least three batch sizes that span a factor of four; None where no line can be had.
+    """Fit samples to target over three or more batch sizes that span a factor of four; None where no line fits.
 
-    Bayes' rule over the critical batch size: the relative scatter and the level of the line are integrated out, and its median is
-    taken. A batch size that did not reach the target counts where the line runs below what it trained. The prior is centred on the
-    gradient noise scale where that was measured.
+    Bayes' rule over the critical batch size: the relative scatter and the level of the line are integrated out, and its
+    median is taken. A batch size that did not reach the target counts where the line runs below what it trained. The
+    prior is centred on the gradient noise scale where that was measured.
 
     Example:
         >>> line = fit_batch_line([Reach(b, 20_000 + 100 * b) for b in (16, 64, 256, 1024)])
@@ -151,7 +161,8 @@ def answer_batch(
         scale: Gradient noise scale.
         probe: Step times and the micro-batch that fits; None where no step time is known.
         batches: The batch sizes that are searched, ascending.
-        step_s: Seconds of a step with a batch size as it is run, accumulated where it does not fit; None where not known.
+        step_s: Seconds of a step with a batch size as it is run, accumulated where it does not fit; None where not
+            known.
         target: Validation loss that the samples of the line were counted to.
         data_set_largest: Largest batch size that leaves enough steps in a full run.
     """
@@ -198,7 +209,7 @@ def _critical(line: BatchLine | None, scale: NoiseScale | None) -> tuple[float |
 def _fastest(
     crit: float | None, draws: Sequence[float], probe: ProbeResult | None
 ) -> tuple[float | None, float | None, float | None]:
-    """Return B* = sqrt(B_crit * a / c) with its interval from the errors of both; infinite where a step costs the same at any size."""
+    """Return B* = sqrt(B_crit * a / c) with its interval; infinite where a step costs the same at any size."""
     if crit is None or probe is None or probe.step_time_line is None:
         return None, None, None
     saturation = _saturation(probe.step_time_line)
@@ -228,7 +239,7 @@ def _drawn_saturation(probe: ProbeResult, rng: random.Random) -> float:
 def _decider(
     star: float, crit: float, probe: ProbeResult, fastest: int, batches: Sequence[int], data_set_largest: int
 ) -> Decider:
-    """Return what keeps the fastest batch from being larger: a cap if B* lies beyond one, else the smaller of its two parts."""
+    """Return what keeps the fastest batch from being larger: a cap below B*, else the smaller of B*'s two parts."""
     larger = min((batch for batch in batches if batch > fastest), default=None)
     if star > probe.micro_batch_size and (larger is None or larger > probe.micro_batch_size):
         return _CAPS.get(probe.limited_by, "space")

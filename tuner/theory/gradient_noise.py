@@ -1,8 +1,8 @@
-"""Gradient noise scale: how large a batch can be before its gradient is hardly better than a smaller one's. Pure arithmetic.
+"""Gradient noise scale: how large a batch can be before a larger one hardly improves its gradient. Pure arithmetic.
 
 With the true gradient G and the covariance Sigma of the gradients of single samples, a batch of B samples has
-E|g_B|^2 = |G|^2 + tr(Sigma) / B, so that noise and signal are even at the noise scale tr(Sigma) / |G|^2, in samples. Both
-parts are estimated from the gradients of K micro-batches at the same weights, without bias; their sums over many
+E|g_B|^2 = |G|^2 + tr(Sigma) / B, so that noise and signal are even at the noise scale tr(Sigma) / |G|^2, in samples.
+Both parts are estimated from the gradients of K micro-batches at the same weights, without bias; their sums over many
 measurements are kept apart and divided only at the end, because the mean of ratios is not the ratio of means.
 
 The noise scale grows while a model trains, by ten times and more, and a sum over a run is led by its beginning, where
@@ -169,9 +169,9 @@ class NoiseScale:
 def noise_scale(points: Sequence[NoisePoint]) -> NoiseScale | None:
     """Return the noise scale of all measurements together, or None when there are too few.
 
-    The error is a jackknife over measurements within pairs of neighbours along the run, so that the drift from one end of a
-    run to the other does not count as error. Where the 90 % interval of the sum of |G|^2 reaches zero the ratio could be
-    anything above a bound, and no number is given.
+    The error is a jackknife over measurements within pairs of neighbours along the run, so that the drift from one end
+    of a run to the other does not count as error. Where the 90 % interval of the sum of |G|^2 reaches zero the ratio
+    could be anything above a bound, and no number is given.
 
     Args:
         points: Measurements of one run, or of several at comparable learning rates.

@@ -43,8 +43,10 @@ def stratified_error(strata: Sequence[Sequence[Item]], statistic: Callable[[list
         >>> mean = lambda items, weights: sum(x * w for x, w in zip(items, weights)) / sum(weights)
         >>> stratified_error([[1.0, 1.0], [9.0, 9.0]], mean)  # Alike within, so the mean has no error.
         0.0
-        >>> round(stratified_error([[0.0, 1.0, 2.0]], mean), 3), round(stratified_error([[0.0, 1.0], [8.0, 9.0]], mean), 3)
-        (0.577, 0.354)
+        >>> round(stratified_error([[0.0, 1.0, 2.0]], mean), 3)
+        0.577
+        >>> round(stratified_error([[0.0, 1.0], [8.0, 9.0]], mean), 3)
+        0.354
 
     Source: Shao and Tu 1995, The Jackknife and Bootstrap, section 6.2 (jackknife for stratified samples).
     """

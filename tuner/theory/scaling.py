@@ -44,11 +44,13 @@ def split_batch(global_batch_size: int, micro_max: int, world_size: int = 1) -> 
     """
     if min(global_batch_size, micro_max, world_size) < 1:
         raise ArgumentError(
-            f"Cannot split a batch of {global_batch_size} by at most {micro_max} on {world_size} processes: all must be 1 or more."
+            f"Cannot split a batch of {global_batch_size} by at most {micro_max} on {world_size} processes: all must "
+            "be 1 or more."
         )
     if global_batch_size % world_size:
         raise ArgumentError(
-            f"A global batch of {global_batch_size} does not divide by {world_size} processes; use a multiple of {world_size}."
+            f"A global batch of {global_batch_size} does not divide by {world_size} processes; use a multiple of "
+            f"{world_size}."
         )
     per_device = global_batch_size // world_size
     micro = next(m for m in range(min(micro_max, per_device), 0, -1) if per_device % m == 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ..core.results import Loader, StepTimeLine, ThroughputRow
+from ..core.probe_results import Loader, StepTimeLine, ThroughputRow
 
 MAX_SIZES = 6
 KNEE_SHARE = 0.95

@@ -1,10 +1,10 @@
 """The processes in which user code runs, and what travels to and from them.
 
-- `answers`: What a worker may answer, held against what it was asked: the right message, about the right trial, with
+- `answers`: What a worker may answer, checked against what it was asked: the right message, about the right trial, with
   figures that can be.
 - `fork_server`: The caller's side of worker processes: starts the template, hands out jobs, sees how each process
   ended, leaves none behind.
-- `launch`: How a program of bstune's own is started, and where it and the user's code look for modules.
+- `launch`: How a program of bstune is started, and where it and the user's code look for modules.
 - `leftovers`: Processes that user code leaves behind, found and ended: nothing of a trial, and nothing of a search,
   survives it.
 - `message_json`: Messages between the host and a worker as JSON, and back into checked dataclasses. No pickle:

@@ -1,6 +1,8 @@
-"""What a worker may answer, held against what it was asked: the right message, about the right trial, with figures that can be.
+"""What a worker may answer, checked against what it was asked.
 
-User code runs in the worker, so an answer may be anything. What passes here can be decided by, stored and shown.
+It must be the right message, about the right trial, with possible figures.
+
+User code runs in the worker, so an answer may be anything. What passes here is safe to use, store and show.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Listener:
     """Reads what one worker says, and refuses what it was not asked for."""
 
     def __init__(self, work: messages.Work | None) -> None:
-        """Listen to a process that does this; None: that loads the objective."""
+        """Read from a process that does this job; None: one that loads the objective."""
         answers: dict[type[Any], tuple[type[Any], ...]] = {
             type(None): (messages.Ready,),
             messages.Describe: (Facts,),
@@ -93,7 +95,8 @@ class _Trial:
         _refuse_unless(not self.waits, "a second message before the answer to its report")
         if not self._samples <= samples <= self._most_samples:
             raise MalformedError(
-                f"told bstune of {samples} samples after {self._samples}, in a trial that ends at {spec.end_samples}: that cannot be"
+                f"told bstune of {samples} samples after {self._samples}, in a trial that ends at {spec.end_samples}: "
+                "that cannot be"
             )
         if isinstance(answer, messages.Trained):
             _check_figures(answer, "Trained")
@@ -185,7 +188,7 @@ def _within(array: Any, end: int) -> bool:
     return len(array) == 0 or bool(array.min() >= 0 and array.max() < end)
 
 
-# --- what an error says, at either end ----------------------------------------------------------------------------------
+# --- what an error says, at either end --------------------------------------------------------------------------------
 
 
 def cut(text: str, most: int) -> str:
@@ -202,11 +205,12 @@ def cut(text: str, most: int) -> str:
 
 
 def told(text: str, most: int) -> str:
-    """Return text as it may be shown, cut after what must not be shown is hidden: half a password is one still."""
+    """Return text as it may be shown, cut after what must not be shown is hidden: half a password is still a secret."""
     if len(text) <= most:
         return cut(printable(text), most)
     last = most // 4
-    return f"{printable(text[: 4 * most])[: most - last]} [{len(text) - most:,} characters cut] {printable(text[-4 * most :])[-last:]}"
+    begin, end = printable(text[: 4 * most])[: most - last], printable(text[-4 * most :])[-last:]
+    return f"{begin} [{len(text) - most:,} characters cut] {end}"
 
 
 def _tidied(failure: messages.Failure) -> messages.Failure:

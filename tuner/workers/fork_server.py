@@ -1,4 +1,6 @@
-"""The caller's side of worker processes: starts the template, hands out jobs, sees how each process ended, leaves none behind.
+"""The caller's side of worker processes.
+
+Starts the template, hands out jobs, sees how each process ended, and leaves none behind.
 
 Nothing here touches the caller's random numbers, threads or device, and no file is made that has a name.
 """
@@ -15,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from ..core.errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
-from ..core.results import DeviceInfo
+from ..core.probe_results import DeviceInfo
 from ..core.trials import Facts
 from ..device.cuda import CudaFacts, check_device_name, cuda_memory
 from ..device.memory import Memory, cpu_info, cpu_memory, memory_moved, usable_cores
@@ -108,9 +110,9 @@ class Host:
             cloudpickle.dump(objective, self._payload)
         except Exception as error:
             raise ObjectiveError(
-                f"The objective cannot be sent to a worker process: {first_line(str(error))}. Expected model, data and functions that "
-                "can be pickled: open files, locks and connections inside the functions that use them, or pass data as a function that "
-                "makes it."
+                f"The objective cannot be sent to a worker process: {first_line(str(error))}. Expected model, data "
+                "and functions that can be pickled: open files, locks and connections inside the functions that use "
+                "them, or pass data as a function that makes it."
             ) from error
 
     def _new_template(self, *, may_fork: bool) -> Template:
@@ -126,7 +128,8 @@ class Host:
             raise error_of(answer, "loading the objective", output=template.tail())
         if isinstance(answer, Died):
             raise ObjectiveError(
-                f"The objective could not be loaded: {answer.text} while it ran the file. Expected it to define an objective.",
+                f"The objective could not be loaded: {answer.text} while it ran the file. Expected it to define an "
+                "objective.",
                 output=template.tail(),
             )
         self._ready = answer
@@ -136,7 +139,7 @@ class Host:
     def facts(self) -> Facts:
         """What the objective is."""
         if self._facts is None:
-            # The model is described on CPU, whatever the device; what the user allows is the probe's to judge.
+            # The model is described on CPU, whatever the device; the probe decides by what the user allows.
             answer = self.run(messages.Describe(), device="cpu", fence_bytes=cpu_memory().available_bytes)
             assert isinstance(answer, Facts)
             self._facts = answer
@@ -155,7 +158,8 @@ class Host:
             return cpu
         if self.jobs > 1:
             raise DeviceError(
-                f"jobs={self.jobs} on one CUDA device: two trials on one card share its memory and spoil the probe. Use jobs=1."
+                f"jobs={self.jobs} on one CUDA device: two trials on one card share its memory and spoil the probe. "
+                "Use jobs=1."
             )
         return facts.device, DeviceInfo("cuda", facts.name, facts.uuid or None, facts.total_bytes, self.threads)
 
@@ -176,7 +180,8 @@ class Host:
                 raise
             self.fork = False  # The user's file started the driver when it was loaded.
             self.warnings.append(
-                "Each trial starts a program of its own, some seconds each: the objective's file touched CUDA when loaded."
+                "Each trial starts a program of its own, some seconds each: the objective's file touched CUDA when "
+                "loaded."
             )
             return self._cuda_facts(device)
         assert isinstance(answer, CudaFacts)
@@ -192,8 +197,8 @@ class Host:
             self._cuda_facts(self.device)
         except DeviceError as error:
             raise DeviceError(
-                f"{self.device} was lost while a trial ran on it: {error} What was finished is stored; run the same command again when the "
-                "device is back."
+                f"{self.device} was lost while a trial ran on it: {error} What was finished is stored; run the same "
+                "command again when the device is back."
             ) from error
 
     def memory(self) -> Memory:
@@ -205,7 +210,7 @@ class Host:
         return found or cuda_memory(self._cuda_facts(self.device))
 
     def memory_moved(self, before: Memory) -> str | None:
-        """Say how far free memory of the card has moved since `before`, and who computes on it; None on CPU, or if it has not.
+        """Say how far free memory of the card has moved since `before`, and who uses it; None on CPU, or if it has not.
 
         Resident memory of a whole machine moves all the time, so on CPU that it moved says nothing.
         """
@@ -223,7 +228,7 @@ class Host:
         return moved
 
     def usable_bytes(self) -> int:
-        """Return the bytes that one trial may use: what the device, the container and the user leave, shared by the jobs."""
+        """Return the bytes that one trial may use: what the device, container and user leave, shared by the jobs."""
         available = self.memory().available_bytes
         return min(available, self.memory_bytes if self.memory_bytes is not None else available) // self.jobs
 
@@ -293,8 +298,8 @@ def error_of(failure: messages.Failure, doing: str, *, output: str | None, budge
         return ObjectiveError(failure.message, output=output)
     if failure.outcome == "oom":
         return NothingFitsError(
-            f"Nothing fits: {doing} alone ran out of memory ({first_line(failure.message)}); the budget is {budget_bytes / 2**30:.2f} GiB. "
-            "Use a smaller model or a larger device.",
+            f"Nothing fits: {doing} alone ran out of memory ({first_line(failure.message)}); the budget is "
+            f"{budget_bytes / 2**30:.2f} GiB. Use a smaller model or a larger device.",
             needed_bytes=asked_bytes(failure.message),
             budget_bytes=budget_bytes,
         )

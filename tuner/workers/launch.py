@@ -1,7 +1,8 @@
-"""How a program of bstune's own is started, and where it and the user's code look for modules.
+"""How a program of bstune is started, and where it and the user's code look for modules.
 
-Python looks in the current folder first when it is started with `-m` or `-c`, so that a `socket.py` that happens to lie there would be
-run in place of the standard library's. Here only what the user named is run: a program of bstune's never looks in the current folder.
+Python looks in the current folder first when it is started with `-m` or `-c`, so that a `socket.py` that happens to lie
+there would be run in place of the standard library's. Here only what the user named is run: a program of bstune's never
+looks in the current folder.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ def safe_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def path_of_caller() -> tuple[str, ...]:
-    """Return the folders in which workers look for the user's modules: those of this process, but not the current one by accident.
+    """Return where workers look for the user's modules: as this process does, but not by accident right here.
 
-    Under the command line `bstune` the current folder counts where `PYTHONPATH` names it. Elsewhere an empty entry, which a notebook and
-    an interactive session have at the front, stays what it is, the current folder, but after the standard library.
+    Under the command line `bstune` the current folder counts where `PYTHONPATH` names it. Elsewhere an empty entry,
+    which a notebook and an interactive session have at the front, stays what it is, the current folder, but after the
+    standard library.
     """
     path = list(sys.path)
     try:

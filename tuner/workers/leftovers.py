@@ -1,8 +1,9 @@
 """Processes that user code leaves behind, found and ended: nothing of a trial, and nothing of a search, survives it.
 
-A process can leave its group and its session, and have its parent end before it. Two things lead to it all the same. On Linux a process
-may ask to be the parent of all orphans below it (a subreaper): each process of bstune in which user code runs does, and so does one above
-them in which none runs. And each of them inherits an environment with a word in it that nobody else has.
+A process can leave its group and its session, and have its parent end before it. Two things lead to it all the same. On
+Linux a process may ask to be the parent of all orphans below it (a subreaper): each process of bstune in which user
+code runs does, and so does one above them in which none runs. And each of them inherits an environment with a word in
+it that nobody else has.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 MARK = "BSTUNE_PROCESSES"
-"""Variable that holds the word; several where one search runs inside another."""
+"""Variable with the word; several where one search runs inside another."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 WITHIN_S = 4.0
 """The kernel takes a moment to end a process that holds much memory; one that waits for a device it may never end."""
@@ -47,11 +48,11 @@ def die_with_parent(parent: int, signal_number: int) -> None:
         os._exit(1)
 
 
-# --- below this process -------------------------------------------------------------------------------------------------
+# --- below this process -----------------------------------------------------------------------------------------------
 
 
 def children(pid: int | None = None) -> list[Process]:
-    """Return the children of a process, by default of this one; those that have ended and were not reaped among them."""
+    """Return the children of a process, by default this one; also those that have ended and were not reaped."""
     found = []
     for tasks in Path(f"/proc/{pid or os.getpid()}/task").glob("*/children"):
         try:
@@ -79,12 +80,13 @@ def descendants() -> list[Process]:
 def end_children(keep: Collection[Process] = (), *, keepers: bool = True) -> None:
     """End the children of this process and all below them, but for those to keep.
 
-    What a child leaves behind becomes a child of this process, which has asked for it. Nothing else is ever sent a signal: a process
-    that was not reaped yet cannot have given its number to another.
+    What a child leaves behind becomes a child of this process, which has asked for it. Nothing else is ever sent a
+    signal: a process that was not reaped yet cannot have given its number to another.
 
     Args:
         keep: Children that stay.
-        keepers: Also wait for the end of programs that clear shared memory away, a few seconds; else they stay, and end by themselves.
+        keepers: Also wait for the end of programs that clear shared memory away, a few seconds; else they stay, and end
+            by themselves.
     """
     started_s = time.monotonic()
     while left := [child for child in children() if child not in keep and (keepers or not _is_keeper(child[0]))]:
@@ -113,7 +115,7 @@ def can_adopt() -> bool:
 
 
 def stay_above(*to_close: int) -> None:
-    """Fork, and return in the child. The parent stays behind: when child or grandparent end, it ends all below it, and ends like the child.
+    """Fork, and return in the child; the parent stays to end all below it when the child or its own parent ends.
 
     It does nothing else, and no user code runs in it, so there is nothing for it to fail at.
     """
@@ -149,7 +151,7 @@ def _end_like(code: int) -> NoReturn:
     os._exit(code if code >= 0 else 1)
 
 
-# --- by the word in their environment -----------------------------------------------------------------------------------
+# --- by the word in their environment ---------------------------------------------------------------------------------
 
 
 def marked(environment: dict[str, str], word: str) -> dict[str, str]:
@@ -193,7 +195,7 @@ def end_if(pid: int, is_it: Callable[[int], bool]) -> None:
 
 
 def ending_of(pid: int) -> int | None:
-    """Return a descriptor that can be read from when a process has ended, or None where the kernel has none (before Linux 5.3).
+    """Return a descriptor that is readable once a process has ended; None where the kernel has none (before Linux 5.3).
 
     Raises:
         ProcessLookupError: There is no such process.

@@ -1,7 +1,8 @@
 """Messages between the host and a worker as JSON, and back into checked dataclasses. No pickle: reading one runs code.
 
-A message is an object whose `type` is the name of a dataclass from a closed list, and whose other keys are its fields. Numbers that are
-not finite are written as Python's JSON writes them; arrays, which only a trace has, as base64 beside their type.
+A message is an object whose `type` is the name of a dataclass from a closed list, and whose other keys are its fields.
+Numbers that are not finite are written as Python's JSON writes them; arrays, which only a trace has, as base64 beside
+their type.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ARRAY_TYPES = ("int8", "int16", "int32", "int64")
 MOST_TEXT = 1 << 18
 """Characters of one text in a message."""
 MOST_SAID = 200
-"""Characters of what is said of a message that cannot be read: it may hold anything."""
+"""Characters of what is said of a message that cannot be read: it may contain anything."""
 
 
 def encode(message: Any) -> bytes:

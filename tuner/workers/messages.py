@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..core.results import Outcome
+from ..core.probe_results import Outcome
 from ..core.trials import MeasureNotes, MeasureSpec, TrialSpec, Verdict
 from ..device.meter import Reading
 
@@ -38,7 +38,7 @@ class Hello:
     environment: dict[str, str]
     """The caller's, restored in each worker after the template has loaded with one thread."""
     payload_bytes: int
-    """Length of the pickled objective, which is read from a descriptor of its own."""
+    """Length of the pickled objective, which is read from a separate descriptor."""
     may_fork: bool
 
 
@@ -54,7 +54,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Start:
-    """Do a job: in a forked process, or in the template itself, which ends with it. Two descriptors follow: socket and log."""
+    """Do a job in a forked process, or in the template, which ends with it.
+
+    Two descriptors follow: socket and log.
+    """
 
     job: Job
     fork: bool
@@ -83,7 +86,7 @@ class Exited:
     """Negative: the signal that ended it."""
 
 
-# --- jobs ---------------------------------------------------------------------------------------------------------------
+# --- jobs -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class Judged:
     verdict: Verdict
 
 
-# --- answers ------------------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

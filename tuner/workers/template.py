@@ -1,6 +1,9 @@
-"""A worker program as the host sees it: how it is started, the processes that it forks, what they say, and how each of them ended.
+"""A worker program as the host sees it.
 
-The program is `worker.py`. User code runs in it, so nothing here waits for it without end, and no process is ended because it says so.
+How it is started, the processes that it forks, what they say, and how each of them ended.
+
+The program is `worker.py`. User code runs in it, so nothing here waits for it without end, and no process is ended
+because it says so.
 """
 
 from __future__ import annotations
@@ -40,7 +43,10 @@ KILL_S = 5.0
 PARTING_S = 3.0
 """From the end of a process's connection to the word that it has ended."""
 LOOK_S, LOOK_ALL_S = 0.05, 5.0
-"""How often to look at what cannot be waited for, and at all the same where everything can: whether a message has got stuck."""
+"""How often to look at what cannot be waited for.
+
+Also where all can be waited for: a message may have got stuck.
+"""
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class Worker:
         except TimeoutError:
             self._lost = Died(None, "does not read what bstune answers, so it was ended")
         except OSError:
-            return  # It has died since; its end is the next news.
+            return  # It has died since; its end is the next message.
 
     def tail(self) -> str | None:
         """Return the last lines that the process printed, or None."""
@@ -134,7 +140,7 @@ class Worker:
         self.template.end_worker(self.pid)
 
     def forget(self) -> None:
-        """Close what the host holds of it."""
+        """Close the host's end of it."""
         self.line.close()
         self._log.close()
 
@@ -142,7 +148,7 @@ class Worker:
 def _tail(log: IO[bytes]) -> str | None:
     """Return the last lines of a log, as they can be shown, or None."""
     size = os.fstat(log.fileno()).st_size
-    n_bytes = 2 * TAIL_BYTES  # More than is shown: what must not be shown is hidden before the text is cut.
+    n_bytes = 2 * TAIL_BYTES  # Read more than is shown: secrets are hidden before the text is cut.
     text = printable(os.pread(log.fileno(), n_bytes, max(0, size - n_bytes)).decode(errors="replace"))
     return "\n".join(text[-TAIL_BYTES:].splitlines()[-TAIL_LINES:]).strip() or None
 
@@ -159,7 +165,8 @@ class Template:
         self.used = False
         self._closed = False
         ours, theirs = socket.socketpair()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # Closed in `close`; it has no name, so nothing is left even by SIGKILL.
+        # Closed in `close`. It has no name, so nothing is left even after SIGKILL.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             self._process = subprocess.Popen(
                 command("bstune.tuner.workers.worker", str(theirs.fileno())),

@@ -1,7 +1,7 @@
 """Frames over a socket between the host and a worker: a length of four bytes, then so many bytes of a message.
 
-User code runs in the worker and can write anything to its end. So the host never waits for the rest of a frame, takes no more than it
-asked for, and reads bytes only: what they may mean stands in `messages.py`.
+User code runs in the worker and can write anything to its end. So the host never waits for the rest of a frame, takes
+no more than it asked for, and reads bytes only: what they may mean stands in `messages.py`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _framed(body: bytes) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-# --- the worker's end: it may wait, because the host answers -----------------------------------------------------------
+# --- the worker's end: it may wait, because the host answers ----------------------------------------------------------
 
 
 def send(end: socket.socket, body: bytes) -> None:

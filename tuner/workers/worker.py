@@ -1,10 +1,11 @@
 """The process in which user code runs, a program of its own: `launch.command("bstune.tuner.workers.worker", FD)`.
 
-It begins as a template: it imports torch, loads the objective and its data with one thread and no device, and then forks a
-fresh process for every job, in milliseconds. Where forking would be unsafe, because user code at import has started threads
-or touched CUDA, it does one job itself, and the host starts another program for the next.
+It begins as a template: it imports torch, loads the objective and its data with one thread and no device, and then
+forks a fresh process for every job, in milliseconds. Where forking would be unsafe, because user code at import has
+started threads or touched CUDA, it does one job itself, and the host starts another program for the next.
 
-Whatever user code does stays here: it may print, leak, crash or be killed. Nothing of it reaches the caller but messages.
+Whatever user code does stays here: it may print, leak, crash or be killed. Nothing of it reaches the caller but
+messages.
 """
 
 from __future__ import annotations
@@ -47,14 +48,18 @@ from .message_json import decode, encode
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1"}
 """While the template loads: a pool of threads started before a fork does not exist after it."""
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""OpenMP threads that wait by spinning take the cores from those that work as soon as anything else runs on the machine:
-measured here with a load of 2 on 2 cores, a training step of 2 ms took 270 ms. The user's own setting wins."""
+"""OpenMP threads that wait by spinning take the cores from those that work as soon as anything else runs on the
+machine: measured here with a load of 2 on 2 cores, a training step of 2 ms took 270 ms. The user's own setting wins.
+"""
 CUDA_UNTOUCHED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-"""`torch.cuda.is_available()` at the top of a user's file then asks NVML; otherwise it starts the driver, and no process that
-is forked afterwards can use the card."""
+"""`torch.cuda.is_available()` at the top of a user's file then asks NVML; otherwise it starts the driver, and no
+process that is forked afterwards can use the card.
+"""
 FORK_SAFE_THREADS = {"jemalloc_bg_thd"}
-"""Pyarrow's allocator starts this thread when it is imported, as scikit-learn and pandas do where it is installed. jemalloc prepares
-for a fork and starts the thread anew in the child (`background_thread_postfork_child` in its sources)."""
+"""Pyarrow's allocator starts this thread when it is imported, as scikit-learn and pandas do where it is installed.
+jemalloc prepares for a fork and starts the thread again in the child (`background_thread_postfork_child` in its
+sources).
+"""
 PACKAGE_FOLDERS = tuple(
     str(home / room)
     for home in (Path(__file__).parents[2], Path(__file__).resolve().parents[2])
@@ -110,7 +115,7 @@ def _load(payload_fd: int, n_bytes: int) -> Objective:
 
 
 def _warm_up() -> None:
-    """Import what the first optimizer step and the first batch import, seconds of it, once instead of once per process."""
+    """Import once what the first optimizer step and batch import: seconds of it, saved in each process."""
     import psutil  # noqa: F401  # As all that is imported here: before the user's folder is on the path.
     import torch.utils.data
 
@@ -265,7 +270,7 @@ def run_job(job: messages.Job, objective: Objective, host: socket.socket) -> NoR
         answer = _do(job, objective, host, meter)
     except BaseException as error:
         answer = failure_of(error, near_cap=near_capacity(job.device))
-    # Only here, outside the handler, is what the failed step held free to go.
+    # Only here, outside the handler, is the failed step's memory free to go.
     if isinstance(answer, messages.Failure) and meter:
         with contextlib.suppress(
             RuntimeError
@@ -376,7 +381,7 @@ def _train(spec: TrialSpec, device: str, objective: Objective, host: socket.sock
 
 
 class _step_guard:  # Reads as the statement that it is.
-    """Watches a loop's optimizer steps, so that one that swallows `TrialPruned` and never reports again is ended too."""
+    """Watches a loop's optimizer steps, so that a loop that swallows `TrialPruned` and reports no more is ended too."""
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
@@ -399,7 +404,7 @@ class _step_guard:  # Reads as the statement that it is.
 
 
 def failure_of(error: BaseException, *, near_cap: bool = True) -> messages.Failure:
-    """Turn an exception into plain text, with the user's part of its traceback; `near_cap` as in `out_of_memory.classify`."""
+    """Turn an exception into plain text with the user's part of its traceback; `near_cap`: see `classify`."""
     name = type(error).__qualname__
     try:
         said, outcome = str(error) or name, classify(error, near_cap)
@@ -415,7 +420,7 @@ def failure_of(error: BaseException, *, near_cap: bool = True) -> messages.Failu
 
 
 def user_traceback(error: BaseException) -> str:
-    """Return the traceback as Python prints it, without the frames of bstune and of the import machinery that led there."""
+    """Return the traceback as Python prints it, without bstune's frames and those of the import machinery."""
     told = traceback.TracebackException.from_exception(error)
     kept = [frame for frame in told.stack if not _is_machinery(frame.filename)]
     if kept or isinstance(error, SyntaxError):  # A SyntaxError names the user's line itself, and no frame of theirs.

@@ -1,4 +1,4 @@
-"""What a device has, what is left of it, and which errors mean that it ran out: by stand-ins where there is no card."""
+"""What CUDA says of a card and what a process takes of it, on a stand-in for `torch.cuda`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from bstune.tuner.core.errors import DeviceError
-from bstune.tuner.core.results import DeviceInfo
+from bstune.tuner.core.probe_results import DeviceInfo
 from bstune.tuner.device import cuda as cuda_module
 from bstune.tuner.device import memory, meter, nvml
 from bstune.tuner.device.cuda import CudaFacts
 from bstune.tuner.device.memory import Memory
-from bstune.tuner.device.nvml import CudaProcess
-from bstune.tuner.device.out_of_memory import classify
 from bstune.tuner.testing.fake_device import GIB, FakeClock
 from bstune.tuner.testing.fake_nvml import FakeCard, fake_nvml
 from bstune.tuner.workers import fork_server, wire, worker
@@ -29,163 +25,10 @@ from bstune.tuner.workers.messages import Failure, Job, TryCuda
 
 MIB = 1 << 20
 
-# --- containers -----------------------------------------------------------------------------------------------------
-
-
-def tree(root: Path, files: dict[str, str]) -> Path:
-    """Write files below a folder and return it."""
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
-def limits(tmp_path: Path, proc: str, files: dict[str, str]) -> list[tuple[int, int]]:
-    """Return the limits of a made-up machine."""
-    (tmp_path / "cgroup").write_text(proc)
-    return memory.cgroup_limits(tmp_path / "cgroup", tree(tmp_path / "fs", files))
-
-
-def test_every_ancestor_of_a_version_2_group_may_limit_it(tmp_path: Path) -> None:
-    """The process is held by the tightest, which need not be its own; a level without a limit says `max`."""
-    found = limits(
-        tmp_path,
-        "0::/user/job/step\n",
-        {
-            "user/memory.max": "4000",
-            "user/memory.current": "3500",
-            "user/memory.stat": "anon 9\ninactive_file 500\n",
-            "user/job/memory.max": "max",
-            "user/job/memory.current": "3000",
-            "user/job/step/memory.max": "8000",
-            "user/job/step/memory.current": "1000",
-        },
-    )
-
-    assert found == [(8000, 1000), (4000, 3000)]
-
-
-def test_a_high_water_mark_counts_as_a_limit(tmp_path: Path) -> None:
-    """Above `memory.high` the kernel throttles a group until it hardly moves."""
-    files = {"a/memory.max": "9000", "a/memory.high": "6000", "a/memory.current": "100"}
-
-    assert limits(tmp_path, "0::/a\n", files) == [(6000, 100)]
-
-
-def test_version_1_says_no_limit_with_a_large_number(tmp_path: Path) -> None:
-    """And other controllers of version 1 have nothing to say."""
-    none = {"memory/a/memory.limit_in_bytes": "9223372036854771712", "memory/a/memory.usage_in_bytes": "5"}
-    proc = "12:cpu,cpuacct:/a\n5:memory:/a\n"
-
-    assert limits(tmp_path, proc, none) == []
-    some = {
-        "memory/a/memory.limit_in_bytes": "7000",
-        "memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 2\n",
-    }
-    assert limits(tmp_path, proc, some) == [(7000, 3)]
-
-
-def test_inside_a_container_the_path_may_be_the_hosts(tmp_path: Path) -> None:
-    """It does not exist in the container, whose root then holds the limit."""
-    assert limits(tmp_path, "0::/docker/4f6c\n", {"memory.max": "5000", "memory.current": "700"}) == [(5000, 700)]
-
-
-def test_a_machine_without_cgroups_has_no_limits(tmp_path: Path) -> None:
-    """As on macOS."""
-    assert memory.cgroup_limits(tmp_path / "absent", tmp_path) == []
-
-
-def test_memory_is_the_least_that_anyone_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Total and available may be bounded by different groups."""
-    ram = types.SimpleNamespace(total=100, available=60)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: ram)
-
-    monkeypatch.setattr(memory, "cgroup_limits", lambda: [(80, 70), (90, 40)])
-    assert memory.cpu_memory() == Memory(80, 10, "cgroup")
-    monkeypatch.setattr(memory, "cgroup_limits", list)
-    assert memory.cpu_memory() == Memory(100, 60, "ram")
-
-
-# --- NVML -----------------------------------------------------------------------------------------------------------
-
 
 def use_nvml(monkeypatch: pytest.MonkeyPatch, *cards: FakeCard, **options: Any) -> None:
     """Put a stand-in in the place of pynvml."""
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(cards, **options))
-
-
-@pytest.mark.parametrize("why", ["no module", "no driver", "a module that fails"])
-def test_without_nvml_nothing_is_known_and_nothing_fails(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    """Three ways not to have it."""
-    if why == "no module":
-        monkeypatch.setitem(sys.modules, "pynvml", None)
-    elif why == "no driver":
-        use_nvml(monkeypatch, driver=None)
-    else:
-        monkeypatch.setitem(sys.modules, "pynvml", types.ModuleType("pynvml"))
-    monkeypatch.setattr(nvml, "DRIVER_NODES", ())
-
-    assert nvml.nvml_devices() == []
-    assert nvml.nvml_memory("GPU-a") is None
-    assert nvml.cuda_processes("GPU-a") == ()
-    assert not nvml.card_in_sight()
-
-
-def test_a_whole_card_is_not_taken_for_the_slice_that_cuda_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where CUDA gives the card's own UUID for a slice, the totals differ, and NVML is not believed."""
-    use_nvml(monkeypatch, FakeCard("GPU-a", total_bytes=80 * GIB, free_bytes=70 * GIB))
-
-    assert nvml.nvml_memory("a", total_bytes=10 * GIB) is None
-    known = nvml.nvml_memory("a", total_bytes=79 * GIB)
-    assert known is not None
-    assert known.available_bytes == 70 * GIB
-
-
-def test_processes_are_listed_where_they_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver need not tell how much each of them holds."""
-    use_nvml(monkeypatch, FakeCard("GPU-a", processes=((7, 2 * GIB), (8, None))))
-
-    assert nvml.cuda_processes("a") == (CudaProcess(7, 2 * GIB), CudaProcess(8, None))
-    assert nvml.cuda_processes("GPU-unknown") == ()
-
-
-@pytest.mark.parametrize(("hidden", "seen"), [(None, True), ("0", True), ("", False), ("-1", False)])
-def test_cards_that_the_user_has_hidden_are_not_tried(
-    monkeypatch: pytest.MonkeyPatch, hidden: str | None, seen: bool
-) -> None:
-    """`CUDA_VISIBLE_DEVICES=` means: use the CPU, and say nothing of the card."""
-    use_nvml(monkeypatch, FakeCard("GPU-a"))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if hidden is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-
-    assert nvml.card_in_sight() is seen
-
-
-def test_a_card_without_nvml_is_in_sight_by_its_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On boards where NVML is missing."""
-    use_nvml(monkeypatch, driver=None)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    (tmp_path / "nvmap").touch()
-    monkeypatch.setattr(nvml, "DRIVER_NODES", (str(tmp_path / "nvmap"),))
-
-    assert nvml.card_in_sight()
-
-
-@pytest.mark.parametrize(
-    ("after_mib", "says"), [(10_000, None), (9_901, None), (10_099, None), (8_976, "-1.00 GiB"), (11_024, "+1.00 GiB")]
-)
-def test_free_memory_that_moves_is_reported(after_mib: int, says: str | None) -> None:
-    """From 1 % on, in either direction, with the figures."""
-    text = memory.memory_moved(
-        Memory(20_000 * MIB, 10_000 * MIB, "nvml"), Memory(20_000 * MIB, after_mib * MIB, "nvml")
-    )
-
-    assert (text is None) == (says is None)
-    assert says is None or (text is not None and says in text)
-
-
-# --- torch.cuda -----------------------------------------------------------------------------------------------------
 
 
 class FakeCuda:
@@ -396,7 +239,7 @@ def test_a_failure_is_near_the_capacity_of_card_or_limit(monkeypatch: pytest.Mon
 
 
 def test_a_meter_counts_what_this_process_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Context, allocator, and what libraries take beside it; neither another process's memory nor retries from before."""
+    """Context, allocator and what libraries take beside it; not other processes' memory, nor retries from before."""
     cuda = a_card(monkeypatch)
     cuda.retries = 5
     seen = meter.ProcessMeter("cuda:0")
@@ -431,9 +274,6 @@ def test_the_peak_on_cpu_counts_loader_workers_of_any_depth() -> None:
     assert 96 * MIB < peak.read() - alone < 256 * MIB
 
 
-# --- the host's side ------------------------------------------------------------------------------------------------
-
-
 def a_host(facts: CudaFacts) -> fork_server.Host:
     """Return a host on a card, without its processes."""
     made = fork_server.Host.__new__(fork_server.Host)
@@ -444,7 +284,7 @@ def a_host(facts: CudaFacts) -> fork_server.Host:
 
 
 def test_a_host_asks_cuda_where_nvml_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NVML is asked at every look, and the user's limit holds below both."""
+    """NVML is asked at every look, and the user's limit counts where it is below both."""
     cuda = a_card(monkeypatch)
     made = a_host(cuda_module.try_cuda("cuda"))
     assert made.memory() == Memory(16 * GIB, 12 * GIB - 400 * MIB, "nvml")
@@ -497,131 +337,3 @@ def test_an_error_that_destroys_the_context_is_still_told(monkeypatch: pytest.Mo
 
     assert (failure.outcome, failure.reading) == ("error", None)
     assert "device-side assert" in failure.message
-
-
-# --- errors ---------------------------------------------------------------------------------------------------------
-
-
-def raised(function: Callable[[], object]) -> BaseException:
-    """Return what a call raises."""
-    with pytest.raises(BaseException) as caught:  # noqa: PT011  # Any error: the caller looks at it.
-        function()
-    return caught.value
-
-
-def wrapped() -> None:
-    """Raise as a training framework does that tells of an error with one of its own."""
-    try:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    except torch.OutOfMemoryError as error:
-        raise ValueError("the training step failed") from error
-
-
-OUT_OF_MEMORY: list[BaseException] = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 15.00 GiB"),
-    torch.OutOfMemoryError("XPU out of memory. Tried to allocate 2 GiB"),
-    RuntimeError(
-        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"
-    ),
-    RuntimeError("CUDA driver error: out of memory"),
-    RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError(
-        "MPS backend out of memory (MPS allocated: 17.00 GB, other allocations: 1.00 GB, max allowed: 18.13 GB)"
-    ),
-    RuntimeError("level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
-    RuntimeError("Triton Error [CUDA]: out of memory"),
-    RuntimeError(
-        'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1131, please report a bug to PyTorch.'
-    ),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-    RuntimeError("NCCL error: unhandled cuda error. Last error: Cuda failure 2 'out of memory'"),
-    RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
-    ),
-    RuntimeError("could not create a primitive"),
-    RuntimeError("std::bad_alloc"),
-    RuntimeError("DataLoader worker (pid 77) is killed by signal: Killed. "),
-    RuntimeError(
-        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of shared memory."
-    ),
-    OSError(12, "Cannot allocate memory"),
-    MemoryError(),
-    raised(lambda: np.empty(1 << 59, dtype=np.uint8)),
-    raised(lambda: torch.empty(1 << 59, dtype=torch.uint8)),
-    raised(wrapped),
-]
-LIMITS: list[BaseException] = [
-    RuntimeError("CUDA error: invalid configuration argument"),
-    RuntimeError("Expected canUse32BitIndexMath(input) && canUse32BitIndexMath(output) to be true, but got false."),
-    RuntimeError("batch size (dim 0) must be less than 65536"),
-    raised(lambda: torch.nn.BatchNorm1d(4)(torch.ones(1, 4))),
-]
-ERRORS: list[BaseException] = [
-    RuntimeError("CUDA error: an illegal memory access was encountered"),
-    RuntimeError("CUDA error: device-side assert triggered"),
-    RuntimeError("CUDA error: unspecified launch failure"),
-    RuntimeError("CUDA error: misaligned address"),
-    RuntimeError(
-        "CUDA error: an illegal memory access was encountered when calling cublasCreate: CUBLAS_STATUS_ALLOC_FAILED"
-    ),
-    RuntimeError("CUDA error: uncorrectable ECC error encountered (Xid 48)"),
-    RuntimeError("error: there was an error in the training loop"),
-    RuntimeError("CUDA error: no kernel image is available for execution on the device"),
-    RuntimeError("Triton Error: out of resource: shared memory, Required: 262144, Hardware limit: 101376"),
-    ValueError("CUDA out of memory is what this user's own check calls it"),
-    FileNotFoundError(2, "No such file or directory"),
-    KeyboardInterrupt(),
-    raised(lambda: torch.nn.Linear(4, 2)(torch.ones(3, 5))),
-]
-EITHER: list[BaseException] = [
-    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasSgemm(...)`"),
-    RuntimeError(
-        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input."
-    ),
-    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
-    RuntimeError("FIND was unable to find an engine to execute this computation"),
-    RuntimeError("GET was unable to find an engine to execute this computation"),
-]
-
-
-def name_of(error: BaseException) -> str:
-    """Return a short name for a test."""
-    return f"{type(error).__name__}-{str(error)[:40]}"
-
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=name_of)
-def test_out_of_memory_in_any_spelling(error: BaseException) -> None:
-    """Wherever the device stands: these words have one meaning."""
-    assert classify(error) == classify(error, near_cap=False) == "oom"
-
-
-@pytest.mark.parametrize("error", LIMITS, ids=name_of)
-def test_limits_of_size_are_not_memory(error: BaseException) -> None:
-    """More memory would not help, and a smaller size does."""
-    assert classify(error) == "limit"
-
-
-@pytest.mark.parametrize("error", ERRORS, ids=name_of)
-def test_bugs_are_not_memory(error: BaseException) -> None:
-    """Not even where the word memory stands in them, and with the device full."""
-    assert classify(error, near_cap=True) == "error"
-
-
-@pytest.mark.parametrize("error", EITHER, ids=name_of)
-def test_what_libraries_say_of_memory_and_of_bugs_alike(error: BaseException) -> None:
-    """The state of the device decides: nearly full, it was memory."""
-    assert classify(error, near_cap=True) == "oom"
-    assert classify(error, near_cap=False) == "error"
-
-
-def test_the_accelerators_own_error_is_read_like_any_other() -> None:
-    """The class of torch for what the driver says, both for memory and for bugs."""
-    accelerator_error = getattr(torch, "AcceleratorError", None)
-    if accelerator_error is None:
-        pytest.skip("this torch has no AcceleratorError")
-
-    assert classify(accelerator_error("CUDA error: out of memory")) == "oom"
-    assert classify(accelerator_error("CUDA error: device-side assert triggered")) == "error"

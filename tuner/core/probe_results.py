@@ -1,0 +1,196 @@
+"""What a probe and a plan return: sizes, memory and speed; records as in `results`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import BstuneError
+from .record import Amount, Bytes, Count, Positive, Record, Seconds, Size, Spread, StepSeconds
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Outcome = Literal["ok", "oom", "limit", "error"]
+LimitedBy = Literal["memory", "dataset", "max_batch", "plateau", "timeout"]
+Proof = Literal["bracket", "model", "cap", "noise"]
+LEAST_S = 1e-12
+"""No step takes less."""
+
+
+@dataclass(frozen=True)
+class DeviceInfo(Record):
+    """The device as it was when it was used."""
+
+    kind: str
+    """`cpu` or `cuda`."""
+    name: str
+    uuid: str | None = None
+    total_bytes: Bytes | None = None
+    threads: Size | None = None
+    """Threads per worker on CPU."""
+
+
+@dataclass(frozen=True)
+class Attempt(Record):
+    """One size that was tried, in a separate process."""
+
+    size: Size
+    """The micro-batch size, in samples."""
+    outcome: Outcome
+    peak_bytes: Bytes | None
+    seconds: Amount
+    steps: Count
+    """Optimizer steps that were completed."""
+    eval_batch_size: Size | None = None
+    phase: str | None = None
+    """Where it failed: `build`, `data`, `train` or `validation`; None when it did not."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class MemoryLine(Record):
+    """Peak memory as a line in the micro-batch size, near the answer."""
+
+    fixed_bytes: float
+    bytes_per_sample: float
+    predicted_bytes: Bytes | None
+    """What was predicted for the answer before it was run; None when nothing was predicted."""
+    measured_bytes: Bytes
+    relative_error: float | None
+    """(predicted - measured) / measured."""
+
+
+@dataclass(frozen=True)
+class MemoryByCategory(Record):
+    """What the peak at the answer is made of; None where it could not be told apart."""
+
+    parameters_bytes: int | None
+    gradients_bytes: int | None
+    optimizer_state_bytes: int | None
+    activations_bytes: int | None
+    workspace_bytes: int | None
+    """Everything else: kernels' scratch space, the allocator's spare blocks; on CPU also the interpreter."""
+
+
+@dataclass(frozen=True)
+class ThroughputRow(Record):
+    """Step time at one micro-batch size, alone on the device, after warm-up."""
+
+    batch_size: Size
+    samples_per_s: Positive
+    s_per_step: StepSeconds
+    """Median over the timed steps."""
+    spread: Spread
+    """Interquartile range over the median."""
+
+
+@dataclass(frozen=True)
+class Loader(Record):
+    """What the data loader costs a training step, at the largest size that was timed."""
+
+    wait_share: Amount
+    """Share of a step that is spent waiting for its batch."""
+    samples_per_s_without: Positive
+    """Throughput on a batch that is already loaded."""
+    bound: bool
+    """The loader slows training down: more than 10 % waiting, and less than 90 % of the rate without it."""
+
+
+@dataclass(frozen=True)
+class StepTimeLine(Record):
+    """Seconds per step as a line in the micro-batch size: t(n) = a + c * n."""
+
+    a_s: Seconds
+    c_s_per_sample: Seconds
+    saturation_batch: Amount | None
+    """a / c: the size at which half of the peak throughput is reached."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read back what `to_dict` wrote."""
+        line = super().from_dict(data)
+        if line.a_s + line.c_s_per_sample < LEAST_S:
+            raise BstuneError(
+                f"StepTimeLine: expected a step to take time, found a_s={line.a_s}, "
+                f"c_s_per_sample={line.c_s_per_sample}."
+            )
+        return line
+
+    def step_s(self, micro_batch_size: int, accumulation_steps: int = 1) -> float:
+        """Return the seconds that one optimizer step takes with this many accumulated micro-batches."""
+        return accumulation_steps * (self.a_s + self.c_s_per_sample * micro_batch_size)
+
+
+@dataclass(frozen=True)
+class ProbeResult(Record):
+    """The largest micro-batch that fits, how that is known, and what a step costs."""
+
+    micro_batch_size: Size
+    eval_batch_size: Size | None
+    limited_by: LimitedBy
+    proof: Proof
+    capacity_bytes: Bytes
+    usable_bytes: Bytes
+    budget_bytes: Bytes
+    peak_bytes: Bytes
+    memory_line: MemoryLine | None
+    memory_by_category: MemoryByCategory | None
+    throughput: tuple[ThroughputRow, ...]
+    step_time_line: StepTimeLine | None
+    attempts: tuple[Attempt, ...]
+    device: DeviceInfo
+    n_train_samples: Size
+    warnings: tuple[str, ...] = ()
+    samples: Count = 0
+    """Training samples that the probe used; not charged to a search."""
+    seconds: Amount = 0.0
+    optimizer: str | None = None
+    """Class name of the optimizer that was seen to step."""
+    knee_batch_size: Size | None = None
+    """Smallest size that was timed at 95 % or more of the best throughput: beyond it, size hardly helps."""
+    loader: Loader | None = None
+    """None where the user owns the loop, so that the wait for batches cannot be seen."""
+    cached: bool = False
+    """The result is a stored one, whose size was run once more now."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables with which this answer is right; export them where you train."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The arguments that the answer depends on, as the probe was called."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outlook(Record):
+    """What is expected to fit one device."""
+
+    device: str
+    total_bytes: Bytes
+    budget_bytes: int
+    """For the allocator: the total without the context and the headroom."""
+    micro_batch_size: Size | None
+    """Largest size whose replay needs no allocator retry; None where not even one sample fits."""
+    limited_by: LimitedBy
+    reserved_bytes: Bytes | None
+    """Predicted peak of the caching allocator at that size."""
+    live_bytes: Bytes | None
+    """Predicted peak of live tensors at that size."""
+    free_bytes: int | None
+    """What is then left of the total, headroom included."""
+    memory_by_category: MemoryByCategory | None
+
+
+@dataclass(frozen=True)
+class PlanResult(Record):
+    """What is expected to fit devices that are not here, and the evidence for it."""
+
+    outlooks: tuple[Outlook, ...]
+    traced_on: DeviceInfo
+    traced_sizes: tuple[Size, ...]
+    eval_batch_size: str
+    residual: float | None
+    """Relative error of the replay at the traced size that it was not fitted to; None where there is none."""
+    n_train_samples: Size
+    rests_on: tuple[str, ...]
+    """Where each kind of figure comes from, and its known error."""
