@@ -49,7 +49,7 @@ from bstune.tuner.testing.tables import Table
 from seconds import SLACK, SLOWER, Clock, Truth
 
 HERE = Path(__file__).resolve().parent
-BUDGET = 12
+BUDGET = 12.0
 MORE = 3
 """Peers are also looked at with so many times the seconds."""
 LINES = "16,128,512,measured"
@@ -118,6 +118,7 @@ class Job:
     table: str
     seed: int
     peers: tuple[str, ...]
+    budget: float
 
 
 def run(job: Job) -> dict[str, Row]:
@@ -126,7 +127,7 @@ def run(job: Job) -> dict[str, Row]:
     clock, truth = recorded.clocks[job.line], recorded.truth
     table = tables.reseeded(recorded.table, job.seed)
     seed = job.seed if job.seed < recorded.table.n_seeds else 0
-    rows = {"bstune": by_bstune(table, truth, clock, seed)}
+    rows = {"bstune": by_bstune(table, truth, clock, seed, job.budget)}
     spent_s = rows["bstune"]["seconds"]
     for name in job.peers:
         peer = name.removesuffix(BY_TIME)
@@ -137,10 +138,10 @@ def run(job: Job) -> dict[str, Row]:
     return rows
 
 
-def by_bstune(table: Table, truth: Truth, clock: Clock, seed: int) -> Row:
+def by_bstune(table: Table, truth: Truth, clock: Clock, seed: int, budget: float) -> Row:
     """Run the real strategy to its end at its defaults, and score it."""
     facts = table.facts(step_times=tuple(sorted(clock.step_s.items())))
-    strategy = Strategy(Plan(goal="time", budget=BUDGET, space=table.space, seed=seed), facts, None)
+    strategy = Strategy(Plan(goal="time", budget=budget, space=table.space, seed=seed), facts, None)
     trace: Trace = []
     started = time.process_time()
     trials = len(replay(strategy, table, watch=watching.recommendations(trace, lambda now: _seconds(now, clock))))
@@ -204,7 +205,7 @@ def rules(line: str) -> dict[str, list[float]]:
     return {"equal-loss seconds": list(by_rule.values()), "lowest loss": list(lowest.values())}
 
 
-def report(line: str, results: Results) -> list[str]:
+def report(line: str, results: Results, budget: float) -> list[str]:
     """Return the table of one line."""
     n_tables = len(results["bstune"])
     lines = [f"## {'Measured step times' if line == 'measured' else f'a/c = {line}'}: {n_tables} tables", ""]
@@ -228,7 +229,7 @@ def report(line: str, results: Results) -> list[str]:
     ours = results["bstune"]
     lines += [
         "",
-        f"A search of bstune took {middle(ours, 'reference_runs'):.1f} reference runs of {BUDGET} announced (p80 "
+        f"A search of bstune took {middle(ours, 'reference_runs'):.1f} reference runs of {budget:g} announced (p80 "
         f"{p80(ours, 'reference_runs'):.1f}), {middle(ours, 'quickest_runs'):.1f} full runs of the quickest batch (p80 "
         f"{p80(ours, 'quickest_runs'):.1f}), and {middle(ours, 'trials'):.0f} trials; by its own books {middle(ours, 'told'):.2f} times "
         f"these seconds. The strategy itself, watched, took {middle(ours, 'cpu'):.1f} s of processor time.",
@@ -241,12 +242,10 @@ def report(line: str, results: Results) -> list[str]:
     peers = {name: middle(rows, "until") for name, rows in results.items() if name != "bstune"}
     if peers:
         best = min(peers, key=lambda name: peers[name])
+        said = f"Seconds until within an octave for good: {_runs(middle(ours, 'until'))} quickest runs; the best peer "
+        said += f"{_runs(peers[best])}{f' ({best})' if math.isfinite(peers[best]) else ''}"
         ratio = middle(ours, "until") / peers[best]
-        lines.append(
-            f"Seconds until within an octave: {ratio:.2f} times those of the best peer there, {best}."
-            if math.isfinite(ratio)
-            else f"Seconds until within an octave: not to be compared; the best peer is {best}."
-        )
+        lines.append(f"{said}: {ratio:.2f} times." if 0 < ratio < math.inf else f"{said}.")
     return [*lines, ""]
 
 
@@ -275,10 +274,10 @@ def per_table(line: str, ours: dict[str, list[Row]]) -> list[str]:
     return [*lines, ""]
 
 
-def jobs_of(line: str, seeds: int, peers: tuple[str, ...]) -> list[Job]:
+def jobs_of(line: str, seeds: int, peers: tuple[str, ...], budget: float) -> list[Job]:
     """Return the jobs of a line, in the order of the tables."""
     return [
-        Job(line, name, seed, peers)
+        Job(line, name, seed, peers, budget)
         for name, recorded in TABLES.items()
         if line in recorded.clocks
         for seed in range(min(seeds, ONE_SEED) if recorded.table.n_seeds == 1 else seeds)
@@ -292,6 +291,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="tables whose names hold one of these")
     parser.add_argument("--lines", default=LINES, help=f"a / c of the step times, separated by commas; default {LINES}")
     parser.add_argument("--seeds", type=int, default=None, help="seeds on a table; 20, or 4 with --quick")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="of bstune's search, in reference runs")
     parser.add_argument("--slack", type=float, default=SLACK, help="the target is the best loss times this")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
@@ -313,13 +313,13 @@ def main() -> None:
     with multiprocessing.get_context("fork").Pool(arguments.processes) as pool:
         for line in lines:
             results: Results = defaultdict(lambda: defaultdict(list))
-            jobs = jobs_of(line, seeds, peers)
+            jobs = jobs_of(line, seeds, peers, arguments.budget)
             for job, rows in zip(jobs, pool.imap(run, jobs), strict=True):
                 for name, row in rows.items():
                     results[name][job.table].append(row)
             if not jobs:
                 continue
-            said = [*report(line, results), *per_table(line, results["bstune"])]
+            said = [*report(line, results, arguments.budget), *per_table(line, results["bstune"])]
             print("\n".join(said), flush=True)
             text += said
             kept[line] = {name: {t: _columns(rows) for t, rows in by.items()} for name, by in results.items()}
@@ -328,7 +328,7 @@ def main() -> None:
     )
     print(text[-1])
     whole = not (arguments.quick or arguments.bstune_only or arguments.only)
-    whole = whole and (arguments.lines, arguments.slack) == (LINES, SLACK) and seeds >= 20
+    whole = whole and (arguments.lines, arguments.slack, arguments.budget) == (LINES, SLACK, BUDGET) and seeds >= 20
     out = arguments.out or (HERE / "results" if whole else None)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
