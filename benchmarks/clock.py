@@ -7,10 +7,14 @@
 
 A step takes t(B) = a + c B, with a / c as a GPU has it, or what was measured where a table says so. Behind the soonest: by how
 many octaves of time the recommended cell reaches the target (the best mean final loss + 5 %) later than the cell that is there
-first, by the cells' mean curves, which go on along their own slope for at most four full runs. bstune searches at its defaults
-(goal "time", a budget of 12 reference runs); each peer gets the same seconds, and three times as many, once with the loss as its
-objective and once with equal-loss seconds (its own full run's, and what its loss lacks, by the slope of the table's curves).
-A peer's trial that is repeated or goes on is charged only for what it adds.
+first, by the cells' mean curves, which go on along their own slope for at most four full runs. Under a falling rate the curve is
+that of the ends of planned runs: whoever wants to be done sooner plans a shorter run. A cell that is never there, or no answer
+yet, counts as 8 octaves.
+
+bstune searches at its defaults (goal "time", a budget of 12 reference runs). Each peer gets the same seconds, and three times as
+many, once with the loss as its objective and once with equal-loss seconds: those of a full run, and what the loss lacks by the slope
+of the table's curves, which is told to the peer. A peer's trial that is repeated or goes on is charged only for what it adds; the
+seconds until a peer's answer is within an octave for good are looked for in all the three times as many.
 
 Figures are the median over tables of the median over seeds; p80 is pooled. Tables of one seed have no luck to draw: 3 seeds there.
 """

@@ -48,10 +48,10 @@ TIMING_ROUNDS = 5
 TIMED_S = 0.1
 DIVERGED_FULL_RUNS = 4
 """So many full runs are counted for a setting that diverges, as the time to any target."""
-MOST_SEARCH_S = 80.0
+MOST_SEARCH_S = 70.0
 """Four tasks, three finders and the fresh runs then end within 25 minutes."""
 QUICK_TASKS = ("digits_bn", "mnist")
-QUICK_SEARCH_S = 20.0
+QUICK_SEARCH_S = 15.0
 OURS = "bstune"
 PAIRS = ((0.25, 1.0), (0.5, 1.0), (1.0, 1.0), (0.5, 0.5), (0.25, 0.25))
 """(share of the seconds that bstune had, share that the other finder had)."""
