@@ -1,7 +1,8 @@
 """The searchers that bstune is compared with, each on a table: what it would recommend, and what it has trained by then.
 
-Costs are in full runs, or in whatever a function of the batch size and the samples says. A cell that is repeated or continued
-is charged only for what it adds, which favours the baselines: bstune itself is charged for every run from its beginning.
+Costs are in full runs, or in whatever a function of the batch size and the samples says. A cell that is repeated or
+continued is charged only for what it adds, which favours the baselines: bstune itself is charged for every run from
+its beginning.
 """
 
 from __future__ import annotations

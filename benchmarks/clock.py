@@ -5,18 +5,20 @@
     python benchmarks/clock.py --quick --bstune-only   # Without the peers, with a line for each table.
     python benchmarks/clock.py --only digits/mlp_sgd --lines 512,measured
 
-A step takes t(B) = a + c B, with a / c as a GPU has it, or what was measured where a table says so. Behind the soonest: by how
-many octaves of time the recommended cell reaches the target (the best mean final loss + 5 %) later than the cell that is there
-first, by the cells' mean curves, which go on along their own slope for at most four full runs. Under a falling rate the curve is
-that of the ends of planned runs: whoever wants to be done sooner plans a shorter run. A cell that is never there, or no answer
-yet, counts as 8 octaves.
+A step takes t(B) = a + c B, with a / c as a GPU has it, or what was measured where a table says so. Behind the
+soonest: by how many octaves of time the recommended cell reaches the target (the best mean final loss + 5 %) later
+than the cell that is there first, by the cells' mean curves, which go on along their own slope for at most four
+full runs. Under a falling rate the curve is that of the ends of planned runs: whoever wants to be done sooner plans
+a shorter run. A cell that is never there, or no answer yet, counts as 8 octaves.
 
-bstune searches at its defaults (goal "time", a budget of 12 reference runs). Each peer gets the same seconds, and three times as
-many, once with the loss as its objective and once with equal-loss seconds: those of a full run, and what the loss lacks by the slope
-of the table's curves, which is told to the peer. A peer's trial that is repeated or goes on is charged only for what it adds; the
-seconds until a peer's answer is within an octave for good are looked for in all the three times as many.
+bstune searches at its defaults (goal "time", a budget of 12 reference runs). Each peer gets the same seconds, and
+three times as many, once with the loss as its objective and once with equal-loss seconds: those of a full run, and
+what the loss lacks by the slope of the table's curves, which is told to the peer. A peer's trial that is repeated
+or goes on is charged only for what it adds; the seconds until a peer's answer is within an octave for good are
+looked for in all the three times as many.
 
-Figures are the median over tables of the median over seeds; p80 is pooled. Tables of one seed have no luck to draw: 3 seeds there.
+Figures are the median over tables of the median over seeds; p80 is pooled. Tables of one seed have no luck to draw:
+3 seeds there.
 """
 
 from __future__ import annotations
@@ -214,8 +216,9 @@ def report(line: str, results: Results, budget: float) -> list[str]:
     n_tables = len(results["bstune"])
     lines = [f"## {'Measured step times' if line == 'measured' else f'a/c = {line}'}: {n_tables} tables", ""]
     lines += [
-        f"| searcher | octaves behind the soonest: median / p80 / worst | at {MORE} x the seconds | loss above the best: median / p80 "
-        "| seconds until within an octave for good, in quickest full runs | reached | share of seconds on slow batches |",
+        f"| searcher | octaves behind the soonest: median / p80 / worst | at {MORE} x the seconds "
+        "| loss above the best: median / p80 | seconds until within an octave for good, in quickest full runs "
+        "| reached | share of seconds on slow batches |",
         "| --- " * 7 + "|",
     ]
     for name, by_table in results.items():
@@ -227,26 +230,27 @@ def report(line: str, results: Results, budget: float) -> list[str]:
             more = f"{middle(by_table, 'octaves_more'):.2f} / {p80(by_table, 'octaves_more'):.1f}"
         lines.append(
             f"| {name} | {middle(by_table, 'octaves'):.2f} / {p80(by_table, 'octaves'):.2f} / {worst:.1f} | {more} "
-            f"| {100 * middle(by_table, 'regret'):.1f} / {100 * p80(by_table, 'regret'):.0f} % | {_runs(middle(by_table, 'until'))} "
-            f"| {reached:.0%} | {100 * middle(by_table, 'slow'):.0f} % |"
+            f"| {100 * middle(by_table, 'regret'):.1f} / {100 * p80(by_table, 'regret'):.0f} % "
+            f"| {_runs(middle(by_table, 'until'))} | {reached:.0%} | {100 * middle(by_table, 'slow'):.0f} % |"
         )
     ours = results["bstune"]
     lines += [
         "",
         f"A search of bstune took {middle(ours, 'reference_runs'):.1f} reference runs of {budget:g} announced (p80 "
         f"{p80(ours, 'reference_runs'):.1f}), {middle(ours, 'quickest_runs'):.1f} full runs of the quickest batch (p80 "
-        f"{p80(ours, 'quickest_runs'):.1f}), and {middle(ours, 'trials'):.0f} trials; by its own books {middle(ours, 'told'):.2f} times "
-        f"these seconds. The strategy itself, watched, took {middle(ours, 'cpu'):.1f} s of processor time.",
+        f"{p80(ours, 'quickest_runs'):.1f}), and {middle(ours, 'trials'):.0f} trials; by its own books "
+        f"{middle(ours, 'told'):.2f} times these seconds. The strategy itself, watched, took "
+        f"{middle(ours, 'cpu'):.1f} s of processor time.",
     ]
     for name, octaves in rules(line).items():
         lines.append(
-            f"Told every final loss, {name} chooses {np.median(octaves):.2f} / {np.percentile(octaves, 80):.2f} / {max(octaves):.1f} "
-            "octaves behind."
+            f"Told every final loss, {name} chooses {np.median(octaves):.2f} / {np.percentile(octaves, 80):.2f} / "
+            f"{max(octaves):.1f} octaves behind."
         )
     peers = {name: middle(rows, "until") for name, rows in results.items() if name != "bstune"}
     if peers:
         best = min(peers, key=lambda name: peers[name])
-        said = f"Seconds until within an octave for good: {_runs(middle(ours, 'until'))} quickest runs; the best peer "
+        said = f"Until within an octave for good, in quickest runs: {_runs(middle(ours, 'until'))}; the best peer "
         said += f"{_runs(peers[best])}{f' ({best})' if math.isfinite(peers[best]) else ''}"
         ratio = middle(ours, "until") / peers[best]
         lines.append(f"{said}: {ratio:.2f} times." if 0 < ratio < math.inf else f"{said}.")
@@ -261,7 +265,8 @@ def per_table(line: str, ours: dict[str, list[Row]]) -> list[str]:
     """Return one line for each table: what bstune chose there, and what it paid."""
     lines = [f"### Every table at {line}: bstune", ""]
     lines += [
-        "| table | octaves: median / worst | loss above the best | batches | soonest cell | reference runs | slow | within an octave |"
+        "| table | octaves: median / worst | loss above the best | batches | soonest cell | reference runs | slow "
+        "| within an octave |"
     ]
     lines += ["| --- " * 8 + "|"]
     for name, rows in ours.items():
@@ -271,8 +276,9 @@ def per_table(line: str, ours: dict[str, list[Row]]) -> list[str]:
         batches = f"{chosen[0]}" if chosen[0] == chosen[-1] else f"{chosen[0]} to {chosen[-1]}"
         one = {name: rows}
         lines.append(
-            f"| {name} | {middle(one, 'octaves'):.2f} / {max(row['octaves'] for row in rows):.1f} | {100 * middle(one, 'regret'):.1f} % "
-            f"| {batches} | {soonest[0]} at {soonest[1]:.3g} | {middle(one, 'reference_runs'):.1f} | {100 * middle(one, 'slow'):.0f} % "
+            f"| {name} | {middle(one, 'octaves'):.2f} / {max(row['octaves'] for row in rows):.1f} "
+            f"| {100 * middle(one, 'regret'):.1f} % | {batches} | {soonest[0]} at {soonest[1]:.3g} "
+            f"| {middle(one, 'reference_runs'):.1f} | {100 * middle(one, 'slow'):.0f} % "
             f"| {_runs(middle(one, 'until'))} |"
         )
     return [*lines, ""]

@@ -1,16 +1,18 @@
 """Real training by the clock: what each finder would recommend after a quarter, half and all of a search's seconds.
 
     python benchmarks/live.py [--tasks digits_bn mnist adult characters] [--seeds 0] [--peers PYTHON]
-    python benchmarks/live.py --quick  # Two tasks, short searches, two fresh seeds; at most 3 minutes.
+    python benchmarks/live.py --quick  # One task, short searches, two fresh seeds; at most 3 minutes.
 
-bstune searches at its defaults, probe and process starts included, and is stopped where a search takes too long; Optuna (TPE and
-MedianPruner) and a random search, full runs in this process in a box of settings as a careful user gives it, get the same
-seconds. PYTHON is an interpreter of an environment with `lightning` and the same torch; its recipe (`scale_batch_size`, then
-`lr_find`) takes what it takes. Where a finder has nothing to say yet, batch 32 and the middle of the rates stand in, marked `?`.
+bstune searches at its defaults, probe and process starts included, and is stopped where a search takes too long;
+Optuna (TPE and MedianPruner) and a random search, full runs in this process in a box of settings as a careful user
+gives it, get the same seconds. PYTHON is an interpreter of an environment with `lightning` and the same torch; its
+recipe (`scale_batch_size`, then `lr_find`) takes what it takes. Where a finder has nothing to say yet, batch 32 and
+the middle of the rates stand in, marked `?`.
 
-Each setting is then trained on fresh seeds, the same for all. Two settings are compared by the seconds in which they come to the
-common target, the worse of their two final losses: samples to it on the mean curve, times the seconds of a sample at that batch
-size, timed in turns. Writes results/live.md and live.json, unless --quick is given.
+Each setting is then trained on fresh seeds, the same for all. Two settings are compared by the seconds in which
+they come to the common target, the worse of their two final losses: samples to it on the mean curve, times the
+seconds of a sample at that batch size, timed in turns. Writes results/live.md and live.json, unless --quick is
+given.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ DIVERGED_FULL_RUNS = 4
 """So many full runs are counted for a setting that diverges, as the time to any target."""
 MOST_SEARCH_S = 70.0
 """Four tasks, three finders and the fresh runs then end within 25 minutes."""
-QUICK_TASKS = ("digits_bn", "mnist")
-QUICK_SEARCH_S = 15.0
+QUICK_TASKS = ("digits_bn",)
+QUICK_SEARCH_S = 30.0
 OURS = "bstune"
 PAIRS = ((0.25, 1.0), (0.5, 1.0), (1.0, 1.0), (0.5, 0.5), (0.25, 0.25))
 """(share of the seconds that bstune had, share that the other finder had)."""
@@ -95,7 +97,7 @@ def mean_curve(curves: list[Curve]) -> Curve:
 
 
 def samples_to(curve: Curve, target: float) -> float:
-    """Return the samples at which a curve first reaches a target, between points along a straight line; infinite if it never does."""
+    """Return the samples at which a curve first reaches a target, on straight lines; infinite if it never does."""
     before = None
     for samples, loss in curve:
         if loss <= target:
@@ -176,7 +178,8 @@ def pair_lines(rows: list[Row]) -> list[str]:
     """Return how bstune compares with each other finder: by task, and in the geometric mean."""
     by_key = {(row["task"], row["seed"], row["finder"], row["share"]): row for row in rows}
     lines = [
-        "| bstune with | against | with | seconds to the common target, geometric mean | by task | final loss, geometric mean | by task |",
+        "| bstune with | against | with | seconds to the common target, geometric mean | by task "
+        "| final loss, geometric mean | by task |",
         "|" + "---|" * 7,
     ]
     others = [finder for finder in dict.fromkeys(row["finder"] for row in rows) if finder != OURS]
@@ -214,7 +217,8 @@ def report(rows: list[Row], command: str, seconds: float) -> str:
     lines = [
         "# Live benchmark",
         "",
-        f"{date.today()}, commit {commit}, {versions}, Python {platform.python_version()}, {os.cpu_count()} cores, 1 thread.",
+        f"{date.today()}, commit {commit}, {versions}, Python {platform.python_version()}, "
+        f"{os.cpu_count()} cores, 1 thread.",
         f"Command: `{command}`; {seconds / 60:.1f} minutes; load average at the end {os.getloadavg()[0]:.1f}.",
         f"Final loss is the mean of {len(rows[0]['final_losses'])} fresh seeds, with their standard deviation.",
         "`?`: nothing was found by then, and batch 32 with the middle of the rates stands in.",
@@ -223,16 +227,16 @@ def report(rows: list[Row], command: str, seconds: float) -> str:
         "|" + "---|" * 9,
     ]
     for row in rows:
-        mean, deviation = statistics.mean(row["final_losses"]), statistics.pstdev(row["final_losses"])
-        if math.isfinite(mean):
-            deviation = statistics.stdev(row["final_losses"])
+        mean = statistics.mean(row["final_losses"])
+        deviation = statistics.stdev(row["final_losses"]) if math.isfinite(mean) else math.nan
         cells = [row["task"], row["finder"], f"{row['search_s']:.1f}", row["trials"]]
         cells += [f"{row['batch_size']}{' ?' if row['guessed'] else ''}", f"{row['learning_rate']:.3g}"]
         cells += [f"{mean:.4f}", f"{deviation:.4f}", f"{row['full_run_s']:.2f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += [
         "",
-        "bstune against the others; below 1 bstune is sooner, or its loss lower. Both settings are trained on the same fresh seeds.",
+        "bstune against the others: below 1 bstune is sooner, or its loss lower. Both settings are trained on the same",
+        "fresh seeds; `?` where one of the two had found nothing yet.",
     ]
     return "\n".join([*lines, "", *pair_lines(rows), ""])
 
@@ -243,13 +247,14 @@ def main() -> None:
     parser.add_argument("--peers", help="interpreter of an environment with lightning")
     parser.add_argument("--tasks", nargs="+", default=None, choices=live_tasks.TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--quick", action="store_true", help="two tasks, short searches, two fresh seeds")
+    parser.add_argument("--quick", action="store_true", help="one task, short searches, two fresh seeds")
     parser.add_argument("--search-s", type=float, default=MOST_SEARCH_S, help="most seconds of a search")
     arguments = parser.parse_args()
     tasks = arguments.tasks or (QUICK_TASKS if arguments.quick else live_tasks.TASKS)
     if not live_tasks.DATA.is_dir() and set(tasks) != {"digits_bn"}:
         sys.exit(
-            f"No training data in {live_tasks.DATA}. Set BSTUNE_DATA to the folder that holds `train`, or use --tasks digits_bn."
+            f"No training data in {live_tasks.DATA}. Set BSTUNE_DATA to the folder that holds `train`, "
+            "or use --tasks digits_bn."
         )
     torch.set_num_threads(1)
     effort = Effort(arguments.search_s, 12, FRESH_SEEDS)

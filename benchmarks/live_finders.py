@@ -77,7 +77,7 @@ def train(
     seed: int,
     verdict: Callable[[int, float], bool] | None = None,
 ) -> Curve:
-    """Train a full run's worth of samples and return validation losses by samples; `verdict(point, loss)` may stop it early."""
+    """Train a full run and return validation losses by samples; `verdict(point, loss)` may stop it early."""
     full_samples = round(objective.epochs * len(objective.train_data))
     curve: Curve = []
 
@@ -104,7 +104,7 @@ def train(
 
 
 def by_bstune(name: str, seed: int, timeout_s: float, budget: float) -> Finding:
-    """Search with bstune at its defaults; what it would have said before its end is worked out from the trials by then."""
+    """Search with bstune at its defaults; what it would have said earlier is worked out from the trials by then."""
     told: list[tuple[float, TrialRecord]] = []
     facts: list[Facts] = []
     start_s = time.perf_counter()

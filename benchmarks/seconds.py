@@ -1,4 +1,4 @@
-"""The truth of a table in seconds: what a step takes, when each cell reaches the target, and which cell is there first."""
+"""The truth of a table in seconds: what a step takes, and when each cell reaches the target."""
 
 from __future__ import annotations
 

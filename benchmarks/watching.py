@@ -11,7 +11,10 @@ from bstune.tuner.strategy.strategy import Strategy
 
 
 def recommendations(trace: Trace, cost: Callable[[Strategy], float]) -> Callable[[Strategy], None]:
-    """Return a function for `replay(watch=...)` that adds (cost so far, recommended cell) to a trace whenever something was learned."""
+    """Return a function for `replay(watch=...)` that keeps a trace.
+
+    It adds (cost so far, recommended cell) whenever something was learned.
+    """
     before: list[tuple[int, ...]] = []
 
     def look(now: Strategy) -> None:

@@ -16,7 +16,7 @@ FULL = N * EPOCHS
 
 
 def _falling() -> Table:
-    """Return a table under a linear schedule: halfway to its end a run is twice as high as there, however long it is."""
+    """Return a table under a linear schedule: halfway to its end a run is twice as high as there."""
     curves, short = {}, {}
     for batch in (4, 8, 16):
         for lr in (0.01, 0.02, 0.04, 0.08):
