@@ -2,14 +2,16 @@
 
 Each says what it would recommend, and what it has trained by then.
 
-Costs are in full runs. A cell that is repeated or continued is charged only for what it adds, which favours the
-baselines: bstune itself is charged for every run from its beginning.
+Costs are in full runs, or in whatever a function of the batch size and the samples says. A cell that is repeated or
+continued is charged only for what it adds, which favours the baselines: bstune itself is charged for every run from
+its beginning.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,15 +20,40 @@ from bstune.tuner.testing.tables import Cell, Table
 
 Trace = list[tuple[float, Cell]]
 """(cost so far, cell that would be recommended), after every report that changes it."""
+Price = Callable[[int, float], float]
+"""What so many samples cost at a batch size."""
+Worth = Callable[[int, float], float]
+"""What a searcher minimises, of a batch size and a loss."""
+
+
+def at(trace: Trace, cost: float) -> Cell | None:
+    """Return what would be recommended once so much was spent."""
+    found = [cell for spent, cell in trace if spent <= cost * (1 + 1e-9)]
+    return found[-1] if found else None
+
+
+def since(trace: Trace, good: Callable[[Cell], bool]) -> float:
+    """Return the cost from which on every recommendation is good; infinite where the last one is not."""
+    found = math.inf
+    for cost, cell in trace:
+        found = min(found, cost) if good(cell) else math.inf
+    return found
 
 
 class Meter:
     """Charges what is read from a table, and remembers the best so far."""
 
-    def __init__(self, table: Table, data_seed: int, cap: float) -> None:
-        """Start with nothing charged."""
+    def __init__(
+        self, table: Table, data_seed: int, cap: float, price: Price | None = None, worth: Worth | None = None
+    ) -> None:
+        """Start with nothing charged; by default samples are paid in full runs, and what counts is the loss."""
         self.table, self.seed, self.cap = table, data_seed, cap
+        full_samples = table.n_samples * table.epochs
+        self._price = price or (lambda batch, samples: samples / full_samples)
+        self._worth = worth or (lambda batch, loss: loss)
         self.cost = 0.0
+        self.by_batch: dict[int, float] = defaultdict(float)
+        """What was charged, by batch size."""
         self.trace: Trace = []
         self._done: dict[Cell, int] = {}
         self._best: tuple[bool, float] = (False, math.inf)
@@ -37,26 +64,29 @@ class Meter:
         return self.cost >= self.cap
 
     def run(self, cell: Cell) -> Iterator[tuple[int, float]]:
-        """Yield (report number from 1, loss); a run that is stopped is never the best before one that was not."""
+        """Yield (report number from 1, what it is worth); a run that is stopped is never the best before one that was not."""
         curve = self.table.curve(*cell, self.seed)
         before = 0
         for i, (samples, loss) in enumerate(curve, start=1):
             if samples > self._done.get(cell, 0):
-                self.cost += (samples - before) / (self.table.n_samples * self.table.epochs)
+                price = self._price(cell[0], samples - before)
+                self.cost += price
+                self.by_batch[cell[0]] += price
                 self._done[cell] = samples
             before = samples
-            self.offer(cell, loss, complete=i == len(curve))
-            yield i, loss
+            worth = self._worth(cell[0], loss) if math.isfinite(loss) else math.nan
+            self.offer(cell, worth, complete=i == len(curve))
+            yield i, worth
             if not math.isfinite(loss):
                 return
 
-    def offer(self, cell: Cell, loss: float, *, complete: bool) -> None:
+    def offer(self, cell: Cell, worth: float, *, complete: bool) -> None:
         """Recommend a cell if it is the best so far: complete runs before others."""
-        if not math.isfinite(loss):
+        if not math.isfinite(worth):
             return
-        better = (complete, -loss) > (self._best[0], -self._best[1])
+        better = (complete, -worth) > (self._best[0], -self._best[1])
         if better and (complete or not self._best[0]):
-            self._best = (complete, loss)
+            self._best = (complete, worth)
             self.trace.append((self.cost, cell))
 
 
@@ -193,9 +223,11 @@ SEARCHERS: dict[str, Searcher] = {
 }
 
 
-def trace(name: str, table: Table, seed: int, cap: float = 12.0) -> Trace:
-    """Return what a baseline would have recommended, by cost."""
+def search(
+    name: str, table: Table, seed: int, cap: float = 12.0, price: Price | None = None, worth: Worth | None = None
+) -> Meter:
+    """Return the books of a baseline: what it would have recommended, by cost."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    meter = Meter(table, seed % table.n_seeds, cap)
+    meter = Meter(table, seed % table.n_seeds, cap, price, worth)
     SEARCHERS[name](meter, seed)
-    return meter.trace
+    return meter

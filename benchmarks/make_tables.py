@@ -3,7 +3,10 @@
 They stand beside the recorded tables of BSTUNE_DATA, so that no rule of the search needs to be tuned on the table that
 it is scored on. All learning rates of a batch size and seed are trained at once, as one stack of models.
 
-    python benchmarks/make_tables.py benchmarks/tables  # About 15 minutes on one core.
+Under a schedule that falls to the planned end of a run, a short run is not the beginning of a long one. There the runs of a
+third, a ninth and a 27th of a full run are trained too, each with the schedule scaled to its own end.
+
+    python benchmarks/make_tables.py benchmarks/tables  # About 25 minutes on one core.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tables import data_dir
+from bstune.objectives.schedule import learning_rate_factor
+from tables import PLANNED_SHARES, SCHEDULED_EPOCHS, data_dir
 
 BATCHES = (8, 16, 32, 64, 128, 256, 512)
 SEEDS = 3
@@ -47,6 +51,7 @@ class Task:
     exponents: tuple[int, int]
     epochs: int = 12
     weight_decay: float = 0.0
+    schedule: str = "constant"
 
 
 def _split(x: np.ndarray, y: np.ndarray, n_train: int, n_val: int, outputs: int, regression: bool = False) -> Data:
@@ -86,6 +91,24 @@ def characters() -> Data:
     return _split(x, codes[starts + 4], 4096, 4096, len(letters))
 
 
+FULL_POINTS, SHORT_POINTS = 24, 6
+"""Validations of a full and of a short run under a schedule; at a constant rate there is one an epoch."""
+
+
+def mnist4k() -> Data:
+    with np.load(data_dir() / "train" / "mnist10k.npz") as data:
+        return _split(data["x"].reshape(len(data["x"]), -1)[:, ::3].astype(np.float32) / 255, data["y"], 4096, 4096, 10)
+
+
+SCHEDULED = tuple(
+    task
+    for schedule in ("linear", "cosine")
+    for task in (
+        Task(f"mnist4k_sgd_{schedule}", mnist4k, (64,), "sgdm", (-10, 0), SCHEDULED_EPOCHS, 0.0, schedule),
+        Task(f"california_adamw_{schedule}", california, (64, 32), "adam", (-12, -2), SCHEDULED_EPOCHS, 0.01, schedule),
+    )
+)
+
 TASKS = (
     Task("adult_adam", adult, (32,), "adam", (-14, -2)),
     Task("adult_sgd", adult, (32,), "sgdm", (-13, -1)),
@@ -111,10 +134,21 @@ def losses_of(weights: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor, reg
     return -chosen.squeeze(-1).mean(1)
 
 
-def train(task: Task, data: Data, batch: int, seed: int) -> list[tuple[int, float, int, int, float]]:
-    """Train one model per learning rate side by side; return rows (batch, lr, seed, samples, loss)."""
+def ends_of(task: Task, n_samples: int, batch: int) -> list[tuple[int, int]]:
+    """Return (planned end in samples, validations) of the runs of a batch size: the full run, and short ones under a schedule."""
+    full = task.epochs * n_samples
+    if task.schedule == "constant":
+        return [(full // batch * batch, task.epochs)]
+    shares = [(1.0, FULL_POINTS), *((share, SHORT_POINTS) for share in PLANNED_SHARES)]
+    return [(max(1, int(full * share / batch + 1e-9)) * batch, points) for share, points in shares]
+
+
+def train(
+    task: Task, data: Data, batch: int, seed: int, end: int, n_points: int
+) -> list[tuple[int, float, int, int, int, float]]:
+    """Train one model per learning rate side by side; return rows (batch, lr, seed, end, samples, loss)."""
     rates = [2.0**k for k in range(task.exponents[0], task.exponents[1] + 1)]
-    lr = torch.tensor(rates).view(-1, 1, 1)
+    peak = torch.tensor(rates).view(-1, 1, 1)
     generator = torch.Generator().manual_seed(seed)
     sizes = (data.x.shape[1], *task.hidden, data.outputs)
     weights: list[torch.Tensor] = []
@@ -128,12 +162,13 @@ def train(task: Task, data: Data, batch: int, seed: int) -> list[tuple[int, floa
     shuffle = torch.Generator().manual_seed(1000 + seed)
     n = len(data.x)
     stream = torch.cat([torch.randperm(n, generator=shuffle) for _ in range(task.epochs)])
-    rows, step, epoch = [], 0, 1
-    while (step + 1) * batch <= task.epochs * n:
-        rows_of_batch = stream[step * batch : (step + 1) * batch]
+    points = [end * k / n_points for k in range(1, n_points + 1)]
+    rows, passed = [], 0
+    for step in range(1, end // batch + 1):
+        rows_of_batch = stream[(step - 1) * batch : step * batch]
         loss = losses_of(weights, data.x[rows_of_batch], data.y[rows_of_batch], data.regression)
         gradients = torch.autograd.grad(loss.sum(), weights)
-        step += 1
+        lr = peak * learning_rate_factor(task.schedule, (step - 1) * batch / end)
         with torch.no_grad():
             for w, g, m, v in zip(weights, gradients, first, second, strict=True):
                 if task.optimizer == "adam":
@@ -144,27 +179,40 @@ def train(task: Task, data: Data, batch: int, seed: int) -> list[tuple[int, floa
                 else:
                     m.mul_(0.9 if task.optimizer == "sgdm" else 0.0).add_(g)
                     w.sub_(lr * m)
-            if step * batch >= epoch * n or (step + 1) * batch > task.epochs * n:
+            if step * batch >= points[passed] - 1e-6:
                 values = losses_of(weights, data.x_val, data.y_val, data.regression).tolist()
-                rows += [(batch, rate, seed, epoch * n, value) for rate, value in zip(rates, values, strict=True)]
-                epoch += 1
+                rows += [
+                    (batch, rate, seed, end, step * batch, value) for rate, value in zip(rates, values, strict=True)
+                ]
+                passed = sum(step * batch >= point - 1e-6 for point in points)
     return rows
+
+
+def measure(task: Task) -> pd.DataFrame:
+    """Return all rows of a task; the planned end is told only where there are several."""
+    data = task.data()
+    rows = [
+        row
+        for batch in BATCHES
+        for end, n_points in ends_of(task, len(data.x), batch)
+        for seed in range(SEEDS)
+        for row in train(task, data, batch, seed, end, n_points)
+    ]
+    keys = ["batch", "lr", "seed", "end", "samples"]
+    frame: pd.DataFrame = pd.DataFrame(rows, columns=[*keys, "loss"]).sort_values(keys)
+    return frame.drop(columns=["end"]) if task.schedule == "constant" else frame
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--tasks", nargs="*", default=[task.name for task in TASKS])
+    parser.add_argument("--tasks", nargs="*", default=[task.name for task in (*TASKS, *SCHEDULED)])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for task in TASKS:
+    for task in (*TASKS, *SCHEDULED):
         if task.name in arguments.tasks:
-            data = task.data()
-            rows = [row for batch in BATCHES for seed in range(SEEDS) for row in train(task, data, batch, seed)]
-            frame = pd.DataFrame(rows, columns=["batch", "lr", "seed", "samples", "loss"]).sort_values(
-                ["batch", "lr", "seed", "samples"]
-            )
+            frame = measure(task)
             with gzip.GzipFile(arguments.out / f"{task.name}.csv.gz", "wb", mtime=0) as file:
                 file.write(frame.to_csv(index=False, float_format="%.6g").encode())
             print(task.name, len(frame), frame["loss"].min(), flush=True)

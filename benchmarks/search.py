@@ -42,6 +42,8 @@ from unittest import mock
 import baselines
 import numpy as np
 import tables
+import watching
+from baselines import Trace
 from bstune.tuner.core.probe_results import ProbeResult
 from bstune.tuner.core.results import Setting
 from bstune.tuner.core.specs import Plan, Proposal
@@ -64,8 +66,6 @@ FEW_SEEDS = {"GPSampler": 2}
 """A Gaussian process takes about four seconds a search, a hundred times what the others do."""
 ABLATION_SEEDS = 3
 """And every third table of LCBench: an ablation tells parts apart, not searchers."""
-
-Trace = list[tuple[float, Cell]]
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,7 @@ class Scored:
 
     def cost_to_one_percent(self, trace: Trace) -> float:
         """Return the cost from which on every recommendation is within 1 % of the range."""
-        since = NEVER
-        for cost, cell in trace:
-            inside = self.truth[cell] - self.best <= 0.01 * self._range
-            since = min(since, cost) if inside else NEVER
-        return since
-
-
-def at(trace: Trace, cost: float) -> Cell | None:
-    found = [cell for spent, cell in trace if spent <= cost + 1e-9]
-    return found[-1] if found else None
+        return baselines.since(trace, lambda cell: self.truth[cell] - self.best <= 0.01 * self._range)
 
 
 def bstune_once(
@@ -156,21 +147,8 @@ def bstune_once(
     """Run the real strategy to its end; return it, what it recommended along the way if watched, and the number of trials."""
     strategy = Strategy(Plan(budget=budget, tolerance=0.0, space=table.space, seed=seed, **plan), table.facts(), None)
     trace: Trace = []
-    before: list[tuple[int, ...]] = []
-
-    def look(now: Strategy) -> None:
-        # Between rungs and ends nothing is learned that the recommendation rests on.
-        state = tuple(
-            sum(rung in run.values for rung in now.rungs.samples) + 8 * (run.state != "running")
-            for run in now.ledger
-            if run.values
-        )
-        if state not in before[-1:] and any(run.finite for run in now.ledger):
-            before.append(state)
-            best = now.recommend()
-            trace.append((now.spent().full_runs, (best.global_batch_size, best.learning_rate)))
-
-    trials = len(replay(strategy, table, watch=look if watch else None))
+    look = watching.recommendations(trace, lambda now: now.spent().full_runs) if watch else None
+    trials = len(replay(strategy, table, watch=look))
     return strategy, trace, trials
 
 
@@ -265,8 +243,9 @@ def run(job: Job) -> dict[str, Any]:
                 row["inside"] += inside
                 row["fresh"] += fresh
     else:
-        trace = baselines.trace(job.searcher, table, seed if job.seed < recorded.n_seeds else job.seed, BUDGETS[-1])
-        cells = [at(trace, budget) for budget in BUDGETS]
+        own_seed = seed if job.seed < recorded.n_seeds else job.seed
+        trace = baselines.search(job.searcher, table, own_seed, BUDGETS[-1]).trace
+        cells = [baselines.at(trace, budget) for budget in BUDGETS]
         regrets = [math.inf if cell is None else scored.regret(cell) for cell in cells]
     return {
         **row,

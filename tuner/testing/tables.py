@@ -13,6 +13,10 @@ from ..core.errors import ArgumentError
 from ..core.trials import Facts
 
 Cell = tuple[int, float]
+Curve = Sequence[tuple[int, float]]
+
+SAME_END = 1.25
+"""Planned ends that differ by no more than this factor are one, rounded to the whole steps of another batch size."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,18 @@ class Table:
         n_samples: Training samples of an epoch.
         epochs: Epochs of a full run.
         curves: By (batch size, learning rate): for each recorded seed the pairs (samples, validation loss), ascending.
+        noise_scale: What every measurement of gradient noise finds, in samples; None: it is not measured.
+        schedule: Of the learning rate. Where it falls to the planned end, a short run is no beginning of a long one.
+        short: Such short runs, each recorded to its own planned end: by cell, for each seed their curves.
     """
 
     name: str
     n_samples: int
     epochs: float
-    curves: Mapping[Cell, Sequence[Sequence[tuple[int, float]]]] = field(repr=False)
+    curves: Mapping[Cell, Sequence[Curve]] = field(repr=False)
     noise_scale: float | None = None
-    """What every measurement of gradient noise finds, in samples; None: it is not measured."""
+    schedule: str = "unknown"
+    short: Mapping[Cell, Sequence[Sequence[Curve]]] = field(default_factory=dict, repr=False)
 
     @property
     def batches(self) -> list[int]:
@@ -48,7 +56,7 @@ class Table:
         """Recorded seeds of a cell, at least."""
         return min(len(seeds) for seeds in self.curves.values())
 
-    def curve(self, batch: int, lr: float, seed: int) -> Sequence[tuple[int, float]]:
+    def curve(self, batch: int, lr: float, seed: int) -> Curve:
         """Return the curve of a cell; seeds beyond the recorded ones start again from the first.
 
         Raises:
@@ -60,6 +68,25 @@ class Table:
             )
         seeds = self.curves[batch, lr]
         return seeds[seed % len(seeds)]
+
+    def planned_curve(self, batch: int, lr: float, seed: int, end: int) -> Curve:
+        """Return the curve of a run that is planned to end there; where no short runs are recorded, that of the cell.
+
+        Raises:
+            ArgumentError: The cell is not in the table, or no run of it was planned to end there.
+        """
+        whole = self.curve(batch, lr, seed)
+        if not self.short:
+            return whole
+        seeds = self.short[batch, lr]
+        found = min((whole, *seeds[seed % len(seeds)]), key=lambda curve: abs(math.log(curve[-1][0] / end)))
+        if found[-1][0] * SAME_END < end < whole[-1][0] or end * SAME_END < found[-1][0]:
+            ends = ", ".join(str(curve[-1][0]) for curve in sorted((whole, *seeds[0]), key=lambda curve: curve[-1][0]))
+            raise ArgumentError(
+                f"The table {self.name!r} has no run of batch {batch} that was planned to end at {end} samples; "
+                f"it has those that end at {ends}."
+            )
+        return found
 
     def truth(self) -> dict[Cell, float]:
         """Return each cell's last loss in the mean over seeds; infinite where a seed diverged."""
@@ -81,18 +108,25 @@ class Table:
         return {"batch_size": self.batches, "learning_rate": self.learning_rates}
 
     def facts(self, **changes: object) -> Facts:
-        """Return what an objective that looks this table up would say of itself: a user's loop, unless changed."""
+        """Return what an objective that looks this table up would say of itself, unless changed.
+
+        It is a user's loop; where short runs are recorded bstune owns the steps, so that it can plan such runs.
+        """
         base: dict[str, object] = {
             "name": self.name,
-            "kind": "loop",
+            "kind": "supervised" if self.short else "loop",
+            "schedule": self.schedule,
             "n_samples": self.n_samples,
             "epochs": self.epochs,
         }
         return Facts(**{**base, **changes})  # type: ignore[arg-type]
 
-    def loss(self, batch: int, lr: float, seed: int, samples: int) -> float:
-        """Return the loss of a cell after so many samples, interpolated; before the first record it is the first."""
-        curve = self.curve(batch, lr, seed)
+    def loss(self, batch: int, lr: float, seed: int, samples: int, end: int | None = None) -> float:
+        """Return the loss of a run after so many samples, interpolated; before the first record it is the first.
+
+        It is planned to end at `end`; without one it is a full run.
+        """
+        curve = self.curve(batch, lr, seed) if end is None else self.planned_curve(batch, lr, seed, end)
         if not math.isfinite(curve[-1][1]) and samples > curve[-2 if len(curve) > 1 else -1][0]:
             return math.nan
         return float(np.interp(samples, [s for s, _ in curve], [v for _, v in curve]))
@@ -102,14 +136,16 @@ class Table:
         batch = trial.global_batch_size
         while True:
             samples = min(math.ceil(trial.next_report / batch) * batch, trial.max_samples)
-            trial.report(self.loss(batch, trial.learning_rate, trial.seed, samples), samples=samples)
+            loss = self.loss(batch, trial.learning_rate, trial.seed, samples, trial.max_samples)
+            trial.report(loss, samples=samples)
             if samples >= trial.max_samples:
                 return
 
     def train(self, trial: Trial, start_samples: int = 0) -> None:
         """Report the recorded curve, as a loop would; a continued run reports what follows its start."""
-        for samples, loss in self.curve(trial.global_batch_size, trial.learning_rate, trial.seed):
-            last = samples > trial.max_samples - trial.global_batch_size
+        batch, lr = trial.global_batch_size, trial.learning_rate
+        for samples, loss in self.planned_curve(batch, lr, trial.seed, trial.max_samples):
+            last = samples > trial.max_samples - batch
             if samples > start_samples:
                 trial.report(loss, samples=max(samples, trial.max_samples) if last else samples)
             if last or not math.isfinite(loss):
