@@ -47,7 +47,7 @@ from baselines import Trace
 from bstune.tuner.core.probe_results import ProbeResult
 from bstune.tuner.core.results import Setting
 from bstune.tuner.core.specs import Plan, Proposal
-from bstune.tuner.strategy import gaussian_process, posterior, sampler
+from bstune.tuner.strategy import gaussian_process, posterior, race, rung_sampler
 from bstune.tuner.strategy.curves import samples_to
 from bstune.tuner.strategy.ledger import Run
 from bstune.tuner.strategy.strategy import Strategy
@@ -106,14 +106,14 @@ BSTUNE: dict[str, Variant] = {
     "bstune": Variant(watched=True),
     "bstune, prior 16x wrong": Variant(wrong_prior, watched=True),
     "bstune, no prior": Variant(patch=no_prior),
-    "bstune, no race": Variant(patch=lambda: mock.patch.object(sampler.SurrogateSampler, "_race", return_value=None)),
+    "bstune, no race": Variant(patch=lambda: mock.patch.object(race.Race, "next", return_value=None)),
     "bstune, no curve over integrated rate": Variant(patch=_hyper(learning=1e-6)),
     "bstune, no rise with the batch": Variant(patch=_hyper(growth=0.0)),
     "bstune, any run for any share of the budget": Variant(
-        patch=lambda: mock.patch.object(sampler, "LARGEST_SHARE", 1.0)
+        patch=lambda: mock.patch.object(rung_sampler, "LARGEST_SHARE", 1.0)
     ),
     "bstune, collapsed runs as any other": Variant(patch=lambda: mock.patch.object(posterior, "COLLAPSED", math.inf)),
-    "bstune, successive halving by thirds": Variant(patch=lambda: mock.patch.object(sampler, "PROMOTED", 3.0)),
+    "bstune, successive halving by thirds": Variant(patch=lambda: mock.patch.object(rung_sampler, "PROMOTED", 3.0)),
     "bstune, no confirmation": Variant(lambda table: {"confirm": 0}),
     "bstune, no pruner": Variant(lambda table: {"pruner": "none"}),
     "bstune, random in place of the surrogate": Variant(lambda table: {"sampler": "random"}),

@@ -18,7 +18,7 @@ from bstune.tuner.core.specs import Plan, Proposal
 from bstune.tuner.core.trials import TrialReport
 from bstune.tuner.report.progress import forecast_line
 from bstune.tuner.report.units import duration
-from bstune.tuner.strategy.sampler import SurrogateSampler
+from bstune.tuner.strategy.race import Race
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe
 from bstune.tuner.testing.replay import replay
@@ -627,7 +627,7 @@ def test_a_run_is_judged_by_what_it_reported_however_long_the_search(n_before: i
     proposal = Proposal("search", Setting(64, 0.03, {"weight_decay": 1e-3}), 0, rungs[-1], rungs)
     strategy.started(n_before, proposal)
 
-    with mock.patch.object(SurrogateSampler, "_race", return_value=None):  # It is over in so long a search.
+    with mock.patch.object(Race, "next", return_value=None):  # It is over in so long a search.
         assert strategy.report(TrialReport(n_before, rungs[:1], rungs[0], 0.5, {}, 1.0)) == "go"
 
 

@@ -9,10 +9,12 @@ import numpy as np
 
 from ..core.results import Setting
 from .evidence import Evidence
+from .gain_sampler import GainSampler
 from .ledger import Ledger, Run, key_of
 from .posterior import Context
+from .race import Action
+from .rung_sampler import RungSampler
 from .rungs import survives
-from .sampler import Action, SurrogateSampler
 
 
 class PlainSampler:
@@ -86,9 +88,12 @@ class PlainSampler:
         )
 
 
-def make_sampler(evidence: Evidence, left: float) -> SurrogateSampler | PlainSampler:
+Sampler = GainSampler | RungSampler | PlainSampler
+
+
+def make_sampler(evidence: Evidence, left: float) -> Sampler:
     """Return the sampler of a plan; `left` is what the search may still spend, in reference runs."""
     plan = evidence.plan
-    if plan.sampler == "auto":
-        return SurrogateSampler(evidence, left)
-    return PlainSampler(evidence.context, plan.sampler, race=plan.pruner != "none")
+    if plan.sampler != "auto":
+        return PlainSampler(evidence.context, plan.sampler, race=plan.pruner != "none")
+    return GainSampler(evidence, left) if evidence.clock.known else RungSampler(evidence.context, left)

@@ -18,6 +18,10 @@ from .rungs import SCHEDULED, Rungs
 
 LEAST_CONFIRMED = 1.5
 """A smaller budget has no full run to spare for confirmation."""
+CONFIRM_SHARE = 4
+"""Confirmation is sure of one over this of the budget, and of at least one full run."""
+LEFT_OVER_FROM = 4
+"""A search with so large a budget leaves a full run over for another finalist: late in it, a fresh seed tells more."""
 
 
 class Budget:
@@ -25,7 +29,8 @@ class Budget:
 
     Attributes:
         whole: All of it, in reference runs.
-        confirms: A full run on a fresh seed is held back for the answer.
+        confirms: Full runs on fresh seeds are held back for the answer.
+        kept: How many.
         planned: Shorter runs are planned as such, because the schedule is scaled to their end.
         prunes: A trial may be stopped at a rung; else all that it may cost is held back when it starts.
     """
@@ -46,6 +51,8 @@ class Budget:
             known = math.inf if reference_s is None else plan.budget_s / (reference_s * clock.correction(ledger))
             self.whole = known
         self.confirms = plan.confirm >= 1 and self.whole >= LEAST_CONFIRMED
+        known = self.whole if math.isfinite(self.whole) else plan.budget
+        self.kept = max(1, int(known) // CONFIRM_SHARE) + (known >= LEFT_OVER_FROM) if self.confirms else 0
 
     # --- what is left ---
 

@@ -16,7 +16,7 @@ from .ledger import Key, Run
 from .posterior import Model
 from .space import Point
 
-LEAST_GAIN = 0.01
+LEAST_GAIN = 0.003
 """In ln T for each reference run: another seed, or another finalist, is run where it is expected to change the answer by as much."""
 
 

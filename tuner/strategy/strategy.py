@@ -18,16 +18,16 @@ from ..core.results import BatchAnswer, Limits, Recommendation, Setting, Spent, 
 from ..core.specs import Forecast, Plan, Proposal
 from ..core.trials import Facts, TrialReport, Verdict
 from ..theory.gradient_noise import noise_scale
-from .baseline_samplers import PlainSampler, make_sampler
+from .baseline_samplers import Sampler, make_sampler
 from .budget import Budget
 from .confirmation import next_confirmation
 from .cost import Clock, Cost, fitted_line
 from .evidence import Evidence
 from .ledger import Ledger, Run, key_of
 from .posterior import Context, Fits, Model
+from .race import Action
 from .recommend import recommend
 from .rungs import SCHEDULED, Rungs, diverged
-from .sampler import Action, SurrogateSampler
 from .samples_to_target import batch_answer
 from .space import make_space
 
@@ -237,15 +237,16 @@ class Strategy:
         return budget.left - self._reserve(budget)
 
     def _reserve(self, budget: Budget) -> float:
-        """Return what the full run on a fresh seed costs that the present answer still needs."""
+        """Return what is held back for confirmation: full runs of the present answer, less those that were made."""
         if not budget.confirms:
             return 0.0
         best = self._evidence().best_run
         if best is None:
             return min(1.0, budget.whole / 2)
-        runs = self.ledger.of(best.key)
-        verified = any(run.stage == "confirm" and (run.complete or run.state == "running") for run in runs)
-        return 0.0 if verified else self._clock.full_price(best.setting.global_batch_size)
+        confirming = [run for run in self.ledger if run.stage == "confirm"]
+        verified = any(run.key == best.key and (run.complete or run.state == "running") for run in confirming)
+        runs = max(budget.kept - len(confirming), 0 if verified else 1)
+        return runs * self._clock.full_price(best.setting.global_batch_size)
 
     def _blameless(self) -> list[Run]:
         """Return the runs that were lost through no fault of their setting.
@@ -307,7 +308,7 @@ class Strategy:
     def _budget(self) -> Budget:
         return Budget(self.plan, self.facts, self.rungs, self.ledger, self._clock)
 
-    def _sampler(self) -> SurrogateSampler | PlainSampler:
+    def _sampler(self) -> Sampler:
         return make_sampler(self._evidence(), self._search_left(self._budget))
 
     def _context(self) -> Context:

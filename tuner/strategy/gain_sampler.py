@@ -11,37 +11,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.results import Setting
 from .evidence import Evidence
 from .gain import gains
-from .ledger import Ledger, Run, key_of
+from .ledger import Ledger, Run
 from .posterior import Model
+from .race import Action, Race
 from .space import Point
 
-RACE_OCTAVES = 2.0
-"""Spacing of the first race along the learning rate."""
-RACE_MOST = 8
 STEP_OCTAVES = 2.0
 """A batch size is tried once one within so many octaves was: loss over batch is smooth, and the middle tells of the ends."""
 LOOKED_AT = 3
 """So many batch sizes within `STEP_OCTAVES` of the best are looked at, before anything else is run deeper."""
 COOLING = 0.8
 """The next run is the one with the most gain for price ** COOLING (arXiv:2003.10870): plain gain per price favours cheap runs."""
-LEAST_GAIN = 0.004
+LEAST_GAIN = 0.002
 """In ln T for each reference run: the search ends when no run brings as much. A reference run is then better spent on training."""
 MOST_WEIGHED = 70
 """Settings that are weighed at a time: those that may be best."""
-
-
-@dataclass(frozen=True)
-class Action:
-    """A run worth starting, and how far it goes before it is judged."""
-
-    setting: Setting
-    first_stop: int
-    """Rung at which it is judged first, in samples."""
-    continues: int | None = None
-    racing: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +41,7 @@ class _Option:
     continues: int | None
 
 
-class SurrogateSampler:
+class GainSampler:
     """The sampler of bstune: a race along the learning rate at the reference batch, then what brings most for its price."""
 
     def __init__(self, evidence: Evidence, left: float = math.inf) -> None:
@@ -66,15 +52,16 @@ class SurrogateSampler:
         self._clock = evidence.clock
         self._left = left
         self._whole = evidence.whole
+        self._race = Race(evidence.context, evidence.clock.reference_batch)
 
     def next(self, ledger: Ledger) -> Action | None:
         """Return the next run to start, or None when nothing is left to learn that is worth its price."""
-        action = self._race(ledger)
+        action = self._race.next(ledger)
         if action is not None:
             return action
         model = Model.of(self._context, ledger)
         if model is None:
-            return self._untried(ledger)
+            return self._race.untried(ledger)
         busy = {run.key for run in ledger.running}
         points = self._points(ledger, model)
         options = [
@@ -93,7 +80,7 @@ class SurrogateSampler:
         following = next((rung for rung in rungs.counted(batch) if rung > point), None)
         if following is None:
             return True
-        if self._race(ledger) is not None:
+        if self._race.next(ledger) is not None:
             return False
         model = Model.of(self._context, ledger)
         if model is None:
@@ -205,65 +192,3 @@ class SurrogateSampler:
             key=lambda o: (around[o.point.setting.global_batch_size], ranked[o.point.key], o.price),
             default=None,
         )
-
-    # --- the race ---
-
-    def _race(self, ledger: Ledger) -> Action | None:
-        """Return the next learning rate of the race at the anchor batch: outwards until the best has a worse one on either side."""
-        space = self._context.space
-        batch, params = self._race_batch, space.default_params()
-        rung = self._first_rung(batch)
-        start = space.nearest_learning_rate(space.centre(batch))
-        wanted = [start, *(space.nearest_learning_rate(start * 2.0**step) for step in (RACE_OCTAVES, -RACE_OCTAVES))]
-        losses: dict[float, float | None] = {}
-        """By learning rate; None while that is not known yet."""
-        for run in ledger:
-            setting = run.setting
-            here = setting.global_batch_size == batch and setting.params == params and run.seed == self._context.seed
-            if here and (run.stage == "anchor" or setting.learning_rate in wanted):
-                value = run.at(rung)
-                ended = math.inf if value is None or not math.isfinite(value) else value
-                losses[setting.learning_rate] = None if value is None and run.state == "running" else ended
-        known = {lr: value for lr, value in losses.items() if value is not None}
-        if known and len(known) == len(losses) < RACE_MOST:  # What runs tells where to go on.
-            best = min(known, key=lambda lr: (known[lr], lr))  # All diverged: only smaller ones can help.
-            if best == min(known):
-                wanted.append(space.nearest_learning_rate(best * 2.0**-RACE_OCTAVES))
-            elif best == max(known):
-                wanted.append(space.nearest_learning_rate(best * 2.0**RACE_OCTAVES))
-        rate = next((lr for lr in wanted if lr not in losses), None)
-        if rate is None:
-            return None
-        setting = space.setting(batch, rate)
-        key = key_of(setting)
-        return (
-            Action(setting, rung, racing=True)
-            if self._context.allowed(key, batch) and not ledger.of(key, self._context.seed)
-            else None
-        )
-
-    @property
-    def _race_batch(self) -> int:
-        """The reference batch; where all batch sizes cost the same, the one nearest to the centre."""
-        return self._clock.reference_batch if self._clock.known else self._context.space.anchor_batch
-
-    def _first_rung(self, batch: int) -> int:
-        return self._context.rungs.counted(batch)[0]
-
-    def _untried(self, ledger: Ledger) -> Action | None:
-        """Return the untried cell nearest to the centre line: all that can be done while nothing finite is known."""
-        space = self._context.space
-        tried = {run.key for run in ledger if run.seed == self._context.seed}
-        fresh = [
-            p for p in space.grid if p.key not in tried and self._context.allowed(p.key, p.setting.global_batch_size)
-        ]
-        if not fresh:
-            return None
-
-        def distance(point: Point) -> tuple[float, float]:
-            setting = point.setting
-            off = abs(math.log2(setting.learning_rate / space.centre(setting.global_batch_size)))
-            return (off + 0.5 * abs(math.log2(setting.global_batch_size / self._race_batch)), setting.learning_rate)
-
-        setting = min(fresh, key=distance).setting
-        return Action(setting, self._first_rung(setting.global_batch_size))
