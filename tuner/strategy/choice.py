@@ -53,26 +53,20 @@ def choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> tu
 
 def _by_goal(evidence: Evidence, pool: Sequence[Candidate]) -> tuple[Candidate, ReasonCode]:
     """Return what the goal asks for, by all that is known of each setting."""
-    settings = [setting_of(c) for c in pool]
     assert evidence.model is not None
-    losses = evidence.model.losses(settings)
-    lowest = pool[int(np.argmin(losses))]
-    slack = evidence.plan.tolerance * abs(float(losses.min()))
-    even = [c for c, loss in zip(pool, losses, strict=True) if loss <= losses.min() + slack]
+    settings = [setting_of(c) for c in pool]
+    losses, times = evidence.model.losses(settings), evidence.ln_times(settings)
+    near = [
+        (float(loss), c.global_batch_size, i)
+        for i, (c, loss, time) in enumerate(zip(pool, losses, times, strict=True))
+        if time <= times.min() + SAME_TIME
+    ]
     if evidence.plan.goal == "time" and evidence.clock.known:
-        times = evidence.ln_times(settings)
-        near = [
-            (c, float(loss)) for c, loss, t in zip(pool, losses, times, strict=True) if t <= times.min() + SAME_TIME
-        ]
-        return min(near, key=lambda pair: (pair[1], pair[0].global_batch_size))[0], "soonest"
+        return pool[min(near)[2]], "soonest"
+    chosen = pool[int(np.argmin(times))]
     if evidence.plan.goal == "largest":
-        slack = max(slack, 2 * seed_noise(evidence)[0] * abs(float(losses.min())))
-        good = [c for c, loss in zip(pool, losses, strict=True) if loss <= losses.min() + slack]
-        return max(good, key=lambda c: (c.global_batch_size, -pool.index(c))), "largest"
-    if len(even) > 1 and all(c.seconds_per_full_run is not None for c in even):
-        chosen = min(even, key=lambda c: (c.seconds_per_full_run, pool.index(c)))
-        return chosen, "lowest" if chosen is lowest else "fastest"
-    return lowest, "lowest"
+        return chosen, "largest"
+    return chosen, "lowest" if chosen is pool[int(np.argmin(losses))] else "fastest"
 
 
 def within(evidence: Evidence, pool: Sequence[Candidate]) -> list[Candidate]:

@@ -19,6 +19,9 @@ from .space import Point
 LEAST_GAIN = 0.003
 """In ln T for each reference run: another seed, or another finalist, is run where it is expected to change the answer by as much."""
 
+FAR_BEHIND = 1.0
+"""In ln T: what was never run and is expected to be so much later than the best is not run to the end to be told so."""
+
 
 @dataclass(frozen=True)
 class Confirmation:
@@ -65,7 +68,8 @@ def next_confirmation(
     first = not done
     price = np.array([evidence.clock.full_price(point.setting.global_batch_size) for point in points])
     fresh = [_next_seed(seeds[point.key], evidence.plan.confirm) for point in points]
-    can = np.array([n is not None for n in fresh]) & (price <= left + (slack if first else 0.0) + 1e-9)
+    open_ = np.array([n is not None for n in fresh], dtype=bool)
+    can = open_ & (price <= left + (slack if first else 0.0) + 1e-9)
     if not can.any():
         return None
     if first:
@@ -99,11 +103,17 @@ def _finalists(evidence: Evidence, model: Model, out: set[Key]) -> list[Point]:
     for point in model.weighed(evidence.ledger):
         if point.setting.global_batch_size in batches:
             points.setdefault(point.key, point)
-    return [
+    found = [
         point
         for key, point in points.items()
         if key not in out and evidence.context.allowed(key, point.setting.global_batch_size)
     ]
+    if not found:
+        return []
+    ln_full = evidence.worth.ln_full([point.setting.global_batch_size for point in found])
+    times = evidence.worth.ln_time(ln_full, model.curves(found), evidence.target_gap)
+    run = {run.key for run in runs}
+    return [p for p, time in zip(found, times, strict=True) if p.key in run or time <= times.min() + FAR_BEHIND]
 
 
 def _seeds(evidence: Evidence, runs: Sequence[Run], retries: int, lost: frozenset[str]) -> dict[Key, set[int]]:

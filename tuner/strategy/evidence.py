@@ -123,7 +123,7 @@ class Evidence:
         )
 
     def _with_own(self, setting: Setting, expected: float, ln_full: float) -> float:
-        if self.plan.goal != "time" or not self.clock.known or self.target is None:
+        if self.plan.goal != "time" or not self.clock.known:
             return expected
         own = [x for run in self.ledger.of(key_of(setting)) if (x := self.ln_share_of(run)) is not None]
         return (expected + sum(ln_full + x for x in own)) / (1 + len(own))

@@ -166,8 +166,9 @@ class Strategy:
         clock, budget = self._clock, self._budget
         left = max(0.0, budget.left)
         # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as many more.
-        n_trials = max(1, round((6 + 2 * min(left, 1e6)) * (1.5 if self.facts.can_continue or budget.planned else 1.0)))
-        n_trials = round(min(n_trials, budget.trials_left))
+        search = max(0.0, min(left, 1e6) - budget.kept)
+        n_search = (6 + 2 * search) * (1.5 if self.facts.can_continue or budget.planned else 1.0)
+        n_trials = round(min(max(1, n_search + budget.kept), budget.trials_left))
         rates, batches = self.space.learning_rates, self.space.batches
         seconds = None if clock.reference_s is None else left * clock.reference_s * clock.correction(self.ledger)
         return Forecast(

@@ -34,6 +34,10 @@ GOOD = 3
 """So many of the best curves are looked at, of those that went at least half as deep as the deepest."""
 TAIL = 1 / 3
 """The slope is that of what comes after this share of a curve: of its last two thirds."""
+FIRST = 100.0
+"""Weight of a loss beyond tolerance, in ln T, for the goals that put the loss first."""
+UNMEASURED = 0.05
+"""A loss that is higher by this share is not measurably higher: seeds differ by as much (see `candidates.NOISE_PRIOR`)."""
 RELAPSE = 0.05
 """What passes the target and ends above it again by more than this (in ln loss) has not reached it for good."""
 NOT_REACHED = 2.0
@@ -49,8 +53,10 @@ class Worth:
     slope: float
 
     def ln_full(self, batches: Sequence[int]) -> Array:
-        """Return the logarithm of what a full run at each batch size costs; 0 where the goal does not count time."""
-        if self.goal != "time" or not self.clock.known:
+        """Return what the goal counts of each batch size besides the loss: ln of the price of a full run, or the size."""
+        if self.goal == "largest":
+            return -np.log(np.array(batches, dtype=np.float64))
+        if not self.clock.known:
             return np.zeros(len(batches))
         known = {batch: math.log(self.clock.full_price(batch)) for batch in set(batches)}
         return np.array([known[batch] for batch in batches])
@@ -58,17 +64,21 @@ class Worth:
     def ln_time(self, ln_full: Array, curves: Array, target: float) -> Array:
         """Return ln T: when a curve reaches the target, beyond its end along its slope; lower is better.
 
-        Where the goal does not count time, it is the loss at the end that counts.
+        For the other goals, what ends within tolerance of the lowest comes before all else, however soon that is there.
 
         Args:
-            ln_full: Logarithm of what a full run costs, (...).
+            ln_full: What `ln_full` returned, (...).
             curves: Expected compressed gaps along a full run, (..., `CURVE`).
             target: The gap of the target, relative like those of `gaussian_process.expand`.
         """
         gaps = np.log1p(np.maximum(expand(curves), -0.5))
-        if self.goal != "time" or not self.clock.known:
-            return np.asarray(gaps[..., -1] / self.slope, dtype=np.float64)
         wanted = math.log1p(max(target, -0.5))
+        if self.goal == "largest":
+            return np.asarray(ln_full + FIRST * np.maximum(gaps[..., -1] - wanted - UNMEASURED, 0.0) / self.slope)
+        if not self.clock.known:
+            return np.asarray(gaps[..., -1] / self.slope)
+        if self.goal == "loss":
+            return np.asarray(ln_full + FIRST * np.maximum(gaps[..., -1] - wanted, 0.0) / self.slope)
         ends = gaps[..., -1] - wanted
         gaps = np.minimum.accumulate(gaps, axis=-1)
         ends = np.where(ends > RELAPSE, ends, gaps[..., -1] - wanted)
@@ -78,8 +88,7 @@ class Worth:
         octaves = np.array(CURVE)
         ln_share = math.log(2) * (octaves[0] + share @ np.diff(octaves))
         sooner = np.minimum(gaps[..., 0] - wanted, 0.0) / self.slope
-        reached = np.where(beyond > 0, beyond, ln_share + sooner)
-        return np.asarray(ln_full + reached, dtype=np.float64)
+        return np.asarray(ln_full + np.where(beyond > 0, beyond, ln_share + sooner))
 
     def full_runs_to(self, loss: float, target: float) -> float:
         """Return how many full runs a setting needs from a loss at the end of one to a target, along its curve."""
