@@ -55,7 +55,7 @@ def test_measuring_noise_is_charged_and_stays_within_the_budget(budget: float) -
     strategy = searched(budget, "supervised")
 
     def watch(now: Strategy) -> None:
-        assert now.spent().samples <= budget * FULL
+        assert now.spent().reference_runs <= budget
 
     records = replay(strategy, TABLE, watch=watch)
 
@@ -118,8 +118,8 @@ def test_three_batch_sizes_that_were_run_give_the_fastest() -> None:
     assert answer.b_star == pytest.approx(100, rel=0.15)
     assert answer.fastest == 64
     assert strategy.limits().noise == answer.b_crit
-    assert "memory allows 512, hardware saturates at 50, gradient noise at" in strategy.recommend().reason
-    assert "64 is fastest to a loss of" in strategy.recommend().reason
+    limits = "memory allows 512, hardware reaches half its speed at 50, gradient noise has its critical batch at"
+    assert limits in strategy.recommend().reason
 
 
 def test_a_run_that_was_stopped_early_does_not_count_against_its_batch() -> None:
@@ -155,7 +155,7 @@ def test_the_goal_time_confirms_the_fastest_batch() -> None:
 
 
 @pytest.mark.parametrize(("tolerance", "batch"), [(0.0, 16), (0.35, 64)])
-@pytest.mark.parametrize("budget", [6, 10])
+@pytest.mark.parametrize("budget", [8, 12])
 def test_a_faster_batch_within_tolerance_is_confirmed_and_recommended(
     budget: float, tolerance: float, batch: int
 ) -> None:

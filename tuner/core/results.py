@@ -84,6 +84,19 @@ class OnDevice(Record):
 
 
 @dataclass(frozen=True)
+class Comparison(Record):
+    """The recommended setting beside one that people know."""
+
+    name: str
+    """`your present setting`, or `batch 32`."""
+    setting: Candidate
+    times_sooner: Amount | None
+    """By what factor the recommended setting reaches the target sooner; None where no step time is known."""
+    loss_ratio: Amount | None
+    """Expected loss of the recommended setting at the end of a full run, over that of this one; None unless both are above 0."""
+
+
+@dataclass(frozen=True)
 class Recommendation(Record):
     """One setting that was really run, with the reason, its uncertainty and its cost."""
 
@@ -126,6 +139,8 @@ class Recommendation(Record):
     """The lowest loss after the seconds of a full run of this setting; None where it is this setting."""
     frontier: tuple[Candidate, ...] = ()
     """Settings that no other one beats both in loss and in seconds of a full run, the fastest first."""
+    compared: tuple[Comparison, ...] = ()
+    """The user's present setting and batch 32, as far as they were run to the end and are not this setting."""
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
             f"  to target:     {duration(best.seconds_to_target)}, {best.samples_to_target:,.0f} samples to "
             f"{number(result.target)}"
         )
+    lines += _beside(best)
     lines += _device_lines(result)
     lines.append(f"  limits:        {_limits(result)}")
     if best.batch_interval:
@@ -147,6 +148,30 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
     lines.append(f"  spent:         {trained}; {ended}")
     lines.append(f"  study:         {one_line(result.study)} in {one_line(result.storage)}")
     return plain_rows([*lines, "", *paste_lines(result, facts)])
+
+
+def _beside(best: Recommendation) -> list[str]:
+    """Return how the answer compares with the user's present setting and with batch 32, and what else it trades."""
+    lines = []
+    for each in best.compared:
+        setting = f"batch {each.setting.global_batch_size}, lr {each.setting.learning_rate:.4g}"
+        said = []
+        if each.times_sooner is not None:
+            factor = each.times_sooner if each.times_sooner >= 1 else 1 / each.times_sooner
+            said.append(f"{factor:.3g} times {'sooner' if each.times_sooner >= 1 else 'later'}")
+        if each.loss_ratio is not None:
+            change = abs(each.loss_ratio - 1)
+            said.append(
+                "the same loss"
+                if change < 0.005
+                else f"loss {change:.1%} {'lower' if each.loss_ratio < 1 else 'higher'}"
+            )
+        lines.append(f"  against:       {each.name} ({setting}): {', '.join(said)}")
+    if best.full_runs_to_best is not None and best.full_runs_to_best > 1.05:
+        lines.append(
+            f"  lowest loss:   about {best.full_runs_to_best:.2g} full runs of it reach the lowest loss expected of any"
+        )
+    return lines
 
 
 def _device_lines(result: SearchResult) -> list[str]:

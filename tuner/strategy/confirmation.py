@@ -16,11 +16,8 @@ from .ledger import Key, Run
 from .posterior import Model
 from .space import Point
 
-LEAST_GAIN = 0.003
+LEAST_GAIN = 0.001
 """In ln T for each reference run: another seed, or another finalist, is run where it is expected to change the answer by as much."""
-
-FAR_BEHIND = 1.0
-"""In ln T: what was never run and is expected to be so much later than the best is not run to the end to be told so."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def next_confirmation(
 
 
 def _finalists(evidence: Evidence, model: Model, out: set[Key]) -> list[Point]:
-    """Return the settings that may be confirmed: those that were run, and those of the grid that may be as good."""
+    """Return the settings that may be confirmed: those that were run, and those of the grid that are expected to be better."""
     runs = [run for run in model.leaders if run.number not in model.lost]
     space = evidence.context.space
     points = {run.key: space.point(run.setting) for run in runs}
@@ -113,7 +110,8 @@ def _finalists(evidence: Evidence, model: Model, out: set[Key]) -> list[Point]:
     ln_full = evidence.worth.ln_full([point.setting.global_batch_size for point in found])
     times = evidence.worth.ln_time(ln_full, model.curves(found), evidence.target_gap)
     run = {run.key for run in runs}
-    return [p for p, time in zip(found, times, strict=True) if p.key in run or time <= times.min() + FAR_BEHIND]
+    best = min((time for p, time in zip(found, times, strict=True) if p.key in run), default=math.inf)
+    return [p for p, time in zip(found, times, strict=True) if p.key in run or time <= best]
 
 
 def _seeds(evidence: Evidence, runs: Sequence[Run], retries: int, lost: frozenset[str]) -> dict[Key, set[int]]:

@@ -107,24 +107,25 @@ class Evidence:
         return runs[int(np.argmin(self.ln_times(run.setting for run in runs)))] if runs else None
 
     def ln_times(self, settings: Iterable[Setting]) -> np.ndarray:
-        """Return the expected ln T of settings, what is unsure of them included: lower is better.
+        """Return the expected ln T of settings, for the goal `time` with what is unsure of them: lower is better.
 
         What was run to the end counts by its own curves as much as by what the surrogate makes of them.
         """
         assert self.model is not None
         chosen = list(settings)
         points = [self.context.space.point(setting) for setting in chosen]
-        _, sd = self.model.final(points)
+        curves = self.model.curves(points)
         ln_full = self.worth.ln_full([setting.global_batch_size for setting in chosen])
-        outcomes = self.model.curves(points)[:, None, :] + sd[:, None, None] * _NODES[None, :, None]
+        if self.plan.goal != "time" or not self.clock.known:
+            return self.worth.ln_time(ln_full, curves, self.target_gap)
+        _, sd = self.model.final(points)
+        outcomes = curves[:, None, :] + sd[:, None, None] * _NODES[None, :, None]
         expected = self.worth.ln_time(ln_full[:, None], outcomes, self.target_gap) @ _WEIGHTS
         return np.array(
             [self._with_own(setting, x, full) for setting, x, full in zip(chosen, expected, ln_full, strict=True)]
         )
 
     def _with_own(self, setting: Setting, expected: float, ln_full: float) -> float:
-        if self.plan.goal != "time" or not self.clock.known:
-            return expected
         own = [x for run in self.ledger.of(key_of(setting)) if (x := self.ln_share_of(run)) is not None]
         return (expected + sum(ln_full + x for x in own)) / (1 + len(own))
 

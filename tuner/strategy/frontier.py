@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.results import Candidate
+from ..core.results import Candidate, Comparison
 from .candidates import full_value, key_of_candidate, setting_of, spoilt
 from .evidence import Evidence
+
+USUAL_BATCH = 32
+"""What many frameworks begin with."""
 
 
 def _ended(evidence: Evidence, found: Sequence[Candidate]) -> list[Candidate]:
@@ -77,3 +80,30 @@ def frontier(evidence: Evidence, found: Sequence[Candidate]) -> tuple[Candidate,
         if (candidate.val_loss.mean or 0.0) < lowest:
             kept.append(candidate)
     return tuple(kept)
+
+
+def comparisons(evidence: Evidence, found: Sequence[Candidate], chosen: Candidate) -> tuple[Comparison, ...]:
+    """Return the chosen setting beside the user's present one and the best at batch 32, where these ran to the end."""
+    ended = _ended(evidence, found)
+    own = next((c for c in ended if key_of_candidate(c) == evidence.baseline), None)
+    usual = next((c for c in ended if c.global_batch_size == USUAL_BATCH), None)
+    compared = []
+    if own is not None and own is not chosen:
+        compared.append(_comparison(evidence, "your present setting", own, chosen))
+    if usual is not None and usual is not own and chosen.global_batch_size != USUAL_BATCH:
+        compared.append(_comparison(evidence, f"batch {USUAL_BATCH}", usual, chosen))
+    return tuple(compared)
+
+
+def _comparison(evidence: Evidence, name: str, other: Candidate, chosen: Candidate) -> Comparison:
+    assert evidence.model is not None
+    settings = [setting_of(chosen), setting_of(other)]
+    best, its = (float(loss) for loss in evidence.model.losses(settings))
+    ratio = best / its if best > 0 and its > 0 else None
+    if evidence.plan.goal != "time" or not evidence.clock.known:
+        times = None
+        if chosen.seconds_per_full_run and other.seconds_per_full_run:
+            times = other.seconds_per_full_run / chosen.seconds_per_full_run
+        return Comparison(name, other, times, ratio)
+    soonest, later = evidence.ln_times(settings)
+    return Comparison(name, other, math.exp(later - soonest), ratio)

@@ -19,7 +19,7 @@ from .cautions import cautions
 from .choice import choose, within
 from .cost import Cost
 from .evidence import Evidence
-from .frontier import frontier, lowest_at_equal_seconds, lowest_loss, soonest
+from .frontier import comparisons, frontier, lowest_at_equal_seconds, lowest_loss, soonest
 from .posterior import Model
 
 ALTERNATIVES = 5
@@ -73,6 +73,7 @@ def recommend(evidence: Evidence) -> Recommendation:
         lowest_loss=_unless(chosen, lowest_loss(evidence, found)),
         lowest_loss_at_equal_seconds=_unless(chosen, lowest_at_equal_seconds(evidence, found, chosen)),
         frontier=frontier(evidence, found),
+        compared=comparisons(evidence, found, chosen),
     )
 
 
