@@ -13,7 +13,7 @@ from bstune.tuner.core.results import Attempt, ProbeResult, ThroughputRow
 from bstune.tuner.core.trials import MeasureSpec
 from bstune.tuner.probing.run import run_probe
 from bstune.tuner.report.plot import draw_probe
-from bstune.tuner.theory.step_time import fit_step_time, sizes_to_time, throughput_row
+from bstune.tuner.theory.step_time import fit_step_time, throughput_row
 from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
 
@@ -61,6 +61,8 @@ def misbehaving(model, batch):
         os.kill(os.getpid(), signal.SIGKILL)
     if does == "have a limit" and n > 100:
         raise RuntimeError("CUDA error: invalid configuration argument")
+    if does == "take time":
+        time.sleep(0.003 * n)
     if does == "take long":
         time.sleep(0.02 * n)
     return loss_of(model, batch)
@@ -284,6 +286,22 @@ def test_a_slow_loader_is_seen_and_said(path: Path) -> None:
     assert any("data loader" in warning for warning in result.warnings)
 
 
+def test_sizes_that_bring_no_speed_are_not_timed(path: Path, misbehaving: Host) -> None:
+    """A step takes 3 ms a sample at any size: the answer of 128 samples is not timed, and timing is no longer than finding it."""
+    result = probe_to(path, misbehaving, "take time", max_batch=128)
+
+    timed = [attempt for attempt in result.attempts if attempt.steps > 3]
+    found_s = sum(attempt.seconds for attempt in result.attempts if attempt.steps <= 3)
+    sizes = {row.batch_size for row in result.throughput}
+    assert result.micro_batch_size == 128
+    assert sizes == {attempt.size for attempt in timed}
+    assert {4, 32} <= sizes
+    assert max(sizes) < 128
+    assert sum(attempt.seconds for attempt in timed) <= max(1.0, found_s)
+    assert result.step_time_line is not None
+    assert result.step_time_line.step_s(128) == pytest.approx(0.003 * 128, rel=0.3)
+
+
 def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None:
     """The stored result comes back after one attempt; `fresh`, other settings or a changed file probe anew."""
     storage, target = f"sqlite:///{tmp_path / 'p.db'}", f"{path}:plain"
@@ -333,16 +351,3 @@ def test_step_time_line_is_fitted_to_relative_errors() -> None:
     assert falling is not None
     assert (falling.c_s_per_sample, falling.saturation_batch) == (0.0, None)
     assert fit_step_time([throughput_row(4, [0.1, 0.1])]) is None
-
-
-@pytest.mark.parametrize(
-    ("largest", "smallest", "multiple_of"), [(1024, 4, 1), (3, 4, 1), (1000, 8, 8), (1, 1, 1), (7, 7, 7)]
-)
-def test_sizes_to_time_are_few_and_within_bounds(largest: int, smallest: int, multiple_of: int) -> None:
-    """At most six, ascending, multiples, the largest one included."""
-    sizes = sizes_to_time(largest, smallest=smallest, multiple_of=multiple_of)
-
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] == largest // multiple_of * multiple_of
-    assert 1 <= len(sizes) <= 6
-    assert all(1 <= size <= largest and size % multiple_of == 0 for size in sizes)

@@ -98,7 +98,7 @@ class ThroughputRow(Record):
 
 @dataclass(frozen=True)
 class Loader(Record):
-    """What the data loader costs a training step, at the largest size that was timed."""
+    """What the data loader costs a training step, about where throughput stops rising (`knee_batch_size`)."""
 
     wait_share: Amount
     """Share of a step that is spent waiting for its batch."""

@@ -11,7 +11,7 @@ from ..core.trials import MeasureSpec
 from ..device.meter import Reading
 from ..device.out_of_memory import first_line, may_be_memory
 from ..memory.predictor import Foresight
-from ..theory.step_time import loader_of, throughput_row
+from ..theory.step_time import knee, loader_of, throughput_row
 from ..workers import messages
 from ..workers.fork_server import Host, error_of
 from ..workers.template import Died
@@ -54,7 +54,8 @@ class Attempts:
         self.optimizer: str | None = None
         self.eval_unseen = False
         self.rows: list[ThroughputRow] = []
-        self.loader: Loader | None = None
+        self.loaders: dict[int, Loader | None] = {}
+        """What the loader costs at each size that was timed."""
         self.last_output: str | None = None
         self.last_failure: messages.Failure | Died | None = None
         self.eval_sizes: dict[int, int] = {}
@@ -176,9 +177,8 @@ class Attempts:
         self.samples += notes.samples
         self.optimizer = self.optimizer or notes.optimizer
         if spec.timed_s and reading.timed_step_s:
-            self.rows = sorted([*self.rows, throughput_row(size, reading.timed_step_s)], key=lambda row: row.batch_size)
-            if size == self.rows[-1].batch_size:
-                self.loader = loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
+            self._add_row(throughput_row(size, reading.timed_step_s))
+            self.loaders[size] = loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
         if not spec.timed_s:
             self.eval_unseen = notes.eval_batch_size is None
             self.warnings.update(dict.fromkeys(notes.warnings))
@@ -198,6 +198,19 @@ class Attempts:
             reason = f"peak {reading.peak_bytes / GIB:.3f} GiB is over the budget of {self.budget_bytes / GIB:.3f} GiB"
             return attempt("oom", reading.peak_bytes, reading.steps, phase, reason)
         return attempt("ok", reading.peak_bytes, reading.steps, None, None)
+
+    def _add_row(self, row: ThroughputRow) -> None:
+        """Keep a row; of two for one size the faster, because what disturbs a step only makes it longer."""
+        fastest = {other.batch_size: other for other in self.rows}
+        if row.batch_size not in fastest or row.s_per_step < fastest[row.batch_size].s_per_step:
+            fastest[row.batch_size] = row
+        self.rows = [fastest[size] for size in sorted(fastest)]
+
+    @property
+    def loader(self) -> Loader | None:
+        """What the loader costs about where throughput stops rising: at tiny sizes everything else costs more."""
+        size = knee(self.rows)
+        return None if size is None else self.loaders.get(size)
 
     def warn(self, text: str) -> None:
         """Keep a warning, once."""

@@ -6,24 +6,22 @@ never an answer: the size that is returned was run.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 
 from ..core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError
 from ..core.results import Attempt, MemoryByCategory, MemoryLine, ProbeResult
-from ..device.memory import usable_cores
 from ..device.meter import Reading
 from ..device.out_of_memory import asked_bytes
-from ..theory.step_time import PLATEAU_GAIN, fit_step_time, knee, sizes_to_time
+from ..theory.step_time import PLATEAU_GAIN, fit_step_time, knee
 from ..workers import messages
 from ..workers.fork_server import Host
 from ..workers.template import Died
 from .attempts import GIB, Attempts, OnAttempt, TimeUp, objective_error
 from .memory_fit import SizeTried
 from .size_search import Answer, Bounds, Growth
+from .timing import time_size, time_sizes
 
-TIMED_S = 0.4
 CPU_NOISE_BYTES = 1 << 18
 """Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same. Measured with a fixed mmap threshold:
 repeats of a step of 300 to 660 MiB differ by 0.1 MiB. With malloc's own, moving threshold they scatter by several MiB more, which
@@ -31,7 +29,6 @@ the search sees."""
 CPU_SETTLING_BYTES = 4 << 20
 """Measured on six kinds of model with a fixed mmap threshold: from the second size on, resident memory lies above the live bytes of
 the traces by the same amount to within 0.3 MiB; from the smallest size to the second that amount grows by up to 2.3 MiB."""
-SMALLEST_TIMED = 4
 SMALLEST_PLATEAU = 64
 """Smaller steps are so short that their throughput still rises, or is mostly noise."""
 SAME_MEMORY = 0.05
@@ -75,7 +72,7 @@ def run_probe(
     final = _verify(growth, attempts)
     answer = growth.answer
     assert answer.size is not None
-    _time_sizes(answer.size, bounds, attempts)
+    time_sizes(answer.size, bounds, attempts)
     if (moved := host.memory_moved(attempts.memory)) is not None:
         attempts.warn(moved)
     return _result(host, attempts, answer, final)
@@ -130,7 +127,7 @@ def _grow(growth: Growth, attempts: Attempts) -> None:
                 attempt.outcome == "ok"
                 and growth.fit.flat
                 and growth.smallest_failure is None
-                and size >= SMALLEST_PLATEAU
+                and SMALLEST_PLATEAU <= size < growth.bounds.highest
             ):
                 rates.append(_rate(size, attempts))
                 if len(rates) > 2 and max(rates[-2:]) <= PLATEAU_GAIN * rates[-3]:
@@ -155,7 +152,7 @@ def _one_is_too_few(attempt: Attempt, failure: messages.Failure | Died | None, a
 
 
 def _rate(size: int, attempts: Attempts) -> float:
-    attempts.run(size, timed_s=TIMED_S)
+    time_size(size, attempts)
     return next((row.samples_per_s for row in attempts.rows if row.batch_size == size), 0.0)
 
 
@@ -189,26 +186,6 @@ def _verify(growth: Growth, attempts: Attempts) -> Reading:
         if attempt.outcome == "ok" and again is not None and growth.answer.size == size:
             return again
         _grow(growth, attempts)
-
-
-def _time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:
-    """Time a handful of sizes up to the answer, alone on the device."""
-    timed = {row.batch_size for row in attempts.rows}
-    for size in sizes_to_time(largest, smallest=max(SMALLEST_TIMED, bounds.lowest), multiple_of=bounds.multiple_of):
-        if size in timed:
-            continue
-        try:
-            attempts.run(size, timed_s=TIMED_S)
-        except TimeUp:
-            break
-    if attempts.rows and _busy():
-        attempts.warn(
-            "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is idle."
-        )
-
-
-def _busy() -> bool:
-    return os.getloadavg()[0] > usable_cores() + 0.5
 
 
 def _nothing_fits(growth: Growth, attempts: Attempts) -> BstuneError:
