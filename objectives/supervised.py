@@ -27,6 +27,9 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 LEAST_TIMED, CACHED_STEPS = 2, 3
 """Steps that are timed however slow they are; and those on one batch, to see what a step takes without its loader."""
 
+QUICK_S = 0.2
+"""A validation batch that takes less is timed twice."""
+
 
 class Supervised:
     """Train `model` on `train_data`, judge it on `val_data`.
@@ -190,6 +193,7 @@ class Supervised:
         meter.holds(**run.held_bytes())
         meter.phase("validation")
         n_validated = run.validate_once(spec.eval_batch_size)
+        validation_s = _validation_s(run, spec.eval_batch_size) if spec.times_validation else None
         wait_s, cached_step_s = self._time_steps(run, spec, meter) if spec.timed_s > 0 else (None, ())
         return MeasureNotes(
             samples=run.samples,
@@ -197,6 +201,7 @@ class Supervised:
             optimizer=type(run.optimizer).__name__,
             wait_s=wait_s,
             cached_step_s=cached_step_s,
+            validation_s_per_sample=validation_s,
         )
 
     def _time_steps(self, run: TrainingRun, spec: MeasureSpec, meter: Meter) -> tuple[float, tuple[float, ...]]:
@@ -306,6 +311,16 @@ class Supervised:
                 "training_step=(model, batch) -> loss."
             )
         return self.loss(model(batch[0]), batch[1])
+
+
+def _validation_s(run: TrainingRun, eval_batch_size: int) -> float:
+    """Return the seconds that a validation batch takes, over its samples: the fewer of two where it is quick."""
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < 2 and seconds[0] < QUICK_S):
+        start_s = time.perf_counter()
+        n_samples = run.validate_once(eval_batch_size)  # It reads the loss, and so waits for the device.
+        seconds.append(time.perf_counter() - start_s)
+    return min(seconds) / n_samples
 
 
 def default_loss(output: Any, target: Any) -> Any:

@@ -50,6 +50,10 @@ def hungry_validation(model, batch):
     held.append(torch.ones(len(batch[0]) << 21))  # 8 MiB a sample.
     return loss_of(model, batch)
 
+def slow_validation(model, batch):
+    time.sleep(0.001 * len(batch[0]))
+    return loss_of(model, batch)
+
 def misbehaving(model, batch):
     does, n = Path(__file__).with_name("does").read_text(), len(batch[0])  # Read at each step: one template serves all cases.
     if does == "fail at one" and n == 1:
@@ -81,6 +85,18 @@ def big():
 plain = bstune.Supervised(net, data, data)
 memory = bstune.Supervised(net, data, data, training_step=mib_per_sample, validation_step=loss_of)
 validation = bstune.Supervised(net, data, data, validation_step=hungry_validation)
+slow = bstune.Supervised(net, data, data, validation_step=slow_validation)
+
+@bstune.objective(n_samples=1000)
+def loop(trial):
+    model, samples = net(), 0
+    optimizer = torch.optim.SGD(model.parameters(), lr=trial.learning_rate)
+    while samples < trial.max_samples:
+        loss_of(model, (torch.zeros(trial.micro_batch_size, 4), torch.zeros(trial.micro_batch_size, dtype=torch.long))).backward()
+        optimizer.step()
+        samples += trial.micro_batch_size
+    trial.report(val_loss=1.0, samples=samples)
+
 norm = bstune.Supervised(batch_norm, data, data)
 misbehaves = bstune.Supervised(net, data, data, training_step=misbehaving)
 waits = bstune.Supervised(net, Slow(), data)
@@ -300,6 +316,25 @@ def test_sizes_that_bring_no_speed_are_not_timed(path: Path, misbehaving: Host) 
     assert sum(attempt.seconds for attempt in timed) <= max(1.0, found_s)
     assert result.step_time_line is not None
     assert result.step_time_line.step_s(128) == pytest.approx(0.003 * 128, rel=0.3)
+
+
+@pytest.mark.parametrize("largest", [5, 300])
+def test_validation_is_timed(path: Path, largest: int) -> None:
+    """It takes 1 ms a sample and a step next to nothing, also where the answer is so small that it was traced."""
+    result = probe_of(path, "slow", max_batch=largest)
+
+    assert result.validation_s_per_sample == pytest.approx(0.001, rel=0.5)
+    assert ProbeResult.from_dict(json.loads(result.to_json())) == result
+    before = {name: value for name, value in result.to_dict().items() if name != "validation_s_per_sample"}
+    assert ProbeResult.from_dict(before).validation_s_per_sample is None
+
+
+def test_validation_of_a_users_loop_is_not_told_apart(path: Path) -> None:
+    """Its step times are known, and what its validation takes is part of its reports only."""
+    result = probe_of(path, "loop", max_batch=64)
+
+    assert result.validation_s_per_sample is None
+    assert result.step_time_line is not None
 
 
 def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None:

@@ -161,6 +161,9 @@ class ProbeResult(Record):
     """Smallest size that was timed at 95 % or more of the best throughput: beyond it, size brings next to no speed."""
     loader: Loader | None = None
     """None where the user owns the loop, so that the wait for batches cannot be seen."""
+    validation_s_per_sample: Amount | None = None
+    """Seconds of validation for each sample of the validation data, at `eval_batch_size`; None where the user owns the loop, whose
+    validation cannot be told apart, and in results of older versions."""
     cached: bool = False
     """The result is a stored one, whose size was run once more now."""
     environment: dict[str, str] = field(default_factory=dict)

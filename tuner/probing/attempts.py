@@ -58,6 +58,8 @@ class Attempts:
         """What the loader costs at each size that was timed."""
         self.last_output: str | None = None
         self.last_failure: messages.Failure | Died | None = None
+        self.validation_s: dict[int, float] = {}
+        """Seconds of validation for each of its samples, with a micro-batch size."""
         self.eval_sizes: dict[int, int] = {}
         """Validation batch size that was seen to fit with a micro-batch size, as training would use it."""
         self._eval_limit: int | None = None
@@ -104,8 +106,13 @@ class Attempts:
         fluke: str | None = None
         while True:
             both = not timed_s and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
-            spec = MeasureSpec(size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s)
-            attempt, reading, failure = self._once(spec, traced=self.foresight.wants_trace and not timed_s)
+            traced = self.foresight.wants_trace and not timed_s
+            # With the answer; where that was traced, with the first size that is timed.
+            validates = not traced and (final or (timed_s > 0 and not self.validation_s))
+            spec = MeasureSpec(
+                size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s, times_validation=validates
+            )
+            attempt, reading, failure = self._once(spec, traced=traced)
             if attempt is None:
                 continue
             if fluke is None and _may_be_fluke(attempt, failure):
@@ -176,6 +183,8 @@ class Attempts:
         notes = answer.notes
         self.samples += notes.samples
         self.optimizer = self.optimizer or notes.optimizer
+        if notes.validation_s_per_sample is not None:
+            self.validation_s[size] = notes.validation_s_per_sample
         if spec.timed_s and reading.timed_step_s:
             self._add_row(throughput_row(size, reading.timed_step_s))
             self.loaders[size] = loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
@@ -211,6 +220,10 @@ class Attempts:
         """What the loader costs about where throughput stops rising: at tiny sizes everything else costs more."""
         size = knee(self.rows)
         return None if size is None else self.loaders.get(size)
+
+    def validation_s_per_sample(self, size: int) -> float | None:
+        """Return the seconds of validation for each of its samples: those seen with the answer, else with another size."""
+        return self.validation_s.get(size, next(iter(self.validation_s.values()), None))
 
     def warn(self, text: str) -> None:
         """Keep a warning, once."""

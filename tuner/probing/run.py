@@ -99,6 +99,7 @@ def verified_again(
         attempts=(*stored.attempts, *attempts.tried),
         samples=attempts.samples,
         seconds=time.monotonic() - attempts.started_s,
+        validation_s_per_sample=attempts.validation_s_per_sample(stored.micro_batch_size),
         cached=True,
     )
 
@@ -254,6 +255,7 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
         samples=attempts.samples,
         seconds=time.monotonic() - attempts.started_s,
         optimizer=attempts.optimizer,
+        validation_s_per_sample=attempts.validation_s_per_sample(size),
     )
 
 
