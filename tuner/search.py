@@ -58,6 +58,7 @@ def search(
     sampler: str = "auto",
     confirm: int = 3,
     device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
     baseline: tuple[int, float] | None = None,
     isolation: Literal["process", "none"] = "process",
     seed: int = 0,
@@ -89,6 +90,7 @@ def search(
         sampler: `auto`, or `random` and `tpe` for comparison.
         confirm: Most fresh seeds per finalist.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads of each trial; by default what `OMP_NUM_THREADS` says, else the faster of one and all cores.
         baseline: Your present (batch size, learning rate); it is measured beside the rest and centres the search.
         isolation: `process`, or `none` to run a cheap, trusted function in this process, without a probe.
         seed: Seed of all trials of the search; confirmation uses the seeds that follow.
@@ -121,6 +123,7 @@ def search(
         sampler=sampler,
         confirm=confirm,
         device=device,
+        threads=threads,
         baseline=baseline,
         isolation=isolation,
         seed=seed,

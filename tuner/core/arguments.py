@@ -18,6 +18,7 @@ from .specs import Plan
 MOST_BYTES = 2**60
 MOST_NAME = 200
 """Characters in the name of a study, and of a dimension."""
+MOST_THREADS = 1024
 MOST_SEED = 2**43
 """The order of an epoch is drawn from a seed of 64 bits, which is this one times a million (`objectives/data.py`)."""
 
@@ -131,6 +132,14 @@ class Checks:
         if value not in valid:
             self.wrong(f"{name}={_brief(value)}: expected one of {', '.join(valid)}.")
 
+    def integer_or_auto(self, name: str, value: Any, maximum: int) -> int | Literal["auto"]:
+        """Return `auto` or the value as an int of at least 1; on a problem note it."""
+        if isinstance(value, str):
+            if value != "auto":
+                self.wrong(f"{name}={_brief(value)}: expected auto or a whole number of at least 1.")
+            return "auto"
+        return self.integer(name, value, 1, maximum)
+
     def size(self, name: str, value: str | int | None) -> int | None:
         """Return a size in bytes; on a problem note it and return None."""
         try:
@@ -195,6 +204,7 @@ class ProbeArguments:
     timeout: float | None = None
     """Seconds."""
     seed: int = 0
+    threads: int | Literal["auto"] = "auto"
     malloc: str = "default"
     fresh: bool = False
     study: str | None = None
@@ -229,6 +239,7 @@ def check_probe(**asked: Any) -> ProbeArguments:
         multiple_of=checks.integer("multiple_of", given.multiple_of, 1),
         timeout=None if given.timeout is None else checks.real("timeout", given.timeout, _is_time, _TIME),
         seed=checks.integer("seed", given.seed, 0, MOST_SEED),
+        threads=checks.integer_or_auto("threads", given.threads, MOST_THREADS),
         malloc=given.malloc,
         fresh=given.fresh,
         study=given.study,
@@ -254,6 +265,8 @@ class SearchArguments:
     plan: Plan
     """Its defaults are those of the command and of the function, as are the ones below."""
     device: str = "auto"
+    threads: int | Literal["auto"] = "auto"
+    """Of each trial."""
     timeout: float | None = None
     """Seconds of this call."""
     trial_timeout: float | None = None
@@ -297,6 +310,11 @@ def check_search(**asked: Any) -> SearchArguments:
     n_jobs = checks.integer("jobs", given.jobs, 1)
     if given.isolation == "none" and n_jobs > 1:
         checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
+    threads = checks.integer_or_auto("threads", given.threads, MOST_THREADS)
+    if given.isolation == "none" and threads != "auto":
+        checks.wrong(
+            f"threads={threads}: with isolation='none' trials run in this process, with the threads that it has."
+        )
     plan = Plan(
         goal=given.goal,
         target=None
@@ -325,6 +343,7 @@ def check_search(**asked: Any) -> SearchArguments:
     return SearchArguments(
         plan=plan,
         device=given.device,
+        threads=threads,
         timeout=seconds,
         trial_timeout=silence_s,
         isolation=given.isolation,

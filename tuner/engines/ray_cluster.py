@@ -96,13 +96,22 @@ class Cluster:
         folder: Where Tune keeps what it must write; it goes when the cluster is closed.
     """
 
-    def __init__(self, objective: Any, *, device: str = "auto", jobs: int = 1, address: str | None = None) -> None:
+    def __init__(
+        self,
+        objective: Any,
+        *,
+        device: str = "auto",
+        jobs: int = 1,
+        threads: int | None = None,
+        address: str | None = None,
+    ) -> None:
         """Start or join Ray and look at the objective where trials will run.
 
         Args:
             objective: A Supervised, a LoopObjective, or a reference to one in a file.
             device: `auto`, `cpu` or `cuda`.
             jobs: Trials side by side; with GPUs and 1, as many as there are GPUs.
+            threads: Of each trial; None: the cores that it gets.
             address: None starts Ray here, on the loopback device; `auto` or `HOST:PORT` joins a cluster.
 
         Raises:
@@ -138,7 +147,8 @@ class Cluster:
             like_driver = None if address else (os.getcwd(), path_of_caller())
             kind = "cuda" if self.slots.gpus else "cpu"
             # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
-            threads = None if like_driver is not None and not self.slots.gpus else self.slots.cpus
+            if threads is None and (like_driver is None or self.slots.gpus):
+                threads = self.slots.cpus
             data = pickled(objective, source, travels=like_driver is None)
             self.task = Task(data, kind, self.slots.cpus, threads, like_driver, None if source is None else source.name)
             self.kinds = self._kinds()

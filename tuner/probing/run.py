@@ -17,7 +17,7 @@ from ..theory.step_time import PLATEAU_GAIN, fit_step_time, knee
 from ..workers import messages
 from ..workers.fork_server import Host
 from ..workers.template import Died
-from .attempts import GIB, Attempts, OnAttempt, TimeUp, objective_error
+from .attempts import GIB, Attempts, OnAttempt, OnNote, TimeUp, objective_error
 from .memory_fit import SizeTried
 from .size_search import Answer, Bounds, Growth
 from .timing import time_size, time_sizes
@@ -45,6 +45,7 @@ def run_probe(
     timeout: float | None = None,
     seed: int = 0,
     on_attempt: OnAttempt | None = None,
+    on_note: OnNote | None = None,
 ) -> ProbeResult:
     """Find the largest micro-batch of the host's objective that fits; arguments as in `probe`, already checked.
 
@@ -59,7 +60,7 @@ def run_probe(
     if min_batch > n_samples:
         raise ArgumentError(f"min_batch={min_batch} is more than the data set has: expected at most {n_samples}.")
     bounds = Bounds(min_batch, highest, multiple_of, "max_batch" if capped else "dataset")
-    attempts = Attempts(host, headroom=headroom, seed=seed, timeout_s=timeout, on_attempt=on_attempt)
+    attempts = Attempts(host, headroom=headroom, seed=seed, timeout_s=timeout, on_attempt=on_attempt, on_note=on_note)
     on_cpu = host.device_info.kind == "cpu"
     growth = Growth(
         bounds,
@@ -82,12 +83,15 @@ def verified_again(
     host: Host, stored: ProbeResult, *, headroom: float, seed: int, on_attempt: OnAttempt | None = None
 ) -> ProbeResult | None:
     """Run the size of a stored result once more, and return the result with what was seen now; None where it holds no longer."""
-    attempts = Attempts(host, headroom=headroom, seed=seed, timeout_s=None, on_attempt=on_attempt)
+    attempts = Attempts(host, headroom=headroom, seed=seed, on_attempt=on_attempt)
     moved = abs(attempts.usable_bytes / stored.usable_bytes - 1) > SAME_MEMORY
     if stored.limited_by == "timeout" or (moved and stored.limited_by == "memory"):
         return None
+    before, threads = host.threads, stored.device.threads
+    host.use_threads(threads or before)
     attempt, reading = attempts.run(stored.micro_batch_size, final=True)
     if attempt.outcome != "ok" or reading is None or reading.peak_bytes is None:
+        host.use_threads(before)
         return None
     return replace(
         stored,

@@ -87,7 +87,11 @@ def _described(
         from ..engines.ray_cluster import Cluster
 
         with Cluster(
-            objective, device=arguments.device, jobs=arguments.plan.jobs, address=arguments.ray_address
+            objective,
+            device=arguments.device,
+            jobs=arguments.plan.jobs,
+            threads=None if arguments.threads == "auto" else arguments.threads,
+            address=arguments.ray_address,
         ) as cluster:
             path = storage.location.path
             shared = cluster.facts.can_continue and path is not None and cluster.shares(path.parent)
@@ -95,7 +99,8 @@ def _described(
         return
     from ..workers.fork_server import Host
 
-    with Host(objective, device=arguments.device, jobs=arguments.plan.jobs) as host:
+    threads = None if arguments.threads == "auto" else arguments.threads
+    with Host(objective, device=arguments.device, jobs=arguments.plan.jobs, threads=threads) as host:
         yield host.facts, host.device_info, host
 
 
@@ -127,6 +132,7 @@ def _study(
     )
     asked = {
         "device": arguments.device,
+        "threads": arguments.threads,
         "isolation": arguments.isolation,
         "engine": arguments.engine,
         "ray_address": arguments.ray_address,

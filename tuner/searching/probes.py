@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..core.arguments import SearchArguments
 from ..core.progress import Progress, tell
@@ -85,11 +85,19 @@ def obtain_probe(
         if len(kinds) > 1:
             said = f"The probe that was given holds for all kinds of device of the cluster: {'; '.join(kinds)}."
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
+        _use_threads_of(arguments.probe, host, lambda said: tell(arguments, _said(study, arguments, "warning", said)))
         return arguments.probe
-    key = probe_key(facts, host.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
+    key = probe_key(
+        facts,
+        host.device_info,
+        jobs=arguments.plan.jobs,
+        seed=arguments.plan.seed,
+        chooses_threads=getattr(host, "chooses_threads", False),
+    )
     for other in itertools.chain([study], studies(study.storage, readable=True)):
         if other.probe is not None and other.probe.limited_by != "timeout" and other.attributes.get("probe_key") == key:
             study.set(probe_key=key)
+            _use_threads_of(other.probe, host)
             return other.probe
     left_s = deadline_s - time.monotonic()
     probe = _run_probe(
@@ -99,6 +107,7 @@ def obtain_probe(
         on_attempt=lambda attempt: tell(
             arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt)
         ),
+        on_note=lambda said: tell(arguments, _said(study, arguments, "note", f"probe  {said}")),
     )
     study.set(probe=probe.to_dict(), probe_key=key)
     return probe
@@ -140,8 +149,34 @@ def _probe_kinds(
     return next(iter(study.probes.values()))
 
 
+def _said(study: Study, arguments: SearchArguments, kind: Literal["warning", "note"], message: str) -> Progress:
+    return Progress(kind, study.name, arguments.plan.budget, message=message)
+
+
+def _use_threads_of(probe: ProbeResult, host: Host | Cluster, warn: Callable[[str], None] = lambda _: None) -> None:
+    """Train with the threads of a probe that is taken as it is, where they may be chosen; its step times hold for no others."""
+    from ..workers.fork_server import Host
+
+    threads = probe.device.threads
+    if not isinstance(host, Host) or host.device_info.kind != "cpu" or threads in (None, host.threads):
+        return
+    assert threads is not None
+    if host.chooses_threads and probe.device.kind == "cpu" and threads <= host.threads:
+        host.use_threads(threads)
+    else:
+        warn(
+            f"The probe was made with {threads} threads, and trials have {host.threads}: they may be faster or slower than it says. "
+            f"Probe again, or use --threads {threads}."
+        )
+
+
 def _run_probe(
-    host: Host | Cluster, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+    host: Host | Cluster,
+    *,
+    timeout: float | None,
+    seed: int,
+    on_attempt: Callable[[Attempt], None],
+    on_note: Callable[[str], None],
 ) -> ProbeResult:
     """Probe where the trials will run."""
     from ..workers.fork_server import Host
@@ -149,7 +184,7 @@ def _run_probe(
     if isinstance(host, Host):
         from ..probing.run import run_probe
 
-        return run_probe(host, timeout=timeout, seed=seed, on_attempt=on_attempt)
+        return run_probe(host, timeout=timeout, seed=seed, on_attempt=on_attempt, on_note=on_note)
     probe = host.run_probe(next(iter(host.kinds)), timeout=timeout, seed=seed)
     for attempt in probe.attempts:
         on_attempt(attempt)
