@@ -54,7 +54,7 @@ def test_a_step_that_is_no_line_is_timed_at_more_sizes() -> None:
         rows.append(ThroughputRow(size, size / seconds, seconds, 0.0))
 
     assert len(rows) == 6
-    assert max(row.batch_size for row in rows) == 512
+    assert max(row.batch_size for row in rows) > 256
 
 
 def test_the_plateau_is_where_doubling_brings_a_twentieth() -> None:
