@@ -353,7 +353,12 @@ def _value(text: str) -> int | float | str:
     help="Your present setting; it is measured beside the rest.  [default: none]",
 )
 @click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist.")
-@click.option("--jobs", type=int, default=1, help="Trials that run side by side.")
+@click.option(
+    "--jobs",
+    type=_Auto(),
+    default=1,
+    help="Trials that run side by side, or auto: on CPU as many as have cores and memory, at most 8; elsewhere one.",
+)
 @click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation uses those that follow.")
 @click.option("--pruner", default="auto", help="auto, or none to let every trial run to its end.")
 @click.option("--sampler", default="auto", help="auto, or random and tpe for comparison.")

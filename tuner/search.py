@@ -52,7 +52,7 @@ def search(
     trial_timeout: float | None = None,
     space: Mapping[str, Any] | None = None,
     engine: str = "optuna",
-    jobs: int = 1,
+    jobs: int | Literal["auto"] = 1,
     ray_address: str | None = None,
     pruner: str = "auto",
     sampler: str = "auto",
@@ -84,7 +84,8 @@ def search(
         space: Dimensions to fix or add, by name (`batch_size`, `learning_rate`, or your own): a scalar fixes, a list means
             exactly these, `(lo, hi)` a log range, an Optuna distribution itself.
         engine: Who runs the trials: `optuna` on this machine, `ray` by Ray Tune, here or on a cluster.
-        jobs: Trials that run side by side; with `ray` and GPUs, 1 means one per GPU of the cluster.
+        jobs: Trials that run side by side, or `auto`: on CPU as many as have cores and memory, at most 8; elsewhere as 1. With
+            `ray` and GPUs, 1 means one per GPU of the cluster.
         ray_address: With `ray`: `auto` or `HOST:PORT` of a cluster to join; by default Ray is started here, on loopback.
         pruner: `auto`, or `none` to let every trial run to its end.
         sampler: `auto`, or `random` and `tpe` for comparison.

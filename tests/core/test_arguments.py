@@ -53,6 +53,7 @@ def test_what_is_no_size(text: Any) -> None:
         {"timeout": -1},
         {"tolerance": 1},
         {"jobs": True},
+        {"jobs": "many"},
         {"threads": 0},
         {"threads": "all"},
         {"threads": 10**6},

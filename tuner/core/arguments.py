@@ -267,6 +267,8 @@ class SearchArguments:
     device: str = "auto"
     threads: int | Literal["auto"] = "auto"
     """Of each trial."""
+    jobs: int | Literal["auto"] = 1
+    """As asked; the plan has a number, which for `auto` is known once there is a probe."""
     timeout: float | None = None
     """Seconds of this call."""
     trial_timeout: float | None = None
@@ -307,7 +309,8 @@ def check_search(**asked: Any) -> SearchArguments:
         checks.wrong(f"callbacks={_brief(given.callbacks)}: expected a list of functions.")
     if given.target is not None and given.goal != "time":
         checks.wrong(f"target={_brief(given.target)}: it goes with goal='time', not with goal={_brief(given.goal)}.")
-    n_jobs = checks.integer("jobs", given.jobs, 1)
+    jobs = checks.integer_or_auto("jobs", given.jobs, 2**53)
+    n_jobs = 1 if jobs == "auto" else jobs
     if given.isolation == "none" and n_jobs > 1:
         checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
     threads = checks.integer_or_auto("threads", given.threads, MOST_THREADS)
@@ -344,6 +347,7 @@ def check_search(**asked: Any) -> SearchArguments:
         plan=plan,
         device=given.device,
         threads=threads,
+        jobs=jobs,
         timeout=seconds,
         trial_timeout=silence_s,
         isolation=given.isolation,

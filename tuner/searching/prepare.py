@@ -14,6 +14,7 @@ from ..core.progress import Progress, tell
 from ..core.results import DeviceInfo, ProbeResult
 from ..core.trials import Facts
 from ..engines.base import Pool
+from ..report.units import gib
 from ..studies.catalog import choose_study, fingerprint, touch
 from ..studies.checkpoints import forget_checkpoints
 from ..studies.naming import study_name
@@ -69,9 +70,15 @@ def prepared(
         for warning in () if host is None else host.warnings:
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))
         probe = None if host is None else obtain_probe(study, arguments, facts, host, deadline_s)
+        if probe is not None and arguments.jobs == "auto":
+            arguments, probe = _shared(study, arguments, probe, host)
         facts = with_probed_optimizer(facts, probe)
         if not (dry and study.finished):
-            study.set(facts=dataclasses.asdict(facts), probe=None if probe is None else probe.to_dict())
+            study.set(
+                facts=dataclasses.asdict(facts),
+                probe=None if probe is None else probe.to_dict(),
+                plan=encode_plan(arguments.plan),
+            )
             forget_checkpoints(study)
         yield Ready(objective, arguments, facts, study, probe, make_strategy(arguments.plan, facts, probe, study), host)
 
@@ -133,6 +140,7 @@ def _study(
     asked = {
         "device": arguments.device,
         "threads": arguments.threads,
+        **({"jobs": "auto"} if arguments.jobs == "auto" else {}),
         "isolation": arguments.isolation,
         "engine": arguments.engine,
         "ray_address": arguments.ray_address,
@@ -150,6 +158,32 @@ def _study(
     )
     touch(study)
     return study
+
+
+def _shared(
+    study: Study, arguments: SearchArguments, probe: ProbeResult, host: Host | Cluster | None
+) -> tuple[SearchArguments, ProbeResult]:
+    """Return the arguments and the probe with as many trials side by side as have cores and memory; on a cluster as they are."""
+    from ..workers.fork_server import Host
+
+    if not isinstance(host, Host):
+        return arguments, probe
+    from .sharing import share
+
+    budget = arguments.plan.budget
+    jobs, probe = share(
+        host,
+        probe,
+        seed=arguments.plan.seed,
+        on_attempt=lambda attempt: tell(arguments, Progress("probe", study.name, budget, attempt=attempt)),
+    )
+    threads = f"{host.threads} thread{'' if host.threads == 1 else 's'}"
+    said = f"jobs {jobs}: each trial has {threads} and {gib(probe.usable_bytes)} of memory"
+    tell(arguments, Progress("note", study.name, budget, message=said))
+    key = study.attributes.get("probe_key")
+    if jobs > 1 and arguments.probe is None and key is not None:
+        study.set(probe=probe.to_dict(), probe_key={**key, "jobs": "auto"})
+    return dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=jobs)), probe
 
 
 def make_pool(ready: Ready, drive: Drive) -> Pool:

@@ -94,11 +94,15 @@ def obtain_probe(
         seed=arguments.plan.seed,
         chooses_threads=getattr(host, "chooses_threads", False),
     )
-    for other in itertools.chain([study], studies(study.storage, readable=True)):
-        if other.probe is not None and other.probe.limited_by != "timeout" and other.attributes.get("probe_key") == key:
-            study.set(probe_key=key)
-            _use_threads_of(other.probe, host)
-            return other.probe
+    # One that was made for trials side by side says for how many; see `sharing`.
+    keys = [{**key, "jobs": "auto"}, key] if arguments.jobs == "auto" else [key]
+    for wanted in keys:
+        for other in itertools.chain([study], studies(study.storage, readable=True)):
+            stored: ProbeResult | None = other.probe if other.attributes.get("probe_key") == wanted else None
+            if stored is not None and stored.limited_by != "timeout":
+                study.set(probe_key=wanted)
+                _use_threads_of(stored, host)
+                return stored
     left_s = deadline_s - time.monotonic()
     probe = _run_probe(
         host,
