@@ -79,6 +79,18 @@ class Slow(torch.utils.data.Dataset):
         time.sleep(0.002)
         return torch.zeros(4), 0
 
+class Reads(Slow):
+    def __len__(self):
+        return 256
+
+    def __getitem__(self, index):
+        time.sleep(0.0005)
+        return torch.zeros(4), 0
+
+def steady(model, batch):
+    time.sleep(0.02 + 0.001 * len(batch[0]))
+    return loss_of(model, batch)
+
 def big():
     return nn.Linear(8192, 8192)  # 256 MiB of parameters.
 
@@ -100,6 +112,7 @@ def loop(trial):
 norm = bstune.Supervised(batch_norm, data, data)
 misbehaves = bstune.Supervised(net, data, data, training_step=misbehaving)
 waits = bstune.Supervised(net, Slow(), data)
+reads = bstune.Supervised(net, Reads(), data, training_step=steady)
 weights = bstune.Supervised(big, data, data, training_step=lambda model, batch: model.weight.sum())
 """
 BASE_MIB = 330
@@ -299,6 +312,15 @@ def test_a_slow_loader_is_seen_and_said(path: Path) -> None:
     assert result.loader.bound
     assert result.loader.wait_share > 0.5
     assert result.loader.samples_per_s_without > 1.5 * max(row.samples_per_s for row in result.throughput)
+    assert any("data loader" in warning for warning in result.warnings)
+
+
+def test_a_loader_is_judged_where_it_matters(path: Path) -> None:
+    """A batch of 4 waits for 2 of 26 ms; where throughput stops rising a step waits for a quarter of its time and more."""
+    result = probe_of(path, "reads")
+
+    assert result.loader is not None
+    assert result.loader.wait_share > 0.18
     assert any("data loader" in warning for warning in result.warnings)
 
 

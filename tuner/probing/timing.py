@@ -7,7 +7,6 @@ import time
 
 from ..core.results import Attempt
 from ..device.memory import usable_cores
-from ..report.units import duration
 from ..theory.step_time import LINE_KNOWN, fit_step_time, next_size_to_time, worst_error
 from .attempts import Attempts, TimeUp
 from .size_search import Bounds
@@ -66,10 +65,13 @@ def _choose_threads(largest: int, bounds: Bounds, attempts: Attempts) -> None:
     finally:
         if not one_is_faster:
             host.use_threads(n_all)
-    took = "far longer" if with_one is None else duration(with_one)
     attempts.note(
-        f"threads {host.threads}: a step at micro-batch {size} takes {took} with 1 thread, {duration(with_all)} with {n_all}"
+        f"threads {host.threads}: a step at micro-batch {size} takes {_ms(with_one)} with 1, {_ms(with_all)} with {n_all}"
     )
+
+
+def _ms(seconds: float | None) -> str:
+    return "far longer" if seconds is None else f"{1000 * seconds:.3g} ms"
 
 
 def time_size(size: int, attempts: Attempts) -> Attempt:
