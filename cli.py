@@ -174,6 +174,23 @@ _study_option = click.option("--study", help="Name of the study.  [default: the 
 _device_option = click.option("--device", default="auto", help="auto (CUDA when it works), cpu, cuda or cuda:N.")
 
 
+class _Auto(click.ParamType):  # type: ignore[type-arg]
+    """`auto` or a number; what else may be is for the library to say."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+_threads_option = click.option(
+    "--threads",
+    type=_Auto(),
+    default="auto",
+    help="CPU threads of each process: auto (what OMP_NUM_THREADS says, else one or all, as is faster) or a number.",
+)
+
+
 @click.group(cls=_Commands, context_settings=_SETTINGS, epilog="\b\nExample:\n  bstune search model.py")
 @click.version_option(__version__, prog_name="bstune")
 def main() -> None:
@@ -192,6 +209,7 @@ def main() -> None:
 )
 @click.option("--headroom", type=float, default=0.05, help="Share of the usable memory that is left free.")
 @click.option("--min-batch", type=int, default=1, help="Smallest micro-batch that is of use, in samples.")
+@_threads_option
 @click.option("--max-batch", type=int, help="Largest micro-batch to try, in samples.  [default: the data set]")
 @click.option("--multiple-of", type=int, default=1, help="The answer is a multiple of this many samples.")
 @click.option("--timeout", type=float, help="Seconds after which the best size so far is returned.  [default: none]")
@@ -228,7 +246,12 @@ def probe_command(model: str, as_json: bool, plot: Path | None, **options: Any) 
         check_picture(plot)
     progress = make_progress()
     with progress, _terminable():
-        result = probe_checked(load(model), arguments, on_attempt=lambda attempt: progress.print(attempt_line(attempt)))
+        result = probe_checked(
+            load(model),
+            arguments,
+            on_attempt=lambda attempt: progress.print(attempt_line(attempt)),
+            on_note=lambda text: progress.print(f"probe  {text}"),
+        )
     _warn(result.warnings)
     kept = "What was probed is stored: run the same command again." if _is_kept(arguments.storage) else None
     _answer(result.to_json() if as_json else probe_text(result), as_json=as_json, kept=kept)
@@ -330,7 +353,12 @@ def _value(text: str) -> int | float | str:
     help="Your present setting; it is measured beside the rest.  [default: none]",
 )
 @click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist.")
-@click.option("--jobs", type=int, default=1, help="Trials that run side by side.")
+@click.option(
+    "--jobs",
+    type=_Auto(),
+    default=1,
+    help="Trials that run side by side, or auto: on CPU as many as have cores and memory, at most 8; elsewhere one.",
+)
 @click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation uses those that follow.")
 @click.option("--pruner", default="auto", help="auto, or none to let every trial run to its end.")
 @click.option("--sampler", default="auto", help="auto, or random and tpe for comparison.")
@@ -356,6 +384,7 @@ def _value(text: str) -> int | float | str:
     help="A file that `bstune probe --json` wrote.  [default: probe if needed]",
 )
 @_device_option
+@_threads_option
 @_study_option
 @click.option("--fresh", is_flag=True, help="Keep the old study and make a new one, NAME-2.")
 @click.option("--dry-run", is_flag=True, help="Print the forecast and train nothing.")

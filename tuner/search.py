@@ -53,12 +53,13 @@ def search(
     trial_timeout: float | None = None,
     space: Mapping[str, Any] | None = None,
     engine: str = "optuna",
-    jobs: int = 1,
+    jobs: int | Literal["auto"] = 1,
     ray_address: str | None = None,
     pruner: str = "auto",
     sampler: str = "auto",
     confirm: int = 3,
     device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
     baseline: tuple[int, float] | None = None,
     isolation: Literal["process", "none"] = "process",
     seed: int = 0,
@@ -85,13 +86,15 @@ def search(
         space: Dimensions to fix or add, by name (`batch_size`, `learning_rate`, or your own): a scalar fixes, a list
             means exactly these, `(lo, hi)` a log range, an Optuna distribution itself.
         engine: Who runs the trials: `optuna` on this machine, `ray` by Ray Tune, here or on a cluster.
-        jobs: Trials that run side by side; with `ray` and GPUs, 1 means one per GPU of the cluster.
+        jobs: Trials that run side by side, or `auto`: on CPU as many as have cores and memory, at most 8; elsewhere
+            as 1. With `ray` and GPUs, 1 means one per GPU of the cluster.
         ray_address: With `ray`: `auto` or `HOST:PORT` of a cluster to join; by default Ray is started here, on
             loopback.
         pruner: `auto`, or `none` to let every trial run to its end.
         sampler: `auto`, or `random` and `tpe` for comparison.
         confirm: Most fresh seeds per finalist.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads of each trial; by default what `OMP_NUM_THREADS` says, else one or all cores, as is faster.
         baseline: Your present (batch size, learning rate); it is measured beside the rest and centres the search.
         isolation: `process`, or `none` to run a cheap, trusted function in this process, without a probe.
         seed: Seed of all trials of the search; confirmation uses the seeds that follow.
@@ -124,6 +127,7 @@ def search(
         sampler=sampler,
         confirm=confirm,
         device=device,
+        threads=threads,
         baseline=baseline,
         isolation=isolation,
         seed=seed,

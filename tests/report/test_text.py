@@ -241,6 +241,7 @@ def all_texts(text: str) -> list[str]:
     progress = [
         Progress("study", text, 1, message=text),
         Progress("warning", text, 1, message=text),
+        Progress("note", text, 1, message=text),
         Progress("probe", text, 1, message=text),
     ]
     lines = [attempt_line(attempt), trial_line(record), *map(str, map(progress_line, progress))]

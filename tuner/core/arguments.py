@@ -21,6 +21,7 @@ from .specs import Plan
 MOST_BYTES = 2**60
 MOST_NAME = 200
 """Characters in the name of a study, and of a dimension."""
+MOST_THREADS = 1024
 MOST_SEED = 2**43
 """The order of an epoch is drawn from a seed of 64 bits, which is this one times a million (`objectives/data.py`)."""
 
@@ -134,6 +135,14 @@ class Checks:
         if value not in valid:
             self.wrong(f"{name}={_brief(value)}: expected one of {', '.join(valid)}.")
 
+    def integer_or_auto(self, name: str, value: Any, maximum: int) -> int | Literal["auto"]:
+        """Return `auto` or the value as an int of at least 1; on a problem note it."""
+        if isinstance(value, str):
+            if value != "auto":
+                self.wrong(f"{name}={_brief(value)}: expected auto or a whole number of at least 1.")
+            return "auto"
+        return self.integer(name, value, 1, maximum)
+
     def size(self, name: str, value: str | int | None) -> int | None:
         """Return a size in bytes; on a problem note it and return None."""
         try:
@@ -198,6 +207,7 @@ class ProbeArguments:
     timeout: float | None = None
     """Seconds."""
     seed: int = 0
+    threads: int | Literal["auto"] = "auto"
     malloc: str = "default"
     fresh: bool = False
     study: str | None = None
@@ -232,6 +242,7 @@ def check_probe(**asked: Any) -> ProbeArguments:
         multiple_of=checks.integer("multiple_of", given.multiple_of, 1),
         timeout=None if given.timeout is None else checks.real("timeout", given.timeout, _is_time, _TIME),
         seed=checks.integer("seed", given.seed, 0, MOST_SEED),
+        threads=checks.integer_or_auto("threads", given.threads, MOST_THREADS),
         malloc=given.malloc,
         fresh=given.fresh,
         study=given.study,
@@ -257,6 +268,10 @@ class SearchArguments:
     plan: Plan
     """Its defaults are those of the command and of the function, as are the ones below."""
     device: str = "auto"
+    threads: int | Literal["auto"] = "auto"
+    """Of each trial."""
+    jobs: int | Literal["auto"] = 1
+    """As asked; the plan has a number, which for `auto` is known once there is a probe."""
     timeout: float | None = None
     """Seconds of this call."""
     trial_timeout: float | None = None
@@ -297,9 +312,15 @@ def check_search(**asked: Any) -> SearchArguments:
         checks.wrong(f"callbacks={_brief(given.callbacks)}: expected a list of functions.")
     if given.target is not None and given.goal != "time":
         checks.wrong(f"target={_brief(given.target)}: it goes with goal='time', not with goal={_brief(given.goal)}.")
-    n_jobs = checks.integer("jobs", given.jobs, 1)
+    jobs = checks.integer_or_auto("jobs", given.jobs, 2**53)
+    n_jobs = 1 if jobs == "auto" else jobs
     if given.isolation == "none" and n_jobs > 1:
         checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
+    threads = checks.integer_or_auto("threads", given.threads, MOST_THREADS)
+    if given.isolation == "none" and threads != "auto":
+        checks.wrong(
+            f"threads={threads}: with isolation='none' trials run in this process, with the threads that it has."
+        )
     plan = Plan(
         goal=given.goal,
         target=None
@@ -328,6 +349,8 @@ def check_search(**asked: Any) -> SearchArguments:
     return SearchArguments(
         plan=plan,
         device=given.device,
+        threads=threads,
+        jobs=jobs,
         timeout=seconds,
         trial_timeout=silence_s,
         isolation=given.isolation,

@@ -226,6 +226,8 @@ class MeasureSpec:
     timed_s: float = 0.0
     """Go on stepping for about this many seconds after `n_steps`, to time them."""
     max_timed_steps: int = 20
+    times_validation: bool = False
+    """Where bstune owns the loop: run validation once more, now that it is warm, and time it."""
 
 
 @dataclass(frozen=True)
@@ -242,3 +244,5 @@ class MeasureNotes:
     """Seconds that the timed steps waited for their batches; None where the objective cannot tell."""
     cached_step_s: tuple[float, ...] = ()
     """Seconds of steps on one batch that was already loaded: what a step takes without its loader."""
+    validation_s_per_sample: float | None = None
+    """Seconds of a warm validation batch, over its samples; None where it was not timed."""

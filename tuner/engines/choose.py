@@ -15,6 +15,7 @@ def make_engine(objective: Any, arguments: SearchArguments) -> Engine:
         BstuneError: It cannot be had, or the objective cannot be loaded there.
     """
     device, jobs = arguments.device, arguments.plan.jobs
+    threads = None if arguments.threads == "auto" else arguments.threads
     if arguments.isolation == "none":
         from .inline import InlineEngine
 
@@ -22,7 +23,7 @@ def make_engine(objective: Any, arguments: SearchArguments) -> Engine:
     if arguments.engine == "ray":
         from .ray_engine import RayEngine
 
-        return RayEngine(objective, device=device, jobs=jobs, address=arguments.ray_address)
+        return RayEngine(objective, device=device, jobs=jobs, threads=threads, address=arguments.ray_address)
     from .local import LocalEngine
 
-    return LocalEngine(objective, device=device, jobs=jobs)
+    return LocalEngine(objective, device=device, jobs=jobs, threads=threads)

@@ -26,17 +26,34 @@ class InlineEngine:
     warnings = ()
     jobs = 1
     can_probe = False
+    chooses_threads = False
 
     def __init__(self, objective: LoopObjective) -> None:
         """Take the user's function."""
         self._objective = objective
         self.facts = objective.facts
 
+    def use_threads(self, threads: int) -> None:
+        """Refuse: this process has the threads that it has."""
+        raise AssertionError("threads of the calling process are not for bstune to choose")
+
     def run_probe(
-        self, kind: str | None, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+        self,
+        kind: str | None,
+        *,
+        timeout: float | None,
+        seed: int,
+        on_attempt: Callable[[Attempt], None],
+        on_note: Callable[[str], None],
     ) -> ProbeResult:
         """Refuse: a size that does not fit would end the calling process."""
         raise AssertionError("nothing is probed in the calling process")
+
+    def share(
+        self, probe: ProbeResult, *, seed: int, on_attempt: Callable[[Attempt], None]
+    ) -> tuple[int, ProbeResult] | None:
+        """Return None: trials run one after another."""
+        return None
 
     def shares(self, folder: Path | None) -> bool:
         """Tell that any folder can be seen."""

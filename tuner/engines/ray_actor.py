@@ -55,9 +55,15 @@ class Task:
     def host(self) -> Host:
         """Start the template process on this node, where it finds the user's code; the actor itself runs none of it."""
         folder, path = self.like_driver or self._unpacked()
-        host = Host(self.objective, device=self.device, jobs=self.sharing(this_node()), folder=folder, sys_path=path)
-        if self.threads is not None:
-            host.threads = self.threads
+        host = Host(
+            self.objective,
+            device=self.device,
+            jobs=self.sharing(this_node()),
+            threads=self.threads,
+            folder=folder,
+            sys_path=path,
+        )
+        host.chooses_threads = False  # What one actor found out, the others would not know.
         return host
 
     def _unpacked(self) -> tuple[str | None, Sequence[str]]:

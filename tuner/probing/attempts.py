@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..core.errors import ObjectiveError
 from ..core.probe_results import Attempt, Loader, Outcome, ThroughputRow
@@ -11,7 +12,7 @@ from ..core.trials import MeasureSpec
 from ..device.meter import Reading
 from ..device.out_of_memory import first_line, may_be_memory
 from ..memory.predictor import Foresight
-from ..theory.step_time import loader_of, throughput_row
+from ..theory.step_time import knee, loader_of, throughput_row
 from ..workers import messages
 from ..workers.fork_server import Host, error_of
 from ..workers.template import Died
@@ -24,6 +25,7 @@ FINAL_STEPS = 3
 GIB = 1 << 30
 
 OnAttempt = Callable[[Attempt], None]
+OnNote = Callable[[str], None]
 
 
 class TimeUp(Exception):
@@ -34,7 +36,14 @@ class Attempts:
     """Runs sizes, each in a fresh process, and keeps what came of them."""
 
     def __init__(
-        self, host: Host, *, headroom: float, seed: int, timeout_s: float | None, on_attempt: OnAttempt | None
+        self,
+        host: Host,
+        *,
+        headroom: float,
+        seed: int,
+        timeout_s: float | None = None,
+        on_attempt: OnAttempt | None = None,
+        on_note: OnNote | None = None,
     ) -> None:
         """Look what memory there is; `timeout_s` counts from now."""
         memory = host.memory()
@@ -53,16 +62,19 @@ class Attempts:
         self.warnings: dict[str, None] = dict.fromkeys(host.warnings)
         self.optimizer: str | None = None
         self.eval_unseen = False
-        self.rows: list[ThroughputRow] = []
-        self.loader: Loader | None = None
+        self._timed: dict[int, dict[int, tuple[ThroughputRow, Loader | None]]] = {}
+        """By threads and size."""
         self.last_output: str | None = None
         self.last_failure: messages.Failure | Died | None = None
+        self.validation_s: dict[int, float] = {}
+        """Seconds of validation for each of its samples, with a micro-batch size."""
         self.eval_sizes: dict[int, int] = {}
         """Validation batch size that was seen to fit with a micro-batch size, as training would use it."""
         self._eval_limit: int | None = None
         on_cpu = host.device_info.kind == "cpu"
         self.foresight = Foresight(self.eval_size, reserved_bytes=None if on_cpu else self.usable_bytes)
         self._on_attempt = on_attempt
+        self._on_note = on_note
         # On CPU: twice the budget lets a size that is just too large be measured instead of killed, where RAM allows it.
         self.fence_bytes = min(2 * self.usable_bytes + GIB, memory.available_bytes) if on_cpu else self.usable_bytes
 
@@ -103,8 +115,13 @@ class Attempts:
         fluke: str | None = None
         while True:
             both = not timed_s and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
-            spec = MeasureSpec(size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s)
-            attempt, reading, failure = self._once(spec, traced=self.foresight.wants_trace and not timed_s)
+            traced = self.foresight.wants_trace and not timed_s
+            # With the answer; where that was traced, with the first size that is timed.
+            validates = not traced and (final or (timed_s > 0 and not self.validation_s))
+            spec = MeasureSpec(
+                size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s, times_validation=validates
+            )
+            attempt, reading, failure = self._once(spec, traced=traced)
             if attempt is None:
                 continue
             if fluke is None and _may_be_fluke(attempt, failure):
@@ -175,10 +192,13 @@ class Attempts:
         notes = answer.notes
         self.samples += notes.samples
         self.optimizer = self.optimizer or notes.optimizer
+        if notes.validation_s_per_sample is not None:
+            self.validation_s[size] = notes.validation_s_per_sample
         if spec.timed_s and reading.timed_step_s:
-            self.rows = sorted([*self.rows, throughput_row(size, reading.timed_step_s)], key=lambda row: row.batch_size)
-            if size == self.rows[-1].batch_size:
-                self.loader = loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
+            row = throughput_row(size, reading.timed_step_s)
+            timed, known_s = self._timed.setdefault(self.host.threads, {}), self.step_s(size)
+            if known_s is None or row.s_per_step < known_s:  # What disturbs a step only makes it longer.
+                timed[size] = row, loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
         if not spec.timed_s:
             self.eval_unseen = notes.eval_batch_size is None
             self.warnings.update(dict.fromkeys(notes.warnings))
@@ -198,6 +218,44 @@ class Attempts:
             reason = f"peak {reading.peak_bytes / GIB:.3f} GiB is over the budget of {self.budget_bytes / GIB:.3f} GiB"
             return attempt("oom", reading.peak_bytes, reading.steps, phase, reason)
         return attempt("ok", reading.peak_bytes, reading.steps, None, None)
+
+    @property
+    def rows(self) -> list[ThroughputRow]:
+        """What was timed with as many threads as there are now, by size."""
+        timed = self._timed.get(self.host.threads, {})
+        return [timed[size][0] for size in sorted(timed)]
+
+    def step_s(self, size: int) -> float | None:
+        """Return the seconds of a step at a size, with as many threads as there are now; None where it was not timed."""
+        return next((row.s_per_step for row in self.rows if row.batch_size == size), None)
+
+    @property
+    def loader(self) -> Loader | None:
+        """What the loader costs about where throughput stops rising: at tiny sizes everything else costs more."""
+        size = knee(self.rows)
+        return None if size is None else self._timed[self.host.threads][size][1]
+
+    def validation_s_per_sample(self, size: int) -> float | None:
+        """Return the seconds of validation for each of its samples: those seen with the answer, else with another size."""
+        return self.validation_s.get(size, next(iter(self.validation_s.values()), None))
+
+    @contextlib.contextmanager
+    def limited_to(self, seconds: float) -> Iterator[None]:
+        """Give up what is run in the block after so many seconds; then only the probe's own time limit raises `TimeUp`."""
+        before, own = self.deadline_s, time.monotonic() + seconds
+        self.deadline_s = own if before is None else min(before, own)
+        try:
+            yield
+        except TimeUp:
+            if self.deadline_s == before:
+                raise
+        finally:
+            self.deadline_s = before
+
+    def note(self, text: str) -> None:
+        """Tell who listens what has been decided."""
+        if self._on_note:
+            self._on_note(text)
 
     def warn(self, text: str) -> None:
         """Keep a warning, once."""

@@ -31,7 +31,7 @@ def probe_text(probe: ProbeResult) -> str:
         f"{probe.limited_by})",
         f"  proof:       {probe.proof}: {_PROOFS[probe.proof]}",
         f"  peak:        {gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed",
-        f"  device:      {gib(probe.usable_bytes)} usable of {gib(probe.capacity_bytes)}",
+        f"  device:      {gib(probe.usable_bytes)} usable of {gib(probe.capacity_bytes)}{_threads(probe)}",
     ]
     if probe.eval_batch_size is not None:
         lines.append(f"  validation:  batches of {probe.eval_batch_size} samples")
@@ -73,6 +73,11 @@ def probe_text(probe: ProbeResult) -> str:
     lines.append(f"  took:        {duration(probe.seconds)}{again}")
     lines += ["", f"{'size':>8}  {'outcome':<8} {'peak':>10} {'steps':>6} {'seconds':>8}  note"]
     return plain_rows([*lines, *map(_attempt_row, probe.attempts)])
+
+
+def _threads(probe: ProbeResult) -> str:
+    threads = probe.device.threads
+    return "" if threads is None or probe.device.kind != "cpu" else f", {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _attempt_row(attempt: Attempt) -> str:

@@ -15,6 +15,7 @@ from ..core.progress import Progress, tell
 from ..core.trials import Facts
 from ..engines.base import Engine, Pool
 from ..engines.choose import make_engine
+from ..report.units import gib
 from ..studies.catalog import choose_study, fingerprint, touch
 from ..studies.checkpoints import forget_checkpoints
 from ..studies.naming import study_name
@@ -74,9 +75,15 @@ def prepared(
         for warning in engine.warnings:
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))
         probe = obtain_probe(study, arguments, facts, engine, deadline_s) if engine.can_probe else None
+        if probe is not None and arguments.jobs == "auto":
+            arguments, probe = _shared(study, arguments, probe, engine)
         facts = with_probed_optimizer(facts, probe)
         if not (dry and study.finished):
-            study.set(facts=dataclasses.asdict(facts), probe=None if probe is None else probe.to_dict())
+            study.set(
+                facts=dataclasses.asdict(facts),
+                probe=None if probe is None else probe.to_dict(),
+                plan=encode_plan(arguments.plan),
+            )
             forget_checkpoints(study)
         yield Ready(
             objective, arguments, facts, study, probe, make_strategy(arguments.plan, facts, probe, study), engine
@@ -111,6 +118,8 @@ def _study(
     )
     asked = {
         "device": arguments.device,
+        "threads": arguments.threads,
+        **({"jobs": "auto"} if arguments.jobs == "auto" else {}),
         "isolation": arguments.isolation,
         "engine": arguments.engine,
         "ray_address": arguments.ray_address,
@@ -128,6 +137,29 @@ def _study(
     )
     touch(study)
     return study
+
+
+def _shared(
+    study: Study, arguments: SearchArguments, probe: ProbeResult, engine: Engine
+) -> tuple[SearchArguments, ProbeResult]:
+    """Return arguments and probe with as many trials side by side as the engine has room for."""
+    budget = arguments.plan.budget
+    shared = engine.share(
+        probe,
+        seed=arguments.plan.seed,
+        on_attempt=lambda attempt: tell(arguments, Progress("probe", study.name, budget, attempt=attempt)),
+    )
+    if shared is None:
+        return arguments, probe
+    jobs, probe = shared
+    n = engine.device_info.threads
+    threads = f"{n} thread{'' if n == 1 else 's'}"
+    said = f"jobs {jobs}: each trial has {threads} and {gib(probe.usable_bytes)} of memory"
+    tell(arguments, Progress("note", study.name, budget, message=said))
+    key = study.attributes.get("probe_key")
+    if jobs > 1 and arguments.probe is None and key is not None:
+        study.set(probe=probe.to_dict(), probe_key={**key, "jobs": "auto"})
+    return dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=jobs)), probe
 
 
 def make_pool(ready: Ready, drive: Drive) -> Pool:

@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from ..core.arguments import SearchArguments
 from ..core.probe_results import Attempt, ProbeResult
@@ -78,18 +78,30 @@ def obtain_probe(
         if len(kinds) > 1:
             said = f"The probe that was given is used for all kinds of device of the cluster: {'; '.join(kinds)}."
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
+        _use_threads_of(arguments.probe, engine, lambda said: _say(study, arguments, "warning", said))
         return arguments.probe
-    key = probe_key(facts, engine.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
-    for other in itertools.chain([study], studies(study.storage, readable=True)):
-        if other.probe is not None and other.probe.limited_by != "timeout" and other.attributes.get("probe_key") == key:
-            study.set(probe_key=key)
-            return other.probe
+    key = probe_key(
+        facts,
+        engine.device_info,
+        jobs=arguments.plan.jobs,
+        seed=arguments.plan.seed,
+        chooses_threads=engine.chooses_threads,
+    )
+    # One that was made for trials side by side says for how many; see `Engine.share`.
+    for wanted in [{**key, "jobs": "auto"}, key] if arguments.jobs == "auto" else [key]:
+        for other in itertools.chain([study], studies(study.storage, readable=True)):
+            stored = other.probe if other.attributes.get("probe_key") == wanted else None
+            if stored is not None and stored.limited_by != "timeout":
+                study.set(probe_key=wanted)
+                _use_threads_of(stored, engine)
+                return stored
     left_s = deadline_s - time.monotonic()
     probe = engine.run_probe(
         None,
         timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE * left_s),
         seed=arguments.plan.seed,
         on_attempt=lambda attempt: _tell_attempt(study, arguments, attempt),
+        on_note=lambda said: _say(study, arguments, "note", f"probe  {said}"),
     )
     study.set(probe=probe.to_dict(), probe_key=key)
     return probe
@@ -115,6 +127,7 @@ def _probe_kinds(
                 timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE / len(engine.kinds) * left_s),
                 seed=arguments.plan.seed,
                 on_attempt=lambda attempt: _tell_attempt(study, arguments, attempt),
+                on_note=lambda said: _say(study, arguments, "note", f"probe  {said}"),
             )
             stored = {"device": kind, "key": key, "probe": probe.to_dict()}
         entries[kind] = stored
@@ -131,6 +144,24 @@ def _probe_kinds(
 
 def _tell_attempt(study: Study, arguments: SearchArguments, attempt: Attempt) -> None:
     tell(arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt))
+
+
+def _say(study: Study, arguments: SearchArguments, kind: Literal["warning", "note"], message: str) -> None:
+    tell(arguments, Progress(kind, study.name, arguments.plan.budget, message=message))
+
+
+def _use_threads_of(probe: ProbeResult, engine: Engine, warn: Callable[[str], None] = lambda _: None) -> None:
+    """Train with the threads of a probe that is taken as it is, or warn that its step times are of others."""
+    threads, ours = probe.device.threads, engine.device_info.threads
+    if engine.device_info.kind != "cpu" or threads is None or ours is None or threads == ours:
+        return
+    if engine.chooses_threads and probe.device.kind == "cpu" and threads < ours:
+        engine.use_threads(threads)
+    else:
+        warn(
+            f"The probe was made with {threads} threads, and trials have {ours}: they may be faster or slower than it "
+            f"says. Probe again, or use --threads {threads}."
+        )
 
 
 def with_probed_optimizer(facts: Facts, probe: ProbeResult | None) -> Facts:

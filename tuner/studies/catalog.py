@@ -220,12 +220,21 @@ def touch(study: Study) -> None:
 
 
 def probe_key(
-    facts: Facts, device: DeviceInfo, *, jobs: int = 1, seed: int = 0, settings: Mapping[str, Any] | None = None
+    facts: Facts,
+    device: DeviceInfo,
+    *,
+    jobs: int = 1,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    chooses_threads: bool = False,
 ) -> dict[str, Any]:
-    """Return what a probe's answer depends on, as JSON: objective, device and all settings that are not the default."""
+    """Return what a probe's answer depends on, as JSON: objective, device and all settings that are not the default.
+
+    The threads are those of the device before a probe; `chooses_threads`: a probe may choose others.
+    """
     defaults = ProbeArguments().settings()
     asked = {name: value for name, value in (settings or {}).items() if name in defaults and value != defaults[name]}
-    asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed")}
+    asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed", "threads")}
     return {
         "source": facts.source_hash,
         "structure": facts.structure_hash,
@@ -235,5 +244,6 @@ def probe_key(
         "device": device.to_dict(),
         "jobs": jobs,
         "seed": seed,
+        **({"threads": "chosen"} if chooses_threads else {}),
         **asked,
     }
