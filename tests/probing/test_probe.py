@@ -105,7 +105,8 @@ def loop(trial):
     model, samples = net(), 0
     optimizer = torch.optim.SGD(model.parameters(), lr=trial.learning_rate)
     while samples < trial.max_samples:
-        loss_of(model, (torch.zeros(trial.micro_batch_size, 4), torch.zeros(trial.micro_batch_size, dtype=torch.long))).backward()
+        n = trial.micro_batch_size
+        loss_of(model, (torch.zeros(n, 4), torch.zeros(n, dtype=torch.long))).backward()
         optimizer.step()
         samples += trial.micro_batch_size
     trial.report(val_loss=1.0, samples=samples)
@@ -317,7 +318,7 @@ def test_a_slow_loader_is_seen_and_said(path: Path) -> None:
 
 
 def test_a_loader_is_judged_where_it_matters(path: Path) -> None:
-    """A batch of 4 waits for 2 of 26 ms; where throughput stops rising a step waits for a quarter of its time and more."""
+    """A batch of 4 waits for 2 of 26 ms; where throughput stops rising a step waits for a quarter of its time."""
     result = probe_of(path, "reads")
 
     assert result.loader is not None
@@ -326,7 +327,7 @@ def test_a_loader_is_judged_where_it_matters(path: Path) -> None:
 
 
 def test_sizes_that_bring_no_speed_are_not_timed(path: Path, misbehaving: Host) -> None:
-    """A step takes 3 ms a sample at any size: the answer of 128 samples is not timed, and timing is no longer than finding it."""
+    """A step takes 3 ms a sample at any size: the answer of 128 is not timed, and timing takes no longer."""
     result = probe_to(path, misbehaving, "take time", max_batch=128)
 
     timed = [attempt for attempt in result.attempts if attempt.steps > 3]

@@ -21,7 +21,7 @@ def sizes_timed(a: float, c: float, largest: int, *, noise: float = 0.0, **optio
 
 @pytest.mark.parametrize("saturation", [0.0, 1.5, 12.0, 120.0, 2000.0])
 def test_the_line_is_right_from_the_smallest_size_to_the_plateau(saturation: float) -> None:
-    """Six sizes at most, with 3 % noise: the line is nowhere off by a tenth, and nothing far beyond the plateau was timed."""
+    """Six sizes at most, with 3 % noise: the line is nowhere off by a tenth, nothing far past the plateau is timed."""
     rows = sizes_timed(saturation * 1e-4, 1e-4, 1 << 16, noise=0.03)
 
     line = fit_step_time(rows)

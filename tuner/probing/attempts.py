@@ -19,7 +19,7 @@ from ..workers.template import Died
 
 STEPS = 2
 SMALL_EVAL = 8
-"""Validation batch of the attempts on the way: the training size is found first, the validation size with the answer."""
+"""Validation batch of the attempts on the way: the validation size is found with the answer."""
 FINAL_STEPS = 3
 """For the size that is returned: memory has been seen to grow in the second step (pytorch/pytorch#35901)."""
 GIB = 1 << 30
@@ -75,12 +75,12 @@ class Attempts:
         self.foresight = Foresight(self.eval_size, reserved_bytes=None if on_cpu else self.usable_bytes)
         self._on_attempt = on_attempt
         self._on_note = on_note
-        # On CPU: twice the budget lets a size that is just too large be measured instead of killed, where RAM allows it.
+        # On CPU: twice the budget lets a size that is just too large be measured and not killed, where RAM allows it.
         self.fence_bytes = min(2 * self.usable_bytes + GIB, memory.available_bytes) if on_cpu else self.usable_bytes
 
     @property
     def fixed_bytes(self) -> float | None:
-        """What the smallest size held that surely does not grow with the size; None before an attempt came to its end."""
+        """What the smallest size held that cannot grow with the size; None before an attempt came to its end."""
         if not self.readings:
             return None
         reading = self.readings[min(self.readings)]
@@ -89,11 +89,11 @@ class Attempts:
 
     @property
     def hopeless(self) -> bool:
-        """Whether parameters and gradients alone are over the budget, so that one attempt at the smallest size says it all."""
+        """Whether parameters and gradients alone are over the budget: one attempt at the smallest size is enough."""
         return 2 * (self.host.facts.parameter_bytes or 0) > self.budget_bytes
 
     def eval_size(self, size: int, *, final: bool = False) -> int:
-        """Return the validation batch size that is run with a micro-batch size: a small one, or in the end one as large."""
+        """Return the validation batch size that is run with a micro-batch size: a small one, or at last as large."""
         most = size if final else SMALL_EVAL
         return min(size, most, self.host.facts.n_val_samples or size, self._eval_limit or size)
 
@@ -226,7 +226,7 @@ class Attempts:
         return [timed[size][0] for size in sorted(timed)]
 
     def step_s(self, size: int) -> float | None:
-        """Return the seconds of a step at a size, with as many threads as there are now; None where it was not timed."""
+        """Return the seconds of a step at a size, with the present number of threads; None where it was not timed."""
         return next((row.s_per_step for row in self.rows if row.batch_size == size), None)
 
     @property
@@ -236,12 +236,12 @@ class Attempts:
         return None if size is None else self._timed[self.host.threads][size][1]
 
     def validation_s_per_sample(self, size: int) -> float | None:
-        """Return the seconds of validation for each of its samples: those seen with the answer, else with another size."""
+        """Return the seconds of validation for each of its samples: seen with the answer, else with another size."""
         return self.validation_s.get(size, next(iter(self.validation_s.values()), None))
 
     @contextlib.contextmanager
     def limited_to(self, seconds: float) -> Iterator[None]:
-        """Give up what is run in the block after so many seconds; then only the probe's own time limit raises `TimeUp`."""
+        """Give up what is run in the block after so many seconds; only the probe's own time limit raises `TimeUp`."""
         before, own = self.deadline_s, time.monotonic() + seconds
         self.deadline_s = own if before is None else min(before, own)
         try:
@@ -268,7 +268,7 @@ class Attempts:
 
 
 def _may_be_fluke(attempt: Attempt, failure: messages.Failure | Died | None) -> bool:
-    """Whether an attempt failed in a way that may come of the moment: a crash, or an error that may or may not mean memory."""
+    """Whether an attempt may have failed by chance: a crash, or an error that may or may not mean memory."""
     if isinstance(failure, Died):
         return attempt.outcome == "error"
     return failure is not None and attempt.outcome != "limit" and may_be_memory(failure.message)

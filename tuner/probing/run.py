@@ -1,7 +1,7 @@
 """The run of a probe: sizes that grow, the answer run once more, and what a step costs.
 
-`SizeSearch` chooses the sizes, `attempts` runs each in a fresh process; this module puts the result together. A prediction is
-never an answer: the size that is returned was run.
+`SizeSearch` chooses the sizes, `attempts` runs each in a fresh process; this module puts the result together. A
+prediction is never an answer: the size that is returned was run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from .size_search import Answer, Bounds, Growth
 from .timing import time_size, time_sizes
 
 CPU_NOISE_BYTES = 1 << 18
-"""Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same. Measured with a fixed mmap threshold:
-repeats of a step of 300 to 660 MiB differ by 0.1 MiB. With malloc's own, moving threshold they scatter by several MiB more, which
-the search sees."""
+"""Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same. Measured with a fixed mmap
+threshold: repeats of a step of 300 to 660 MiB differ by 0.1 MiB. With malloc's own, moving threshold they scatter by
+several MiB more, which the search sees.
+"""
 CPU_SETTLING_BYTES = 4 << 20
-"""Measured on six kinds of model with a fixed mmap threshold: from the second size on, resident memory lies above the live bytes of
-the traces by the same amount to within 0.3 MiB; from the smallest size to the second that amount grows by up to 2.3 MiB."""
+"""Measured on six kinds of model with a fixed mmap threshold: from the second size on, resident memory lies above the
+live bytes of the traces by the same amount to within 0.3 MiB; from the smallest size to the second that amount grows by
+up to 2.3 MiB.
+"""
 SMALLEST_PLATEAU = 64
 """Smaller steps are so short that their throughput still rises, or is mostly noise."""
 SAME_MEMORY = 0.05
@@ -82,7 +85,7 @@ def run_probe(
 def verified_again(
     host: Host, stored: ProbeResult, *, headroom: float, seed: int, on_attempt: OnAttempt | None = None
 ) -> ProbeResult | None:
-    """Run the size of a stored result once more, and return the result with what was seen now; None where it holds no longer."""
+    """Run the size of a stored result once more and return the result as seen now; None where it no longer holds."""
     attempts = Attempts(host, headroom=headroom, seed=seed, on_attempt=on_attempt)
     moved = abs(attempts.usable_bytes / stored.usable_bytes - 1) > SAME_MEMORY
     if stored.limited_by == "timeout" or (moved and stored.limited_by == "memory"):
@@ -162,7 +165,7 @@ def _rate(size: int, attempts: Attempts) -> float:
 
 
 def _verify(growth: Growth, attempts: Attempts) -> Reading:
-    """See that the answer has run for three steps and that its peak is no accident; where it is, the search goes on below it.
+    """See that the answer has run for three steps and that its peak is no accident; else the search goes on below it.
 
     A peak that was foreseen to within a third of the headroom is none. Any other is measured once more.
     """
@@ -202,8 +205,8 @@ def _nothing_fits(growth: Growth, attempts: Attempts) -> BstuneError:
         )
     if all(attempt.outcome == "limit" for attempt in attempts.tried if attempt.size <= growth.bounds.highest):
         return ObjectiveError(
-            f"No micro-batch up to {growth.bounds.highest} trains, and memory is not why: {smallest.reason}. Allow a larger one, or use "
-            "layers that do not need several samples."
+            f"No micro-batch up to {growth.bounds.highest} trains, and memory is not why: {smallest.reason}. Allow a "
+            "larger one, or use layers that do not need several samples."
         )
     asked = asked_bytes(smallest.reason or "")
     parts = [smallest.peak_bytes or 0, growth.answer.needed_bytes or 0, 2 * (attempts.host.facts.parameter_bytes or 0)]
@@ -212,9 +215,10 @@ def _nothing_fits(growth: Growth, attempts: Attempts) -> BstuneError:
     at_least = "" if smallest.peak_bytes == needed else "at least "
     device = attempts.host.device
     return NothingFitsError(
-        f"Nothing fits: a micro-batch of {smallest.size} needs {at_least}{needed / GIB:.2f} GiB{phase}; the budget on {device} is "
-        f"{attempts.budget_bytes / GIB:.2f} GiB (usable {attempts.usable_bytes / GIB:.2f} GiB, headroom {attempts.headroom:.2f}). "
-        "Try activation checkpointing, lower precision, shorter inputs, a smaller model, or more memory.",
+        f"Nothing fits: a micro-batch of {smallest.size} needs {at_least}{needed / GIB:.2f} GiB{phase}; the "
+        f"budget on {device} is {attempts.budget_bytes / GIB:.2f} GiB (usable {attempts.usable_bytes / GIB:.2f} GiB, "
+        f"headroom {attempts.headroom:.2f}). Try activation checkpointing, lower precision, shorter inputs, a smaller "
+        "model, or more memory.",
         needed_bytes=needed,
         budget_bytes=attempts.budget_bytes,
     )
@@ -233,8 +237,8 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
         attempts.warn("A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped.")
     if attempts.loader is not None and attempts.loader.bound:
         attempts.warn(
-            f"The data loader holds training back: {attempts.loader.wait_share:.0%} of a step waits for its batch. More num_workers, or a "
-            "data set that is cheaper to read, would help more than any batch size."
+            f"The data loader holds training back: {attempts.loader.wait_share:.0%} of a step waits for its "
+            "batch. More num_workers, or a data set that is cheaper to read, would help more than any batch size."
         )
     return ProbeResult(
         micro_batch_size=size,

@@ -24,9 +24,10 @@ SLOW_STEPS = 6
 
 
 def time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:
-    """Time a few sizes up to the answer, until the step-time line is known or timing has taken as long as finding the size.
+    """Time a few sizes up to the answer, until the step-time line is known or timing took as long as finding the size.
 
-    Where the threads are to be chosen, the first size is timed with all of them and with one, and the faster are used from then on.
+    Where the threads are to be chosen, the first size is timed with all of them and with one, and the faster are used
+    from then on.
     """
     begun_s = time.monotonic()
     end_s = begun_s + max(LEAST_S, begun_s - attempts.started_s)
@@ -45,12 +46,13 @@ def time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:
         pass
     if attempts.rows and _busy():
         attempts.warn(
-            "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is idle."
+            "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is "
+            "idle."
         )
 
 
 def _choose_threads(largest: int, bounds: Bounds, attempts: Attempts) -> None:
-    """Time a middle size with all threads and with one, and keep the faster: small steps lose more by sharing the work."""
+    """Time a middle size with all threads and with one, and keep the faster: small steps lose by sharing the work."""
     host, n_all, one_is_faster = attempts.host, attempts.host.threads, False
     size = next_size_to_time([], largest, smallest=max(SMALLEST_TIMED, bounds.lowest), multiple_of=bounds.multiple_of)
     assert size is not None
@@ -66,7 +68,8 @@ def _choose_threads(largest: int, bounds: Bounds, attempts: Attempts) -> None:
         if not one_is_faster:
             host.use_threads(n_all)
     attempts.note(
-        f"threads {host.threads}: a step at micro-batch {size} takes {_ms(with_one)} with 1, {_ms(with_all)} with {n_all}"
+        f"threads {host.threads}: a step at micro-batch {size} takes {_ms(with_one)} with 1, "
+        f"{_ms(with_all)} with {n_all}"
     )
 
 
@@ -80,7 +83,7 @@ def time_size(size: int, attempts: Attempts) -> Attempt:
 
 
 def _next(largest: int, bounds: Bounds, attempts: Attempts, repeated: set[int]) -> int | None:
-    """Return the next size to time: the one far off the line once more, in case something else ran just then, or a new one."""
+    """Return the next size to time: the one far off the line once more (something else may have run), or a new one."""
     rows = attempts.rows
     line = fit_step_time(rows)
     if line is not None and worst_error(line, rows) > LINE_KNOWN:

@@ -19,7 +19,7 @@ LINE_KNOWN = 0.1
 KNEE_SHARE = 0.95
 """Of the best throughput."""
 LOADER_WAIT, LOADER_RATE = 0.1, 0.9
-"""The loader holds training back when steps wait for more than this share, and reach less than that of the rate without it."""
+"""The loader holds training back when steps wait for more than this share and reach less than that of their rate."""
 PLATEAU_GAIN = 1.05
 """Throughput rises no longer when a larger size brings less than this factor."""
 
@@ -29,8 +29,8 @@ def next_size_to_time(
 ) -> int | None:
     """Return the next size to time, or None where the line is known from `smallest` to the plateau.
 
-    A middle size and the smallest come first. They give a line, which says where throughput stops rising: larger sizes are
-    timed up to there and no further, and others between them only where the line is off by more than a tenth.
+    A middle size and the smallest come first. They give a line, which says where throughput stops rising: larger sizes
+    are timed up to there and no further, and others between them only where the line is off by more than a tenth.
 
     Args:
         rows: What was timed so far, in any order.
@@ -70,7 +70,7 @@ def next_size_to_time(
 
 
 def plateau(line: StepTimeLine) -> float:
-    """Return the size from which on twice as large a one brings next to no throughput, infinite where every size brings some.
+    """Return the size beyond which twice as large a one brings next to no throughput; infinite where all bring some.
 
     Example:
         >>> plateau(StepTimeLine(0.01, 0.001, 10.0))
@@ -98,7 +98,7 @@ def knee(rows: Sequence[ThroughputRow]) -> int | None:
     """Return the smallest size with nearly the best throughput, or None without rows.
 
     Example:
-        >>> knee([ThroughputRow(4, 100.0, 0.04, 0), ThroughputRow(32, 960.0, 0.033, 0), ThroughputRow(256, 1000.0, 0.256, 0)])
+        >>> knee([ThroughputRow(n, rate, n / rate, 0) for n, rate in ((4, 100.0), (32, 960.0), (256, 1000.0))])
         32
     """
     best = max((row.samples_per_s for row in rows), default=0.0)
@@ -125,7 +125,8 @@ def fit_step_time(rows: Sequence[ThroughputRow]) -> StepTimeLine | None:
     """Fit t(n) = a + c * n by least squares of the relative error, with neither part negative.
 
     Returns:
-        The line, or None with fewer than two sizes. `saturation_batch` is None where the slope cannot be told from zero.
+        The line, or None with fewer than two sizes. `saturation_batch` is None where the slope cannot be told from
+        zero.
 
     Example:
         >>> fit_step_time([ThroughputRow(n, 0, 0.01 + 0.001 * n, 0) for n in (1, 10, 100)]).saturation_batch
@@ -138,7 +139,7 @@ def fit_step_time(rows: Sequence[ThroughputRow]) -> StepTimeLine | None:
 
 
 def relative_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return (fixed, slope) of y = fixed + slope * x by least squares of the relative error, with neither part negative.
+    """Return (fixed, slope) of y = fixed + slope * x by least squares of the relative error, neither part negative.
 
     Args:
         points: (x, y) at two or more values of x, all y above zero.
@@ -147,7 +148,7 @@ def relative_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
         >>> relative_line([(1, 4.0), (2, 3.0)])  # A line that falls becomes flat.
         (3.36, 0.0)
     """
-    # With weights 1/y**2 the normal equations have these sums; a size that is ten times slower weighs no more than another.
+    # With weights 1/y**2 the normal equations have these sums; a size that is ten times slower weighs no more.
     terms = [(y**-2, x, y) for x, y in points]
     w, wx, wy = sum(k for k, _, _ in terms), sum(k * x for k, x, _ in terms), sum(k * y for k, _, y in terms)
     wxx, wxy = sum(k * x * x for k, x, _ in terms), sum(k * x * y for k, x, y in terms)
