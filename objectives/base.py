@@ -8,7 +8,7 @@ one trial.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
 from typing import Any, Protocol
@@ -229,8 +229,8 @@ class Objective(Protocol):
     def prepare(self) -> None:
         """Load the data, once, before any process is made for a trial."""
 
-    def describe(self) -> Facts:
-        """Build the model once and say what this objective is."""
+    def describe(self, batch_sizes: Sequence[int] = ()) -> Facts:
+        """Build the model once and say what this objective is; the search names these global batch sizes."""
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         """Run real optimizer steps and a validation batch at one size."""

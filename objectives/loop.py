@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
 from .base import Meter, Trial
 from .fingerprint import optimizer_family, source_hash
+from .step_times import StepTimes, stated_step_times
 from .training import optimizer_bytes, seed_everything
 
 ENDED_EARLY = 0.9
@@ -30,6 +32,7 @@ def objective(
     epochs: float = 1,
     evals: int = 16,
     optimizer: str | None = None,
+    step_time_s: StepTimes | None = None,
     name: str | None = None,
 ) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
     """Make an objective of a function that trains a model.
@@ -43,6 +46,9 @@ def objective(
         epochs: Passes over them in one full run.
         evals: Equal points of a full run at which a report is wanted, besides the rungs of the search.
         optimizer: Name of the optimizer's class, such as `"SGD"`; default: seen in the probe.
+        step_time_s: Seconds of an optimizer step by global batch size, where you know them: a function of the batch size,
+            or `{batch size: seconds}`. A search then counts its time by them. It is asked for powers of two and the sizes
+            that the search names; sizes that it does not know may raise KeyError or ValueError.
         name: Name of the study; default: the name of the file.
 
     Raises:
@@ -66,10 +72,21 @@ def objective(
         wrong.append(f"epochs={epochs!r}: expected a number above 0")
     if evals < 1:
         wrong.append(f"evals={evals!r}: expected a whole number of at least 1")
+    if not (step_time_s is None or callable(step_time_s) or isinstance(step_time_s, Mapping)):
+        wrong.append(
+            f"step_time_s={step_time_s!r}: expected a function of the batch size that returns seconds, or a mapping "
+            "{batch size: seconds}"
+        )
     if wrong:
         raise ArgumentError("objective: " + "; ".join(wrong) + ".")
     return lambda function: LoopObjective(
-        function, n_samples=n_samples, epochs=epochs, evals=evals, optimizer=optimizer, name=name
+        function,
+        n_samples=n_samples,
+        epochs=epochs,
+        evals=evals,
+        optimizer=optimizer,
+        step_time_s=step_time_s,
+        name=name,
     )
 
 
@@ -86,6 +103,7 @@ class LoopObjective:
         epochs: float,
         evals: int,
         optimizer: str | None,
+        step_time_s: StepTimes | None,
         name: str | None,
     ) -> None:
         """Wrap the function; it can still be called as it is."""
@@ -95,6 +113,7 @@ class LoopObjective:
         self.epochs = epochs
         self.evals = evals
         self.optimizer = optimizer
+        self.step_time_s = step_time_s
         self.name = name
         self.source_hash = source_hash(function, n_samples, epochs, evals)
 
@@ -119,9 +138,15 @@ class LoopObjective:
     def prepare(self) -> None:
         """Nothing to load: the loop owns its data."""
 
-    def describe(self) -> Facts:
-        """Say what is known without running anything."""
-        return self.facts
+    def describe(self, batch_sizes: Sequence[int] = ()) -> Facts:
+        """Say what is known without training anything.
+
+        Raises:
+            ObjectiveError: `step_time_s` says what no step takes, or nothing at all.
+        """
+        facts = self.facts
+        times = stated_step_times(self.step_time_s, facts.full_run_samples, batch_sizes)
+        return dataclasses.replace(facts, step_times=times)
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         """Run the loop for a few optimizer steps, counted by torch's global hook, and see what it does."""

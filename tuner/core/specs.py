@@ -35,6 +35,24 @@ class Plan:
     """(global batch size, learning rate) that the user trains with today."""
     seed: int = 0
 
+    @property
+    def named_batches(self) -> tuple[int, ...]:
+        """The batch sizes that the user names one by one, ascending: those of a range are powers of two, and left out.
+
+        Example:
+            >>> Plan(space={"batch_size": [48, 32]}, baseline=(100, 0.1)).named_batches
+            (32, 48, 100)
+        """
+        asked: Any = self.space.get("batch_size")
+        values: Any = asked if isinstance(asked, list) else [asked]
+        if type(asked).__name__ == "CategoricalDistribution":
+            values = asked.choices
+        elif type(asked).__name__ == "IntDistribution":
+            values = () if asked.log else range(asked.low, asked.high + 1, asked.step)
+        named = [*values, *([] if self.baseline is None else self.baseline[:1])]
+        # What is no batch size is left for the space to refuse.
+        return tuple(sorted({int(value) for value in named if isinstance(value, (int, float)) and value >= 1}))
+
 
 @dataclass(frozen=True)
 class Proposal:

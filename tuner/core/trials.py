@@ -64,6 +64,13 @@ class Facts:
             )
         if not 1 <= self.evals <= MOST_EVALS:
             raise ObjectiveError(f"evals={self.evals}: expected 1 to {MOST_EVALS:,} validations in a full run.")
+        sizes = [size for size, _ in self.step_times]
+        if sizes != sorted(set(sizes)) or not all(
+            size >= 1 and 0 < seconds < math.inf for size, seconds in self.step_times
+        ):
+            raise ObjectiveError(
+                f"step_times={self.step_times}: expected seconds above 0 by batch sizes of 1 or more, ascending."
+            )
 
     @property
     def full_run_samples(self) -> float:

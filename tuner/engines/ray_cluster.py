@@ -96,7 +96,15 @@ class Cluster:
         folder: Where Tune keeps what it must write; it goes when the cluster is closed.
     """
 
-    def __init__(self, objective: Any, *, device: str = "auto", jobs: int = 1, address: str | None = None) -> None:
+    def __init__(
+        self,
+        objective: Any,
+        *,
+        device: str = "auto",
+        jobs: int = 1,
+        address: str | None = None,
+        batch_sizes: tuple[int, ...] = (),
+    ) -> None:
         """Start or join Ray and look at the objective where trials will run.
 
         Args:
@@ -104,6 +112,7 @@ class Cluster:
             device: `auto`, `cpu` or `cuda`.
             jobs: Trials side by side; with GPUs and 1, as many as there are GPUs.
             address: None starts Ray here, on the loopback device; `auto` or `HOST:PORT` joins a cluster.
+            batch_sizes: Global batch sizes that the search names, for the facts.
 
         Raises:
             BstuneError: Ray is not installed.
@@ -140,7 +149,8 @@ class Cluster:
             # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
             threads = None if like_driver is not None and not self.slots.gpus else self.slots.cpus
             data = pickled(objective, source, travels=like_driver is None)
-            self.task = Task(data, kind, self.slots.cpus, threads, like_driver, None if source is None else source.name)
+            unpacked = None if source is None else source.name
+            self.task = Task(data, kind, self.slots.cpus, threads, like_driver, unpacked, batch_sizes)
             self.kinds = self._kinds()
             self._look(next(iter(self.kinds.values())))
         except BaseException:

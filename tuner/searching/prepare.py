@@ -22,7 +22,7 @@ from ..studies.storage import Storage, open_storage
 from ..studies.study import Study
 from ..workers.resolve import check_objective
 from .loop import Drive
-from .probes import obtain_probe, with_probed_optimizer
+from .probes import obtain_probe, with_probed_optimizer, with_stored_step_times
 from .result import make_strategy
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def prepared(
         for warning in () if host is None else host.warnings:
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))
         probe = None if host is None else obtain_probe(study, arguments, facts, host, deadline_s)
-        facts = with_probed_optimizer(facts, probe)
+        facts = with_stored_step_times(with_probed_optimizer(facts, probe), study)
         if not (dry and study.finished):
             study.set(facts=dataclasses.asdict(facts), probe=None if probe is None else probe.to_dict())
             forget_checkpoints(study)
@@ -80,14 +80,19 @@ def prepared(
 def _described(
     objective: Any, arguments: SearchArguments, storage: Storage
 ) -> Iterator[tuple[Facts, DeviceInfo, Host | Cluster | None]]:
+    named = arguments.plan.named_batches
     if arguments.isolation == "none":
-        yield objective.facts, DeviceInfo("cpu", "the calling process"), None
+        yield objective.describe(named), DeviceInfo("cpu", "the calling process"), None
         return
     if arguments.engine == "ray":
         from ..engines.ray_cluster import Cluster
 
         with Cluster(
-            objective, device=arguments.device, jobs=arguments.plan.jobs, address=arguments.ray_address
+            objective,
+            device=arguments.device,
+            jobs=arguments.plan.jobs,
+            address=arguments.ray_address,
+            batch_sizes=named,
         ) as cluster:
             path = storage.location.path
             shared = cluster.facts.can_continue and path is not None and cluster.shares(path.parent)
@@ -95,7 +100,7 @@ def _described(
         return
     from ..workers.fork_server import Host
 
-    with Host(objective, device=arguments.device, jobs=arguments.plan.jobs) as host:
+    with Host(objective, device=arguments.device, jobs=arguments.plan.jobs, batch_sizes=named) as host:
         yield host.facts, host.device_info, host
 
 

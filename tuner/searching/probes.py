@@ -14,7 +14,8 @@ from ..core.progress import Progress, tell
 from ..core.results import Attempt, DeviceInfo, ProbeResult, TrialRecord
 from ..core.trials import Facts, Split
 from ..studies.catalog import probe_key, studies
-from ..studies.study import Study
+from ..studies.spec_json import decode_facts
+from ..studies.study import Study, intact
 from ..theory.scaling import split_batch
 
 if TYPE_CHECKING:
@@ -164,3 +165,14 @@ def with_probed_optimizer(facts: Facts, probe: ProbeResult | None) -> Facts:
     from ...objectives.fingerprint import optimizer_family
 
     return dataclasses.replace(facts, optimizer=seen, optimizer_family=optimizer_family(seen))
+
+
+def with_stored_step_times(facts: Facts, study: Study) -> Facts:
+    """Return the facts with the step times that a study began with: elsewhere an objective may state others.
+
+    All that a search has decided rests on them. What is new, such as the batch of another baseline, is added.
+    """
+    with intact(study.name):
+        stored = decode_facts(study.attributes["facts"]).step_times if "facts" in study.attributes else ()
+    times = dict(facts.step_times) | dict(stored)
+    return dataclasses.replace(facts, step_times=tuple(sorted(times.items())))

@@ -59,4 +59,5 @@ def decode_facts(data: Mapping[str, Any]) -> Facts:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in names
     }
-    return Facts(**values)
+    times = tuple((int(size), float(seconds)) for size, seconds in values.get("step_times", ()))
+    return Facts(**{**values, "step_times": times})

@@ -48,6 +48,7 @@ class Host:
         environment: dict[str, str] | None = None,
         folder: str | None = None,
         sys_path: Sequence[str] | None = None,
+        batch_sizes: tuple[int, ...] = (),
     ) -> None:
         """Start the template and choose the device.
 
@@ -59,6 +60,7 @@ class Host:
             environment: Variables for the worker processes, beside the caller's own.
             folder: Working directory of the worker processes; default: the caller's.
             sys_path: Where they find the user's modules; default: as the caller does, see `launch.path_of_caller`.
+            batch_sizes: Global batch sizes that the search names, for the facts.
 
         Raises:
             ObjectiveError: The objective cannot be pickled or loaded.
@@ -71,6 +73,7 @@ class Host:
         self.environment = dict(environment or {})
         self._folder = folder
         self._sys_path = tuple(sys_path) if sys_path is not None else path_of_caller()
+        self._batch_sizes = batch_sizes
         self._word = secrets.token_hex(16)
         self.threads = max(1, usable_cores() // jobs)
         self.warnings: list[str] = []
@@ -137,7 +140,9 @@ class Host:
         """What the objective is."""
         if self._facts is None:
             # The model is described on CPU, whatever the device; what the user allows is the probe's to judge.
-            answer = self.run(messages.Describe(), device="cpu", fence_bytes=cpu_memory().available_bytes)
+            answer = self.run(
+                messages.Describe(self._batch_sizes), device="cpu", fence_bytes=cpu_memory().available_bytes
+            )
             assert isinstance(answer, Facts)
             self._facts = answer
         return self._facts

@@ -90,6 +90,9 @@ class Exited:
 class Describe:
     """Say what the objective is."""
 
+    batch_sizes: tuple[int, ...] = ()
+    """Global batch sizes that the search names: an objective may know their step times."""
+
 
 @dataclass(frozen=True)
 class TryCuda:

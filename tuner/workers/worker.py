@@ -309,7 +309,7 @@ def _fence(job: messages.Job) -> None:
 def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: list[ProcessMeter]) -> messages.Answer:
     work = job.work
     if isinstance(work, messages.Describe):
-        return objective.describe()
+        return objective.describe(work.batch_sizes)
     if isinstance(work, messages.TryCuda):
         return try_cuda(work.device)
     if isinstance(work, messages.Measure):
