@@ -36,7 +36,7 @@ class Trial:
         params: Values of the extra dimensions of the space.
         seed: Seed for initialisation, data order and dropout.
         device: What to train on, as torch spells it: `cpu`, `cuda:0`.
-        max_samples: Samples at which this run ends.
+        max_samples: Samples at which this run ends; a learning rate that decays must have done so there.
         next_report: Samples at which the next report is wanted.
     """
 
@@ -84,7 +84,11 @@ class Trial:
 
     @property
     def max_samples(self) -> int:
-        """Samples at which this run ends; train until this many have been seen."""
+        """Samples at which this run ends; train until this many have been seen.
+
+        A schedule that decays must decay to here, not to the end of a full run: the rate at `samples` is
+        `learning_rate * factor(samples / max_samples)`.
+        """
         self.read.add("max_samples")
         return self._spec.end_samples
 

@@ -13,6 +13,7 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
 from .base import Meter, Trial
 from .fingerprint import optimizer_family, source_hash
+from .schedule import SCHEDULES
 from .step_times import StepTimes, stated_step_times
 from .training import optimizer_bytes, seed_everything
 
@@ -32,6 +33,7 @@ def objective(
     epochs: float = 1,
     evals: int = 16,
     optimizer: str | None = None,
+    schedule: str = "unknown",
     step_time_s: StepTimes | None = None,
     name: str | None = None,
 ) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
@@ -46,6 +48,9 @@ def objective(
         epochs: Passes over them in one full run.
         evals: Equal points of a full run at which a report is wanted, besides the rungs of the search.
         optimizer: Name of the optimizer's class, such as `"SGD"`; default: seen in the probe.
+        schedule: `constant`, `linear`, `cosine` or `wsd`: how your loop changes the learning rate. One that decays must have
+            come to its end at `trial.max_samples`, which differs from run to run: short runs are then planned as such, and
+            none is judged in the middle of its decay. `unknown` is taken for constant.
         step_time_s: Seconds of an optimizer step by global batch size, where you know them: a function of the batch size,
             or `{batch size: seconds}`. A search then counts its time by them. It is asked for powers of two and the sizes
             that the search names; sizes that it does not know may raise KeyError or ValueError.
@@ -72,6 +77,8 @@ def objective(
         wrong.append(f"epochs={epochs!r}: expected a number above 0")
     if evals < 1:
         wrong.append(f"evals={evals!r}: expected a whole number of at least 1")
+    if schedule not in (*SCHEDULES, "unknown"):
+        wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)}, or unknown where it is none of these")
     if not (step_time_s is None or callable(step_time_s) or isinstance(step_time_s, Mapping)):
         wrong.append(
             f"step_time_s={step_time_s!r}: expected a function of the batch size that returns seconds, or a mapping "
@@ -85,6 +92,7 @@ def objective(
         epochs=epochs,
         evals=evals,
         optimizer=optimizer,
+        schedule=schedule,
         step_time_s=step_time_s,
         name=name,
     )
@@ -103,6 +111,7 @@ class LoopObjective:
         epochs: float,
         evals: int,
         optimizer: str | None,
+        schedule: str,
         step_time_s: StepTimes | None,
         name: str | None,
     ) -> None:
@@ -113,6 +122,7 @@ class LoopObjective:
         self.epochs = epochs
         self.evals = evals
         self.optimizer = optimizer
+        self.schedule = schedule
         self.step_time_s = step_time_s
         self.name = name
         self.source_hash = source_hash(function, n_samples, epochs, evals)
@@ -130,6 +140,7 @@ class LoopObjective:
             n_samples=self.n_samples,
             epochs=self.epochs,
             evals=self.evals,
+            schedule=self.schedule,
             optimizer=self.optimizer,
             optimizer_family=optimizer_family(self.optimizer),
             source_hash=self.source_hash,
