@@ -279,6 +279,15 @@ class _Dimension(click.ParamType):  # type: ignore[type-arg]  # Generic in newer
         return name, [_value(part) for part in values.split(",")] if "," in values else _value(values)
 
 
+class _Budget(click.ParamType):  # type: ignore[type-arg]
+    """`RUNS` or a duration, of --budget."""
+
+    name = "RUNS|TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return _value(value) if isinstance(value, str) else value
+
+
 class _Baseline(click.ParamType):  # type: ignore[type-arg]
     """`BATCH,LR` of --baseline."""
 
@@ -303,7 +312,10 @@ def _value(text: str) -> int | float | str:
 )
 @click.argument("model", required=False)
 @click.option(
-    "--budget", type=float, default=12.0, help="Total training of the study in full runs, confirmation included."
+    "--budget",
+    type=_Budget(),
+    default=12.0,
+    help="Total training of the study, confirmation included: reference runs, such as 8, or a duration, such as 20min or 1.5h.",
 )
 @click.option("--n-trials", type=int, help="Most trials of the study.  [default: none]")
 @click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]")

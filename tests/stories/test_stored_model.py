@@ -302,6 +302,21 @@ def test_a_study_says_how_to_search_but_not_where_it_is_kept(folder: Path, monke
     assert (seen[0].storage, seen[0].study, seen[0].trial_timeout) == (None, "model", 7.0)
 
 
+@pytest.mark.parametrize(
+    ("options", "budget", "budget_s"),
+    [((), 12.0, 90.0), (("--budget", "5"), 5.0, None), (("--budget", "2h"), 12.0, 7200.0)],
+)
+def test_a_budget_in_seconds_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], budget: float, budget_s: float | None
+) -> None:
+    """Without options as it was stored; it may become another one, of either kind."""
+    seen = watch(monkeypatch)
+    ordinary().set_user_attr("plan", {**ordinary().user_attrs["plan"], "budget": 12.0, "budget_s": 90.0})
+
+    assert "seen" in invoke("search", *options).stderr
+    assert (seen[0].plan.budget, seen[0].plan.budget_s) == (budget, budget_s)
+
+
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let a search end where it would begin, and return the list that takes its arguments."""
     seen: list[Any] = []

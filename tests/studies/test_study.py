@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 import pytest
+from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.errors import StudyError
 from bstune.tuner.core.results import DeviceInfo, NoisePoint, TrialRecord
 from bstune.tuner.core.specs import Plan
@@ -25,7 +26,7 @@ from bstune.tuner.studies.catalog import choose_study, find_study, fingerprint, 
 from bstune.tuner.studies.optuna_parameters import Axes
 from bstune.tuner.studies.spec_json import decode_plan, encode_plan
 from bstune.tuner.studies.storage import Storage, open_storage, read_storage
-from bstune.tuner.studies.study import Study
+from bstune.tuner.studies.study import Study, stored_arguments
 
 AXES = Axes((4, 256), (1e-4, 1.0), {})
 FACTS = Facts(name=None, kind="loop", n_samples=1000, epochs=2.0, source_hash="abc")
@@ -402,6 +403,21 @@ def test_tables_of_another_optuna(url: str, tmp_path: Path) -> None:
         connection.commit()
     with pytest.raises(StudyError, match="another version of Optuna made its tables"):
         open_storage(url)
+
+
+@pytest.mark.parametrize(
+    ("plan", "budget"), [(Plan(budget=8), 8), (Plan(budget_s=1200.0), "1200.0 s"), (Plan(budget_s=1e-5), "1e-05 s")]
+)
+def test_a_stored_budget_is_given_again_as_it_was(url: str, plan: Plan, budget: float | str) -> None:
+    """As a number or as a duration; a study that is older than durations has a number."""
+    with open_storage(url) as storage:
+        study = make_study(storage, "digits")
+        study.set(plan=encode_plan(plan))
+        again = stored_arguments(study)
+        assert again["budget"] == budget
+        assert check_search(**again).plan == plan
+        study.set(plan={name: value for name, value in encode_plan(Plan(budget=7)).items() if name != "budget_s"})
+        assert check_search(**stored_arguments(study)).plan == Plan(budget=7)
 
 
 # --- which study --------------------------------------------------------------------------------------------------

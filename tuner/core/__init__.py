@@ -1,5 +1,6 @@
 """What everyone speaks of: results, errors, specs and arguments; it imports nothing of bstune.
 
+- `amounts`: Sizes and durations as people write them, with a unit.
 - `arguments`: Checking what the user asked for, before anything is opened, loaded or run: every wrong argument is
   named at once.
 - `document`: A document that the user names: it is read only if it is a plain file of a sensible size, and holds what

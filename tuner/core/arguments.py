@@ -4,72 +4,23 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any, Literal
 from unicodedata import category
 
+from .amounts import TIME, brief, is_time, parse_duration, parse_size
 from .errors import ArgumentError
 from .results import TRIAL_COLUMNS, ProbeResult
 from .specs import Plan
 
-MOST_BYTES = 2**60
 MOST_NAME = 200
 """Characters in the name of a study, and of a dimension."""
 MOST_SEED = 2**43
 """The order of an epoch is drawn from a seed of 64 bits, which is this one times a million (`objectives/data.py`)."""
 
-_UNITS = {"": 1, "B": 1} | {
-    prefix + suffix: base**power
-    for power, prefix in enumerate("KMGT", start=1)
-    # A bare letter counts in powers of two, as in Docker and Slurm.
-    for suffix, base in (("", 1024), ("iB", 1024), ("B", 1000))
-}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)")
-
-
-def _brief(value: Any) -> str:
-    """Return a value for a message, cut short."""
-    try:
-        text = repr(value)
-    except Exception:  # Such as a whole number of many thousand digits, which Python does not write.
-        text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= 200 else f"{text[:196]} ..."
-
-
-def parse_size(text: str | int) -> int:
-    """Return the bytes in a size such as `12GiB`, `1.5GB` or `4096`.
-
-    Raises:
-        ArgumentError: The text is not a positive number with a known unit.
-
-    Example:
-        >>> parse_size("1.5GiB")
-        1610612736
-    """
-    match = _SIZE.fullmatch(text.strip() if isinstance(text, str) else _brief(text))
-    units = {name.upper(): factor for name, factor in _UNITS.items()}
-    if isinstance(text, bool) or match is None or match[2].upper() not in units:
-        raise ArgumentError(
-            f"{_brief(text)} is not a size: expected a number with a unit, such as 12GiB, 800MiB or 12GB."
-        )
-    amount = float(match[1]) * units[match[2].upper()]
-    if not 1 <= amount <= MOST_BYTES:
-        raise ArgumentError(f"{_brief(text)} is not a size: expected at least one byte, and at most a million TiB.")
-    return int(amount)
-
-
 _RATES = "a number from 1e-15 to 1e15"
-
-
-_TIME = "seconds, more than 0 and at most 1e9"
-
-
-def _is_time(value: float) -> bool:
-    """Tell whether a value can be waited for."""
-    return 0 < value <= 1e9
 
 
 def _is_rate(value: float) -> bool:
@@ -106,11 +57,11 @@ class Checks:
                 raise TypeError
             number = operator.index(value)
         except TypeError:
-            self.wrong(f"{name}={_brief(value)}: expected a whole number of at least {minimum}.")
+            self.wrong(f"{name}={brief(value)}: expected a whole number of at least {minimum}.")
             return minimum
         if not minimum <= number <= maximum:
             self.wrong(
-                f"{name}={_brief(value)}: expected {f'at least {minimum}' if number < minimum else f'at most {maximum}'}."
+                f"{name}={brief(value)}: expected {f'at least {minimum}' if number < minimum else f'at most {maximum}'}."
             )
             return minimum
         return number
@@ -122,14 +73,14 @@ class Checks:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number) or not accept(number):
-            self.wrong(f"{name}={_brief(value)}: expected {expected}.")
+            self.wrong(f"{name}={brief(value)}: expected {expected}.")
             return 1.0
         return number
 
     def choice(self, name: str, value: Any, valid: Sequence[str]) -> None:
         """Note a problem unless the value is one of those that are valid."""
         if value not in valid:
-            self.wrong(f"{name}={_brief(value)}: expected one of {', '.join(valid)}.")
+            self.wrong(f"{name}={brief(value)}: expected one of {', '.join(valid)}.")
 
     def size(self, name: str, value: str | int | None) -> int | None:
         """Return a size in bytes; on a problem note it and return None."""
@@ -139,12 +90,23 @@ class Checks:
             self.wrong(f"{name}: {error}")
             return None
 
+    def budget(self, value: Any) -> tuple[float, float | None]:
+        """Return a budget as reference runs, and as seconds where it is a duration; on a problem note it."""
+        if not isinstance(value, str):
+            expected = "reference runs, more than 0 and at most 1e9, or a duration such as 20min"
+            return self.real("budget", value, lambda x: 0 < x <= 1e9, expected), None
+        try:
+            return Plan.budget, parse_duration(value)
+        except ArgumentError as error:
+            self.wrong(f"budget: {error} A plain number counts reference runs.")
+            return Plan.budget, None
+
     def text(self, name: str, value: Any) -> None:
         """Note a problem unless the value is a text, or None."""
         if value is not None and (not isinstance(value, str) or not value.strip()):
-            self.wrong(f"{name}={_brief(value)}: expected a text that is not empty.")
+            self.wrong(f"{name}={brief(value)}: expected a text that is not empty.")
         elif value is not None and any(category(character) in ("Cc", "Cs") for character in value):
-            self.wrong(f"{name}={_brief(value)}: expected a text without control characters.")
+            self.wrong(f"{name}={brief(value)}: expected a text without control characters.")
 
     def study(self, value: Any) -> None:
         """Note a problem unless the value can be the name of a study, or is None."""
@@ -152,7 +114,7 @@ class Checks:
             isinstance(value, str) and value.strip() and value.isprintable() and len(value) <= MOST_NAME
         ):
             self.wrong(
-                f"study={_brief(value)}: expected a name of at most {MOST_NAME} characters that can be printed on one line."
+                f"study={brief(value)}: expected a name of at most {MOST_NAME} characters that can be printed on one line."
             )
 
     def done(self) -> None:
@@ -227,7 +189,7 @@ def check_probe(**asked: Any) -> ProbeArguments:
         min_batch=checks.integer("min_batch", given.min_batch, 1),
         max_batch=None if given.max_batch is None else checks.integer("max_batch", given.max_batch, 1),
         multiple_of=checks.integer("multiple_of", given.multiple_of, 1),
-        timeout=None if given.timeout is None else checks.real("timeout", given.timeout, _is_time, _TIME),
+        timeout=None if given.timeout is None else checks.real("timeout", given.timeout, is_time, TIME),
         seed=checks.integer("seed", given.seed, 0, MOST_SEED),
         malloc=given.malloc,
         fresh=given.fresh,
@@ -284,19 +246,20 @@ def check_search(**asked: Any) -> SearchArguments:
     checks.study(given.study)
     if given.ray_address is not None and given.engine != "ray":
         checks.wrong(
-            f"ray_address={_brief(given.ray_address)}: it goes with engine='ray', not with engine={_brief(given.engine)}."
+            f"ray_address={brief(given.ray_address)}: it goes with engine='ray', not with engine={brief(given.engine)}."
         )
     if given.isolation == "none" and given.engine == "ray":
         checks.wrong("engine='ray': with isolation='none' trials run in this process. Leave one of the two out.")
     if given.probe is not None and not isinstance(given.probe, ProbeResult):
-        checks.wrong(f"probe={_brief(given.probe)}: expected what bstune.probe returned.")
+        checks.wrong(f"probe={brief(given.probe)}: expected what bstune.probe returned.")
     if isinstance(given.callbacks, str) or not all(callable(item) for item in listed(given.callbacks)):
-        checks.wrong(f"callbacks={_brief(given.callbacks)}: expected a list of functions.")
+        checks.wrong(f"callbacks={brief(given.callbacks)}: expected a list of functions.")
     if given.target is not None and given.goal != "time":
-        checks.wrong(f"target={_brief(given.target)}: it goes with goal='time', not with goal={_brief(given.goal)}.")
+        checks.wrong(f"target={brief(given.target)}: it goes with goal='time', not with goal={brief(given.goal)}.")
     n_jobs = checks.integer("jobs", given.jobs, 1)
     if given.isolation == "none" and n_jobs > 1:
         checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
+    budget, budget_s = checks.budget(Plan.budget if given.budget is None else given.budget)
     plan = Plan(
         goal=given.goal,
         target=None
@@ -305,9 +268,8 @@ def check_search(**asked: Any) -> SearchArguments:
         tolerance=checks.real(
             "tolerance", given.tolerance, lambda x: 0 <= x < 1, "a share of the best loss from 0 up to, but below, 1"
         ),
-        budget=Plan.budget
-        if given.budget is None
-        else checks.real("budget", given.budget, lambda x: 0 < x <= 1e9, "full runs, more than 0 and at most 1e9"),
+        budget=budget,
+        budget_s=budget_s,
         n_trials=None if given.n_trials is None else checks.integer("n_trials", given.n_trials, 1),
         space=_space(checks, given.space),
         jobs=n_jobs,
@@ -317,9 +279,9 @@ def check_search(**asked: Any) -> SearchArguments:
         baseline=_baseline(checks, given.baseline),
         seed=checks.integer("seed", given.seed, 0, MOST_SEED),
     )
-    seconds = None if given.timeout is None else checks.real("timeout", given.timeout, _is_time, _TIME)
+    seconds = None if given.timeout is None else checks.real("timeout", given.timeout, is_time, TIME)
     silence_s = (
-        None if given.trial_timeout is None else checks.real("trial_timeout", given.trial_timeout, _is_time, _TIME)
+        None if given.trial_timeout is None else checks.real("trial_timeout", given.trial_timeout, is_time, TIME)
     )
     checks.done()
     return SearchArguments(
@@ -346,7 +308,7 @@ def _baseline(checks: Checks, value: Any) -> tuple[int, float] | None:
     if value is None:
         return None
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        checks.wrong(f"baseline={_brief(value)}: expected (batch_size, learning_rate).")
+        checks.wrong(f"baseline={brief(value)}: expected (batch_size, learning_rate).")
         return None
     batch_size = checks.integer("baseline[0] (batch size)", value[0], 1)
     return batch_size, checks.real("baseline[1] (learning rate)", value[1], _is_rate, _RATES)
@@ -356,11 +318,11 @@ def _space(checks: Checks, space: Any) -> dict[str, Any]:
     if space is None:
         return {}
     if not isinstance(space, Mapping):
-        checks.wrong(f"space={_brief(space)}: expected a dictionary from name to values.")
+        checks.wrong(f"space={brief(space)}: expected a dictionary from name to values.")
         return {}
     checked = {}
     for name, values in space.items():
-        where = f"space[{_brief(name)}]"
+        where = f"space[{brief(name)}]"
         if not isinstance(name, str) or not name.isidentifier() or len(name) > MOST_NAME:
             checks.wrong(f"{where}: expected a name such as weight_decay, of at most {MOST_NAME} characters.")
         elif name in TRIAL_COLUMNS and name != "learning_rate":
@@ -381,9 +343,9 @@ def _dimension(checks: Checks, where: str, name: str, values: Any) -> Any:
         if name == "learning_rate":
             return checks.real(part, value, _is_rate, _RATES)
         if not isinstance(value, (bool, int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
-            checks.wrong(f"{part}={_brief(value)}: expected a finite number or a text.")
+            checks.wrong(f"{part}={brief(value)}: expected a finite number or a text.")
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            checks.wrong(f"{part}={_brief(value)}: expected a number of at most 64 bits.")
+            checks.wrong(f"{part}={brief(value)}: expected a number of at most 64 bits.")
         return value
 
     if isinstance(values, list):
@@ -393,7 +355,7 @@ def _dimension(checks: Checks, where: str, name: str, values: Any) -> Any:
     if isinstance(values, tuple):
         if len(values) != 2:
             checks.wrong(
-                f"{where}={_brief(values)}: expected (lowest, highest); write a list to try exactly these values."
+                f"{where}={brief(values)}: expected (lowest, highest); write a list to try exactly these values."
             )
             return values
         whole, before = name == "batch_size", len(checks.problems)
@@ -404,12 +366,12 @@ def _dimension(checks: Checks, where: str, name: str, values: Any) -> Any:
             for i, value in enumerate(values)
         )
         if low > high and len(checks.problems) == before:
-            checks.wrong(f"{where}={_brief(values)}: the lowest is more than the highest.")
+            checks.wrong(f"{where}={brief(values)}: the lowest is more than the highest.")
         return (low, high)
     if _is_distribution(values):
         if name == "batch_size" and type(values).__name__ != "IntDistribution":
             checks.wrong(
-                f"{where}={_brief(values)}: expected whole numbers; write a list, (lowest, highest) or an IntDistribution."
+                f"{where}={brief(values)}: expected whole numbers; write a list, (lowest, highest) or an IntDistribution."
             )
         return values
     return one(values)

@@ -40,7 +40,9 @@ def stored_arguments(study: Study) -> dict[str, Any]:
     asked: dict[str, Any] = dict(study.attributes.get("asked", {}))
     if asked.pop("probe_given", False):
         asked["probe"] = study.probe
-    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | asked
+    arguments = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | asked
+    seconds = arguments.pop("budget_s")
+    return arguments if seconds is None else {**arguments, "budget": f"{seconds!r} s"}
 
 
 class Study(Records):
