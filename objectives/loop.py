@@ -12,7 +12,7 @@ from typing import Any
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
 from .base import Meter, Trial
-from .fingerprint import optimizer_family, source_hash
+from .fingerprint import code_hash, optimizer_family, source_hash
 from .schedule import SCHEDULES
 from .step_times import StepTimes, stated_step_times
 from .training import optimizer_bytes, seed_everything
@@ -125,7 +125,8 @@ class LoopObjective:
         self.schedule = schedule
         self.step_time_s = step_time_s
         self.name = name
-        self.source_hash = source_hash(function, n_samples, epochs, evals)
+        parts = (function, n_samples, epochs, evals)
+        self.source_hash, self.code_hash = source_hash(*parts), code_hash(*parts)
 
     def __call__(self, trial: Trial) -> Any:
         """Call the user's function."""
@@ -144,6 +145,7 @@ class LoopObjective:
             optimizer=self.optimizer,
             optimizer_family=optimizer_family(self.optimizer),
             source_hash=self.source_hash,
+            code_hash=self.code_hash,
         )
 
     def prepare(self) -> None:

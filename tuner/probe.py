@@ -80,7 +80,7 @@ def probe(
 
 def probe_checked(objective: Any, arguments: ProbeArguments, *, on_attempt: OnAttempt | None = None) -> ProbeResult:
     """Probe with checked arguments."""
-    from .studies.catalog import find_study, make_study, probe_key, touch
+    from .studies.catalog import find_study, make_study, probe_key, same_probe, touch
     from .studies.naming import study_name
     from .studies.storage import open_storage
     from .workers.resolve import check_objective
@@ -95,7 +95,8 @@ def probe_checked(objective: Any, arguments: ProbeArguments, *, on_attempt: OnAt
         name = study_name(arguments.study, objective, host.facts)
         kept = find_study(opened, name) or make_study(opened, name)
         key = probe_key(host.facts, host.device_info, jobs=1, seed=arguments.seed, settings=arguments.settings())
-        stored = kept.probe if not arguments.fresh and kept.attributes.get("probe_key") == key else None
+        known = not arguments.fresh and same_probe(kept.attributes.get("probe_key"), key)
+        stored = kept.probe if known else None
         headroom, seed = arguments.headroom, arguments.seed
         result = verified_again(host, stored, headroom=headroom, seed=seed, on_attempt=on_attempt) if stored else None
         result = result or run_probe(

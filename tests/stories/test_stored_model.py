@@ -36,6 +36,7 @@ def objective(trial):
     for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
         trial.report(val_loss=1 + (trial.learning_rate - 0.01) ** 2, samples=samples)
 """
+OPTIONS = ("--space", "batch_size=16", "--space", "learning_rate=0.001,0.01", "--budget", "2", "--probe", "probe.json")
 PROBE = known_probe(64, step_s=None, n_train_samples=320)
 ASKED: dict[str, Any] = {"isolation": "process", "engine": "optuna"}
 NOBODY = 65534
@@ -343,6 +344,24 @@ def test_a_file_that_was_changed_is_not_run(folder: Path) -> None:
     assert "seal" not in said
 
 
+def test_another_comment_is_no_other_code(folder: Path) -> None:
+    """Whoever names the file goes on, and has then named the file as it is now; what the code does may not change."""
+    trials = ordinary().trials
+    text = (folder / "model.py").read_text()
+    (folder / "model.py").write_text('"""A model."""\n' + text.replace("bstune, torch", "bstune,  torch  # both"))
+    asks(folder)
+
+    (folder / "probe.json").write_text(PROBE.to_json())
+    again = invoke("search", "model.py", *OPTIONS)
+    assert (again.exit_code, ordinary().trials) == (0, trials), again.output
+    assert invoke("search").exit_code == 0
+
+    (folder / "model.py").write_text(text.replace("0.01)", "0.02)"))
+    again = invoke("search", "model.py", *OPTIONS)
+    assert (again.exit_code, ordinary().trials) == (1, trials)
+    assert "source of the objective: was" in again.stderr
+
+
 def test_a_file_that_is_gone_is_said_once(folder: Path) -> None:
     """To say --yes would not help, so it is not offered."""
     (folder / "model.py").unlink()
@@ -607,8 +626,7 @@ def test_to_name_the_file_seals_it(folder: Path) -> None:
     asks(folder)
 
     (folder / "probe.json").write_text(PROBE.to_json())
-    options = ["--space", "batch_size=16", "--space", "learning_rate=0.001,0.01", "--device", "cpu", "--budget", "2"]
-    named = invoke("search", "model.py", *options, "--probe", "probe.json", "--yes")
+    named = invoke("search", "model.py", *OPTIONS, "--yes")
     assert named.exit_code == 0, named.output
     assert "Going on with" not in named.stderr
     with read_storage(None) as storage:

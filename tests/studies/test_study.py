@@ -22,7 +22,17 @@ from bstune.tuner.core.errors import StudyError
 from bstune.tuner.core.results import DeviceInfo, NoisePoint, TrialRecord
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts, TrialReport, TrialSpec
-from bstune.tuner.studies.catalog import choose_study, find_study, fingerprint, make_study, newest_study, studies, touch
+from bstune.tuner.studies.catalog import (
+    choose_study,
+    find_study,
+    fingerprint,
+    make_study,
+    newest_study,
+    probe_key,
+    same_probe,
+    studies,
+    touch,
+)
 from bstune.tuner.studies.optuna_parameters import Axes
 from bstune.tuner.studies.spec_json import decode_plan, encode_plan
 from bstune.tuner.studies.storage import Storage, open_storage, read_storage
@@ -446,6 +456,40 @@ def test_changed_settings_are_named_old_and_new(url: str) -> None:
         assert "'digits-2'" in text
         assert "--study" in text
         assert chosen(storage).name == "digits"
+
+
+def test_the_same_code_in_another_text_goes_on(url: str) -> None:
+    """Both hashes are then stored as they are now. A study of an older bstune has that of the text alone, and goes by it."""
+    with open_storage(url) as storage:
+        run_one(chosen(storage, source_hash="text", code_hash=None))
+        old = dict(chosen(storage, source_hash="text", code_hash="code").attributes["fingerprint"])
+        del old["code"]
+        find = find_study(storage, "digits")
+        assert find is not None
+        find.set(fingerprint=old)
+        with pytest.raises(StudyError, match="source of the objective: was text, now other"):
+            chosen(storage, source_hash="other", code_hash="code")
+        assert chosen(storage, source_hash="text", code_hash="code").attributes["fingerprint"]["code"] == "code"
+
+        assert chosen(storage, source_hash="comment", code_hash="code").attributes["fingerprint"]["source"] == "comment"
+        assert chosen(storage, source_hash="comment", code_hash="another Python's").name == "digits"
+        with pytest.raises(StudyError, match="source of the objective: was comment, now mended"):
+            chosen(storage, source_hash="mended", code_hash="mended")
+        with pytest.raises(StudyError, match="source of the objective"):
+            chosen(storage, source_hash="unreadable", code_hash=None)
+
+
+def test_a_stored_probe_answers_the_same_code() -> None:
+    """It was made of the model, not of what is said about it."""
+    wanted = probe_key(dataclasses.replace(FACTS, source_hash="text", code_hash="code"), CPU)
+    old = {name: value for name, value in wanted.items() if name != "code"}
+    assert same_probe(wanted, wanted)
+    assert same_probe(old, wanted)
+    assert same_probe({**wanted, "source": "comment"}, wanted)
+    assert not same_probe({**wanted, "source": "comment", "code": None}, wanted)
+    assert not same_probe({**wanted, "source": "mended", "code": "mended"}, wanted)
+    assert not same_probe({**wanted, "seed": 1}, wanted)
+    assert not same_probe(None, wanted)
 
 
 def test_fresh_keeps_the_old_study(url: str) -> None:

@@ -43,7 +43,9 @@ class Facts:
     """A stopped trial can go on from a checkpoint."""
     metrics: tuple[str, ...] = ()
     source_hash: str | None = None
-    """Of the file or the code that defines the objective."""
+    """Of the text of the file or the code that defines the objective."""
+    code_hash: str | None = None
+    """The same without comments, docstrings and layout; None where it could not be told."""
     structure_hash: str | None = None
     """Of the model's modules, the shapes of its parameters and of a sample: what memory depends on besides the source."""
     ignores_rate: bool = False

@@ -13,7 +13,7 @@ from ..core.arguments import SearchArguments
 from ..core.progress import Progress, tell
 from ..core.results import Attempt, DeviceInfo, ProbeResult, TrialRecord
 from ..core.trials import Facts, Split
-from ..studies.catalog import probe_key, studies
+from ..studies.catalog import probe_key, same_probe, studies
 from ..studies.spec_json import decode_facts
 from ..studies.study import Study, intact
 from ..theory.scaling import split_batch
@@ -89,7 +89,8 @@ def obtain_probe(
         return arguments.probe
     key = probe_key(facts, host.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
     for other in itertools.chain([study], studies(study.storage, readable=True)):
-        if other.probe is not None and other.probe.limited_by != "timeout" and other.attributes.get("probe_key") == key:
+        fits = same_probe(other.attributes.get("probe_key"), key)
+        if other.probe is not None and other.probe.limited_by != "timeout" and fits:
             study.set(probe_key=key)
             return other.probe
     left_s = deadline_s - time.monotonic()
@@ -116,7 +117,8 @@ def _probe_kinds(
         others = itertools.chain([study], studies(study.storage, readable=True))
         known = (entry for other in others for entry in other.attributes.get("probes", ()))
         stored = next(
-            (entry for entry in known if entry["key"] == key and entry["probe"]["limited_by"] != "timeout"), None
+            (entry for entry in known if same_probe(entry["key"], key) and entry["probe"]["limited_by"] != "timeout"),
+            None,
         )
         if stored is None:
             tell(arguments, Progress("probe", study.name, arguments.plan.budget, message=kind))

@@ -103,7 +103,8 @@ def _load(payload_fd: int, n_bytes: int) -> Objective:
     if hasattr(objective, "resolve"):
         reference = objective
         objective = reference.resolve()
-        objective.source_hash = reference.source_hash or getattr(objective, "source_hash", None)
+        if reference.source_hash is not None:
+            objective.source_hash, objective.code_hash = reference.source_hash, reference.code_hash()
     loaded: Objective = objective
     loaded.prepare()
     return loaded
