@@ -506,6 +506,8 @@ def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str
     kept = {
         name: value for name, value in stored.items() if name in options and name not in {*given, "study", "storage"}
     }
+    if "goal" in given and "target" not in given and options["goal"] != "time":
+        kept.pop("target", None)  # It belonged to the goal that is given up.
     options = {**options, **kept, "study": study.name}
     where = f" on the Ray cluster at {one_line(options['ray_address'])}" if options["ray_address"] else ""
     note(f"Going on with study {one_line(study.name)}: runs {shown_target(reference)}{where}")

@@ -318,6 +318,26 @@ def test_a_budget_in_seconds_goes_on(
     assert (seen[0].plan.budget, seen[0].plan.budget_s) == (budget, budget_s)
 
 
+@pytest.mark.parametrize(
+    ("options", "goal", "target"),
+    [
+        ((), "time", 0.5),
+        (("--goal", "loss"), "loss", None),
+        (("--goal", "time"), "time", 0.5),
+        (("--goal", "time", "--target", "0.25"), "time", 0.25),
+    ],
+)
+def test_another_goal_gives_up_the_stored_target(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], goal: str, target: float | None
+) -> None:
+    """It belongs to the goal that was stored with it."""
+    seen = watch(monkeypatch)
+    ordinary().set_user_attr("plan", {**ordinary().user_attrs["plan"], "goal": "time", "target": 0.5})
+
+    assert "seen" in invoke("search", *options).stderr
+    assert (seen[0].plan.goal, seen[0].plan.target) == (goal, target)
+
+
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let a search end where it would begin, and return the list that takes its arguments."""
     seen: list[Any] = []

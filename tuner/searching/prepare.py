@@ -24,6 +24,7 @@ from ..workers.resolve import check_objective
 from .loop import Drive
 from .probes import obtain_probe, with_probed_optimizer, with_stored_step_times
 from .result import make_strategy
+from .taken_up import TakenUp, take_up
 
 if TYPE_CHECKING:
     from ..engines.ray_cluster import Cluster
@@ -61,10 +62,11 @@ def prepared(
     with open_storage(arguments.storage) as storage, _described(objective, arguments, storage) as (facts, device, host):
         if host is not None and host.jobs != arguments.plan.jobs:
             arguments = dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=host.jobs))
-        study = _study(storage, objective, arguments, facts, device, fresh=fresh, dry=dry)
+        study, taken_up = _study(storage, objective, arguments, facts, device, fresh=fresh, dry=dry)
         said = f"{len(study.finished)} trials so far" + (
             f", {len(study.orphans)} of them cut off when the last search was killed" if study.orphans else ""
         )
+        said = f"{said}; {taken_up.said}" if taken_up.said else said
         tell(arguments, Progress("study", study.name, arguments.plan.budget, message=said if study.finished else "new"))
         for warning in () if host is None else host.warnings:
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))
@@ -73,7 +75,9 @@ def prepared(
         if not (dry and study.finished):
             study.set(facts=dataclasses.asdict(facts), probe=None if probe is None else probe.to_dict())
             forget_checkpoints(study)
-        yield Ready(objective, arguments, facts, study, probe, make_strategy(arguments.plan, facts, probe, study), host)
+        strategy = make_strategy(arguments.plan, facts, probe, study)
+        strategy.stopped_by = taken_up.ended_by
+        yield Ready(objective, arguments, facts, study, probe, strategy, host)
 
 
 @contextlib.contextmanager
@@ -113,16 +117,17 @@ def _study(
     *,
     fresh: bool,
     dry: bool,
-) -> Study:
-    """Find or make the study, and write down what it is about."""
+) -> tuple[Study, TakenUp]:
+    """Find or make the study, and write down what it is about; return also what is to come of it."""
     from ...objectives.load import ObjectiveRef
 
     reference: ObjectiveRef | None = objective if isinstance(objective, ObjectiveRef) else None
     name = study_name(arguments.study, objective, facts)
     wanted = fingerprint(facts, arguments.plan, device)
     study = choose_study(storage, name, wanted, named=arguments.study is not None, fresh=fresh)
+    taken_up = take_up(study, arguments.plan)
     if dry and study.finished:
-        return study
+        return study, taken_up
     target = (
         None
         if reference is None
@@ -148,7 +153,7 @@ def _study(
         stopped_by=None,
     )
     touch(study)
-    return study
+    return study, taken_up
 
 
 def make_pool(ready: Ready, drive: Drive) -> Pool:
