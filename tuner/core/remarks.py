@@ -36,6 +36,8 @@ CautionCode = Literal[
     "no_full_run_left",
     "one_compared",
     "one_loss",
+    "rate_ignored",
+    "nothing_learned",
     "target_not_reached",
     "diverged",
     "rate_at_edge",
