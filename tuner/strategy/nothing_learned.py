@@ -15,7 +15,7 @@ RATES, RATE_FACTOR = 3, 16.0
 """So many rates, so far apart, that give the same losses are no accident."""
 FALL = 0.02
 """A loss that has not fallen by this share has not fallen."""
-CURVES, STRETCH = 2, 3.0
+CURVES, STRETCH = 2, 9.0
 """So many runs, over so many times the samples of their first report, show whether losses fall."""
 
 
