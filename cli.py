@@ -321,8 +321,8 @@ def _value(text: str) -> int | float | str:
 @click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]")
 @click.option(
     "--goal",
-    default="loss",
-    help="loss (fastest within the tolerance of the lowest), time (to --target), or largest (batch without loss).",
+    default="time",
+    help="time (fewest seconds to --target), loss (lowest at equal samples), or largest (batch without loss).",
 )
 @click.option(
     "--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]"

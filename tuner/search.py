@@ -43,7 +43,7 @@ def search(
     objective: Any,
     *,
     probe: ProbeResult | None = None,
-    goal: Literal["loss", "time", "largest"] = "loss",
+    goal: Literal["loss", "time", "largest"] = "time",
     target: float | None = None,
     tolerance: float = 0.02,
     budget: float | str = 12.0,
@@ -72,8 +72,8 @@ def search(
     Args:
         objective: What to train: `bstune.Supervised`, a function under `@bstune.objective`, or `bstune.load("model.py")`.
         probe: What `bstune.probe` returned; by default a stored one of the same objective and device, else a new one.
-        goal: `loss`: the fastest setting within `tolerance` of the lowest loss. `time`: the fewest seconds to `target`.
-            `largest`: the largest batch without measurable loss.
+        goal: `time`: the fewest seconds to `target`. `loss`: the lowest loss at equal samples, the fastest where several are
+            within `tolerance` of it. `largest`: the largest batch without measurable loss.
         target: Validation loss to reach, with `goal="time"`; by default chosen from the first run.
         tolerance: Share of the best loss that counts as equal.
         budget: Total training of the study, confirmation included and the probe not: a number of reference runs (full runs

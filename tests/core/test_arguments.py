@@ -106,7 +106,7 @@ def test_the_command_takes_a_budget_of_either_kind(text: str, budget: float, bud
         {"confirm": -1},
         {"seed": -1},
         {"seed": 1.0},
-        {"target": 0.5},
+        {"goal": "loss", "target": 0.5},
         {"goal": "time", "target": float("inf")},
         {"engine": "spark"},
         {"ray_address": "auto"},

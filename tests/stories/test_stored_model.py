@@ -324,7 +324,7 @@ def test_a_budget_in_seconds_goes_on(
         ((), "time", 0.5),
         (("--goal", "loss"), "loss", None),
         (("--goal", "time"), "time", 0.5),
-        (("--goal", "time", "--target", "0.25"), "time", 0.25),
+        (("--target", "0.25"), "time", 0.25),
     ],
 )
 def test_another_goal_gives_up_the_stored_target(

@@ -14,7 +14,7 @@ from .trials import TrialSpec
 class Plan:
     """The arguments of `bstune.search` that the strategy decides by, checked and with defaults filled in."""
 
-    goal: Goal = "loss"
+    goal: Goal = "time"
     target: float | None = None
     tolerance: float = 0.02
     budget: float = 12.0
