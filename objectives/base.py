@@ -233,8 +233,11 @@ class Objective(Protocol):
     def prepare(self) -> None:
         """Load the data, once, before any process is made for a trial."""
 
-    def describe(self, batch_sizes: Sequence[int] = ()) -> Facts:
-        """Build the model once and say what this objective is; the search names these global batch sizes."""
+    def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
+        """Build the model once and say what this objective is.
+
+        A search names these global batch sizes, whose step times the objective may know; None: nobody asks for any.
+        """
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         """Run real optimizer steps and a validation batch at one size."""

@@ -151,13 +151,15 @@ class LoopObjective:
     def prepare(self) -> None:
         """Nothing to load: the loop owns its data."""
 
-    def describe(self, batch_sizes: Sequence[int] = ()) -> Facts:
-        """Say what is known without training anything.
+    def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
+        """Say what is known without training anything; the step times of these batch sizes too, unless it is None.
 
         Raises:
             ObjectiveError: `step_time_s` says what no step takes, or nothing at all.
         """
         facts = self.facts
+        if batch_sizes is None:
+            return facts
         times = stated_step_times(self.step_time_s, facts.full_run_samples, batch_sizes)
         return dataclasses.replace(facts, step_times=times)
 

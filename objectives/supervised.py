@@ -145,7 +145,7 @@ class Supervised:
                 check_data(data, role)
                 setattr(self, role, data)
 
-    def describe(self, batch_sizes: Sequence[int] = ()) -> Facts:
+    def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
         """Build the model and its optimizer once, on CPU, and say what this objective is."""
         seed_everything(0)
         model = self.build_model()

@@ -16,6 +16,7 @@ from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.studies.storage import read_storage
 from bstune.tuner.studies.study import Study
+from bstune.tuner.workers.fork_server import Host
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 ARGUMENTS: dict[str, Any] = {"isolation": "none", "budget": 3, "study": "timed"}
@@ -52,6 +53,13 @@ def test_a_function_is_asked_for_powers_of_two_and_what_the_search_names() -> No
     assert asked == [size for size, _ in times] == [1, 2, 4, 8, 16, 32, 48, 64]
     assert dict(times)[48] == pytest.approx(0.058)
     assert timed(None).describe((48, 64)).step_times == ()
+
+
+def test_nobody_is_asked_for_step_times_but_by_a_search() -> None:
+    """To probe what fits, none need be known."""
+    assert timed({48: 0.5}.__getitem__).describe(None).step_times == ()
+    with pytest.raises(bstune.ObjectiveError, match="knows no step time"):
+        timed({48: 0.5}.__getitem__).describe()
 
 
 def refusing(batch: int) -> float:
@@ -157,6 +165,8 @@ def objective(trial):
 """
     )
     url = f"sqlite:///{tmp_path}/bstune.db"
+    with Host(bstune.load(tmp_path / "model.py"), device="cpu") as host:
+        assert host.facts.step_times == ()
     result = bstune.search(
         bstune.load(tmp_path / "model.py"),
         space={"batch_size": [16, 24]},

@@ -48,7 +48,7 @@ class Host:
         environment: dict[str, str] | None = None,
         folder: str | None = None,
         sys_path: Sequence[str] | None = None,
-        batch_sizes: tuple[int, ...] = (),
+        batch_sizes: tuple[int, ...] | None = None,
     ) -> None:
         """Start the template and choose the device.
 
@@ -60,7 +60,7 @@ class Host:
             environment: Variables for the worker processes, beside the caller's own.
             folder: Working directory of the worker processes; default: the caller's.
             sys_path: Where they find the user's modules; default: as the caller does, see `launch.path_of_caller`.
-            batch_sizes: Global batch sizes that the search names, for the facts.
+            batch_sizes: Global batch sizes that a search names; default: there is no search, and no step times are asked for.
 
         Raises:
             ObjectiveError: The objective cannot be pickled or loaded.

@@ -90,8 +90,8 @@ class Exited:
 class Describe:
     """Say what the objective is."""
 
-    batch_sizes: tuple[int, ...] = ()
-    """Global batch sizes that the search names: an objective may know their step times."""
+    batch_sizes: tuple[int, ...] | None = None
+    """Global batch sizes that a search names: an objective may know their step times. None: there is no search."""
 
 
 @dataclass(frozen=True)
