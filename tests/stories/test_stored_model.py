@@ -34,7 +34,7 @@ with open(pathlib.Path(__file__).with_name("ran"), "a") as file:
 @bstune.objective(n_samples=320, epochs=4, evals=4)
 def objective(trial):
     for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
-        trial.report(val_loss=1 + (trial.learning_rate - 0.01) ** 2, samples=samples)
+        trial.report(val_loss=1 + 100 / samples + (trial.learning_rate - 0.01) ** 2, samples=samples)
 """
 OPTIONS = ("--space", "batch_size=16", "--space", "learning_rate=0.001,0.01", "--budget", "2", "--probe", "probe.json")
 PROBE = known_probe(64, step_s=None, n_train_samples=320)
