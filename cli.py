@@ -1,4 +1,4 @@
-"""The command line: parse, call the front door, print. Nothing but click and the standard library is imported up here."""
+"""The command line: parse, call the front door, print. Up here only click and the standard library are imported."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _unprinted(error: OSError, where: str = "") -> str:
 
 
 def _answer(text: str, *, as_json: bool = False, kept: str | None = None) -> None:
-    """Print what was asked for, made harmless unless it is JSON, which is so already; `kept` says how to see it later."""
+    """Print what was asked for, made harmless unless it is JSON, which is already; `kept` says how to see it later."""
     try:
         answer(text if as_json else harmless(text))
     except OSError as error:
@@ -287,7 +287,7 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
 
 
 class _NamedValues(click.ParamType):  # type: ignore[type-arg]  # Generic in newer releases of click only.
-    """One `NAME=VALUES` of --space, as `bstune.search` takes it. Whether the values will do is for `check_search` to say."""
+    """One `NAME=VALUES` of --space, as `bstune.search` takes it; `check_search` looks at the values."""
 
     name = "NAME=VALUES"
 
@@ -300,6 +300,15 @@ class _NamedValues(click.ParamType):  # type: ignore[type-arg]  # Generic in new
         if ":" in values:
             return name, tuple(_value(part) for part in values.split(":"))
         return name, [_value(part) for part in values.split(",")] if "," in values else _value(values)
+
+
+class _Budget(click.ParamType):  # type: ignore[type-arg]
+    """`RUNS` or a duration, of --budget."""
+
+    name = "RUNS|TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return _value(value) if isinstance(value, str) else value
 
 
 class _Baseline(click.ParamType):  # type: ignore[type-arg]
@@ -326,14 +335,18 @@ def _value(text: str) -> int | float | str:
 )
 @click.argument("model", required=False)
 @click.option(
-    "--budget", type=float, default=12.0, help="Total training of the study in full runs, confirmation included."
+    "--budget",
+    type=_Budget(),
+    default=12.0,
+    help="Total training of the study, confirmation included: reference runs, such as 8, or a duration, such as 20min "
+    "or 1.5h.",
 )
 @click.option("--n-trials", type=int, help="Most trials of the study.  [default: none]")
 @click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]")
 @click.option(
     "--goal",
-    default="loss",
-    help="loss (fastest within the tolerance of the lowest), time (to --target), or largest (batch without loss).",
+    default="time",
+    help="time (fewest seconds to --target), loss (lowest at equal samples), or largest (batch without loss).",
 )
 @click.option(
     "--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]"
@@ -344,7 +357,8 @@ def _value(text: str) -> int | float | str:
     type=_NamedValues(),
     multiple=True,
     metavar="NAME=VALUES",
-    help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); repeatable.",
+    help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); "
+    "repeatable.",
 )
 @click.option(
     "--baseline",
@@ -401,9 +415,9 @@ def search_command(
 ) -> None:
     """Find the batch size and the learning rate to train with.
 
-    MODEL is model.py, model.py:name or package.module:name; it defines `objective`. Without MODEL the newest study that stores
-    a file goes on, if you started it, here, and the file is as it was; otherwise it says why not, and runs nothing without --yes.
-    Running the same command again resumes: nothing that was finished is run again.
+    MODEL is model.py, model.py:name or package.module:name; it defines `objective`. Without MODEL the newest study that
+    stores a file goes on, if you started it, here, and the file is as it was; otherwise it says why not, and runs
+    nothing without --yes. Running the same command again resumes: nothing that was finished is run again.
     """
     from .objectives.load import load
     from .tuner.core.document import read_probe
@@ -480,7 +494,7 @@ def _warn(warnings: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """End on SIGTERM, and when the terminal goes, as on Ctrl-C: what was finished is shown and nothing is left behind."""
+    """End on SIGTERM, and when the terminal goes, as on Ctrl-C: what was finished is shown, nothing is left behind."""
 
     def terminate(*_: object) -> None:
         for (
@@ -502,7 +516,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str, dict[str, Any]]:
-    """Return the file and the arguments of the newest study that stores a file; what is given now replaces what is stored."""
+    """Return file and arguments of the newest study that stores a file; what is given now replaces what is stored."""
     from .objectives.seal import require_trusted, shown_target, stored_reference
     from .tuner.core.plain_text import one_line
     from .tuner.studies.catalog import newest_study
@@ -523,6 +537,8 @@ def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str
     kept = {
         name: value for name, value in stored.items() if name in options and name not in {*given, "study", "storage"}
     }
+    if "goal" in given and "target" not in given and options["goal"] != "time":
+        kept.pop("target", None)  # It belonged to the goal that is given up.
     options = {**options, **kept, "study": study.name}
     where = f" on the Ray cluster at {one_line(options['ray_address'])}" if options["ray_address"] else ""
     note(f"Going on with study {one_line(study.name)}: runs {shown_target(reference)}{where}")

@@ -15,7 +15,7 @@ from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from ..tuner.theory.gradient_noise import design
 from .base import Meter, Trial
 from .data import check_data, is_factory
-from .fingerprint import optimizer_family, source_hash
+from .fingerprint import code_hash, optimizer_family, source_hash
 from .gradient_noise import moments
 from .schedule import SCHEDULES
 from .training import TrainingRun, seed_everything
@@ -141,7 +141,8 @@ class Supervised:
         self.clip_grad_norm = clip_grad_norm
         self.name = name
         parts = (model, training_step, validation_step, loss, optimizer, schedule, collate_fn, *self.metrics.values())
-        self.source_hash = source_hash(*parts, epochs, evals, precision, clip_grad_norm, sorted(self.metrics))
+        values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics))
+        self.source_hash, self.code_hash = source_hash(*parts, *values), code_hash(*parts, *values)
 
     def prepare(self) -> None:
         """Call the data factories and check what they return."""
@@ -152,7 +153,7 @@ class Supervised:
                 check_data(data, role)
                 setattr(self, role, data)
 
-    def describe(self) -> Facts:
+    def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
         """Build the model and its optimizer once, on CPU, and say what this objective is."""
         seed_everything(0)
         model = self.build_model()
@@ -173,6 +174,7 @@ class Supervised:
             can_continue=self.schedule == "constant",
             metrics=tuple(self.metrics),
             source_hash=self.source_hash,
+            code_hash=self.code_hash,
             structure_hash=source_hash(
                 [(name, type(module).__qualname__) for name, module in model.named_modules()],
                 [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in model.named_parameters()],

@@ -88,7 +88,7 @@ def probe_checked(
     objective: Any, arguments: ProbeArguments, *, on_attempt: OnAttempt | None = None, on_note: OnNote | None = None
 ) -> ProbeResult:
     """Probe with checked arguments; `on_note` hears what was decided on the way, in words."""
-    from .studies.catalog import find_study, make_study, probe_key, touch
+    from .studies.catalog import find_study, make_study, probe_key, same_probe, touch
     from .studies.naming import study_name
     from .studies.storage import open_storage
     from .workers.resolve import check_objective
@@ -115,7 +115,8 @@ def probe_checked(
             settings=arguments.settings(),
             chooses_threads=host.chooses_threads,
         )
-        stored = kept.probe if not arguments.fresh and kept.attributes.get("probe_key") == key else None
+        known = not arguments.fresh and same_probe(kept.attributes.get("probe_key"), key)
+        stored = kept.probe if known else None
         headroom, seed = arguments.headroom, arguments.seed
         result = verified_again(host, stored, headroom=headroom, seed=seed, on_attempt=on_attempt) if stored else None
         result = result or run_probe(

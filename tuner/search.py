@@ -44,10 +44,10 @@ def search(
     objective: Any,
     *,
     probe: ProbeResult | None = None,
-    goal: Literal["loss", "time", "largest"] = "loss",
+    goal: Literal["loss", "time", "largest"] = "time",
     target: float | None = None,
     tolerance: float = 0.02,
-    budget: float = 12.0,
+    budget: float | str = 12.0,
     n_trials: int | None = None,
     timeout: float | None = None,
     trial_timeout: float | None = None,
@@ -75,11 +75,13 @@ def search(
         objective: What to train: `bstune.Supervised`, a function under `@bstune.objective`, or
             `bstune.load("model.py")`.
         probe: What `bstune.probe` returned; by default a stored one of the same objective and device, else a new one.
-        goal: `loss`: the fastest setting within `tolerance` of the lowest loss. `time`: the fewest seconds to `target`.
-            `largest`: the largest batch without measurable loss.
+        goal: `time`: the fewest seconds to `target`. `loss`: the lowest loss at equal samples, or the fastest of
+            those within `tolerance` of it. `largest`: the largest batch without measurable loss.
         target: Validation loss to reach, with `goal="time"`; by default chosen from the first run.
         tolerance: Share of the best loss that counts as equal.
-        budget: Total training of the study in full runs, confirmation included and the probe not.
+        budget: Total training of the study, confirmation included and the probe not: a number of reference runs (full
+            runs at the smallest batch that trains at half of the peak speed or more), or a duration such as `"20min"`
+            or `"1.5h"`.
         n_trials: Most trials of the study.
         timeout: Most seconds of this call.
         trial_timeout: Seconds of silence after which a trial counts as hung; by default many times what it should take.

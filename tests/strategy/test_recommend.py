@@ -93,7 +93,7 @@ def test_the_learning_rate_rule_finds_the_slope_of_the_table() -> None:
 
 def test_the_largest_batch_without_measurable_loss_is_larger() -> None:
     """With `goal="largest"` the answer is at least as large as with `goal="loss"`, and the sentence says so."""
-    usual = best_of(budget=12)
+    usual = best_of(budget=12, goal="loss")
     largest = best_of(budget=12, goal="largest")
 
     assert largest.global_batch_size >= usual.global_batch_size
@@ -105,7 +105,7 @@ def test_a_tie_is_called_a_tie(noise: float, tied: bool) -> None:
     """Settings that differ by less than seeds do are not told apart; without noise between many seeds, they are."""
     table = synthetic(seeds=8, noise=noise)
     space = {"batch_size": [64], "learning_rate": [0.0075, 0.03, 0.12]}  # 12 % apart.
-    strategy = Strategy(Plan(budget=20, space=space, tolerance=0.0), table.facts(), None)
+    strategy = Strategy(Plan(goal="loss", budget=20, space=space, tolerance=0.0), table.facts(), None)
     replay(strategy, table)
 
     assert ("a tie with" in strategy.recommend().reason) == tied
@@ -158,7 +158,7 @@ def test_the_largest_batch_is_warned_of_where_larger_ones_make_few_steps() -> No
 
 def test_one_confirmed_setting_is_not_said_to_have_won() -> None:
     """The others were seen in short runs only, so the reason says what was expected, and not that it was the lowest."""
-    best = best_of(budget=2)
+    best = best_of(budget=2, goal="loss")
 
     assert "was expected to end lowest of" in best.reason
     assert "the only one that was run to the end on a fresh seed" in best.reason

@@ -122,7 +122,7 @@ def test_the_sentences_of_a_recorded_search(
     table: Table, timed: bool, plan: dict[str, Any], reason: str, warnings: tuple[str, ...], notes: set[str]
 ) -> None:
     """The same search is told in the same words."""
-    strategy = Strategy(Plan(**{"space": table.space, **plan}), table.facts(), PROBE if timed else None)
+    strategy = Strategy(Plan(**{"goal": "loss", "space": table.space, **plan}), table.facts(), PROBE if timed else None)
     replay(strategy, table)
 
     best = strategy.recommend()

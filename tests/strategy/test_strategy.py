@@ -453,7 +453,7 @@ def test_the_recommended_setting_is_good(kind: str) -> None:
     tables = [(seed, *shape) for seed in range(3) for shape in ((64, 0.03, 0.7), (16, 0.01, 0.5), (256, 0.1, 1.0))]
     for seed, best_batch, best_lr, slope in tables:
         table = synthetic(best_batch, best_lr, slope=slope, seed=seed)
-        strategy = make(table, kind=kind, budget=12, tolerance=0.0)
+        strategy = make(table, kind=kind, budget=12, tolerance=0.0, goal="loss")
         replay(strategy, table)
         best = strategy.recommend()
         regrets.append(table.regret(best.global_batch_size, best.learning_rate))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +28,10 @@ class InlineEngine:
     can_probe = False
     chooses_threads = False
 
-    def __init__(self, objective: LoopObjective) -> None:
-        """Take the user's function."""
+    def __init__(self, objective: LoopObjective, *, batch_sizes: Sequence[int] = ()) -> None:
+        """Take the user's function; `batch_sizes` are those that the search names, for the facts."""
         self._objective = objective
-        self.facts = objective.facts
+        self.facts = objective.describe(batch_sizes)
 
     def use_threads(self, threads: int) -> None:
         """Refuse: this process has the threads that it has."""

@@ -51,6 +51,8 @@ class Task:
     """Working directory of the driver and where it finds the user's modules, where it is the same machine."""
     source: str | None = None
     """Elsewhere: the folder in Ray's `working_dir` with the user's code."""
+    batch_sizes: tuple[int, ...] = ()
+    """Global batch sizes that the search names, for the facts."""
 
     def host(self) -> Host:
         """Start the template process on this node, where it finds the user's code; the actor itself runs none of it."""
@@ -62,6 +64,7 @@ class Task:
             threads=self.threads,
             folder=folder,
             sys_path=path,
+            batch_sizes=self.batch_sizes,
         )
         host.chooses_threads = False  # What one actor found out, the others would not know.
         return host

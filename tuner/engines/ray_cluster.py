@@ -65,6 +65,7 @@ class Cluster:
         jobs: int = 1,
         threads: int | None = None,
         address: str | None = None,
+        batch_sizes: tuple[int, ...] = (),
     ) -> None:
         """Start or join Ray and look at the objective where trials will run.
 
@@ -74,6 +75,7 @@ class Cluster:
             jobs: Trials side by side; with GPUs and 1, as many as there are GPUs.
             threads: Of each trial; None: the cores that it gets.
             address: None starts Ray here, on the loopback device; `auto` or `HOST:PORT` joins a cluster.
+            batch_sizes: Global batch sizes that the search names, for the facts.
 
         Raises:
             BstuneError: Ray is not installed.
@@ -111,7 +113,8 @@ class Cluster:
             if threads is None and (like_driver is None or self.slots.gpus):
                 threads = self.slots.cpus
             data = pickled(objective, source, travels=like_driver is None)
-            self.task = Task(data, kind, self.slots.cpus, threads, like_driver, None if source is None else source.name)
+            unpacked = None if source is None else source.name
+            self.task = Task(data, kind, self.slots.cpus, threads, like_driver, unpacked, batch_sizes)
             self.node_of = self._nodes_by_kind()
             self.kinds = {name: DeviceInfo(kind, name, threads=self.slots.cpus) for name in self.node_of}
             self._look(next(iter(self.node_of.values())))

@@ -15,8 +15,9 @@ from ..core.progress import Progress, tell
 from ..core.results import TrialRecord
 from ..core.trials import Facts
 from ..engines.base import Engine
-from ..studies.catalog import probe_key, studies
-from ..studies.study import Study
+from ..studies.catalog import probe_key, same_probe, studies
+from ..studies.spec_json import decode_facts
+from ..studies.study import Study, intact
 
 
 def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> ProbeResult | None:
@@ -90,7 +91,7 @@ def obtain_probe(
     # One that was made for trials side by side says for how many; see `Engine.share`.
     for wanted in [{**key, "jobs": "auto"}, key] if arguments.jobs == "auto" else [key]:
         for other in itertools.chain([study], studies(study.storage, readable=True)):
-            stored = other.probe if other.attributes.get("probe_key") == wanted else None
+            stored = other.probe if same_probe(other.attributes.get("probe_key"), wanted) else None
             if stored is not None and stored.limited_by != "timeout":
                 study.set(probe_key=wanted)
                 _use_threads_of(stored, engine)
@@ -117,7 +118,8 @@ def _probe_kinds(
         others = itertools.chain([study], studies(study.storage, readable=True))
         known = (entry for other in others for entry in other.attributes.get("probes", ()))
         stored = next(
-            (entry for entry in known if entry["key"] == key and entry["probe"]["limited_by"] != "timeout"), None
+            (entry for entry in known if same_probe(entry["key"], key) and entry["probe"]["limited_by"] != "timeout"),
+            None,
         )
         if stored is None:
             tell(arguments, Progress("probe", study.name, arguments.plan.budget, message=kind))
@@ -172,3 +174,14 @@ def with_probed_optimizer(facts: Facts, probe: ProbeResult | None) -> Facts:
     from ...objectives.fingerprint import optimizer_family
 
     return dataclasses.replace(facts, optimizer=seen, optimizer_family=optimizer_family(seen))
+
+
+def with_stored_step_times(facts: Facts, study: Study) -> Facts:
+    """Return the facts with the step times that a study began with: elsewhere an objective may state others.
+
+    All that a search has decided rests on them. What is new, such as the batch of another baseline, is added.
+    """
+    with intact(study.name):
+        stored = decode_facts(study.attributes["facts"]).step_times if "facts" in study.attributes else ()
+    times = dict(facts.step_times) | dict(stored)
+    return dataclasses.replace(facts, step_times=tuple(sorted(times.items())))

@@ -10,6 +10,7 @@
 - `gaussian_process`: A Gaussian process over settings and fidelity: what a full run of an untried setting would
   reach, and how surely.
 - `ledger`: The books of a search: every run with its curve, and what it was charged.
+- `nothing_learned`: Whether the runs of a search say anything at all.
 - `posterior`: The surrogate fitted to the books of a search: how each setting would end a full run, and how surely.
 - `recommend`: The recommendation at any moment: the choice among what was run, how sure it is, and what else is as
   good.

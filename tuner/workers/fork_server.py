@@ -55,6 +55,7 @@ class Host:
         environment: dict[str, str] | None = None,
         folder: str | None = None,
         sys_path: Sequence[str] | None = None,
+        batch_sizes: tuple[int, ...] | None = None,
     ) -> None:
         """Start the template and choose the device.
 
@@ -67,6 +68,8 @@ class Host:
             environment: Variables for the worker processes, beside the caller's own.
             folder: Working directory of the worker processes; default: the caller's.
             sys_path: Where they find the user's modules; default: as the caller does, see `launch.path_of_caller`.
+            batch_sizes: Global batch sizes that a search names; default: there is no search, and no step times are
+                asked for.
 
         Raises:
             ObjectiveError: The objective cannot be pickled or loaded.
@@ -79,6 +82,7 @@ class Host:
         self.environment = dict(environment or {})
         self._folder = folder
         self._sys_path = tuple(sys_path) if sys_path is not None else path_of_caller()
+        self._batch_sizes = batch_sizes
         self._word = secrets.token_hex(16)
         cores, as_set = max(1, usable_cores() // jobs), threads_set({**os.environ, **self.environment})
         self.threads = threads or min(cores, as_set or cores)
@@ -149,7 +153,9 @@ class Host:
         """What the objective is."""
         if self._facts is None:
             # The model is described on CPU, whatever the device; the probe decides by what the user allows.
-            answer = self.run(messages.Describe(), device="cpu", fence_bytes=cpu_memory().available_bytes)
+            answer = self.run(
+                messages.Describe(self._batch_sizes), device="cpu", fence_bytes=cpu_memory().available_bytes
+            )
             assert isinstance(answer, Facts)
             self._facts = answer
         return self._facts
