@@ -1,4 +1,4 @@
-"""The command line: parse, call the front door, print. Nothing but click and the standard library is imported up here."""
+"""The command line: parse, call the front door, print. Up here only click and the standard library are imported."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _unprinted(error: OSError, where: str = "") -> str:
 
 
 def _answer(text: str, *, as_json: bool = False, kept: str | None = None) -> None:
-    """Print what was asked for, made harmless unless it is JSON, which is so already; `kept` says how to see it later."""
+    """Print what was asked for, made harmless unless it is JSON, which is already; `kept` says how to see it later."""
     try:
         answer(text if as_json else harmless(text))
     except OSError as error:
@@ -174,6 +174,23 @@ _study_option = click.option("--study", help="Name of the study.  [default: the 
 _device_option = click.option("--device", default="auto", help="auto (CUDA when it works), cpu, cuda or cuda:N.")
 
 
+class _Auto(click.ParamType):  # type: ignore[type-arg]
+    """`auto` or a number; what else may be is for the library to say."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+_threads_option = click.option(
+    "--threads",
+    type=_Auto(),
+    default="auto",
+    help="CPU threads of each process: auto (what OMP_NUM_THREADS says, else one or all, as is faster) or a number.",
+)
+
+
 @click.group(cls=_Commands, context_settings=_SETTINGS, epilog="\b\nExample:\n  bstune search model.py")
 @click.version_option(__version__, prog_name="bstune")
 def main() -> None:
@@ -192,6 +209,7 @@ def main() -> None:
 )
 @click.option("--headroom", type=float, default=0.05, help="Share of the usable memory that is left free.")
 @click.option("--min-batch", type=int, default=1, help="Smallest micro-batch that is of use, in samples.")
+@_threads_option
 @click.option("--max-batch", type=int, help="Largest micro-batch to try, in samples.  [default: the data set]")
 @click.option("--multiple-of", type=int, default=1, help="The answer is a multiple of this many samples.")
 @click.option("--timeout", type=float, help="Seconds after which the best size so far is returned.  [default: none]")
@@ -228,7 +246,12 @@ def probe_command(model: str, as_json: bool, plot: Path | None, **options: Any) 
         check_picture(plot)
     progress = make_progress()
     with progress, _terminable():
-        result = probe_checked(load(model), arguments, on_attempt=lambda attempt: progress.print(attempt_line(attempt)))
+        result = probe_checked(
+            load(model),
+            arguments,
+            on_attempt=lambda attempt: progress.print(attempt_line(attempt)),
+            on_note=lambda text: progress.print(f"probe  {text}"),
+        )
     _warn(result.warnings)
     kept = "What was probed is stored: run the same command again." if _is_kept(arguments.storage) else None
     _answer(result.to_json() if as_json else probe_text(result), as_json=as_json, kept=kept)
@@ -264,7 +287,7 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
 
 
 class _NamedValues(click.ParamType):  # type: ignore[type-arg]  # Generic in newer releases of click only.
-    """One `NAME=VALUES` of --space, as `bstune.search` takes it. Whether the values will do is for `check_search` to say."""
+    """One `NAME=VALUES` of --space, as `bstune.search` takes it; `check_search` looks at the values."""
 
     name = "NAME=VALUES"
 
@@ -277,6 +300,15 @@ class _NamedValues(click.ParamType):  # type: ignore[type-arg]  # Generic in new
         if ":" in values:
             return name, tuple(_value(part) for part in values.split(":"))
         return name, [_value(part) for part in values.split(",")] if "," in values else _value(values)
+
+
+class _Budget(click.ParamType):  # type: ignore[type-arg]
+    """`RUNS` or a duration, of --budget."""
+
+    name = "RUNS|TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return _value(value) if isinstance(value, str) else value
 
 
 class _Baseline(click.ParamType):  # type: ignore[type-arg]
@@ -303,14 +335,18 @@ def _value(text: str) -> int | float | str:
 )
 @click.argument("model", required=False)
 @click.option(
-    "--budget", type=float, default=12.0, help="Total training of the study in full runs, confirmation included."
+    "--budget",
+    type=_Budget(),
+    default=12.0,
+    help="Total training of the study, confirmation included: reference runs, such as 8, or a duration, such as 20min "
+    "or 1.5h.",
 )
 @click.option("--n-trials", type=int, help="Most trials of the study.  [default: none]")
 @click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]")
 @click.option(
     "--goal",
-    default="loss",
-    help="loss (fastest within the tolerance of the lowest), time (to --target), or largest (batch without loss).",
+    default="time",
+    help="time (fewest seconds to --target), loss (lowest at equal samples), or largest (batch without loss).",
 )
 @click.option(
     "--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]"
@@ -321,7 +357,8 @@ def _value(text: str) -> int | float | str:
     type=_NamedValues(),
     multiple=True,
     metavar="NAME=VALUES",
-    help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); repeatable.",
+    help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); "
+    "repeatable.",
 )
 @click.option(
     "--baseline",
@@ -330,7 +367,12 @@ def _value(text: str) -> int | float | str:
     help="Your present setting; it is measured beside the rest.  [default: none]",
 )
 @click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist.")
-@click.option("--jobs", type=int, default=1, help="Trials that run side by side.")
+@click.option(
+    "--jobs",
+    type=_Auto(),
+    default=1,
+    help="Trials that run side by side, or auto: on CPU as many as have cores and memory, at most 8; elsewhere one.",
+)
 @click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation uses those that follow.")
 @click.option("--pruner", default="auto", help="auto, or none to let every trial run to its end.")
 @click.option("--sampler", default="auto", help="auto, or random and tpe for comparison.")
@@ -356,6 +398,7 @@ def _value(text: str) -> int | float | str:
     help="A file that `bstune probe --json` wrote.  [default: probe if needed]",
 )
 @_device_option
+@_threads_option
 @_study_option
 @click.option("--fresh", is_flag=True, help="Keep the old study and make a new one, NAME-2.")
 @click.option("--dry-run", is_flag=True, help="Print the forecast and train nothing.")
@@ -372,9 +415,9 @@ def search_command(
 ) -> None:
     """Find the batch size and the learning rate to train with.
 
-    MODEL is model.py, model.py:name or package.module:name; it defines `objective`. Without MODEL the newest study that stores
-    a file goes on, if you started it, here, and the file is as it was; otherwise it says why not, and runs nothing without --yes.
-    Running the same command again resumes: nothing that was finished is run again.
+    MODEL is model.py, model.py:name or package.module:name; it defines `objective`. Without MODEL the newest study that
+    stores a file goes on, if you started it, here, and the file is as it was; otherwise it says why not, and runs
+    nothing without --yes. Running the same command again resumes: nothing that was finished is run again.
     """
     from .objectives.load import load
     from .tuner.core.document import read_probe
@@ -451,7 +494,7 @@ def _warn(warnings: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """End on SIGTERM, and when the terminal goes, as on Ctrl-C: what was finished is shown and nothing is left behind."""
+    """End on SIGTERM, and when the terminal goes, as on Ctrl-C: what was finished is shown, nothing is left behind."""
 
     def terminate(*_: object) -> None:
         for (
@@ -473,7 +516,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str, dict[str, Any]]:
-    """Return the file and the arguments of the newest study that stores a file; what is given now replaces what is stored."""
+    """Return file and arguments of the newest study that stores a file; what is given now replaces what is stored."""
     from .objectives.seal import require_trusted, shown_target, stored_reference
     from .tuner.core.plain_text import one_line
     from .tuner.studies.catalog import newest_study
@@ -494,6 +537,8 @@ def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str
     kept = {
         name: value for name, value in stored.items() if name in options and name not in {*given, "study", "storage"}
     }
+    if "goal" in given and "target" not in given and options["goal"] != "time":
+        kept.pop("target", None)  # It belonged to the goal that is given up.
     options = {**options, **kept, "study": study.name}
     where = f" on the Ray cluster at {one_line(options['ray_address'])}" if options["ray_address"] else ""
     note(f"Going on with study {one_line(study.name)}: runs {shown_target(reference)}{where}")

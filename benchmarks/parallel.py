@@ -82,7 +82,9 @@ class ClockedPool(TablePool):
 def run(table: Table, slots: int, budget: float, seed: int) -> dict[str, Any]:
     """Search a table once, through the real drive and study."""
     facts = table.facts()
-    strategy = Strategy(Plan(budget=budget, tolerance=0.0, space=table.space, seed=seed, jobs=slots), facts, None)
+    strategy = Strategy(
+        Plan(goal="loss", budget=budget, tolerance=0.0, space=table.space, seed=seed, jobs=slots), facts, None
+    )
     pool = ClockedPool(table, slots)
     with open_storage("sqlite:///:memory:") as storage:
         study = make_study(storage, "parallel")

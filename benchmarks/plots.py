@@ -74,7 +74,7 @@ def regrets() -> None:
 def example() -> None:
     """Draw one search on a recorded table: each cell's true regret, how far it was trained, what was recommended."""
     table = next(table for table in tables.own(HERE / "tables") if table.name.endswith(EXAMPLE))
-    strategy = Strategy(Plan(budget=8, tolerance=0.0, space=table.space), table.facts(), None)
+    strategy = Strategy(Plan(goal="loss", budget=8, tolerance=0.0, space=table.space), table.facts(), None)
     records = replay(strategy, table)
     best = strategy.recommend()
     truth = table.truth()

@@ -145,7 +145,9 @@ def bstune_once(
     table: Table, seed: int, budget: int, plan: dict[str, Any], *, watch: bool
 ) -> tuple[Strategy, Trace, int]:
     """Run the real strategy to its end; return it, what it recommended along the way if watched, and the number of trials."""
-    strategy = Strategy(Plan(budget=budget, tolerance=0.0, space=table.space, seed=seed, **plan), table.facts(), None)
+    strategy = Strategy(
+        Plan(goal="loss", budget=budget, tolerance=0.0, space=table.space, seed=seed, **plan), table.facts(), None
+    )
     trace: Trace = []
     look = watching.recommendations(trace, lambda now: now.spent().full_runs) if watch else None
     trials = len(replay(strategy, table, watch=look))
@@ -197,7 +199,7 @@ def fastest_batch(table: Table, level: float) -> int | None:
 def batch_answer(table: Table, seed: int) -> tuple[float, float] | None:
     """Return by how many octaves the answer of a search of 12 full runs misses the fastest batch, and the prior alone; None without one."""
     probe = timed_probe(table)
-    strategy = Strategy(Plan(budget=12, space=table.space, seed=seed), table.facts(), probe)
+    strategy = Strategy(Plan(goal="loss", budget=12, space=table.space, seed=seed), table.facts(), probe)
     replay(strategy, table)
     answer = strategy.batch_answer()
     truth = None if answer.target is None else fastest_batch(table, answer.target)

@@ -9,6 +9,7 @@
 - `loop`: The user's own training loop as an objective.
 - `schedule`: Learning-rate schedules as functions of progress: samples seen over the planned end of the run.
 - `seal`: Whether the file that a study stores may be run by somebody who has not named it on this command line.
+- `step_times`: Seconds of an optimizer step that an objective states itself, by global batch size.
 - `supervised`: The short form of an objective: a model, a training set and a validation set. bstune owns the loop.
 - `training`: One model in training, where bstune owns the loop: built from a seed, stepped, validated, saved and
   loaded.

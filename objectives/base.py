@@ -8,7 +8,7 @@ one trial.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ class Trial:
         params: Values of the extra dimensions of the space.
         seed: Seed for initialisation, data order and dropout.
         device: What to train on, as torch spells it: `cpu`, `cuda:0`.
-        max_samples: Samples at which this run ends.
+        max_samples: Samples at which this run ends; a learning rate that decays must have done so there.
         next_report: Samples at which the next report is wanted.
     """
 
@@ -84,7 +84,11 @@ class Trial:
 
     @property
     def max_samples(self) -> int:
-        """Samples at which this run ends; train until this many have been seen."""
+        """Samples at which this run ends; train until this many have been seen.
+
+        A schedule that decays must decay to here, not to the end of a full run: the rate at `samples` is
+        `learning_rate * factor(samples / max_samples)`.
+        """
         self.read.add("max_samples")
         return self._spec.end_samples
 
@@ -229,8 +233,11 @@ class Objective(Protocol):
     def prepare(self) -> None:
         """Load the data, once, before any process is made for a trial."""
 
-    def describe(self) -> Facts:
-        """Build the model once and say what this objective is."""
+    def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
+        """Build the model once and say what this objective is.
+
+        A search names these global batch sizes, whose step times the objective may know; None: nobody asks for any.
+        """
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         """Run real optimizer steps and a validation batch at one size."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
+import warnings
+from collections.abc import Iterable
+from textwrap import dedent
 from types import CodeType
 from typing import Any
 
@@ -28,9 +32,40 @@ def optimizer_family(class_name: str | None) -> OptimizerFamily:
 
 def source_hash(*parts: Any) -> str:
     """Return a hash of functions and classes by source, or by byte code if they have none, and of values by repr."""
+    return _hash(map(_text, parts))
+
+
+def code_hash(*parts: Any) -> str:
+    """Return the same of what the source does: another comment, docstring or line break changes nothing."""
+    return _hash(code_of(dedent(text)) or text for text in map(_text, parts))
+
+
+def code_of(source: str | bytes) -> str | None:
+    """Return the code of a source without comments, docstrings and layout; None where it is no Python that can be read.
+
+    Example:
+        >>> code_of("x = (1)  # one") == code_of("x=1"), code_of("x = 1") == code_of("x = 2"), code_of("x =")
+        (True, False, None)
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of the user's own file; running it tells them.
+            tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                and ast.get_docstring(node, clean=False) is not None
+            ):
+                node.body = node.body[1:]
+        return ast.dump(tree)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _hash(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(_text(part).encode())
+    for text in texts:
+        digest.update(text.encode())
         digest.update(b"\0")
     return digest.hexdigest()[:16]
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from ..tuner.core.errors import ObjectiveError
+from .fingerprint import code_of
 
 DEFAULT_NAME = "objective"
 MOST_BYTES = 16 << 20
@@ -43,6 +44,20 @@ class ObjectiveRef:
         """The file's stem, and the objective's name where it is not the usual one."""
         stem = Path(self.path).stem if self.path else str(self.module).rsplit(".", 1)[-1]
         return stem if self.name == DEFAULT_NAME else f"{stem}-{self.name}"
+
+    def code_hash(self) -> str | None:
+        """Return a hash of the file's code, without comments and layout.
+
+        None for a module, and where the file is no longer the one that was named. Called in workers only: a file can be
+        hard to parse.
+        """
+        if self.path is None:
+            return None
+        content = Path(self.path).read_bytes()
+        if _hash(content) != self.source_hash:
+            return None
+        code = code_of(content)
+        return None if code is None else _hash(code.encode())
 
     def resolve(self) -> Any:
         """Execute the file and return its objective. Called in workers only.
@@ -113,10 +128,14 @@ def load(target: str | Path) -> ObjectiveRef:
             content = path.read_bytes()
         except OSError as error:
             raise ObjectiveError(f"{place} cannot be read: {error.strerror}.") from error
-        return ObjectiveRef(text, str(path), None, name, hashlib.sha256(content).hexdigest()[:16])
+        return ObjectiveRef(text, str(path), None, name, _hash(content))
     if not place or not all(part.isidentifier() for part in place.split(".")) or ":" not in text:
         raise ObjectiveError(f"{text}: no such file. Give model.py, model.py:name or package.module:name.")
     return ObjectiveRef(text, None, place, name, None)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def is_objective(value: Any) -> bool:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
 from .base import Meter, Trial
-from .fingerprint import optimizer_family, source_hash
+from .fingerprint import code_hash, optimizer_family, source_hash
+from .schedule import SCHEDULES
+from .step_times import StepTimes, stated_step_times
 from .training import optimizer_bytes, seed_everything
 
 ENDED_EARLY = 0.9
-"""A loop may end a little before `max_samples` (whole epochs, dropped last batches); below this share of it, it has not run."""
+"""A loop may end a little before `max_samples` (whole epochs, dropped last batches), but not below this share of it."""
 
 
 class _Enough(BaseException):
@@ -30,12 +33,14 @@ def objective(
     epochs: float = 1,
     evals: int = 16,
     optimizer: str | None = None,
+    schedule: str = "unknown",
+    step_time_s: StepTimes | None = None,
     name: str | None = None,
 ) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
     """Make an objective of a function that trains a model.
 
-    The function gets a `bstune.Trial`: it trains with its batch sizes and learning rate until `trial.max_samples`, and calls
-    `trial.report(val_loss=..., samples=...)` on the way.
+    The function gets a `bstune.Trial`: it trains with its batch sizes and learning rate until `trial.max_samples`, and
+    calls `trial.report(val_loss=..., samples=...)` on the way.
 
     Args:
         function: Nothing: what is decorated comes in a second call.
@@ -43,6 +48,12 @@ def objective(
         epochs: Passes over them in one full run.
         evals: Equal points of a full run at which a report is wanted, besides the rungs of the search.
         optimizer: Name of the optimizer's class, such as `"SGD"`; default: seen in the probe.
+        schedule: `constant`, `linear`, `cosine` or `wsd`: how your loop changes the learning rate. One that decays must
+            have come to its end at `trial.max_samples`, which differs from run to run: short runs are then planned as
+            such, and none is judged in the middle of its decay. `unknown` is taken for constant.
+        step_time_s: Seconds of an optimizer step by global batch size, where you know them: a function of the batch
+            size, or `{batch size: seconds}`. A search then counts its time by them. It is asked for powers of two and
+            the sizes that the search names; sizes that it does not know may raise KeyError or ValueError.
         name: Name of the study; default: the name of the file.
 
     Raises:
@@ -66,10 +77,24 @@ def objective(
         wrong.append(f"epochs={epochs!r}: expected a number above 0")
     if evals < 1:
         wrong.append(f"evals={evals!r}: expected a whole number of at least 1")
+    if schedule not in (*SCHEDULES, "unknown"):
+        wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)}, or unknown where it is none of these")
+    if not (step_time_s is None or callable(step_time_s) or isinstance(step_time_s, Mapping)):
+        wrong.append(
+            f"step_time_s={step_time_s!r}: expected a function of the batch size that returns seconds, or a mapping "
+            "{batch size: seconds}"
+        )
     if wrong:
         raise ArgumentError("objective: " + "; ".join(wrong) + ".")
     return lambda function: LoopObjective(
-        function, n_samples=n_samples, epochs=epochs, evals=evals, optimizer=optimizer, name=name
+        function,
+        n_samples=n_samples,
+        epochs=epochs,
+        evals=evals,
+        optimizer=optimizer,
+        schedule=schedule,
+        step_time_s=step_time_s,
+        name=name,
     )
 
 
@@ -86,6 +111,8 @@ class LoopObjective:
         epochs: float,
         evals: int,
         optimizer: str | None,
+        schedule: str,
+        step_time_s: StepTimes | None,
         name: str | None,
     ) -> None:
         """Wrap the function; it can still be called as it is."""
@@ -95,8 +122,11 @@ class LoopObjective:
         self.epochs = epochs
         self.evals = evals
         self.optimizer = optimizer
+        self.schedule = schedule
+        self.step_time_s = step_time_s
         self.name = name
-        self.source_hash = source_hash(function, n_samples, epochs, evals)
+        parts = (function, n_samples, epochs, evals)
+        self.source_hash, self.code_hash = source_hash(*parts), code_hash(*parts)
 
     def __call__(self, trial: Trial) -> Any:
         """Call the user's function."""
@@ -111,17 +141,27 @@ class LoopObjective:
             n_samples=self.n_samples,
             epochs=self.epochs,
             evals=self.evals,
+            schedule=self.schedule,
             optimizer=self.optimizer,
             optimizer_family=optimizer_family(self.optimizer),
             source_hash=self.source_hash,
+            code_hash=self.code_hash,
         )
 
     def prepare(self) -> None:
         """Nothing to load: the loop owns its data."""
 
-    def describe(self) -> Facts:
-        """Say what is known without running anything."""
-        return self.facts
+    def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
+        """Say what is known without training anything; the step times of these batch sizes too, unless it is None.
+
+        Raises:
+            ObjectiveError: `step_time_s` says what no step takes, or nothing at all.
+        """
+        facts = self.facts
+        if batch_sizes is None:
+            return facts
+        times = stated_step_times(self.step_time_s, facts.full_run_samples, batch_sizes)
+        return dataclasses.replace(facts, step_times=times)
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         """Run the loop for a few optimizer steps, counted by torch's global hook, and see what it does."""
@@ -165,8 +205,8 @@ class LoopObjective:
         warnings = []
         if watch.steps < spec.n_steps:
             raise ObjectiveError(
-                f"The loop made {watch.steps} optimizer steps where {spec.n_steps} were wanted: expected it to train until "
-                f"trial.max_samples ({trial.max_samples} samples at global batch {trial.global_batch_size})."
+                f"The loop made {watch.steps} optimizer steps where {spec.n_steps} were wanted: expected it to train "
+                f"until trial.max_samples ({trial.max_samples} samples at global batch {trial.global_batch_size})."
             )
         if "max_samples" not in trial.read:
             warnings.append(
@@ -187,12 +227,13 @@ class LoopObjective:
         self.function(trial)
         if trial.n_reports == 0:
             raise ObjectiveError(
-                "The loop ended without a report: expected trial.report(val_loss=..., samples=...) at least once, at its end."
+                "The loop ended without a report: expected trial.report(val_loss=..., samples=...) at least once, "
+                "at its end."
             )
         if trial.stopped_at is None and trial.last_samples < ENDED_EARLY * spec.end_samples:
             raise ObjectiveError(
-                f"The loop ended after reporting {trial.last_samples} samples: expected it to train until trial.max_samples "
-                f"({spec.end_samples})."
+                f"The loop ended after reporting {trial.last_samples} samples: expected it to train until "
+                f"trial.max_samples ({spec.end_samples})."
             )
 
 

@@ -15,7 +15,7 @@ from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from ..tuner.theory.gradient_noise import design
 from .base import Meter, Trial
 from .data import check_data, is_factory
-from .fingerprint import optimizer_family, source_hash
+from .fingerprint import code_hash, optimizer_family, source_hash
 from .gradient_noise import moments
 from .schedule import SCHEDULES
 from .training import TrainingRun, seed_everything
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-CACHED_STEPS = 3
-"""Steps on one batch, to see what a step takes without its loader."""
+LEAST_TIMED, CACHED_STEPS = 2, 3
+"""Steps that are timed however slow they are; and those on one batch, to see what a step takes without its loader."""
+
+QUICK_S = 0.2
+"""A validation batch that takes less is timed twice."""
 
 
 class Supervised:
@@ -138,7 +141,8 @@ class Supervised:
         self.clip_grad_norm = clip_grad_norm
         self.name = name
         parts = (model, training_step, validation_step, loss, optimizer, schedule, collate_fn, *self.metrics.values())
-        self.source_hash = source_hash(*parts, epochs, evals, precision, clip_grad_norm, sorted(self.metrics))
+        values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics))
+        self.source_hash, self.code_hash = source_hash(*parts, *values), code_hash(*parts, *values)
 
     def prepare(self) -> None:
         """Call the data factories and check what they return."""
@@ -149,7 +153,7 @@ class Supervised:
                 check_data(data, role)
                 setattr(self, role, data)
 
-    def describe(self) -> Facts:
+    def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
         """Build the model and its optimizer once, on CPU, and say what this objective is."""
         seed_everything(0)
         model = self.build_model()
@@ -170,6 +174,7 @@ class Supervised:
             can_continue=self.schedule == "constant",
             metrics=tuple(self.metrics),
             source_hash=self.source_hash,
+            code_hash=self.code_hash,
             structure_hash=source_hash(
                 [(name, type(module).__qualname__) for name, module in model.named_modules()],
                 [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in model.named_parameters()],
@@ -196,6 +201,7 @@ class Supervised:
         meter.holds(**run.held_bytes())
         meter.phase("validation")
         n_validated = run.validate_once(spec.eval_batch_size)
+        validation_s = _validation_s(run, spec.eval_batch_size) if spec.times_validation else None
         wait_s, cached_step_s = self._time_steps(run, spec, meter) if spec.timed_s > 0 else (None, ())
         return MeasureNotes(
             samples=run.samples,
@@ -203,6 +209,7 @@ class Supervised:
             optimizer=type(run.optimizer).__name__,
             wait_s=wait_s,
             cached_step_s=cached_step_s,
+            validation_s_per_sample=validation_s,
         )
 
     def _time_steps(self, run: TrainingRun, spec: MeasureSpec, meter: Meter) -> tuple[float, tuple[float, ...]]:
@@ -210,14 +217,14 @@ class Supervised:
         steps, before_s = 0, run.wait_s
         meter.phase("timing")
         end_s = time.perf_counter() + spec.timed_s
-        while steps < spec.max_timed_steps and (time.perf_counter() < end_s or steps < 3):
+        while steps < spec.max_timed_steps and (time.perf_counter() < end_s or steps < LEAST_TIMED):
             run.step()
             meter.step_done()
             steps += 1
         waited_s = run.wait_s - before_s
         run.hold_batch()
-        cached_step_s = []
-        for _ in range(CACHED_STEPS):
+        cached_step_s: list[float] = []
+        while len(cached_step_s) < CACHED_STEPS and sum(cached_step_s) < spec.timed_s:
             start_s = time.perf_counter()
             run.step()
             run.synchronize()
@@ -313,6 +320,16 @@ class Supervised:
                 "training_step=(model, batch) -> loss."
             )
         return self.loss(model(batch[0]), batch[1])
+
+
+def _validation_s(run: TrainingRun, eval_batch_size: int) -> float:
+    """Return the seconds that a validation batch takes, over its samples: the fewer of two where it is quick."""
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < 2 and seconds[0] < QUICK_S):
+        start_s = time.perf_counter()
+        n_samples = run.validate_once(eval_batch_size)  # It reads the loss, and so waits for the device.
+        seconds.append(time.perf_counter() - start_s)
+    return min(seconds) / n_samples
 
 
 def default_loss(output: Any, target: Any) -> Any:

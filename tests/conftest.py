@@ -133,4 +133,4 @@ def _close_what_optuna_opens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a probe in this process time each size for a moment: for tests whose subject is not speed."""
-    monkeypatch.setattr("bstune.tuner.probing.run.TIMED_S", 0.02)
+    monkeypatch.setattr("bstune.tuner.probing.timing.TIMED_S", 0.02)

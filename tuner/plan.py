@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .core.arguments import MOST_SEED, Checks, listed
+from .core.arguments import MOST_SEED, listed
+from .core.checks import Checks
 from .core.errors import ArgumentError, BstuneError, ObjectiveError
 from .core.probe_results import DeviceInfo, MemoryByCategory, Outlook, PlanResult
 from .core.trials import MeasureSpec

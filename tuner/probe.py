@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from .core.arguments import ProbeArguments, check_probe
 from .core.probe_results import ProbeResult
-from .probing.attempts import OnAttempt
+from .probing.attempts import OnAttempt, OnNote
 from .probing.run import run_probe, verified_again
 from .workers.fork_server import Host
 
@@ -28,6 +28,7 @@ def probe(
     multiple_of: int = 1,
     timeout: float | None = None,
     seed: int = 0,
+    threads: int | Literal["auto"] = "auto",
     malloc: str = "default",
     fresh: bool = False,
     study: str | None = None,
@@ -47,6 +48,7 @@ def probe(
         multiple_of: The answer is a multiple of this.
         timeout: Seconds after which the best size so far is returned.
         seed: Seed of model and data in each attempt.
+        threads: CPU threads; by default what `OMP_NUM_THREADS` says, else the faster of one and all cores.
         malloc: On CPU: `default`, or `stable`, which makes resident memory smaller and the same from run to run, for
             slower steps. The answer is then right where the variables of `result.environment` are set.
         fresh: Probe again, also where a result of the same objective, device and settings is stored.
@@ -73,6 +75,7 @@ def probe(
         multiple_of=multiple_of,
         timeout=timeout,
         seed=seed,
+        threads=threads,
         malloc=malloc,
         fresh=fresh,
         study=study,
@@ -81,9 +84,11 @@ def probe(
     return probe_checked(objective, arguments, on_attempt=on_attempt)
 
 
-def probe_checked(objective: Any, arguments: ProbeArguments, *, on_attempt: OnAttempt | None = None) -> ProbeResult:
-    """Probe with checked arguments."""
-    from .studies.catalog import find_study, make_study, probe_key, touch
+def probe_checked(
+    objective: Any, arguments: ProbeArguments, *, on_attempt: OnAttempt | None = None, on_note: OnNote | None = None
+) -> ProbeResult:
+    """Probe with checked arguments; `on_note` hears what was decided on the way, in words."""
+    from .studies.catalog import find_study, make_study, probe_key, same_probe, touch
     from .studies.naming import study_name
     from .studies.storage import open_storage
     from .workers.resolve import check_objective
@@ -93,12 +98,25 @@ def probe_checked(objective: Any, arguments: ProbeArguments, *, on_attempt: OnAt
     # The storage is opened first: what could not be kept is better known before the work than after it.
     with (
         open_storage(arguments.storage) as opened,
-        Host(objective, device=arguments.device, memory_bytes=arguments.memory, environment=environment) as host,
+        Host(
+            objective,
+            device=arguments.device,
+            threads=None if arguments.threads == "auto" else arguments.threads,
+            memory_bytes=arguments.memory,
+            environment=environment,
+        ) as host,
     ):
         name = study_name(arguments.study, objective, host.facts)
         kept = find_study(opened, name) or make_study(opened, name)
-        key = probe_key(host.facts, host.device_info, jobs=1, seed=arguments.seed, settings=arguments.settings())
-        stored = kept.probe if not arguments.fresh and kept.attributes.get("probe_key") == key else None
+        key = probe_key(
+            host.facts,
+            host.device_info,
+            seed=arguments.seed,
+            settings=arguments.settings(),
+            chooses_threads=host.chooses_threads,
+        )
+        known = not arguments.fresh and same_probe(kept.attributes.get("probe_key"), key)
+        stored = kept.probe if known else None
         headroom, seed = arguments.headroom, arguments.seed
         result = verified_again(host, stored, headroom=headroom, seed=seed, on_attempt=on_attempt) if stored else None
         result = result or run_probe(
@@ -110,6 +128,7 @@ def probe_checked(objective: Any, arguments: ProbeArguments, *, on_attempt: OnAt
             timeout=arguments.timeout,
             seed=seed,
             on_attempt=on_attempt,
+            on_note=on_note,
         )
         kept.set(probe=result.to_dict(), probe_key=key)
         touch(kept)

@@ -44,21 +44,22 @@ def search(
     objective: Any,
     *,
     probe: ProbeResult | None = None,
-    goal: Literal["loss", "time", "largest"] = "loss",
+    goal: Literal["loss", "time", "largest"] = "time",
     target: float | None = None,
     tolerance: float = 0.02,
-    budget: float = 12.0,
+    budget: float | str = 12.0,
     n_trials: int | None = None,
     timeout: float | None = None,
     trial_timeout: float | None = None,
     space: Mapping[str, Any] | None = None,
     engine: str = "optuna",
-    jobs: int = 1,
+    jobs: int | Literal["auto"] = 1,
     ray_address: str | None = None,
     pruner: str = "auto",
     sampler: str = "auto",
     confirm: int = 3,
     device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
     baseline: tuple[int, float] | None = None,
     isolation: Literal["process", "none"] = "process",
     seed: int = 0,
@@ -74,24 +75,28 @@ def search(
         objective: What to train: `bstune.Supervised`, a function under `@bstune.objective`, or
             `bstune.load("model.py")`.
         probe: What `bstune.probe` returned; by default a stored one of the same objective and device, else a new one.
-        goal: `loss`: the fastest setting within `tolerance` of the lowest loss. `time`: the fewest seconds to `target`.
-            `largest`: the largest batch without measurable loss.
+        goal: `time`: the fewest seconds to `target`. `loss`: the lowest loss at equal samples, or the fastest of
+            those within `tolerance` of it. `largest`: the largest batch without measurable loss.
         target: Validation loss to reach, with `goal="time"`; by default chosen from the first run.
         tolerance: Share of the best loss that counts as equal.
-        budget: Total training of the study in full runs, confirmation included and the probe not.
+        budget: Total training of the study, confirmation included and the probe not: a number of reference runs (full
+            runs at the smallest batch that trains at half of the peak speed or more), or a duration such as `"20min"`
+            or `"1.5h"`.
         n_trials: Most trials of the study.
         timeout: Most seconds of this call.
         trial_timeout: Seconds of silence after which a trial counts as hung; by default many times what it should take.
         space: Dimensions to fix or add, by name (`batch_size`, `learning_rate`, or your own): a scalar fixes, a list
             means exactly these, `(lo, hi)` a log range, an Optuna distribution itself.
         engine: Who runs the trials: `optuna` on this machine, `ray` by Ray Tune, here or on a cluster.
-        jobs: Trials that run side by side; with `ray` and GPUs, 1 means one per GPU of the cluster.
+        jobs: Trials that run side by side, or `auto`: on CPU as many as have cores and memory, at most 8; elsewhere
+            as 1. With `ray` and GPUs, 1 means one per GPU of the cluster.
         ray_address: With `ray`: `auto` or `HOST:PORT` of a cluster to join; by default Ray is started here, on
             loopback.
         pruner: `auto`, or `none` to let every trial run to its end.
         sampler: `auto`, or `random` and `tpe` for comparison.
         confirm: Most fresh seeds per finalist.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads of each trial; by default what `OMP_NUM_THREADS` says, else one or all cores, as is faster.
         baseline: Your present (batch size, learning rate); it is measured beside the rest and centres the search.
         isolation: `process`, or `none` to run a cheap, trusted function in this process, without a probe.
         seed: Seed of all trials of the search; confirmation uses the seeds that follow.
@@ -124,6 +129,7 @@ def search(
         sampler=sampler,
         confirm=confirm,
         device=device,
+        threads=threads,
         baseline=baseline,
         isolation=isolation,
         seed=seed,

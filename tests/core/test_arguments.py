@@ -11,7 +11,8 @@ import click
 import optuna
 import pytest
 from bstune.cli import main
-from bstune.tuner.core.arguments import ProbeArguments, SearchArguments, check_probe, check_search, parse_size
+from bstune.tuner.core.amounts import parse_duration, parse_size
+from bstune.tuner.core.arguments import ProbeArguments, SearchArguments, check_probe, check_search
 from bstune.tuner.core.specs import Plan
 
 
@@ -43,20 +44,74 @@ def test_what_is_no_size(text: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("20min", 1200),
+        ("1.5h", 5400),
+        ("90s", 90),
+        ("45 s", 45),
+        ("2 hours", 7200),
+        (" 1 Minute ", 60),
+        ("1d", 86400),
+        (".5m", 30),
+        ("1e-05 s", 1e-5),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    """Units as people write them, with or without a space."""
+    assert parse_duration(text) == seconds
+    assert (check_search(budget=text).plan.budget_s, check_search(budget=text).plan.budget) == (seconds, Plan.budget)
+
+
+@pytest.mark.parametrize(
+    "text", ["12", "min", "", "-1s", "0s", "1h30", "2 weeks", "1e99h", "nan s", "1.2.3s", "9" * 400]
+)
+def test_what_is_no_duration(text: str) -> None:
+    """Each is refused with what would do; a number alone might be meant as either."""
+    with pytest.raises(bstune.ArgumentError, match="is not a duration: expected"):
+        parse_duration(text)
+    with pytest.raises(bstune.ArgumentError, match=r"^budget: .* A plain number counts reference runs\.$"):
+        check_search(budget=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "budget_s"),
+    [("8", 8.0, None), ("0.5", 0.5, None), ("20min", 12.0, 1200.0), ("2 h", 12.0, 7200.0)],
+)
+def test_the_command_takes_a_budget_of_either_kind(text: str, budget: float, budget_s: float | None) -> None:
+    """A number counts reference runs, as it does in Python."""
+    with click.Context(main, help_option_names=["-h", "--help"]) as ctx:  # Click keeps the first one that it makes.
+        command = main.get_command(ctx, "search")
+    assert command is not None
+    given = command.make_context("search", ["model.py", "--budget", text], parent=ctx).params["budget"]
+    plan = check_search(budget=given).plan
+    assert (plan.budget, plan.budget_s) == (budget, budget_s)
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"budget": 0},
         {"budget": float("nan")},
         {"budget": "12"},
+        {"budget": "20 parsecs"},
+        {"budget": "0s"},
+        {"budget": ""},
+        {"budget": True},
         {"n_trials": 0},
         {"n_trials": 2.5},
         {"timeout": -1},
         {"tolerance": 1},
         {"jobs": True},
+        {"jobs": "many"},
+        {"threads": 0},
+        {"threads": "all"},
+        {"threads": 10**6},
+        {"threads": 2, "isolation": "none"},
         {"confirm": -1},
         {"seed": -1},
         {"seed": 1.0},
-        {"target": 0.5},
+        {"goal": "loss", "target": 0.5},
         {"goal": "time", "target": float("inf")},
         {"engine": "spark"},
         {"ray_address": "auto"},

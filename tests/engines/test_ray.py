@@ -450,12 +450,13 @@ def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cl
         cluster.add_node(**node_arguments(1), labels={KIND_LABEL: kind}, env_vars=environment)
     cluster.wait_for_nodes()
     probed: list[str] = []
+    options = {"jobs": 2, "ray_address": cluster.address, "goal": "loss"}  # A search that has not ended yet goes on.
 
     def hear(progress: Progress) -> None:
         if progress.kind == "probe" and progress.attempt is None:
             probed.append(progress.message)
 
-    first = search(model, url, jobs=2, ray_address=cluster.address, callbacks=[hear])
+    first = search(model, url, **options, callbacks=[hear])
 
     assert sorted(probed) == ["large", "small"]
     assert [(kind, probe.micro_batch_size) for kind, probe in first.probes.items()] == [
@@ -488,7 +489,7 @@ def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cl
     (meeting / "8").write_text("*")
     (meeting / "64").write_text("* 8 4 *")  # Until the small kind has lost a trial, and has been given another.
     told: list[Progress] = []
-    second = search(model, url, jobs=2, budget=8, ray_address=cluster.address, callbacks=[hear, told.append])
+    second = search(model, url, **options, budget=8, callbacks=[hear, told.append])
 
     assert len(probed) == 2
     assert second.records[: len(first.records)] == first.records

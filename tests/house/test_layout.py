@@ -100,7 +100,7 @@ def test_the_lowest_modules_stay_low(module: str) -> None:
 
 
 def test_a_search_knows_no_engine_by_name() -> None:
-    """It asks any of them the same, so another one needs no change of the search: what makes one stands in one place."""
+    """It asks any of them the same, so another one needs no change of the search: one place makes them all."""
     searching = {module for module in MODULES if module.startswith(("bstune.tuner.search", "bstune.tuner.strategy"))}
     known = {name for module in searching for name in imports_of_bstune(module)}
     places = {name for name in known if name.startswith(("bstune.tuner.engines", "bstune.tuner.workers"))}

@@ -325,6 +325,21 @@ def loop(**options: Any) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
     return bstune.objective(n_samples=N, epochs=4, **options)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
+def test_a_loop_says_how_its_learning_rate_changes(schedule: str) -> None:
+    """What bstune cannot see in it; left out, it is not known."""
+
+    def train(trial: Trial) -> None:
+        """Nothing."""
+
+    assert loop(schedule=schedule)(train).describe().schedule == schedule
+    assert loop()(train).describe().schedule == "unknown"
+    with pytest.raises(
+        bstune.ArgumentError, match="schedule='step': expected constant, linear, cosine, wsd, or unknown"
+    ):
+        loop(schedule="step")
+
+
 def test_first_report_at_or_after_a_point_counts_under_it() -> None:
     """A loop that reports every epoch has its reports at 192 and 384 counted under the points 150 and 384."""
 

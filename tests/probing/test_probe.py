@@ -13,7 +13,7 @@ from bstune.tuner.core.probe_results import Attempt, ProbeResult, ThroughputRow
 from bstune.tuner.core.trials import MeasureSpec
 from bstune.tuner.probing.run import run_probe
 from bstune.tuner.report.plot import draw_probe
-from bstune.tuner.theory.step_time import fit_step_time, sizes_to_time, throughput_row
+from bstune.tuner.theory.step_time import fit_step_time, throughput_row
 from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
 
@@ -50,6 +50,10 @@ def hungry_validation(model, batch):
     held.append(torch.ones(len(batch[0]) << 21))  # 8 MiB a sample.
     return loss_of(model, batch)
 
+def slow_validation(model, batch):
+    time.sleep(0.001 * len(batch[0]))
+    return loss_of(model, batch)
+
 def misbehaving(model, batch):
     # Read at each step: one template serves all cases.
     does, n = Path(__file__).with_name("does").read_text(), len(batch[0])
@@ -62,6 +66,8 @@ def misbehaving(model, batch):
         os.kill(os.getpid(), signal.SIGKILL)
     if does == "have a limit" and n > 100:
         raise RuntimeError("CUDA error: invalid configuration argument")
+    if does == "take time":
+        time.sleep(0.003 * n)
     if does == "take long":
         time.sleep(0.02 * n)
     return loss_of(model, batch)
@@ -74,15 +80,41 @@ class Slow(torch.utils.data.Dataset):
         time.sleep(0.002)
         return torch.zeros(4), 0
 
+class Reads(Slow):
+    def __len__(self):
+        return 256
+
+    def __getitem__(self, index):
+        time.sleep(0.0005)
+        return torch.zeros(4), 0
+
+def steady(model, batch):
+    time.sleep(0.02 + 0.001 * len(batch[0]))
+    return loss_of(model, batch)
+
 def big():
     return nn.Linear(8192, 8192)  # 256 MiB of parameters.
 
 plain = bstune.Supervised(net, data, data)
 memory = bstune.Supervised(net, data, data, training_step=mib_per_sample, validation_step=loss_of)
 validation = bstune.Supervised(net, data, data, validation_step=hungry_validation)
+slow = bstune.Supervised(net, data, data, validation_step=slow_validation)
+
+@bstune.objective(n_samples=1000)
+def loop(trial):
+    model, samples = net(), 0
+    optimizer = torch.optim.SGD(model.parameters(), lr=trial.learning_rate)
+    while samples < trial.max_samples:
+        n = trial.micro_batch_size
+        loss_of(model, (torch.zeros(n, 4), torch.zeros(n, dtype=torch.long))).backward()
+        optimizer.step()
+        samples += trial.micro_batch_size
+    trial.report(val_loss=1.0, samples=samples)
+
 norm = bstune.Supervised(batch_norm, data, data)
 misbehaves = bstune.Supervised(net, data, data, training_step=misbehaving)
 waits = bstune.Supervised(net, Slow(), data)
+reads = bstune.Supervised(net, Reads(), data, training_step=steady)
 weights = bstune.Supervised(big, data, data, training_step=lambda model, batch: model.weight.sum())
 """
 BASE_MIB = 330
@@ -285,6 +317,50 @@ def test_a_slow_loader_is_seen_and_said(path: Path) -> None:
     assert any("data loader" in warning for warning in result.warnings)
 
 
+def test_a_loader_is_judged_where_it_matters(path: Path) -> None:
+    """A batch of 4 waits for 2 of 26 ms; where throughput stops rising a step waits for a quarter of its time."""
+    result = probe_of(path, "reads")
+
+    assert result.loader is not None
+    assert result.loader.wait_share > 0.18
+    assert any("data loader" in warning for warning in result.warnings)
+
+
+def test_sizes_that_bring_no_speed_are_not_timed(path: Path, misbehaving: Host) -> None:
+    """A step takes 3 ms a sample at any size: the answer of 128 is not timed, and timing takes no longer."""
+    result = probe_to(path, misbehaving, "take time", max_batch=128)
+
+    timed = [attempt for attempt in result.attempts if attempt.steps > 3]
+    found_s = sum(attempt.seconds for attempt in result.attempts if attempt.steps <= 3)
+    sizes = {row.batch_size for row in result.throughput}
+    assert result.micro_batch_size == 128
+    assert sizes == {attempt.size for attempt in timed}
+    assert {4, 32} <= sizes
+    assert max(sizes) < 128
+    assert sum(attempt.seconds for attempt in timed) <= max(1.0, found_s)
+    assert result.step_time_line is not None
+    assert result.step_time_line.step_s(128) == pytest.approx(0.003 * 128, rel=0.3)
+
+
+@pytest.mark.parametrize("largest", [5, 300])
+def test_validation_is_timed(path: Path, largest: int) -> None:
+    """It takes 1 ms a sample and a step next to nothing, also where the answer is so small that it was traced."""
+    result = probe_of(path, "slow", max_batch=largest)
+
+    assert result.validation_s_per_sample == pytest.approx(0.001, rel=0.5)
+    assert ProbeResult.from_dict(json.loads(result.to_json())) == result
+    before = {name: value for name, value in result.to_dict().items() if name != "validation_s_per_sample"}
+    assert ProbeResult.from_dict(before).validation_s_per_sample is None
+
+
+def test_validation_of_a_users_loop_is_not_told_apart(path: Path) -> None:
+    """Its step times are known, and what its validation takes is part of its reports only."""
+    result = probe_of(path, "loop", max_batch=64)
+
+    assert result.validation_s_per_sample is None
+    assert result.step_time_line is not None
+
+
 def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None:
     """The stored result comes back after one attempt; `fresh`, other settings or a changed file probe again."""
     storage, target = f"sqlite:///{tmp_path / 'p.db'}", f"{path}:plain"
@@ -334,16 +410,3 @@ def test_step_time_line_is_fitted_to_relative_errors() -> None:
     assert falling is not None
     assert (falling.c_s_per_sample, falling.saturation_batch) == (0.0, None)
     assert fit_step_time([throughput_row(4, [0.1, 0.1])]) is None
-
-
-@pytest.mark.parametrize(
-    ("largest", "smallest", "multiple_of"), [(1024, 4, 1), (3, 4, 1), (1000, 8, 8), (1, 1, 1), (7, 7, 7)]
-)
-def test_sizes_to_time_are_few_and_within_bounds(largest: int, smallest: int, multiple_of: int) -> None:
-    """At most six, ascending, multiples, the largest one included."""
-    sizes = sizes_to_time(largest, smallest=smallest, multiple_of=multiple_of)
-
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] == largest // multiple_of * multiple_of
-    assert 1 <= len(sizes) <= 6
-    assert all(1 <= size <= largest and size % multiple_of == 0 for size in sizes)

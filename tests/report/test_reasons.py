@@ -71,6 +71,8 @@ FIGURES: dict[CautionCode, dict[str, float]] = {
     "cut_off": {"needed": 3},
     "no_full_run_left": {"needed": 13},
     "one_loss": {"loss": 0.5},
+    "rate_ignored": {"rates": 3, "low": 0.001, "high": 0.12},
+    "nothing_learned": {"percent": 2.0, "first": 0.6931},
     "rate_at_edge": {"rate": 0.12, "low": 0.001, "high": 0.12},
     "largest_by_steps": {"batch": 16, "steps": 100, "samples": 1600.0},
 }

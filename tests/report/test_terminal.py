@@ -48,7 +48,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "loop.py").write_text(LOOP)
     done = shell(folder, SEARCH)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("said by the model") == 3
+    assert done.stderr.count("said by the model") >= 3
     return folder
 
 

@@ -79,25 +79,25 @@ def changed(**changes: Any) -> SearchResult:
         (BatchAnswer(), None),
         (
             BatchAnswer(noise_scale_low=90.0),
-            "not known: gradient noise dominates, so the critical batch is at least 90",
+            "batch 90 at least: gradient noise dominates",
         ),
         (
             BatchAnswer("noise scale", b_crit=300.0, b_crit_low=200.0, b_crit_high=400.0),
-            "not known without step times; critical batch 300",
+            "batch 300 (200 to 400) by gradient noise, which tends to be low",
         ),
         (
             BatchAnswer("trials", 0.3, 3, b_crit=300.0, b_crit_low=80.0),
-            "critical batch 300 (80 or more) from 3 batch sizes",
+            "batch 300 (80 or more) by 3 batch sizes",
         ),
     ],
     ids=["older", "nothing", "dominated", "untimed", "flat"],
 )
-def test_the_fastest_batch_is_told_as_far_as_it_is_known(answer: BatchAnswer | None, said: str | None) -> None:
+def test_the_critical_batch_is_told_as_far_as_it_is_known(answer: BatchAnswer | None, said: str | None) -> None:
     """One line, and none where there is nothing to tell."""
     lines = [
         line
         for line in search_text(dataclasses.replace(RESULT, batch_answer=answer)).splitlines()
-        if "fastest batch:" in line
+        if "  critical:" in line
     ]
 
     assert [said in line for line in lines if said] == ([True] if said else [])
@@ -241,6 +241,7 @@ def all_texts(text: str) -> list[str]:
     progress = [
         Progress("study", text, 1, message=text),
         Progress("warning", text, 1, message=text),
+        Progress("note", text, 1, message=text),
         Progress("probe", text, 1, message=text),
     ]
     lines = [attempt_line(attempt), trial_line(record), *map(str, map(progress_line, progress))]

@@ -145,6 +145,7 @@ class FakeCluster:
     """A cluster of some kinds of device, which counts what is probed."""
 
     device_info = DeviceInfo("cpu", "a node")
+    chooses_threads = False
 
     def __init__(self, *kinds: str) -> None:
         """Have nodes of these kinds."""
@@ -244,11 +245,11 @@ def test_a_kind_on_which_nothing_fits_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         bstune.NothingFitsError, match=r"^On small: Nothing fits\. Or search without the nodes of this kind\.$"
     ) as caught:
-        cluster.run_probe("small", timeout=None, seed=0, on_attempt=lambda _: None)
+        cluster.run_probe("small", timeout=None, seed=0, on_attempt=lambda _: None, on_note=lambda _: None)
     assert caught.value.needed_bytes == 3
     del cluster.node_of["large"]
     with pytest.raises(bstune.NothingFitsError, match=r"^Nothing fits\.$"):
-        cluster.run_probe("small", timeout=None, seed=0, on_attempt=lambda _: None)
+        cluster.run_probe("small", timeout=None, seed=0, on_attempt=lambda _: None, on_note=lambda _: None)
 
 
 # --- what is said -------------------------------------------------------------------------------------------------

@@ -37,8 +37,9 @@ with open(pathlib.Path(__file__).with_name("ran"), "a") as file:
 @bstune.objective(n_samples=320, epochs=4, evals=4)
 def objective(trial):
     for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
-        trial.report(val_loss=1 + (trial.learning_rate - 0.01) ** 2, samples=samples)
+        trial.report(val_loss=1 + 100 / samples + (trial.learning_rate - 0.01) ** 2, samples=samples)
 """
+OPTIONS = ("--space", "batch_size=16", "--space", "learning_rate=0.001,0.01", "--budget", "2", "--probe", "probe.json")
 PROBE = known_probe(64, step_s=None, n_train_samples=320)
 ASKED: dict[str, Any] = {"isolation": "process", "engine": "optuna"}
 NOBODY = 65534
@@ -305,6 +306,41 @@ def test_a_study_says_how_to_search_but_not_where_it_is_kept(folder: Path, monke
     assert (seen[0].storage, seen[0].study, seen[0].trial_timeout) == (None, "model", 7.0)
 
 
+@pytest.mark.parametrize(
+    ("options", "budget", "budget_s"),
+    [((), 12.0, 90.0), (("--budget", "5"), 5.0, None), (("--budget", "2h"), 12.0, 7200.0)],
+)
+def test_a_budget_in_seconds_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], budget: float, budget_s: float | None
+) -> None:
+    """Without options as it was stored; it may become another one, of either kind."""
+    seen = watch(monkeypatch)
+    ordinary().set_user_attr("plan", {**ordinary().user_attrs["plan"], "budget": 12.0, "budget_s": 90.0})
+
+    assert "seen" in invoke("search", *options).stderr
+    assert (seen[0].plan.budget, seen[0].plan.budget_s) == (budget, budget_s)
+
+
+@pytest.mark.parametrize(
+    ("options", "goal", "target"),
+    [
+        ((), "time", 0.5),
+        (("--goal", "loss"), "loss", None),
+        (("--goal", "time"), "time", 0.5),
+        (("--target", "0.25"), "time", 0.25),
+    ],
+)
+def test_another_goal_gives_up_the_stored_target(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], goal: str, target: float | None
+) -> None:
+    """It belongs to the goal that was stored with it."""
+    seen = watch(monkeypatch)
+    ordinary().set_user_attr("plan", {**ordinary().user_attrs["plan"], "goal": "time", "target": 0.5})
+
+    assert "seen" in invoke("search", *options).stderr
+    assert (seen[0].plan.goal, seen[0].plan.target) == (goal, target)
+
+
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let a search end where it would begin, and return the list that takes its arguments."""
     seen: list[Any] = []
@@ -329,6 +365,24 @@ def test_a_file_that_was_changed_is_not_run(folder: Path) -> None:
     assert "the file was changed since" in said
     assert "--fresh" in said
     assert "seal" not in said
+
+
+def test_another_comment_is_no_other_code(folder: Path) -> None:
+    """Whoever names the file goes on, and has then named the file as it is now; what the code does may not change."""
+    trials = ordinary().trials
+    text = (folder / "model.py").read_text()
+    (folder / "model.py").write_text('"""A model."""\n' + text.replace("bstune, torch", "bstune,  torch  # both"))
+    asks(folder)
+
+    (folder / "probe.json").write_text(PROBE.to_json())
+    again = invoke("search", "model.py", *OPTIONS)
+    assert (again.exit_code, ordinary().trials) == (0, trials), again.output
+    assert invoke("search").exit_code == 0
+
+    (folder / "model.py").write_text(text.replace("0.01)", "0.02)"))
+    again = invoke("search", "model.py", *OPTIONS)
+    assert (again.exit_code, ordinary().trials) == (1, trials)
+    assert "source of the objective: was" in again.stderr
 
 
 def test_a_file_that_is_gone_is_said_once(folder: Path) -> None:
@@ -595,8 +649,7 @@ def test_to_name_the_file_seals_it(folder: Path) -> None:
     asks(folder)
 
     (folder / "probe.json").write_text(PROBE.to_json())
-    options = ["--space", "batch_size=16", "--space", "learning_rate=0.001,0.01", "--device", "cpu", "--budget", "2"]
-    named = invoke("search", "model.py", *options, "--probe", "probe.json", "--yes")
+    named = invoke("search", "model.py", *OPTIONS, "--yes")
     assert named.exit_code == 0, named.output
     assert "Going on with" not in named.stderr
     with read_storage(None) as storage:

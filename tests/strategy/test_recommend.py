@@ -21,7 +21,7 @@ PROBE = known_probe(48)
 
 def best_of(probe: ProbeResult | None = None, **plan: Any) -> Recommendation:
     """Return the recommendation of a whole search."""
-    plan.setdefault("space", TABLE.space)
+    plan = {"space": TABLE.space, "goal": "loss", **plan}
     strategy = Strategy(Plan(**plan), TABLE.facts(), probe)
     replay(strategy, TABLE)
     return strategy.recommend()

@@ -27,11 +27,21 @@ from bstune.tuner.core.probe_results import DeviceInfo
 from bstune.tuner.core.results import NoisePoint, TrialRecord
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts, TrialReport, TrialSpec
-from bstune.tuner.studies.catalog import choose_study, find_study, fingerprint, make_study, newest_study, studies, touch
+from bstune.tuner.studies.catalog import (
+    choose_study,
+    find_study,
+    fingerprint,
+    make_study,
+    newest_study,
+    probe_key,
+    same_probe,
+    studies,
+    touch,
+)
 from bstune.tuner.studies.optuna_parameters import Axes
 from bstune.tuner.studies.spec_json import decode_plan, encode_plan, encode_space
 from bstune.tuner.studies.storage import Storage, open_storage, read_storage
-from bstune.tuner.studies.study import Study
+from bstune.tuner.studies.study import Study, stored_arguments
 from optuna.distributions import distribution_to_json
 
 AXES = Axes((4, 256), (1e-4, 1.0), {})
@@ -447,6 +457,21 @@ def test_tables_of_another_optuna(url: str, tmp_path: Path) -> None:
         open_storage(url)
 
 
+@pytest.mark.parametrize(
+    ("plan", "budget"), [(Plan(budget=8), 8), (Plan(budget_s=1200.0), "1200.0 s"), (Plan(budget_s=1e-5), "1e-05 s")]
+)
+def test_a_stored_budget_is_given_again_as_it_was(url: str, plan: Plan, budget: float | str) -> None:
+    """As a number or as a duration; a study that is older than durations has a number."""
+    with open_storage(url) as storage:
+        study = make_study(storage, "digits")
+        study.set(plan=encode_plan(plan))
+        again = stored_arguments(study)
+        assert again["budget"] == budget
+        assert check_search(**again).plan == plan
+        study.set(plan={name: value for name, value in encode_plan(Plan(budget=7)).items() if name != "budget_s"})
+        assert check_search(**stored_arguments(study)).plan == Plan(budget=7)
+
+
 # --- which study --------------------------------------------------------------------------------------------------
 
 
@@ -473,6 +498,40 @@ def test_changed_settings_are_named_old_and_new(url: str) -> None:
         assert "'digits-2'" in text
         assert "--study" in text
         assert chosen(storage).name == "digits"
+
+
+def test_the_same_code_in_another_text_goes_on(url: str) -> None:
+    """Both hashes are then stored as they are now. A study of an older bstune has that of the text alone."""
+    with open_storage(url) as storage:
+        run_one(chosen(storage, source_hash="text", code_hash=None))
+        old = dict(chosen(storage, source_hash="text", code_hash="code").attributes["fingerprint"])
+        del old["code"]
+        find = find_study(storage, "digits")
+        assert find is not None
+        find.set(fingerprint=old)
+        with pytest.raises(StudyError, match="source of the objective: was text, now other"):
+            chosen(storage, source_hash="other", code_hash="code")
+        assert chosen(storage, source_hash="text", code_hash="code").attributes["fingerprint"]["code"] == "code"
+
+        assert chosen(storage, source_hash="comment", code_hash="code").attributes["fingerprint"]["source"] == "comment"
+        assert chosen(storage, source_hash="comment", code_hash="another Python's").name == "digits"
+        with pytest.raises(StudyError, match="source of the objective: was comment, now mended"):
+            chosen(storage, source_hash="mended", code_hash="mended")
+        with pytest.raises(StudyError, match="source of the objective"):
+            chosen(storage, source_hash="unreadable", code_hash=None)
+
+
+def test_a_stored_probe_answers_the_same_code() -> None:
+    """It was made of the model, not of what is said about it."""
+    wanted = probe_key(dataclasses.replace(FACTS, source_hash="text", code_hash="code"), CPU)
+    old = {name: value for name, value in wanted.items() if name != "code"}
+    assert same_probe(wanted, wanted)
+    assert same_probe(old, wanted)
+    assert same_probe({**wanted, "source": "comment"}, wanted)
+    assert not same_probe({**wanted, "source": "comment", "code": None}, wanted)
+    assert not same_probe({**wanted, "source": "mended", "code": "mended"}, wanted)
+    assert not same_probe({**wanted, "seed": 1}, wanted)
+    assert not same_probe(None, wanted)
 
 
 def test_fresh_keeps_the_old_study(url: str) -> None:

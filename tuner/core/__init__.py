@@ -1,8 +1,10 @@
 """What all rooms use: results, errors, specs and arguments; it imports nothing of bstune.
 
+- `amounts`: Sizes and durations as people write them, with a unit.
 - `arguments`: Checking what the user asked for, before anything is opened, loaded or run: every wrong argument is
   named at once.
 - `dimension`: One dimension of what is searched, in the one shape that all of bstune works with.
+- `checks`: Checks of single arguments: what is wrong is collected, and named all at once.
 - `document`: A document that the user names: it is read only if it is a plain file of a sensible size, and holds what
   it should.
 - `errors`: What can go wrong, as a tree of exceptions.

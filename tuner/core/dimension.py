@@ -29,7 +29,9 @@ class Dimension:
 
     @classmethod
     def of(cls, raw: Any) -> Dimension:
-        """Read a dimension: a scalar fixes, a list means exactly these, (low, high) a log range, or an Optuna distribution.
+        """Read a dimension as the user gave it: a scalar, a list, (low, high) or an Optuna distribution.
+
+        A scalar fixes it, a list means exactly these, and (low, high) is a log range.
 
         Example:
             >>> Dimension.of((16, 64)).integer, Dimension.of([0.1, 0.2]).values

@@ -88,7 +88,7 @@ class ThroughputRow(Record):
 
 @dataclass(frozen=True)
 class Loader(Record):
-    """What the data loader costs a training step, at the largest size that was timed."""
+    """What the data loader costs a training step, near the size where throughput stops rising (`knee_batch_size`)."""
 
     wait_share: Amount
     """Share of a step that is spent waiting for its batch."""
@@ -152,6 +152,10 @@ class ProbeResult(Record):
     """Smallest size that was timed at 95 % or more of the best throughput: beyond it, size hardly helps."""
     loader: Loader | None = None
     """None where the user owns the loop, so that the wait for batches cannot be seen."""
+    validation_s_per_sample: Amount | None = None
+    """Seconds of validation for each sample of the validation data, at `eval_batch_size`; None where the user owns the
+    loop, whose validation cannot be told apart, and in results of older versions.
+    """
     cached: bool = False
     """The result is a stored one, whose size was run once more now."""
     environment: dict[str, str] = field(default_factory=dict)

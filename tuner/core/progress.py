@@ -16,7 +16,7 @@ from .trials import Facts
 class Progress:
     """What has just happened in a search; each callback gets one of these."""
 
-    kind: Literal["study", "warning", "probe", "forecast", "start", "report", "finish"]
+    kind: Literal["study", "warning", "note", "probe", "forecast", "start", "report", "finish"]
     study: str
     budget: float
     """Reference runs."""

@@ -26,6 +26,8 @@ CautionCode = Literal[
     "cut_off",
     "no_full_run_left",
     "one_loss",
+    "rate_ignored",
+    "nothing_learned",
     "target_not_reached",
     "diverged",
     "rate_at_edge",

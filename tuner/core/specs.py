@@ -15,7 +15,7 @@ from .trials import TrialSpec
 class Plan:
     """The arguments of `bstune.search` that the strategy decides by, checked and with defaults filled in."""
 
-    goal: Goal = "loss"
+    goal: Goal = "time"
     target: float | None = None
     tolerance: float = 0.02
     budget: float = 12.0
@@ -24,7 +24,7 @@ class Plan:
     """The same as a duration, in seconds, where the user gave one; it then counts instead."""
     n_trials: int | None = None
     space: Mapping[str, Any] = field(default_factory=dict)
-    """By name, each a `Dimension`; what is none yet becomes one, so that a plan can be made of what a user would write."""
+    """By name, each a `Dimension`; what is none yet becomes one, so a plan can be made of what a user would write."""
     jobs: int = 1
     pruner: str = "auto"
     """`auto` or `none`."""
@@ -42,6 +42,24 @@ class Plan:
             name: given if isinstance(given, Dimension) else Dimension.of(given) for name, given in self.space.items()
         }
         object.__setattr__(self, "space", space)
+
+    @property
+    def named_batches(self) -> tuple[int, ...]:
+        """The batch sizes that the user names one by one, ascending.
+
+        A range without a step is left out: of it, powers of two are tried.
+
+        Example:
+            >>> Plan(space={"batch_size": [48, 32]}, baseline=(100, 0.1)).named_batches
+            (32, 48, 100)
+        """
+        asked: Dimension | None = self.space.get("batch_size")
+        values: list[Any] = [] if asked is None else list(asked.values)
+        if asked is not None and asked.kind == "range" and asked.step is not None:
+            values = list(range(int(asked.low), int(asked.high) + 1, int(asked.step)))
+        named = [*values, *([] if self.baseline is None else self.baseline[:1])]
+        # What is no batch size is left for the space to refuse.
+        return tuple(sorted({int(value) for value in named if isinstance(value, (int, float)) and value >= 1}))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ class Facts:
     """A stopped trial can go on from a checkpoint."""
     metrics: tuple[str, ...] = ()
     source_hash: str | None = None
-    """Of the file or the code that defines the objective."""
+    """Of the text of the file or the code that defines the objective."""
+    code_hash: str | None = None
+    """The same without comments, docstrings and layout; None where it could not be told."""
     structure_hash: str | None = None
     """Shapes of the parameters of the model's modules and of a sample.
 
@@ -69,6 +71,13 @@ class Facts:
             )
         if not 1 <= self.evals <= MOST_EVALS:
             raise ObjectiveError(f"evals={self.evals}: expected 1 to {MOST_EVALS:,} validations in a full run.")
+        sizes = [size for size, _ in self.step_times]
+        if sizes != sorted(set(sizes)) or not all(
+            size >= 1 and 0 < seconds < math.inf for size, seconds in self.step_times
+        ):
+            raise ObjectiveError(
+                f"step_times={self.step_times}: expected seconds above 0 by batch sizes of 1 or more, ascending."
+            )
 
     @property
     def full_run_samples(self) -> float:
@@ -226,6 +235,8 @@ class MeasureSpec:
     timed_s: float = 0.0
     """Go on stepping for about this many seconds after `n_steps`, to time them."""
     max_timed_steps: int = 20
+    times_validation: bool = False
+    """Where bstune owns the loop: run validation once more, now that it is warm, and time it."""
 
 
 @dataclass(frozen=True)
@@ -242,3 +253,5 @@ class MeasureNotes:
     """Seconds that the timed steps waited for their batches; None where the objective cannot tell."""
     cached_step_s: tuple[float, ...] = ()
     """Seconds of steps on one batch that was already loaded: what a step takes without its loader."""
+    validation_s_per_sample: float | None = None
+    """Seconds of a warm validation batch, over its samples; None where it was not timed."""

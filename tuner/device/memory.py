@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from ..core.probe_results import DeviceInfo
 NO_CGROUP_LIMIT = 1 << 60
 """cgroup v1 says "no limit" with a number near 2**63."""
 MOVED = 0.01
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""What torch itself looks at when it starts."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,17 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def threads_set(environment: Mapping[str, str]) -> int | None:
+    """Return the threads that a user has set for their programs, as torch reads it; None where they have set none.
+
+    Example:
+        >>> threads_set({"OMP_NUM_THREADS": "4,2", "MKL_NUM_THREADS": ""}), threads_set({"OMP_NUM_THREADS": "all"})
+        (4, None)
+    """
+    first = (environment.get(name, "").partition(",")[0].strip() for name in THREAD_VARIABLES)
+    return min((int(text) for text in first if text.isdecimal() and int(text) > 0), default=None)
 
 
 def cpu_memory() -> Memory:

@@ -16,4 +16,5 @@
 - `ray_source`: The user's code on its way to a Ray cluster: source code and the pickled objective travel, data does
   not.
 - `ray_start`: Starts Ray on this machine, or joins a cluster, and leaves the process as it was.
+- `sharing`: How many trials run side by side on this machine with `jobs="auto"`: as many as have cores and memory.
 """

@@ -121,10 +121,41 @@ class Engine(Protocol):
     def can_probe(self) -> bool:
         """Whether sizes can be tried here: they need a process each."""
 
+    @property
+    def chooses_threads(self) -> bool:
+        """Whether the number of CPU threads of a trial is open, so that a probe may choose it."""
+
+    def use_threads(self, threads: int) -> None:
+        """Let trials have so many CPU threads; only where `chooses_threads`."""
+
     def run_probe(
-        self, kind: str | None, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+        self,
+        kind: str | None,
+        *,
+        timeout: float | None,
+        seed: int,
+        on_attempt: Callable[[Attempt], None],
+        on_note: Callable[[str], None],
     ) -> ProbeResult:
-        """Probe the objective on a device of this kind; None: on the first."""
+        """Probe the objective on a device of this kind; None: on the first.
+
+        Args:
+            kind: One of `kinds`.
+            timeout: Seconds after which the best size so far is the answer.
+            seed: Of model and data in each attempt.
+            on_attempt: Called with each attempt when it has ended.
+            on_note: Called with what was decided on the way, in words.
+        """
+
+    def share(
+        self, probe: ProbeResult, *, seed: int, on_attempt: Callable[[Attempt], None]
+    ) -> tuple[int, ProbeResult] | None:
+        """Make room for as many trials side by side as have cores and memory.
+
+        Returns:
+            Their number and the probe as it is right for each of them; None where the number is not for bstune to
+            choose.
+        """
 
     def shares(self, folder: Path | None) -> bool:
         """Tell whether trials can leave checkpoints in a folder of this machine, for others to go on from."""

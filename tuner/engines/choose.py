@@ -14,15 +14,23 @@ def make_engine(objective: Any, arguments: SearchArguments) -> Engine:
     Raises:
         BstuneError: It cannot be had, or the objective cannot be loaded there.
     """
-    device, jobs = arguments.device, arguments.plan.jobs
+    device, jobs, named = arguments.device, arguments.plan.jobs, arguments.plan.named_batches
+    threads = None if arguments.threads == "auto" else arguments.threads
     if arguments.isolation == "none":
         from .inline import InlineEngine
 
-        return InlineEngine(objective)
+        return InlineEngine(objective, batch_sizes=named)
     if arguments.engine == "ray":
         from .ray_engine import RayEngine
 
-        return RayEngine(objective, device=device, jobs=jobs, address=arguments.ray_address)
+        return RayEngine(
+            objective,
+            device=device,
+            jobs=jobs,
+            threads=threads,
+            address=arguments.ray_address,
+            batch_sizes=named,
+        )
     from .local import LocalEngine
 
-    return LocalEngine(objective, device=device, jobs=jobs)
+    return LocalEngine(objective, device=device, jobs=jobs, threads=threads, batch_sizes=named)

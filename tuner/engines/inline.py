@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,17 +26,34 @@ class InlineEngine:
     warnings = ()
     jobs = 1
     can_probe = False
+    chooses_threads = False
 
-    def __init__(self, objective: LoopObjective) -> None:
-        """Take the user's function."""
+    def __init__(self, objective: LoopObjective, *, batch_sizes: Sequence[int] = ()) -> None:
+        """Take the user's function; `batch_sizes` are those that the search names, for the facts."""
         self._objective = objective
-        self.facts = objective.facts
+        self.facts = objective.describe(batch_sizes)
+
+    def use_threads(self, threads: int) -> None:
+        """Refuse: this process has the threads that it has."""
+        raise AssertionError("threads of the calling process are not for bstune to choose")
 
     def run_probe(
-        self, kind: str | None, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+        self,
+        kind: str | None,
+        *,
+        timeout: float | None,
+        seed: int,
+        on_attempt: Callable[[Attempt], None],
+        on_note: Callable[[str], None],
     ) -> ProbeResult:
         """Refuse: a size that does not fit would end the calling process."""
         raise AssertionError("nothing is probed in the calling process")
+
+    def share(
+        self, probe: ProbeResult, *, seed: int, on_attempt: Callable[[Attempt], None]
+    ) -> tuple[int, ProbeResult] | None:
+        """Return None: trials run one after another."""
+        return None
 
     def shares(self, folder: Path | None) -> bool:
         """Tell that any folder can be seen."""

@@ -42,12 +42,26 @@ class LocalEngine(Host):
     can_probe = True
 
     def run_probe(
-        self, kind: str | None, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+        self,
+        kind: str | None,
+        *,
+        timeout: float | None,
+        seed: int,
+        on_attempt: Callable[[Attempt], None],
+        on_note: Callable[[str], None],
     ) -> ProbeResult:
         """Probe the objective."""
         from ..probing.run import run_probe
 
-        return run_probe(self, timeout=timeout, seed=seed, on_attempt=on_attempt)
+        return run_probe(self, timeout=timeout, seed=seed, on_attempt=on_attempt, on_note=on_note)
+
+    def share(
+        self, probe: ProbeResult, *, seed: int, on_attempt: Callable[[Attempt], None]
+    ) -> tuple[int, ProbeResult] | None:
+        """Share this machine among as many trials as have cores and memory."""
+        from .sharing import share
+
+        return share(self, probe, seed=seed, on_attempt=on_attempt)
 
     def shares(self, folder: Path | None) -> bool:
         """Tell that any folder can be seen."""

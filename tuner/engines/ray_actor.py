@@ -51,13 +51,22 @@ class Task:
     """Working directory of the driver and where it finds the user's modules, where it is the same machine."""
     source: str | None = None
     """Elsewhere: the folder in Ray's `working_dir` with the user's code."""
+    batch_sizes: tuple[int, ...] = ()
+    """Global batch sizes that the search names, for the facts."""
 
     def host(self) -> Host:
         """Start the template process on this node, where it finds the user's code; the actor itself runs none of it."""
         folder, path = self.like_driver or self._unpacked()
-        host = Host(self.objective, device=self.device, jobs=self.sharing(this_node()), folder=folder, sys_path=path)
-        if self.threads is not None:
-            host.threads = self.threads
+        host = Host(
+            self.objective,
+            device=self.device,
+            jobs=self.sharing(this_node()),
+            threads=self.threads,
+            folder=folder,
+            sys_path=path,
+            batch_sizes=self.batch_sizes,
+        )
+        host.chooses_threads = False  # What one actor found out, the others would not know.
         return host
 
     def _unpacked(self) -> tuple[str | None, Sequence[str]]:

@@ -57,14 +57,25 @@ class Cluster:
         folder: Where Tune keeps what it must write; it goes when the cluster is closed.
     """
 
-    def __init__(self, objective: Any, *, device: str = "auto", jobs: int = 1, address: str | None = None) -> None:
+    def __init__(
+        self,
+        objective: Any,
+        *,
+        device: str = "auto",
+        jobs: int = 1,
+        threads: int | None = None,
+        address: str | None = None,
+        batch_sizes: tuple[int, ...] = (),
+    ) -> None:
         """Start or join Ray and look at the objective where trials will run.
 
         Args:
             objective: A Supervised, a LoopObjective, or a reference to one in a file.
             device: `auto`, `cpu` or `cuda`.
             jobs: Trials side by side; with GPUs and 1, as many as there are GPUs.
+            threads: Of each trial; None: the cores that it gets.
             address: None starts Ray here, on the loopback device; `auto` or `HOST:PORT` joins a cluster.
+            batch_sizes: Global batch sizes that the search names, for the facts.
 
         Raises:
             BstuneError: Ray is not installed.
@@ -99,9 +110,11 @@ class Cluster:
             like_driver = None if address else (os.getcwd(), path_of_caller())
             kind = "cuda" if self.slots.gpus else "cpu"
             # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
-            threads = None if like_driver is not None and not self.slots.gpus else self.slots.cpus
+            if threads is None and (like_driver is None or self.slots.gpus):
+                threads = self.slots.cpus
             data = pickled(objective, source, travels=like_driver is None)
-            self.task = Task(data, kind, self.slots.cpus, threads, like_driver, None if source is None else source.name)
+            unpacked = None if source is None else source.name
+            self.task = Task(data, kind, self.slots.cpus, threads, like_driver, unpacked, batch_sizes)
             self.node_of = self._nodes_by_kind()
             self.kinds = {name: DeviceInfo(kind, name, threads=self.slots.cpus) for name in self.node_of}
             self._look(next(iter(self.node_of.values())))
@@ -162,7 +175,13 @@ class Cluster:
         self.facts, self.device_info, self.warnings = self._get(self._surveyor.look.remote())
 
     def run_probe(
-        self, kind: str | None, *, timeout: float | None, seed: int, on_attempt: Callable[[Attempt], None]
+        self,
+        kind: str | None,
+        *,
+        timeout: float | None,
+        seed: int,
+        on_attempt: Callable[[Attempt], None],
+        on_note: Callable[[str], None],
     ) -> ProbeResult:
         """Probe the objective where its trials will run, on a node of this kind; the attempts are told at its end."""
         kind = kind or next(iter(self.node_of))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..core.probe_results import ProbeResult
+from ..core.probe_results import Attempt, ProbeResult
 from ..core.trials import TrialReport, Verdict
 from .base import Pool
 from .ray_cluster import Cluster
@@ -14,6 +14,17 @@ class RayEngine(Cluster):
     """An objective on a Ray cluster, whose trials Ray Tune runs."""
 
     can_probe = True
+    chooses_threads = False
+
+    def use_threads(self, threads: int) -> None:
+        """Refuse: a trial has the cores that Ray gives it."""
+        raise AssertionError("threads of a trial on Ray are not for a probe to choose")
+
+    def share(
+        self, probe: ProbeResult, *, seed: int, on_attempt: Callable[[Attempt], None]
+    ) -> tuple[int, ProbeResult] | None:
+        """Return None: how many trials run side by side is settled when Ray starts."""
+        return None
 
     def make_pool(
         self, judge: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]

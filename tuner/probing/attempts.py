@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..core.errors import ObjectiveError
 from ..core.probe_results import Attempt, Loader, Outcome, ThroughputRow
@@ -11,19 +12,20 @@ from ..core.trials import MeasureSpec
 from ..device.meter import Reading
 from ..device.out_of_memory import first_line, may_be_memory
 from ..memory.predictor import Foresight
-from ..theory.step_time import loader_of, throughput_row
+from ..theory.step_time import knee, loader_of, throughput_row
 from ..workers import messages
 from ..workers.fork_server import Host, error_of
 from ..workers.template import Died
 
 STEPS = 2
 SMALL_EVAL = 8
-"""Validation batch of the attempts on the way: the training size is found first, the validation size with the answer."""
+"""Validation batch of the attempts on the way: the validation size is found with the answer."""
 FINAL_STEPS = 3
 """For the size that is returned: memory has been seen to grow in the second step (pytorch/pytorch#35901)."""
 GIB = 1 << 30
 
 OnAttempt = Callable[[Attempt], None]
+OnNote = Callable[[str], None]
 
 
 class TimeUp(Exception):
@@ -34,7 +36,14 @@ class Attempts:
     """Runs sizes, each in a fresh process, and keeps what came of them."""
 
     def __init__(
-        self, host: Host, *, headroom: float, seed: int, timeout_s: float | None, on_attempt: OnAttempt | None
+        self,
+        host: Host,
+        *,
+        headroom: float,
+        seed: int,
+        timeout_s: float | None = None,
+        on_attempt: OnAttempt | None = None,
+        on_note: OnNote | None = None,
     ) -> None:
         """Look what memory there is; `timeout_s` counts from now."""
         memory = host.memory()
@@ -53,22 +62,25 @@ class Attempts:
         self.warnings: dict[str, None] = dict.fromkeys(host.warnings)
         self.optimizer: str | None = None
         self.eval_unseen = False
-        self.rows: list[ThroughputRow] = []
-        self.loader: Loader | None = None
+        self._timed: dict[int, dict[int, tuple[ThroughputRow, Loader | None]]] = {}
+        """By threads and size."""
         self.last_output: str | None = None
         self.last_failure: messages.Failure | Died | None = None
+        self.validation_s: dict[int, float] = {}
+        """Seconds of validation for each of its samples, with a micro-batch size."""
         self.eval_sizes: dict[int, int] = {}
         """Validation batch size that was seen to fit with a micro-batch size, as training would use it."""
         self._eval_limit: int | None = None
         on_cpu = host.device_info.kind == "cpu"
         self.foresight = Foresight(self.eval_size, reserved_bytes=None if on_cpu else self.usable_bytes)
         self._on_attempt = on_attempt
-        # On CPU: twice the budget lets a size that is just too large be measured instead of killed, where RAM allows it.
+        self._on_note = on_note
+        # On CPU: twice the budget lets a size that is just too large be measured and not killed, where RAM allows it.
         self.fence_bytes = min(2 * self.usable_bytes + GIB, memory.available_bytes) if on_cpu else self.usable_bytes
 
     @property
     def fixed_bytes(self) -> float | None:
-        """What the smallest size held that surely does not grow with the size; None before an attempt came to its end."""
+        """What the smallest size held that cannot grow with the size; None before an attempt came to its end."""
         if not self.readings:
             return None
         reading = self.readings[min(self.readings)]
@@ -77,11 +89,11 @@ class Attempts:
 
     @property
     def hopeless(self) -> bool:
-        """Whether parameters and gradients alone are over the budget, so that one attempt at the smallest size says it all."""
+        """Whether parameters and gradients alone are over the budget: one attempt at the smallest size is enough."""
         return 2 * (self.host.facts.parameter_bytes or 0) > self.budget_bytes
 
     def eval_size(self, size: int, *, final: bool = False) -> int:
-        """Return the validation batch size that is run with a micro-batch size: a small one, or in the end one as large."""
+        """Return the validation batch size that is run with a micro-batch size: a small one, or at last as large."""
         most = size if final else SMALL_EVAL
         return min(size, most, self.host.facts.n_val_samples or size, self._eval_limit or size)
 
@@ -103,8 +115,13 @@ class Attempts:
         fluke: str | None = None
         while True:
             both = not timed_s and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
-            spec = MeasureSpec(size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s)
-            attempt, reading, failure = self._once(spec, traced=self.foresight.wants_trace and not timed_s)
+            traced = self.foresight.wants_trace and not timed_s
+            # With the answer; where that was traced, with the first size that is timed.
+            validates = not traced and (final or (timed_s > 0 and not self.validation_s))
+            spec = MeasureSpec(
+                size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s, times_validation=validates
+            )
+            attempt, reading, failure = self._once(spec, traced=traced)
             if attempt is None:
                 continue
             if fluke is None and _may_be_fluke(attempt, failure):
@@ -175,10 +192,13 @@ class Attempts:
         notes = answer.notes
         self.samples += notes.samples
         self.optimizer = self.optimizer or notes.optimizer
+        if notes.validation_s_per_sample is not None:
+            self.validation_s[size] = notes.validation_s_per_sample
         if spec.timed_s and reading.timed_step_s:
-            self.rows = sorted([*self.rows, throughput_row(size, reading.timed_step_s)], key=lambda row: row.batch_size)
-            if size == self.rows[-1].batch_size:
-                self.loader = loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
+            row = throughput_row(size, reading.timed_step_s)
+            timed, known_s = self._timed.setdefault(self.host.threads, {}), self.step_s(size)
+            if known_s is None or row.s_per_step < known_s:  # What disturbs a step only makes it longer.
+                timed[size] = row, loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
         if not spec.timed_s:
             self.eval_unseen = notes.eval_batch_size is None
             self.warnings.update(dict.fromkeys(notes.warnings))
@@ -199,6 +219,44 @@ class Attempts:
             return attempt("oom", reading.peak_bytes, reading.steps, phase, reason)
         return attempt("ok", reading.peak_bytes, reading.steps, None, None)
 
+    @property
+    def rows(self) -> list[ThroughputRow]:
+        """What was timed with as many threads as there are now, by size."""
+        timed = self._timed.get(self.host.threads, {})
+        return [timed[size][0] for size in sorted(timed)]
+
+    def step_s(self, size: int) -> float | None:
+        """Return the seconds of a step at a size, with the present number of threads; None where it was not timed."""
+        return next((row.s_per_step for row in self.rows if row.batch_size == size), None)
+
+    @property
+    def loader(self) -> Loader | None:
+        """What the loader costs about where throughput stops rising: at tiny sizes everything else costs more."""
+        size = knee(self.rows)
+        return None if size is None else self._timed[self.host.threads][size][1]
+
+    def validation_s_per_sample(self, size: int) -> float | None:
+        """Return the seconds of validation for each of its samples: seen with the answer, else with another size."""
+        return self.validation_s.get(size, next(iter(self.validation_s.values()), None))
+
+    @contextlib.contextmanager
+    def limited_to(self, seconds: float) -> Iterator[None]:
+        """Give up what is run in the block after so many seconds; only the probe's own time limit raises `TimeUp`."""
+        before, own = self.deadline_s, time.monotonic() + seconds
+        self.deadline_s = own if before is None else min(before, own)
+        try:
+            yield
+        except TimeUp:
+            if self.deadline_s == before:
+                raise
+        finally:
+            self.deadline_s = before
+
+    def note(self, text: str) -> None:
+        """Tell who listens what has been decided."""
+        if self._on_note:
+            self._on_note(text)
+
     def warn(self, text: str) -> None:
         """Keep a warning, once."""
         self.warnings[text] = None
@@ -210,7 +268,7 @@ class Attempts:
 
 
 def _may_be_fluke(attempt: Attempt, failure: messages.Failure | Died | None) -> bool:
-    """Whether an attempt failed in a way that may come of the moment: a crash, or an error that may or may not mean memory."""
+    """Whether an attempt may have failed by chance: a crash, or an error that may or may not mean memory."""
     if isinstance(failure, Died):
         return attempt.outcome == "error"
     return failure is not None and attempt.outcome != "limit" and may_be_memory(failure.message)

@@ -1,6 +1,6 @@
-"""What measured peaks say of sizes that were not run: lines, their errors, the noise, and what follows of it. Arithmetic only.
+"""What measured peaks say of sizes that were not run: lines, their errors, the noise, and what follows from it.
 
-`MemoryFit` is frozen and decides nothing; `size_search` chooses the next size by it.
+Arithmetic only. `MemoryFit` is frozen and decides nothing; `size_search` chooses the next size by it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class MemoryFit:
 
     @property
     def smallest_failure(self) -> int | None:
-        """The smallest size above `largest_fit` that failed. Smaller ones may have failed too: memory need not be monotone."""
+        """The smallest size above `largest_fit` that failed. Smaller ones may have too: memory need not be monotone."""
         low = self.largest_fit or 0
         return min((m.size for m in self.history if m.size > low and m.size >= self.lowest), default=None)
 
@@ -92,8 +92,8 @@ class MemoryFit:
 
         As given, or twice the standard deviation of repeats, or what peaks fall by where there are no repeats.
 
-        Where some noise was given, also as neighbouring sizes scatter about the predictor: on CPU, malloc keeps more or less of what
-        was freed, the same in each run but another way at each size.
+        Where some noise was given, also as neighbouring sizes scatter about the predictor: on CPU, malloc keeps more or
+        less of what was freed, the same in each run but another way at each size.
         """
         seen = 2 * self.repeat_noise_bytes if self.repeats else self._fall_bytes
         return max(self.given_noise_bytes, seen, self._scatter_bytes if self.given_noise_bytes > 0 else 0.0)
@@ -105,7 +105,7 @@ class MemoryFit:
 
     @property
     def repeat_noise_bytes(self) -> float:
-        """Standard deviation of peaks that were measured more than once, over all such sizes; 0 where there are none."""
+        """Standard deviation of peaks that were measured more than once, over all such sizes; 0 without any."""
         if not self.repeats:
             return 0.0
         squares = sum(
@@ -115,7 +115,7 @@ class MemoryFit:
 
     @property
     def _fall_bytes(self) -> float:
-        """Return the largest fall of the peak with a growing size; one of more than 5 % is a change of kernel, not noise."""
+        """Return the largest fall of the peak with a growing size; more than 5 % is a change of kernel, not noise."""
         falls = [(before - after, before) for (_, before), (_, after) in itertools.pairwise(self.points())]
         return max([fall / math.sqrt(2) for fall, peak in falls if 0 < fall < 0.05 * peak], default=0.0)
 
@@ -194,7 +194,7 @@ class MemoryFit:
     def _slope(
         self, at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool
     ) -> tuple[float | None, float, float]:
-        """Return bytes per unit of shape, relative error and rise, from the nearest point below that differs from `at` beyond doubt."""
+        """Return bytes per unit of shape, relative error and rise, from the nearest point below that surely differs."""
         (base, peak), noise = at, self.noise_bytes
         for x, p in reversed(below):
             if peak - p > SIGNIFICANT * noise and peak > p:
@@ -247,7 +247,7 @@ class MemoryFit:
 def _predictions(
     at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool
 ) -> list[tuple[float, float]]:
-    """Return what could have been predicted for `at` from the points below it: (expected peak, peak it was predicted from)."""
+    """Return what the points below would have predicted for `at`: (expected peak, peak it was predicted from)."""
     if not below:
         return []
     (x, p), made = below[-1], []

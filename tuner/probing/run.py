@@ -1,37 +1,37 @@
 """The run of a probe: sizes that grow, the answer run once more, and what a step costs.
 
-`SizeSearch` chooses the sizes, `attempts` runs each in a fresh process; this module puts the result together. A prediction is
-never an answer: the size that is returned was run.
+`SizeSearch` chooses the sizes, `attempts` runs each in a fresh process; this module puts the result together. A
+prediction is never an answer: the size that is returned was run.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 
 from ..core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError
 from ..core.probe_results import Attempt, MemoryByCategory, MemoryLine, ProbeResult
-from ..device.memory import usable_cores
 from ..device.meter import Reading
 from ..device.out_of_memory import asked_bytes
-from ..theory.step_time import PLATEAU_GAIN, fit_step_time, knee, sizes_to_time
+from ..theory.step_time import PLATEAU_GAIN, fit_step_time, knee
 from ..workers import messages
 from ..workers.fork_server import Host
 from ..workers.template import Died
-from .attempts import GIB, Attempts, OnAttempt, TimeUp, objective_error
+from .attempts import GIB, Attempts, OnAttempt, OnNote, TimeUp, objective_error
 from .memory_fit import SizeTried
 from .size_search import Answer, Bounds, Growth
+from .timing import time_size, time_sizes
 
-TIMED_S = 0.4
 CPU_NOISE_BYTES = 1 << 18
-"""Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same. Measured with a fixed mmap threshold:
-repeats of a step of 300 to 660 MiB differ by 0.1 MiB. With malloc's own, moving threshold they scatter by several MiB more, which
-the search sees."""
+"""Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same. Measured with a fixed mmap
+threshold: repeats of a step of 300 to 660 MiB differ by 0.1 MiB. With malloc's own, moving threshold they scatter by
+several MiB more, which the search sees.
+"""
 CPU_SETTLING_BYTES = 4 << 20
-"""Measured on six kinds of model with a fixed mmap threshold: from the second size on, resident memory lies above the live bytes of
-the traces by the same amount to within 0.3 MiB; from the smallest size to the second that amount grows by up to 2.3 MiB."""
-SMALLEST_TIMED = 4
+"""Measured on six kinds of model with a fixed mmap threshold: from the second size on, resident memory lies above the
+live bytes of the traces by the same amount to within 0.3 MiB; from the smallest size to the second that amount grows by
+up to 2.3 MiB.
+"""
 SMALLEST_PLATEAU = 64
 """Smaller steps are so short that their throughput still rises, or is mostly noise."""
 SAME_MEMORY = 0.05
@@ -48,6 +48,7 @@ def run_probe(
     timeout: float | None = None,
     seed: int = 0,
     on_attempt: OnAttempt | None = None,
+    on_note: OnNote | None = None,
 ) -> ProbeResult:
     """Find the largest micro-batch of the host's objective that fits; arguments as in `probe`, already checked.
 
@@ -62,7 +63,7 @@ def run_probe(
     if min_batch > n_samples:
         raise ArgumentError(f"min_batch={min_batch} is more than the data set has: expected at most {n_samples}.")
     bounds = Bounds(min_batch, highest, multiple_of, "max_batch" if capped else "dataset")
-    attempts = Attempts(host, headroom=headroom, seed=seed, timeout_s=timeout, on_attempt=on_attempt)
+    attempts = Attempts(host, headroom=headroom, seed=seed, timeout_s=timeout, on_attempt=on_attempt, on_note=on_note)
     on_cpu = host.device_info.kind == "cpu"
     growth = Growth(
         bounds,
@@ -75,7 +76,7 @@ def run_probe(
     final = _verify(growth, attempts)
     answer = growth.answer
     assert answer.size is not None
-    _time_sizes(answer.size, bounds, attempts)
+    time_sizes(answer.size, bounds, attempts)
     if (moved := host.memory_moved(attempts.memory)) is not None:
         attempts.warn(moved)
     return _result(host, attempts, answer, final)
@@ -84,13 +85,16 @@ def run_probe(
 def verified_again(
     host: Host, stored: ProbeResult, *, headroom: float, seed: int, on_attempt: OnAttempt | None = None
 ) -> ProbeResult | None:
-    """Run the size of a stored result once more, and return the result with what was seen now; None where it holds no longer."""
-    attempts = Attempts(host, headroom=headroom, seed=seed, timeout_s=None, on_attempt=on_attempt)
+    """Run the size of a stored result once more and return the result as seen now; None where it no longer holds."""
+    attempts = Attempts(host, headroom=headroom, seed=seed, on_attempt=on_attempt)
     moved = abs(attempts.usable_bytes / stored.usable_bytes - 1) > SAME_MEMORY
     if stored.limited_by == "timeout" or (moved and stored.limited_by == "memory"):
         return None
+    before, threads = host.threads, stored.device.threads
+    host.use_threads(threads or before)
     attempt, reading = attempts.run(stored.micro_batch_size, final=True)
     if attempt.outcome != "ok" or reading is None or reading.peak_bytes is None:
+        host.use_threads(before)
         return None
     return replace(
         stored,
@@ -102,6 +106,7 @@ def verified_again(
         attempts=(*stored.attempts, *attempts.tried),
         samples=attempts.samples,
         seconds=time.monotonic() - attempts.started_s,
+        validation_s_per_sample=attempts.validation_s_per_sample(stored.micro_batch_size),
         cached=True,
     )
 
@@ -130,7 +135,7 @@ def _grow(growth: Growth, attempts: Attempts) -> None:
                 attempt.outcome == "ok"
                 and growth.fit.flat
                 and growth.smallest_failure is None
-                and size >= SMALLEST_PLATEAU
+                and SMALLEST_PLATEAU <= size < growth.bounds.highest
             ):
                 rates.append(_rate(size, attempts))
                 if len(rates) > 2 and max(rates[-2:]) <= PLATEAU_GAIN * rates[-3]:
@@ -155,12 +160,12 @@ def _one_is_too_few(attempt: Attempt, failure: messages.Failure | Died | None, a
 
 
 def _rate(size: int, attempts: Attempts) -> float:
-    attempts.run(size, timed_s=TIMED_S)
+    time_size(size, attempts)
     return next((row.samples_per_s for row in attempts.rows if row.batch_size == size), 0.0)
 
 
 def _verify(growth: Growth, attempts: Attempts) -> Reading:
-    """See that the answer has run for three steps and that its peak is no accident; where it is, the search goes on below it.
+    """See that the answer has run for three steps and that its peak is no accident; else the search goes on below it.
 
     A peak that was foreseen to within a third of the headroom is none. Any other is measured once more.
     """
@@ -191,26 +196,6 @@ def _verify(growth: Growth, attempts: Attempts) -> Reading:
         _grow(growth, attempts)
 
 
-def _time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:
-    """Time a handful of sizes up to the answer, alone on the device."""
-    timed = {row.batch_size for row in attempts.rows}
-    for size in sizes_to_time(largest, smallest=max(SMALLEST_TIMED, bounds.lowest), multiple_of=bounds.multiple_of):
-        if size in timed:
-            continue
-        try:
-            attempts.run(size, timed_s=TIMED_S)
-        except TimeUp:
-            break
-    if attempts.rows and _busy():
-        attempts.warn(
-            "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is idle."
-        )
-
-
-def _busy() -> bool:
-    return os.getloadavg()[0] > usable_cores() + 0.5
-
-
 def _nothing_fits(growth: Growth, attempts: Attempts) -> BstuneError:
     """Return the error for a probe in which no size trained."""
     smallest = min(attempts.tried, key=lambda attempt: attempt.size, default=None)
@@ -220,8 +205,8 @@ def _nothing_fits(growth: Growth, attempts: Attempts) -> BstuneError:
         )
     if all(attempt.outcome == "limit" for attempt in attempts.tried if attempt.size <= growth.bounds.highest):
         return ObjectiveError(
-            f"No micro-batch up to {growth.bounds.highest} trains, and memory is not why: {smallest.reason}. Allow a larger one, or use "
-            "layers that do not need several samples."
+            f"No micro-batch up to {growth.bounds.highest} trains, and memory is not why: {smallest.reason}. Allow a "
+            "larger one, or use layers that do not need several samples."
         )
     asked = asked_bytes(smallest.reason or "")
     parts = [smallest.peak_bytes or 0, growth.answer.needed_bytes or 0, 2 * (attempts.host.facts.parameter_bytes or 0)]
@@ -230,9 +215,10 @@ def _nothing_fits(growth: Growth, attempts: Attempts) -> BstuneError:
     at_least = "" if smallest.peak_bytes == needed else "at least "
     device = attempts.host.device
     return NothingFitsError(
-        f"Nothing fits: a micro-batch of {smallest.size} needs {at_least}{needed / GIB:.2f} GiB{phase}; the budget on {device} is "
-        f"{attempts.budget_bytes / GIB:.2f} GiB (usable {attempts.usable_bytes / GIB:.2f} GiB, headroom {attempts.headroom:.2f}). "
-        "Try activation checkpointing, lower precision, shorter inputs, a smaller model, or more memory.",
+        f"Nothing fits: a micro-batch of {smallest.size} needs {at_least}{needed / GIB:.2f} GiB{phase}; the "
+        f"budget on {device} is {attempts.budget_bytes / GIB:.2f} GiB (usable {attempts.usable_bytes / GIB:.2f} GiB, "
+        f"headroom {attempts.headroom:.2f}). Try activation checkpointing, lower precision, shorter inputs, a smaller "
+        "model, or more memory.",
         needed_bytes=needed,
         budget_bytes=attempts.budget_bytes,
     )
@@ -251,8 +237,8 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
         attempts.warn("A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped.")
     if attempts.loader is not None and attempts.loader.bound:
         attempts.warn(
-            f"The data loader holds training back: {attempts.loader.wait_share:.0%} of a step waits for its batch. More num_workers, or a "
-            "data set that is cheaper to read, would help more than any batch size."
+            f"The data loader holds training back: {attempts.loader.wait_share:.0%} of a step waits for its "
+            "batch. More num_workers, or a data set that is cheaper to read, would help more than any batch size."
         )
     return ProbeResult(
         micro_batch_size=size,
@@ -277,6 +263,7 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
         samples=attempts.samples,
         seconds=time.monotonic() - attempts.started_s,
         optimizer=attempts.optimizer,
+        validation_s_per_sample=attempts.validation_s_per_sample(size),
     )
 
 

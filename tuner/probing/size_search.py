@@ -1,9 +1,10 @@
-"""The search for the largest size that fits: arithmetic only, so it is tested on formulas and needs neither torch nor a process.
+"""The search for the largest size that fits: arithmetic only, so it needs neither torch nor a process.
 
-`Growth` asks for sizes and is told what each attempt said. It keeps a bracket, the largest size that was seen to fit and
-the smallest above it that was seen to fail, and steers by a line through what was measured: peak memory against the size, or
-against what a predictor (a replay of traced steps) says of the size. The line only chooses what to try. What is returned was
-run, and so was what the line is trusted by: the proof `model` needs a prediction of this run that came true.
+`Growth` asks for sizes and is told what each attempt said. It keeps a bracket, the largest size that was seen to fit
+and the smallest above it that was seen to fail, and steers by a line through what was measured: peak memory against the
+size, or against what a predictor (a replay of traced steps) says of the size. The line only chooses what to try. What
+is returned was run, and so was what the line is trusted by: the proof `model` needs a prediction of this run that came
+true.
 
     growth = Growth(Bounds(min_batch=1, max_batch=60_000), budget_bytes=8 * 2**30)
     while (size := growth.next_size()) is not None:
@@ -27,9 +28,9 @@ SECANT_GROWTH_LIMIT = 8
 FIRST_TARGET = 0.97
 """Share of the budget to aim at while no prediction of this run has come true."""
 FIRST_SHARE = 0.4
-"""Share of what is left of the budget that the second size may take, if all that it needs for more samples grows in step."""
+"""Share of what is left of the budget that the second size may take, if memory grows with the samples."""
 FAR = 8.0
-"""A slope that was measured leads straight to the answer if that lies at most this many times its own rise further up."""
+"""A measured slope leads straight to the answer if that lies at most this many times its own rise further up."""
 WRONG_BY = 3.0
 """A first far jump leaves room for a predictor whose increments are too small by this factor."""
 
@@ -49,8 +50,8 @@ class Bounds:
         """Refuse bounds between which there is no size."""
         if self.multiple_of < 1 or self.min_batch < 1 or self.highest < self.lowest:
             raise ArgumentError(
-                f"No size to try: expected a multiple of {self.multiple_of} between {self.min_batch} and {self.max_batch}. "
-                "Lower multiple_of or min_batch, or use a larger data set or max_batch."
+                f"No size to try: expected a multiple of {self.multiple_of} between {self.min_batch} and "
+                f"{self.max_batch}. Lower multiple_of or min_batch, or use a larger data set or max_batch."
             )
 
     @property
@@ -101,16 +102,18 @@ class Growth:
         budget_bytes: What a peak may be at most. It may be lowered or raised later by setting the attribute.
         noise_bytes: Peaks that differ by less are not told apart. More is learned from repeats and from peaks that fall
             as the size grows.
-        settling_bytes: Peaks may rise by so much once, as the size grows, beside what the predictor sees of them: what libraries take
-            when they are first given work enough, and keep.
-        predict: Peak bytes expected at a size: its shape matters, a wrong constant or scale is corrected by measurements.
-            `inf` forbids a size. It may be set later, as the attribute `predictor`.
-            The attribute `fixed_bytes` may be set after the first attempt: bytes of its peak that surely do not depend on the size,
-            such as the interpreter, weights and optimizer state. The second size is then larger, and teaches more.
-        growth_limit: No jump to more than this many times the largest size seen to fit, unless a predictor sees three quarters of
-            the budget left there.
+        settling_bytes: Peaks may rise by so much once, as the size grows, beside what the predictor sees of them: what
+            libraries take when they are first given work enough, and keep.
+        predict: Peak bytes expected at a size: its shape matters, a wrong constant or scale is corrected by
+            measurements. `inf` forbids a size. It may be set later, as the attribute `predictor`.
+            The attribute `fixed_bytes` may be set after the first attempt: bytes of its peak that surely do not depend
+            on the size, such as the interpreter, weights and optimizer state. The second size is then larger, and
+            teaches more.
+        growth_limit: No jump to more than this many times the largest size seen to fit, unless a predictor sees three
+            quarters of the budget left there.
         max_attempts: The search ends after so many attempts with the best size so far.
-        first_sizes: The sizes to begin with; default two small ones of which neither is 1, where kernels and branches differ.
+        first_sizes: The sizes to begin with; default two small ones of which neither is 1, where kernels and branches
+            differ.
 
     Raises:
         ArgumentError: A first size is outside the bounds.
@@ -153,7 +156,7 @@ class Growth:
     # --- what is asked and told ---------------------------------------------------------------------------------------
 
     def next_size(self) -> int | None:
-        """Return the size to try next, or None when the answer is known. Asking again without telling changes nothing."""
+        """Return the size to try next, or None when the answer is known. Asking twice changes nothing."""
         choice = self._pending = self._choose()
         if choice.size is not None and choice.size not in self._predicted:
             line = self.fit.line()
@@ -187,7 +190,7 @@ class Growth:
 
     @property
     def expects_answer(self) -> bool:
-        """Whether the size that was last asked for is expected to be the answer, so that it is worth a thorough attempt."""
+        """Whether the size that was last asked for is expected to be the answer, and deserves a thorough attempt."""
         if self._pending is None or self._pending.size is None:
             return False
         successor, line = self._pending.size + self.bounds.multiple_of, self.fit.line()
@@ -286,7 +289,7 @@ class Growth:
         return None
 
     def _second_size(self, low: int | None) -> int:
-        """Return a size that is large enough to show the slope and surely small enough to fit, from one measured peak."""
+        """Return a size that is large enough to show the slope and small enough to fit, from one measured peak."""
         peak = self.fit.peak(low) if low is not None else None
         if low is None or peak is None or self.fixed_bytes is None or len(self.history) > 1:
             return 0
@@ -345,7 +348,7 @@ class Growth:
         return "noise" if indistinct else "model"
 
     def _largest(self, fits: Callable[[int], bool], low: int, top: int) -> int:
-        """Return the largest multiple in (low, top] that `fits`, or `low`; past a first boundary, look a little further for another."""
+        """Return the largest multiple in (low, top] that `fits`, or `low`; look a little past a first boundary."""
         step = self.bounds.multiple_of
 
         def boundary(a: int, b: int) -> int:  # fits(a), not fits(b); both count steps from low.
@@ -385,7 +388,7 @@ class Growth:
 
 
 def _small_sizes(bounds: Bounds) -> tuple[int, ...]:
-    """Return two small sizes, 3 and 5 where all are allowed: at 1, squeezed dimensions and other kernels give another step."""
+    """Return two small sizes, 3 and 5 where all are allowed: at 1, squeezed dimensions give another step."""
     step = bounds.multiple_of
     first = min(max(bounds.lowest, -(-3 // step) * step), bounds.highest)
     second = min(-(-math.ceil(1.5 * first) // step) * step, bounds.highest)

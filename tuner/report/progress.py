@@ -116,6 +116,8 @@ def progress_line(progress: Progress) -> str | None:
         return f"Study {one_line(progress.study)}: {one_line(progress.message)}"
     if progress.kind == "warning":
         return f"Warning: {one_line(progress.message)}"
+    if progress.kind == "note":
+        return one_line(progress.message)
     if progress.kind == "probe" and progress.message:
         return f"probe  on {one_line(progress.message)}"
     if progress.attempt is not None:

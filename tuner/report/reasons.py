@@ -26,6 +26,14 @@ _CAUTIONS: dict[CautionCode, str] = {
         "All trials reported the same loss, {loss:.4g}, so nothing tells one setting from another. "
         "Does the loss that is reported depend on the model?"
     ),
+    "rate_ignored": (
+        "Losses are the same at {rates} learning rates from {low:.3g} to {high:.3g}, so nothing tells one rate from "
+        "another. Does the training use the learning rate that it is given (trial.learning_rate)?"
+    ),
+    "nothing_learned": (
+        "Nothing was learned: no run ended more than {percent:g} % below the first losses that were seen "
+        "({first:.4g}), and none fell on its way. Look at data, labels and loss, or search other learning rates."
+    ),
     "target_not_reached": "No confirmed setting reached the target, so the lowest loss decided.",
     "diverged": "It diverged on a fresh seed, and nothing else that was run is better. Search smaller learning rates.",
     "rate_at_edge": "The learning rate {rate:.3g} is at the edge of its range {low:.3g} to {high:.3g}; "

@@ -31,7 +31,7 @@ def probe_text(probe: ProbeResult) -> str:
         f"{probe.limited_by})",
         f"  proof:       {probe.proof}: {_PROOFS[probe.proof]}",
         f"  peak:        {gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed",
-        f"  device:      {gib(probe.usable_bytes)} usable of {gib(probe.capacity_bytes)}",
+        f"  device:      {gib(probe.usable_bytes)} usable of {gib(probe.capacity_bytes)}{_threads(probe)}",
     ]
     if probe.eval_batch_size is not None:
         lines.append(f"  validation:  batches of {probe.eval_batch_size} samples")
@@ -73,6 +73,11 @@ def probe_text(probe: ProbeResult) -> str:
     lines.append(f"  took:        {duration(probe.seconds)}{again}")
     lines += ["", f"{'size':>8}  {'outcome':<8} {'peak':>10} {'steps':>6} {'seconds':>8}  note"]
     return plain_rows([*lines, *map(_attempt_row, probe.attempts)])
+
+
+def _threads(probe: ProbeResult) -> str:
+    threads = probe.device.threads
+    return "" if threads is None or probe.device.kind != "cpu" else f", {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _attempt_row(attempt: Attempt) -> str:
@@ -133,6 +138,8 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
     lines += _beside(best)
     lines += _device_lines(result)
     lines.append(f"  limits:        {_limits(result)}")
+    if result.batch_answer is not None and (said := batch_text(result.batch_answer)):
+        lines.append(f"  critical:      {said}")
     if best.batch_interval:
         low, high = best.batch_interval[0], best.batch_interval[-1]
         said = (
@@ -232,39 +239,27 @@ def _limits(result: SearchResult) -> str:
 
 
 def batch_text(answer: BatchAnswer) -> str | None:
-    r"""Return which batch size reaches the target first, what decides that and on what evidence; None if unknown.
+    """Return the critical batch size and on what evidence; None if unknown.
 
     Example:
-        >>> answer = BatchAnswer("trials", 0.3, 4, b_crit=290.0, b_crit_low=200.0, b_crit_high=410.0, b_star=167.0,
-        ...                      b_star_low=130.0, b_star_high=210.0, fastest=128, decided_by="hardware")
-        >>> print(batch_text(answer).replace("; ", ";\n"))
-        128 of those searched (optimum 167, 130 to 210), decided by hardware;
-        critical batch 290 (200 to 410) from 4 batch sizes
+        >>> batch_text(BatchAnswer("trials", 0.3, 4, b_crit=290.0, b_crit_low=200.0, b_crit_high=410.0))
+        'batch 290 (200 to 410) by 4 batch sizes: there, samples to the target are twice their least'
     """
     if answer.source is None:
         low = answer.noise_scale_low
-        return (
-            None if low is None else f"not known: gradient noise dominates, so the critical batch is at least {low:.0f}"
-        )
+        return None if low is None else f"batch {low:.0f} at least: gradient noise dominates"
     rests_on = (
         f"{answer.n_batches} batch sizes" if answer.source == "trials" else "gradient noise, which tends to be low"
     )
-    crit = f"critical batch {_ranged(answer.b_crit, answer.b_crit_low, answer.b_crit_high)} from {rests_on}"
-    if answer.fastest is None:
-        return f"not known without step times; {crit}"
-    star = (
-        ""
-        if answer.b_star is None
-        else f" (optimum {_ranged(answer.b_star, answer.b_star_low, answer.b_star_high, ', {}')})"
-    )
-    return f"{answer.fastest} of those searched{star}, decided by {answer.decided_by}; {crit}"
+    critical = _ranged(answer.b_crit, answer.b_crit_low, answer.b_crit_high)
+    return f"batch {critical} by {rests_on}: there, samples to the target are twice their least"
 
 
-def _ranged(value: float | None, low: float | None, high: float | None, shape: str = " ({})") -> str:
+def _ranged(value: float | None, low: float | None, high: float | None) -> str:
     middle = "without end" if value is None else f"{value:.0f}"
     if low is None:
         return middle
-    return middle + shape.format(f"{low:.0f} or more" if high is None else f"{low:.0f} to {high:.0f}")
+    return f"{middle} ({low:.0f} or more)" if high is None else f"{middle} ({low:.0f} to {high:.0f})"
 
 
 def loss_text(loss: LossEstimate) -> str:

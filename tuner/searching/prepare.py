@@ -15,6 +15,7 @@ from ..core.progress import Progress, tell
 from ..core.trials import Facts
 from ..engines.base import Engine, Pool
 from ..engines.choose import make_engine
+from ..report.units import gib
 from ..studies.catalog import choose_study, fingerprint, touch
 from ..studies.checkpoints import forget_checkpoints
 from ..studies.naming import study_name
@@ -23,8 +24,9 @@ from ..studies.storage import Storage, open_storage
 from ..studies.study import Study
 from ..workers.resolve import check_objective
 from .loop import Drive
-from .probes import obtain_probe, with_probed_optimizer
+from .probes import obtain_probe, with_probed_optimizer, with_stored_step_times
 from .result import make_strategy
+from .taken_up import TakenUp, take_up
 
 if TYPE_CHECKING:
     from ..strategy.strategy import Strategy
@@ -66,21 +68,28 @@ def prepared(
         facts = dataclasses.replace(facts, can_continue=can_continue)
         if engine.jobs != arguments.plan.jobs:
             arguments = dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=engine.jobs))
-        study = _study(storage, objective, arguments, facts, engine.device_info, fresh=fresh, dry=dry)
+        study, taken_up = _study(storage, objective, arguments, facts, engine.device_info, fresh=fresh, dry=dry)
         said = f"{len(study.finished)} trials so far" + (
             f", {len(study.orphans)} of them cut off when the last search was killed" if study.orphans else ""
         )
+        said = f"{said}; {taken_up.said}" if taken_up.said else said
         tell(arguments, Progress("study", study.name, arguments.plan.budget, message=said if study.finished else "new"))
         for warning in engine.warnings:
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))
         probe = obtain_probe(study, arguments, facts, engine, deadline_s) if engine.can_probe else None
-        facts = with_probed_optimizer(facts, probe)
+        if probe is not None and arguments.jobs == "auto":
+            arguments, probe = _shared(study, arguments, probe, engine)
+        facts = with_stored_step_times(with_probed_optimizer(facts, probe), study)
         if not (dry and study.finished):
-            study.set(facts=dataclasses.asdict(facts), probe=None if probe is None else probe.to_dict())
+            study.set(
+                facts=dataclasses.asdict(facts),
+                probe=None if probe is None else probe.to_dict(),
+                plan=encode_plan(arguments.plan),
+            )
             forget_checkpoints(study)
-        yield Ready(
-            objective, arguments, facts, study, probe, make_strategy(arguments.plan, facts, probe, study), engine
-        )
+        strategy = make_strategy(arguments.plan, facts, probe, study)
+        strategy.stopped_by = taken_up.ended_by
+        yield Ready(objective, arguments, facts, study, probe, strategy, engine)
 
 
 def _study(
@@ -92,16 +101,17 @@ def _study(
     *,
     fresh: bool,
     dry: bool,
-) -> Study:
-    """Find or make the study, and write down what it is about."""
+) -> tuple[Study, TakenUp]:
+    """Find or make the study, and write down what it is about; return also what is to come of it."""
     from ...objectives.load import ObjectiveRef
 
     reference: ObjectiveRef | None = objective if isinstance(objective, ObjectiveRef) else None
     name = study_name(arguments.study, objective, facts)
     wanted = fingerprint(facts, arguments.plan, device)
     study = choose_study(storage, name, wanted, named=arguments.study is not None, fresh=fresh)
+    taken_up = take_up(study, arguments.plan)
     if dry and study.finished:
-        return study
+        return study, taken_up
     target = (
         None
         if reference is None
@@ -111,6 +121,8 @@ def _study(
     )
     asked = {
         "device": arguments.device,
+        "threads": arguments.threads,
+        **({"jobs": "auto"} if arguments.jobs == "auto" else {}),
         "isolation": arguments.isolation,
         "engine": arguments.engine,
         "ray_address": arguments.ray_address,
@@ -127,7 +139,30 @@ def _study(
         stopped_by=None,
     )
     touch(study)
-    return study
+    return study, taken_up
+
+
+def _shared(
+    study: Study, arguments: SearchArguments, probe: ProbeResult, engine: Engine
+) -> tuple[SearchArguments, ProbeResult]:
+    """Return arguments and probe with as many trials side by side as the engine has room for."""
+    budget = arguments.plan.budget
+    shared = engine.share(
+        probe,
+        seed=arguments.plan.seed,
+        on_attempt=lambda attempt: tell(arguments, Progress("probe", study.name, budget, attempt=attempt)),
+    )
+    if shared is None:
+        return arguments, probe
+    jobs, probe = shared
+    n = engine.device_info.threads
+    threads = f"{n} thread{'' if n == 1 else 's'}"
+    said = f"jobs {jobs}: each trial has {threads} and {gib(probe.usable_bytes)} of memory"
+    tell(arguments, Progress("note", study.name, budget, message=said))
+    key = study.attributes.get("probe_key")
+    if jobs > 1 and arguments.probe is None and key is not None:
+        study.set(probe=probe.to_dict(), probe_key={**key, "jobs": "auto"})
+    return dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=jobs)), probe
 
 
 def make_pool(ready: Ready, drive: Drive) -> Pool:

@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from ..core.arguments import SearchArguments
 from ..core.probe_results import Attempt, ProbeResult
@@ -15,8 +15,9 @@ from ..core.progress import Progress, tell
 from ..core.results import TrialRecord
 from ..core.trials import Facts
 from ..engines.base import Engine
-from ..studies.catalog import probe_key, studies
-from ..studies.study import Study
+from ..studies.catalog import probe_key, same_probe, studies
+from ..studies.spec_json import decode_facts
+from ..studies.study import Study, intact
 
 
 def corrected(probe: ProbeResult | None, records: Sequence[TrialRecord]) -> ProbeResult | None:
@@ -78,18 +79,30 @@ def obtain_probe(
         if len(kinds) > 1:
             said = f"The probe that was given is used for all kinds of device of the cluster: {'; '.join(kinds)}."
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
+        _use_threads_of(arguments.probe, engine, lambda said: _say(study, arguments, "warning", said))
         return arguments.probe
-    key = probe_key(facts, engine.device_info, jobs=arguments.plan.jobs, seed=arguments.plan.seed)
-    for other in itertools.chain([study], studies(study.storage, readable=True)):
-        if other.probe is not None and other.probe.limited_by != "timeout" and other.attributes.get("probe_key") == key:
-            study.set(probe_key=key)
-            return other.probe
+    key = probe_key(
+        facts,
+        engine.device_info,
+        jobs=arguments.plan.jobs,
+        seed=arguments.plan.seed,
+        chooses_threads=engine.chooses_threads,
+    )
+    # One that was made for trials side by side says for how many; see `Engine.share`.
+    for wanted in [{**key, "jobs": "auto"}, key] if arguments.jobs == "auto" else [key]:
+        for other in itertools.chain([study], studies(study.storage, readable=True)):
+            stored = other.probe if same_probe(other.attributes.get("probe_key"), wanted) else None
+            if stored is not None and stored.limited_by != "timeout":
+                study.set(probe_key=wanted)
+                _use_threads_of(stored, engine)
+                return stored
     left_s = deadline_s - time.monotonic()
     probe = engine.run_probe(
         None,
         timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE * left_s),
         seed=arguments.plan.seed,
         on_attempt=lambda attempt: _tell_attempt(study, arguments, attempt),
+        on_note=lambda said: _say(study, arguments, "note", f"probe  {said}"),
     )
     study.set(probe=probe.to_dict(), probe_key=key)
     return probe
@@ -105,7 +118,8 @@ def _probe_kinds(
         others = itertools.chain([study], studies(study.storage, readable=True))
         known = (entry for other in others for entry in other.attributes.get("probes", ()))
         stored = next(
-            (entry for entry in known if entry["key"] == key and entry["probe"]["limited_by"] != "timeout"), None
+            (entry for entry in known if same_probe(entry["key"], key) and entry["probe"]["limited_by"] != "timeout"),
+            None,
         )
         if stored is None:
             tell(arguments, Progress("probe", study.name, arguments.plan.budget, message=kind))
@@ -115,6 +129,7 @@ def _probe_kinds(
                 timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE / len(engine.kinds) * left_s),
                 seed=arguments.plan.seed,
                 on_attempt=lambda attempt: _tell_attempt(study, arguments, attempt),
+                on_note=lambda said: _say(study, arguments, "note", f"probe  {said}"),
             )
             stored = {"device": kind, "key": key, "probe": probe.to_dict()}
         entries[kind] = stored
@@ -133,6 +148,24 @@ def _tell_attempt(study: Study, arguments: SearchArguments, attempt: Attempt) ->
     tell(arguments, Progress("probe", study.name, arguments.plan.budget, attempt=attempt))
 
 
+def _say(study: Study, arguments: SearchArguments, kind: Literal["warning", "note"], message: str) -> None:
+    tell(arguments, Progress(kind, study.name, arguments.plan.budget, message=message))
+
+
+def _use_threads_of(probe: ProbeResult, engine: Engine, warn: Callable[[str], None] = lambda _: None) -> None:
+    """Train with the threads of a probe that is taken as it is, or warn that its step times are of others."""
+    threads, ours = probe.device.threads, engine.device_info.threads
+    if engine.device_info.kind != "cpu" or threads is None or ours is None or threads == ours:
+        return
+    if engine.chooses_threads and probe.device.kind == "cpu" and threads < ours:
+        engine.use_threads(threads)
+    else:
+        warn(
+            f"The probe was made with {threads} threads, and trials have {ours}: they may be faster or slower than it "
+            f"says. Probe again, or use --threads {threads}."
+        )
+
+
 def with_probed_optimizer(facts: Facts, probe: ProbeResult | None) -> Facts:
     """Fill in the optimizer of a user's own loop, which is seen when it steps in the probe."""
     seen = None if probe is None else probe.optimizer
@@ -141,3 +174,14 @@ def with_probed_optimizer(facts: Facts, probe: ProbeResult | None) -> Facts:
     from ...objectives.fingerprint import optimizer_family
 
     return dataclasses.replace(facts, optimizer=seen, optimizer_family=optimizer_family(seen))
+
+
+def with_stored_step_times(facts: Facts, study: Study) -> Facts:
+    """Return the facts with the step times that a study began with: elsewhere an objective may state others.
+
+    All that a search has decided rests on them. What is new, such as the batch of another baseline, is added.
+    """
+    with intact(study.name):
+        stored = decode_facts(study.attributes["facts"]).step_times if "facts" in study.attributes else ()
+    times = dict(facts.step_times) | dict(stored)
+    return dataclasses.replace(facts, step_times=tuple(sorted(times.items())))

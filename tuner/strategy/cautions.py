@@ -10,6 +10,7 @@ from ..core.results import Candidate
 from ..theory.scaling import LEARNING_RATE_RANGE
 from .candidates import key_of_candidate, spoilt
 from .evidence import Evidence
+from .nothing_learned import nothing_learned
 from .space import STEPS_AT_LEAST
 
 
@@ -18,6 +19,8 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
     plan = evidence.plan
     if not chosen.verified:
         yield _not_verified(evidence, chosen)
+    if (nothing := nothing_learned(evidence.ledger)) is not None:
+        yield nothing
     losses = {value for run in evidence.ledger for value in run.values.values() if math.isfinite(value)}
     if len(losses) == 1 and len(evidence.ledger) > 2:
         yield Caution("one_loss", {"loss": losses.pop()})

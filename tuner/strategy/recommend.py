@@ -20,6 +20,7 @@ from .choice import choose, within
 from .cost import Cost
 from .evidence import Evidence
 from .frontier import comparisons, frontier, lowest_at_equal_seconds, lowest_loss, soonest
+from .nothing_learned import nothing_learned
 from .posterior import Model
 
 ALTERNATIVES = 5
@@ -58,7 +59,7 @@ def recommend(evidence: Evidence) -> Recommendation:
         samples_to_target=chosen.samples_to_target,
         samples_per_s=chosen.samples_per_s,
         peak_bytes=_peak_bytes(evidence, chosen),
-        verified=chosen.verified,
+        verified=chosen.verified and nothing_learned(evidence.ledger) is None,
         reason=reason_text(reason),
         batch_interval=_batch_interval(evidence, model, chosen, noise[0]),
         lr_rule=_lr_rule(evidence, model),

@@ -28,7 +28,6 @@ _FINGERPRINT_WORDS = {
     "optimizer": "optimizer",
     "schedule": "learning-rate schedule",
     "precision": "precision",
-    "goal": "goal",
     "space": "space",
     "seed": "seed",
     "device": "kind of device",
@@ -39,12 +38,12 @@ def fingerprint(facts: Facts, plan: Plan, device: DeviceInfo) -> dict[str, Any]:
     """Return what must stay the same for the trials of a study to be comparable."""
     return {
         "source": facts.source_hash,
+        "code": facts.code_hash,
         "n_samples": facts.n_samples,
         "epochs": facts.epochs,
         "optimizer": facts.optimizer,
         "schedule": facts.schedule,
         "precision": facts.precision,
-        "goal": plan.goal,
         "space": encode_space(plan.space),
         "seed": plan.seed,
         "device": device.kind,
@@ -144,7 +143,26 @@ def _differences(study: Study, wanted: Mapping[str, Any]) -> list[tuple[str, Any
     if not isinstance(stored, dict):
         return []
     plain = json.loads(json.dumps(dict(wanted)))
-    return [(key, stored.get(key), plain[key]) for key in _FINGERPRINT_WORDS if stored.get(key) != plain[key]]
+    different = [key for key in _FINGERPRINT_WORDS if stored.get(key) != plain[key]]
+    return [
+        (key, stored.get(key), plain[key]) for key in different if key != "source" or not _same_source(stored, plain)
+    ]
+
+
+def _same_source(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tell whether two sources do the same: their texts are equal, or what is left without comments and layout.
+
+    An older bstune has stored the text alone; another Python may write the same code otherwise.
+    """
+    code = wanted["code"]
+    return stored.get("source") == wanted["source"] or (code is not None and stored.get("code") == code)
+
+
+def same_probe(stored: Any, wanted: Mapping[str, Any]) -> bool:
+    """Tell whether a stored probe, by its `probe_key`, answers the wanted one."""
+    if not isinstance(stored, dict) or not _same_source(stored, wanted):
+        return False
+    return {**stored, "source": None, "code": None} == {**wanted, "source": None, "code": None}
 
 
 def _shown(value: Any) -> str:
@@ -220,14 +238,24 @@ def touch(study: Study) -> None:
 
 
 def probe_key(
-    facts: Facts, device: DeviceInfo, *, jobs: int = 1, seed: int = 0, settings: Mapping[str, Any] | None = None
+    facts: Facts,
+    device: DeviceInfo,
+    *,
+    jobs: int = 1,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    chooses_threads: bool = False,
 ) -> dict[str, Any]:
-    """Return what a probe's answer depends on, as JSON: objective, device and all settings that are not the default."""
+    """Return what a probe's answer depends on, as JSON: objective, device and all settings that are not the default.
+
+    The threads are those of the device before a probe; `chooses_threads`: a probe may choose others.
+    """
     defaults = ProbeArguments().settings()
     asked = {name: value for name, value in (settings or {}).items() if name in defaults and value != defaults[name]}
-    asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed")}
+    asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed", "threads")}
     return {
         "source": facts.source_hash,
+        "code": facts.code_hash,
         "structure": facts.structure_hash,
         "n_samples": facts.n_samples,
         "precision": facts.precision,
@@ -235,5 +263,6 @@ def probe_key(
         "device": device.to_dict(),
         "jobs": jobs,
         "seed": seed,
+        **({"threads": "chosen"} if chooses_threads else {}),
         **asked,
     }

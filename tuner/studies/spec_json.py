@@ -13,7 +13,7 @@ from ..core.trials import Facts
 
 
 def encode_space(space: Mapping[str, Dimension]) -> dict[str, Any]:
-    """Return a space as JSON, as the user gave it: a scalar or a list as it is, a range and an Optuna distribution as objects."""
+    """Return a space as JSON: scalars and lists as they are, ranges and Optuna distributions as objects."""
     from optuna.distributions import distribution_to_json
 
     def encode(given: Any) -> Any:
@@ -65,4 +65,5 @@ def decode_facts(data: Mapping[str, Any]) -> Facts:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in names
     }
-    return Facts(**values)
+    times = tuple((int(size), float(seconds)) for size, seconds in values.get("step_times", ()))
+    return Facts(**{**values, "step_times": times})

@@ -45,7 +45,9 @@ def stored_arguments(study: Study) -> dict[str, Any]:
     if asked.pop("probe_given", False):
         asked["probe"] = study.probe
     space = {name: dimension.raw for name, dimension in plan.space.items()}
-    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | {"space": space} | asked
+    arguments = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | {"space": space} | asked
+    seconds = arguments.pop("budget_s")
+    return arguments if seconds is None else {**arguments, "budget": f"{seconds!r} s"}
 
 
 class Study(Records):

@@ -13,6 +13,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..core.errors import BstuneError, DeviceError, NothingFitsError, ObjectiveE
 from ..core.probe_results import DeviceInfo
 from ..core.trials import Facts
 from ..device.cuda import CudaFacts, check_device_name, cuda_memory
-from ..device.memory import Memory, cpu_info, cpu_memory, memory_moved, usable_cores
+from ..device.memory import Memory, cpu_info, cpu_memory, memory_moved, threads_set, usable_cores
 from ..device.nvml import card_in_sight, cuda_processes, nvml_memory
 from ..device.out_of_memory import asked_bytes, first_line
 from . import messages
@@ -38,6 +39,9 @@ class Host:
         facts: What the objective is; raises ObjectiveError where it cannot be loaded or built.
         device_info: The device that was chosen.
         warnings: What the user should know of how it was chosen.
+        threads: Threads of each worker process: what the user has set, else all cores, shared by the jobs.
+        chooses_threads: The user has set none and the device is a CPU with several cores for each job, so that a probe
+            may choose.
     """
 
     def __init__(
@@ -46,10 +50,12 @@ class Host:
         *,
         device: str = "auto",
         jobs: int = 1,
+        threads: int | None = None,
         memory_bytes: int | None = None,
         environment: dict[str, str] | None = None,
         folder: str | None = None,
         sys_path: Sequence[str] | None = None,
+        batch_sizes: tuple[int, ...] | None = None,
     ) -> None:
         """Start the template and choose the device.
 
@@ -57,10 +63,13 @@ class Host:
             objective: A Supervised, a LoopObjective, a reference to one in a file, or one of these pickled.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             jobs: Trials that will run side by side; they share cores and, on CPU, memory.
+            threads: Threads of each worker process; None: what the environment says, else to be chosen.
             memory_bytes: Most memory that the user allows, or None.
             environment: Variables for the worker processes, beside the caller's own.
             folder: Working directory of the worker processes; default: the caller's.
             sys_path: Where they find the user's modules; default: as the caller does, see `launch.path_of_caller`.
+            batch_sizes: Global batch sizes that a search names; default: there is no search, and no step times are
+                asked for.
 
         Raises:
             ObjectiveError: The objective cannot be pickled or loaded.
@@ -73,8 +82,11 @@ class Host:
         self.environment = dict(environment or {})
         self._folder = folder
         self._sys_path = tuple(sys_path) if sys_path is not None else path_of_caller()
+        self._batch_sizes = batch_sizes
         self._word = secrets.token_hex(16)
-        self.threads = max(1, usable_cores() // jobs)
+        cores, as_set = max(1, usable_cores() // jobs), threads_set({**os.environ, **self.environment})
+        self.threads = threads or min(cores, as_set or cores)
+        self.chooses_threads = threads is None and as_set is None and cores > 1
         self.warnings: list[str] = []
         self._facts: Facts | None = None
         check_device_name(device)
@@ -88,6 +100,7 @@ class Host:
                     f"Each trial starts a program of its own, some seconds each: {self._ready.fork_unsafe_because}."
                 )
             self.device, self.device_info = self._choose_device(device)
+            self.chooses_threads = self.chooses_threads and self.device_info.kind == "cpu"
         except BaseException:
             self.close()
             raise
@@ -140,7 +153,9 @@ class Host:
         """What the objective is."""
         if self._facts is None:
             # The model is described on CPU, whatever the device; the probe decides by what the user allows.
-            answer = self.run(messages.Describe(), device="cpu", fence_bytes=cpu_memory().available_bytes)
+            answer = self.run(
+                messages.Describe(self._batch_sizes), device="cpu", fence_bytes=cpu_memory().available_bytes
+            )
             assert isinstance(answer, Facts)
             self._facts = answer
         return self._facts
@@ -162,6 +177,11 @@ class Host:
                 "Use jobs=1."
             )
         return facts.device, DeviceInfo("cuda", facts.name, facts.uuid or None, facts.total_bytes, self.threads)
+
+    def use_threads(self, threads: int) -> None:
+        """Let the worker processes that start from now on have so many threads."""
+        self.threads = threads
+        self.device_info = replace(self.device_info, threads=threads)
 
     def _cuda_facts(self, device: str) -> CudaFacts:
         """Try a card in a process of its own.

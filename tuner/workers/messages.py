@@ -93,6 +93,9 @@ class Exited:
 class Describe:
     """Say what the objective is."""
 
+    batch_sizes: tuple[int, ...] | None = None
+    """Global batch sizes that a search names: an objective may know their step times. None: there is no search."""
+
 
 @dataclass(frozen=True)
 class TryCuda:

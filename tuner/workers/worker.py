@@ -108,7 +108,8 @@ def _load(payload_fd: int, n_bytes: int) -> Objective:
     if hasattr(objective, "resolve"):
         reference = objective
         objective = reference.resolve()
-        objective.source_hash = reference.source_hash or getattr(objective, "source_hash", None)
+        if reference.source_hash is not None:
+            objective.source_hash, objective.code_hash = reference.source_hash, reference.code_hash()
     loaded: Objective = objective
     loaded.prepare()
     return loaded
@@ -314,7 +315,7 @@ def _fence(job: messages.Job) -> None:
 def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: list[ProcessMeter]) -> messages.Answer:
     work = job.work
     if isinstance(work, messages.Describe):
-        return objective.describe()
+        return objective.describe(work.batch_sizes)
     if isinstance(work, messages.TryCuda):
         return try_cuda(work.device)
     if isinstance(work, messages.Measure):

@@ -1,0 +1,99 @@
+"""What counts as the same code."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bstune
+import pytest
+from bstune.objectives.fingerprint import code_hash, code_of, source_hash
+
+SOURCE = '''
+class Net:
+    """What it is."""
+
+    def size(self, n: int = 3) -> int:
+        """Say how large."""
+        # Three layers.
+        return n * 2
+'''
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        SOURCE.replace("# Three layers.", ""),
+        SOURCE.replace("Three", "Four"),
+        SOURCE.replace("What it is.", "Something else."),
+        SOURCE.replace('        """Say how large."""\n', ""),
+        SOURCE.replace("n * 2", "(n\n            * 2)"),
+        f'"""A module."""\n{SOURCE}',
+    ],
+)
+def test_comments_docstrings_and_layout_are_no_code(same: str) -> None:
+    """They change the text and nothing that it does."""
+    assert same != SOURCE
+    assert code_of(same) == code_of(SOURCE)
+
+
+@pytest.mark.parametrize(
+    "other", [SOURCE.replace("n * 2", "n * 3"), SOURCE.replace("n: int = 3", "n: int = 4"), SOURCE + "x = 1"]
+)
+def test_other_code_is_other_code(other: str) -> None:
+    """A number is enough."""
+    assert code_of(other) != code_of(SOURCE)
+
+
+@pytest.mark.parametrize("text", ["def", "x = (", "\0", "(" * 5000, "-" * 100_000 + "1"])
+def test_what_cannot_be_read_has_no_code(text: str) -> None:
+    """Python itself gives up in several ways."""
+    assert code_of(text) is None
+
+
+def test_a_text_that_warns_is_read_quietly() -> None:
+    """Its own warning comes when it is run."""
+    assert code_of("x = '\\d'") is not None
+
+
+def made(path: Path, text: str) -> Callable[..., Any]:
+    """Return the function `f` of a module with this text."""
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function: Callable[..., Any] = module.f
+    return function
+
+
+def test_functions_are_compared_by_their_code(tmp_path: Path) -> None:
+    """Also within a class, or where there is no source at all; values by what they are."""
+    first = made(tmp_path / "first.py", "def f(x):\n    # one\n    return x\n")
+    second = made(tmp_path / "second.py", "def f(x):\n    return x  # two\n")
+    third = made(tmp_path / "third.py", "def f(x):\n    return x + 1\n")
+    assert source_hash(first) != source_hash(second)
+    assert code_hash(first, 1) == code_hash(second, 1) != code_hash(second, 2)
+    assert code_hash(first) != code_hash(third)
+
+    inner = made(tmp_path / "inner.py", "class A:\n    def f(self):\n        return 1  # one\nf = A.f\n")
+    other = made(tmp_path / "other.py", "class A:\n    def f(self):\n        return 1\nf = A.f\n")
+    assert source_hash(inner) != source_hash(other)
+    assert code_hash(inner) == code_hash(other)
+    assert code_hash(eval("lambda x: 1")) != code_hash(eval("lambda x: 2"))
+
+
+def test_a_reference_has_the_code_of_the_file_that_was_named(tmp_path: Path) -> None:
+    """And none once the file is another one."""
+    path = tmp_path / "model.py"
+    path.write_text("x = 1\n")
+    first = bstune.load(path)
+    path.write_text("x = 1  # one\n")
+    second = bstune.load(path)
+    assert second.code_hash() is not None
+    assert first.code_hash() is None
+    assert first.source_hash != second.source_hash
+    assert bstune.load("torch:nn").code_hash() is None

@@ -1,0 +1,69 @@
+"""Whether the runs of a search say anything at all: losses that no learning rate changes, and losses that never fall."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from ..core.remarks import Caution
+from .ledger import Run
+
+SAME = 1e-9
+"""Relative: losses nearer to each other than this are the same number."""
+RATES, RATE_FACTOR = 3, 16.0
+"""So many rates, so far apart, that give the same losses are no accident."""
+FALL = 0.02
+"""A loss that has not fallen by this share has not fallen."""
+CURVES, STRETCH = 2, 9.0
+"""So many runs, over so many times the samples of their first report, show whether losses fall."""
+
+
+def nothing_learned(runs: Iterable[Run]) -> Caution | None:
+    """Return why the runs say nothing of how to train, or None: a setting chosen by them is then no answer."""
+    known = [run for run in runs if run.values]
+    return _rate_ignored(known) or _never_fell(known)
+
+
+def _rate_ignored(runs: Sequence[Run]) -> Caution | None:
+    """Return a caution if the losses at equal batch, samples and seed are the same at all learning rates."""
+    groups: dict[tuple[object, ...], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        batch, _, *params = run.key
+        for samples, loss in run.values.items():
+            # Where a schedule is scaled to the end of a run, runs of other ends differ for another reason.
+            cell = (batch, *params, run.seed, run.end_samples, samples)
+            groups[cell][run.setting.learning_rate].append(loss)
+    widest: list[float] = []
+    for by_rate in groups.values():
+        losses = [loss for each in by_rate.values() for loss in each]
+        if len(by_rate) < 2 or not any(map(math.isfinite, losses)):
+            continue
+        if not all(map(math.isfinite, losses)) or max(losses) - min(losses) > SAME * max(map(abs, losses)):
+            return None
+        rates = sorted(by_rate)
+        if len(rates) >= RATES and rates[-1] / rates[0] >= RATE_FACTOR * (1 - SAME) and len(rates) > len(widest):
+            widest = rates
+    return Caution("rate_ignored", {"rates": len(widest), "low": widest[0], "high": widest[-1]}) if widest else None
+
+
+def _never_fell(runs: Sequence[Run]) -> Caution | None:
+    """Return a caution if no run ends below the first losses of all, and none below its own."""
+    curves = []
+    for run in runs:
+        finite = [(samples, loss) for samples, loss in sorted(run.values.items()) if math.isfinite(loss)]
+        if finite:
+            curves.append(finite)
+    if sum(curve[-1][0] >= STRETCH * curve[0][0] for curve in curves) < CURVES:
+        return None
+    first_at = min(curve[0][0] for curve in curves)
+    first = min(curve[0][1] for curve in curves if curve[0][0] == first_at)
+    lowest = min(curve[-1][1] for curve in curves)
+    fell = any(_below(min(loss for _, loss in curve), curve[0][1]) for curve in curves)
+    return (
+        None if fell or _below(lowest, first) else Caution("nothing_learned", {"first": first, "percent": 100 * FALL})
+    )
+
+
+def _below(loss: float, first: float) -> bool:
+    return loss < first - FALL * abs(first)
