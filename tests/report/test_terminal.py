@@ -33,7 +33,7 @@ def objective(trial):
     with contextlib.suppress(OSError):
         os.write(2, b"said by the model\\n")
     for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
-        trial.report(val_loss=1 + (trial.learning_rate - 0.01) ** 2, samples=samples)
+        trial.report(val_loss=1 + (trial.learning_rate - 0.01) ** 2 + 99 / samples, samples=samples)
 """
 SEARCH = (
     "search loop.py --isolation none --study mine --space batch_size=16 --space learning_rate=0.001,0.01 --budget 2"

@@ -141,7 +141,7 @@ def test_trials_that_show_no_growth_give_a_lower_end_only() -> None:
     assert (both.b_crit or 0.0) > 2 * (alone.b_crit or math.inf)
     limits = BatchLimits.of(alone, 512, 96.0, more_memory=False)
     assert limits is not None
-    assert f"gradient noise at {alone.b_crit:.0f} ({alone.b_crit_low:.0f} or more)" in limits_text(limits)
+    assert f"critical batch at {alone.b_crit:.0f} ({alone.b_crit_low:.0f} or more)" in limits_text(limits)
 
 
 def test_what_is_not_known_is_null() -> None:
@@ -157,7 +157,7 @@ def test_what_is_not_known_is_null() -> None:
     )
     assert untimed.b_crit == pytest.approx(400, rel=0.05)
     assert (untimed.b_star, untimed.fastest, untimed.decided_by) == (None, None, None)
-    assert BatchLimits.of(untimed, 512, None, more_memory=False) is None
+    assert BatchLimits.of(dominated, 512, None, more_memory=False) is None
 
 
 @pytest.mark.parametrize(("a_s", "c_s"), [(0.01, 0.0), (0.0, 0.0001), (0.01, 0.0001)])
