@@ -375,12 +375,13 @@ def test_a_lost_node_costs_the_trial_that_ran_on_it(model: Path, url: str, clust
     cluster.wait_for_nodes()
 
     def on_the_second(progress: Progress) -> bool:
-        return (
-            progress.kind == "report" and progress.trial is not None and (marks / f"{progress.trial.number} 1").exists()
-        )
+        trial = progress.trial if progress.kind == "report" else None
+        ended = trial is None or trial.samples >= (trial.end_samples or 0)
+        return trial is not None and not ended and (marks / f"{trial.number} 1").exists()
 
     strike = Once(lambda: cluster.remove_node(nodes[1], allow_graceful=False), on_the_second)
-    result = search(model, url, jobs=2, ray_address=cluster.address, callbacks=[strike])
+    # Without a pruner the trial has no other reason to end.
+    result = search(model, url, jobs=2, ray_address=cluster.address, pruner="none", budget=6, callbacks=[strike])
 
     failed = [record for record in result.records if record.state == "failed"]
     assert [(record.cause, record.reason) for record in failed] == [
