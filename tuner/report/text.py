@@ -151,7 +151,11 @@ def search_text(result: SearchResult, facts: Facts | None = None) -> str:
     lines += [f"  {label:<14} {_candidate(candidate)}" for label, candidate in _others(best)]
     spent = result.spent
     trained = f"{spent.reference_runs:.2f} reference runs, {len(result.records)} trials, {duration(spent.seconds)}"
-    ended = "not finished" if result.stopped_by == "interrupted" else f"ended by {one_line(result.stopped_by)}"
+    ended = f"ended by {one_line(result.stopped_by)}"
+    if result.stopped_by == "interrupted":
+        ended = "not finished"
+    elif result.stopped_by == "converged":
+        ended = "converged: no other run was worth its price"
     lines.append(f"  spent:         {trained}; {ended}")
     lines.append(f"  study:         {one_line(result.study)} in {one_line(result.storage)}")
     return plain_rows([*lines, "", *paste_lines(result, facts)])

@@ -25,7 +25,7 @@ from .rungs import Rungs
 TELLING_S = 0.5
 """Runs that took less say nothing of what training costs: starting and reporting took most of it."""
 DISAGREES = 1.05
-"""Measured seconds correct the clock of a duration beyond this factor, and beyond their own spread."""
+"""Measured seconds correct the clock of a duration beyond this factor."""
 
 
 @dataclass(frozen=True)
@@ -193,23 +193,15 @@ class Clock:
         return self.price(batch, new + drawn, seen + coming, device)
 
     def correction(self, runs: Iterable[Run]) -> float:
-        """Return by what factor runs have taken longer than this clock says; 1 where they agree within their spread.
+        """Return by what factor runs have taken longer than this clock says, their start included; 1 where they agree.
 
         It turns a duration into reference runs, and changes no comparison: with the same records the answer is the same.
         """
         if not self.known or self.cost.facts.step_times or not self.reference_s:
             return 1.0
-        pairs = [
-            (run.seconds, self.price_of(run) * self.reference_s)
-            for run in runs
-            if run.state != "running" and run.seconds is not None and run.seconds >= TELLING_S and run.samples
-        ]
-        if not pairs:
+        ended = [run for run in runs if run.state != "running" and run.seconds and run.samples]
+        measured = sum(run.seconds or 0.0 for run in ended)
+        predicted = sum(self.price_of(run) for run in ended) * self.reference_s
+        if measured < TELLING_S or predicted <= 0 or 1 / DISAGREES < measured / predicted < DISAGREES:
             return 1.0
-        logs = [math.log(measured / predicted) for measured, predicted in pairs if predicted > 0]
-        weights = [measured for measured, predicted in pairs if predicted > 0]
-        if not logs:
-            return 1.0
-        mean = sum(w * x for w, x in zip(weights, logs, strict=True)) / sum(weights)
-        spread = statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
-        return math.exp(mean) if abs(mean) > max(math.log(DISAGREES), spread) else 1.0
+        return measured / predicted

@@ -22,6 +22,9 @@ from .worth import RELAPSE, Worth, curve_slope
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
+AFFORDABLE = 0.5
+"""Of the budget: a batch size whose full run costs more is not chosen, as it could not be verified."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -141,5 +144,5 @@ class Evidence:
         return math.log(max(reached, run.setting.global_batch_size) / full)
 
     def affordable(self, batch: int) -> bool:
-        """Return whether a full run at a batch size is cheaper than the whole search."""
-        return self.clock.full_price(batch) <= self.whole or not math.isfinite(self.whole)
+        """Return whether the search can pay for a full run at a batch size, and for what it rests on."""
+        return self.clock.full_price(batch) <= max(1.0, AFFORDABLE * self.whole)

@@ -86,13 +86,19 @@ def comparisons(evidence: Evidence, found: Sequence[Candidate], chosen: Candidat
     """Return the chosen setting beside the user's present one and the best at batch 32, where these ran to the end."""
     ended = _ended(evidence, found)
     own = next((c for c in ended if key_of_candidate(c) == evidence.baseline), None)
-    usual = next((c for c in ended if c.global_batch_size == USUAL_BATCH), None)
+    usual = _soonest_of(evidence, [c for c in ended if c.global_batch_size == USUAL_BATCH])
     compared = []
     if own is not None and own is not chosen:
         compared.append(_comparison(evidence, "your present setting", own, chosen))
     if usual is not None and usual is not own and chosen.global_batch_size != USUAL_BATCH:
         compared.append(_comparison(evidence, f"batch {USUAL_BATCH}", usual, chosen))
     return tuple(compared)
+
+
+def _soonest_of(evidence: Evidence, found: Sequence[Candidate]) -> Candidate | None:
+    if not found:
+        return None
+    return found[int(np.argmin(evidence.ln_times(setting_of(c) for c in found)))]
 
 
 def _comparison(evidence: Evidence, name: str, other: Candidate, chosen: Candidate) -> Comparison:

@@ -51,7 +51,6 @@ class GainSampler:
         self._worth = evidence.worth
         self._clock = evidence.clock
         self._left = left
-        self._whole = evidence.whole
         self._race = Race(evidence.context, evidence.clock.reference_batch)
 
     def next(self, ledger: Ledger) -> Action | None:
@@ -85,7 +84,7 @@ class GainSampler:
         model = Model.of(self._context, ledger)
         if model is None:
             return True
-        if run.number in model.lost or self._clock.full_price(batch) > self._whole:
+        if run.number in model.lost or not self._evidence.affordable(batch):
             return False
         busy = {other.key for other in ledger.running}
         points = self._points(ledger, model)
@@ -129,7 +128,7 @@ class GainSampler:
         if not context.allowed(point.key, batch) or model.closed(point.key):
             return []
         counted = rungs.counted(batch)
-        if self._clock.full_price(batch) > self._whole:
+        if not self._evidence.affordable(batch):
             counted = counted[:1]
         done = model.deepest.get(point.key)
         if context.planned:  # A run that is planned short cannot be sent on.
@@ -155,7 +154,7 @@ class GainSampler:
 
     def _most_gain(self, model: Model, points: Sequence[Point], options: Sequence[_Option]) -> _Option | None:
         """Return the option with the most expected gain for its price; None where none is worth it."""
-        choices = [point for point in points if self._clock.full_price(point.setting.global_batch_size) <= self._whole]
+        choices = [point for point in points if self._evidence.affordable(point.setting.global_batch_size)]
         if not options or not choices:
             return None
         shifts = model.shifts([o.point for o in options], [o.rung for o in options], choices, fresh=False)

@@ -40,6 +40,8 @@ FAULTS = frozenset({"error", "no_report"})
 """Of the user's code."""
 BASELINE_SHARE = 0.5
 """Of the budget, at most, for a full run of the user's present setting."""
+START_S = 0.08
+"""Seconds that a trial takes beside its steps: its model, its first batch (measured on two cores, small models)."""
 HOPELESS = 12
 """Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
 
@@ -170,7 +172,11 @@ class Strategy:
         n_search = (6 + 2 * search) * (1.5 if self.facts.can_continue or budget.planned else 1.0)
         n_trials = round(min(max(1, n_search + budget.kept), budget.trials_left))
         rates, batches = self.space.learning_rates, self.space.batches
-        seconds = None if clock.reference_s is None else left * clock.reference_s * clock.correction(self.ledger)
+        seconds = None
+        if clock.reference_s is not None:
+            start_s = START_S if self.facts.kind == "supervised" and not len(self.ledger) else 0.0
+            seconds = left * clock.reference_s * clock.correction(self.ledger) + n_trials * start_s
+            seconds = min(seconds, self.plan.budget_s or math.inf)
         return Forecast(
             n_trials=n_trials,
             reference_runs=left,
@@ -238,7 +244,7 @@ class Strategy:
         return budget.left - self._reserve(budget)
 
     def _reserve(self, budget: Budget) -> float:
-        """Return what is held back for confirmation: full runs of the present answer, less those that were made."""
+        """Return what is held back for confirmation: the run that verifies the answer, and others at the usual price."""
         if not budget.confirms:
             return 0.0
         best = self._evidence().best_run
@@ -246,8 +252,9 @@ class Strategy:
             return min(1.0, budget.whole / 2)
         confirming = [run for run in self.ledger if run.stage == "confirm"]
         verified = any(run.key == best.key and (run.complete or run.state == "running") for run in confirming)
-        runs = max(budget.kept - len(confirming), 0 if verified else 1)
-        return runs * self._clock.full_price(best.setting.global_batch_size)
+        price = self._clock.full_price(best.setting.global_batch_size)
+        others = max(budget.kept - len(confirming) - (not verified), 0)
+        return (0.0 if verified else price) + others * min(price, 1.0)
 
     def _blameless(self) -> list[Run]:
         """Return the runs that were lost through no fault of their setting.
