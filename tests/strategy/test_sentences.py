@@ -66,7 +66,7 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
             {"budget": 12, "tolerance": 0.0, "baseline": (64, 0.03)},
             "Batch 64 at learning rate 0.03 (your present setting) is expected to end a full run lowest of 29 settings "
             "tried, a tie with 2 of them within the noise of seeds; memory allows 48, hardware reaches half its speed "
-            "at 100, gradient noise has its critical batch at 1966 (558 or more).",
+            "at 100, gradient noise has its critical batch at 1878 (558 or more).",
             (),
             {"", "not run to the end"},
         ),
