@@ -14,7 +14,9 @@ ROOT = Path(bstune.__file__).parent
 
 # From top to bottom. A file may import from its own room, from a room on the same line, and from all lines below.
 ORDER = (
+    ("__main__",),
     ("cli", "__init__"),
+    ("commands",),
     ("search", "probe", "plan", "show", "doctor"),
     ("searching", "testing"),
     ("engines",),

@@ -76,7 +76,10 @@ def path_of_caller() -> tuple[str, ...]:
 
 
 def _is_command_line() -> bool:
-    """Tell whether this process is the program `bstune`, or `python -m bstune.cli`."""
+    """Tell whether this process is the program `bstune`, or `python -m bstune`."""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
-    return getattr(spec, "name", "") == "bstune.cli" or Path(getattr(main, "__file__", None) or "").name == "bstune"
+    return (
+        getattr(spec, "name", "") in ("bstune.__main__", "bstune.cli")
+        or Path(getattr(main, "__file__", None) or "").name == "bstune"
+    )

@@ -1,0 +1,10 @@
+"""The command line, one file a command; each parses, calls the library once and prints what it returns.
+
+- `group`: What all commands share: errors become one message and an exit code, answers are printed, signals end well.
+- `options`: Options that several commands take, and the kinds of values that they read.
+- `probe`: `bstune probe`: the largest size that fits.
+- `search`: `bstune search`: find the setting, or go on with a stored study.
+- `plan`: `bstune plan`: what fits a card that is not here.
+- `show`: `bstune show`: what a study knows.
+- `doctor`: `bstune doctor`: what bstune sees here.
+"""

@@ -1,0 +1,161 @@
+"""What all commands share: errors become one message and an exit code, answers are printed, signals end well."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from ..core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError
+from ..core.plain_text import one_line
+from ..report.terminal import answer, harmless, keep_secret, note, ready
+
+NOTHING_FITS = 3
+INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """Turns what can go wrong into one message and an exit code, in one place."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run as a program, also where stdin, stdout or stderr is closed, full, or read by nobody."""
+
+        def run() -> Any:
+            return super(Commands, self).main(args, prog_name, complete_var, standalone_mode=False, **extra)
+
+        if not standalone_mode:
+            return run()
+        with ready():
+            keep_secret(os.environ.get("BSTUNE_STORAGE"))
+            sys.exit(_exit_code(run))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what goes wrong becomes click's exception, with its exit code."""
+        try:
+            return super().invoke(ctx)
+        except ArgumentError as error:
+            _explain(ctx, error)
+            raise click.UsageError(str(error)) from error
+        except NothingFitsError as error:
+            _explain(ctx, error)
+            raise NothingFits(str(error)) from error
+        except BstuneError as error:
+            _explain(ctx, error)
+            raise Failed(str(error)) from error
+        except KeyboardInterrupt as error:
+            _explain(ctx, error)
+            note("Interrupted. What was finished is stored; the same command goes on from there.")
+            ctx.exit(INTERRUPTED)
+
+
+def _exit_code(run: Callable[[], int | None]) -> int:
+    """Run, say what went wrong, and return the exit code."""
+    try:
+        return run() or 0
+    except click.ClickException as error:
+        said = io.StringIO()
+        error.show(said)
+        note(said.getvalue().rstrip("\n"))
+        return error.exit_code
+    except click.Abort:  # Ctrl-C before a command has begun.
+        return INTERRUPTED
+    except Exception as error:
+        if (
+            isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo"
+        ):  # What click prints, such as --help.
+            note(f"Error: {_unprinted(error)}")
+        else:
+            note(
+                "".join(traceback.format_exception(error))
+                + "This is a mistake in bstune. Please report it, with these lines."
+            )
+        return 1
+
+
+class Failed(click.ClickException):
+    """One message and exit code 1."""
+
+    exit_code = 1
+
+
+class NothingFits(click.ClickException):
+    """One message and the exit code of a probe in which nothing fits."""
+
+    exit_code = NOTHING_FITS
+
+
+def _explain(ctx: click.Context, error: BaseException) -> None:
+    """Show the user's own traceback and output; ours only when asked for."""
+    if ctx.ensure_object(dict).get("debug"):
+        note("".join(traceback.format_exception(error)))
+    if isinstance(error, ObjectiveError):
+        if error.traceback:
+            note(error.traceback.rstrip())
+        if error.output:
+            note(f"The last lines that it printed:\n{error.output.rstrip()}")
+
+
+def _unprinted(error: OSError, where: str = "") -> str:
+    why = "stdout is closed" if error.errno == errno.EBADF else (error.strerror or str(error)).lower()
+    return f"The answer could not be printed: {why}.{where}"
+
+
+def print_answer(text: str, *, as_json: bool = False, kept: str | None = None) -> None:
+    """Print what was asked for, made harmless unless it is JSON, which is already; `kept` says how to see it later."""
+    try:
+        answer(text if as_json else harmless(text))
+    except OSError as error:
+        if error.errno == errno.EPIPE and kept is None:  # As `| head` does it on purpose.
+            raise click.exceptions.Exit(1) from error
+        raise Failed(_unprinted(error, "" if kept is None else f" {kept}")) from error
+
+
+def print_warnings(warnings: tuple[str, ...]) -> None:
+    """Print warnings to stderr, one line each."""
+    for warning in warnings:
+        note(f"Warning: {one_line(warning)}")
+
+
+def is_kept(storage: str | None) -> bool:
+    """Tell whether what is found is kept after this command."""
+    from ..studies.location import locate
+
+    return locate(storage).kind != "memory"
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """End on SIGTERM, and when the terminal goes, as on Ctrl-C: what was finished is shown, nothing is left behind."""
+
+    def terminate(*_: object) -> None:
+        for (
+            number
+        ) in numbers:  # To close a window sends it twice, and the second must not interrupt what the first began.
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # As `nohup` sets it.
+        numbers.append(signal.SIGHUP)
+    before = [signal.signal(number, terminate) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            if signal.getsignal(number) == terminate:
+                signal.signal(number, handler)

@@ -1,0 +1,123 @@
+"""Options that several commands take, and the kinds of values that they read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ..core.errors import ArgumentError
+from ..report.terminal import keep_secret
+
+
+def several(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return one decorator in place of several options."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _check_storage(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        from ..core.arguments import check_storage
+
+        keep_secret(value)
+        check_storage(value)
+    return value
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.find_root().ensure_object(dict)["debug"] = value
+
+
+storage_option = click.option(
+    "--storage",
+    callback=_check_storage,
+    help="Where studies are kept: sqlite:///FILE, journal:///FILE, postgresql://... or mysql://...  "
+    "[default: $BSTUNE_STORAGE, else sqlite:///bstune.db]",
+)
+
+
+output_options = several(
+    click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout."),
+    click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_debug,
+        help="On an error, show bstune's own traceback too.",
+    ),
+)
+
+
+study_option = click.option("--study", help="Name of the study.  [default: the objective's name, else the file's]")
+device_option = click.option("--device", default="auto", help="auto (CUDA when it works), cpu, cuda or cuda:N.")
+
+
+class AutoOrNumber(click.ParamType):  # type: ignore[type-arg]
+    """`auto` or a number; what else may be is for the library to say."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or the text as it is."""
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+threads_option = click.option(
+    "--threads",
+    type=AutoOrNumber(),
+    default="auto",
+    help="CPU threads of each process: auto (what OMP_NUM_THREADS says, else one or all, as is faster) or a number.",
+)
+
+
+class NamedValues(click.ParamType):  # type: ignore[type-arg]  # Generic in newer releases of click only.
+    """One `NAME=VALUES` of --space, as `bstune.search` takes it; `check_search` looks at the values."""
+
+    name = "NAME=VALUES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """Return the name and what it is given."""
+        name, equals, values = value.partition("=")
+        if not equals or not name or not values:
+            raise ArgumentError(
+                f"--space {value}: expected NAME=VALUES, such as batch_size=32,64 or learning_rate=1e-4:1e-1."
+            )
+        if ":" in values:
+            return name, tuple(_value(part) for part in values.split(":"))
+        return name, [_value(part) for part in values.split(",")] if "," in values else _value(values)
+
+
+class RunsOrTime(click.ParamType):  # type: ignore[type-arg]
+    """`RUNS` or a duration, of --budget."""
+
+    name = "RUNS|TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a number of runs, or the text of a duration."""
+        return _value(value) if isinstance(value, str) else value
+
+
+class BatchAndRate(click.ParamType):  # type: ignore[type-arg]
+    """`BATCH,LR` of --baseline."""
+
+    name = "BATCH,LR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Return batch size and learning rate."""
+        return tuple(_value(part) for part in value.split(","))
+
+
+def _value(text: str) -> int | float | str:
+    """Return a number where the text is one."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text.strip()

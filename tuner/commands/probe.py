@@ -1,0 +1,70 @@
+"""`bstune probe`: the largest size that fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .group import is_kept, print_answer, print_warnings, terminable
+from .options import device_option, output_options, storage_option, study_option, threads_option
+
+
+@click.command("probe", epilog="\b\nExample:\n  bstune probe model.py --memory 12GiB --multiple-of 8")
+@click.argument("model")
+@device_option
+@click.option(
+    "--memory",
+    help="Most memory to use, such as 12GiB or 800MB.  [default: all that the device and the container leave]",
+)
+@click.option("--headroom", type=float, default=0.05, help="Share of the usable memory that is left free.")
+@click.option("--min-batch", type=int, default=1, help="Smallest micro-batch that is of use, in samples.")
+@threads_option
+@click.option("--max-batch", type=int, help="Largest micro-batch to try, in samples.  [default: the data set]")
+@click.option("--multiple-of", type=int, default=1, help="The answer is a multiple of this many samples.")
+@click.option("--timeout", type=float, help="Seconds after which the best size so far is returned.  [default: none]")
+@click.option("--seed", type=int, default=0, help="Seed of model and data in each attempt.")
+@click.option(
+    "--malloc",
+    default="default",
+    help="On CPU: default, or stable (resident memory that repeats, for slower steps; see the result).",
+)
+@click.option("--fresh", is_flag=True, help="Probe anew, also where the same probe is stored.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw memory and throughput to this file, such as probe.png.",
+)
+@study_option
+@storage_option
+@output_options
+def probe_command(model: str, as_json: bool, plot: Path | None, **options: Any) -> None:
+    """Find the largest micro-batch that fits, and what a step costs.
+
+    MODEL is model.py, model.py:name or package.module:name; it defines `objective`.
+    """
+    from ...objectives.load import load
+    from ..core.arguments import check_probe
+    from ..probe import probe_checked
+    from ..report.progress import attempt_line, make_progress
+    from ..report.text import probe_text
+
+    arguments = check_probe(**options)
+    if plot is not None:
+        from ..report.plot import check_picture, draw_probe
+
+        check_picture(plot)
+    progress = make_progress()
+    with progress, terminable():
+        result = probe_checked(
+            load(model),
+            arguments,
+            on_attempt=lambda attempt: progress.print(attempt_line(attempt)),
+            on_note=lambda text: progress.print(f"probe  {text}"),
+        )
+    print_warnings(result.warnings)
+    kept = "What was probed is stored: run the same command again." if is_kept(arguments.storage) else None
+    print_answer(result.to_json() if as_json else probe_text(result), as_json=as_json, kept=kept)
+    if plot is not None:
+        draw_probe(result, plot)

@@ -1,0 +1,214 @@
+"""`bstune search`: find the setting, or go on with a stored study."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from ..core.errors import StudyError
+from ..core.plain_text import one_line
+from ..report.terminal import note
+from .group import is_kept, print_answer, print_warnings, terminable
+from .options import (
+    AutoOrNumber,
+    BatchAndRate,
+    NamedValues,
+    RunsOrTime,
+    device_option,
+    output_options,
+    storage_option,
+    study_option,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from ..core.arguments import SearchArguments
+    from ..core.results import SearchResult
+    from ..core.trials import Facts
+    from ..report.progress import PlainProgress
+
+
+@click.command(
+    "search",
+    epilog="\b\nExample:\n  bstune search model.py --budget 8\n"
+    "  bstune search model.py --space batch_size=32,64,128 --space learning_rate=1e-4:1e-1",
+)
+@click.argument("model", required=False)
+@click.option(
+    "--budget",
+    type=RunsOrTime(),
+    default=12.0,
+    help="Total training of the study, confirmation included: reference runs, such as 8, or a duration, such as 20min "
+    "or 1.5h.",
+)
+@click.option("--n-trials", type=int, help="Most trials of the study.  [default: none]")
+@click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]")
+@click.option(
+    "--goal",
+    default="time",
+    help="time (fewest seconds to --target), loss (lowest at equal samples), or largest (batch without loss).",
+)
+@click.option(
+    "--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]"
+)
+@click.option("--tolerance", type=float, default=0.02, help="Share of the best loss that counts as equal.")
+@click.option(
+    "--space",
+    type=NamedValues(),
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); "
+    "repeatable.",
+)
+@click.option(
+    "--baseline",
+    type=BatchAndRate(),
+    metavar="BATCH,LR",
+    help="Your present setting; it is measured beside the rest.  [default: none]",
+)
+@click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist.")
+@click.option(
+    "--jobs",
+    type=AutoOrNumber(),
+    default=1,
+    help="Trials that run side by side, or auto: on CPU as many as have cores and memory, at most 8; elsewhere one.",
+)
+@click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation uses those that follow.")
+@click.option("--pruner", default="auto", help="auto, or none to let every trial run to its end.")
+@click.option("--sampler", default="auto", help="auto, or random and tpe for comparison.")
+@click.option(
+    "--trial-timeout",
+    type=float,
+    help="Seconds of silence after which a trial has hung.  [default: 20 times what it should take]",
+)
+@click.option(
+    "--engine",
+    default="optuna",
+    help="Who runs the trials: optuna (this machine), or ray (Ray Tune, here or on a cluster).",
+)
+@click.option(
+    "--ray-address",
+    help="With --engine ray: auto or HOST:PORT of a cluster to join.  [default: start Ray here, on loopback]",
+)
+@click.option("--isolation", default="process", help="process, or none to run a cheap, trusted function without one.")
+@click.option(
+    "--probe",
+    "probe_file",
+    type=click.Path(path_type=Path),
+    help="A file that `bstune probe --json` wrote.  [default: probe if needed]",
+)
+@device_option
+@threads_option
+@study_option
+@click.option("--fresh", is_flag=True, help="Keep the old study and make a new one, NAME-2.")
+@click.option("--dry-run", is_flag=True, help="Print the forecast and train nothing.")
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="Without MODEL: run what the study stores, also where it is not certain that you chose it.",
+)
+@storage_option
+@output_options
+@click.pass_context
+def search_command(
+    ctx: click.Context, /, model: str | None, as_json: bool, fresh: bool, dry_run: bool, yes: bool, **options: Any
+) -> None:
+    """Find the batch size and the learning rate to train with.
+
+    MODEL is model.py, model.py:name or package.module:name; it defines `objective`. Without MODEL the newest study that
+    stores a file goes on, if you started it, here, and the file is as it was; otherwise it says why not, and runs
+    nothing without --yes. Running the same command again resumes: nothing that was finished is run again.
+    """
+    from ...objectives.load import load
+    from ..core.document import read_probe
+    from ..report.progress import make_progress
+    from ..search import SearchInterrupted, run_forecast, run_search
+
+    options["space"] = dict(options["space"])
+    probe_file = options.pop("probe_file")
+    options["probe"] = None if probe_file is None else read_probe(probe_file)
+    given = {name for name in options if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)}
+    progress = make_progress()
+    arguments = _arguments(options, progress)  # What is wrong on its face is said before the storage is looked at.
+    if model is None:
+        model, options = _stored(options, given, yes=yes)
+        arguments = _arguments(options, progress)
+    objective = load(model)
+    try:
+        with (
+            progress,
+            terminable(),
+            contextlib.redirect_stdout(sys.stderr),
+        ):  # With isolation="none" the user's prints are ours.
+            if dry_run:
+                forecast = run_forecast(objective, arguments, fresh=fresh)
+            else:
+                result = run_search(objective, arguments, fresh=fresh)
+    except SearchInterrupted as error:
+        if error.result is not None:
+            try:
+                _show(error.result, progress.facts, as_json=as_json, storage=arguments.storage)
+            except click.ClickException as unprinted:
+                note(unprinted.message)
+        raise
+    if dry_run:
+        from dataclasses import asdict
+
+        from ..core.record import json_text
+        from ..report.progress import forecast_line
+
+        print_answer(json_text(asdict(forecast)) if as_json else forecast_line(forecast), as_json=as_json)
+    else:
+        _show(result, progress.facts, as_json=as_json, storage=arguments.storage)
+
+
+def _arguments(options: dict[str, Any], progress: PlainProgress) -> SearchArguments:
+    from ..core.arguments import check_search
+
+    return check_search(**options, callbacks=[progress])
+
+
+def _show(result: SearchResult, facts: Facts | None, *, as_json: bool, storage: str | None) -> None:
+    from ..report.text import search_text
+
+    print_warnings(result.recommendation.warnings)
+    kept = (
+        f"It is stored, and `bstune show {shlex.quote(one_line(result.study))}` shows it." if is_kept(storage) else None
+    )
+    print_answer(result.to_json() if as_json else search_text(result, facts), as_json=as_json, kept=kept)
+
+
+def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str, dict[str, Any]]:
+    """Return file and arguments of the newest study that stores a file; what is given now replaces what is stored."""
+    from ...objectives.seal import require_trusted, shown_target, stored_reference
+    from ..core.plain_text import one_line
+    from ..studies.catalog import newest_study
+    from ..studies.storage import read_storage
+    from ..studies.study import intact, stored_arguments
+
+    try:
+        with read_storage(options["storage"]) as storage:
+            study = newest_study(storage, name=options["study"], with_file=True)
+            with intact(study.name):
+                stored = stored_arguments(study)
+    except StudyError as error:
+        raise StudyError(f"There is no search to continue. {error}") from error
+    reference = stored_reference(study)
+    if not yes:
+        require_trusted(study, reference)
+    # The study says how to search, never where it is kept.
+    kept = {
+        name: value for name, value in stored.items() if name in options and name not in {*given, "study", "storage"}
+    }
+    if "goal" in given and "target" not in given and options["goal"] != "time":
+        kept.pop("target", None)  # It belonged to the goal that is given up.
+    options = {**options, **kept, "study": study.name}
+    where = f" on the Ray cluster at {one_line(options['ray_address'])}" if options["ray_address"] else ""
+    note(f"Going on with study {one_line(study.name)}: runs {shown_target(reference)}{where}")
+    return reference.target, options
