@@ -1,4 +1,4 @@
-"""The command line: one group, with one file a command in `tuner/commands/`. Only click and the light rooms are loaded."""
+"""The command line: one group, with one file a command in `tuner/commands/`. It loads only click and light rooms."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Meter:
         return self.cost >= self.cap
 
     def run(self, cell: Cell) -> Iterator[tuple[int, float]]:
-        """Yield (report number from 1, what it is worth); a run that is stopped is never the best before one that was not."""
+        """Yield (report number from 1, what it is worth); a stopped run is never the best before one that was not."""
         curve = self.table.curve(*cell, self.seed)
         before = 0
         for i, (samples, loss) in enumerate(curve, start=1):

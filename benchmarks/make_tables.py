@@ -3,8 +3,8 @@
 They stand beside the recorded tables of BSTUNE_DATA, so that no rule of the search needs to be tuned on the table that
 it is scored on. All learning rates of a batch size and seed are trained at once, as one stack of models.
 
-Under a schedule that falls to the planned end of a run, a short run is not the beginning of a long one. There the runs of a
-third, a ninth and a 27th of a full run are trained too, each with the schedule scaled to its own end.
+Under a schedule that falls to the planned end of a run, a short run is not the beginning of a long one. There the runs
+of a third, a ninth and a 27th of a full run are trained too, each with the schedule scaled to its own end.
 
     python benchmarks/make_tables.py benchmarks/tables  # About 25 minutes on one core.
 """
@@ -135,7 +135,7 @@ def losses_of(weights: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor, reg
 
 
 def ends_of(task: Task, n_samples: int, batch: int) -> list[tuple[int, int]]:
-    """Return (planned end in samples, validations) of the runs of a batch size: the full run, and short ones under a schedule."""
+    """Return (planned end, validations) of the runs of a batch size: the full one; by a schedule, short ones."""
     full = task.epochs * n_samples
     if task.schedule == "constant":
         return [(full // batch * batch, task.epochs)]

@@ -3,15 +3,15 @@
     python benchmarks/search.py            # All searchers, 30 seeds; under half an hour on 2 cores.
     python benchmarks/search.py --quick    # Two minutes.
 
-Cost is training in full runs, everything included. Regret is how much worse the recommended cell is than the best cell of
-the table, by the mean over the recorded seeds. bstune is run through its real strategy, once for each budget; it sees a
-user's loop that reports when it likes, so a stopped run is never continued, and is charged again when it comes back, while
-a baseline is charged only for what it adds. "Cost to 1 %" is the cost from which on the recommended cell is within 1 % of
-the range from the untrained loss to the best one, in a search with a budget of 12.
+Cost is training in full runs, everything included. Regret is how much worse the recommended cell is than the best cell
+of the table, by the mean over the recorded seeds. bstune is run through its real strategy, once for each budget; it
+sees a user's loop that reports when it likes, so a stopped run is never continued, and is charged again when it comes
+back, while a baseline is charged only for what it adds. "Cost to 1 %" is the cost from which on the recommended cell is
+within 1 % of the range from the untrained loss to the best one, in a search with a budget of 12.
 
-The first searcher seeds see the recorded seeds as they are; each further one sees the recorded curves of every cell in an
-order of its own, so that the truth stays and the luck is drawn anew. Tables of one seed (LCBench) have no luck to draw:
-there bstune is run once.
+The first searcher seeds see the recorded seeds as they are; each further one sees the recorded curves of every cell in
+an order of its own, so that the truth stays and the luck is drawn anew. Tables of one seed (LCBench) have no luck to
+draw: there bstune is run once.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def wrong_prior(table: Table) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def no_prior() -> Iterator[None]:
-    """Take away the slope that the learning rate is expected to have, the rise off the centre line, and that with the batch."""
+    """Take away the slope expected of the learning rate, the rise off the centre line, and that with the batch."""
     flat = mock.patch.object(gaussian_process, "Hyper", functools.partial(gaussian_process.Hyper, rise=0.0, growth=0.0))
     with flat, mock.patch.dict(scaling.SLOPE_PRIOR, {"other": (0.0, 0.25)}):
         yield
@@ -144,7 +144,7 @@ class Scored:
 def bstune_once(
     table: Table, seed: int, budget: int, plan: dict[str, Any], *, watch: bool
 ) -> tuple[Strategy, Trace, int]:
-    """Run the real strategy to its end; return it, what it recommended along the way if watched, and the number of trials."""
+    """Run the real strategy to its end; return it, what it recommended on the way if watched, and how many trials."""
     strategy = Strategy(
         Plan(goal="loss", budget=budget, tolerance=0.0, space=table.space, seed=seed, **plan), table.facts(), None
     )
@@ -155,7 +155,7 @@ def bstune_once(
 
 
 def fresh_runs_inside(strategy: Strategy, table: Table) -> tuple[int, int]:
-    """Return how many recorded runs that the search has not seen fall into the interval given for the recommended cell, of how many."""
+    """Return how many recorded runs that the search has not seen fall into the interval it gives, and of how many."""
     best = strategy.recommend()
     seen = {run.seed % table.n_seeds for run in strategy.ledger.of(_key(best.global_batch_size, best.learning_rate))}
     fresh = [
@@ -183,7 +183,7 @@ def timed_probe(table: Table) -> ProbeResult:
 
 
 def fastest_batch(table: Table, level: float) -> int | None:
-    """Return the batch size that reaches a loss in the fewest seconds, with its best learning rate, by the median over seeds."""
+    """Return the batch size that reaches a loss in the fewest seconds at its best rate, by the median over seeds."""
     seconds = {}
     for batch, lr in table.curves:
         needed = []
@@ -197,7 +197,7 @@ def fastest_batch(table: Table, level: float) -> int | None:
 
 
 def batch_answer(table: Table, seed: int) -> tuple[float, float] | None:
-    """Return by how many octaves the answer of a search of 12 full runs misses the fastest batch, and the prior alone; None without one."""
+    """Return by how many octaves a search of 12 full runs misses the fastest batch, and the prior alone; else None."""
     probe = timed_probe(table)
     strategy = Strategy(Plan(goal="loss", budget=12, space=table.space, seed=seed), table.facts(), probe)
     replay(strategy, table)
@@ -356,7 +356,8 @@ def targets(results: Results) -> list[str]:
     late = found[best[-1]]["median"][-1]
     lines += [
         "",
-        f"bstune at {BUDGETS[0]} full runs: {100 * ours[0]:.1f} %; the best baseline at {BUDGETS[-1]}: {100 * late:.1f} %.",
+        f"bstune at {BUDGETS[0]} full runs: {100 * ours[0]:.1f} %; "
+        f"the best baseline at {BUDGETS[-1]}: {100 * late:.1f} %.",
         "",
     ]
     cost = found["bstune"]["cost"]
@@ -390,22 +391,28 @@ def honesty(results: Results, answers: dict[str, list[dict[str, Any]]]) -> list[
     lines = ["## Intervals, batch answers, time", ""]
     if fresh:
         lines.append(
-            f"The 90 % prediction interval of the recommended cell held {inside / fresh:.0%} of {fresh} runs that the search had not seen."
+            f"The 90 % prediction interval of the recommended cell held {inside / fresh:.0%} of {fresh} runs "
+            "that the search had not seen."
         )
     octaves = [row["octaves"] for by_table in answers.values() for row in by_table]
     given = np.abs([pair for pair in octaves if pair is not None])
     near = ""
     if len(given):
         share, error = (given <= 1).mean(axis=0), given.mean(axis=0)
-        near = f", within one octave of the fastest in {share[0]:.0%} of these, with a mean error of {error[0]:.2f} octaves"
+        near = (
+            f", within one octave of the fastest in {share[0]:.0%} of these, "
+            f"with a mean error of {error[0]:.2f} octaves"
+        )
         near += f" (the prior alone: {share[1]:.0%} and {error[1]:.2f})"
     lines.append(
-        f"Which batch is fastest (a step of 1 ms + 10 us a sample assumed) was answered from trials in {len(given)} of {len(octaves)} "
+        "Which batch is fastest (a step of 1 ms + 10 us a sample assumed) was answered from trials "
+        f"in {len(given)} of {len(octaves)} "
         f"searches of 12 full runs{near}."
     )
     each = 1000 * overhead_s()
     lines.append(
-        f"The strategy took {each:.0f} ms a trial (ask, reports, end, and the table itself) in a search of about 100 trials."
+        f"The strategy took {each:.0f} ms a trial (ask, reports, end, and the table itself) "
+        "in a search of about 100 trials."
     )
     return [*lines, ""]
 
@@ -419,7 +426,7 @@ def overhead_s() -> float:
 
 
 def recipes(table: Table) -> dict[str, float]:
-    """Return the regret of the framework default at the largest batch: its rate as it is, and scaled up from batch 32."""
+    """Return the regret of a framework's default at the largest batch: its rate as it is, and scaled up from 32."""
     scored = Scored(table)
     largest = max(table.batches)
     default = 1e-3 if "adam" in table.name else 1e-2

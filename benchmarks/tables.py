@@ -71,7 +71,7 @@ def mnist() -> list[Table]:
 
 
 def measured_step_s() -> dict[str, dict[int, float]]:
-    """Return the seconds of an optimizer step by batch size, where they were recorded: by table, the median over all runs."""
+    """Return the seconds of an optimizer step by batch size, where recorded: a table's median over all runs."""
     digits = pd.read_csv(data_dir() / "curves" / "own_digits_grid.csv.gz")
     digits["step_s"] = digits["secs"] / (digits["epoch"] * (1024 // digits["batch"]))
     digits["name"] = "digits/" + digits["task"]

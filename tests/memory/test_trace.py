@@ -54,7 +54,7 @@ def traced(kind: Kind, n: int, *, eval_n: int | None = None, accumulation_steps:
 
 @pytest.mark.parametrize("kind", SMALL, ids=lambda kind: kind.name)
 def test_two_small_traces_give_the_peak_at_any_size(kind: Kind) -> None:
-    """To the byte for five kinds; within 1 % for the LSTM, whose kernel pads its workspace (torch 2.4 pads more: 3 %)."""
+    """To the byte for five kinds; within 1 % for the LSTM, whose kernel pads its workspace (3 % in torch 2.4)."""
     padding = 0.03 if torch.__version__.startswith("2.4.") else 0.01
     model = TraceModel.fit([traced(kind, n) for n in SIZES])
 

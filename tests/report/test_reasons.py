@@ -41,7 +41,8 @@ def test_a_reason_tells_what_else_is_known() -> None:
     said = reason_text(dataclasses.replace(REASON, code="lowest", is_baseline=True, n_tied=2, limits=LIMITS))
 
     assert said == (
-        "Batch 64 at learning rate 0.03 (your present setting) is expected to end a full run lowest of 9 settings tried, "
+        "Batch 64 at learning rate 0.03 (your present setting) is expected to end a full run lowest "
+        "of 9 settings tried, "
         "a tie with 2 of them within the noise of seeds; memory allows 512, hardware reaches half its speed at 96, "
         "gradient noise has its critical batch at 290."
     )

@@ -704,7 +704,7 @@ def test_a_larger_batch_brings_nothing_where_all_batches_are_equally_fast() -> N
 
 
 def test_a_steeper_clock_is_answered_with_larger_batches() -> None:
-    """The dearer a step, the larger the batch that is soonest; the frontier is sorted, and the three answers have prices."""
+    """The dearer a step, the larger the soonest batch; the frontier is sorted, and the three answers have prices."""
     chosen = []
     for saturation in (4, 512):
         facts = TABLE.facts(step_times=tuple((batch, 1e-4 * (saturation + batch)) for batch in TABLE.batches))

@@ -93,7 +93,7 @@ class Comparison(Record):
     times_sooner: Amount | None
     """By what factor the recommended setting reaches the target sooner; None where no step time is known."""
     loss_ratio: Amount | None
-    """Expected loss of the recommended setting at the end of a full run, over that of this one; None unless both are above 0."""
+    """Loss expected of a full run of the recommended setting, over that of this one; None unless both are above 0."""
 
 
 @dataclass(frozen=True)

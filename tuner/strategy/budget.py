@@ -104,7 +104,7 @@ class Budget:
         return self.next_stop(proposal.setting, proposal.start_samples, proposal.end_samples)
 
     def next_stop(self, setting: Setting, samples: int, end: int) -> int:
-        """Return where a run that stands at `samples` is judged: past the next rung, and past what is known of its cell."""
+        """Return where a run at `samples` is next looked at: past a rung, and past what is known of its cell."""
         batch, rungs = setting.global_batch_size, self._rungs
         others = self._ledger.of(key_of(setting), self._plan.seed)
         known = max([samples, *(run.samples for run in others if run.state != "failed")])
@@ -122,7 +122,7 @@ class Budget:
         return 0 if self._owns_step else max((run.overshoot for run in self._ledger), default=0)
 
     def slack(self, batch: int) -> float:
-        """Return by what a running trial of such a loop may pass the budget: the price between two reports, at most so far."""
+        """Return by what a running trial of such a loop may pass the budget: the highest price of a report so far."""
         return 0.0 if self._owns_step else self._clock.price(batch, max((r.interval for r in self._ledger), default=0))
 
     def noise_allowance(self, proposal: Proposal, search_left: float) -> int:

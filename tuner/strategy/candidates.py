@@ -68,7 +68,7 @@ def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float])
 
 
 def _samples_to_target(evidence: Evidence, runs: Sequence[Run], losses: Sequence[float]) -> float | None:
-    """Return the samples to the target: read off the curves, or a little beyond their ends along their slope; else None."""
+    """Return the samples to the target: off the curves, or a little beyond their ends along their slope; else None."""
     target, full = evidence.target, evidence.facts.full_run_samples
     if target is None or not runs:
         return None

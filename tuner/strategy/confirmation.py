@@ -17,7 +17,7 @@ from .posterior import Model
 from .space import Point
 
 LEAST_GAIN = 0.001
-"""In ln T for each reference run: another seed, or another finalist, is run where it is expected to change the answer by as much."""
+"""In ln T for each reference run: another seed or finalist is run where it is expected to change the answer so much."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def next_confirmation(
 ) -> Confirmation | None:
     """Return the full run on a fresh seed that is worth most, or None where none is worth its price.
 
-    The first verifies the answer. After that a run must be expected to change the answer for the better by more than it costs.
+    The first verifies the answer. After that a run must be expected to change the answer for the better by more than it
+    costs.
 
     Args:
         evidence: All that is known.
@@ -92,7 +93,7 @@ def next_confirmation(
 
 
 def _finalists(evidence: Evidence, model: Model, out: set[Key]) -> list[Point]:
-    """Return the settings that may be confirmed: those that were run, and those of the grid that are expected to be better."""
+    """Return the settings that may be confirmed: those that were run, and those of the grid that may well be better."""
     runs = [run for run in model.leaders if run.number not in model.lost]
     space = evidence.context.space
     points = {run.key: space.point(run.setting) for run in runs}

@@ -1,8 +1,9 @@
 """What training costs: the one place that turns samples of a setting into seconds, and seconds into reference runs.
 
-Trials are compared at equal samples; people pay in seconds. A step takes what the objective states (`step_time_s`), what
-the line of the probe says, or what the trials themselves have taken, in this order. A global batch that does not fit is
-accumulated, which brings no speed. Each kind of device has a `Cost`; a `Clock` counts a search in reference runs.
+Trials are compared at equal samples; people pay in seconds. A step takes what the objective states (`step_time_s`),
+what the line of the probe says, or what the trials themselves have taken, in this order. A global batch that does not
+fit is accumulated, which brings no speed. Each kind of device has a `Cost`; a `Clock` counts a search in reference
+runs.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _validation_s(facts: Facts, probe: ProbeResult) -> float:
 
 
 def _between(rows: Sequence[tuple[int, float]], batch: int) -> float:
-    """Return the seconds of a step by stated rows: on the line between neighbours, or of the two last ones beyond them."""
+    """Return the seconds of a step by stated rows: on the line between neighbours; beyond the ends, by the last two."""
     if len(rows) == 1:
         return rows[0][1] * batch / rows[0][0]
     i = min(max(bisect_left([size for size, _ in rows], batch), 1), len(rows) - 1)
@@ -195,7 +196,8 @@ class Clock:
     def correction(self, runs: Iterable[Run]) -> float:
         """Return by what factor runs have taken longer than this clock says, their start included; 1 where they agree.
 
-        It turns a duration into reference runs, and changes no comparison: with the same records the answer is the same.
+        It turns a duration into reference runs, and changes no comparison: with the same records the answer is the
+        same.
         """
         if not self.known or self.cost.facts.step_times or not self.reference_s:
             return 1.0

@@ -15,7 +15,7 @@ def smoothed(run: Run) -> list[tuple[int, float]]:
 
 
 def samples_to(target: float, run: Run) -> float | None:
-    """Return the samples at which the smoothed curve of a run first reaches a target, interpolated; None if it never does."""
+    """Return the samples at which the smoothed curve of a run first reaches a target, interpolated; None if never."""
     before: tuple[int, float] | None = None
     for samples, loss in smoothed(run):
         if loss <= target:

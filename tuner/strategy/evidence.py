@@ -1,4 +1,4 @@
-"""All that a recommendation rests on: what was asked, what was run, what it costs, and what the surrogate makes of it."""
+"""All that a recommendation rests on: what was asked, what was run, what it costs, and what the surrogate says."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ class Evidence:
     def target(self) -> float | None:
         """Validation loss that counts as reached; None while no loss is known.
 
-        The user's; else what the user's present setting reaches; else the lowest that is expected of a full run, within tolerance.
+        The user's; else what the user's present setting reaches; else the lowest that is expected of a full run, within
+        tolerance.
         """
         if self.plan.target is not None:
             return self.plan.target
@@ -133,7 +134,7 @@ class Evidence:
         return (expected + sum(ln_full + x for x in own)) / (1 + len(own))
 
     def ln_share_of(self, run: Run) -> float | None:
-        """Return the logarithm of the full runs in which a run to the end reached the target, or would; None for other runs."""
+        """Return ln of the full runs in which a run to the end reached the target, or would; None for other runs."""
         full = self.context.rungs.full_samples
         if self.target is None or not run.complete or not run.finite or run.end_samples <= full / 2:
             return None

@@ -1,4 +1,4 @@
-"""The other answers beside the recommended one: soonest, lowest loss at equal samples or equal seconds, and what lies between."""
+"""The other answers: the soonest, the lowest loss at equal samples or equal seconds, and what lies between."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _ended(evidence: Evidence, found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def soonest(evidence: Evidence, found: Sequence[Candidate]) -> Candidate | None:
-    """Return the setting with the fewest equal-loss seconds, of those that were run to the end; None where no time is known."""
+    """Return the setting with the fewest equal-loss seconds, of those run to the end; None where no time is known."""
     ended = _ended(evidence, found)
     if not ended or not evidence.clock.known:
         return None
@@ -45,7 +45,7 @@ def lowest_loss(evidence: Evidence, found: Sequence[Candidate]) -> Candidate | N
 
 
 def lowest_at_equal_seconds(evidence: Evidence, found: Sequence[Candidate], chosen: Candidate) -> Candidate | None:
-    """Return the setting with the lowest loss after the seconds of a full run of the chosen one, by the curves that were run."""
+    """Return the setting with the lowest loss after the seconds of a full run of the chosen one, by its curves."""
     seconds = chosen.seconds_per_full_run
     ended = _ended(evidence, found)
     if seconds is None or not ended:

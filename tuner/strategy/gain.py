@@ -1,8 +1,9 @@
 """What a run is expected to bring: by how much the seconds to the goal fall when its outcome is known.
 
-A run is worth what it can change. If its outcome would leave the choice as it is, it brings nothing, however uncertain it
-is. The gain is the mean, over what the run may show, of how far the best setting then lies ahead of what would be chosen
-now; it takes into account what the run says of its neighbours. (Knowledge gradient: Frazier et al. 2009; here for ln T.)
+A run is worth what it can change. If its outcome would leave the choice as it is, it brings nothing, however uncertain
+it is. The gain is the mean, over what the run may show, of how far the best setting then lies ahead of what would be
+chosen now; it takes into account what the run says of its neighbours. (Knowledge gradient: Frazier et al. 2009; here
+for ln T.)
 """
 
 from __future__ import annotations

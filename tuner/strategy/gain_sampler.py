@@ -19,13 +19,13 @@ from .race import Action, Race
 from .space import Point
 
 STEP_OCTAVES = 2.0
-"""A batch size is tried once one within so many octaves was: loss over batch is smooth, and the middle tells of the ends."""
+"""A batch size is tried once one within so many octaves was: loss is smooth over batch, and near ones are alike."""
 LOOKED_AT = 3
 """So many batch sizes within `STEP_OCTAVES` of the best are looked at, before anything else is run deeper."""
 COOLING = 0.8
-"""The next run is the one with the most gain for price ** COOLING (arXiv:2003.10870): plain gain per price favours cheap runs."""
+"""The next run has the most gain for price ** COOLING (arXiv:2003.10870): plain gain per price favours cheap runs."""
 LEAST_GAIN = 0.002
-"""In ln T for each reference run: the search ends when no run brings as much. A reference run is then better spent on training."""
+"""In ln T for each reference run: the search ends when no run brings as much; training is then the better use of it."""
 MOST_WEIGHED = 70
 """Settings that are weighed at a time: those that may be best."""
 
@@ -42,7 +42,7 @@ class _Option:
 
 
 class GainSampler:
-    """The sampler of bstune: a race along the learning rate at the reference batch, then what brings most for its price."""
+    """The sampler of bstune: a race along the learning rate at the reference batch, then most gain for its price."""
 
     def __init__(self, evidence: Evidence, left: float = math.inf) -> None:
         """Keep what is known now, and how many reference runs are left to the search."""
@@ -105,7 +105,7 @@ class GainSampler:
     # --- what could be run ---
 
     def _points(self, ledger: Ledger, model: Model) -> list[Point]:
-        """Return the settings that are weighed: allowed, near batch sizes that were tried, and those that may be best."""
+        """Return the settings that are compared: allowed, near batch sizes that were tried, or possibly the best."""
         tried = {run.setting.global_batch_size for run in ledger}
 
         def near(batch: int) -> bool:
@@ -169,7 +169,7 @@ class GainSampler:
     def _neighbour(
         self, ledger: Ledger, model: Model, points: Sequence[Point], options: Sequence[_Option]
     ) -> _Option | None:
-        """Return a run at a batch size beside the best, while too few were looked at there: the nearest that looks best."""
+        """Return a run at a batch size beside the best, while too few were run there: the nearest that looks best."""
         if not points:
             return None
         ln_full = self._worth.ln_full([point.setting.global_batch_size for point in points])

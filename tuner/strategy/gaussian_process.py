@@ -9,8 +9,8 @@ it), so that 2 % near the best counts as much as a factor of 2 far away. The pro
 - a level for each fidelity, and a landscape that fades in with it;
 - the luck of a cell, which stays, and that of a single run, which another seed does not share.
 
-What is far from the best of its fidelity is believed less, so that the cliffs do not shape the valley. The centre and slope of the
-valley, the height of the landscape and the noise of runs are chosen by marginal likelihood.
+What is far from the best of its fidelity is believed less, so that the cliffs do not shape the valley. The centre and
+slope of the valley, the height of the landscape and the noise of runs are chosen by marginal likelihood.
 
 Source of the idea: freeze-thaw Bayesian optimization, Swersky et al. 2014, arXiv:1406.3896.
 """
@@ -40,8 +40,8 @@ DIVERGED_BEYOND = 0.3
 class Hyper:
     """Standard deviations (of compressed gaps) and lengths (octaves) of the parts of the process.
 
-    The figures were fitted to 47 recorded tables at once (three tasks on digits, two on MNIST, eight on tabular sets and text, 34 of
-    LCBench's surrogate) by the density of the final losses given earlier rungs, and then rounded.
+    The figures were fitted to 47 recorded tables at once (three tasks on digits, two on MNIST, eight on tabular sets
+    and text, 34 of LCBench's surrogate) by the density of the final losses given earlier rungs, and then rounded.
     """
 
     slope: float = 0.6
@@ -71,14 +71,14 @@ class Hyper:
     diverged: float = 2.0
     """That a run diverged says that it is bad, and not how bad: the valley may end in a cliff."""
     growth: float = 0.25
-    """Prior rise per octave of batch size: at equal samples a larger batch has made fewer steps (McCandlish et al. 2018, 2.11)."""
+    """Prior rise per octave of batch: at equal samples larger ones made fewer steps (McCandlish et al. 2018, 2.11)."""
     typical: float = 0.2
     """Prior mean at the bottom of the valley."""
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Rows that were seen: coordinates, octaves of a full run trained (0 at the end, negative before), cell, run, compressed gap."""
+    """Rows that were seen: coordinates, octaves of a full run (negative, 0 at its end), cell, run, compressed gap."""
 
     x: Array
     octaves: Array
@@ -91,7 +91,7 @@ class Observations:
 
 @dataclass(frozen=True)
 class Ends:
-    """Settings at one fidelity: coordinates, cell, expected compressed gap, and their part in what was seen (by columns)."""
+    """Settings at one fidelity: coordinates, cell, expected compressed gap, and covariance with what was seen."""
 
     x: Array
     cell: Array
@@ -120,7 +120,7 @@ class Ends:
 
 
 def compress(losses: Array) -> Array:
-    """Return relative gaps to the best, linear when small and logarithmic when large; what is not finite lies beyond the worst."""
+    """Return relative gaps to the best, linear if small, logarithmic if large; the not finite are beyond the worst."""
     finite = np.isfinite(losses)
     best, scale = best_and_scale(losses)
     y = np.log1p(np.where(finite, losses - best, 0.0) / scale / KNEE)
@@ -149,7 +149,7 @@ class Surrogate:
     """The process, conditioned on what was seen."""
 
     def __init__(self, seen: Observations, slope: float, slope_sd: float, hyper: Hyper | None = None) -> None:
-        """Condition on the observations, choosing slope, height and noise by marginal likelihood, one after the other."""
+        """Condition on the observations; slope, height and noise are chosen by marginal likelihood in turn."""
         self._seen = seen
         base = replace(hyper or Hyper(), slope=slope)
         parts = _Parts.of(base, seen, seen)
@@ -179,7 +179,7 @@ class Surrogate:
         return Ends(x, cell, mean, solved, octaves)
 
     def deviation(self, ends: Ends) -> Array:
-        """Return the standard deviation of each end's difference from the one of lowest mean: what all have in common does not count."""
+        """Return the sd of each end's difference from the one of lowest mean: what all share does not count."""
         h, i = self.hyper, int(np.argmin(ends.mean))
         best = ends.take([i])
         to_best = _kernel(h, ends.rows, best.rows)[:, 0] - ends.solved.T @ best.solved[:, 0]
@@ -190,7 +190,8 @@ class Surrogate:
         """Return by how much what is expected would move for each standard deviation of what a row would show.
 
         Args:
-            rows: Rows that may be seen next; a run that was seen so far bears its number there, a new one a number of its own.
+            rows: Rows that may be seen next; a run that was seen so far bears its number there, a new one a number of
+                its own.
             ends: What is asked for, fidelity by fidelity.
 
         Returns:

@@ -18,7 +18,7 @@ Key = tuple[object, ...]
 
 
 def key_of(setting: Setting) -> Key:
-    """Return what tells two settings apart. The learning rate is rounded to 12 digits, so a trip through a database changes nothing."""
+    """Return what tells two settings apart; the rate has 12 digits, so a trip through a database changes nothing."""
     return (
         setting.global_batch_size,
         f"{setting.learning_rate:.12g}",
@@ -146,7 +146,7 @@ class Run:
         return self.values[max(self.values)] if self.values else None
 
     def at(self, point: int) -> float | None:
-        """Return the first value at or after `point` (at its end, if that comes first); None when it has not come so far."""
+        """Return the first value at or after `point` (at the end, if that comes first); None if it is not there yet."""
         wanted = min(point, self.end_samples)
         return next((self.values[samples] for samples in sorted(self.values) if samples >= wanted), None)
 

@@ -1,4 +1,4 @@
-"""Whether the runs of a search say anything at all: losses that no learning rate changes, and losses that never fall."""
+"""Whether the runs of a search say anything at all: losses that no rate changes, and losses that never fall."""
 
 from __future__ import annotations
 

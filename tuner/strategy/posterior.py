@@ -84,7 +84,7 @@ class Model:
 
     @classmethod
     def of(cls, context: Context, ledger: Ledger) -> Model | None:
-        """Fit to all runs with values; None while nothing finite is known at any rung. Fitted once for each state of the ledger."""
+        """Fit to all runs with values, once for each state of the ledger; None while no rung has a finite value."""
         return context.fits.model(context, ledger)
 
     @classmethod
@@ -103,14 +103,16 @@ class Model:
         } - gone
         if all((run.key, run.seed) in gone | fallen for run in runs):
             fallen = set()
-        # A run that is not continued begins again, so what one run of a setting came to is true of the shorter ones before it.
+        # A run that is not continued begins again, so what one run of a setting came to is true of the shorter ones
+        # before it.
         lost = frozenset(run.number for run in runs if (run.key, run.seed) in gone | fallen)
         rows = [
             (run, octaves, math.nan if (run.key, run.seed) in fallen else value)
             for run in _most_telling(runs, said)
             for octaves, value in said[run.number].rows
         ]
-        # Where nothing finite is known at a fidelity, a diverged run would pass for what is usual there, and the valley for elsewhere.
+        # Where nothing finite is known at a fidelity, a diverged run would pass for what is usual there, and the valley
+        # for elsewhere.
         known = {octaves for _, octaves, value in rows if math.isfinite(value)}
         rows = [row for row in rows if row[1] in known]
         if not rows:
@@ -142,7 +144,7 @@ class Model:
         )
 
     def final(self, points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return mean and sd of the compressed gap at the end of a full run, the sd against the setting of lowest mean."""
+        """Return mean and sd of the compressed gap at the end of a full run, sd against the setting of lowest mean."""
         ends = self._posterior.ends(points)
         return ends.mean, self._posterior.surrogate.deviation(ends)
 
@@ -170,7 +172,8 @@ class Model:
             points: The settings that would be run.
             rungs: In samples, how far each would be run.
             curves: The settings whose curves are asked for.
-            fresh: The runs would be on a seed yet unseen; else on that of the search, where they share the luck of their like.
+            fresh: The runs would be on a seed yet unseen; else on that of the search, where they share the luck of
+                their like.
 
         Returns:
             An array of (points, curves, `CURVE`).
@@ -203,7 +206,7 @@ class Model:
         return np.asarray((1 + expand(mean - optimism * deviation)) / (1 + self._lowest) - 1)
 
     def weighed(self, ledger: Ledger) -> list[Point]:
-        """Return the settings that may be run next: what nothing forbids, and what has not diverged or collapsed on the seed of the search.
+        """Return the settings that may be run next: not forbidden, and not diverged or collapsed on the search's seed.
 
         Extra parameters are drawn anew for each state of the ledger, beside those of the best settings so far.
         """
@@ -303,7 +306,7 @@ class Fits:
 
 
 def _most_telling(runs: list[Run], said: Mapping[int, _Said]) -> list[Run]:
-    """Return the runs that are fitted: of too many, what still runs, and of each depth the best and some from the middle."""
+    """Return the runs to fit: of too many, what still runs, and of each depth the best and some from the middle."""
     if sum(len(said[run.number].rows) for run in runs) <= MOST_ROWS:
         return runs
     by_depth: dict[float, list[tuple[float, int]]] = defaultdict(list)
@@ -324,7 +327,7 @@ def _most_telling(runs: list[Run], said: Mapping[int, _Said]) -> list[Run]:
 
 
 def _start(runs: Sequence[Run]) -> float:
-    """Return about what an untrained model loses: the upper quartile of the first losses of the race, whose rates are far apart."""
+    """Return about what an untrained model loses: the upper quartile of first losses in the race of rates."""
     first = sorted(run.values[min(run.values)] for run in runs if run.stage == "anchor" and run.finite)
     return first[(3 * len(first)) // 4] if len(first) >= 4 else math.inf
 
@@ -334,7 +337,7 @@ def _arrays(points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def collapsed(lowest: float, last: float, start: float) -> bool:
-    """Return whether a run lost most of what it had gained, as one with too large a learning rate does before or without diverging."""
+    """Return whether a run lost most of what it had gained: too large a rate does so, before or without diverging."""
     gained = start - lowest
     return math.isfinite(start) and gained > GAINED * abs(start) and last - lowest > COLLAPSED * gained
 

@@ -83,7 +83,7 @@ def _unless(chosen: Candidate, other: Candidate | None) -> Candidate | None:
 
 
 def _full_runs_to(evidence: Evidence, loss: float, lowest: float) -> float | None:
-    """Return how many full runs reach the lowest loss along the curve of a setting; None where it is too far to tell."""
+    """Return how many full runs reach the lowest loss along the curve of a setting; None if too far to tell."""
     runs = evidence.worth.full_runs_to(loss, lowest)
     return runs if math.isfinite(runs) and runs <= FAR else None
 

@@ -17,7 +17,7 @@ from .race import Action, Race
 from .space import Point
 
 PROMOTED = 1.2
-"""Of so many settings at a rung one goes on to the next: far fewer than successive halving drops, because the surrogate chooses them."""
+"""One in so many settings goes on to the next rung; the surrogate chooses, so fewer are dropped than in halving."""
 ROOM = 0.5
 """A rung has room while one over `PROMOTED` of the settings at the rung before exceed those at it by more than this."""
 LARGEST_SHARE = 0.25
@@ -25,16 +25,16 @@ LARGEST_SHARE = 0.25
 OPTIMISM = 1.0
 """A new setting is judged by its expected end less this many standard deviations."""
 HOPELESS_GAP = 0.35
-"""A setting that is expected to end by this much worse than the best, for each full run that the search has, is not trained further."""
+"""A setting that is expected to end so much worse than the best, for each full run of the search, is not trained on."""
 LARGEST_HOPELESS_GAP = 1.5
 """Gaps are compressed ones: this is a loss 14 % higher."""
 
 
 class RungSampler:
-    """The sampler of bstune: a race along the learning rate, then rungs filled in proportion with what the surrogate expects most of."""
+    """The sampler of bstune: a race along the learning rate, then rungs filled with what is expected to end lowest."""
 
     def __init__(self, context: Context, left: float = math.inf) -> None:
-        """Keep the context and how many full runs the search may still train; everything else is read off the ledger at each call."""
+        """Keep the context and how many full runs the search may train; all else is read off the ledger each time."""
         self._context = context
         self._left = left
         self._race = Race(context, context.space.anchor_batch)
@@ -48,7 +48,7 @@ class RungSampler:
         return self._race.untried(ledger) if model is None else self._climb(ledger, model)
 
     def goes_on(self, ledger: Ledger, run: Run, point: int) -> bool:
-        """Return whether a running trial passes the rung at `point`: the next has room, and nothing that waits for it looks better."""
+        """Return whether a running trial passes the rung at `point`: the next has room, and nothing better waits."""
         rungs = self._context.rungs
         following = next((rung for rung in rungs.counted(run.setting.global_batch_size) if rung > point), None)
         if following is None:
@@ -82,7 +82,7 @@ class RungSampler:
         return level
 
     def _has_room(self, ledger: Ledger, level: Mapping[Key, int], rung: int) -> bool:
-        """Return whether another setting may go on to a rung: in proportion to the rung before, and not for too much of the budget."""
+        """Return whether another setting may go on to a rung: by the rung before, and by the share of the budget."""
         rungs = self._context.rungs
         if rungs.samples[rung] / rungs.full_samples > LARGEST_SHARE * self._in_all(ledger):
             return False
@@ -105,7 +105,8 @@ class RungSampler:
     def _climb(self, ledger: Ledger, model: Model) -> Action | None:
         """Return the best that waits below the deepest rung that has room, else a new setting for the first rung.
 
-        What is left at the end is too little to lead a new setting anywhere; it takes the best ones as deep as they can go.
+        What is left at the end is too little to lead a new setting anywhere; it takes the best ones as deep as they can
+        go.
         """
         context, rungs = self._context, self._context.rungs
         level = self._levels(ledger, model)
@@ -137,7 +138,7 @@ class RungSampler:
         return self._towards(model, fresh[int(np.argmin(mean - OPTIMISM * sd))], rungs.samples[0])
 
     def _towards(self, model: Model, point: Point, rung: int) -> Action:
-        """Return the run of a setting towards a rung: from its checkpoint where it has one, and judged at each rung on the way."""
+        """Return the run of a setting towards a rung: from its checkpoint if it has one, compared at each rung."""
         rungs, batch = self._context.rungs, point.setting.global_batch_size
         counted = rungs.counted(batch)
         done = model.deepest.get(point.key)

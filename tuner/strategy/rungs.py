@@ -16,7 +16,7 @@ from ..core.trials import Facts
 RUNGS = (1 / 27, 1 / 9, 1 / 3, 1.0)
 """Shares of a full run at which trials are compared and some stopped."""
 MIN_STEPS = 6
-"""A rung counts once a trial has made this many optimizer steps: before that, the loss says more of the start than of the setting."""
+"""A rung counts from so many optimizer steps on: before, the loss says more of the start than of the setting."""
 SCHEDULED = frozenset({"linear", "cosine", "wsd", "callable"})
 """Schedules under which the prefix of a longer run is no shorter run."""
 REDUCTION = 3
@@ -69,7 +69,7 @@ def diverged(loss: float) -> bool:
 
 
 def survives(value: float, others: Sequence[float]) -> bool:
-    """Return whether a plain race lets a trial pass a rung: the best third of all that came so far, once there are four.
+    """Return whether a plain race lets a trial pass a rung: the best third of all that came so far, from four on.
 
     Others are all values at that rung, those of stopped trials included.
     """

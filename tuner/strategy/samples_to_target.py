@@ -1,4 +1,4 @@
-"""What the trials of a search say: the target, the samples to reach it, and with both the batch size that is fastest."""
+"""What the trials of a search say: the target, the samples to reach it, and so which batch size is fastest."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .space import STEPS_AT_LEAST
 def batch_line(evidence: Evidence, scale: NoiseScale | None = None) -> tuple[BatchLine | None, float | None]:
     """Return the line of samples to target over the batch sizes that trials have run, and the loss that was counted to.
 
-    That loss is the target, or the lowest that enough batch sizes have reached where that is not the target yet. Each batch size counts
-    with its best learning rate, so one whose learning rates were all poor lies above the line.
+    That loss is the target, or the lowest that enough batch sizes have reached where that is not the target yet. Each
+    batch size counts with its best learning rate, so one whose learning rates were all poor lies above the line.
     """
     by_batch = _curves(evidence)
     target = -math.inf if evidence.target is None else evidence.target
@@ -40,7 +40,7 @@ def batch_line(evidence: Evidence, scale: NoiseScale | None = None) -> tuple[Bat
 
 
 def _curves(evidence: Evidence) -> dict[int, dict[Key, list[Run]]]:
-    """Return the learning curves that can be compared, by batch size and setting: under a schedule, those of full runs only."""
+    """Return the curves that can be compared, by batch size and setting: under a schedule, those of full runs only."""
     found: dict[int, dict[Key, list[Run]]] = defaultdict(lambda: defaultdict(list))
     full = evidence.context.rungs.full_samples
     for seed in sorted({run.seed for run in evidence.ledger}):

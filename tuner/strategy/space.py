@@ -32,7 +32,7 @@ STEPS_AT_LEAST = 100
 PLATEAU = 0.95
 """Share of the peak throughput at which it counts as reached."""
 LR_STEP_OCTAVES = 0.5
-"""Spacing of the default grid; a quarter octave off the optimum costs about 0.02 % of the loss (StepLaw, 0.3 % per octave squared)."""
+"""Spacing of the default grid; a quarter octave off costs about 0.02 % of the loss (StepLaw: 0.3 % at an octave)."""
 ROUNDED = 1.005
 """The rates of the grid have three digits: one may be this factor off the rate that it stands for."""
 EXTRA_SAMPLES = 24
@@ -143,7 +143,7 @@ class Space:
         return Setting(int(batch), float(lr), dict(self.default_params() if params is None else params))
 
     def point(self, setting: Setting) -> Point:
-        """Return a setting with its coordinates: octaves of batch and of learning rate from the foot of the centre line, then extras."""
+        """Return a setting with its coordinates: octaves of batch and rate from the foot of the centre line, extras."""
         row = [
             math.log2(setting.global_batch_size / self.centre_batch),
             math.log2(setting.learning_rate / self.centre_learning_rate),
@@ -188,7 +188,8 @@ def make_space(
         low, high = float(min(rate.values)), float(max(rate.values))
     if facts.ignores_rate and low < high:
         problems.append(
-            "optimizer(parameters, lr) has the same learning rates whatever lr is, so there are none to search: expected lr in the "
+            "optimizer(parameters, lr) has the same learning rates whatever lr is, so there are none to search: "
+            "expected lr in the "
             "optimizer that it returns, as in torch.optim.SGD(parameters, lr), or one learning_rate in the space"
         )
     most, whose = _most_samples(facts)
@@ -256,7 +257,7 @@ def _batches(asked: Dimension, facts: Facts, problems: list[str]) -> tuple[int, 
 
 
 def _most_samples(facts: Facts) -> tuple[float, str]:
-    """Return what a batch may hold at most, and of what: what one beyond the data set means is for a loop of the user's own to say."""
+    """Return how many samples a batch may have, and of what: a user's own loop says what is beyond its data set."""
     if facts.kind == "supervised" and facts.n_samples < facts.full_run_samples:
         return facts.n_samples, "the training data"
     return facts.full_run_samples, "a full run"

@@ -2,7 +2,8 @@
 
 A strategy is a function of the records of its trials: given the same history it asks for the same thing, which is all
 that resuming needs. It runs nothing itself. Trials are compared at equal samples; the budget is kept in reference runs,
-which are seconds: what was trained, plus what is held back for the trials that run and for confirmation, never exceeds it.
+which are seconds: what was trained, plus what is held back for the trials that run and for confirmation, never exceeds
+it.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Strategy:
     ) -> None:
         """Take up the search where the history left it.
 
-        Decisions rest on `probe`; `probes` are those of all kinds of device, where a cluster has several, the first of them the same.
+        Decisions rest on `probe`; `probes` are those of all kinds of device, where a cluster has several, the first of
+        them the same.
 
         Raises:
             ArgumentError: The space, the baseline or the budget is wrong on its face.
@@ -83,7 +85,7 @@ class Strategy:
     # --- what the driver calls ---
 
     def ask(self) -> Proposal | None:
-        """Return a run to start, or None: then the search is over if nothing runs, and otherwise waits for what runs."""
+        """Return a run to start, or None: then the search is over if nothing runs, and otherwise waits for those."""
         if self.stopped_by is not None:
             return None
         proposal = self._baseline() or self._search()
@@ -125,7 +127,7 @@ class Strategy:
         self._widen()
 
     def _widen(self) -> None:
-        """Let in what the default space leaves out: batches that gradient noise allows, and rates beyond an edge that is best so far."""
+        """Let in what the default space leaves out: batches that gradient noise allows, rates beyond a best edge."""
         scale = noise_scale([point for run in self.ledger for point in run.noise])
         allowed = None if scale is None else scale.value
         free = "learning_rate" not in self.plan.space
@@ -167,7 +169,8 @@ class Strategy:
         """Return what the search is still expected to cost."""
         clock, budget = self._clock, self._budget
         left = max(0.0, budget.left)
-        # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as many more.
+        # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as
+        # many more.
         search = max(0.0, min(left, 1e6) - budget.kept)
         n_search = (6 + 2 * search) * (1.5 if self.facts.can_continue or budget.planned else 1.0)
         n_trials = round(min(max(1, n_search + budget.kept), budget.trials_left))
@@ -189,7 +192,7 @@ class Strategy:
 
     @property
     def target(self) -> float | None:
-        """The validation loss that counts as reached: the user's, or one that is good here; None while no loss is known."""
+        """The validation loss that counts as reached: the user's, or one that is good here; None until one is known."""
         return self._evidence().target
 
     def recommend(self) -> Recommendation:
@@ -240,11 +243,11 @@ class Strategy:
         return None if budget.price_of_starting(proposal) > left else proposal
 
     def _search_left(self, budget: Budget) -> float:
-        """Return the reference runs that the search may still spend: a full run that verifies the answer is held back."""
+        """Return the reference runs that the search may still spend: a full run to verify the answer is reserved."""
         return budget.left - self._reserve(budget)
 
     def _reserve(self, budget: Budget) -> float:
-        """Return what is held back for confirmation: the run that verifies the answer, and others at the usual price."""
+        """Return what is reserved for confirmation: the run that verifies the answer, others at the usual price."""
         if not budget.confirms:
             return 0.0
         best = self._evidence().best_run
@@ -259,7 +262,8 @@ class Strategy:
     def _blameless(self) -> list[Run]:
         """Return the runs that were lost through no fault of their setting.
 
-        Where the user's code failed before anything was learned, the search ended; who starts it again has mended something.
+        Where the user's code failed before anything was learned, the search ended; who starts it again has mended
+        something.
         """
         learned = next((run.number for run in self.ledger if run.values and run.state != "failed"), math.inf)
         return [run for run in self.ledger if run.cause in LOST or (run.cause in FAULTS and run.number < learned)]
@@ -301,7 +305,7 @@ class Strategy:
 
     @property
     def _clock(self) -> Clock:
-        """What runs cost, by the probe or by what the objective states; where neither is there, by the trials themselves."""
+        """What runs cost, by the probe or by what the objective states; where there is neither, by the trials."""
         line = None
         if not self.facts.step_times and (self.probe is None or self.probe.step_time_line is None):
             line = fitted_line(self.ledger)
@@ -345,8 +349,9 @@ class Strategy:
     def _too_large_after(self, run: Run) -> set[int]:
         """Return the batch sizes that are given up because this run was out of memory."""
         record = run.record
-        # Larger batches are accumulated from smaller micro-batches from now on; a loop that is out of memory all the same heeds none.
-        # Where there are several kinds of device, what is too much for one may fit another, so each works its way down first.
+        # Larger batches are accumulated from smaller micro-batches from now on; a loop that is out of memory all the
+        # same heeds none. Where there are several kinds of device, what is too much for one may fit another, so each
+        # works its way down first.
         heeded = self.facts.kind == "supervised" or (
             record is not None and (record.accumulation_steps == 1 or record.device is not None)
         )

@@ -2,9 +2,9 @@
 
     ln T = ln T_full + ln(loss / best loss) / p
 
-`T_full` are the seconds of a full run and `p` is the slope of -ln loss against ln samples near the end of good runs. So a
-gap in loss becomes time by what this training shows. Where all batch sizes are equally fast, or no step time is known, it
-is the order of the losses; where the loss no longer falls with training, `p` is small and the loss decides.
+`T_full` are the seconds of a full run and `p` is the slope of -ln loss against ln samples near the end of good runs. So
+a gap in loss becomes time by what this training shows. Where all batch sizes are equally fast, or no step time is
+known, it is the order of the losses; where the loss no longer falls with training, `p` is small and the loss decides.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TAIL = 1 / 3
 FIRST = 100.0
 """Weight of a loss beyond tolerance, in ln T, for the goals that put the loss first."""
 UNMEASURED = 0.05
-"""A loss that is higher by this share is not measurably higher: seeds differ by as much (see `candidates.NOISE_PRIOR`)."""
+"""A loss that is higher by this share is not measurably higher: seeds differ as much (`candidates.NOISE_PRIOR`)."""
 RELAPSE = 0.05
 """What passes the target and ends above it again by more than this (in ln loss) has not reached it for good."""
 NOT_REACHED = 2.0
@@ -53,7 +53,7 @@ class Worth:
     slope: float
 
     def ln_full(self, batches: Sequence[int]) -> Array:
-        """Return what the goal counts of each batch size besides the loss: ln of the price of a full run, or the size."""
+        """Return what the goal counts of each batch size beside the loss: ln of a full run's price, or the size."""
         if self.goal == "largest":
             return -np.log(np.array(batches, dtype=np.float64))
         if not self.clock.known:
