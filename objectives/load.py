@@ -45,6 +45,11 @@ class ObjectiveRef:
         stem = Path(self.path).stem if self.path else str(self.module).rsplit(".", 1)[-1]
         return stem if self.name == DEFAULT_NAME else f"{stem}-{self.name}"
 
+    @property
+    def place(self) -> str:
+        """Where it is: the file or the module, and the name in it."""
+        return f"{self.path or self.module}:{self.name}"
+
     def code_hash(self) -> str | None:
         """Return a hash of the file's code, without comments and layout.
 

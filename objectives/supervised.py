@@ -289,6 +289,15 @@ class Supervised:
             )
         return model
 
+    def try_params(self, tried: Sequence[Mapping[str, Any]]) -> None:
+        """Build model and optimizer with each of these extra parameters; what they raise comes out as it is."""
+        built: dict[str, torch.nn.Module] = {}
+        for params in tried:
+            its, _ = keywords_for((self.model, self._make_optimizer), params)
+            model = built.get(repr(its)) or self.build_model(params)
+            built = {repr(its): model}
+            self.build_optimizer(model, 1e-3, params)
+
     @property
     def _make_optimizer(self) -> Callable[..., torch.optim.Optimizer]:
         import torch

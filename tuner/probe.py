@@ -88,8 +88,8 @@ def probe_checked(
     objective: Any, arguments: ProbeArguments, *, on_attempt: OnAttempt | None = None, on_note: OnNote | None = None
 ) -> ProbeResult:
     """Probe with checked arguments; `on_note` hears what was decided on the way, in words."""
-    from .studies.catalog import find_study, make_study, probe_key, same_probe, touch
-    from .studies.naming import study_name
+    from .studies.catalog import make_study, own_study, probe_key, same_probe, touch
+    from .studies.naming import objective_identity, study_name
     from .studies.storage import open_storage
     from .workers.resolve import check_objective
 
@@ -107,7 +107,9 @@ def probe_checked(
         ) as host,
     ):
         name = study_name(arguments.study, objective, host.facts)
-        kept = find_study(opened, name) or make_study(opened, name)
+        identity = objective_identity(objective)
+        name, found = own_study(opened, name, identity, named=arguments.study is not None)
+        kept = found or make_study(opened, name)
         key = probe_key(
             host.facts,
             host.device_info,
@@ -130,6 +132,6 @@ def probe_checked(
             on_attempt=on_attempt,
             on_note=on_note,
         )
-        kept.set(probe=result.to_dict(), probe_key=key)
+        kept.set(probe=result.to_dict(), probe_key=key, identity=identity)
         touch(kept)
     return result

@@ -65,6 +65,7 @@ def search(
     seed: int = 0,
     study: str | None = None,
     storage: str | None = None,
+    fresh: bool = False,
     callbacks: Sequence[Callable[[Progress], None]] = (),
 ) -> SearchResult:
     """Return the batch size and learning rate to train with, and all the evidence for them.
@@ -100,8 +101,11 @@ def search(
         baseline: Your present (batch size, learning rate); it is measured beside the rest and centres the search.
         isolation: `process`, or `none` to run a cheap, trusted function in this process, without a probe.
         seed: Seed of all trials of the search; confirmation uses the seeds that follow.
-        study: Name of the study.
+        study: Name of the study; by default the objective's own, else that of its file, script or notebook, with the
+            objective's variable where that is not called `objective`, as in `script-wide`. An objective never takes
+            over the study of another: it gets NAME-2.
         storage: Where it is kept: `sqlite:///FILE`; by default `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
+        fresh: Keep the old study and make a new one, NAME-2.
         callbacks: Functions that are called with a `Progress` whenever something has happened.
 
     Raises:
@@ -135,20 +139,21 @@ def search(
         seed=seed,
         study=study,
         storage=storage,
+        fresh=fresh,
         callbacks=(_print_forecast, *callbacks),
     )
     return run_search(objective, arguments)
 
 
-def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = False) -> SearchResult:
-    """Search with checked arguments; `fresh` makes a new study beside the old one."""
+def run_search(objective: Any, arguments: SearchArguments) -> SearchResult:
+    """Search with checked arguments."""
     if os.environ.get(LOADING) == str(os.getpid()):
         raise BstuneError(
             "bstune.search() was called by a file that bstune was loading. Put the call under "
             '`if __name__ == "__main__":`, or run the file with Python.'
         )
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
-    with prepared(objective, arguments, deadline_s, fresh=fresh) as ready:
+    with prepared(objective, arguments, deadline_s) as ready:
         ready.tell("forecast", forecast=ready.strategy.forecast(), facts=ready.facts)
         with checkpoint_folder(ready.study) as checkpoint_dir:
             drive = Drive(
@@ -174,13 +179,20 @@ def run_search(objective: Any, arguments: SearchArguments, *, fresh: bool = Fals
         return make_result(ready.study, ready.strategy, ready.probe, stopped_by)
 
 
-def run_forecast(objective: Any, arguments: SearchArguments, *, fresh: bool = False) -> Forecast:
-    """Return what a search would cost, training nothing; it probes if no probe is stored."""
+def run_forecast(objective: Any, arguments: SearchArguments) -> Forecast:
+    """Return what a search would cost, training nothing; it probes if no probe is stored.
+
+    Raises:
+        BstuneError: The search itself would fail as it is asked for.
+    """
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
-    with prepared(objective, arguments, deadline_s, fresh=fresh, dry=True) as ready:
+    with prepared(objective, arguments, deadline_s, dry=True) as ready:
         forecast = ready.strategy.forecast()
-        if fresh:
+        nothing_to_run = not ready.study.finished and ready.strategy.ask() is None
+        if arguments.fresh:
             forget_study(ready.study)
+        if nothing_to_run:
+            ready.strategy.recommend()  # Which says why.
         return forecast
 
 

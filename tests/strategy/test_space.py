@@ -138,7 +138,10 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         space_of({"batch_size": [0], "learning_rate": [0]})
 
 
-@pytest.mark.parametrize(("name", "meant"), [("batchsize", "batch_size"), ("learning-rate", "learning_rate")])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("batchsize", "batch_size"), ("learning-rate", "learning_rate"), ("lr", "learning_rate"), ("Batch", "batch_size")],
+)
 def test_a_misspelt_dimension_is_not_searched_for_nothing(name: str, meant: str) -> None:
     """It would be an extra dimension that changes nothing, and the batch sizes would be the default ones."""
     with pytest.raises(bstune.ArgumentError, match=f"did you mean '{meant}'"):

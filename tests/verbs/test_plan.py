@@ -43,7 +43,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["H100 80GB", "h100 80gb", "NVIDIA H100 80GB HBM3", "H100-80g", "GeForce RTX 4090", "a100-sxm4-40gb", "T4"]
+    "name",
+    [
+        *("H100 80GB", "h100 80gb", "NVIDIA H100 80GB HBM3", "H100-80g", "GeForce RTX 4090", "a100-sxm4-40gb", "T4"),
+        *("RTX4090", "rtx4060ti", "GeForceRTX3090", "h100nvl"),
+    ],
 )
 def test_cards_are_known_by_the_names_that_people_use(name: str) -> None:
     """Case, maker and form factor do not matter."""

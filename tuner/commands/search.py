@@ -117,7 +117,7 @@ if TYPE_CHECKING:
 @output_options
 @click.pass_context
 def search_command(
-    ctx: click.Context, /, model: str | None, as_json: bool, fresh: bool, dry_run: bool, yes: bool, **options: Any
+    ctx: click.Context, /, model: str | None, as_json: bool, dry_run: bool, yes: bool, **options: Any
 ) -> None:
     """Find the batch size and the learning rate to train with.
 
@@ -147,9 +147,9 @@ def search_command(
             contextlib.redirect_stdout(sys.stderr),
         ):  # With isolation="none" the user's prints are ours.
             if dry_run:
-                forecast = run_forecast(objective, arguments, fresh=fresh)
+                forecast = run_forecast(objective, arguments)
             else:
-                result = run_search(objective, arguments, fresh=fresh)
+                result = run_search(objective, arguments)
     except SearchInterrupted as error:
         if error.result is not None:
             try:

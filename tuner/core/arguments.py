@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from types import SimpleNamespace
 from typing import Any, Literal
 
 from .amounts import TIME, brief, is_time
-from .checks import MOST_NAME, Checks
+from .checks import MOST_NAME, Checks, nearest
 from .dimension import Dimension, distribution
 from .probe_results import ProbeResult
 from .results import TRIAL_COLUMNS
@@ -142,6 +142,8 @@ class SearchArguments:
     ray_address: str | None = None
     study: str | None = None
     storage: str | None = None
+    fresh: bool = False
+    """Make a new study beside the old one."""
     probe: ProbeResult | None = None
     callbacks: tuple[Callable[[Any], None], ...] = field(default=(), compare=False)
 
@@ -218,6 +220,7 @@ def check_search(**asked: Any) -> SearchArguments:
         ray_address=given.ray_address,
         study=given.study,
         storage=given.storage,
+        fresh=bool(given.fresh),
         probe=given.probe,
         callbacks=tuple(given.callbacks),
     )
@@ -261,9 +264,11 @@ def _space(checks: Checks, space: Any) -> dict[str, Dimension]:
     for name, given in space.items():
         where = f"space[{brief(name)}]"
         known = name in _KNOWN
-        meant = [] if known or not isinstance(name, str) else get_close_matches(name[:MOST_NAME], _KNOWN, 1, 0.8)
+        meant = (
+            None if known or not isinstance(name, str) else _ALSO_CALLED.get(_bare(name)) or nearest(name, _KNOWN, 0.8)
+        )
         if meant:
-            checks.wrong(f"{where}: did you mean {meant[0]!r}?")
+            checks.wrong(f"{where}: did you mean {meant!r}?")
         elif not isinstance(name, str) or not name.isidentifier() or len(name) > MOST_NAME:
             checks.wrong(f"{where}: expected a name such as weight_decay, of at most {MOST_NAME} characters.")
         elif name in TRIAL_COLUMNS and not known:
@@ -281,6 +286,19 @@ def _space(checks: Checks, space: Any) -> dict[str, Dimension]:
 
 
 _KNOWN = ("batch_size", "learning_rate")
+_ALSO_CALLED = dict.fromkeys(
+    ("lr", "learnrate", "baselr", "initlr", "lr0", "stepsize"), "learning_rate"
+) | dict.fromkeys(
+    ("bs", "batch", "batches", "batchsizes", "globalbatch", "globalbatchsize", "microbatchsize", "trainbatchsize"),
+    "batch_size",
+)
+"""What else people call them, without case and what lies between words."""
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name[:MOST_NAME].lower())
+
+
 _RANGES = ("FloatDistribution", "IntDistribution")
 
 

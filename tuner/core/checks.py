@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal
 from unicodedata import category
 
@@ -14,6 +15,19 @@ from .specs import Plan
 
 MOST_NAME = 200
 """Characters in the name of a study, and of a dimension."""
+
+
+def nearest(value: Any, valid: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """Return which of the valid names somebody may have meant; None where none is near.
+
+    Example:
+        >>> nearest("Largset", ("loss", "time", "largest"))
+        'largest'
+    """
+    if not isinstance(value, str):
+        return None
+    found = get_close_matches(value[:MOST_NAME].strip().lower(), valid, 1, cutoff)
+    return found[0] if found else None
 
 
 class Checks:
@@ -54,9 +68,11 @@ class Checks:
         return number
 
     def choice(self, name: str, value: Any, valid: Sequence[str]) -> None:
-        """Note a problem unless the value is one of those that are valid."""
+        """Note a problem unless the value is one of those that are valid; a near miss is named."""
         if value not in valid:
-            self.wrong(f"{name}={brief(value)}: expected one of {', '.join(valid)}.")
+            meant = nearest(value, valid)
+            hint = "" if meant is None else f" Did you mean {meant}?"
+            self.wrong(f"{name}={brief(value)}: expected one of {', '.join(valid)}.{hint}")
 
     def integer_or_auto(self, name: str, value: Any, maximum: int) -> int | Literal["auto"]:
         """Return `auto` or the value as an int of at least 1; on a problem note it."""

@@ -10,6 +10,9 @@ from .dimension import Dimension
 from .results import Goal, Setting, TrialRecord
 from .trials import TrialSpec
 
+MOST_TRIED = 16
+"""Values of extra dimensions that are tried before a search."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -60,6 +63,22 @@ class Plan:
         named = [*values, *([] if self.baseline is None else self.baseline[:1])]
         # What is no batch size is left for the space to refuse.
         return tuple(sorted({int(value) for value in named if isinstance(value, (int, float)) and value >= 1}))
+
+    @property
+    def tried_params(self) -> tuple[dict[str, Any], ...]:
+        """Values of the extra dimensions to try a model and an optimizer with: each that is listed, and ends of ranges.
+
+        All others are then as in the first. What cannot be built would only fail later, in a trial.
+
+        Example:
+            >>> Plan(space={"momentum": [0.8, 0.9], "width": (8, 32), "batch_size": 32}).tried_params
+            ({'momentum': 0.8, 'width': 8}, {'momentum': 0.9, 'width': 8}, {'momentum': 0.8, 'width': 32})
+        """
+        extra = {name: given for name, given in self.space.items() if name not in ("batch_size", "learning_rate")}
+        values = {name: list(one.values) or [one.low, one.high] for name, one in extra.items()}
+        first = {name: listed[0] for name, listed in values.items()}
+        others = [{**first, name: value} for name, listed in values.items() for value in listed[1:]]
+        return (first, *others)[:MOST_TRIED] if first else ()
 
 
 @dataclass(frozen=True)

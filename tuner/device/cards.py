@@ -59,9 +59,13 @@ def card_bytes(name: str) -> tuple[str, int]:
     Example:
         >>> card_bytes("h100 80gb")
         ('H100 80GB', 85520809984)
+        >>> card_bytes("RTX4090")[0]
+        'RTX 4090 24GB'
     """
     words = _words(name)
     found = [card for card in CARDS_MIB if words and words <= _words(card)]
+    if not found:  # As `RTX4090`, written in one.
+        found = [card for card in CARDS_MIB if (short := _in_one(name)) and _in_one(card).startswith(short)]
     exact = [card for card in found if _words(card) == words]
     if len(exact or found) == 1:
         card = (exact or found)[0]
@@ -70,16 +74,21 @@ def card_bytes(name: str) -> tuple[str, int]:
     raise ArgumentError(f"gpu={name!r} {said}. Name one of them, or give its memory with --memory 24GiB.")
 
 
+_MAKERS = ("nvidia", "geforce", "tesla")
+_FORMS = ("pcie", "sxm", "sxm4", "sxm5", "hbm3", "hbm3e")
+
+
 def _words(name: str) -> set[str]:
     name = re.sub(r"(\d)\s*(gib|gb|g)\b", r"\1gb", name.lower())
-    return set(re.findall(r"[a-z0-9]+", name)) - {
-        "nvidia",
-        "geforce",
-        "tesla",
-        "pcie",
-        "sxm",
-        "sxm4",
-        "sxm5",
-        "hbm3",
-        "hbm3e",
-    }
+    return set(re.findall(r"[a-z0-9]+", name)) - {*_MAKERS, *_FORMS}
+
+
+def _in_one(name: str) -> str:
+    """Return the name without maker, blanks and case.
+
+    Example:
+        >>> _in_one("NVIDIA GeForce RTX4090"), _in_one("RTX 4090 24GB")
+        ('rtx4090', 'rtx409024gb')
+    """
+    name = re.sub(r"(\d)\s*(gib|gb|g)\b", r"\1gb", name.lower())
+    return re.sub("|".join(_MAKERS), "", "".join(re.findall(r"[a-z0-9]+", name)))

@@ -33,4 +33,5 @@ def make_engine(objective: Any, arguments: SearchArguments) -> Engine:
         )
     from .local import LocalEngine
 
-    return LocalEngine(objective, device=device, jobs=jobs, threads=threads, batch_sizes=named)
+    tried = arguments.plan.tried_params
+    return LocalEngine(objective, device=device, jobs=jobs, threads=threads, batch_sizes=named, params=tried)

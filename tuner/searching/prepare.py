@@ -18,7 +18,7 @@ from ..engines.choose import make_engine
 from ..report.units import gib
 from ..studies.catalog import choose_study, fingerprint, touch
 from ..studies.checkpoints import forget_checkpoints
-from ..studies.naming import study_name
+from ..studies.naming import objective_identity, study_name
 from ..studies.spec_json import encode_plan
 from ..studies.storage import Storage, open_storage
 from ..studies.study import Study
@@ -51,9 +51,7 @@ class Ready:
 
 
 @contextlib.contextmanager
-def prepared(
-    objective: Any, arguments: SearchArguments, deadline_s: float, *, fresh: bool, dry: bool = False
-) -> Iterator[Ready]:
+def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, dry: bool = False) -> Iterator[Ready]:
     """Open the storage, describe the objective, find its study, probe, and take up the search where it stands.
 
     `dry`: nothing is to be trained, and a study that has trials keeps what it says of its search.
@@ -68,7 +66,7 @@ def prepared(
         facts = dataclasses.replace(facts, can_continue=can_continue)
         if engine.jobs != arguments.plan.jobs:
             arguments = dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=engine.jobs))
-        study, taken_up = _study(storage, objective, arguments, facts, engine.device_info, fresh=fresh, dry=dry)
+        study, taken_up = _study(storage, objective, arguments, facts, engine.device_info, dry=dry)
         said = f"{len(study.finished)} trials so far" + (
             f", {len(study.orphans)} of them cut off when the last search was killed" if study.orphans else ""
         )
@@ -99,7 +97,6 @@ def _study(
     facts: Facts,
     device: DeviceInfo,
     *,
-    fresh: bool,
     dry: bool,
 ) -> tuple[Study, TakenUp]:
     """Find or make the study, and write down what it is about; return also what is to come of it."""
@@ -108,7 +105,10 @@ def _study(
     reference: ObjectiveRef | None = objective if isinstance(objective, ObjectiveRef) else None
     name = study_name(arguments.study, objective, facts)
     wanted = fingerprint(facts, arguments.plan, device)
-    study = choose_study(storage, name, wanted, named=arguments.study is not None, fresh=fresh)
+    identity = objective_identity(objective)
+    study = choose_study(
+        storage, name, wanted, named=arguments.study is not None, fresh=arguments.fresh, identity=identity
+    )
     taken_up = take_up(study, arguments.plan)
     if dry and study.finished:
         return study, taken_up
@@ -131,6 +131,7 @@ def _study(
     }
     study.set(
         fingerprint=wanted,
+        identity=identity,
         plan=encode_plan(arguments.plan),
         device=device.to_dict(),
         objective=target,

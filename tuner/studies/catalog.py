@@ -16,6 +16,7 @@ from ..core.plain_text import one_line
 from ..core.probe_results import DeviceInfo
 from ..core.specs import Plan
 from ..core.trials import Facts
+from .naming import is_anothers
 from .spec_json import encode_space
 from .storage import Storage
 from .storage_errors import reading
@@ -86,7 +87,30 @@ def make_study(storage: Storage, name: str) -> Study:
     return study
 
 
-def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, named: bool, fresh: bool = False) -> Study:
+def own_study(storage: Storage, name: str, identity: str | None, *, named: bool) -> tuple[str, Study | None]:
+    """Return the name of an objective's study, and the study if there is one.
+
+    Where the user did not give the name, and the study of that name is another objective's, it is NAME-2, NAME-3 ...
+    """
+    study = find_study(storage, name)
+    if named or study is None or not is_anothers(study.attributes.get("identity"), identity):
+        return name, study
+    for sibling in _siblings(storage, name):
+        other = find_study(storage, sibling)
+        if other is not None and not is_anothers(other.attributes.get("identity"), identity):
+            return sibling, other
+    return next_name(storage, name), None
+
+
+def choose_study(
+    storage: Storage,
+    name: str,
+    wanted: Mapping[str, Any],
+    *,
+    named: bool,
+    fresh: bool = False,
+    identity: str | None = None,
+) -> Study:
     """Return the study to go on with, swept of orphans, or a new one.
 
     Args:
@@ -95,13 +119,15 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
         wanted: The fingerprint of what is about to be searched.
         named: The user gave this name; otherwise `name-2`, `name-3` ... are looked at too.
         fresh: Make a new study beside the old one.
+        identity: Which objective it is; see `naming.objective_identity`.
 
     Raises:
         StudyError: The study holds trials of other settings; the message names old and new.
     """
     if fresh and name in storage.names():
         return make_study(storage, next_name(storage, name))
-    study = find_study(storage, name)
+    base = name
+    name, study = own_study(storage, name, identity, named=named)
     if study is None:
         return make_study(storage, name)
     study.sweep()
@@ -112,7 +138,7 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
     if not study.learned:
         forget_study(study)
         return make_study(storage, name)
-    for sibling in [] if named else reversed(_siblings(storage, name)):
+    for sibling in [] if named else reversed(_siblings(storage, base)):
         other = find_study(storage, sibling)
         if other is not None and not _differences(other, wanted):
             other.sweep()
@@ -126,7 +152,7 @@ def choose_study(storage: Storage, name: str, wanted: Mapping[str, Any], *, name
                     for key, old, new in differences
                 ),
                 "Its trials cannot be compared with new ones. Undo the change, or use --fresh (keeps the old study "
-                f"and makes {next_name(storage, name)!r}), or name another with --study.",
+                f"and makes {next_name(storage, base)!r}), or name another with --study.",
             ]
         )
     )

@@ -1,7 +1,12 @@
-"""What a study is called when the user does not say."""
+"""What a study is called when the user does not say, and whose it is.
+
+In a file the objective is a module-level variable, and a name other than `objective` is part of the study's name. The
+same holds in a script and in a notebook, so that two objectives of one notebook have studies of their own.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,39 @@ from ..core.trials import Facts
 
 def study_name(given: str | None, objective: Any, facts: Facts) -> str:
     """Return the name given, else the objective's own, else that of its file, else that of the running script."""
-    return given or facts.name or getattr(objective, "default_study_name", None) or script_name()
+    return given or facts.name or getattr(objective, "default_study_name", None) or _name_in_script(objective)
+
+
+def _name_in_script(objective: Any) -> str:
+    """Return the script's stem, and the name of the variable that holds the objective where it is not the usual one."""
+    variables = vars(sys.modules["__main__"]) if "__main__" in sys.modules else {}
+    names = [name for name, value in tuple(variables.items()) if value is objective and not name.startswith("_")]
+    return script_name() if not names or "objective" in names else f"{script_name()}-{names[0]}"
+
+
+def objective_identity(objective: Any) -> str | None:
+    """Return what tells an objective from another, and stays when it is edited: where it is, or what it is made of.
+
+    None where it has no name at all, such as a model that is a lambda.
+    """
+    where: str | None = getattr(objective, "place", None)
+    if where is not None:
+        return where
+    made_of = getattr(objective, "function", None) or getattr(objective, "model", None)
+    name = getattr(made_of, "__qualname__", None)
+    return None if name is None or "<" in name.rpartition(".")[2] else str(name)
+
+
+def is_anothers(stored: Any, identity: str | None) -> bool:
+    """Tell whether a study, by its stored identity, belongs to another objective: a file that is gone has moved.
+
+    Example:
+        >>> is_anothers("Net", "Wide"), is_anothers(None, "Wide"), is_anothers("/gone/model.py:net", "/model.py:net")
+        (True, False, False)
+    """
+    if not isinstance(stored, str) or identity is None or stored == identity:
+        return False
+    return not stored.startswith("/") or os.path.exists(stored.rpartition(":")[0])
 
 
 def script_name() -> str:

@@ -56,6 +56,7 @@ class Host:
         folder: str | None = None,
         sys_path: Sequence[str] | None = None,
         batch_sizes: tuple[int, ...] | None = None,
+        params: tuple[dict[str, Any], ...] = (),
     ) -> None:
         """Start the template and choose the device.
 
@@ -70,6 +71,7 @@ class Host:
             sys_path: Where they find the user's modules; default: as the caller does, see `launch.path_of_caller`.
             batch_sizes: Global batch sizes that a search names; default: there is no search, and no step times are
                 asked for.
+            params: Values of extra dimensions that model and optimizer are tried with before the facts are told.
 
         Raises:
             ObjectiveError: The objective cannot be pickled or loaded.
@@ -83,6 +85,7 @@ class Host:
         self._folder = folder
         self._sys_path = tuple(sys_path) if sys_path is not None else path_of_caller()
         self._batch_sizes = batch_sizes
+        self._params = params
         self._word = secrets.token_hex(16)
         cores, as_set = max(1, usable_cores() // jobs), threads_set({**os.environ, **self.environment})
         self.threads = threads or min(cores, as_set or cores)
@@ -154,7 +157,9 @@ class Host:
         if self._facts is None:
             # The model is described on CPU, whatever the device; the probe decides by what the user allows.
             answer = self.run(
-                messages.Describe(self._batch_sizes), device="cpu", fence_bytes=cpu_memory().available_bytes
+                messages.Describe(self._batch_sizes, self._params),
+                device="cpu",
+                fence_bytes=cpu_memory().available_bytes,
             )
             assert isinstance(answer, Facts)
             self._facts = answer

@@ -95,6 +95,8 @@ class Describe:
 
     batch_sizes: tuple[int, ...] | None = None
     """Global batch sizes that a search names: an objective may know their step times. None: there is no search."""
+    params: tuple[dict[str, Any], ...] = ()
+    """Values of extra dimensions with which model and optimizer must be able to be built."""
 
 
 @dataclass(frozen=True)

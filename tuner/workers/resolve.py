@@ -39,7 +39,10 @@ def _resolve_here(reference: ObjectiveRef) -> Any:
     from .worker import failure_of
 
     try:
-        return reference.resolve()
+        found = reference.resolve()
     except (Exception, SystemExit) as error:
         failure = dataclasses.replace(failure_of(error), outcome="error")  # There is no budget of memory here.
         raise error_of(failure, "loading the objective", output=None) from error
+    # As a reference it would tell them itself: its study is named after the file.
+    found.default_study_name, found.place = reference.default_study_name, reference.place
+    return found

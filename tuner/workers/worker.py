@@ -313,9 +313,14 @@ def _fence(job: messages.Job) -> None:
 
 
 def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: list[ProcessMeter]) -> messages.Answer:
+    from ...objectives.supervised import Supervised
+
     work = job.work
     if isinstance(work, messages.Describe):
-        return objective.describe(work.batch_sizes)
+        facts = objective.describe(work.batch_sizes)
+        if work.params and isinstance(objective, Supervised):
+            objective.try_params(work.params)
+        return facts
     if isinstance(work, messages.TryCuda):
         return try_cuda(work.device)
     if isinstance(work, messages.Measure):
