@@ -27,9 +27,13 @@ if TYPE_CHECKING:
     from .tuner.core.probe_results import ProbeResult as ProbeResult
     from .tuner.core.results import Recommendation as Recommendation
     from .tuner.core.results import SearchResult as SearchResult
+    from .tuner.core.take_home import RampForecast as RampForecast
+    from .tuner.core.take_home import Scaled as Scaled
     from .tuner.plan import plan as plan
     from .tuner.probe import probe as probe
+    from .tuner.scale import scale as scale
     from .tuner.search import search as search
+    from .tuner.theory.scaling import split as split
 
 _HOME = {
     "ArgumentError": "tuner.core.errors",
@@ -40,7 +44,9 @@ _HOME = {
     "ObjectiveError": "tuner.core.errors",
     "PlanResult": "tuner.core.probe_results",
     "ProbeResult": "tuner.core.probe_results",
+    "RampForecast": "tuner.core.take_home",
     "Recommendation": "tuner.core.results",
+    "Scaled": "tuner.core.take_home",
     "SearchResult": "tuner.core.results",
     "StudyError": "tuner.core.errors",
     "Supervised": "objectives.supervised",
@@ -50,7 +56,9 @@ _HOME = {
     "objective": "objectives.loop",
     "plan": "tuner.plan",
     "probe": "tuner.probe",
+    "scale": "tuner.scale",
     "search": "tuner.search",
+    "split": "tuner.theory.scaling",
 }
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 RUF100  # The names are the keys above.

@@ -4,6 +4,8 @@
 - `plan`: What would fit a device that is not here: steps traced on the device that is, replayed in an allocator of
   the other's size.
 - `probe`: `bstune probe`: the largest micro-batch that fits, found or taken from the study, and stored.
+- `scale`: A recommended setting at another batch size: learning rate, betas, weight decay and warm-up, moved by a
+  rule.
 - `search`: The whole story on one page: describe the objective, probe what fits, try settings, confirm, recommend.
 - `show`: What a study knows, read without disturbing the search that may be writing it.
 

@@ -20,6 +20,8 @@
   JSON.
 - `specs`: What a search was asked to do, and what the strategy asks for next: plain data between the modules of the
   search.
+- `take_home`: What users take home from a search: a setting at another batch size, the price of a ramp, a trained
+  model.
 - `trials`: What travels to and from a trial: the facts of an objective, what to run, what to measure, and the
   reports.
 - `version`: Which version this is, and those of the packages that an answer may depend on.

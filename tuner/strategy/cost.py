@@ -18,7 +18,7 @@ from functools import cached_property
 
 from ..core.probe_results import ProbeResult, StepTimeLine
 from ..core.trials import Facts
-from ..theory.scaling import split_batch
+from ..theory.scaling import split
 from ..theory.step_time import relative_line
 from .ledger import Run
 from .rungs import Rungs
@@ -54,7 +54,7 @@ class Cost:
 
     def split(self, batch: int) -> tuple[int, int]:
         """Return the micro-batch size and the accumulation steps with which a global batch is run."""
-        return split_batch(batch, batch if self.micro_max is None else self.micro_max)
+        return split(batch, batch if self.micro_max is None else self.micro_max)
 
     def step_s(self, batch: int, split: tuple[int, int] | None = None) -> float | None:
         """Return the seconds of an optimizer step; `split` is how a run was split, where that may differ from now."""

@@ -6,6 +6,8 @@ A rule here is a prior, never a law: the search learns the slope from its own tr
 
 from __future__ import annotations
 
+import operator
+
 from ..core.errors import ArgumentError
 
 SLOPE_PRIOR = {"sgd": (0.9, 0.15), "adam": (0.5, 0.2), "other": (0.6, 0.25)}
@@ -24,7 +26,7 @@ ANCHOR_BATCH = 64
 """The default learning rates above are meant for about this global batch size."""
 
 
-def split_batch(global_batch_size: int, micro_max: int, world_size: int = 1) -> tuple[int, int]:
+def split(global_batch_size: int, micro_max: int, world_size: int = 1) -> tuple[int, int]:
     """Split a global batch into equal micro-batches that fit, exactly.
 
     Args:
@@ -36,22 +38,26 @@ def split_batch(global_batch_size: int, micro_max: int, world_size: int = 1) -> 
         The micro-batch size and the number of accumulation steps; their product with `world_size` is the global batch.
 
     Raises:
-        ArgumentError: The global batch does not divide by `world_size`, or a number is below 1.
+        ArgumentError: The global batch does not divide by `world_size`, or one of them is no whole number of 1 or more.
 
     Example:
-        >>> split_batch(512, 24)
+        >>> split(512, 24)
         (16, 32)
     """
-    if min(global_batch_size, micro_max, world_size) < 1:
+    try:
+        batch, most, processes = (operator.index(value) for value in (global_batch_size, micro_max, world_size))
+    except TypeError:
+        batch = most = processes = 0
+    if min(batch, most, processes) < 1:
         raise ArgumentError(
             f"Cannot split a batch of {global_batch_size} by at most {micro_max} on {world_size} processes: all must "
-            "be 1 or more."
+            "be whole numbers of 1 or more."
         )
     if global_batch_size % world_size:
         raise ArgumentError(
             f"A global batch of {global_batch_size} does not divide by {world_size} processes; use a multiple of "
             f"{world_size}."
         )
-    per_device = global_batch_size // world_size
-    micro = next(m for m in range(min(micro_max, per_device), 0, -1) if per_device % m == 0)
+    per_device = batch // processes
+    micro = next(m for m in range(min(most, per_device), 0, -1) if per_device % m == 0)
     return micro, per_device // micro
