@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .objectives.load import load as load
     from .objectives.loop import objective as objective
     from .objectives.supervised import Supervised as Supervised
+    from .tuner.batch_ramp import BatchRamp as BatchRamp
     from .tuner.core.errors import ArgumentError as ArgumentError
     from .tuner.core.errors import BstuneError as BstuneError
     from .tuner.core.errors import DeviceError as DeviceError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ArgumentError": "tuner.core.errors",
+    "BatchRamp": "tuner.batch_ramp",
     "BstuneError": "tuner.core.errors",
     "DeviceError": "tuner.core.errors",
     "NoSignalError": "tuner.core.errors",

@@ -1,5 +1,6 @@
 """What the commands do, one file a verb, and the rooms behind them.
 
+- `batch_ramp`: A schedule that lets the batch grow where another would let the learning rate fall.
 - `doctor`: What bstune sees on this machine, and what will not work.
 - `plan`: What would fit a device that is not here: steps traced on the device that is, replayed in an allocator of
   the other's size.

@@ -17,7 +17,7 @@ ORDER = (
     ("__main__",),
     ("cli", "__init__"),
     ("commands",),
-    ("search", "probe", "plan", "scale", "show", "doctor"),
+    ("search", "probe", "plan", "scale", "batch_ramp", "show", "doctor"),
     ("searching", "testing"),
     ("engines",),
     ("probing",),

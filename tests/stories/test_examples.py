@@ -76,6 +76,21 @@ def test_the_same_seed_is_the_same_run(objective: Any) -> None:
     assert [report.val_loss for report in first] != [report.val_loss for report in other]
 
 
+def test_the_ramp_takes_fewer_updates(root: Path) -> None:
+    """In a short form, of two epochs: a third fewer than the cosine schedule beside it."""
+    result = subprocess.run(
+        [sys.executable, root / "examples" / "batch_ramp.py", "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    said = re.findall(r"^(\w+): (\d+) updates, validation loss ([\d.]+)$", result.stdout, re.MULTILINE)
+    assert [(name, int(updates)) for name, updates, _ in said] == [("cosine", 64), ("ramp", 42)]
+    assert all(float(loss) < math.log(10) for _, _, loss in said)
+
+
 def test_the_script_asks_and_trains_on(root: Path, tmp_path: Path) -> None:
     """A plain script without a `__main__` guard searches, trains with the answer, and leaves nothing but the study."""
     text = (root / "examples" / "from_script.py").read_text()
