@@ -1,0 +1,57 @@
+"""The user's present setting in a search: it is run first, compared with, and the centre of what is tried."""
+
+from __future__ import annotations
+
+import bstune
+import pytest
+from bstune.tests.strategy.replayed import TABLE, make
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.testing.fake_device import known_probe
+from bstune.tuner.testing.replay import replay
+
+
+def test_the_baseline_is_measured_and_is_the_centre() -> None:
+    """The user's own setting is the first that is tried."""
+    records = replay(make(budget=6, baseline=(32, 0.0075)), TABLE)
+
+    assert (records[0].global_batch_size, records[0].learning_rate) == (32, 0.0075)
+
+
+def test_a_baseline_beyond_a_full_run_is_refused() -> None:
+    """No step of it could be made."""
+    with pytest.raises(bstune.ArgumentError, match=r"more than the .* samples of a full run"):
+        make(budget=4, baseline=(10**6, 0.1))
+
+
+@pytest.mark.parametrize("baseline", [(32, 0.0075), (64, 0.00046875)])
+def test_the_baseline_is_run_to_its_end_and_compared(baseline: tuple[int, float]) -> None:
+    """However poor it is: it is the first run, sets the target, and the answer says how it compares."""
+    probe = known_probe(step_s=(0.01, 0.0001))
+    strategy = Strategy(Plan(budget=12, space=TABLE.space, baseline=baseline, goal="time"), TABLE.facts(), probe)
+    records = replay(strategy, TABLE)
+    best = strategy.recommend()
+
+    first = records[0]
+    assert (first.stage, first.state, first.global_batch_size, first.learning_rate) == (
+        "baseline",
+        "complete",
+        *baseline,
+    )
+    assert first.samples == TABLE.n_samples * TABLE.epochs
+    assert strategy.target == first.val_loss
+    (own,) = [each for each in best.compared if each.name == "your present setting"]
+    assert (own.setting.global_batch_size, own.setting.learning_rate) == baseline
+    assert own.setting.note.startswith("your present setting")
+    assert own.times_sooner is not None
+    assert own.times_sooner > 1
+
+
+def test_a_baseline_that_costs_more_than_half_the_budget_is_left_out() -> None:
+    """A full run at batch 8 takes six times as long as at the reference batch."""
+    probe = known_probe(step_s=(0.01, 0.0001))
+    records = replay(
+        Strategy(Plan(budget=8, space=TABLE.space, baseline=(8, 0.0075), goal="time"), TABLE.facts(), probe), TABLE
+    )
+
+    assert not [record for record in records if record.stage == "baseline"]

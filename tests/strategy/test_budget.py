@@ -1,0 +1,151 @@
+"""The budget of a search on tables whose truth is known: never exceeded, in runs and in seconds, and forecast."""
+
+from __future__ import annotations
+
+import pytest
+from bstune.tests.strategy.replayed import KINDS, TABLE, make, settings_of
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.report.progress import forecast_line
+from bstune.tuner.report.units import duration
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.testing.fake_device import known_probe
+from bstune.tuner.testing.replay import replay
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(("budget", "jobs"), [(2, 4), (4, 1), (4, 4), (7.5, 1)])
+def test_the_budget_is_never_exceeded(kind: str, budget: float, jobs: int) -> None:
+    """Training, with confirmation, stays within the budget; a loop may pass it by one report of each running trial."""
+    strategy = make(kind=kind, budget=budget, jobs=jobs)
+    slack = jobs * TABLE.n_samples if kind == "loop" else 0
+    allowed = budget * TABLE.n_samples * TABLE.epochs + slack
+
+    def watch(now: Strategy) -> None:
+        assert now.spent().samples <= allowed
+
+    records = replay(strategy, TABLE, slots=jobs, watch=watch)
+
+    assert strategy.stopped_by in ("budget", "converged")
+    assert sum(r.samples - r.start_samples for r in records) == strategy.spent().samples
+    assert strategy.recommend().verified
+
+
+def test_a_larger_budget_continues() -> None:
+    """More budget adds to what was done; nothing finished is run again."""
+    first = replay(make(budget=4), TABLE)
+    strategy = make(budget=8, history=first)
+
+    more = replay(strategy, TABLE)
+
+    assert more
+    assert strategy.spent().full_runs <= 8
+    confirmed = [r for r in (*first, *more) if r.stage == "confirm"]
+    assert len({(r.global_batch_size, r.learning_rate, r.seed) for r in confirmed}) == len(confirmed)
+
+
+def test_a_continued_run_is_charged_for_what_it_adds() -> None:
+    """A continued trial starts where the other stopped, carries its values, and only its own samples count."""
+    strategy = make(kind="continued", budget=8)
+
+    records = replay(strategy, TABLE)
+
+    by_number = {r.number: r for r in records}
+    continued = [r for r in records if r.continues is not None]
+    assert continued
+    for r in continued:
+        before = by_number[r.continues or 0]
+        assert r.start_samples == before.samples
+        assert r.values[: len(before.values)] == before.values
+    assert strategy.spent().samples == sum(r.samples - r.start_samples for r in records)
+
+
+def test_n_trials_counts_confirmation_too() -> None:
+    """`n_trials` is the total; one trial of it is kept for confirmation."""
+    strategy = make(budget=12, n_trials=6)
+
+    records = replay(strategy, TABLE)
+
+    assert len(records) == 6
+    assert strategy.stopped_by == "n_trials"
+    assert records[-1].stage == "confirm"
+    assert strategy.recommend().verified
+
+
+def test_a_budget_below_two_may_end_unverified_and_says_what_would_help() -> None:
+    """A budget of one full run is all for the search; the warning names the budget that verifies."""
+    strategy = make(budget=1)
+
+    replay(strategy, TABLE)
+    best = strategy.recommend()
+
+    assert not best.verified
+    assert any("budget of 2" in warning for warning in best.warnings)
+
+
+def test_the_forecast_is_said_before_training() -> None:
+    """It names trials, reference runs and the space; seconds are unknown without a step time."""
+    forecast = make(budget=8).forecast()
+
+    assert forecast.reference_runs == 8
+    assert forecast.n_trials >= 8
+    assert forecast.batch_range == (8, 512)
+    assert forecast.seconds is None
+
+
+def test_the_forecast_is_of_what_is_left_in_seconds() -> None:
+    """Reference runs are full runs at the smallest batch of half the peak speed, and a duration says the same."""
+    probe = known_probe(step_s=(0.01, 0.0001))
+    forecast = Strategy(Plan(budget=8, space=TABLE.space), TABLE.facts(), probe).forecast()
+
+    whole_s = TABLE.facts().full_run_samples / 128 * (0.01 + 0.0128)
+    assert forecast.reference_batch == 128
+    assert forecast.seconds == pytest.approx(8 * whole_s, rel=1e-3)
+    assert f"at most 8 full runs at batch 128, about {duration(forecast.seconds)} of training" in forecast_line(
+        forecast
+    )
+    same = Strategy(Plan(budget_s=8 * whole_s, space=TABLE.space), TABLE.facts(), probe).forecast()
+    assert same.reference_runs == pytest.approx(8, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("budget", [4, 12])
+def test_the_forecast_is_about_right(kind: str, budget: int) -> None:
+    """The number of trials that is announced is within a factor of two of what then runs."""
+    strategy = make(kind=kind, budget=budget)
+    said = strategy.forecast().n_trials
+
+    assert 0.5 * said <= len(replay(strategy, TABLE)) <= 2 * said
+
+
+@pytest.mark.parametrize("saturation", [16, 128, 512])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_search_keeps_to_its_seconds_whatever_it_tries(kind: str, saturation: int) -> None:
+    """On a line of any shape a search costs what was announced, in reference runs and in seconds, and is soon done."""
+    probe = known_probe(step_s=(saturation * 1e-4, 1e-4))
+    strategy = Strategy(Plan(budget=12, space=TABLE.space, goal="time"), TABLE.facts(**KINDS[kind]), probe)
+    announced = strategy.forecast().seconds or 0.0
+
+    records = replay(strategy, TABLE)
+
+    seconds = sum(
+        (r.samples - r.start_samples) / r.global_batch_size * 1e-4 * (saturation + r.global_batch_size) for r in records
+    )
+    assert seconds <= 1.05 * announced
+    assert strategy.spent().predicted_seconds == pytest.approx(seconds, rel=0.05)
+    best = strategy.recommend()
+    assert best.verified
+    tried = {r.global_batch_size for r in records}
+    near = [b for b in tried if best.global_batch_size / 4 <= b <= best.global_batch_size * 4]
+    assert len(near) >= 3
+
+
+def test_a_duration_is_a_budget() -> None:
+    """Both halves of a search that was cut off count towards it, and without a step time the trials' own seconds do."""
+    probe = known_probe(step_s=(0.01, 0.0001))
+    plan = Plan(budget_s=20.0, space=TABLE.space, goal="time")
+    whole = replay(Strategy(plan, TABLE.facts(), probe), TABLE)
+    again = Strategy(plan, TABLE.facts(), probe, whole[: len(whole) // 2])
+    rest = replay(again, TABLE)
+
+    assert settings_of([*whole[: len(whole) // 2], *rest]) == settings_of(whole)
+    assert 10 < (again.spent().predicted_seconds or 0.0) <= 20 * 1.05
