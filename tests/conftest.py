@@ -19,6 +19,7 @@ import pytest
 DEAREST = [
     "test_ray",
     "test_faults",
+    "test_signals",
     "test_probe",
     "test_worker",
     "test_scenarios",

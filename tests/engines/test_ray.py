@@ -5,18 +5,15 @@ And what is left of it when processes and nodes are killed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,139 +21,26 @@ import bstune
 import optuna
 import psutil
 import pytest
+from bstune.tests.engines.ray_searches import (
+    SPACE,
+    Once,
+    asked,
+    gone,
+    node_arguments,
+    ray_processes,
+    reported,
+    search,
+    trial_actors,
+    users_of,
+    watchful,
+)
 from bstune.tuner.core.progress import Progress
-from bstune.tuner.device.memory import Memory
+from bstune.tuner.engines.ray_actor import KIND_LABEL
 from bstune.tuner.report.text import search_text
 from bstune.tuner.studies.catalog import find_study
 from bstune.tuner.studies.storage import read_storage
-from bstune.tuner.workers.messages import Pickled
 
 pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
-
-from bstune.tuner.core.trials import Split, TrialSpec
-from bstune.tuner.engines import ray_actor
-from bstune.tuner.engines.ray_actor import KIND_LABEL, Carried, Task, decode_spec, encode_spec
-from bstune.tuner.engines.ray_layout import Slots, lay_out
-from bstune.tuner.engines.ray_source import pack
-from bstune.tuner.engines.ray_start import token
-
-MODEL = """
-import os, time
-import bstune, torch
-from shape import bowl, meet  # A neighbour of this file, which has to travel with it.
-
-held = []
-
-@bstune.objective(n_samples=320, epochs=4, evals=4)
-def objective(trial):
-    hoard = []
-    held.append(torch.ones(1 << 20))  # Nothing that a trial keeps is there in the next.
-    assert len(held) == 1
-    mark = os.environ.get("HOARD")  # Takes host memory without end, once.
-    if trial.number == 1 and mark and not os.path.exists(mark):
-        open(mark, "w").close()
-        while True:
-            hoard.append(torch.ones(50 << 20))
-            time.sleep(0.02)  # A moment for Ray to look.
-    if trial.number >= 0 and "MEET" in os.environ:
-        meet(os.environ["MEET"], f"{trial.number} {os.environ['NODE']}", "* 0", "* 1")
-    weight = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.SGD([weight], lr=trial.learning_rate)  # The probe counts its steps.
-    for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
-        weight.grad = torch.zeros(1)
-        optimizer.step()
-        if samples >= trial.next_report:
-            time.sleep(0.02)
-            trial.report(val_loss=bowl(samples, trial.learning_rate) + 0.001 * trial.seed, samples=samples)
-            while trial.number >= 0 and os.environ.get("NODE") == "1":  # Until its node is lost.
-                time.sleep(0.02)
-            if os.environ.get("MISBEHAVE") and trial.number == 1:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            if os.environ.get("MISBEHAVE") and trial.number == 2:
-                raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (64x10 and 20x30)")
-"""
-SHAPE = '''
-import math, time
-from pathlib import Path
-
-def bowl(samples, lr):
-    return 0.1 + math.exp(-samples / 500) + 0.05 * math.log10(lr / 0.01) ** 2
-
-def meet(folder, name, *others):
-    """Leave a mark that says where a trial runs, and wait for marks like these."""
-    Path(folder, name).touch()
-    while not all(any(Path(folder).glob(other)) for other in others):
-        time.sleep(0.02)
-'''
-SPACE = {"batch_size": [16, 32], "learning_rate": [0.001, 0.01, 0.1]}
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A formula in a file with a neighbour, in a folder of its own."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "shape.py").write_text(SHAPE)
-    (folder / "socket.py").write_text("raise ImportError('a file of the user was taken for one of Python')\n")
-    (folder / "model.py").write_text(MODEL)
-    return folder / "model.py"
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """A storage that does not exist yet."""
-    return f"sqlite:///{tmp_path}/bstune.db"
-
-
-def search(model: Path, url: str, **changes: Any) -> bstune.SearchResult:
-    """Search the formula, by Ray unless changed."""
-    arguments: dict[str, Any] = {"engine": "ray", "device": "cpu", "space": SPACE, "budget": 3, "storage": url}
-    return bstune.search(bstune.load(model), **(arguments | changes))
-
-
-def asked(result: bstune.SearchResult, n: int) -> list[tuple[Any, ...]]:
-    """What the first trials were asked to do."""
-    return [
-        (record.global_batch_size, record.learning_rate, record.seed, record.end_samples)
-        for record in result.records[:n]
-    ]
-
-
-def ray_processes() -> list[psutil.Process]:
-    """The processes of this test's Ray."""
-    return [child for child in psutil.Process().children(recursive=True) if "ray" in " ".join(child.cmdline()[:2])]
-
-
-def trial_actors() -> list[psutil.Process]:
-    """The Ray workers with a template process."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.name().startswith("ray::") and child.children()
-    ]
-
-
-class Once:
-    """Does something at the first progress that it is asked for."""
-
-    def __init__(self, act: Callable[[], None], when: Callable[[Progress], bool]) -> None:
-        """Act once."""
-        self._act: Callable[[], None] | None = act
-        self._when = when
-
-    def __call__(self, progress: Progress) -> None:
-        """Hear one progress."""
-        if self._act is not None and self._when(progress):
-            act, self._act = self._act, None
-            act()
-
-
-def reported(n: int) -> Callable[[Progress], bool]:
-    """Tell the first report of a trial with this number or a higher one."""
-    return lambda progress: progress.kind == "report" and progress.trial is not None and progress.trial.number >= n
-
-
-# --- the same search ----------------------------------------------------------------------------------------------
 
 
 def test_ray_asks_for_the_same_and_answers_the_same(
@@ -188,14 +72,6 @@ def test_ray_asks_for_the_same_and_answers_the_same(
     assert not threading.current_thread().daemon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db", "local.db", "model"]
     assert gone(ray_processes)
-
-
-def gone(processes: Callable[[], Sequence[object]], within_s: float = 30.0) -> bool:
-    """Tell whether the processes are gone within a time."""
-    deadline_s = time.monotonic() + within_s
-    while processes() and time.monotonic() < deadline_s:
-        time.sleep(0.1)
-    return not processes()
 
 
 def test_a_killed_ray_worker_costs_one_trial(model: Path, url: str) -> None:
@@ -276,26 +152,6 @@ def test_a_killed_driver_goes_on_where_it_was(model: Path, url: str, short: Path
     assert gone(lambda: list(short.glob("bstune-ray-*")))
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for temporary files of this test alone, with a path that is short enough for Ray's sockets."""
-    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        monkeypatch.setenv("TMPDIR", folder)
-        monkeypatch.setattr(tempfile, "tempdir", folder)
-        yield Path(folder)
-
-
-def users_of(folder: Path) -> list[int]:
-    """Return the processes of a Ray started in a folder: those that name it or have one of its files open."""
-    users = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            names = [*process.cmdline(), *(os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir())]
-            if process.pid != os.getpid() and any(f"{folder}/" in name for name in names):
-                users.append(process.pid)
-    return users
-
-
 TRAP = "open({mark!r}, 'w').close()\nraise ImportError('a trap')\n"
 SCRIPT = """
 import bstune
@@ -330,41 +186,6 @@ def test_rays_processes_run_nothing_of_the_current_folder(model: Path, url: str,
     assert done.returncode == 0, done.stderr
     assert done.stdout == "0.01\n"
     assert list(here.glob("executed-*")) == []
-
-
-# --- a cluster ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Make a cluster on this machine: an empty head and nodes of one trial each; nothing is reachable from outside."""
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", token())
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    for name, value in request.param().items():
-        monkeypatch.setenv(name, value)
-    from ray._private.authentication import authentication_token_setup
-    from ray.cluster_utils import Cluster
-
-    authentication_token_setup._enable_token_auth()  # Ray may have been imported before, and then does not look again.
-    cluster = Cluster(initialize_head=True, head_node_args=node_arguments(0))
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
-
-
-def watchful() -> dict[str, str]:
-    """Have Ray kill when a quarter of what is free now is used as well: far from what other programs need."""
-    memory = psutil.virtual_memory()
-    threshold = (memory.total - memory.available / 4) / memory.total
-    return {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-
-
-def node_arguments(n_cpus: int) -> dict[str, Any]:
-    """A small node."""
-    return {"num_cpus": n_cpus, "object_store_memory": 100 << 20, "include_dashboard": False}
 
 
 @pytest.mark.parametrize("cluster", [dict[str, str]], indirect=True, ids=["two nodes"])
@@ -541,108 +362,3 @@ def test_absent_resources_are_an_error_at_once(model: Path, url: str) -> None:
     with pytest.raises(bstune.ArgumentError, match="it goes with engine='ray'"):
         search(model, url, engine="optuna", ray_address="auto")
     assert time.monotonic() - start_s < 60
-
-
-@pytest.mark.parametrize(
-    ("nodes", "device", "jobs", "slots"),
-    [
-        ([{"CPU": 8}], "auto", 1, Slots(1, 8, 0)),
-        ([{"CPU": 8}], "cpu", 3, Slots(3, 2, 0)),
-        ([{"CPU": 0}, {"CPU": 1}, {"CPU": 1}], "auto", 2, Slots(2, 1, 0)),
-        ([{"CPU": 16, "GPU": 4}, {"CPU": 4}], "auto", 1, Slots(4, 4, 1)),
-        ([{"CPU": 16, "GPU": 4}], "cuda", 2, Slots(2, 4, 1)),
-        ([{"CPU": 16, "GPU": 4}], "cpu", 2, Slots(2, 8, 0)),
-    ],
-)
-def test_trials_are_laid_out_over_nodes(nodes: list[dict[str, float]], device: str, jobs: int, slots: Slots) -> None:
-    """A GPU takes one trial; without one the cores are shared, as many each as let all trials run at once."""
-    assert lay_out(nodes, device, jobs) == slots
-
-
-@pytest.mark.parametrize(
-    ("device", "jobs", "said"),
-    [("cuda", 1, "has no GPU"), ("auto", 9, "has 8 CPUs"), ("auto", 9, "Use jobs=8 or fewer")],
-)
-def test_more_than_the_cluster_has_is_refused(device: str, jobs: int, said: str) -> None:
-    """The message names both numbers."""
-    with pytest.raises(bstune.DeviceError, match=said):
-        lay_out([{"CPU": 8}], device, jobs)
-
-
-GIB = 1 << 30
-
-
-@pytest.mark.parametrize(
-    ("device", "node", "cards", "kind"),
-    [
-        ("cpu", {"CPU": 4.0}, [], "a CPU, 16 GiB"),
-        ("cpu", {"CPU": 16.0}, [], "a CPU, 4 GiB"),  # Four trials share it.
-        (
-            "cuda",
-            {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0},
-            [("NVIDIA H200", 140 * GIB)],
-            "NVIDIA H200, 140 GiB",
-        ),
-        ("cuda", {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0}, [], "H200"),
-        ("cuda", {"CPU": 16.0, "GPU": 4.0}, [], "GPU"),
-    ],
-)
-def test_a_kind_of_device_is_what_a_trial_gets_on_a_node(
-    monkeypatch: pytest.MonkeyPatch, device: str, node: dict[str, float], cards: list[tuple[str, int]], kind: str
-) -> None:
-    """Name and memory; a label comes first. Trials share the memory of a node without GPUs, and none shares a card."""
-    here: dict[str, Any] = {"Resources": node, "Labels": {"ray.io/node-id": "1"}}
-    monkeypatch.setattr(ray_actor, "this_node", lambda: here)
-    monkeypatch.setattr(
-        ray_actor, "nvml_devices", lambda: [{"name": name, "total_bytes": total} for name, total in cards]
-    )
-    monkeypatch.setattr("bstune.tuner.device.memory.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
-    monkeypatch.setattr("bstune.tuner.device.cuda.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
-    monkeypatch.setattr("bstune.tuner.device.memory._cpu_name", lambda: "a CPU")
-    task = Task(Pickled(b""), device, 4, None, None)
-
-    assert task.kind() == kind
-    assert task.sharing(here) == (4 if kind == "a CPU, 4 GiB" else 1)
-    here["Labels"][KIND_LABEL] = "shared"
-    assert task.kind() == "shared"
-
-
-def test_a_run_survives_the_way_through_tune() -> None:
-    """With its splits and all else."""
-    spec = TrialSpec(3, "search", 64, 64, 1, 0.1, 0, 640, (320, 640), {"depth": 2}, splits={"small": Split(8, 8, None)})
-
-    assert decode_spec(encode_spec(spec)) == spec
-
-
-def test_source_travels_and_data_stays(tmp_path: Path) -> None:
-    """What is sent to a cluster is code and small settings, not data, caches, environments or hidden files."""
-    home = tmp_path / "home"
-    for name in (
-        "model.py",
-        "lib/layers.py",
-        "conf.yaml",
-        "data/train.json",
-        ".git/config.py",
-        "venv/pyvenv.cfg",
-        "venv/lib.py",
-        "w.pt",
-    ):
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).write_text("x")
-    (home / "big.json").write_bytes(b"0" * (2 << 20))
-
-    pack(home, tmp_path / "packed")
-
-    packed = tmp_path / "packed"
-    assert sorted(str(path.relative_to(packed)) for path in packed.rglob("*") if path.is_file()) == [
-        "conf.yaml",
-        "lib/layers.py",
-        "model.py",
-    ]
-
-
-def test_an_error_survives_the_way_through_ray() -> None:
-    """With its type, its words and its numbers."""
-    error = Carried.of(bstune.NothingFitsError("no", needed_bytes=3, budget_bytes=2)).error()
-    assert isinstance(error, bstune.NothingFitsError)
-    assert (str(error), error.needed_bytes, error.budget_bytes) == ("no", 3, 2)

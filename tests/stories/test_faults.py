@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import os
-import pty
 import resource
-import signal
 import sqlite3
 import subprocess
-import sys
-import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +18,7 @@ from typing import Any
 import bstune
 import psutil
 import pytest
-from bstune.tuner.core.interrupts import held
-from bstune.tuner.core.results import TrialRecord
+from bstune.tests.stories.faulty import PROBE, command, records, search
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import TrialSpec, Verdict
 from bstune.tuner.engines.base import Event, Finished, Lost, Reported
@@ -33,87 +27,11 @@ from bstune.tuner.searching.loop import Drive
 from bstune.tuner.searching.probes import corrected
 from bstune.tuner.searching.result import make_strategy
 from bstune.tuner.studies import sqlite as sqlite_module
-from bstune.tuner.studies.catalog import find_study, make_study
-from bstune.tuner.studies.storage import open_storage, read_storage
-from bstune.tuner.testing.fake_device import known_probe
+from bstune.tuner.studies.catalog import make_study
+from bstune.tuner.studies.storage import open_storage
 from bstune.tuner.testing.replay import TablePool
 from bstune.tuner.testing.tables import synthetic
 from bstune.tuner.workers import messages
-from bstune.tuner.workers.fork_server import Host
-
-SPACE = {"batch_size": [16, 32], "learning_rate": [0.001, 0.01, 0.1]}
-MODEL = """
-import ctypes, math, os, signal, subprocess, time
-import bstune, torch
-
-def misbehave(trial, does):
-    if does == "hang":
-        signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP})
-        time.sleep(1000)
-    if does == "sigkill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if does == "segfault":
-        ctypes.string_at(0)
-    if does == "exit":
-        os._exit(7)
-    if does == "late oom":
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    if does == "cudnn":
-        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
-    if does == "children":
-        subprocess.Popen(["sleep", os.environ["SLEEP_S"]])
-        os._exit(9)
-
-FAULTS = os.environ.get("FAULTS", "").split(",")
-
-@bstune.objective(n_samples=320, epochs=4, evals=4)
-def objective(trial):
-    weight = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.SGD([weight], lr=trial.learning_rate)
-    for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
-        weight.grad = torch.zeros(1)
-        optimizer.step()
-        if samples >= trial.next_report:
-            time.sleep(float(os.environ.get("SLOWLY", "0")))
-            loss = 0.1 + math.exp(-samples / 500) + 0.05 * math.log10(trial.learning_rate / 0.01) ** 2
-            trial.report(val_loss=loss + 0.001 * trial.seed, samples=samples)
-            if 0 <= trial.number < len(FAULTS):
-                misbehave(trial, FAULTS[trial.number])
-"""
-PROBE = known_probe(64, step_s=None, n_train_samples=320)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a model."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv("BSTUNE_STORAGE", raising=False)
-    (tmp_path / "model.py").write_text(MODEL)
-    return tmp_path
-
-
-def search(folder: Path, **changes: Any) -> bstune.SearchResult:
-    """Search the model; a probe is given, so that none is made."""
-    arguments: dict[str, Any] = {
-        "probe": PROBE,
-        "space": SPACE,
-        "budget": 4,
-        "device": "cpu",
-        "storage": f"sqlite:///{folder}/bstune.db",
-    }
-    return bstune.search(bstune.load(folder / "model.py"), **(arguments | changes))
-
-
-def records(folder: Path) -> list[TrialRecord]:
-    """The trials that are stored."""
-    with read_storage(f"sqlite:///{folder}/bstune.db") as storage:
-        study = find_study(storage, "model")
-        assert study is not None
-        return list(study.records)
-
-
-# --- in a trial ---------------------------------------------------------------------------------------------------
 
 
 def test_whatever_a_trial_does_the_search_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,229 +151,6 @@ def test_a_mistake_on_a_card_is_a_mistake(message: str) -> None:
     (event,) = pool.events(1.0)
     assert isinstance(event, Lost)
     assert event.cause == "error"
-
-
-# --- to the search ------------------------------------------------------------------------------------------------
-
-
-def command(*arguments: str) -> list[str]:
-    """The command line of a program of its own."""
-    space = ["--space", "batch_size=16,32", "--space", "learning_rate=0.001,0.01,0.1"]
-    return [
-        sys.executable,
-        "-c",
-        "from bstune.cli import main; main()",
-        "search",
-        "model.py",
-        "--device",
-        "cpu",
-        *space,
-        *arguments,
-    ]
-
-
-def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """Start a search that takes its time."""
-    environment = {**os.environ, "SLOWLY": "0.3"}
-    return subprocess.Popen(
-        command("--budget", "40", *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **options,
-    )
-
-
-def read_until(process: subprocess.Popen[str], word: str) -> None:
-    """Read what a search says until it says this word."""
-    assert process.stderr is not None
-    assert any(word in line for line in process.stderr)
-
-
-def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that a search has started."""
-    return psutil.Process(process.pid).children(recursive=True)
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    """Tell whether these processes end within seconds."""
-    return psutil.wait_procs(processes, timeout=10)[1] == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_end_is_an_interruption(folder: Path, number: signal.Signals) -> None:
-    """As Ctrl-C: the best so far on stdout, exit 130, everything stored, no process left; however often it is sent."""
-    process = start()
-    read_until(process, "trial 2")
-    children = family(process)
-    for _ in range(3):
-        process.send_signal(number)
-        time.sleep(0.02)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert stdout.startswith("verified: false")
-    assert "Traceback" not in stderr
-    assert children
-    assert gone(children)
-    assert all(record.state != "running" for record in records(folder))
-
-
-@pytest.mark.parametrize(
-    "write", ["create_new_trial", "set_trial_intermediate_value", "set_trial_user_attr", "set_trial_state_values"]
-)
-def test_a_signal_waits_for_the_end_of_what_is_written(write: str) -> None:
-    """Whichever write it meets: what is stored is what the search believes, and no trial of it runs."""
-    table = synthetic()
-    with open_storage("sqlite:///:memory:") as storage, pytest.MonkeyPatch.context() as patch:
-        study = make_study(storage, "interrupted")
-        strategy = make_strategy(Plan(budget=4, space=table.space), table.facts(), None, study)
-        real = getattr(storage.backend, write)
-
-        def interrupted(*arguments: Any, **named: Any) -> Any:
-            patch.undo()
-            answer = real(*arguments, **named)
-            signal.raise_signal(signal.SIGINT)
-            return answer
-
-        patch.setattr(storage.backend, write, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            Drive(study, strategy, None, tell=lambda *_: None).run(TablePool(table, 1))
-        stored = find_study(storage, "interrupted")
-        assert stored is not None
-        assert stored.records
-        assert all(record.state != "running" for record in stored.records)
-        assert stored.records == study.records
-
-
-def test_a_second_interrupt_does_not_wait() -> None:
-    """What is written may hang, on a server that has gone silent; the handlers are as before then."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    reached = []
-
-    def write_for_ever() -> None:
-        with held():
-            for _ in range(3):
-                reached.append("interrupted")
-                signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        write_for_ever()
-    assert len(reached) == 2
-    assert [signal.getsignal(number) for number in numbers] == before
-
-
-def test_a_signal_before_all_are_held_keeps_what_it_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first SIGTERM makes the next one ignored, so it cannot end the clean-up, even while handlers are replaced."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def terminate(*_: object) -> None:
-        set_handler(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    def at_a_bad_moment(number: int, handler: Any) -> Any:
-        monkeypatch.undo()
-        signal.raise_signal(signal.SIGTERM)
-        return set_handler(number, handler)
-
-    def hold() -> None:
-        with held():
-            pytest.fail("the signal should have come before")
-
-    set_handler = signal.signal
-    set_handler(signal.SIGTERM, terminate)
-    monkeypatch.setattr(signal, "signal", at_a_bad_moment)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            hold()
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
-    finally:
-        set_handler(signal.SIGTERM, before)
-
-
-@pytest.mark.timeout(60)
-def test_a_signal_waits_for_the_end_of_a_message(folder: Path) -> None:
-    """Half a message taken from the template would spoil all that it says later, such as which process has ended."""
-    with Host(bstune.load(folder / "model.py"), device="cpu") as host, pytest.MonkeyPatch.context() as patch:
-        control = host._first._control
-        real = control._part
-
-        def interrupted() -> bytes:
-            patch.undo()
-            part = real()
-            signal.raise_signal(signal.SIGINT)
-            return part
-
-        patch.setattr(control, "_part", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            host.start(messages.Describe())
-        assert host.facts.n_samples == 320
-    assert psutil.Process().children(recursive=True) == []
-
-
-def test_a_terminal_that_goes_ends_the_search_in_order(folder: Path) -> None:
-    """Its window is closed: it gets SIGHUP and every write fails; what was finished is stored, no process is left."""
-    master, slave = pty.openpty()
-
-    def take_terminal() -> None:
-        os.setsid()
-        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-
-    process = subprocess.Popen(
-        command("--budget", "40"),
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        preexec_fn=take_terminal,
-        env={**os.environ, "SLOWLY": "0.3"},
-    )
-    os.close(slave)
-    deadline_s = time.monotonic() + 60
-    while not (folder / "bstune.db").exists() or len([r for r in try_records(folder) if r.state != "running"]) < 2:
-        assert time.monotonic() < deadline_s
-        os.set_blocking(master, False)
-        with contextlib.suppress(BlockingIOError):
-            os.read(master, 65536)
-        time.sleep(0.2)
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.close(master)
-    assert process.wait(30) != 0
-    assert children
-    assert gone(children)
-    stored = records(folder)
-    assert len(stored) >= 2
-    assert all(record.state != "running" for record in stored)
-
-
-def try_records(folder: Path) -> list[TrialRecord]:
-    """The trials that are stored; none while there is no study."""
-    with contextlib.suppress(bstune.StudyError, AssertionError):
-        return records(folder)
-    return []
-
-
-def test_a_terminal_that_goes_changes_nothing_under_nohup(folder: Path) -> None:
-    """Who asked for the search to stay gets its result."""
-    process = start("--budget", "3", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    read_until(process, "trial 0")
-    process.send_signal(signal.SIGHUP)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
-    assert stdout.startswith("verified: true")
-
-
-def test_a_reader_that_goes_does_not_end_the_search(folder: Path) -> None:
-    """`bstune search model.py 2>&1 | head`: progress is for whoever reads it; the result is stored either way."""
-    process = start("--budget", "3")
-    read_until(process, "Forecast")
-    assert process.stderr is not None
-    process.stderr.close()
-    assert process.stdout is not None
-    with process.stdout as pipe:
-        stdout = pipe.read()
-    assert process.wait(60) == 0
-    assert stdout.startswith("verified: true")
 
 
 def limit_file_size() -> None:

@@ -1,105 +1,28 @@
-"""The storage and the study in it.
-
-What is written is read back, by us and by plain Optuna, whatever happens in between.
-"""
+"""Whatever is written into a study is read back, also when the search was killed at any moment."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
-import random
-import sqlite3
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
+from bstune.tests.studies.written import AXES, finished, opened, report, run_one, spec
 from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.dimension import Dimension
 from bstune.tuner.core.errors import ArgumentError, StudyError
-from bstune.tuner.core.probe_results import DeviceInfo
-from bstune.tuner.core.results import NoisePoint, TrialRecord
+from bstune.tuner.core.results import NoisePoint
 from bstune.tuner.core.specs import Plan
-from bstune.tuner.core.trials import Facts, TrialReport, TrialSpec
 from bstune.tuner.studies.catalog import (
-    choose_study,
-    find_study,
-    fingerprint,
     make_study,
-    newest_study,
-    probe_key,
-    same_probe,
     studies,
-    touch,
 )
 from bstune.tuner.studies.optuna_parameters import Axes
 from bstune.tuner.studies.spec_json import decode_plan, encode_plan, encode_space
-from bstune.tuner.studies.storage import Storage, open_storage, read_storage
-from bstune.tuner.studies.study import Study, stored_arguments
+from bstune.tuner.studies.storage import open_storage
+from bstune.tuner.studies.study import stored_arguments
 from optuna.distributions import distribution_to_json
-
-AXES = Axes((4, 256), (1e-4, 1.0), {})
-FACTS = Facts(name=None, kind="loop", n_samples=1000, epochs=2.0, source_hash="abc")
-CPU = DeviceInfo("cpu", "here")
-
-
-def spec(**changes: Any) -> TrialSpec:
-    """A run of 640 samples at batch 64."""
-    values: dict[str, Any] = {
-        "number": -1,
-        "stage": "search",
-        "global_batch_size": 64,
-        "micro_batch_size": 32,
-        "accumulation_steps": 2,
-        "learning_rate": 0.1 / 3,
-        "seed": 0,
-        "end_samples": 640,
-        "points": (64, 320, 640),
-    }
-    return TrialSpec(**(values | changes))
-
-
-def report(number: int, points: tuple[int, ...], loss: float, samples: int | None = None) -> TrialReport:
-    """A report as a worker sends it."""
-    return TrialReport(number, points, samples or max(points), loss, {"accuracy": 0.5}, 1.5)
-
-
-def finished(record: TrialRecord, **changes: Any) -> TrialRecord:
-    """The record of a run that came to its end."""
-    loss = record.values[-1][1] if record.values else None
-    return dataclasses.replace(
-        record, **({"state": "complete", "reason": "", "val_loss": loss, "seconds": 2.0} | changes)
-    )
-
-
-def run_one(study: Study, **changes: Any) -> TrialRecord:
-    """Run one trial from its beginning to its end."""
-    record = study.begin(spec(**changes), AXES)
-    for point in (64, 320, 640):
-        record = study.report(report(record.number, (point,), 1 / point))
-    record = finished(record)
-    study.finish(record)
-    return record
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """A storage that does not exist yet."""
-    return f"sqlite:///{tmp_path}/bstune.db"
-
-
-@contextlib.contextmanager
-def opened(url: str, name: str = "digits") -> Iterator[Study]:
-    """The study of this name, open for writing."""
-    with open_storage(url) as storage:
-        yield find_study(storage, name) or make_study(storage, name)
-
 
 # --- round trips --------------------------------------------------------------------------------------------------
 
@@ -272,161 +195,6 @@ def test_a_trial_whose_result_was_written_is_finished(url: str, monkeypatch: pyt
     assert optuna.load_study(study_name="digits", storage=url).trials[0].value == 0.25
 
 
-# --- one writer, many readers -------------------------------------------------------------------------------------
-
-
-def test_the_second_writer_is_told_who_holds_the_storage(url: str) -> None:
-    """It names the process, and the first one is not disturbed."""
-    with opened(url) as study:
-        with pytest.raises(StudyError, match=rf"in use: process {os.getpid()} on .* uses it since 20.*Wait for it"):
-            open_storage(url)
-        run_one(study)
-    assert sorted(path.name for path in Path(url.removeprefix("sqlite:///")).parent.iterdir()) == ["bstune.db"]
-
-
-def test_the_lock_of_a_dead_process_is_taken_over(url: str, tmp_path: Path) -> None:
-    """A lock file that nobody has locked costs nothing."""
-    code = f"import os; from bstune.tuner.studies.storage import open_storage; open_storage({url!r}); os._exit(9)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
-    assert (tmp_path / "bstune.db.lock").exists()
-    with opened(url) as study:
-        run_one(study)
-    assert not (tmp_path / "bstune.db.lock").exists()
-
-
-def test_readers_never_wait_for_the_writer(url: str, tmp_path: Path) -> None:
-    """While a write is under way, a reader that is not ready to wait reads what was there before."""
-    with opened(url) as study:
-        run_one(study)
-        with study.storage.backend.engine.begin() as writing:  # type: ignore[attr-defined]
-            writing.exec_driver_sql("UPDATE studies SET study_name = 'other'")
-            with contextlib.closing(sqlite3.connect(tmp_path / "bstune.db", timeout=0)) as reader:
-                assert reader.execute("SELECT study_name FROM studies").fetchall() == [("digits",)]
-            with read_storage(url) as storage:
-                assert storage.names() == ["digits"]
-            writing.rollback()
-
-
-def test_reading_makes_nothing(url: str, tmp_path: Path) -> None:
-    """Asking for a study in a storage that is not there is an error and leaves no file."""
-    with pytest.raises(StudyError, match="There is no storage"):
-        read_storage(url)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_new_storage_that_stays_empty_is_removed(url: str, tmp_path: Path) -> None:
-    """A search that failed before it had a study leaves nothing."""
-    open_storage(url).close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_storage_in_memory_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`sqlite:///:memory:` works and leaves nothing."""
-    monkeypatch.chdir(tmp_path)
-    with opened("sqlite:///:memory:") as study:
-        assert run_one(study).number == 0
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_brace_in_the_path_is_only_a_brace(tmp_path: Path) -> None:
-    """Optuna formats its URL; a folder called {x} must not matter."""
-    (tmp_path / "{x}").mkdir()
-    with opened(f"sqlite:///{tmp_path}/{{x}}/bstune.db") as study:
-        run_one(study)
-    assert (tmp_path / "{x}" / "bstune.db").exists()
-
-
-# --- what a storage can be besides one ------------------------------------------------------------------------------
-
-
-def test_a_file_that_is_no_database(url: str, tmp_path: Path) -> None:
-    """It is named, not touched, and no lock is left."""
-    (tmp_path / "bstune.db").write_text("my thesis " * 1000)
-    for attempt in (open_storage, read_storage):
-        with pytest.raises(
-            StudyError, match=r"bstune\.db cannot be used: it is not a database\. Name another file with --storage"
-        ):
-            attempt(url)
-    assert (tmp_path / "bstune.db").read_text() == "my thesis " * 1000
-    assert not (tmp_path / "bstune.db.lock").exists()
-
-
-def test_a_database_of_something_else(url: str, tmp_path: Path) -> None:
-    """Optuna's tables are not added to somebody's address book."""
-    with contextlib.closing(sqlite3.connect(tmp_path / "bstune.db")) as connection:
-        connection.execute("CREATE TABLE addresses (name)")
-        connection.commit()
-    with pytest.raises(StudyError, match=r"something else \(tables addresses\)"):
-        open_storage(url)
-    with contextlib.closing(sqlite3.connect(tmp_path / "bstune.db")) as connection:
-        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("addresses",)]
-
-
-def test_a_read_only_storage(url: str, tmp_path: Path) -> None:
-    """`mode=ro` can be shown but not searched in; permission bits would prove nothing for root."""
-    with opened(url) as study:
-        run_one(study)
-    read_only = f"sqlite:///file:{tmp_path}/bstune.db?mode=ro&uri=true"
-    with pytest.raises(StudyError, match=r"cannot be written \(read-only\)"):
-        open_storage(read_only)
-    with read_storage(read_only) as storage:
-        assert storage.names() == ["digits"]
-    with opened(url) as study:
-        assert len(study.records) == 1
-
-
-@pytest.mark.parametrize(
-    ("bad", "said"),
-    [
-        ("sqlite:///{tmp}/missing/bstune.db", "its folder does not exist"),
-        ("sqlite:///{tmp}", "is a folder"),
-        ("oracle://localhost/db", "of a kind that is not known: expected sqlite:///FILE"),
-        ("runs.db", r"is not a storage URL: expected sqlite:///FILE.*; for a file, sqlite:///runs\.db"),
-        ("journal:", "names no file"),
-    ],
-)
-def test_urls_that_cannot_be(bad: str, said: str, tmp_path: Path) -> None:
-    """Each has one clear message."""
-    with pytest.raises(StudyError, match=said):
-        open_storage(bad.format(tmp=tmp_path))
-
-
-def fill_up(storage: Storage) -> None:
-    """Let SQLite say SQLITE_FULL from the next page on."""
-    import sqlalchemy
-
-    engine = storage.backend.engine  # type: ignore[attr-defined]
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def limit(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA max_page_count = 1")
-
-    storage.backend.remove_session()
-    engine.dispose()
-
-
-def fill(study: Study) -> None:
-    """Write until there is no room."""
-    for _ in range(200):
-        run_one(study)
-
-
-def test_a_full_disk_loses_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One clear error; finished trials are there once there is room, and Python's random numbers are as before."""
-    monkeypatch.setattr("time.sleep", lambda _: None)  # Optuna tries five times, with random pauses.
-    state = random.getstate()
-    with opened(url) as study:
-        kept = run_one(study)
-        fill_up(study.storage)
-        with pytest.raises(StudyError, match=r"the disk is full\. Free some space and run the same command again"):
-            fill(study)
-    assert random.getstate() == state
-    with opened(url) as study:
-        study.sweep()
-        assert study.records[0] == kept
-        assert run_one(study).state == "complete"
-
-
 def test_a_study_of_a_newer_bstune(url: str) -> None:
     """It is left alone, and is not in the way of another study that looks for a stored probe."""
     with opened(url) as study:
@@ -446,17 +214,6 @@ def test_a_study_that_is_not_ours(url: str) -> None:
         run_one(study)
 
 
-def test_tables_of_another_optuna(url: str, tmp_path: Path) -> None:
-    """A schema that this Optuna does not know is said in one sentence."""
-    with opened(url):
-        pass
-    with contextlib.closing(sqlite3.connect(tmp_path / "bstune.db")) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
-        connection.commit()
-    with pytest.raises(StudyError, match="another version of Optuna made its tables"):
-        open_storage(url)
-
-
 @pytest.mark.parametrize(
     ("plan", "budget"), [(Plan(budget=8), 8), (Plan(budget_s=1200.0), "1200.0 s"), (Plan(budget_s=1e-5), "1e-05 s")]
 )
@@ -470,123 +227,3 @@ def test_a_stored_budget_is_given_again_as_it_was(url: str, plan: Plan, budget: 
         assert check_search(**again).plan == plan
         study.set(plan={name: value for name, value in encode_plan(Plan(budget=7)).items() if name != "budget_s"})
         assert check_search(**stored_arguments(study)).plan == Plan(budget=7)
-
-
-# --- which study --------------------------------------------------------------------------------------------------
-
-
-def chosen(storage: Storage, *, seed: int = 0, named: bool = False, fresh: bool = False, **changes: Any) -> Study:
-    """The study that a search with these settings would go on with."""
-    wanted = fingerprint(dataclasses.replace(FACTS, **changes), Plan(seed=seed), CPU)
-    study = choose_study(storage, "digits", wanted, named=named, fresh=fresh)
-    study.set(fingerprint=wanted)
-    return study
-
-
-def test_changed_settings_are_named_old_and_new(url: str) -> None:
-    """The message says what changed, and the three ways on."""
-    with open_storage(url) as storage:
-        run_one(chosen(storage))
-        with pytest.raises(StudyError) as caught:
-            chosen(storage, seed=7, source_hash="xyz", epochs=3.0)
-        text = str(caught.value)
-        assert "source of the objective: was abc, now xyz" in text
-        assert "epochs: was 2.0, now 3.0" in text
-        assert "seed: was 0, now 7" in text
-        assert "precision" not in text
-        assert "--fresh" in text
-        assert "'digits-2'" in text
-        assert "--study" in text
-        assert chosen(storage).name == "digits"
-
-
-def test_the_same_code_in_another_text_goes_on(url: str) -> None:
-    """Both hashes are then stored as they are now. A study of an older bstune has that of the text alone."""
-    with open_storage(url) as storage:
-        run_one(chosen(storage, source_hash="text", code_hash=None))
-        old = dict(chosen(storage, source_hash="text", code_hash="code").attributes["fingerprint"])
-        del old["code"]
-        find = find_study(storage, "digits")
-        assert find is not None
-        find.set(fingerprint=old)
-        with pytest.raises(StudyError, match="source of the objective: was text, now other"):
-            chosen(storage, source_hash="other", code_hash="code")
-        assert chosen(storage, source_hash="text", code_hash="code").attributes["fingerprint"]["code"] == "code"
-
-        assert chosen(storage, source_hash="comment", code_hash="code").attributes["fingerprint"]["source"] == "comment"
-        assert chosen(storage, source_hash="comment", code_hash="another Python's").name == "digits"
-        with pytest.raises(StudyError, match="source of the objective: was comment, now mended"):
-            chosen(storage, source_hash="mended", code_hash="mended")
-        with pytest.raises(StudyError, match="source of the objective"):
-            chosen(storage, source_hash="unreadable", code_hash=None)
-
-
-def test_a_stored_probe_answers_the_same_code() -> None:
-    """It was made of the model, not of what is said about it."""
-    wanted = probe_key(dataclasses.replace(FACTS, source_hash="text", code_hash="code"), CPU)
-    old = {name: value for name, value in wanted.items() if name != "code"}
-    assert same_probe(wanted, wanted)
-    assert same_probe(old, wanted)
-    assert same_probe({**wanted, "source": "comment"}, wanted)
-    assert not same_probe({**wanted, "source": "comment", "code": None}, wanted)
-    assert not same_probe({**wanted, "source": "mended", "code": "mended"}, wanted)
-    assert not same_probe({**wanted, "seed": 1}, wanted)
-    assert not same_probe(None, wanted)
-
-
-def test_fresh_keeps_the_old_study(url: str) -> None:
-    """`--fresh` makes NAME-2; afterwards the plain command finds the one that matches."""
-    with open_storage(url) as storage:
-        run_one(chosen(storage))
-        run_one(chosen(storage, seed=7, fresh=True))
-        assert storage.names() == ["digits", "digits-2"]
-        assert chosen(storage, seed=7).name == "digits-2"
-        assert chosen(storage, seed=0).name == "digits"
-        with pytest.raises(StudyError, match="made with other settings"):
-            chosen(storage, seed=7, named=True)
-        assert chosen(storage, fresh=True).name == "digits-3"
-
-
-def test_a_study_that_learned_nothing_makes_way(url: str) -> None:
-    """After a first trial that failed, the repaired file needs no new name."""
-    with open_storage(url) as storage:
-        study = chosen(storage)
-        record = study.begin(spec(), AXES)
-        study.finish(dataclasses.replace(record, state="failed", reason="ValueError: no", cause="error"))
-        again = chosen(storage, source_hash="mended")
-        assert (again.name, again.records) == ("digits", ())
-
-
-def test_a_finished_trial_is_seen_before_a_study_makes_way(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between the two writes of its only trial, the study has learned something and is not replaced."""
-    with open_storage(url) as storage:
-        study = chosen(storage)
-        record = study.begin(spec(), AXES)
-        record = finished(study.report(report(record.number, (640,), 0.25)))
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                optuna.storages.RDBStorage, "set_trial_state_values", lambda *_: (_ for _ in ()).throw(SystemExit)
-            )
-            with pytest.raises(SystemExit):
-                study.finish(record)
-    with open_storage(url) as storage:
-        with pytest.raises(StudyError, match="made with other settings"):
-            chosen(storage, seed=7)
-        assert chosen(storage).records == (record,)
-
-
-def test_the_newest_study_is_the_one_used_last(url: str) -> None:
-    """Not the one made last."""
-    with open_storage(url) as storage:
-        first, second = make_study(storage, "first"), make_study(storage, "second")
-        touch(second)
-        first.set(objective="/there/model.py:objective")
-        touch(first)
-        assert newest_study(storage).name == "first"
-        assert newest_study(storage, with_file=True).name == "first"
-        assert newest_study(storage, name="second").name == "second"
-        with pytest.raises(StudyError, match="no study 'second' that stores a file"):
-            newest_study(storage, name="second", with_file=True)
-        touch(second)
-        assert newest_study(storage).name == "second"
-        assert newest_study(storage, with_file=True).name == "first"

@@ -1,0 +1,123 @@
+"""How trials are laid out over the nodes of a Ray cluster, and what travels there; no Ray is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bstune
+import pytest
+from bstune.tuner.core.trials import Split, TrialSpec
+from bstune.tuner.device.memory import Memory
+from bstune.tuner.engines import ray_actor
+from bstune.tuner.engines.ray_actor import KIND_LABEL, Carried, Task, decode_spec, encode_spec
+from bstune.tuner.engines.ray_layout import Slots, lay_out
+from bstune.tuner.engines.ray_source import pack
+from bstune.tuner.workers.messages import Pickled
+
+pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "jobs", "slots"),
+    [
+        ([{"CPU": 8}], "auto", 1, Slots(1, 8, 0)),
+        ([{"CPU": 8}], "cpu", 3, Slots(3, 2, 0)),
+        ([{"CPU": 0}, {"CPU": 1}, {"CPU": 1}], "auto", 2, Slots(2, 1, 0)),
+        ([{"CPU": 16, "GPU": 4}, {"CPU": 4}], "auto", 1, Slots(4, 4, 1)),
+        ([{"CPU": 16, "GPU": 4}], "cuda", 2, Slots(2, 4, 1)),
+        ([{"CPU": 16, "GPU": 4}], "cpu", 2, Slots(2, 8, 0)),
+    ],
+)
+def test_trials_are_laid_out_over_nodes(nodes: list[dict[str, float]], device: str, jobs: int, slots: Slots) -> None:
+    """A GPU takes one trial; without one the cores are shared, as many each as let all trials run at once."""
+    assert lay_out(nodes, device, jobs) == slots
+
+
+@pytest.mark.parametrize(
+    ("device", "jobs", "said"),
+    [("cuda", 1, "has no GPU"), ("auto", 9, "has 8 CPUs"), ("auto", 9, "Use jobs=8 or fewer")],
+)
+def test_more_than_the_cluster_has_is_refused(device: str, jobs: int, said: str) -> None:
+    """The message names both numbers."""
+    with pytest.raises(bstune.DeviceError, match=said):
+        lay_out([{"CPU": 8}], device, jobs)
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("device", "node", "cards", "kind"),
+    [
+        ("cpu", {"CPU": 4.0}, [], "a CPU, 16 GiB"),
+        ("cpu", {"CPU": 16.0}, [], "a CPU, 4 GiB"),  # Four trials share it.
+        (
+            "cuda",
+            {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0},
+            [("NVIDIA H200", 140 * GIB)],
+            "NVIDIA H200, 140 GiB",
+        ),
+        ("cuda", {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H200": 1.0}, [], "H200"),
+        ("cuda", {"CPU": 16.0, "GPU": 4.0}, [], "GPU"),
+    ],
+)
+def test_a_kind_of_device_is_what_a_trial_gets_on_a_node(
+    monkeypatch: pytest.MonkeyPatch, device: str, node: dict[str, float], cards: list[tuple[str, int]], kind: str
+) -> None:
+    """Name and memory; a label comes first. Trials share the memory of a node without GPUs, and none shares a card."""
+    here: dict[str, Any] = {"Resources": node, "Labels": {"ray.io/node-id": "1"}}
+    monkeypatch.setattr(ray_actor, "this_node", lambda: here)
+    monkeypatch.setattr(
+        ray_actor, "nvml_devices", lambda: [{"name": name, "total_bytes": total} for name, total in cards]
+    )
+    monkeypatch.setattr("bstune.tuner.device.memory.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
+    monkeypatch.setattr("bstune.tuner.device.cuda.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
+    monkeypatch.setattr("bstune.tuner.device.memory._cpu_name", lambda: "a CPU")
+    task = Task(Pickled(b""), device, 4, None, None)
+
+    assert task.kind() == kind
+    assert task.sharing(here) == (4 if kind == "a CPU, 4 GiB" else 1)
+    here["Labels"][KIND_LABEL] = "shared"
+    assert task.kind() == "shared"
+
+
+def test_a_run_survives_the_way_through_tune() -> None:
+    """With its splits and all else."""
+    spec = TrialSpec(3, "search", 64, 64, 1, 0.1, 0, 640, (320, 640), {"depth": 2}, splits={"small": Split(8, 8, None)})
+
+    assert decode_spec(encode_spec(spec)) == spec
+
+
+def test_source_travels_and_data_stays(tmp_path: Path) -> None:
+    """What is sent to a cluster is code and small settings, not data, caches, environments or hidden files."""
+    home = tmp_path / "home"
+    for name in (
+        "model.py",
+        "lib/layers.py",
+        "conf.yaml",
+        "data/train.json",
+        ".git/config.py",
+        "venv/pyvenv.cfg",
+        "venv/lib.py",
+        "w.pt",
+    ):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("x")
+    (home / "big.json").write_bytes(b"0" * (2 << 20))
+
+    pack(home, tmp_path / "packed")
+
+    packed = tmp_path / "packed"
+    assert sorted(str(path.relative_to(packed)) for path in packed.rglob("*") if path.is_file()) == [
+        "conf.yaml",
+        "lib/layers.py",
+        "model.py",
+    ]
+
+
+def test_an_error_survives_the_way_through_ray() -> None:
+    """With its type, its words and its numbers."""
+    error = Carried.of(bstune.NothingFitsError("no", needed_bytes=3, budget_bytes=2)).error()
+    assert isinstance(error, bstune.NothingFitsError)
+    assert (str(error), error.needed_bytes, error.budget_bytes) == ("no", 3, 2)

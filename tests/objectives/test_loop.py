@@ -1,0 +1,165 @@
+"""The user's own loop: what it may report, and what it is told when it reports wrongly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import bstune
+import numpy
+import pytest
+import torch
+from bstune.objectives.base import Trial
+from bstune.objectives.loop import LoopObjective
+from bstune.tests.objectives.small import N, run, spec_of
+
+
+def test_a_decorator_without_its_arguments_says_what_to_write() -> None:
+    """The most common slip with decorators."""
+    with pytest.raises(bstune.ArgumentError, match=r"expected @bstune\.objective\(n_samples="):
+        bstune.objective(lambda trial: None)  # type: ignore[arg-type]
+
+
+def loop(**options: Any) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
+    """Return the decorator for a loop over `N` samples."""
+    return bstune.objective(n_samples=N, epochs=4, **options)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
+def test_a_loop_says_how_its_learning_rate_changes(schedule: str) -> None:
+    """What bstune cannot see in it; left out, it is not known."""
+
+    def train(trial: Trial) -> None:
+        """Nothing."""
+
+    assert loop(schedule=schedule)(train).describe().schedule == schedule
+    assert loop()(train).describe().schedule == "unknown"
+    with pytest.raises(
+        bstune.ArgumentError, match="schedule='step': expected constant, linear, cosine, wsd, or unknown"
+    ):
+        loop(schedule="step")
+
+
+def test_first_report_at_or_after_a_point_counts_under_it() -> None:
+    """A loop that reports every epoch has its reports at 192 and 384 counted under the points 150 and 384."""
+
+    @loop()
+    def train(trial: Trial) -> None:
+        for epoch in range(1, 5):
+            trial.report(1.0 / epoch, samples=epoch * N)
+
+    reports = run(train, spec_of(points=(150, 384)))
+
+    assert [(report.points, report.samples) for report in reports] == [((150,), 192), ((384,), 384)]
+
+
+def test_stopped_loop_is_told_at_each_later_report() -> None:
+    """`TrialPruned` comes again for a loop that swallowed it."""
+    raised = []
+
+    @loop()
+    def train(trial: Trial) -> None:
+        for samples in (200, 300, 384):
+            try:
+                trial.report(1.0, samples=samples)
+            except bstune.TrialPruned:
+                raised.append(samples)
+
+    run(train, spec_of(), lambda _: "stop")
+
+    assert raised == [200, 300, 384]
+
+
+@pytest.mark.parametrize(
+    ("reports", "said"),
+    [
+        ([], "without a report"),
+        ([(1.0, 100)], "ended after reporting 100 samples"),
+        ([(1.0, 200), (1.0, 100)], "samples=100 after 200"),
+        ([("much", 100)], "val_loss='much': expected one number"),
+    ],
+)
+def test_loop_that_reports_wrongly_is_told_how(reports: list[tuple[Any, int]], said: str) -> None:
+    """No silent acceptance of a run that did not happen."""
+
+    @loop()
+    def train(trial: Trial) -> None:
+        for loss, samples in reports:
+            trial.report(loss, samples=samples)
+
+    with pytest.raises(bstune.ObjectiveError, match=said):
+        run(train, spec_of())
+
+
+@pytest.mark.parametrize(
+    ("loss", "samples"),
+    [
+        (0.5, 384),
+        (1, 384.0),
+        (numpy.float32(0.5), numpy.int64(384)),
+        (numpy.array(0.5), numpy.uint16(384)),
+        (torch.tensor(0.5, requires_grad=True), torch.tensor(384)),
+        (torch.tensor(0.5, dtype=torch.bfloat16), 384),
+        (math.nan, 384),
+        (-math.inf, 384),
+    ],
+)
+def test_a_number_is_reported_in_any_kind(loss: Any, samples: Any) -> None:
+    """Python's, NumPy's, a tensor's; and a loss that is not finite is a result."""
+
+    @loop()
+    def train(trial: Trial) -> None:
+        trial.report(loss, samples=samples, accuracy=loss)
+
+    (report,) = run(train, spec_of())
+
+    assert (type(report.samples), report.samples) == (int, 384)
+    assert type(report.val_loss) is float
+    plain = float(loss.item() if hasattr(loss, "item") else loss)
+    assert str(report.val_loss) == str(plain) == str(report.metrics["accuracy"])
+
+
+@pytest.mark.parametrize(
+    "loss", ["0.5", b"0.5", True, numpy.True_, torch.tensor(True), torch.tensor([0.5]), [0.5], None, 1j, 10**400]
+)
+def test_what_is_no_number_is_no_loss(loss: Any) -> None:
+    """Neither as the loss nor as a metric."""
+    trial = Trial(spec_of(), device="cpu", send=lambda _: "go", clock=lambda: 0.0)
+    with pytest.raises(bstune.ObjectiveError, match=r"trial.report got val_loss=.*: expected one number") as caught:
+        trial.report(loss, samples=384)
+    assert len(str(caught.value)) < 250
+    with pytest.raises(bstune.ObjectiveError, match=r"trial.report got accuracy="):
+        trial.report(0.5, samples=384, accuracy=loss)
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (math.inf, "whole number"),
+        (math.nan, "whole number"),
+        (12.5, "whole number"),
+        ("384", "one number"),
+        (True, "one number"),
+        (-1, "never goes down"),
+        (10**25, "not of tokens or steps"),
+        (1e25, "not of tokens or steps"),
+        (769, "not of tokens or steps"),
+        (10**400, "one number"),
+    ],
+)
+def test_what_is_no_count_of_samples_is_refused(samples: Any, said: str) -> None:
+    """Also a count that no run of this trial can reach."""
+    trial = Trial(spec_of(most_samples=768), device="cpu", send=lambda _: "go", clock=lambda: 0.0)
+    with pytest.raises(bstune.ObjectiveError, match=said):
+        trial.report(0.5, samples=samples)
+    trial.report(0.5, samples=768)
+
+
+def test_metrics_have_bounds() -> None:
+    """A hundred, with names that can be read."""
+    trial = Trial(spec_of(), device="cpu", send=lambda _: "go", clock=lambda: 0.0)
+    with pytest.raises(bstune.ObjectiveError, match="101 metrics: expected at most 100"):
+        trial.report(0.5, samples=384, **{f"m{i}": 0.0 for i in range(101)})
+    with pytest.raises(bstune.ObjectiveError, match="a name of at most 200 characters"):
+        trial.report(0.5, samples=384, **{"m" * 201: 0.0})

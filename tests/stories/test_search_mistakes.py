@@ -1,0 +1,189 @@
+"""The user's mistakes in a search, failures of its trials, and silence."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import bstune
+import pytest
+from bstune.tests.stories.bowl import failing, formula, search
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trials import TrialSpec, Verdict
+from bstune.tuner.engines.base import Event
+from bstune.tuner.searching.loop import Drive
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.studies.catalog import find_study, make_study
+from bstune.tuner.studies.storage import open_storage, read_storage
+
+
+@pytest.mark.parametrize(
+    ("few", "said"),
+    [
+        ({"n_trials": 1}, "n_trials=1 leaves none beside what confirms"),
+        ({"budget": 0.01}, "0.01 full runs is less than the shortest"),
+    ],
+)
+def test_a_search_without_room_for_a_trial_says_what_would_give_it(few: dict[str, Any], said: str) -> None:
+    """No trial was run, so none had a loss that was not finite."""
+    with pytest.raises(bstune.NoSignalError, match=f"No trial was run: a budget of .*{said}"):
+        search(**few)
+
+
+def test_nothing_learned_is_said(url: str) -> None:
+    """A loss that is never finite leaves nothing to recommend, and one error says so."""
+
+    @bstune.objective(n_samples=320, epochs=4, name="nan")
+    def never(trial: bstune.Trial) -> None:
+        trial.report(val_loss=math.nan, samples=trial.next_report)
+
+    with pytest.raises(bstune.NoSignalError):
+        search(never, storage=url)
+    with read_storage(url) as storage:
+        study = find_study(storage, "nan")
+        assert study is not None
+        assert all(record.state == "pruned" and "diverged" in record.reason for record in study.finished)
+
+
+def test_an_exception_in_the_first_trial_stops_the_search(url: str) -> None:
+    """It is the user's own, with the user's own traceback; the trial is stored as failed."""
+    with pytest.raises(bstune.ObjectiveError, match="Trial 0 failed: ValueError: bad rate") as caught:
+        search(failing(lambda trial: True), storage=url)
+    assert caught.value.traceback is not None
+    assert "raise error" in caught.value.traceback
+    with read_storage(url) as storage:
+        study = find_study(storage, "failing")
+        assert study is not None
+        assert [(record.state, record.cause) for record in study.finished] == [("failed", "error")]
+
+
+def test_a_later_exception_is_a_result() -> None:
+    """One setting that fails does not stop a search that has learned something."""
+    result = search(failing(lambda trial: trial.learning_rate == 0.1))
+    failed = [record for record in result.records if record.state == "failed"]
+    assert failed
+    assert all(record.reason.startswith("ValueError: bad rate 0.1") for record in failed)
+    assert result.recommendation.learning_rate == 0.01
+
+
+def test_running_out_of_memory_is_a_result() -> None:
+    """Even in the first trials: it says something about the setting, not about the user's code."""
+    result = search(failing(lambda trial: trial.global_batch_size == 32, MemoryError))
+    assert {record.cause for record in result.records if record.global_batch_size == 32} == {"oom"}
+    assert result.recommendation.global_batch_size == 16
+
+
+class SilentPool:
+    """Starts trials of which nothing is ever heard."""
+
+    slots = 2
+    places = False
+
+    def __init__(self) -> None:
+        """Run nothing yet."""
+        self.submitted: list[int] = []
+        self.cancelled: list[int] = []
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Take a run."""
+        self.submitted.append(spec.number)
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Hear nothing."""
+        time.sleep(timeout_s)
+        yield from ()
+
+    def reply(self, number: int, verdict: Verdict) -> None:
+        """Never called: nothing is reported."""
+
+    def cancel(self, number: int) -> None:
+        """End a run."""
+        self.cancelled.append(number)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def test_a_hung_trial_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that says nothing for far too long is a failed trial with a reason, and the search goes on without it."""
+    monkeypatch.setattr("bstune.tuner.searching.loop.POLL_S", 0.01)
+    monkeypatch.setattr("bstune.tuner.searching.loop.PATIENCE_UNKNOWN_S", 0.05)
+    pool = SilentPool()
+    with open_storage("sqlite:///:memory:") as storage:
+        study = make_study(storage, "silent")
+        drive = Drive(study, Strategy(Plan(n_trials=4), formula.facts, None), None, tell=lambda *_: None)
+        drive.run(pool)
+        assert {record.cause for record in study.finished} == {"hung"}
+        assert "nothing was heard of it" in study.finished[0].reason
+    assert sorted(pool.cancelled) == sorted(pool.submitted) == [record.number for record in study.finished]
+
+
+class InterruptedPool(SilentPool):
+    """Is interrupted while trials run."""
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+
+def test_what_ended_a_search_is_told_whatever_its_storage_says_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C stays Ctrl-C where none of several running trials can be written down any more."""
+
+    def full(*_: Any) -> None:
+        raise bstune.StudyError("the disk is full")
+
+    with open_storage("sqlite:///:memory:") as storage:
+        study = make_study(storage, "silent")
+        monkeypatch.setattr(study, "finish", full)
+        drive = Drive(study, Strategy(Plan(n_trials=4), formula.facts, None), None, tell=lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            drive.run(InterruptedPool())
+
+
+def test_waiting_for_a_place_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a run may have to wait, it is not given up for being silent before it begins."""
+    monkeypatch.setattr("bstune.tuner.searching.loop.POLL_S", 0.01)
+    pool = SilentPool()
+    pool.places = True
+    with open_storage("sqlite:///:memory:") as storage:
+        study, strategy = make_study(storage, "silent"), Strategy(Plan(n_trials=4), formula.facts, None)
+        Drive(study, strategy, None, tell=lambda *_: None, deadline_s=time.monotonic() + 0.3, trial_timeout_s=0.05).run(
+            pool
+        )
+        assert {record.cause for record in study.finished} == {"orphan"}
+    assert pool.cancelled == []
+
+
+def test_what_is_no_objective_is_refused() -> None:
+    """A bare function is told what it lacks."""
+    with pytest.raises(
+        bstune.ArgumentError, match=r"expected a bstune\.Supervised, a function under @bstune\.objective"
+    ):
+        search(lambda trial: None)
+
+
+def test_all_wrong_arguments_are_named_at_once() -> None:
+    """Fixing one only to be told the next is a waste of time."""
+    with pytest.raises(bstune.ArgumentError) as caught:
+        search(
+            budget=-1,
+            jobs=0,
+            goal="best",
+            tolerance=2,
+            space={"batch_size": [0], "learning_rate": (0.1, 0.01)},
+            baseline=(64,),
+        )
+    text = str(caught.value)
+    for name in (
+        "budget=-1",
+        "jobs=0",
+        "goal='best'",
+        "tolerance=2",
+        "space['batch_size'][0]=0",
+        "space['learning_rate']",
+        "baseline=(64,)",
+    ):
+        assert name in text
+    assert isinstance(caught.value, ValueError)

@@ -1,0 +1,146 @@
+"""Which study of a storage a search takes: by its settings, by its code, by its age."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import optuna
+import pytest
+from bstune.tests.studies.written import AXES, finished, report, run_one, spec
+from bstune.tuner.core.errors import StudyError
+from bstune.tuner.core.probe_results import DeviceInfo
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trials import Facts
+from bstune.tuner.studies.catalog import (
+    choose_study,
+    find_study,
+    fingerprint,
+    make_study,
+    newest_study,
+    probe_key,
+    same_probe,
+    touch,
+)
+from bstune.tuner.studies.storage import Storage, open_storage
+from bstune.tuner.studies.study import Study
+
+FACTS = Facts(name=None, kind="loop", n_samples=1000, epochs=2.0, source_hash="abc")
+CPU = DeviceInfo("cpu", "here")
+
+
+def chosen(storage: Storage, *, seed: int = 0, named: bool = False, fresh: bool = False, **changes: Any) -> Study:
+    """The study that a search with these settings would go on with."""
+    wanted = fingerprint(dataclasses.replace(FACTS, **changes), Plan(seed=seed), CPU)
+    study = choose_study(storage, "digits", wanted, named=named, fresh=fresh)
+    study.set(fingerprint=wanted)
+    return study
+
+
+def test_changed_settings_are_named_old_and_new(url: str) -> None:
+    """The message says what changed, and the three ways on."""
+    with open_storage(url) as storage:
+        run_one(chosen(storage))
+        with pytest.raises(StudyError) as caught:
+            chosen(storage, seed=7, source_hash="xyz", epochs=3.0)
+        text = str(caught.value)
+        assert "source of the objective: was abc, now xyz" in text
+        assert "epochs: was 2.0, now 3.0" in text
+        assert "seed: was 0, now 7" in text
+        assert "precision" not in text
+        assert "--fresh" in text
+        assert "'digits-2'" in text
+        assert "--study" in text
+        assert chosen(storage).name == "digits"
+
+
+def test_the_same_code_in_another_text_goes_on(url: str) -> None:
+    """Both hashes are then stored as they are now. A study of an older bstune has that of the text alone."""
+    with open_storage(url) as storage:
+        run_one(chosen(storage, source_hash="text", code_hash=None))
+        old = dict(chosen(storage, source_hash="text", code_hash="code").attributes["fingerprint"])
+        del old["code"]
+        find = find_study(storage, "digits")
+        assert find is not None
+        find.set(fingerprint=old)
+        with pytest.raises(StudyError, match="source of the objective: was text, now other"):
+            chosen(storage, source_hash="other", code_hash="code")
+        assert chosen(storage, source_hash="text", code_hash="code").attributes["fingerprint"]["code"] == "code"
+
+        assert chosen(storage, source_hash="comment", code_hash="code").attributes["fingerprint"]["source"] == "comment"
+        assert chosen(storage, source_hash="comment", code_hash="another Python's").name == "digits"
+        with pytest.raises(StudyError, match="source of the objective: was comment, now mended"):
+            chosen(storage, source_hash="mended", code_hash="mended")
+        with pytest.raises(StudyError, match="source of the objective"):
+            chosen(storage, source_hash="unreadable", code_hash=None)
+
+
+def test_a_stored_probe_answers_the_same_code() -> None:
+    """It was made of the model, not of what is said about it."""
+    wanted = probe_key(dataclasses.replace(FACTS, source_hash="text", code_hash="code"), CPU)
+    old = {name: value for name, value in wanted.items() if name != "code"}
+    assert same_probe(wanted, wanted)
+    assert same_probe(old, wanted)
+    assert same_probe({**wanted, "source": "comment"}, wanted)
+    assert not same_probe({**wanted, "source": "comment", "code": None}, wanted)
+    assert not same_probe({**wanted, "source": "mended", "code": "mended"}, wanted)
+    assert not same_probe({**wanted, "seed": 1}, wanted)
+    assert not same_probe(None, wanted)
+
+
+def test_fresh_keeps_the_old_study(url: str) -> None:
+    """`--fresh` makes NAME-2; afterwards the plain command finds the one that matches."""
+    with open_storage(url) as storage:
+        run_one(chosen(storage))
+        run_one(chosen(storage, seed=7, fresh=True))
+        assert storage.names() == ["digits", "digits-2"]
+        assert chosen(storage, seed=7).name == "digits-2"
+        assert chosen(storage, seed=0).name == "digits"
+        with pytest.raises(StudyError, match="made with other settings"):
+            chosen(storage, seed=7, named=True)
+        assert chosen(storage, fresh=True).name == "digits-3"
+
+
+def test_a_study_that_learned_nothing_makes_way(url: str) -> None:
+    """After a first trial that failed, the repaired file needs no new name."""
+    with open_storage(url) as storage:
+        study = chosen(storage)
+        record = study.begin(spec(), AXES)
+        study.finish(dataclasses.replace(record, state="failed", reason="ValueError: no", cause="error"))
+        again = chosen(storage, source_hash="mended")
+        assert (again.name, again.records) == ("digits", ())
+
+
+def test_a_finished_trial_is_seen_before_a_study_makes_way(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two writes of its only trial, the study has learned something and is not replaced."""
+    with open_storage(url) as storage:
+        study = chosen(storage)
+        record = study.begin(spec(), AXES)
+        record = finished(study.report(report(record.number, (640,), 0.25)))
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                optuna.storages.RDBStorage, "set_trial_state_values", lambda *_: (_ for _ in ()).throw(SystemExit)
+            )
+            with pytest.raises(SystemExit):
+                study.finish(record)
+    with open_storage(url) as storage:
+        with pytest.raises(StudyError, match="made with other settings"):
+            chosen(storage, seed=7)
+        assert chosen(storage).records == (record,)
+
+
+def test_the_newest_study_is_the_one_used_last(url: str) -> None:
+    """Not the one made last."""
+    with open_storage(url) as storage:
+        first, second = make_study(storage, "first"), make_study(storage, "second")
+        touch(second)
+        first.set(objective="/there/model.py:objective")
+        touch(first)
+        assert newest_study(storage).name == "first"
+        assert newest_study(storage, with_file=True).name == "first"
+        assert newest_study(storage, name="second").name == "second"
+        with pytest.raises(StudyError, match="no study 'second' that stores a file"):
+            newest_study(storage, name="second", with_file=True)
+        touch(second)
+        assert newest_study(storage).name == "second"
+        assert newest_study(storage, with_file=True).name == "first"
