@@ -244,3 +244,13 @@ class Objective(Protocol):
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
         """Run one trial to its end, or until `trial.report` raises `TrialPruned`; write the checkpoint if asked to."""
+
+
+def run_problems(epochs: float, evals: int) -> list[str]:
+    """Return what is wrong with the length of a full run and the number of its validations, a sentence each."""
+    problems = []
+    if not epochs > 0:
+        problems.append(f"epochs={epochs!r}: expected a number above 0")
+    if evals < 1:
+        problems.append(f"evals={evals!r}: expected a whole number of at least 1")
+    return problems

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
-from .base import Meter, Trial
+from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
 from .schedule import SCHEDULES
 from .step_times import StepTimes, stated_step_times
@@ -66,17 +66,14 @@ def objective(
         >>> train.n_samples
         1000
     """
-    wrong = []
     if function is not None:
         raise ArgumentError(
             "objective: expected @bstune.objective(n_samples=..., epochs=...), with the samples in the training data."
         )
+    wrong = []
     if not (isinstance(n_samples, int) and n_samples >= 1):
         wrong.append(f"n_samples={n_samples!r}: expected the number of samples in the training data, 1 or more")
-    if not epochs > 0:
-        wrong.append(f"epochs={epochs!r}: expected a number above 0")
-    if evals < 1:
-        wrong.append(f"evals={evals!r}: expected a whole number of at least 1")
+    wrong += run_problems(epochs, evals)
     if schedule not in (*SCHEDULES, "unknown"):
         wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)}, or unknown where it is none of these")
     if not (step_time_s is None or callable(step_time_s) or isinstance(step_time_s, Mapping)):

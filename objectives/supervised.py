@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from ..tuner.theory.gradient_noise import design
-from .base import Meter, Trial
+from .base import Meter, Trial, run_problems
 from .data import check_data, is_factory
 from .fingerprint import code_hash, optimizer_family, source_hash
 from .gradient_noise import moments
@@ -93,31 +93,7 @@ class Supervised:
         name: str | None = None,
     ) -> None:
         """Check what can be checked without running anything."""
-        torch_nn = sys.modules.get("torch.nn")
-        wrong = []
-        if torch_nn is not None and isinstance(model, torch_nn.Module):
-            wrong.append(
-                "model is a module that was already built: expected a class or function that builds one (model=Net, "
-                "not Net())"
-            )
-        elif not callable(model):
-            wrong.append(f"model={model!r}: expected a class or function without arguments that returns a module")
-        if optimizer is not None and not _takes_two(optimizer):
-            wrong.append(
-                "optimizer: expected a class or function (parameters, lr) that returns a torch.optim.Optimizer"
-            )
-        if not epochs > 0:
-            wrong.append(f"epochs={epochs!r}: expected a number above 0")
-        if evals < 1:
-            wrong.append(f"evals={evals!r}: expected a whole number of at least 1")
-        if not callable(schedule) and schedule not in SCHEDULES:
-            wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)} or a function of progress")
-        if precision not in PRECISIONS:
-            wrong.append(f"precision={precision!r}: expected {', '.join(PRECISIONS)}")
-        if training_step is not None and loss is not None:
-            wrong.append(
-                "training_step and loss were both given: training_step owns the loss, so leave out one of them"
-            )
+        wrong = _problems(model, training_step, loss, optimizer, epochs, evals, schedule, precision)
         if wrong:
             raise ArgumentError("Supervised: " + "; ".join(wrong) + ".")
         for data, role in ((train_data, "train_data"), (val_data, "val_data")):
@@ -418,3 +394,35 @@ def has_batch_norm(model: torch.nn.Module) -> bool:
     import torch
 
     return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def _problems(
+    model: Any,
+    training_step: Any,
+    loss: Any,
+    optimizer: Any,
+    epochs: float,
+    evals: int,
+    schedule: Any,
+    precision: str,
+) -> list[str]:
+    """Return what is wrong with the arguments of a Supervised, a sentence each; nothing is run."""
+    torch_nn = sys.modules.get("torch.nn")
+    wrong = []
+    if torch_nn is not None and isinstance(model, torch_nn.Module):
+        wrong.append(
+            "model is a module that was already built: expected a class or function that builds one (model=Net, "
+            "not Net())"
+        )
+    elif not callable(model):
+        wrong.append(f"model={model!r}: expected a class or function without arguments that returns a module")
+    if optimizer is not None and not _takes_two(optimizer):
+        wrong.append("optimizer: expected a class or function (parameters, lr) that returns a torch.optim.Optimizer")
+    wrong += run_problems(epochs, evals)
+    if not callable(schedule) and schedule not in SCHEDULES:
+        wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)} or a function of progress")
+    if precision not in PRECISIONS:
+        wrong.append(f"precision={precision!r}: expected {', '.join(PRECISIONS)}")
+    if training_step is not None and loss is not None:
+        wrong.append("training_step and loss were both given: training_step owns the loss, so leave out one of them")
+    return wrong

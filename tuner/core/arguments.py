@@ -155,54 +155,19 @@ def check_search(**asked: Any) -> SearchArguments:
         ArgumentError: One or more are wrong; all are listed.
     """
     checks, given = Checks(), _filled(asked, Plan, SearchArguments)
-    checks.choice("goal", given.goal, ("loss", "time", "largest"))
-    checks.choice("engine", given.engine, ("optuna", "ray"))
-    checks.choice("pruner", given.pruner, ("auto", "none"))
-    checks.choice("sampler", given.sampler, ("auto", "random", "tpe"))
-    checks.choice("isolation", given.isolation, ("process", "none"))
-    for name, text in (("device", given.device), ("storage", given.storage), ("ray_address", given.ray_address)):
-        checks.text(name, text)
-    checks.study(given.study)
-    if given.ray_address is not None and given.engine != "ray":
-        address, engine = brief(given.ray_address), brief(given.engine)
-        checks.wrong(f"ray_address={address}: it goes with engine='ray', not with engine={engine}.")
-    if given.isolation == "none" and given.engine == "ray":
-        checks.wrong("engine='ray': with isolation='none' trials run in this process. Leave one of the two out.")
-    if given.probe is not None and not isinstance(given.probe, ProbeResult):
-        checks.wrong(f"probe={brief(given.probe)}: expected what bstune.probe returned.")
-    if isinstance(given.callbacks, str) or not all(callable(item) for item in listed(given.callbacks)):
-        checks.wrong(f"callbacks={brief(given.callbacks)}: expected a list of functions.")
-    if given.target is not None and given.goal != "time":
-        checks.wrong(f"target={brief(given.target)}: it goes with goal='time', not with goal={brief(given.goal)}.")
+    _check_names(checks, given)
+    _check_together(checks, given)
     jobs = checks.integer_or_auto("jobs", given.jobs, 2**53)
     n_jobs = 1 if jobs == "auto" else jobs
-    if given.isolation == "none" and n_jobs > 1:
-        checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
     threads = checks.integer_or_auto("threads", given.threads, MOST_THREADS)
-    if given.isolation == "none" and threads != "auto":
-        checks.wrong(
-            f"threads={threads}: with isolation='none' trials run in this process, with the threads that it has."
-        )
-    budget, budget_s = checks.budget(Plan.budget if given.budget is None else given.budget)
-    plan = Plan(
-        goal=given.goal,
-        target=None
-        if given.target is None
-        else checks.real("target", given.target, lambda _: True, "a finite validation loss"),
-        tolerance=checks.real(
-            "tolerance", given.tolerance, lambda x: 0 <= x < 1, "a share of the best loss from 0 up to, but below, 1"
-        ),
-        budget=budget,
-        budget_s=budget_s,
-        n_trials=None if given.n_trials is None else checks.integer("n_trials", given.n_trials, 1),
-        space=_space(checks, given.space),
-        jobs=n_jobs,
-        pruner=given.pruner,
-        sampler=given.sampler,
-        confirm=checks.integer("confirm", given.confirm, 0),
-        baseline=_baseline(checks, given.baseline),
-        seed=checks.integer("seed", given.seed, 0, MOST_SEED),
-    )
+    if given.isolation == "none":
+        if n_jobs > 1:
+            checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
+        if threads != "auto":
+            checks.wrong(
+                f"threads={threads}: with isolation='none' trials run in this process, with the threads that it has."
+            )
+    plan = _plan(checks, given, n_jobs)
     seconds = None if given.timeout is None else checks.real("timeout", given.timeout, is_time, TIME)
     silence_s = (
         None if given.trial_timeout is None else checks.real("trial_timeout", given.trial_timeout, is_time, TIME)
@@ -223,6 +188,57 @@ def check_search(**asked: Any) -> SearchArguments:
         fresh=bool(given.fresh),
         probe=given.probe,
         callbacks=tuple(given.callbacks),
+    )
+
+
+def _check_names(checks: Checks, given: SimpleNamespace) -> None:
+    """Note choices that there are not, and texts that cannot be names."""
+    checks.choice("goal", given.goal, ("loss", "time", "largest"))
+    checks.choice("engine", given.engine, ("optuna", "ray"))
+    checks.choice("pruner", given.pruner, ("auto", "none"))
+    checks.choice("sampler", given.sampler, ("auto", "random", "tpe"))
+    checks.choice("isolation", given.isolation, ("process", "none"))
+    for name, text in (("device", given.device), ("storage", given.storage), ("ray_address", given.ray_address)):
+        checks.text(name, text)
+    checks.study(given.study)
+
+
+def _check_together(checks: Checks, given: SimpleNamespace) -> None:
+    """Note arguments that do not go with each other, and objects of another kind than expected."""
+    if given.ray_address is not None and given.engine != "ray":
+        address, engine = brief(given.ray_address), brief(given.engine)
+        checks.wrong(f"ray_address={address}: it goes with engine='ray', not with engine={engine}.")
+    if given.isolation == "none" and given.engine == "ray":
+        checks.wrong("engine='ray': with isolation='none' trials run in this process. Leave one of the two out.")
+    if given.probe is not None and not isinstance(given.probe, ProbeResult):
+        checks.wrong(f"probe={brief(given.probe)}: expected what bstune.probe returned.")
+    if isinstance(given.callbacks, str) or not all(callable(item) for item in listed(given.callbacks)):
+        checks.wrong(f"callbacks={brief(given.callbacks)}: expected a list of functions.")
+    if given.target is not None and given.goal != "time":
+        checks.wrong(f"target={brief(given.target)}: it goes with goal='time', not with goal={brief(given.goal)}.")
+
+
+def _plan(checks: Checks, given: SimpleNamespace, jobs: int) -> Plan:
+    """Return what the search is asked to do, as numbers."""
+    budget, budget_s = checks.budget(Plan.budget if given.budget is None else given.budget)
+    return Plan(
+        goal=given.goal,
+        target=None
+        if given.target is None
+        else checks.real("target", given.target, lambda _: True, "a finite validation loss"),
+        tolerance=checks.real(
+            "tolerance", given.tolerance, lambda x: 0 <= x < 1, "a share of the best loss from 0 up to, but below, 1"
+        ),
+        budget=budget,
+        budget_s=budget_s,
+        n_trials=None if given.n_trials is None else checks.integer("n_trials", given.n_trials, 1),
+        space=_space(checks, given.space),
+        jobs=jobs,
+        pruner=given.pruner,
+        sampler=given.sampler,
+        confirm=checks.integer("confirm", given.confirm, 0),
+        baseline=_baseline(checks, given.baseline),
+        seed=checks.integer("seed", given.seed, 0, MOST_SEED),
     )
 
 

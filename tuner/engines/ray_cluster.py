@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DeviceError, NothingFitsError, ObjectiveError
 from ..core.probe_results import Attempt, DeviceInfo, ProbeResult
@@ -36,6 +36,9 @@ from .ray_start import (
     silenced,
     token,
 )
+
+if TYPE_CHECKING:
+    from .ray_actor import Task
 
 PLACE_S = 120.0
 """The first look at an objective waits this long for a place on a cluster where others work too."""
@@ -89,38 +92,50 @@ class Cluster:
         self._surveyor: Any = None
         try:
             self.folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=short_folder()))
-            self._exit.enter_context(guarded(self.folder))
-            self._exit.callback(random.setstate, random.getstate())  # Ray draws from the global generator all along.
-            own = {} if address else OWN_RAY | {"RAY_AUTH_TOKEN": token()}
-            # An empty entry in it is the current folder to Python, and Ray's programs must not import what lies there.
-            path = (
-                {"PYTHONPATH": safe_environment(os.environ).get("PYTHONPATH", "")} if "PYTHONPATH" in os.environ else {}
-            )
-            self._exit.enter_context(changed_environment({**QUIET, **own, **path}))
-            require_ray()
-            from .ray_actor import Task
-
-            self._exit.enter_context(silenced())
+            self._enter_environment(own={} if address else OWN_RAY | {"RAY_AUTH_TOKEN": token()})
             if address is None:
                 self._exit.enter_context(replaced("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", False))
             objective, source = portable(objective, self.folder, travels=address is not None)
             self._exit.enter_context(connected(address, jobs, self.folder, source))
             self.slots = lay_out([node["Resources"] for node in living_nodes()], device, jobs)
             self.jobs = self.slots.n
-            like_driver = None if address else (os.getcwd(), path_of_caller())
-            kind = "cuda" if self.slots.gpus else "cpu"
-            # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
-            if threads is None and (like_driver is None or self.slots.gpus):
-                threads = self.slots.cpus
-            data = pickled(objective, source, travels=like_driver is None)
-            unpacked = None if source is None else source.name
-            self.task = Task(data, kind, self.slots.cpus, threads, like_driver, unpacked, batch_sizes)
+            self.task = self._task(objective, source, address, threads, batch_sizes)
             self.node_of = self._nodes_by_kind()
-            self.kinds = {name: DeviceInfo(kind, name, threads=self.slots.cpus) for name in self.node_of}
+            self.kinds = {name: DeviceInfo(self.task.device, name, threads=self.slots.cpus) for name in self.node_of}
             self._look(next(iter(self.node_of.values())))
         except BaseException:
             self.close()
             raise
+
+    def _enter_environment(self, own: dict[str, str]) -> None:
+        """Set what Ray reads when it is imported and started, until the cluster is closed."""
+        self._exit.enter_context(guarded(self.folder))
+        self._exit.callback(random.setstate, random.getstate())  # Ray draws from the global generator all along.
+        # An empty entry in it is the current folder to Python, and Ray's programs must not import what lies there.
+        path = {"PYTHONPATH": safe_environment(os.environ).get("PYTHONPATH", "")} if "PYTHONPATH" in os.environ else {}
+        self._exit.enter_context(changed_environment({**QUIET, **own, **path}))
+        require_ray()
+        self._exit.enter_context(silenced())
+
+    def _task(
+        self,
+        objective: Any,
+        source: Path | None,
+        address: str | None,
+        threads: int | None,
+        batch_sizes: tuple[int, ...],
+    ) -> Task:
+        """Return what each node needs to know of the objective and of its share of the cores."""
+        from .ray_actor import Task
+
+        like_driver = None if address else (os.getcwd(), path_of_caller())
+        # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
+        if threads is None and (like_driver is None or self.slots.gpus):
+            threads = self.slots.cpus
+        data = pickled(objective, source, travels=like_driver is None)
+        kind = "cuda" if self.slots.gpus else "cpu"
+        unpacked = None if source is None else source.name
+        return Task(data, kind, self.slots.cpus, threads, like_driver, unpacked, batch_sizes)
 
     def __enter__(self) -> Cluster:
         return self

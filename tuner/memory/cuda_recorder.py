@@ -180,30 +180,13 @@ def trace_of(
             if segment.get("device", device_index) == device_index
             for block in segment["blocks"]
         ]
-        held = {block["address"]: block["requested_size"] for block in blocks if block["state"].startswith("active")}
-        inside: list[int] = []
-        older: list[int] = []
-        alive: dict[int, int] = {}
-        events: list[tuple[int, int]] = []  # A storage from before the history is numbered -1, -2, ... for now.
-        for entry in entries:
-            action = entry["action"]
-            if action not in KNOWN_ACTIONS:
-                raise UnknownHistoryError(f"The allocator's history has an unknown action, {action!r}.")
-            if action == "alloc":
-                alive[entry["addr"]] = len(inside)
-                events.append((ALLOCATE, len(inside)))
-                inside.append(entry["size"])
-            elif action == "free_completed":
-                number = alive.pop(entry["addr"], None)
-                if number is None:
-                    older.append(entry["size"])
-                    number = -len(older)
-                events.append((FREE, number))
+        active = {block["address"]: block["requested_size"] for block in blocks if block["state"].startswith("active")}
+        events, inside, older, alive = _events(entries)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UnknownHistoryError(
             f"The allocator's history has another form than expected: {type(error).__name__}: {error}."
         ) from error
-    older += [size for address, size in sorted(held.items()) if address not in alive]
+    older += [size for address, size in sorted(active.items()) if address not in alive]
     before = [(ALLOCATE, -1 - number) for number in range(len(older))]
     numbered = [(sign, len(older) + number if number >= 0 else -1 - number) for sign, number in before + events]
     return Trace(
@@ -216,3 +199,32 @@ def trace_of(
         marks=tuple((name, len(older) + min(count, len(events))) for name, count in marks),
         eval_batch=eval_batch,
     )
+
+
+def _events(entries: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[int, int]], list[int], list[int], set[int]]:
+    """Return what a history says of storages.
+
+    Returns:
+        (sign, number) of each event, the bytes of storages from within the history by number, the bytes of those from
+        before it that were freed, and the addresses of those from within that are alive at the end. A storage from
+        before has the number -1, -2, ... for now.
+    """
+    inside: list[int] = []
+    older: list[int] = []
+    alive: dict[int, int] = {}
+    events: list[tuple[int, int]] = []
+    for entry in entries:
+        action = entry["action"]
+        if action not in KNOWN_ACTIONS:
+            raise UnknownHistoryError(f"The allocator's history has an unknown action, {action!r}.")
+        if action == "alloc":
+            alive[entry["addr"]] = len(inside)
+            events.append((ALLOCATE, len(inside)))
+            inside.append(entry["size"])
+        elif action == "free_completed":
+            number = alive.pop(entry["addr"], None)
+            if number is None:
+                older.append(entry["size"])
+                number = -len(older)
+            events.append((FREE, number))
+    return events, inside, older, set(alive)
