@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +133,16 @@ def test_fresh_makes_a_study_beside_the_old_one(folder: Path) -> None:
 
 def test_objectives_of_one_notebook_have_studies_of_their_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the variable that holds them, as in a file; one without a variable never takes over another's study."""
-    import __main__
-
+    script = sys.modules["__main__"]
     first, second = (bstune.objective(n_samples=1000)(function) for function in (report, other))
-    monkeypatch.setattr(__main__, "__file__", "/my/notes.py", raising=False)
-    monkeypatch.setattr(__main__, "objective", first, raising=False)
+    monkeypatch.setattr(script, "__file__", "/my/notes.py", raising=False)
+    monkeypatch.setattr(script, "objective", first, raising=False)
     assert bstune.search(first, **ASKED).study == "notes"
-    monkeypatch.setattr(__main__, "wide", second, raising=False)
+    monkeypatch.setattr(script, "wide", second, raising=False)
     assert bstune.search(second, **ASKED).study == "notes-wide"
-    monkeypatch.delattr(__main__, "wide")
+    monkeypatch.delattr(script, "wide")
     assert bstune.search(second, **ASKED).study == "notes-2"
-    monkeypatch.setattr(__main__, "objective", second)
+    monkeypatch.setattr(script, "objective", second)
     assert bstune.search(second, **ASKED).study == "notes-2"
     assert bstune.search(first, **ASKED).study == "notes"
 
