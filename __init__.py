@@ -12,8 +12,10 @@ from .tuner.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .objectives.base import Trial as Trial
+    from .objectives.command import Command as Command
     from .objectives.load import load as load
     from .objectives.loop import objective as objective
+    from .objectives.reporting import report as report
     from .objectives.supervised import Supervised as Supervised
     from .tuner.batch_ramp import BatchRamp as BatchRamp
     from .tuner.core.errors import ArgumentError as ArgumentError
@@ -40,6 +42,7 @@ _HOME = {
     "ArgumentError": "tuner.core.errors",
     "BatchRamp": "tuner.batch_ramp",
     "BstuneError": "tuner.core.errors",
+    "Command": "objectives.command",
     "DeviceError": "tuner.core.errors",
     "NoSignalError": "tuner.core.errors",
     "NothingFitsError": "tuner.core.errors",
@@ -58,6 +61,7 @@ _HOME = {
     "objective": "objectives.loop",
     "plan": "tuner.plan",
     "probe": "tuner.probe",
+    "report": "objectives.reporting",
     "scale": "tuner.scale",
     "search": "tuner.search",
     "split": "tuner.theory.scaling",

@@ -1,13 +1,19 @@
 """The training problems that bstune runs: from model and data, from the user's own loop, from a file.
 
 - `base`: What an objective is to the rest of bstune, and the `Trial` that a training loop sees.
+- `command`: An unmodified training script as an objective.
+- `command_line`: A command with places for what a trial sets.
+- `command_run`: One run of a command, read while it runs, and ended with all that it has started.
 - `data`: Data sets as bstune wants them: checked, streamed without end in full batches, and moved to the device.
 - `fingerprint`: What an objective's code is, as a hash, and which family its optimizer belongs to.
 - `gradient_noise`: Gradient noise of a model in training, measured so that training goes on bit for bit as if nothing
   had happened.
 - `load`: A reference to an objective in a file or module; the file is executed only in workers.
 - `loop`: The user's own training loop as an objective.
+- `metric_lines`: Losses in what a training script prints.
+- `reporting`: `bstune.report`, one line in a script of the user's.
 - `schedule`: Learning-rate schedules as functions of progress: samples seen over the planned end of the run.
+- `script_flags`: What a training script takes on its command line, by reading it.
 - `seal`: Whether the file that a study stores may be run by somebody who has not named it on this command line.
 - `step_times`: Seconds of an optimizer step that an objective states itself, by global batch size.
 - `supervised`: The short form of an objective: a model, a training set and a validation set. bstune owns the loop.

@@ -48,15 +48,18 @@ class Trial:
         send: Callable[[TrialReport], Verdict],
         clock: Callable[[], float],
         overrun: Callable[[], None] | None = None,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         """Bind a setting to the function that carries its reports and brings back the verdict.
 
-        `overrun` is called when the loop goes on for more than one report interval after it was told to stop.
+        `overrun` is called when the loop goes on for more than one report interval after it was told to stop; `look`
+        looks at the memory that the run takes.
         """
         self._spec = spec
         self._send = send
         self._clock = clock
         self._overrun = overrun
+        self.look = look
         self._start_s = clock()
         self._last_samples = spec.start_samples
         self._next = sum(point <= spec.start_samples for point in spec.points)

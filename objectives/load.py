@@ -15,6 +15,7 @@ from typing import Any
 
 from ..tuner.core.errors import ObjectiveError
 from .fingerprint import code_of
+from .script_flags import refusal
 
 DEFAULT_NAME = "objective"
 MOST_BYTES = 16 << 20
@@ -70,6 +71,7 @@ class ObjectiveRef:
         Raises:
             ObjectiveError: There is no such objective; the message lists what was found.
         """
+        self._refuse_script()
         module = self._import()
         found = getattr(module, self.name, None)
         if is_objective(found):
@@ -91,6 +93,14 @@ class ObjectiveRef:
             f"{self.target} {what}. Looked for a module-level bstune.Supervised or a function under "
             f"@bstune.objective; found {', '.join(found_here[:12]) or 'nothing'}. {hint}."
         )
+
+    def _refuse_script(self) -> None:
+        """Raise an ObjectiveError for a script that reads its command line: it would only find an empty one."""
+        if self.path is None:
+            return
+        place = self.target.removesuffix(f":{self.name}")
+        if (said := refusal(Path(self.path).read_bytes(), self.name, place)) is not None:
+            raise ObjectiveError(said)
 
     def _import(self) -> ModuleType:
         if self.path is None:

@@ -24,6 +24,7 @@ from .searching.prepare import Ready, make_pool, prepared
 from .searching.result import make_result
 from .studies.catalog import forget_study
 from .studies.checkpoints import checkpoint_folder
+from .studies.trial_logs import log_folder
 from .workers.messages import LOADING
 
 
@@ -73,7 +74,7 @@ def search(
     Running the same search again resumes it: nothing that was finished is run again.
 
     Args:
-        objective: What to train: `bstune.Supervised`, a function under `@bstune.objective`, or
+        objective: What to train: `bstune.Supervised`, a function under `@bstune.objective`, `bstune.Command`, or
             `bstune.load("model.py")`.
         probe: What `bstune.probe` returned; by default a stored one of the same objective and device, else a new one.
         goal: `time`: the fewest seconds to `target`. `loss`: the lowest loss at equal samples, or the fastest of
@@ -163,6 +164,7 @@ def run_search(objective: Any, arguments: SearchArguments) -> SearchResult:
                 tell=lambda kind, trial: ready.tell(kind, trial=trial),
                 deadline_s=deadline_s,
                 checkpoint_dir=checkpoint_dir,
+                log_dir=log_folder(ready.study) if ready.facts.kind == "command" else None,
                 trial_timeout_s=arguments.trial_timeout,
             )
             with contextlib.closing(make_pool(ready, drive)) as pool:

@@ -13,6 +13,7 @@ from .studies.catalog import find_study, newest_study
 from .studies.spec_json import decode_facts, decode_plan
 from .studies.storage import Storage, read_storage
 from .studies.study import Study, intact
+from .studies.trial_logs import read_log
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,27 @@ def show(name: str | None = None, *, storage: str | None = None) -> Shown:
         StudyError: There is no such storage or study.
     """
     with read_storage(storage) as opened:
-        study = newest_study(opened) if name is None else find_study(opened, name)
-        if study is None:
-            names = one_line(", ".join(map(one_line, opened.names())) or "none")
-            raise StudyError(
-                f"{opened.location.path or opened.location.url} holds no study {name!r}. Studies: {names}."
-            )
+        study = _found(name, opened)
         with intact(study.name):
             return _shown(study, opened)
+
+
+def show_log(name: str | None, number: int, *, storage: str | None = None) -> str:
+    """Return what a trial of a study has printed; by default of the one that was used last.
+
+    Raises:
+        StudyError: There is no such storage, study, trial or log.
+    """
+    with read_storage(storage) as opened:
+        return read_log(_found(name, opened), number)
+
+
+def _found(name: str | None, opened: Storage) -> Study:
+    study = newest_study(opened) if name is None else find_study(opened, name)
+    if study is None:
+        names = one_line(", ".join(map(one_line, opened.names())) or "none")
+        raise StudyError(f"{opened.location.path or opened.location.url} holds no study {name!r}. Studies: {names}.")
+    return study
 
 
 def _shown(study: Study, storage: Storage) -> Shown:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core.errors import ArgumentError
 from ..report.terminal import keep_secret
+
+if TYPE_CHECKING:
+    from ...objectives.command import Command
 
 
 def several(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -76,6 +79,68 @@ threads_option = click.option(
     default="auto",
     help="CPU threads of each process: auto (what OMP_NUM_THREADS says, else one or all, as is faster) or a number.",
 )
+
+
+_COMMAND = "bstune.command"
+
+
+class WithCommand(click.Command):
+    """Takes, in place of MODEL, a program with its arguments after `--`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Set aside what stands after the first `--`."""
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[_COMMAND] = tuple(args[at + 1 :])
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return the parts of the line `Usage:`."""
+        return [*super().collect_usage_pieces(ctx)[:-1], "[MODEL | -- COMMAND...]"]
+
+
+command_options = several(
+    click.option(
+        "--metric",
+        help="With a COMMAND: how it prints its validation loss, as a regular expression with the value in "
+        "parentheses, or the name of a ready-made one.  [default: the first ready-made one that matches]",
+    ),
+    click.option(
+        "--samples-per-epoch", type=int, metavar="N", help="With a COMMAND: samples in its training data; required."
+    ),
+    click.option("--epochs", type=float, help="With a COMMAND: epochs of a full run.  [default: 10]"),
+)
+
+
+def command_of(ctx: click.Context, model: str | None, options: dict[str, Any]) -> Command | None:
+    """Return the command after `--`, or None where there is none; its options are taken out of `options`.
+
+    Raises:
+        ArgumentError: Command, model and options do not go together.
+    """
+    given = {name: options.pop(name) for name in ("metric", "samples_per_epoch", "epochs")}
+    given = {name: value for name, value in given.items() if value is not None}
+    words: tuple[str, ...] | None = ctx.meta.get(_COMMAND)
+    if words is None:
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ArgumentError(
+                f"{names}: only for a command after --, such as -- python train.py --lr {{learning_rate}}."
+            )
+        return None
+    if model is not None:
+        raise ArgumentError(f"Both {model} and a command after -- were given: expected one of them.")
+    if options.get("max_batch") is not None:
+        given.setdefault("samples_per_epoch", options["max_batch"])  # A probe needs nothing else of it.
+    if "samples_per_epoch" not in given:
+        raise ArgumentError(
+            "--samples-per-epoch is missing: expected the number of samples in the training data of the command, "
+            "since settings are compared at equal samples."
+        )
+    from ...objectives.command import Command
+
+    return Command(words, **given)
 
 
 class NamedValues(click.ParamType):  # type: ignore[type-arg]  # Generic in newer releases of click only.

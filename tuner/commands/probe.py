@@ -8,11 +8,25 @@ from typing import Any
 import click
 
 from .group import is_kept, print_answer, print_warnings, terminable
-from .options import device_option, output_options, storage_option, study_option, threads_option
+from .options import (
+    WithCommand,
+    command_of,
+    command_options,
+    device_option,
+    output_options,
+    storage_option,
+    study_option,
+    threads_option,
+)
 
 
-@click.command("probe", epilog="\b\nExample:\n  bstune probe model.py --memory 12GiB --multiple-of 8")
-@click.argument("model")
+@click.command(
+    "probe",
+    cls=WithCommand,
+    epilog="\b\nExample:\n  bstune probe model.py --memory 12GiB --multiple-of 8\n"
+    "  bstune probe --max-batch 512 -- python train.py --batch-size {micro_batch_size}",
+)
+@click.argument("model", required=False)
 @device_option
 @click.option(
     "--memory",
@@ -36,13 +50,16 @@ from .options import device_option, output_options, storage_option, study_option
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw memory and throughput to this file, such as probe.png.",
 )
+@command_options
 @study_option
 @storage_option
 @output_options
-def probe_command(model: str, as_json: bool, plot: Path | None, **options: Any) -> None:
+@click.pass_context
+def probe_command(ctx: click.Context, /, model: str | None, as_json: bool, plot: Path | None, **options: Any) -> None:
     """Find the largest micro-batch that fits, and what a step costs.
 
-    MODEL is model.py, model.py:name or package.module:name; it defines `objective`.
+    MODEL is model.py, model.py:name or package.module:name; it defines `objective`. In its place a COMMAND after `--`
+    runs a script as it is, with {micro_batch_size} where the script takes its batch size.
     """
     from ...objectives.load import load
     from ..core.arguments import check_probe
@@ -50,6 +67,9 @@ def probe_command(model: str, as_json: bool, plot: Path | None, **options: Any) 
     from ..report.progress import attempt_line, make_progress
     from ..report.text import probe_text
 
+    command = command_of(ctx, model, options)
+    if model is None and command is None:
+        raise click.UsageError("Missing argument 'MODEL': expected model.py, or -- COMMAND...")
     arguments = check_probe(**options)
     if plot is not None:
         from ..report.plot import check_picture, draw_probe
@@ -58,7 +78,7 @@ def probe_command(model: str, as_json: bool, plot: Path | None, **options: Any) 
     progress = make_progress()
     with progress, terminable():
         result = probe_checked(
-            load(model),
+            command or load(str(model)),
             arguments,
             on_attempt=lambda attempt: progress.print(attempt_line(attempt)),
             on_note=lambda text: progress.print(f"probe  {text}"),

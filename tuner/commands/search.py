@@ -20,6 +20,9 @@ from .options import (
     BatchAndRate,
     NamedValues,
     RunsOrTime,
+    WithCommand,
+    command_of,
+    command_options,
     device_option,
     output_options,
     storage_option,
@@ -36,8 +39,10 @@ if TYPE_CHECKING:
 
 @click.command(
     "search",
+    cls=WithCommand,
     epilog="\b\nExample:\n  bstune search model.py --budget 8\n"
-    "  bstune search model.py --space batch_size=32,64,128 --space learning_rate=1e-4:1e-1",
+    "  bstune search model.py --space batch_size=32,64,128 --space learning_rate=1e-4:1e-1\n"
+    "  bstune search --samples-per-epoch 50000 -- python train.py --batch-size {micro_batch_size} --lr {learning_rate}",
 )
 @click.argument("model", required=False)
 @click.option(
@@ -103,6 +108,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A file that `bstune probe --json` wrote.  [default: probe if needed]",
 )
+@command_options
 @device_option
 @threads_option
 @study_option
@@ -121,8 +127,10 @@ def search_command(
 ) -> None:
     """Find the batch size and the learning rate to train with.
 
-    MODEL is model.py, model.py:name or package.module:name; it defines `objective`. Without MODEL the newest study that
-    stores a file goes on, if you started it, here, and the file is as it was; otherwise it says why not, and runs
+    MODEL is model.py, model.py:name or package.module:name; it defines `objective`. In its place a COMMAND after `--`
+    runs a script as it is, with {micro_batch_size} and {learning_rate} where the script takes them, and, where it can,
+    {accumulation_steps}, {global_batch_size}, {max_epochs}, {max_samples} and {seed}. Without both, the newest study
+    that stores a file goes on, if you started it, here, and the file is as it was; otherwise it says why not, and runs
     nothing without --yes. Running the same command again resumes: nothing that was finished is run again.
     """
     from ...objectives.load import load
@@ -130,16 +138,17 @@ def search_command(
     from ..report.progress import make_progress
     from ..search import SearchInterrupted, run_forecast, run_search
 
+    command = command_of(ctx, model, options)
     options["space"] = dict(options["space"])
     probe_file = options.pop("probe_file")
     options["probe"] = None if probe_file is None else read_probe(probe_file)
     given = {name for name in options if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)}
     progress = make_progress()
     arguments = _arguments(options, progress)  # What is wrong on its face is said before the storage is looked at.
-    if model is None:
+    if model is None and command is None:
         model, options = _stored(options, given, yes=yes)
         arguments = _arguments(options, progress)
-    objective = load(model)
+    objective = command or load(str(model))
     try:
         with (
             progress,

@@ -10,15 +10,22 @@ from .options import output_options, storage_option
 
 @click.command("show", epilog="\b\nExample:\n  bstune show digits --json")
 @click.argument("study", required=False)
+@click.option("--log", type=int, metavar="TRIAL", help="Print what this trial of a command has printed.")
 @storage_option
 @output_options
-def show_command(study: str | None, storage: str | None, as_json: bool) -> None:
+def show_command(study: str | None, log: int | None, storage: str | None, as_json: bool) -> None:
     """Show what a study knows, also while a search runs.
 
     STUDY is its name; without one the newest is shown.
     """
     from ..report.text import probe_text, search_text, trials_text
-    from ..show import show
+    from ..show import show, show_log
+
+    if log is not None:
+        from ..core.plain_text import printable
+
+        print_answer(printable(show_log(study, log, storage=storage)))
+        return
 
     shown = show(study, storage=storage)
     if as_json:

@@ -32,6 +32,7 @@ CautionCode = Literal[
     "diverged",
     "rate_at_edge",
     "largest_by_steps",
+    "no_accumulation",
 ]
 """What a user is warned of; the first six say why the recommendation is not verified."""
 

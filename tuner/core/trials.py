@@ -58,6 +58,11 @@ class Facts:
     they are then the clock, and nothing that is measured corrects them.
     """
 
+    command: tuple[str, ...] = ()
+    """The words of the command that is run, with its places."""
+    accumulates: bool = True
+    """A global batch that does not fit can be accumulated."""
+
     def __post_init__(self) -> None:
         """Refuse numbers that no training has.
 
@@ -128,6 +133,8 @@ class TrialSpec:
     """Extra samples that may be drawn to measure gradient noise along the run; 0 for none."""
     splits: Mapping[str, Split] = field(default_factory=dict)
     """By kind of device, where a cluster has several: where the run lands decides."""
+    log_to: str | None = None
+    """File for what the run prints, where the objective keeps that."""
     most_samples: int | None = None
     """A report of more samples than this counts as a mistake."""
 

@@ -93,7 +93,9 @@ def classify(error: BaseException, near_cap: bool = True) -> Outcome:
         near_cap: Whether the device was nearly full. Only then is an error that cuBLAS and cuDNN also raise for other
             reasons counted as lack of memory; see `near_capacity`.
     """
-    text = str(error)
+    text, known = str(error), getattr(error, "outcome", None)
+    if known in ("oom", "limit", "error"):  # Of a program of the user's, by `classify_exit`.
+        return known  # type: ignore[no-any-return]
     if isinstance(error, RuntimeError) and "CUDA" in text.upper() and any(words in text for words in CONTEXT_LOST):
         return "error"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -106,6 +108,28 @@ def classify(error: BaseException, near_cap: bool = True) -> Outcome:
     if isinstance(error, (RuntimeError, ValueError)) and any(words in text for words in SIZE_LIMIT):
         return "limit"
     return "error" if error.__cause__ is None else classify(error.__cause__, near_cap)
+
+
+def classify_exit(code: int, text: str) -> Outcome:
+    """Return what came of a program by its exit code and the last that it printed; by the same table.
+
+    The kernel ends what takes too much memory with SIGKILL, which a shell in between reports as 137.
+
+    Example:
+        >>> classify_exit(0, ""), classify_exit(137, ""), classify_exit(1, "MemoryError")
+        ('ok', 'oom', 'oom')
+    """
+    if code == 0:
+        return "ok"
+    if code in (-9, 128 + 9):
+        return "oom"
+    if "CUDA" in text.upper() and any(words in text for words in CONTEXT_LOST):
+        return "error"
+    if re.search(r"^(?:\w+\.)*(?:MemoryError|OutOfMemoryError)\b", text, re.MULTILINE):
+        return "oom"
+    if any(words in text for words in OUT_OF_MEMORY):
+        return "oom"
+    return "limit" if any(words in text for words in SIZE_LIMIT) else "error"
 
 
 def may_be_memory(message: str) -> bool:

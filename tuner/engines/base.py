@@ -136,6 +136,7 @@ class Engine(Protocol):
         seed: int,
         on_attempt: Callable[[Attempt], None],
         on_note: Callable[[str], None],
+        max_batch: int | None = None,
     ) -> ProbeResult:
         """Probe the objective on a device of this kind; None: on the first.
 
@@ -145,6 +146,7 @@ class Engine(Protocol):
             seed: Of model and data in each attempt.
             on_attempt: Called with each attempt when it has ended.
             on_note: Called with what was decided on the way, in words.
+            max_batch: No larger micro-batch is of use; None: all that the data set has.
         """
 
     def share(

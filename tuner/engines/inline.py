@@ -45,6 +45,7 @@ class InlineEngine:
         seed: int,
         on_attempt: Callable[[Attempt], None],
         on_note: Callable[[str], None],
+        max_batch: int | None = None,
     ) -> ProbeResult:
         """Refuse: a size that does not fit would end the calling process."""
         raise AssertionError("nothing is probed in the calling process")

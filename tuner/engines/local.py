@@ -49,11 +49,12 @@ class LocalEngine(Host):
         seed: int,
         on_attempt: Callable[[Attempt], None],
         on_note: Callable[[str], None],
+        max_batch: int | None = None,
     ) -> ProbeResult:
         """Probe the objective."""
         from ..probing.run import run_probe
 
-        return run_probe(self, timeout=timeout, seed=seed, on_attempt=on_attempt, on_note=on_note)
+        return run_probe(self, max_batch=max_batch, timeout=timeout, seed=seed, on_attempt=on_attempt, on_note=on_note)
 
     def share(
         self, probe: ProbeResult, *, seed: int, on_attempt: Callable[[Attempt], None]

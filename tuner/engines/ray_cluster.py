@@ -197,6 +197,7 @@ class Cluster:
         seed: int,
         on_attempt: Callable[[Attempt], None],
         on_note: Callable[[str], None],
+        max_batch: int | None = None,
     ) -> ProbeResult:
         """Probe the objective where its trials will run, on a node of this kind; the attempts are told at its end."""
         kind = kind or next(iter(self.node_of))

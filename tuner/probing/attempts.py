@@ -88,6 +88,11 @@ class Attempts:
         return reading.start_bytes + sum(part or 0 for part in parts)
 
     @property
+    def is_command(self) -> bool:
+        """Whether the sizes are run by a command of the user's: it is seen from outside, without steps to time."""
+        return self.host.facts.kind == "command"
+
+    @property
     def hopeless(self) -> bool:
         """Whether parameters and gradients alone are over the budget: one attempt at the smallest size is enough."""
         return 2 * (self.host.facts.parameter_bytes or 0) > self.budget_bytes
@@ -115,7 +120,7 @@ class Attempts:
         fluke: str | None = None
         while True:
             both = not timed_s and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
-            traced = self.foresight.wants_trace and not timed_s
+            traced = self.foresight.wants_trace and not timed_s and not self.is_command
             # With the answer; where that was traced, with the first size that is timed.
             validates = not traced and (final or (timed_s > 0 and not self.validation_s))
             spec = MeasureSpec(

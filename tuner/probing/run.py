@@ -76,7 +76,8 @@ def run_probe(
     final = _verify(growth, attempts)
     answer = growth.answer
     assert answer.size is not None
-    time_sizes(answer.size, bounds, attempts)
+    if not attempts.is_command:
+        time_sizes(answer.size, bounds, attempts)
     if (moved := host.memory_moved(attempts.memory)) is not None:
         attempts.warn(moved)
     return _result(host, attempts, answer, final)
@@ -133,6 +134,7 @@ def _grow(growth: Growth, attempts: Attempts) -> None:
             growth.fixed_bytes = attempts.fixed_bytes
             if (
                 attempt.outcome == "ok"
+                and not attempts.is_command
                 and growth.fit.flat
                 and growth.smallest_failure is None
                 and SMALLEST_PLATEAU <= size < growth.bounds.highest

@@ -6,11 +6,12 @@ Whatever a study holds, they are comments and assignments of constants.
 from __future__ import annotations
 
 import keyword
+import shlex
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
 from ..core.plain_text import hide_secrets, one_line
-from ..core.results import SearchResult
+from ..core.results import Recommendation, SearchResult
 
 if TYPE_CHECKING:
     from ..core.trials import Facts
@@ -32,7 +33,7 @@ def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
         *([] if best.verified else ["# Not verified: no full run on a fresh seed has confirmed it yet."]),
         *(f"{name} = {value!r}" for name, value in values.items() if value is not None),
         *(_assignment(name, value, taken=set(values)) for name, value in best.params.items() if value is not None),
-        *_steps(best.accumulation_steps, facts),
+        *_steps(best, facts),
     ]
 
 
@@ -60,7 +61,29 @@ def _constant(value: Any) -> str | None:
     return None
 
 
-def _steps(accumulation_steps: int, facts: Facts | None) -> list[str]:
+def _command(best: Recommendation, facts: Facts) -> str:
+    """Return the command line of a full run with the recommendation."""
+    values = {
+        "max_epochs": f"{facts.epochs:g}",
+        "max_samples": round(facts.full_run_samples),
+        "seed": 0,
+        "micro_batch_size": best.micro_batch_size,
+        "accumulation_steps": best.accumulation_steps,
+        "global_batch_size": best.global_batch_size,
+        "learning_rate": best.learning_rate,
+        **best.params,
+    }
+    filled = []
+    for word in facts.command:
+        for name, value in values.items():
+            word = word.replace(f"{{{name}}}", str(value))
+        filled.append(word)
+    return shlex.join(filled)
+
+
+def _steps(best: Recommendation, facts: Facts | None) -> list[str]:
+    if facts is not None and facts.kind == "command":
+        return [f"# {one_line(_command(best, facts))}"]
     if facts is not None and facts.kind == "loop":
         return ["# Put them where your loop reads the attributes of these names from its trial."]
     optimizer = (facts.optimizer if facts else None) or "AdamW"
@@ -69,7 +92,7 @@ def _steps(accumulation_steps: int, facts: Facts | None) -> list[str]:
         "# train_loader = DataLoader(train_data, batch_size=micro_batch_size, shuffle=True, drop_last=True)",
         f"# optimizer = {made_by}(model.parameters(), lr=learning_rate)  # and your other arguments, such as momentum",
     ]
-    if accumulation_steps > 1:
+    if best.accumulation_steps > 1:
         steps.append(
             "# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps "
             "micro-batches"

@@ -38,6 +38,10 @@ _CAUTIONS: dict[CautionCode, str] = {
     "diverged": "It diverged on a fresh seed, and nothing else that was run is better. Search smaller learning rates.",
     "rate_at_edge": "The learning rate {rate:.3g} is at the edge of its range {low:.3g} to {high:.3g}; "
     "a wider range may do better.",
+    "no_accumulation": (
+        "Batches end at the micro-batch of {batch} that fits: the command has no place for accumulation. With a flag "
+        "for it, {{accumulation_steps}} lets larger ones in."
+    ),
     "largest_by_steps": (
         "Batch {batch} is the largest that was searched, since a larger one makes under {steps} steps in a full run of "
         "{samples:,.0f} samples. Name larger ones in the space, or train for more epochs."

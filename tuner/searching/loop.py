@@ -21,6 +21,7 @@ from ..strategy.cost import Cost
 from ..studies.checkpoints import checkpoint_name
 from ..studies.optuna_parameters import Axes
 from ..studies.records import Records
+from ..studies.trial_logs import log_name
 from .probes import corrected_probes
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Drive:
         tell: Tell,
         deadline_s: float = math.inf,
         checkpoint_dir: Path | None = None,
+        log_dir: Path | None = None,
         trial_timeout_s: float | None = None,
     ) -> None:
         """Drive towards the deadline, a reading of the monotonic clock; `tell` hears of every step.
@@ -65,6 +67,7 @@ class Drive:
         self._tell = tell
         self._axes = Axes(forecast.batch_range, forecast.learning_rate_range, strategy.plan.space)
         self._checkpoint_dir = checkpoint_dir
+        self._log_dir = log_dir
         self._deadline_s = deadline_s
         self._trial_timeout_s = trial_timeout_s
         self._running: dict[int, float] = {}
@@ -137,7 +140,8 @@ class Drive:
         checkpoint_to = (
             None if self._checkpoint_dir is None else str(self._checkpoint_dir / checkpoint_name(record.number))
         )
-        return dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to)
+        log_to = None if self._log_dir is None else str(self._log_dir / log_name(record.number))
+        return dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to, log_to=log_to)
 
     @held()
     def _placed(self, event: Placed) -> None:

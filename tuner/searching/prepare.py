@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...objectives.seal import make_seal
 from ..core.arguments import SearchArguments
+from ..core.errors import ArgumentError
 from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.progress import Progress, tell
 from ..core.trials import Facts
@@ -57,6 +58,7 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
     `dry`: nothing is to be trained, and a study that has trials keeps what it says of its search.
     """
     objective = check_objective(objective, isolation=arguments.isolation)
+    _check_places(objective, arguments)
     with (
         open_storage(arguments.storage) as storage,
         contextlib.closing(make_engine(objective, arguments)) as engine,
@@ -88,6 +90,20 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
         strategy = make_strategy(arguments.plan, facts, probe, study)
         strategy.stopped_by = taken_up.ended_by
         yield Ready(objective, arguments, facts, study, probe, strategy, engine)
+
+
+def _check_places(objective: Any, arguments: SearchArguments) -> None:
+    """Raise an ArgumentError where a command has no place for what is searched."""
+    from ...objectives.command import Command
+
+    if isinstance(objective, Command):
+        space = arguments.plan.space
+        rate = space.get("learning_rate")
+        objective.check_space(space, rate_is_fixed=rate is not None and len(rate.values) == 1)
+        if arguments.engine == "ray":
+            raise ArgumentError(
+                "engine='ray' runs no commands yet: leave it out, and the command runs on this machine."
+            )
 
 
 def _study(

@@ -81,11 +81,13 @@ def obtain_probe(
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
         _use_threads_of(arguments.probe, engine, lambda said: _say(study, arguments, "warning", said))
         return arguments.probe
+    most = _most_useful(arguments, facts)
     key = probe_key(
         facts,
         engine.device_info,
         jobs=arguments.plan.jobs,
         seed=arguments.plan.seed,
+        settings={"max_batch": most},
         chooses_threads=engine.chooses_threads,
     )
     # One that was made for trials side by side says for how many; see `Engine.share`.
@@ -103,9 +105,22 @@ def obtain_probe(
         seed=arguments.plan.seed,
         on_attempt=lambda attempt: _tell_attempt(study, arguments, attempt),
         on_note=lambda said: _say(study, arguments, "note", f"probe  {said}"),
+        max_batch=most,
     )
     study.set(probe=probe.to_dict(), probe_key=key)
     return probe
+
+
+def _most_useful(arguments: SearchArguments, facts: Facts) -> int | None:
+    """Return the largest micro-batch worth probing for a search; None: as large as fits.
+
+    Each size of a command is a start of it, so none is tried that no trial would use.
+    """
+    if facts.kind != "command":
+        return None
+    from ..strategy.space import make_space
+
+    return make_space(arguments.plan, facts, None).batches[-1]
 
 
 def _probe_kinds(

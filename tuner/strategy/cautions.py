@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from ..theory.scaling import LEARNING_RATE_RANGE
 from .candidates import key_of_candidate, spoilt
 from .evidence import Evidence
 from .nothing_learned import nothing_learned
-from .space import STEPS_AT_LEAST
+from .space import STEPS_AT_LEAST, make_space
 
 
 def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
@@ -31,10 +32,21 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
     low, high = _range_of_rates(evidence)
     if low < high and chosen.learning_rate in (low, high):
         yield Caution("rate_at_edge", {"rate": chosen.learning_rate, "low": low, "high": high})
+    if (end := _ends_at_micro_batch(evidence)) is not None:
+        yield Caution("no_accumulation", {"batch": end})
     largest, samples = evidence.context.space.batches[-1], evidence.facts.full_run_samples
     by_steps = largest <= samples / STEPS_AT_LEAST < 2 * largest <= evidence.facts.n_samples
     if "batch_size" not in plan.space and chosen.global_batch_size == largest and by_steps:
         yield Caution("largest_by_steps", {"batch": largest, "steps": STEPS_AT_LEAST, "samples": samples})
+
+
+def _ends_at_micro_batch(evidence: Evidence) -> int | None:
+    """Return the micro-batch at which the batch sizes end because none can be accumulated; None where they do not."""
+    probe, facts = evidence.probe, evidence.facts
+    if probe is None or facts.accumulates:
+        return None
+    wanted = make_space(evidence.plan, dataclasses.replace(facts, accumulates=True), probe).batches[-1]
+    return probe.micro_batch_size if wanted > probe.micro_batch_size else None
 
 
 def _not_verified(evidence: Evidence, chosen: Candidate) -> Caution:

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 
 from ..core.probe_results import ProbeResult, StepTimeLine
 from ..core.trials import Facts
@@ -54,6 +55,8 @@ class Cost:
 
     def split(self, batch: int) -> tuple[int, int]:
         """Return the micro-batch size and the accumulation steps with which a global batch is run."""
+        if not self.facts.accumulates:
+            return batch, 1
         return split(batch, batch if self.micro_max is None else self.micro_max)
 
     def step_s(self, batch: int, split: tuple[int, int] | None = None) -> float | None:
@@ -103,8 +106,14 @@ def _between(rows: Sequence[tuple[int, float]], batch: int) -> float:
     return max(between, 1e-3 * min(low_s, high_s))
 
 
-def fitted_line(runs: Iterable[Run]) -> StepTimeLine | None:
-    """Return the step-time line of the trials' own seconds, where there is no probe; None while they say nothing."""
+def fitted_line(runs: Iterable[Run], *, starts: bool = False) -> StepTimeLine | None:
+    """Return the step-time line of the trials' own seconds, where no probe has one; None while they say nothing.
+
+    `starts`: each run has started a program, which took seconds of its own.
+    """
+    runs = list(runs)
+    if starts and (line := _line_beside_start(runs)) is not None:
+        return line
     by_batch: dict[int, list[float]] = defaultdict(list)
     for run in runs:
         steps = (run.samples - run.start_samples) / run.setting.global_batch_size
@@ -116,6 +125,34 @@ def fitted_line(runs: Iterable[Run]) -> StepTimeLine | None:
     if len(points) == 1:  # As if samples took the same in batches of any size, until another one was run.
         return StepTimeLine(0.0, points[0][1] / points[0][0], 0.0)
     fixed, slope = relative_line(points)
+    return StepTimeLine(fixed, slope, fixed / slope if slope > 0 else None)
+
+
+def _line_beside_start(runs: Sequence[Run]) -> StepTimeLine | None:
+    """Return the line of seconds = start + a * steps + c * samples, no part below 0; None while runs do not tell."""
+    ended = [run for run in runs if run.state in ("complete", "pruned") and run.seconds]
+    rows = [
+        (run.samples / run.setting.global_batch_size, run.samples, run.seconds or 0.0) for run in ended if run.samples
+    ]
+    if len({samples for _, samples, _ in rows}) < 2 or len(rows) < 4:
+        return None
+    import numpy as np
+
+    seconds = np.array([row[2] for row in rows])
+    # Relative errors count: a short run tells as much of its seconds as a long one.
+    parts = np.array([(1.0, steps, samples) for steps, samples, _ in rows]) / seconds[:, None]
+    usable = (0, 1, 2) if len({run.setting.global_batch_size for run in ended}) > 1 else (0, 2)
+    best: tuple[float, float, float] | None = None
+    for n in range(len(usable), 0, -1):
+        for columns in combinations(usable, n):
+            found, *_ = np.linalg.lstsq(parts[:, columns], np.ones(len(rows)), rcond=None)
+            error = float(((parts[:, columns] @ found - 1) ** 2).sum())
+            part = dict(zip(columns, found.tolist(), strict=True))
+            if found.min() > 0 and set(columns) != {0} and (best is None or error < best[0]):
+                best = error, part.get(1, 0.0), part.get(2, 0.0)
+    if best is None:
+        return None
+    _, fixed, slope = best
     return StepTimeLine(fixed, slope, fixed / slope if slope > 0 else None)
 
 

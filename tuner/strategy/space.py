@@ -177,6 +177,8 @@ def make_space(
     asked: dict[str, Dimension] = dict(plan.space)
     sizes, rate = asked.pop("batch_size", None), asked.pop("learning_rate", None)
     batches = _default_batches(facts, probe, noise_scale) if sizes is None else _batches(sizes, facts, problems)
+    if probe is not None and not facts.accumulates:  # Where nothing of the space fits, its smallest batch shows it.
+        batches = tuple(batch for batch in batches if batch <= probe.micro_batch_size) or batches[:1]
     family = facts.optimizer_family
     usual = LEARNING_RATE_RANGE[family]
     if rate is None:

@@ -308,7 +308,7 @@ class Strategy:
         """What runs cost, by the probe or by what the objective states; where there is neither, by the trials."""
         line = None
         if not self.facts.step_times and (self.probe is None or self.probe.step_time_line is None):
-            line = fitted_line(self.ledger)
+            line = fitted_line(self.ledger, starts=self.facts.kind == "command")
         cost = Cost.of(self.facts, self.probe, line)
         others = {device: Cost.of(self.facts, probe) for device, probe in self.probes.items()}
         known = self._known_clock
@@ -355,6 +355,7 @@ class Strategy:
         heeded = self.facts.kind == "supervised" or (
             record is not None and (record.accumulation_steps == 1 or record.device is not None)
         )
+        heeded = heeded and self.facts.accumulates
         if self.probe is not None and record is not None and record.micro_batch_size > 1 and heeded:
             return set()
         return {batch for batch in self.space.batches if batch >= run.setting.global_batch_size}

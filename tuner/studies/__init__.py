@@ -21,6 +21,7 @@
 - `storage_errors`: What a database, a file system or a driver can say, as one clear error that says what to do.
 - `study`: The study that remembers a search: settings, probe and trials, written as they happen and read back
   exactly.
+- `trial_logs`: What the runs of a command have printed: a folder beside the storage, with a file for each trial.
 - `trial_rows`: Reads the trials of a study out of Optuna's tables at once: through Optuna's own objects ten thousand
   of them take ten seconds.
 - `writer_lock`: The lock of the one writer of a storage file.

@@ -49,10 +49,17 @@ class Location:
 
     def checkpoint_path(self, study: str) -> Path | None:
         """The folder for the checkpoints of a study, beside the file."""
+        return self._beside("checkpoints", study)
+
+    def log_path(self, study: str) -> Path | None:
+        """The folder for what the trials of a study print, beside the file."""
+        return self._beside("logs", study)
+
+    def _beside(self, kind: str, study: str) -> Path | None:
         name = quote(study, safe=" ")
         if len(name) > MOST_NAME_BYTES:
             name = f"{name[:MOST_NAME_BYTES]}-{hashlib.sha256(study.encode(errors='surrogatepass')).hexdigest()[:16]}"
-        return self.path and self.path.with_name(f"{self.path.name}.checkpoints-{name}")
+        return self.path and self.path.with_name(f"{self.path.name}.{kind}-{name}")
 
 
 def locate(url: str | None) -> Location:

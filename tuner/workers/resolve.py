@@ -24,7 +24,7 @@ def check_objective(objective: Any, *, isolation: str = "process") -> Any:
     if not isinstance(objective, ObjectiveRef) and not is_objective(objective):
         raise ArgumentError(
             f"{objective!r} is not an objective: expected a bstune.Supervised, a function under @bstune.objective, "
-            "or bstune.load('model.py')."
+            "a bstune.Command, or bstune.load('model.py')."
         )
     if isolation == "none" and getattr(objective, "kind", None) != "loop":
         raise ArgumentError(

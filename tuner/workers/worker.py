@@ -31,6 +31,7 @@ from ..core.trials import MeasureSpec, TrialReport, TrialSpec, Verdict
 from ..device.cuda import limit_cuda_memory, near_capacity, open_context, try_cuda
 from ..device.meter import PeakMemory, ProcessMeter, data_segment_bytes
 from ..device.out_of_memory import classify
+from ..device.tree_memory import TreeMeter, TreePeak
 from . import messages, wire
 from .answers import MOST_MESSAGE, MOST_NAME, MOST_TRACEBACK, told
 from .leftovers import (
@@ -264,10 +265,10 @@ def run_job(job: messages.Job, objective: Objective, host: socket.socket) -> NoR
     """Do one job, send its answer and end the process without running anybody's exit handlers."""
     import torch
 
-    meter: list[ProcessMeter] = []
+    meter: list[ProcessMeter | TreeMeter] = []
     try:
         torch.set_num_threads(job.threads)
-        _fence(job)
+        _fence(job, objective)
         answer = _do(job, objective, host, meter)
     except BaseException as error:
         answer = failure_of(error, near_cap=near_capacity(job.device))
@@ -295,9 +296,16 @@ def _answer(host: socket.socket, answer: messages.Answer) -> None:
     wire.send(host, body)
 
 
-def _fence(job: messages.Job) -> None:
+def _runs_elsewhere(objective: Objective) -> bool:
+    """Whether an objective trains in processes of its own below this one, which itself uses no device."""
+    return getattr(objective, "kind", None) == "command"
+
+
+def _fence(job: messages.Job, objective: Objective) -> None:
     """Let an allocation far beyond the budget fail with an error, before it fails with a kill."""
     if job.device.startswith("cuda"):
+        if _runs_elsewhere(objective):
+            return
         if job.fence_bytes is None:
             open_context(job.device)  # Before user code does, so that it is known what the context takes.
         else:
@@ -312,7 +320,7 @@ def _fence(job: messages.Job) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
-def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: list[ProcessMeter]) -> messages.Answer:
+def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: list[Any]) -> messages.Answer:
     from ...objectives.supervised import Supervised
 
     work = job.work
@@ -324,13 +332,18 @@ def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: lis
     if isinstance(work, messages.TryCuda):
         return try_cuda(work.device)
     if isinstance(work, messages.Measure):
+        if _runs_elsewhere(objective):
+            meter.append(TreeMeter(job.device))
+            return _measure(work.spec, job.device, objective, meter[0])
         meter.append(ProcessMeter(job.device))
         measure = _measure_traced if work.traced else _measure
         return measure(work.spec, job.device, objective, meter[0])
     return _train(work.spec, job.device, objective, host)
 
 
-def _measure(spec: MeasureSpec, device: str, objective: Objective, meter: ProcessMeter) -> messages.Measured:
+def _measure(
+    spec: MeasureSpec, device: str, objective: Objective, meter: ProcessMeter | TreeMeter
+) -> messages.Measured:
     notes = objective.measure(spec, device, meter)
     return messages.Measured(meter.read(), notes)
 
@@ -352,7 +365,7 @@ def _measure_traced(spec: MeasureSpec, device: str, objective: Objective, meter:
 def _train(spec: TrialSpec, device: str, objective: Objective, host: socket.socket) -> messages.Answer:
     from ...objectives.training import seed_everything
 
-    peak = PeakMemory(device)
+    peak = TreePeak(device) if _runs_elsewhere(objective) else PeakMemory(device)
     seed_everything(spec.seed)
     start_s = time.perf_counter()
 
@@ -373,7 +386,7 @@ def _train(spec: TrialSpec, device: str, objective: Objective, host: socket.sock
         _send(host, ended())
         os._exit(0)
 
-    trial = Trial(spec, device=device, send=send, clock=time.perf_counter, overrun=overrun)
+    trial = Trial(spec, device=device, send=send, clock=time.perf_counter, overrun=overrun, look=peak.look)
     try:
         with _step_guard(trial):
             objective.train(trial, spec)

@@ -1,0 +1,405 @@
+"""An unmodified training script as an objective: a command line with places for what a trial sets."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..tuner.core.errors import ArgumentError, ObjectiveError
+from ..tuner.core.probe_results import Outcome
+from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
+from ..tuner.device.memory import cpu_memory, usable_cores
+from ..tuner.device.out_of_memory import classify_exit, first_line
+from ..tuner.device.tree_memory import TreeMeter
+from .base import Meter, Trial
+from .command_line import check_program, default_name, filled, places_in, script_of, words_of
+from .command_run import CommandRun, Log
+from .fingerprint import code_of, optimizer_family, source_hash
+from .loop import ENDED_EARLY
+from .metric_lines import READY_MADE, MetricLines, Said, compiled
+from .schedule import SCHEDULES
+from .script_flags import optimizer_in
+
+LAST_WORDS_S = 30.0
+"""A script that was told where to end has so long, after its last loss, to end by itself: it may save its model."""
+STEADY_S, STEADY_SHARE = 5.0, 0.5
+"""In a probe memory is steady when it has not grown for so many seconds, and for this share of the run."""
+UNSEEN_S = 20.0
+"""The same where the script has printed nothing that speaks of training."""
+SAME_SHARE = 0.005
+"""Peaks that differ by less are the same."""
+BUSY = 0.1
+"""Share of a core below which a script does nothing."""
+IDLE_S = 120.0
+"""A script that does nothing for so long in a probe hangs."""
+NEAR_FULL = 0.1
+"""A script that is killed was killed for memory if less than this share of the machine's was free before."""
+_SAID_WHY = re.compile(r"^(?:\[\w+\]:\s*)?(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*$", re.MULTILINE)
+
+
+class CommandError(ObjectiveError):
+    """The user's command failed.
+
+    Attributes:
+        outcome: What that means, by its exit code and its last words: `oom`, `limit` or `error`.
+    """
+
+    def __init__(self, message: str, outcome: Outcome, *, output: str | None = None) -> None:
+        """Keep what it means."""
+        super().__init__(message, output=output)
+        self.outcome = outcome
+
+
+class Command:
+    """A training script that runs unchanged; its losses are read from what it prints."""
+
+    kind = "command"
+
+    def __init__(
+        self,
+        command: str | Sequence[str],
+        *,
+        samples_per_epoch: int,
+        metric: str | None = None,
+        epochs: float = 10,
+        schedule: str = "unknown",
+        optimizer: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        r"""Describe how the script is called, and how its losses are read.
+
+        Args:
+            command: The command line, or its words. In braces stand `micro_batch_size`, `learning_rate`,
+                `global_batch_size`, `accumulation_steps`, `seed`, `max_samples`, `max_epochs`, `device` and the names
+                of other dimensions of the space, as far as the script takes them. No shell sees it.
+            samples_per_epoch: Samples in the training data set.
+            metric: How a loss is printed: a regular expression with the value in parentheses, such as
+                `"val_loss=([\d.eE+-]+)"`, or the name of a ready-made one; default: the first of these that matches.
+            epochs: Epochs in one full run.
+            schedule: `constant`, `linear`, `cosine` or `wsd`: how the script changes the learning rate over the
+                `{max_epochs}` or `{max_samples}` that it is given; `unknown` is taken for constant.
+            optimizer: Class of the optimizer, such as `SGD`; default: the one that the script names, if it names one.
+            name: Name of the study; default: the stem of the script.
+
+        Raises:
+            ArgumentError: The command, a name in braces, the metric or a number is wrong on its face.
+        """
+        self.words = words_of(command)
+        self.places = places_in(self.words)
+        wrong = []
+        if not (isinstance(samples_per_epoch, int) and samples_per_epoch >= 1):
+            wrong.append(f"samples_per_epoch={samples_per_epoch!r}: expected the number of training samples, 1 or more")
+        if not epochs > 0:
+            wrong.append(f"epochs={epochs!r}: expected a number above 0")
+        if schedule not in (*SCHEDULES, "unknown"):
+            wrong.append(
+                f"schedule={schedule!r}: expected {', '.join(SCHEDULES)}, or unknown where it is none of these"
+            )
+        if not {"micro_batch_size", "global_batch_size"} & self.places:
+            wrong.append(
+                "the command has no place for the batch size: expected {micro_batch_size} where the script takes it, "
+                "such as --batch-size {micro_batch_size}"
+            )
+        if wrong:
+            raise ArgumentError("; ".join(wrong) + ".")
+        compiled(metric)
+        self.metric = metric
+        self.samples_per_epoch = samples_per_epoch
+        self.epochs = epochs
+        self.schedule = schedule
+        self.name = name
+        self._optimizer = optimizer
+        self.default_study_name = default_name(self.words)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the script can be told to make a step of several micro-batches."""
+        return "accumulation_steps" in self.places or {"micro_batch_size", "global_batch_size"} <= self.places
+
+    @property
+    def told_the_end(self) -> bool:
+        """Whether the script is told where to end."""
+        return bool({"max_samples", "max_epochs"} & self.places)
+
+    def check_space(self, names: Collection[str], *, rate_is_fixed: bool = False) -> None:
+        """Pass if the command has a place for all that a search sets.
+
+        Raises:
+            ArgumentError: It has none for a dimension, or a name in braces is nearly one of them.
+        """
+        extra = set(names) - {"batch_size", "learning_rate"}
+        places = places_in(self.words, extra)
+        missing = sorted(extra - places)
+        if "learning_rate" not in places and not rate_is_fixed:
+            raise ArgumentError(
+                "The command has no {learning_rate}: expected it where the script takes the learning rate, such as "
+                "--lr {learning_rate}. To search the batch size alone, say which rate the script uses: "
+                "--space learning_rate=0.1"
+            )
+        if missing:
+            raise ArgumentError(
+                f"The command has no place for {', '.join(missing)}, which the space names: expected "
+                f"{', '.join(f'{{{name}}}' for name in missing)} where the script takes it."
+            )
+
+    def prepare(self) -> None:
+        """See that there is a program to run.
+
+        Raises:
+            ObjectiveError: There is none.
+        """
+        check_program(self.words[0])
+
+    def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
+        """Say what is known without running anything."""
+        script = script_of(self.words)
+        content = b"" if script is None else Path(script).read_bytes()
+        optimizer = self._optimizer or optimizer_in(content)
+        code = code_of(content)
+        return Facts(
+            name=self.name or self.default_study_name,
+            kind=self.kind,
+            n_samples=self.samples_per_epoch,
+            epochs=self.epochs,
+            schedule=self.schedule,
+            optimizer=optimizer,
+            optimizer_family=optimizer_family(optimizer),
+            source_hash=source_hash(self.words, self.metric, content),
+            code_hash=None if code is None else source_hash(self.words, self.metric, code),
+            command=self.words,
+            accumulates=self.accumulates,
+        )
+
+    # --- a run ---
+
+    def _start(self, values: Mapping[str, Any], log: Log) -> CommandRun:
+        import torch
+
+        environment = dict(os.environ)
+        threads = torch.get_num_threads()  # As many as this process was given.
+        if threads < usable_cores():
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        return CommandRun(filled(self.words, values), environment, log)
+
+    def _reader(self, global_batch_size: int) -> MetricLines:
+        return MetricLines(self.metric, samples_per_epoch=self.samples_per_epoch, batch_size=global_batch_size)
+
+    def _values(self, spec: TrialSpec, device: str, max_epochs: int) -> dict[str, Any]:
+        return {
+            **spec.params,
+            "micro_batch_size": spec.micro_batch_size,
+            "global_batch_size": spec.global_batch_size,
+            "accumulation_steps": spec.accumulation_steps,
+            "learning_rate": spec.learning_rate,
+            "seed": spec.seed,
+            "max_samples": spec.end_samples,
+            "max_epochs": max_epochs,
+            "device": device,
+        }
+
+    def train(self, trial: Trial, spec: TrialSpec) -> None:
+        """Run one trial.
+
+        Raises:
+            CommandError: The command failed.
+            ObjectiveError: It ended without a loss, or well before the planned end.
+        """
+        max_epochs = max(1, math.ceil(spec.end_samples / self.samples_per_epoch - 1e-9))
+        log, lines, said = Log(spec.log_to), self._reader(spec.global_batch_size), _Reports(self.samples_per_epoch)
+        least_free = 1.0
+        try:
+            with self._start(self._values(spec, trial.device, max_epochs), log) as run:
+                while run.code is None and trial.stopped_at is None:
+                    data = run.printed()
+                    trial.look()
+                    least_free = min(least_free, _free_share())
+                    self._tell(trial, said.of(run) or ([] if said.seen else lines.feed(data)))
+                if trial.stopped_at is None:  # It has ended.
+                    for data in run.rest():
+                        self._tell(trial, [] if said.seen else lines.feed(data))
+                    self._tell(trial, said.of(run) or ([] if said.seen else lines.finish()))
+                run.end(after_s=LAST_WORDS_S if self.told_the_end else 0.0)
+            if trial.stopped_at is None:
+                self._judge(run, trial, spec, least_free)
+        finally:
+            sys.stdout.write(log.tail())  # To the end of this process's own log, whose last lines are shown.
+            log.close()
+
+    def _tell(self, trial: Trial, said: Any) -> None:
+        for each in said:
+            # A script that prints a loss of long ago once more, as with its best epoch, has not gone back.
+            if each.samples >= trial.last_samples and trial.stopped_at is None:
+                trial.report(each.val_loss, samples=each.samples)
+
+    def _judge(self, run: CommandRun, trial: Trial, spec: TrialSpec, least_free: float) -> None:
+        """Say why a run that has ended by itself is none, if it is none."""
+        assert run.code is not None
+        if run.code in (-signal.SIGKILL, 128 + signal.SIGKILL) and least_free > NEAR_FULL:
+            # Somebody has killed it, and not for memory: then this process ends like it, which is tried again.
+            sys.stdout.write(run.log.tail())
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if run.code != 0:
+            raise failed(run)
+        if trial.n_reports == 0:
+            raise ObjectiveError(no_metric(self.metric))
+        if trial.last_samples < ENDED_EARLY * spec.end_samples:
+            told = (
+                "" if self.told_the_end else " Give it {max_epochs} where it takes its epochs, or name fewer --epochs."
+            )
+            raise ObjectiveError(
+                f"The command ended (exit code 0) after {trial.last_samples} samples by its losses: expected "
+                f"{spec.end_samples}, which are {self.epochs:g} epochs of {self.samples_per_epoch}.{told}"
+            )
+
+    # --- the probe ---
+
+    def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
+        """Run the command at one size until it has told a loss, has ended, or its memory is steady.
+
+        Raises:
+            CommandError: It failed.
+            ObjectiveError: It does nothing.
+        """
+        assert isinstance(meter, TreeMeter)
+        accumulation = spec.accumulation_steps if self.accumulates else 1
+        batch = spec.micro_batch_size * accumulation
+        trial = TrialSpec(
+            number=-1,
+            stage="probe",
+            global_batch_size=batch,
+            micro_batch_size=spec.micro_batch_size,
+            accumulation_steps=accumulation,
+            learning_rate=1e-6,
+            seed=spec.seed,
+            end_samples=spec.n_steps * batch,
+            points=(),
+        )
+        log, lines, said = Log(None), self._reader(batch), _Reports(self.samples_per_epoch)
+        steady = Steady()
+        meter.phase("train")
+        try:
+            with self._start(self._values(trial, device, 1), log) as run:
+                told = False
+                while run.code is None and not told and not steady.over:
+                    told = any(True for _ in lines.feed(run.printed())) or bool(said.of(run))
+                    meter.peak.look()
+                    steady.note(time.monotonic() - run.started_s, meter.peak.peak_bytes, meter.peak.cpu_s, lines.trains)
+                run.end()
+        finally:
+            sys.stdout.write(log.tail())
+        if not told and not steady.over and run.code != 0:
+            raise failed(run)
+        if steady.idle:
+            raise ObjectiveError(
+                f"The command did nothing for {IDLE_S:.0f} s at micro-batch {spec.micro_batch_size}: it printed "
+                "nothing, and used no processor. Does it wait for something, such as a download or an answer?"
+            )
+        samples = trial.end_samples if "max_samples" in self.places else self.samples_per_epoch
+        whole = told or not steady.over
+        for _ in range(min(samples // batch, spec.n_steps) if whole else 0):
+            meter.step_done()
+        return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady))
+
+
+class _Reports:
+    """The losses that a script has reported itself; once there is one, what it prints does not count."""
+
+    def __init__(self, samples_per_epoch: int) -> None:
+        self.seen = 0
+        self._samples_per_epoch = samples_per_epoch
+
+    def of(self, run: CommandRun) -> list[Said]:
+        """Return what has been reported since the last call."""
+        found = []
+        for numbers in run.reported():
+            self.seen += 1
+            epochs = numbers.get("epoch", self.seen)
+            samples = numbers.get("samples", epochs * self._samples_per_epoch)
+            if math.isfinite(samples) and samples >= 0:
+                found.append(Said(numbers["val_loss"], round(samples)))
+        return found
+
+
+class Steady:
+    """Whether the memory of a command has come to rest, by looks at it.
+
+    Attributes:
+        over: Nothing more is to be expected.
+        idle: Because the command does nothing.
+        seconds: For how long its peak had been the same.
+
+    Example:
+        >>> steady = Steady()
+        >>> for second in range(12):
+        ...     steady.note(second, peak_bytes=1000, cpu_s=second, trains=True)
+        >>> steady.over, steady.idle
+        (True, False)
+    """
+
+    def __init__(self) -> None:
+        """Begin to look."""
+        self.over = self.idle = False
+        self.seconds = 0.0
+        self._peak_bytes = 0
+        self._grown_s = 0.0
+        self._busy_s, self._busy_cpu_s = 0.0, 0.0
+
+    def note(self, now_s: float, peak_bytes: int, cpu_s: float, trains: bool) -> None:
+        """Take in a look, at so many seconds from the start."""
+        if peak_bytes > self._peak_bytes * (1 + SAME_SHARE):
+            self._peak_bytes, self._grown_s = peak_bytes, now_s
+        worked = cpu_s - self._busy_cpu_s
+        if worked < 0 or worked > BUSY * (now_s - self._busy_s):
+            self._busy_s, self._busy_cpu_s = now_s, cpu_s
+        waits_s = now_s - self._busy_s
+        if waits_s > 1.0:  # While it does nothing, that its memory is the same says nothing.
+            self._grown_s = max(self._grown_s, now_s - STEADY_S / 2)
+        self.seconds = now_s - self._grown_s
+        self.idle = waits_s > IDLE_S
+        self.over = self.idle or self.seconds >= max(STEADY_S if trains else UNSEEN_S, STEADY_SHARE * now_s)
+
+
+def _unseen(told: bool, steady: Steady) -> tuple[str, ...]:
+    """Return what a measurement has not seen."""
+    if told or not steady.over:
+        return ("The memory of a command is that of all its processes, looked at every few hundredths of a second.",)
+    return (
+        "The command was ended when its memory had been the same for some seconds, and before it told a loss: the "
+        "memory of validation, and what it would have taken later, are not part of the answer. Where the script takes "
+        "a number of samples or epochs, give it {max_samples} or {max_epochs}.",
+    )
+
+
+def _free_share() -> float:
+    memory = cpu_memory()
+    return memory.available_bytes / max(1, memory.total_bytes)
+
+
+def failed(run: CommandRun) -> CommandError:
+    """Return the error for a command that ended with a code other than 0."""
+    assert run.code is not None
+    tail = run.log.tail()
+    whys = _SAID_WHY.findall(tail)
+    last = whys[-1] if whys else next((line for line in reversed(tail.splitlines()) if line.strip()), "")
+    name = signal.Signals(-run.code).name if -run.code in set(signal.Signals) else None
+    how = f"was ended by {name}" if name else f"ended with exit code {run.code}"
+    said = f": {first_line(last)}" if last.strip() else ""
+    return CommandError(f"the command {how}{said}", classify_exit(run.code, tail))
+
+
+def no_metric(metric: str | None) -> str:
+    """Return what to say of a command that has ended well, and told no loss."""
+    looked = f"what matches {metric!r}" if metric is not None else f"the ready-made patterns ({', '.join(READY_MADE)})"
+    return (
+        f"The command ended (exit code 0) without a validation loss: looked in all that it printed for {looked}. Say "
+        r"how it prints it, such as --metric 'val_loss=([\d.eE+-]+)', or add bstune.report(val_loss=..., samples=...) "
+        "to the script."
+    )

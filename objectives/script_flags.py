@@ -1,0 +1,208 @@
+"""What a training script takes on its command line, by reading it: nothing of it is run.
+
+So that who names a script where an objective was expected is told the command line to use.
+"""
+
+from __future__ import annotations
+
+import ast
+import shlex
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "micro_batch_size": (
+        "per_device_train_batch_size",
+        "micro_batch_size",
+        "device_batch_size",
+        "train_batch_size",
+        "per_gpu_train_batch_size",
+        "batch_size",
+        "batchsize",
+        "mini_batch_size",
+        "batch",
+        "bs",
+        "b",
+    ),
+    "accumulation_steps": (
+        "gradient_accumulation_steps",
+        "grad_accumulation_steps",
+        "accumulation_steps",
+        "accumulate_grad_batches",
+        "grad_accum_steps",
+        "grad_accum",
+        "accum_steps",
+        "accum_iter",
+    ),
+    "learning_rate": ("learning_rate", "lr", "base_lr", "init_lr", "lr0"),
+    "max_epochs": ("num_train_epochs", "max_epochs", "num_epochs", "n_epochs", "epochs", "epoch"),
+    "seed": ("seed", "seed_everything", "random_seed"),
+}
+"""What flags for a place of ours are called, the surest name first."""
+TRAINER = ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "num_train_epochs", "seed")
+"""Flags of Transformers' `TrainingArguments`."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The command line of a script, as far as it can be read.
+
+    Attributes:
+        parser: What reads it: `argparse`, `click`, `HfArgumentParser`, `LightningCLI`, `absl`.
+        flags: As they are written, such as `--batch-size`, with the default where it is a constant.
+    """
+
+    parser: str
+    flags: Mapping[str, object]
+
+    def of(self, role: str) -> str | None:
+        """Return the flag for one of our places, or None."""
+        names = {
+            flag.lstrip("-").rpartition(".")[2].replace("-", "_").lower(): flag for flag in reversed(list(self.flags))
+        }
+        return next((names[name] for name in ROLES[role] if name in names), None)
+
+
+def parsed(content: bytes) -> ast.Module | None:
+    """Return the syntax tree of a file, or None where it is no Python that can be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of the user's own file; running it tells them.
+            return ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def flags_in(tree: ast.Module) -> Flags | None:
+    """Return the command line that a script reads, or None where it reads none that is known.
+
+    Example:
+        >>> found = flags_in(ast.parse("p.add_argument('-b', '--batch-size', default=64); p.add_argument('--lr')"))
+        >>> found.parser, found.of("micro_batch_size"), found.of("learning_rate"), found.of("seed")
+        ('argparse', '--batch-size', '--lr', None)
+    """
+    names = {_called(node) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    if "LightningCLI" in names:
+        return Flags("LightningCLI", dict(_lightning(tree)))
+    found: dict[str, object] = {}
+    parser = None
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called, texts = _called(node), [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+        options = [text for text in texts if isinstance(text, str) and text.startswith("-")]
+        default = next((_constant(keyword.value) for keyword in node.keywords if keyword.arg == "default"), None)
+        if called in ("add_argument", "option") and options:
+            parser = parser or ("argparse" if called == "add_argument" else "click")
+            found[max(options, key=len)] = default
+        elif called.startswith("DEFINE_") and texts and isinstance(texts[0], str):
+            parser = parser or "absl"
+            found[f"--{texts[0]}"] = _constant(node.args[1]) if len(node.args) > 1 else None
+    if "HfArgumentParser" in names:
+        return Flags("HfArgumentParser", {**dict.fromkeys(f"--{name}" for name in TRAINER), **found})
+    return Flags(parser, found) if parser is not None else None
+
+
+def _called(node: ast.Call) -> str:
+    function = node.func
+    return (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
+
+
+def _constant(node: ast.expr) -> object:
+    return node.value if isinstance(node, ast.Constant) else None
+
+
+def _lightning(tree: ast.Module) -> Iterator[tuple[str, object]]:
+    """Yield the flags of LightningCLI: those of the trainer, and the arguments of the classes in the file."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        bases = " ".join(ast.unparse(base) for base in node.bases)
+        part = "data" if "DataModule" in bases else "model" if "LightningModule" in bases else None
+        for item in node.body:
+            if part and isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                for argument in [*item.args.args[1:], *item.args.kwonlyargs]:
+                    yield f"--{part}.{argument.arg}", None
+    yield "--trainer.accumulate_grad_batches", None
+    yield "--trainer.max_epochs", None
+    yield "--seed_everything", None
+
+
+def binds(tree: ast.Module, name: str) -> bool:
+    """Tell whether a file may give a meaning to a name at its top level, also in branches of it."""
+    todo: list[ast.stmt] = list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if node.name == name:
+                return True
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            if any(alias.name == "*" or (alias.asname or alias.name) == name for alias in node.names):
+                return True
+            continue
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and part.id == name:
+                return True
+            if isinstance(part, ast.Call) and _called(part) in ("globals", "setattr", "exec"):
+                return True
+            if isinstance(part, ast.stmt) and part is not node:
+                todo.append(part)
+    return False
+
+
+def refusal(content: bytes, name: str, place: str) -> str | None:
+    """Return what to say of a file that reads a command line and defines no objective; None where it is another one.
+
+    Args:
+        content: Of the file.
+        name: Of the objective that was looked for.
+        place: The path, as the user gave it.
+    """
+    tree = parsed(content)
+    flags = None if tree is None else flags_in(tree)
+    if tree is None or flags is None or binds(tree, name):
+        return None
+    found = {role: flag for role in ROLES if (flag := flags.of(role)) is not None}
+    if not {"micro_batch_size", "learning_rate"} & set(found):
+        return None
+    words = [place, *(["fit"] if flags.parser == "LightningCLI" else [])]
+    for role in ("micro_batch_size", "accumulation_steps", "learning_rate", "max_epochs", "seed"):
+        flag = found.get(role)
+        if flag is None and role in ("micro_batch_size", "learning_rate"):
+            flag = "--YOUR-FLAG"
+        if flag is not None:
+            words.append(f"{flag} {{{role}}}")
+    epochs = flags.flags.get(found.get("max_epochs", ""))
+    own = f" --epochs {epochs}" if isinstance(epochs, int) and not isinstance(epochs, bool) else ""
+    line = " ".join([shlex.quote(words[0]), *words[1:]])
+    lines = [
+        f"{place} defines no {name!r}, and is a script that reads its command line ({flags.parser}). Nothing of it was "
+        "run. It can be searched as it is:",
+        f"  bstune search --samples-per-epoch N{own} -- python {line}",
+        "N is the number of samples in its training data. bstune fills in what stands in braces.",
+    ]
+    if len(missing := [role for role in ("micro_batch_size", "learning_rate") if role not in found]):
+        lines.append(
+            f"No flag was recognised for {' and '.join(missing)}; it has {', '.join(flags.flags) or 'none'}. Put yours "
+            "in place of --YOUR-FLAG."
+        )
+    return "\n".join(lines)
+
+
+def optimizer_in(content: bytes) -> str | None:
+    """Return the class of torch's optimizers that a script makes, where it makes one kind only.
+
+    Example:
+        >>> optimizer_in(b"opt = torch.optim.SGD(m.parameters(), lr=lr)"), optimizer_in(b"optim.SGD(p); optim.Adam(p)")
+        ('SGD', None)
+    """
+    tree = parsed(content)
+    if tree is None:
+        return None
+    known = {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Muon"}
+    made = {_called(node) for node in ast.walk(tree) if isinstance(node, ast.Call)} & known
+    return made.pop() if len(made) == 1 else None
