@@ -95,9 +95,9 @@ class MetricLines:
     def feed(self, data: bytes) -> Iterator[Said]:
         """Yield the losses in what was printed now."""
         if self._waiting is None and not self._may_tell(self._rest + data):
-            end = max(data.rfind(b"\n"), data.rfind(b"\r"))
-            self._redrawn = self._redrawn if end < 0 else data[end : end + 1] == b"\r"
-            self._rest = (self._rest + data if end < 0 else data[end + 1 :])[-4 * MOST_LINE :]
+            last = max(data.rfind(b"\n"), data.rfind(b"\r"))
+            self._redrawn = self._redrawn if last < 0 else data[last : last + 1] == b"\r"
+            self._rest = (self._rest + data if last < 0 else data[last + 1 :])[-4 * MOST_LINE :]
             return
         parts = re.split(rb"(\r\n|\n|\r)", self._rest + data)
         self._rest = parts[-1][-4 * MOST_LINE :]

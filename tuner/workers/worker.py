@@ -332,10 +332,7 @@ def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: lis
     if isinstance(work, messages.TryCuda):
         return try_cuda(work.device)
     if isinstance(work, messages.Measure):
-        if _runs_elsewhere(objective):
-            meter.append(TreeMeter(job.device))
-            return _measure(work.spec, job.device, objective, meter[0])
-        meter.append(ProcessMeter(job.device))
+        meter.append(TreeMeter(job.device) if _runs_elsewhere(objective) else ProcessMeter(job.device))
         measure = _measure_traced if work.traced else _measure
         return measure(work.spec, job.device, objective, meter[0])
     return _train(work.spec, job.device, objective, host)
