@@ -27,6 +27,8 @@ class Shown:
     result: SearchResult | None
     """The best so far; None when nothing was learned yet."""
     facts: Facts | None
+    is_running: bool = False
+    """A search goes on in it now."""
 
     def require_result(self) -> SearchResult:
         """Return the best so far.
@@ -76,16 +78,18 @@ def _shown(study: Study, storage: Storage) -> Shown:
     if not isinstance(stopped_by, str | None):
         raise TypeError(f"stopped_by is no text: {stopped_by!r}")
     writer = storage.writer()
+    is_running = writer is not None and not stopped_by
     begun = bool(study.records)
     state = (
         f"ended by {stopped_by}"
         if stopped_by
         else writer or ("not finished; the same search goes on from here" if begun else "no search")
     )
+    n = len(study.finished)
     where = f"Study {one_line(study.name)} in {one_line(storage.location.url)}"
-    headline = f"{where}: {len(study.finished)} trials, {one_line(state)}"
+    headline = f"{where}: {n} trial{'s' if n != 1 else ''}, {one_line(state)}"
     if "plan" not in study.attributes or "facts" not in study.attributes:
-        return Shown(headline, study.records, study.probe, None, None)
+        return Shown(headline, study.records, study.probe, None, None, is_running)
     from .searching.result import make_result, make_strategy
 
     facts = decode_facts(study.attributes["facts"])
@@ -94,4 +98,4 @@ def _shown(study: Study, storage: Storage) -> Shown:
         result = make_result(study, strategy, study.probe, stopped_by or "interrupted")
     except NoSignalError:
         result = None
-    return Shown(headline, study.records, study.probe, result, facts)
+    return Shown(headline, study.records, study.probe, result, facts, is_running)

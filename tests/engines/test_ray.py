@@ -305,8 +305,8 @@ def test_each_kind_of_device_trains_with_its_own_split(model: Path, url: str, cl
     assert best.by_device[0].samples_per_s == best.samples_per_s
     assert (best.by_device[1].samples_per_s or 0) < (best.by_device[0].samples_per_s or 0)
     text = search_text(first)
-    assert "figures for:   large (" in text
-    assert "elsewhere:     small: micro-batch 8 x" in text
+    assert "  split    large: micro-batch " in text
+    assert "  split    small: micro-batch 8 x" in text
     assert bstune.SearchResult.from_dict(json.loads(first.to_json())) == first
 
     late.touch()

@@ -288,5 +288,5 @@ def test_a_live_display_shows_text_as_it_is(folder: Path) -> None:
     os.close(ours)
     assert process.returncode == 0, said
     assert f"Study {name}: new".encode() in said
-    assert stdout.startswith(b"verified: true")
-    assert f"  study:         {name} in sqlite:///live.db".encode() in stdout
+    assert b"verified: true" in stdout.splitlines()[0]
+    assert f"study {name}: ".encode() in stdout

@@ -45,8 +45,8 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
             CALM,
             True,
             {"budget": 2, "goal": "time"},
-            "Batch 32 at learning rate 0.12 is expected to reach a loss of 0.1289 first of 8 settings tried, after "
-            "5.82 s.",
+            "Batch 32 at learning rate 0.12 is expected to reach the target loss of 0.1289 first of 8 settings tried, "
+            "after 5.82 s.",
             (),
             {"not run to the end"},
         ),
@@ -54,8 +54,8 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
             CALM,
             True,
             {"budget": 12, "goal": "time"},
-            "Batch 32 at learning rate 0.03 is expected to reach a loss of 0.1058 first of 23 settings tried, after "
-            "5.61 s; memory allows 48, hardware reaches half its speed at 100, "
+            "Batch 32 at learning rate 0.03 is expected to reach the target loss of 0.1058 first of 23 settings tried, "
+            "after 5.61 s; memory allows 48, hardware reaches half its speed at 100, "
             "gradient noise has its critical batch at "
             "1722 (470 or more).",
             (),
@@ -102,7 +102,7 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
             {"budget": 6, "n_trials": 2},
             "Batch 64 at learning rate 0.03 is expected to be best by the trials so far; it was not confirmed.",
             (
-                "Not verified yet: 2 trials left none for a full run on a fresh seed; n_trials=3 would.",
+                "Not verified yet: n_trials=2 left no full run on a fresh seed; n_trials=3 would.",
                 "It diverged on a fresh seed, and nothing else that was run is better. Search smaller learning rates.",
             ),
             set(),

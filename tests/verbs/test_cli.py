@@ -240,7 +240,7 @@ def test_a_whole_search_with_a_model_that_prints(folder: Path) -> None:
     again = run("search", *options[:2])
     assert again.returncode == 0, again.stderr
     assert "trial " not in again.stderr
-    assert again.stdout.startswith("verified: true  global batch size")
+    assert "verified: true" in again.stdout.splitlines()[0]
     assert_can_be_pasted(again.stdout, result)
 
     other = run("search", "loud.py", *options, "--seed", "5")
@@ -280,7 +280,7 @@ def test_ctrl_c_and_two_at_once_and_show(folder: Path) -> None:
     finally:
         first.kill()
     assert first.returncode == 130, stderr
-    assert stdout.startswith("verified: false")
+    assert "verified: false" in stdout.splitlines()[0]
     assert "Interrupted. What was finished is stored" in stderr
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["bstune.db", "loud.py"]
 
@@ -333,7 +333,7 @@ def test_a_timeout_is_a_partial_answer(folder: Path) -> None:
     write_model(folder, step_s=0.02)
     done = run("search", "loud.py", "--timeout", "15", "--budget", "60", "--space", "batch_size=4,8,16")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].startswith("verified: false")
+    assert "verified: false" in done.stdout.splitlines()[0]
     assert "ended by timeout" in done.stdout
 
 

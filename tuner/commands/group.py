@@ -115,10 +115,13 @@ def _unprinted(error: OSError, where: str = "") -> str:
     return f"The answer could not be printed: {why}.{where}"
 
 
-def print_answer(text: str, *, as_json: bool = False, kept: str | None = None) -> None:
-    """Print what was asked for, made harmless unless it is JSON, which is already; `kept` says how to see it later."""
+def print_answer(text: str, *, as_json: bool = False, styled: bool = False, kept: str | None = None) -> None:
+    """Print what was asked for, made harmless unless it is JSON or has colours, which is already.
+
+    `kept` says how to see it later.
+    """
     try:
-        answer(text if as_json else harmless(text))
+        answer(text if as_json or styled else harmless(text))
     except OSError as error:
         if error.errno == errno.EPIPE and kept is None:  # As `| head` does it on purpose.
             raise click.exceptions.Exit(1) from error

@@ -59,6 +59,11 @@ output_options = several(
 )
 
 
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Show all trials, all limits and what was not tested as well."
+)
+
+
 study_option = click.option("--study", help="Name of the study.  [default: the objective's name, else the file's]")
 device_option = click.option("--device", default="auto", help="auto (CUDA when it works), cpu, cuda or cuda:N.")
 

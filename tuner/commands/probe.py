@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def probe_command(ctx: click.Context, /, model: str | None, as_json: bool, plot:
     from ..probe import probe_checked
     from ..report.progress import attempt_line, make_progress
     from ..report.text import probe_text
+    from ..report.view import view_of
 
     command = command_of(ctx, model, options)
     if model is None and command is None:
@@ -85,6 +87,8 @@ def probe_command(ctx: click.Context, /, model: str | None, as_json: bool, plot:
         )
     print_warnings(result.warnings)
     kept = "What was probed is stored: run the same command again." if is_kept(arguments.storage) else None
-    print_answer(result.to_json() if as_json else probe_text(result), as_json=as_json, kept=kept)
+    view = view_of(sys.stdout)
+    text = result.to_json() if as_json else probe_text(result, view)
+    print_answer(text, as_json=as_json, styled=view.colour, kept=kept)
     if plot is not None:
         draw_probe(result, plot)

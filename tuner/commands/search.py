@@ -28,6 +28,7 @@ from .options import (
     storage_option,
     study_option,
     threads_option,
+    verbose_option,
 )
 
 if TYPE_CHECKING:
@@ -120,10 +121,18 @@ if TYPE_CHECKING:
     help="Without MODEL: run what the study stores, also where it is not certain that you chose it.",
 )
 @storage_option
+@verbose_option
 @output_options
 @click.pass_context
 def search_command(
-    ctx: click.Context, /, model: str | None, as_json: bool, dry_run: bool, yes: bool, **options: Any
+    ctx: click.Context,
+    /,
+    model: str | None,
+    as_json: bool,
+    verbose: bool,
+    dry_run: bool,
+    yes: bool,
+    **options: Any,
 ) -> None:
     """Find the batch size and the learning rate to train with.
 
@@ -162,7 +171,7 @@ def search_command(
     except SearchInterrupted as error:
         if error.result is not None:
             try:
-                _show(error.result, progress.facts, as_json=as_json, storage=arguments.storage)
+                _show(error.result, progress.facts, as_json=as_json, verbose=verbose, storage=arguments.storage)
             except click.ClickException as unprinted:
                 note(unprinted.message)
         raise
@@ -174,7 +183,7 @@ def search_command(
 
         print_answer(json_text(asdict(forecast)) if as_json else forecast_line(forecast), as_json=as_json)
     else:
-        _show(result, progress.facts, as_json=as_json, storage=arguments.storage)
+        _show(result, progress.facts, as_json=as_json, verbose=verbose, storage=arguments.storage)
 
 
 def _arguments(options: dict[str, Any], progress: PlainProgress) -> SearchArguments:
@@ -183,14 +192,19 @@ def _arguments(options: dict[str, Any], progress: PlainProgress) -> SearchArgume
     return check_search(**options, callbacks=[progress])
 
 
-def _show(result: SearchResult, facts: Facts | None, *, as_json: bool, storage: str | None) -> None:
+def _show(result: SearchResult, facts: Facts | None, *, as_json: bool, verbose: bool, storage: str | None) -> None:
     from ..report.text import search_text
+    from ..report.view import view_of
 
-    print_warnings(result.recommendation.warnings)
     kept = (
         f"It is stored, and `bstune show {shlex.quote(one_line(result.study))}` shows it." if is_kept(storage) else None
     )
-    print_answer(result.to_json() if as_json else search_text(result, facts), as_json=as_json, kept=kept)
+    if as_json:
+        print_warnings(result.recommendation.warnings)
+        print_answer(result.to_json(), as_json=True, kept=kept)
+        return
+    view = view_of(sys.stdout)
+    print_answer(search_text(result, facts, view=view, verbose=verbose), styled=view.colour, kept=kept)
 
 
 def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str, dict[str, Any]]:

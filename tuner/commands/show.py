@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import click
 
-from .group import print_answer, print_warnings
-from .options import output_options, storage_option
+from .group import print_answer
+from .options import output_options, storage_option, verbose_option
+
+if TYPE_CHECKING:
+    from ..show import Shown
 
 
 @click.command("show", epilog="\b\nExample:\n  bstune show digits --json")
 @click.argument("study", required=False)
 @click.option("--log", type=int, metavar="TRIAL", help="Print what this trial of a command has printed.")
 @storage_option
+@verbose_option
 @output_options
-def show_command(study: str | None, log: int | None, storage: str | None, as_json: bool) -> None:
+def show_command(study: str | None, log: int | None, storage: str | None, verbose: bool, as_json: bool) -> None:
     """Show what a study knows, also while a search runs.
 
     STUDY is its name; without one the newest is shown.
     """
-    from ..report.text import probe_text, search_text, trials_text
     from ..show import show, show_log
 
     if log is not None:
@@ -30,13 +36,23 @@ def show_command(study: str | None, log: int | None, storage: str | None, as_jso
     shown = show(study, storage=storage)
     if as_json:
         print_answer(shown.require_result().to_json(), as_json=True)
-        return
-    parts = [shown.headline]
-    if shown.probe is not None:
-        parts.append(probe_text(shown.probe))
-    if shown.records:
-        parts.append(trials_text(shown.records))
-    if shown.result is not None:
-        print_warnings(shown.result.recommendation.warnings)
-        parts.append(f"\n{search_text(shown.result, shown.facts)}")
-    print_answer("\n".join(parts))
+    else:
+        _print(shown, verbose=verbose)
+
+
+def _print(shown: Shown, *, verbose: bool) -> None:
+    from ..report.study_text import study_text
+    from ..report.view import view_of
+
+    view = view_of(sys.stdout)
+    text = study_text(
+        shown.headline,
+        shown.records,
+        shown.probe,
+        shown.result,
+        shown.facts,
+        is_running=shown.is_running,
+        view=view,
+        verbose=verbose,
+    )
+    print_answer(text, styled=view.colour)

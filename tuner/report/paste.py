@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import keyword
 import shlex
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
 from ..core.plain_text import hide_secrets, one_line
 from ..core.results import Recommendation, SearchResult
+from .reasons import without_limits
+from .units import duration, number
 
 if TYPE_CHECKING:
     from ..core.trials import Facts
 
 
-def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
-    """Return lines of Python: the values, the reason, and what to do with them in a script of this kind."""
+def paste_lines(result: SearchResult, facts: Facts | None = None, *, width: int = 80) -> list[str]:
+    """Return lines of Python: the values, the reason, and what to do with them in a script of this kind.
+
+    Comments are broken at the width; an assignment is one line, however long.
+    """
     best = result.recommendation
     values: dict[str, Any] = {
         "micro_batch_size": best.micro_batch_size,
@@ -28,13 +34,25 @@ def paste_lines(result: SearchResult, facts: Facts | None = None) -> list[str]:
         "learning_rate": best.learning_rate,
     }
     version = one_line(result.versions.get("bstune", ""))
-    return [
-        one_line(f"# bstune {version}, study {one_line(result.study)}: {one_line(best.reason)}"),
+    reason = without_limits(best.reason, best.global_batch_size, best.learning_rate)
+    if best.verified and result.goal == "time" and best.seconds_to_target is not None and result.target is not None:
+        reason = f"reaches the target loss of {number(result.target)} in {duration(best.seconds_to_target)}"
+    lines = [
+        one_line(f"# bstune {version}, study {one_line(result.study, 200)}: {one_line(reason, 400)}"),
         *([] if best.verified else ["# Not verified: no full run on a fresh seed has confirmed it yet."]),
         *(f"{name} = {value!r}" for name, value in values.items() if value is not None),
         *(_assignment(name, value, taken=set(values)) for name, value in best.params.items() if value is not None),
         *_steps(best, facts),
     ]
+    if facts is not None and facts.kind == "command":
+        width = max(width, len(lines[-1]))  # A command is to be copied whole.
+    return [part for line in lines for part in (_broken(line, width) if line.startswith("#") else [line])]
+
+
+def _broken(comment: str, width: int) -> list[str]:
+    """Return a comment as several, none wider than this."""
+    rest = comment.removeprefix("# ")
+    return [f"# {part}" for part in wrap(rest, max(width - 2, 20), break_on_hyphens=False)] or [comment]
 
 
 def _assignment(name: str, value: Any, taken: set[str]) -> str:
@@ -89,12 +107,11 @@ def _steps(best: Recommendation, facts: Facts | None) -> list[str]:
     optimizer = (facts.optimizer if facts else None) or "AdamW"
     made_by = f"torch.optim.{optimizer}" if optimizer.isidentifier() else "your optimizer"
     steps = [
-        "# train_loader = DataLoader(train_data, batch_size=micro_batch_size, shuffle=True, drop_last=True)",
-        f"# optimizer = {made_by}(model.parameters(), lr=learning_rate)  # and your other arguments, such as momentum",
+        "# DataLoader(train_data, micro_batch_size, shuffle=True, drop_last=True)",
+        f"# {made_by}(model.parameters(), lr=learning_rate, ...)",
     ]
     if best.accumulation_steps > 1:
         steps.append(
-            "# (loss / accumulation_steps).backward(), then optimizer.step() after every accumulation_steps "
-            "micro-batches"
+            "# (loss / accumulation_steps).backward(); optimizer.step() once every accumulation_steps micro-batches"
         )
     return steps

@@ -14,7 +14,8 @@ from ..core.progress import Progress
 from ..core.results import TrialRecord
 from ..core.specs import Forecast
 from .terminal import harmless, note
-from .units import duration, full_runs, gib, given_params, number, plain_row
+from .trials import trial_line
+from .units import duration, full_runs, gib, number, plain_row
 
 if TYPE_CHECKING:
     from ..core.trials import Facts
@@ -150,14 +151,3 @@ def attempt_line(attempt: Attempt) -> str:
     why = "" if attempt.outcome == "ok" else f"  {attempt.phase or ''} {one_line(attempt.reason or '')}".rstrip()
     took = f"peak {gib(attempt.peak_bytes)}  {duration(attempt.seconds)}"
     return plain_row(f"probe  micro-batch {attempt.size:<6} {attempt.outcome:<6} {took}{why}")
-
-
-def trial_line(trial: TrialRecord) -> str:
-    """Return one trial."""
-    extra = f" {given_params(trial.params, ' ')}" if trial.params else ""
-    loss = None if trial.val_loss is None else f"loss {number(trial.val_loss)}"
-    said = ", ".join(part for part in (one_line(trial.reason), loss) if part)
-    setting = f"batch {trial.global_batch_size:<5} lr {trial.learning_rate:<9.3g}{extra}"
-    return plain_row(
-        f"trial {trial.number:<3} {trial.stage:<8} {setting} {trial.state:<8} {said}  {duration(trial.seconds)}"
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..core.remarks import BatchLimits, Caution, CautionCode, NoteCode, Reason, ReasonCode
 from .units import duration
 
@@ -17,8 +19,7 @@ _REASONS: dict[ReasonCode, str] = {
 _CAUTIONS: dict[CautionCode, str] = {
     "confirmation_off": "Not verified: confirmation is switched off (confirm=0).",
     "budget_below_2": "Not verified: a budget of {budget:g} leaves no full run on a fresh seed; a budget of 2 would.",
-    "no_trial_left": "Not verified yet: {n_trials} trials left none for a full run on a fresh seed; "
-    "n_trials={needed} would.",
+    "no_trial_left": "Not verified yet: n_trials={n_trials} left no full run on a fresh seed; n_trials={needed} would.",
     "still_to_come": "Not verified yet: the full run on a fresh seed is still to come.",
     "cut_off": "Not verified yet: the full run on a fresh seed was cut off; a budget of {needed} would give one.",
     "no_full_run_left": "Not verified yet: no full run on a fresh seed was left; a budget of {needed} would give one.",
@@ -34,7 +35,8 @@ _CAUTIONS: dict[CautionCode, str] = {
         "Nothing was learned: no run ended more than {percent:g} % below the first losses that were seen "
         "({first:.4g}), and none fell on its way. Look at data, labels and loss, or search other learning rates."
     ),
-    "target_not_reached": "No confirmed setting reached the target, so the lowest loss decided.",
+    "target_not_reached": "No full run of this setting has reached the target or come near, so it is not known how "
+    "soon it would.",
     "diverged": "It diverged on a fresh seed, and nothing else that was run is better. Search smaller learning rates.",
     "rate_at_edge": "The learning rate {rate:.3g} is at the edge of its range {low:.3g} to {high:.3g}; "
     "a wider range may do better.",
@@ -47,6 +49,12 @@ _CAUTIONS: dict[CautionCode, str] = {
         "{samples:,.0f} samples. Name larger ones in the space, or train for more epochs."
     ),
 }
+
+_NO_ADVICE = tuple(
+    _CAUTIONS[code].partition("{")[0] for code in ("one_loss", "rate_ignored", "nothing_learned", "diverged")
+)
+_LIMITS = "; memory"
+"""Between the reason of a recommendation and what limits its batch."""
 
 _NOTES: dict[NoteCode, str] = {
     "diverged": "diverged on a fresh seed",
@@ -61,12 +69,40 @@ def reason_text(reason: Reason) -> str:
     name = f"Batch {reason.global_batch_size} at learning rate {reason.learning_rate:.3g}{yours}"
     said = f"{name} {_REASONS[reason.code].format(r=reason)}"
     if reason.code == "soonest" and reason.target is not None:
-        after = "" if reason.seconds_to_target is None else f", after {duration(reason.seconds_to_target)}"
-        said = said.replace("the target", f"a loss of {reason.target:.4g}") + after
+        said = said.replace("the target", f"the target loss of {reason.target:.4g}")
+        if reason.seconds_to_target is None:
+            said = said.replace("to reach", "to come nearest in its time to").replace(" first of", " of")
+        else:
+            said += f", after {duration(reason.seconds_to_target)}"
     if reason.n_tied:
         with_whom = "the other" if reason.n_compared == 2 else f"{reason.n_tied} of them"
         said += f", a tie with {with_whom} within the noise of seeds"
-    return f"{said}." if reason.limits is None else f"{said}; {limits_text(reason.limits)}."
+    return (
+        f"{said}." if reason.limits is None else f"{said}{_LIMITS}{limits_text(reason.limits).removeprefix('memory')}."
+    )
+
+
+def without_limits(reason: str, global_batch_size: int, learning_rate: float) -> str:
+    """Return the reason of a recommendation for where the setting and what limits it are said already.
+
+    Example:
+        >>> without_limits("Batch 64 at learning rate 0.03 is the only setting that was tried.", 64, 0.03)
+        'the only setting that was tried'
+        >>> without_limits("Batch 8 at learning rate 0.1 is the largest; memory allows 9, ...", 8, 0.1)
+        'the largest'
+    """
+    said = reason.partition(_LIMITS)[0].removeprefix(f"Batch {global_batch_size} at learning rate {learning_rate:.3g}")
+    return (
+        said.strip()
+        .removesuffix(".")
+        .replace("(your present setting) is", "your present setting, and")
+        .removeprefix("is ")
+    )
+
+
+def no_advice(warnings: Iterable[str]) -> str | None:
+    """Return the first of these warnings that says that nothing should be trained with, if there is one."""
+    return next((said for said in warnings if said.startswith(_NO_ADVICE)), None)
 
 
 def limits_text(limits: BatchLimits) -> str:
