@@ -162,7 +162,13 @@ def warned(code: str, **figures: float) -> tuple[str, ...]:
 OWN = candidate(256, 0.3, 0.0512, 2.02)
 NOT_RUN = LossEstimate(None, None, 0)
 UNCONFIRMED = "Batch 64 at learning rate 0.1 is expected to be best by the trials so far; it was not confirmed."
-BARE: dict[str, Any] = {"frontier": (), "compared": (), "fastest": None, "smallest_within_tolerance": None, "alternatives": ()}
+BARE: dict[str, Any] = {
+    "frontier": (),
+    "compared": (),
+    "fastest": None,
+    "smallest_within_tolerance": None,
+    "alternatives": (),
+}
 INTERRUPTED = changed(
     stopped_by="interrupted",
     verified=False,
