@@ -70,7 +70,7 @@ def test_a_signal_to_end_is_an_interruption(folder: Path, number: signal.Signals
         time.sleep(0.02)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert stdout.startswith("verified: false")
+    assert "verified: false" in stdout.splitlines()[0]
     assert "Traceback" not in stderr
     assert children
     assert gone(children)
@@ -218,7 +218,7 @@ def test_a_terminal_that_goes_changes_nothing_under_nohup(folder: Path) -> None:
     process.send_signal(signal.SIGHUP)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-    assert stdout.startswith("verified: true")
+    assert "verified: true" in stdout.splitlines()[0]
 
 
 def test_a_reader_that_goes_does_not_end_the_search(folder: Path) -> None:
@@ -231,4 +231,4 @@ def test_a_reader_that_goes_does_not_end_the_search(folder: Path) -> None:
     with process.stdout as pipe:
         stdout = pipe.read()
     assert process.wait(60) == 0
-    assert stdout.startswith("verified: true")
+    assert "verified: true" in stdout.splitlines()[0]
