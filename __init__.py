@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .tuner.core.pictures import drawn_by as _drawn_by
 from .tuner.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -68,6 +69,15 @@ _HOME = {
 }
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 RUF100  # The names are the keys above.
+
+
+def _pictures() -> Any:
+    from importlib import import_module
+
+    return import_module(".tuner.report.pictures", __name__)
+
+
+_drawn_by(_pictures)
 
 
 def __getattr__(name: str) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import click
 
+from .tuner.commands.dashboard import dashboard_command
 from .tuner.commands.doctor import doctor_command
 from .tuner.commands.group import Commands
+from .tuner.commands.list import list_command
 from .tuner.commands.plan import plan_command
 from .tuner.commands.probe import probe_command
+from .tuner.commands.report import report_command
 from .tuner.commands.search import search_command
 from .tuner.commands.show import show_command
 from .tuner.core.version import __version__
@@ -21,7 +24,16 @@ def main() -> None:
     """Find the batch size and the learning rate to train a PyTorch model with."""
 
 
-for _command in (probe_command, plan_command, search_command, show_command, doctor_command):
+for _command in (
+    probe_command,
+    plan_command,
+    search_command,
+    show_command,
+    report_command,
+    list_command,
+    dashboard_command,
+    doctor_command,
+):
     main.add_command(_command)
 
 

@@ -1,12 +1,15 @@
 """What the commands do, one file a verb, and the rooms behind them.
 
 - `batch_ramp`: A schedule that lets the batch grow where another would let the learning rate fall.
+- `dashboard`: A storage in optuna-dashboard, on this machine only, with our card as the note of each study.
 - `doctor`: What bstune sees on this machine, and what will not work.
+- `list_studies`: The studies of a storage, each with its date, objective, device and answer.
 - `plan`: What would fit a device that is not here: steps traced on the device that is, replayed in an allocator of
   the other's size.
 - `probe`: `bstune probe`: the largest micro-batch that fits, found or taken from the study, and stored.
 - `scale`: A recommended setting at another batch size: learning rate, betas, weight decay and warm-up, moved by a
   rule.
+- `report_study`: A page, a picture or a card of a study, or two studies side by side.
 - `search`: The whole story on one page: describe the objective, probe what fits, try settings, confirm, recommend.
 - `show`: What a study knows, read without disturbing the search that may be writing it.
 
@@ -22,7 +25,7 @@ The rooms, from top to bottom; imports go only downward:
 - `strategy`: What to try, what to stop, what to confirm and what to recommend; it runs nothing.
 - `studies`: What is remembered: storages, studies and their trials.
 - `device`: What the hardware says: memory, cards, errors, and what a step took.
-- `report`: What people read: text, progress and pictures.
+- `report`: What people read: text, progress, pages and pictures.
 - `theory`: Pure arithmetic: gradient noise, intervals, scaling rules, step times and the critical batch.
 - `core`: What everyone speaks of: results, errors, specs and arguments; it imports nothing of bstune.
 """

@@ -17,6 +17,8 @@ ORDER = (
     ("__main__",),
     ("cli", "__init__"),
     ("commands",),
+    ("dashboard",),
+    ("report_study", "list_studies"),
     ("search", "probe", "plan", "scale", "batch_ramp", "show", "doctor"),
     ("searching", "testing"),
     ("engines",),

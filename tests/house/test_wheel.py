@@ -72,6 +72,7 @@ def test_the_wheel_holds_exactly_the_package(archive: Path, tmp_path: Path) -> N
         for pattern in ("*.py", "tuner/**/*.py", "objectives/**/*.py")
         for path in archive.glob(pattern)
     }
+    sources |= {path.relative_to(archive) for path in archive.glob("tuner/report/page*") if path.suffix != ".py"}
     expected = {f"bstune/{path.as_posix()}" for path in sources} | {"bstune/py.typed"}
     expected |= {
         f"{info}/{name}"

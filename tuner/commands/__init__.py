@@ -6,5 +6,8 @@
 - `search`: `bstune search`: find the setting, or go on with a stored study.
 - `plan`: `bstune plan`: what fits a card that is not here.
 - `show`: `bstune show`: what a study knows.
+- `report`: `bstune report`: a page, a picture or a card of a study.
+- `list`: `bstune list`: the studies of a storage.
+- `dashboard`: `bstune dashboard`: a storage in optuna-dashboard.
 - `doctor`: `bstune doctor`: what bstune sees here.
 """

@@ -47,15 +47,16 @@ storage_option = click.option(
 )
 
 
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="On an error, show bstune's own traceback too.",
+)
 output_options = several(
     click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document to stdout."),
-    click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        callback=_set_debug,
-        help="On an error, show bstune's own traceback too.",
-    ),
+    debug_option,
 )
 
 

@@ -10,6 +10,7 @@
 - `errors`: What can go wrong, as a tree of exceptions.
 - `findings`: What a check of the machine finds, and how much it matters.
 - `interrupts`: Signals that ask a search to end, delayed while something is written that must be complete.
+- `pictures`: Where results ask for their charts and for what a notebook shows: the front door says who draws.
 - `plain_text`: Text from a study, a model, a worker or a server, made harmless before it is shown, pasted or logged.
 - `probe_results`: What a probe and a plan return: sizes, memory and speed; records as in `results`.
 - `progress`: What has just happened in a search, as those who listen are told.

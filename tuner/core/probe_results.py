@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import BstuneError
+from .pictures import drawn
 from .record import Amount, Bytes, Count, Positive, Record, Seconds, Size, Spread, StepSeconds
 
 if TYPE_CHECKING:
+    import altair
     from typing_extensions import Self
 
 Outcome = Literal["ok", "oom", "limit", "error"]
@@ -163,6 +165,14 @@ class ProbeResult(Record):
     settings: dict[str, Any] = field(default_factory=dict)
     """The arguments that the answer depends on, as the probe was called."""
     versions: dict[str, str] = field(default_factory=dict)
+
+    def plot(self) -> altair.HConcatChart:
+        """Return peak memory against the budget, and throughput, as charts side by side; needs the extra `report`."""
+        return drawn("plot_probe", self)  # type: ignore[no-any-return]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return str(drawn("probe_html", self))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from .pictures import drawn
 from .probe_results import ProbeResult
 from .record import Amount, Bytes, Count, Positive, Record, Size
 
 if TYPE_CHECKING:
+    import altair
     import pandas
     from typing_extensions import Self
 
@@ -141,6 +143,10 @@ class Recommendation(Record):
     """Settings that no other one beats both in loss and in seconds of a full run, the fastest first."""
     compared: tuple[Comparison, ...] = ()
     """The user's present setting and batch 32, as far as they were run to the end and are not this setting."""
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return str(drawn("recommendation_html", self))
 
 
 @dataclass(frozen=True)
@@ -345,6 +351,22 @@ class SearchResult(Record):
             rows.append(row if not self.probes else {**row, "device": record.device})
         frame: pandas.DataFrame = pandas.DataFrame(rows, columns=None if rows else list(TRIAL_COLUMNS))
         return frame
+
+    def plot_landscape(self) -> altair.LayerChart:
+        """Return batch size by learning rate, with the loss as colour; needs the extra `report`."""
+        return drawn("plot_landscape", self)  # type: ignore[no-any-return]
+
+    def plot_curves(self) -> altair.HConcatChart:
+        """Return the learning curves by samples and by seconds; needs the extra `report`."""
+        return drawn("plot_curves", self)  # type: ignore[no-any-return]
+
+    def plot_frontier(self) -> altair.LayerChart:
+        """Return loss against seconds of a full run, with the settings that nothing beats; needs the extra `report`."""
+        return drawn("plot_frontier", self)  # type: ignore[no-any-return]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return str(drawn("search_html", self))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; the trials are under `trials`, one object each."""

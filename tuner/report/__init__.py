@@ -1,14 +1,25 @@
-"""What people read: text, progress and pictures.
+"""What people read: text, progress, pages and pictures.
 
 - `answer`: The answer of a search on one screen, and the table of the settings that no other one beats.
 - `details`: What `--verbose` adds to an answer.
+- `brief`: The answer in a few short parts: how much sooner, why not larger, how sure, and what it cost.
+- `card`: A search to share: some twenty lines of Markdown, and a picture with the landscape, the answer and the cost.
+- `charts`: Charts, one function each, drawn with Altair.
+- `comparison`: Two searches side by side, as a page.
+- `notebook`: Results as a notebook shows them.
+- `output_file`: A file that the user names: written whole or not at all, and never over another's.
+- `page`: The page of a search: one HTML file with everything in it.
+- `page_charts`: The sections of a page, with their charts and what these show in words.
+- `page_told`: What a report tells of one study.
+- `pictures`: What results show of themselves: charts, and HTML for notebooks.
 - `paste`: The last lines of an answer: Python to paste into a script. Whatever a study holds, they are comments and
   assignments of constants.
-- `plot`: Pictures of results, drawn with matplotlib without a display.
+- `plot`: The picture of a probe: `bstune probe --plot`.
 - `progress`: What is shown on stderr while bstune works: a line for what deserves it, and on a terminal a bar of the
   budget.
 - `reasons`: Decisions in words: why a setting is recommended, and what to be wary of.
 - `study_text`: What a study knows, the answer first.
+- `study_table`: The studies of a storage as a table.
 - `terminal`: What is printed to stdout and stderr: made harmless, and without failing where nobody reads it any more.
 - `text`: Results as text for people; programs read `to_dict()`.
 - `trials`: Trials as people read them, a line or a row each.

@@ -1,0 +1,80 @@
+"""Learning curves of the trials, by samples and by seconds; a trial that is picked stands out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ...core.probe_results import ProbeResult
+from ...core.results import TrialRecord
+from .frame import HEIGHT, Row, amount_axis, batch_colour, last_of_each, loss_scale, picked, rows, trial_row
+
+MOST_CURVES = 200
+MOST_REPORTS = 60
+"""Points of one curve; between them nothing is seen at the width of a page."""
+
+
+def curve_records(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials whose curves are shown: those that came furthest."""
+    known = [record for record in last_of_each(records) if any(loss is not None for _, loss in record.values)]
+    return sorted(sorted(known, key=lambda r: (-r.samples, r.number))[:MOST_CURVES], key=lambda r: r.number)
+
+
+def curves(
+    records: Sequence[TrialRecord],
+    probe: ProbeResult | None = None,
+    by: Literal["samples", "seconds"] = "samples",
+    *,
+    alone: bool = False,
+) -> Any:
+    """Return the learning curves over samples or over seconds of training; None where there are none."""
+    import altair
+
+    points = [
+        point for record in curve_records(records) for point in _points(record, seconds_per_sample(record, probe))
+    ]
+    points = [point for point in points if point[by] is not None]
+    if not points:
+        return None
+    parameter, is_picked = picked(alone)
+    title = "training samples" if by == "samples" else "seconds of training, by the step times"
+    chart = altair.Chart(rows(points)).encode(
+        x=altair.X(f"{by}:Q", title=title, axis=amount_axis(max(point[by] for point in points))),
+        y=altair.Y("loss:Q", title="validation loss", scale=loss_scale([point["loss"] for point in points])),
+        color=batch_colour([point["batch"] for point in points]),
+        detail="trial:N",
+        opacity=altair.condition(is_picked, altair.value(0.85), altair.value(0.07)),
+        tooltip=[
+            altair.Tooltip("trial:Q", title="trial"),
+            altair.Tooltip("state:N", title="state"),
+            altair.Tooltip("batch:Q", title="batch"),
+            altair.Tooltip("rate:Q", title="learning rate", format=".3g"),
+            altair.Tooltip("loss:Q", title="loss", format=".4g"),
+            altair.Tooltip("samples:Q", title="samples", format=","),
+        ],
+    )
+    lines = chart.mark_line(strokeWidth=1.6, clip=True)
+    dots = chart.mark_point(filled=True, size=22, clip=True).add_params(parameter)
+    return altair.layer(lines, dots).properties(height=HEIGHT)
+
+
+def seconds_per_sample(record: TrialRecord, probe: ProbeResult | None) -> float | None:
+    """Return what a sample of a trial costs: as the search counts it, by its step time where that was probed."""
+    if record.samples_per_s:
+        return 1 / record.samples_per_s
+    if probe is not None and probe.step_time_line is not None:
+        steps = probe.step_time_line.step_s(record.micro_batch_size, record.accumulation_steps)
+        return steps / (record.micro_batch_size * record.accumulation_steps)
+    trained = record.samples - record.start_samples
+    return record.seconds / trained if record.seconds and trained > 0 else None
+
+
+def _points(record: TrialRecord, each_s: float | None) -> list[Row]:
+    known = [(samples, loss) for samples, loss in record.values if loss is not None]
+    stride = max(1, -(-len(known) // MOST_REPORTS))
+    kept = known[::stride] if (len(known) - 1) % stride == 0 else [*known[::stride], known[-1]]
+    row = trial_row(record)
+    return [
+        {**row, "samples": samples, "loss": loss, "seconds": None if each_s is None else samples * each_s}
+        for samples, loss in kept
+    ]

@@ -1,0 +1,166 @@
+"""Batch size by learning rate: the loss of each setting, the ridge of the best rates, and what was stopped where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...core.results import SearchResult, TrialRecord
+from .frame import (
+    GREY,
+    HEIGHT,
+    LOSS_COLOURS,
+    PURPLE,
+    Row,
+    batch_axis,
+    decades,
+    last_of_each,
+    picked,
+    positive,
+    rows,
+    trial_row,
+)
+
+MOST_POINTS = 1500
+"""More cannot be told apart, and make a page slow."""
+
+
+def landscape_records(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that the landscape shows: those with a loss or a failure, the longest of each setting."""
+    longest: dict[Any, TrialRecord] = {}
+    for record in last_of_each(records):
+        if record.val_loss is None and record.state != "failed":
+            continue
+        key = record.global_batch_size, record.learning_rate, repr(sorted(record.params.items()))
+        known = longest.get(key)
+        if known is None or record.samples >= known.samples:
+            longest[key] = record
+    return sorted(longest.values(), key=lambda record: -record.samples)[:MOST_POINTS]
+
+
+def landscape(
+    records: Sequence[TrialRecord],
+    result: SearchResult | None = None,
+    *,
+    alone: bool = False,
+    domain: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Any:
+    """Return the landscape of a search; None where no trial has a loss.
+
+    Args:
+        records: The trials.
+        result: What they led to; without it there is no ridge and no answer in it.
+        alone: A click picks a trial; in a page the page does it.
+        domain: Batch sizes and rates that both axes reach over, where two landscapes stand side by side.
+    """
+    import altair
+
+    shown = landscape_records(records)
+    losses = sorted(record.val_loss for record in shown if record.val_loss is not None)
+    if not losses:
+        return None
+    batches = [record.global_batch_size for record in shown]
+    rates = [record.learning_rate for record in shown]
+    most = max(1, *(record.samples for record in shown))
+    points = [{**trial_row(record), "share": record.samples / most} for record in shown]
+    x = batch_axis(domain[0] if domain else batches, pad=1.35)
+    reach = domain[1] if domain else rates
+    y = altair.Y(
+        "rate:Q",
+        title="learning rate",
+        scale=altair.Scale(type="log", domain=[min(reach) / 1.6, max(reach) * 1.6], nice=False),
+        axis=altair.Axis(format="~g", values=decades(min(reach) / 1.6, max(reach) * 1.6)),
+    )
+    parameter, is_picked = picked(alone)
+    base = altair.Chart(rows(points))
+    marks = base.mark_point(filled=True, strokeWidth=1, stroke=GREY).encode(
+        x=x,
+        y=y,
+        color=_loss_colour(losses),
+        shape=altair.Shape(
+            "state:N",
+            title=None,
+            scale=altair.Scale(
+                domain=["run to the end", "confirmation", "stopped early", "failed", "running"],
+                range=["circle", "square", "circle", "cross", "triangle-up"],
+            ),
+            legend=None,
+        ),
+        size=altair.Size("share:Q", scale=altair.Scale(domain=[0, 1], range=[45, 260]), legend=None),
+        opacity=altair.condition(is_picked, altair.value(1), altair.value(0.12)),
+        tooltip=_tooltip(),
+    )
+    layers = [*_ridge(result, batches, rates, x, y), marks.add_params(parameter), *_answer(result, x, y)]
+    return altair.layer(*layers).properties(height=HEIGHT + 60)
+
+
+def _loss_colour(losses: Sequence[float]) -> Any:
+    import altair
+
+    high = losses[min(len(losses) - 1, int(0.9 * len(losses)))]
+    scale = (
+        altair.Scale(type="log", domain=[losses[0], high], range=list(LOSS_COLOURS), clamp=True)
+        if losses[0] > 0 and high > losses[0]
+        else altair.Scale(domain=[losses[0], max(high, losses[0] + 1e-9)], range=list(LOSS_COLOURS), clamp=True)
+    )
+    return altair.Color(
+        "loss:Q",
+        title="loss where it ended",
+        scale=scale,
+        legend=altair.Legend(orient="top", format="~g", gradientLength=220, titleLimit=240, tickCount=4),
+    )
+
+
+def _tooltip() -> list[Any]:
+    import altair
+
+    return [
+        altair.Tooltip("trial:Q", title="trial"),
+        altair.Tooltip("state:N", title="state"),
+        altair.Tooltip("batch:Q", title="batch"),
+        altair.Tooltip("rate:Q", title="learning rate", format=".3g"),
+        altair.Tooltip("loss:Q", title="loss", format=".4g"),
+        altair.Tooltip("samples:Q", title="samples", format=","),
+    ]
+
+
+def _ridge(result: SearchResult | None, batches: Sequence[int], rates: Sequence[float], x: Any, y: Any) -> list[Any]:
+    """Return the line of the best rate by batch size, through the answer, with its slope."""
+    import altair
+
+    rule = None if result is None else result.recommendation.lr_rule
+    if result is None or rule is None or min(batches) == max(batches):
+        return []
+    best = result.recommendation
+    line: list[Row] = []
+    for k in range(25):
+        batch = min(batches) * (max(batches) / min(batches)) ** (k / 24)
+        rate = best.learning_rate * (batch / best.global_batch_size) ** rule.alpha
+        if min(rates) / 1.6 <= rate <= max(rates) * 1.6:
+            line.append({"batch": batch, "rate": rate})
+    if len(line) < 2:
+        return []
+    drawn = altair.Chart(rows(line)).mark_line(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(x=x, y=y)
+    return [drawn]
+
+
+def _answer(result: SearchResult | None, x: Any, y: Any) -> list[Any]:
+    import altair
+
+    if result is None:
+        return []
+    best = result.recommendation
+    here = rows([{"batch": best.global_batch_size, "rate": best.learning_rate, "said": "answer"}])
+    ring = altair.Chart(here).mark_point(filled=False, stroke=PURPLE, strokeWidth=3, size=520).encode(x=x, y=y)
+    word = (
+        altair.Chart(here)
+        .mark_text(align="left", dx=17, dy=-1, fontSize=13, fontWeight="bold")
+        .encode(x=x, y=y, text="said:N")
+    )
+    return [ring, word]
+
+
+def reaches(records: Sequence[TrialRecord]) -> tuple[list[int], list[float]] | None:
+    """Return the batch sizes and rates of a landscape; None where there is none."""
+    shown = [record for record in landscape_records(records) if positive(record.learning_rate)]
+    return ([r.global_batch_size for r in shown], [r.learning_rate for r in shown]) if shown else None

@@ -1,0 +1,188 @@
+"""Settings that were run to the end: loss against seconds, seconds to the target, and the seeds of confirmation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ...core.results import Candidate, SearchResult
+from .frame import BLUE, GREY, HEIGHT, PURPLE, Row, batch_axis, candidates, loss_scale, positive, rows
+
+
+def frontier(result: SearchResult) -> Any:
+    """Return loss against seconds of a full run, with those that nothing beats joined; None where neither is known."""
+    import altair
+
+    shown = [row for each in candidates(result) if (row := _setting_row(each)) and positive(row["seconds"])]
+    if not shown:
+        return None
+    shown[0]["kind"] = "answer"
+    unbeaten = sorted(_unbeaten(shown), key=lambda row: row["seconds"])
+    ends = [row[end] for row in shown for end in ("low", "loss", "high") if row[end] is not None]
+    x = altair.X(
+        "seconds:Q",
+        title="seconds of a full run",
+        scale=altair.Scale(type="log", nice=False, padding=30),
+        axis=altair.Axis(format="~g", tickCount=5),
+    )
+    y = altair.Y("loss:Q", title="validation loss at its end", scale=loss_scale(ends))
+    line = altair.Chart(rows(unbeaten)).mark_line(color=GREY, strokeDash=[4, 4]).encode(x=x, y=y)
+    base = altair.Chart(rows(shown))
+    spread = base.transform_filter("datum.low != null && datum.high != null").mark_rule(color=GREY, strokeWidth=2)
+    points = base.mark_point(filled=True, size=130, opacity=1).encode(
+        x=x,
+        y=y,
+        color=altair.Color(
+            "kind:N",
+            title=None,
+            scale=altair.Scale(domain=["answer", "other setting"], range=[PURPLE, BLUE]),
+            legend=altair.Legend(orient="top"),
+        ),
+        tooltip=_tooltip(),
+    )
+    words = base.mark_text(align="left", dx=10, dy=-8).encode(x=x, y=y, text="said:N")
+    return altair.layer(line, spread.encode(x=x, y="low:Q", y2="high:Q"), points, words).properties(height=HEIGHT)
+
+
+def _unbeaten(shown: Sequence[Row]) -> list[Row]:
+    return [
+        row
+        for row in shown
+        if not any(
+            other["seconds"] <= row["seconds"] and other["loss"] <= row["loss"] and other is not row for other in shown
+        )
+    ]
+
+
+def _setting_row(each: Candidate) -> Row | None:
+    loss = each.val_loss
+    if loss.mean is None:
+        return None
+    return {
+        "batch": each.global_batch_size,
+        "rate": each.learning_rate,
+        "loss": loss.mean,
+        "low": loss.low,
+        "high": loss.high,
+        "seeds": loss.n_seeds,
+        "seconds": each.seconds_per_full_run,
+        "to_target": each.seconds_to_target,
+        "said": f"batch {each.global_batch_size}",
+        "kind": "other setting",
+    }
+
+
+def _tooltip() -> list[Any]:
+    import altair
+
+    return [
+        altair.Tooltip("batch:Q", title="batch"),
+        altair.Tooltip("rate:Q", title="learning rate", format=".3g"),
+        altair.Tooltip("loss:Q", title="loss", format=".4g"),
+        altair.Tooltip("low:Q", title="90 % from", format=".4g"),
+        altair.Tooltip("high:Q", title="90 % to", format=".4g"),
+        altair.Tooltip("seeds:Q", title="seeds"),
+        altair.Tooltip("seconds:Q", title="seconds of a full run", format=".3g"),
+        altair.Tooltip("to_target:Q", title="seconds to target", format=".3g"),
+    ]
+
+
+def confirmations(result: SearchResult) -> Any:
+    """Return the runs on fresh seeds, one point each, with the interval of the next; None where there are none."""
+    import altair
+
+    runs: list[Row] = [
+        {
+            "trial": record.number,
+            "setting": f"batch {record.global_batch_size}, lr {record.learning_rate:.3g}",
+            "loss": record.val_loss,
+            "seed": record.seed,
+        }
+        for record in result.records
+        if record.stage == "confirm" and record.state == "complete" and record.val_loss is not None
+    ]
+    if not runs:
+        return None
+    ran = {row["setting"] for row in runs}
+    spreads: list[Row] = [
+        {"setting": setting, "low": each.val_loss.low, "high": each.val_loss.high}
+        for each in candidates(result)
+        if (setting := f"batch {each.global_batch_size}, lr {each.learning_rate:.3g}") in ran
+        and each.val_loss.low is not None
+        and each.val_loss.high is not None
+    ]
+    ends = [row["loss"] for row in runs] + [row[end] for row in spreads for end in ("low", "high")]
+    x = altair.X("loss:Q", title="validation loss", scale=loss_scale(ends), axis=altair.Axis(tickCount=5, format="~g"))
+    y = altair.Y("setting:N", title=None, sort=None, axis=altair.Axis(labelLimit=200))
+    bars = altair.Chart(rows(spreads)).mark_rule(color=GREY, strokeWidth=6, opacity=0.5)
+    points = altair.Chart(rows(runs)).mark_point(filled=True, size=110, color=PURPLE, opacity=1)
+    tooltip = [
+        altair.Tooltip("trial:Q", title="trial"),
+        altair.Tooltip("seed:Q", title="seed"),
+        altair.Tooltip("loss:Q", title="loss", format=".4g"),
+    ]
+    layers = [bars.encode(y=y, x=altair.X("low:Q", scale=loss_scale(ends)), x2="high:Q")]
+    layers.append(points.encode(x=x, y=y, tooltip=tooltip))
+    return altair.layer(*(layers if spreads else layers[1:])).properties(height=max(90, 46 * len(ran)))
+
+
+def reach(result: SearchResult, what: Literal["samples", "step", "seconds"]) -> Any:
+    """Return samples to the target, seconds of a step, or their product, over the batch size; None where not known.
+
+    The points are settings that were run, the best of each batch size; the lines are E(B) and t(B).
+    """
+    import altair
+
+    points = _reached(result, what)
+    line = _lines(result, what)
+    if not points and not line:
+        return None
+    titles = {"samples": "samples to the target", "step": "seconds of a step", "seconds": "seconds to the target"}
+    x = batch_axis([row["batch"] for row in [*points, *line]])
+    y = altair.Y(
+        "value:Q",
+        title=titles[what],
+        scale=altair.Scale(type="log", nice=False, padding=12),
+        axis=altair.Axis(format="~g", tickCount=4),
+    )
+    drawn = altair.Chart(rows(line)).mark_line(color=GREY, strokeWidth=2).encode(x=x, y=y)
+    dots = altair.Chart(rows(points)).mark_point(filled=True, size=90, color=BLUE, opacity=1)
+    tooltip = [
+        altair.Tooltip("batch:Q", title="batch"),
+        altair.Tooltip("value:Q", title=titles[what], format=".3g"),
+    ]
+    layers = [*([drawn] if line else []), *([dots.encode(x=x, y=y, tooltip=tooltip)] if points else [])]
+    return altair.layer(*layers).properties(height=HEIGHT - 70)
+
+
+def _reached(result: SearchResult, what: str) -> list[Row]:
+    best: dict[int, float] = {}
+    if what == "step":
+        measured = [] if result.probe is None else result.probe.throughput
+        return [{"batch": row.batch_size, "value": row.s_per_step} for row in measured]
+    for each in candidates(result):
+        value = each.samples_to_target if what == "samples" else each.seconds_to_target
+        if value is not None and value > 0:
+            best[each.global_batch_size] = min(value, best.get(each.global_batch_size, value))
+    return [{"batch": batch, "value": value} for batch, value in sorted(best.items())]
+
+
+def _lines(result: SearchResult, what: str) -> list[Row]:
+    """Return E(B), t(B) or E(B) / B * t(B), over the batch sizes that were tried."""
+    answer = result.batch_answer
+    time = None if result.probe is None else result.probe.step_time_line
+    if answer is None or answer.e_min_samples is None or answer.s_min_steps is None or not result.records:
+        return []
+    batches = [record.global_batch_size for record in result.records]
+    low, high = min(batches), max(batches)
+    most = result.limits.memory or high
+    line: list[Row] = []
+    for k in range(33 if high > low else 1):
+        batch = low * (high / low) ** (k / 32)
+        samples = answer.e_min_samples + answer.s_min_steps * batch
+        steps = max(1, -(-batch // most))
+        step_s = None if time is None else steps * time.a_s + time.c_s_per_sample * batch
+        value = {"samples": samples, "step": step_s, "seconds": step_s and samples / batch * step_s}[what]
+        if value is not None and value > 0:
+            line.append({"batch": batch, "value": value})
+    return line

@@ -1,0 +1,200 @@
+"""The sections of a page: which charts stand in each, what they show in words, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.probe_results import ProbeResult
+from ..core.results import SearchResult, TrialRecord
+from .charts.curves import MOST_CURVES, curve_records, curves
+from .charts.landscape import MOST_POINTS, landscape, landscape_records
+from .charts.probe_lines import memory, throughput
+from .charts.search_lines import limits, noise, spending
+from .charts.settings import confirmations, frontier, reach
+from .units import duration, gib, number, per_second
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One chart of a page."""
+
+    id: str
+    title: str
+    label: str
+    """What a reader who does not see it is told."""
+    spec: dict[str, Any]
+    picks: bool = False
+    """A trial can be picked in it."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with a sentence and the charts below it."""
+
+    id: str
+    title: str
+    text: str
+    charts: tuple[Drawn, ...]
+
+
+def sections(
+    records: Sequence[TrialRecord], probe: ProbeResult | None, result: SearchResult | None
+) -> tuple[list[Section], list[str]]:
+    """Return the sections that have something to show, and a sentence for each that has not."""
+    made = [
+        _why(result),
+        _landscape(records, result),
+        _curves(records, probe),
+        _frontier(result),
+        _probe(probe),
+        _reach(result),
+        _noise(records),
+        _spending(records, probe),
+    ]
+    shown = [section for section, _ in made if section.charts]
+    return shown, [missing for section, missing in made if not section.charts]
+
+
+def drawn(chart: Any, name: str, title: str, label: str, *, picks: bool = False) -> tuple[Drawn, ...]:
+    """Return a chart ready for a page, or nothing where there is none."""
+    if chart is None:
+        return ()
+    spec = chart.to_dict()
+    for unused in ("$schema", "config"):
+        spec.pop(unused, None)
+    return (Drawn(name, title, label, spec, picks),)
+
+
+_Made = tuple[Section, str]
+
+
+def _why(result: SearchResult | None) -> _Made:
+    said = "What memory, hardware and gradient noise each allow, what was tried, and the answer, by batch size."
+    chart = None if result is None else limits(result)
+    section = Section(
+        "why",
+        "Why this batch size",
+        f"{said} A larger batch is of use only as long as memory holds it, the hardware still gains speed, and the "
+        "noise of the gradient makes more samples worth averaging.",
+        drawn(chart, "c-limits", "", said),
+    )
+    return section, "What limits the batch size: nothing was measured yet."
+
+
+def _landscape(records: Sequence[TrialRecord], result: SearchResult | None) -> _Made:
+    rule = None if result is None else result.recommendation.lr_rule
+    shown = landscape_records(records)
+    said = (
+        "Each mark is a setting: its colour is the loss where it ended, blue the lowest; small marks were stopped "
+        "early, squares are confirmations, crosses failed."
+    )
+    if rule is not None:
+        said += f" Along the dashed ridge, twice the batch goes with {2**rule.alpha:.2f} times the learning rate."
+    if len(shown) == MOST_POINTS:
+        said += f" Shown are the {MOST_POINTS:,} settings that trained longest."
+    label = (
+        f"{len(shown)} settings by batch size and learning rate, with the loss as colour. The table has all figures."
+    )
+    charts = drawn(landscape(records, result), "c-landscape", "", label, picks=True)
+    return Section("landscape", "Batch size and learning rate together", said, charts), (
+        "Batch size by learning rate: no trial has a loss yet."
+    )
+
+
+def _curves(records: Sequence[TrialRecord], probe: ProbeResult | None) -> _Made:
+    n, most = len(curve_records(records)), MOST_CURVES
+    said = "Every trial, by the samples it has seen and by the seconds that takes."
+    if n == most:
+        said = f"The {most} trials that came furthest, by the samples they have seen and by the seconds that takes."
+    label = f"Validation loss of {n} trials along their training."
+    charts = (
+        *drawn(curves(records, probe), "c-samples", "By samples", f"{label} By samples.", picks=True),
+        *drawn(curves(records, probe, "seconds"), "c-seconds", "By seconds", f"{label} By seconds.", picks=True),
+    )
+    return Section("curves", "Learning curves", said, charts), "Learning curves: no trial has reported a loss yet."
+
+
+def _frontier(result: SearchResult | None) -> _Made:
+    first = None if result is None else frontier(result)
+    second = None if result is None else confirmations(result)
+    charts = (
+        *drawn(first, "c-frontier", "Loss against time", "Loss at the end of a full run against its seconds."),
+        *drawn(second, "c-confirm", "Runs on fresh seeds", "Losses of the confirmation runs with the 90 % interval."),
+    )
+    said = (
+        "Settings that were run to the end, each with the interval in which 9 of 10 new runs end. No setting beats "
+        "those on the dashed line both in loss and in time."
+    )
+    if result is not None and second is None:
+        said += " No run on a fresh seed has been finished."
+    return Section("frontier", "Loss against time, and how sure it is", said, charts), (
+        "Loss against time: no trial has been run to the end yet."
+    )
+
+
+def _probe(probe: ProbeResult | None) -> _Made:
+    if probe is None:
+        return Section("probe", "", "", ()), "Memory and throughput: no probe is stored in this study."
+    said = (
+        f"Measured on real steps: micro-batches of up to {probe.micro_batch_size} fit, with a peak of "
+        f"{gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed (limited by {probe.limited_by})."
+    )
+    if probe.budget_bytes > 4 * max((a.peak_bytes or 0 for a in probe.attempts), default=0):
+        said += " The budget lies far above what is drawn."
+    if probe.throughput:
+        fastest = max(probe.throughput, key=lambda row: row.samples_per_s)
+        said += f" The most measured is {per_second(fastest.samples_per_s)} at {fastest.batch_size}."
+    charts = (
+        *drawn(memory(probe), "c-memory", "Memory", "Peak memory by micro-batch size, with the line through it."),
+        *drawn(throughput(probe), "c-speed", "Throughput", "Samples per second by micro-batch size."),
+    )
+    return Section(
+        "probe", "What fits, and how fast it is", said, charts
+    ), "Memory and throughput: nothing was measured."
+
+
+def _reach(result: SearchResult | None) -> _Made:
+    missing = "Seconds to the target by batch size: too few batch sizes have come near the target."
+    if result is None or not any(reach(result, what) for what in ("samples", "seconds")):
+        return Section("reach", "", "", ()), missing
+    answer, time = result.batch_answer, None if result.probe is None else result.probe.step_time_line
+    said = (
+        f"To a loss of {number(result.target)}: samples needed, times seconds for a sample, are seconds to the target."
+    )
+    if answer is not None and answer.e_min_samples is not None and answer.s_min_steps is not None:
+        said += f" E(B) = {answer.e_min_samples:,.0f} + {answer.s_min_steps:,.3g} B samples."
+    if time is not None:
+        said += f" t(B) = {duration(time.a_s)} + {duration(time.c_s_per_sample)} B for a step."
+    said += " Points are settings that were run; lines are these two formulas."
+    titles = {
+        "samples": "Samples to the target, E(B)",
+        "step": "Seconds of a step, t(B)",
+        "seconds": "Seconds to the target",
+    }
+    charts = tuple(
+        chart
+        for what in ("samples", "step", "seconds")
+        for chart in drawn(reach(result, what), f"c-reach-{what}", titles[what], f"{titles[what]}, by batch size.")
+    )
+    return Section("reach", "Time to the target by batch size", said, charts), missing
+
+
+def _noise(records: Sequence[TrialRecord]) -> _Made:
+    said = (
+        "The gradient noise scale says how many samples are worth averaging in one step; it usually grows as training "
+        "goes on. It was measured along runs of the search itself."
+    )
+    charts = drawn(noise(records), "c-noise", "", "Gradient noise scale along training, in samples.")
+    return Section("noise", "Gradient noise along training", said, charts), (
+        "Gradient noise along training: this search recorded none."
+    )
+
+
+def _spending(records: Sequence[TrialRecord], probe: ProbeResult | None) -> _Made:
+    said = "Seconds by what they were for, and how the runs ended. Runs that promise little are stopped early."
+    charts = drawn(spending(records, probe), "c-spending", "", said)
+    return Section("spending", "Where the seconds of the search went", said, charts), (
+        "Where the seconds went: no seconds were measured."
+    )
