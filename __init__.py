@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from .tuner.core.results import SearchResult as SearchResult
     from .tuner.core.take_home import RampForecast as RampForecast
     from .tuner.core.take_home import Scaled as Scaled
+    from .tuner.core.take_home import TrainResult as TrainResult
     from .tuner.plan import plan as plan
     from .tuner.probe import probe as probe
     from .tuner.scale import scale as scale
     from .tuner.search import search as search
     from .tuner.theory.scaling import split as split
+    from .tuner.train import train as train
 
 _HOME = {
     "ArgumentError": "tuner.core.errors",
@@ -56,6 +58,7 @@ _HOME = {
     "SearchResult": "tuner.core.results",
     "StudyError": "tuner.core.errors",
     "Supervised": "objectives.supervised",
+    "TrainResult": "tuner.core.take_home",
     "Trial": "objectives.base",
     "TrialPruned": "tuner.core.errors",
     "load": "objectives.load",
@@ -66,6 +69,7 @@ _HOME = {
     "scale": "tuner.scale",
     "search": "tuner.search",
     "split": "tuner.theory.scaling",
+    "train": "tuner.train",
 }
 
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 RUF100  # The names are the keys above.

@@ -13,6 +13,7 @@ from .tuner.commands.probe import probe_command
 from .tuner.commands.report import report_command
 from .tuner.commands.search import search_command
 from .tuner.commands.show import show_command
+from .tuner.commands.train import train_command
 from .tuner.core.version import __version__
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
@@ -28,6 +29,7 @@ for _command in (
     probe_command,
     plan_command,
     search_command,
+    train_command,
     show_command,
     report_command,
     list_command,

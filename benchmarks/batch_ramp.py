@@ -35,9 +35,9 @@ KINDS: dict[str, tuple[Make, str, float, tuple[float, ...]]] = {
         lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9),
         "constant_rate",
         1.0,
-        (2.0**-5, 2.0**-4, 2.0**-3, 2.0**-2),
+        (2.0**-4, 2.0**-3, 2.0**-2),
     ),
-    "AdamW": (torch.optim.AdamW, "seesaw", 0.5, (2.0**-9, 2.0**-8, 2.0**-7, 2.0**-6)),
+    "AdamW": (torch.optim.AdamW, "seesaw", 0.5, (2.0**-7, 2.0**-6, 2.0**-5)),
 }
 
 
@@ -103,7 +103,8 @@ def measure(n_seeds: int) -> list[str]:
             f"cosine, batch {BATCH}": (rate, BATCH, BATCH),
             f"ramp ({rule}), batch {BATCH} to {TOP}": (rate, BATCH, TOP),
             f"ramp ({rule}), batch {BATCH} to {2 * BATCH}": (rate, BATCH, 2 * BATCH),
-            f"cosine, batch {even}": (rate * (even / BATCH) ** power, even, even),
+            f"cosine, batch {even}, rate by the rule": (rate * (even / BATCH) ** power, even, even),
+            f"cosine, batch {even}, same rate": (rate, even, even),
         }
         plain: list[Run] = []
         for name, (its_rate, batch, top) in ways.items():

@@ -49,17 +49,21 @@ class Trial:
         clock: Callable[[], float],
         overrun: Callable[[], None] | None = None,
         look: Callable[[], None] = lambda: None,
+        keep: Callable[..., None] | None = None,
     ) -> None:
         """Bind a setting to the function that carries its reports and brings back the verdict.
 
         `overrun` is called when the loop goes on for more than one report interval after it was told to stop; `look`
-        looks at the memory that the run takes.
+        looks at the memory that the run takes; `keep` writes a model to a file, as `studies.model_files.write_model`
+        does.
         """
         self._spec = spec
         self._send = send
         self._clock = clock
         self._overrun = overrun
         self.look = look
+        self._keep = keep
+        self._last_loss = math.nan
         self._start_s = clock()
         self._last_samples = spec.start_samples
         self._next = sum(point <= spec.start_samples for point in spec.points)
@@ -128,7 +132,7 @@ class Trial:
                 "expected the number of training samples that this trial has seen, not of tokens or steps."
             )
         self._interval = max(self._interval, samples - self._last_samples)
-        self._last_samples = samples
+        self._last_samples, self._last_loss = samples, loss
         self.n_reports += 1
         if self.stopped_at is not None:
             self.check_overrun(samples)
@@ -148,6 +152,21 @@ class Trial:
             raise TrialPruned(f"trial {self.number} was stopped at {samples} samples")
         if samples >= self._spec.end_samples:
             self.stopped_at = samples  # The end: this call returns as usual, a later one is told to stop.
+
+    def save(self, model: Any) -> None:
+        """Keep the trained model where it is asked for: a full run with `--save-model`, or `bstune train`.
+
+        Call it at the end, after the last report, or whenever a report was the best; the last call counts. Elsewhere it
+        does nothing.
+
+        Args:
+            model: A torch.nn.Module, or its state_dict.
+
+        Raises:
+            ObjectiveError: It is neither.
+        """
+        if self._keep is not None and self._spec.model_to is not None:
+            self._keep(self._spec, model, samples=self._last_samples, val_loss=self._last_loss)
 
     def add_noise(self, point: NoisePoint) -> None:
         """Have a measurement of gradient noise travel with the next report."""

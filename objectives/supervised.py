@@ -235,6 +235,7 @@ class Supervised:
                         trial.add_noise(run.measure_noise(noise))
                         measuring = [point for point in measuring if point > run.samples]
                     trial.report(samples=run.samples, **losses)
+            trial.save(run.model)
         except TrialPruned:
             if spec.checkpoint_to and run.loss_is_finite():
                 run.save(spec.checkpoint_to)

@@ -12,6 +12,8 @@
 - `report_study`: A page, a picture or a card of a study, or two studies side by side.
 - `search`: The whole story on one page: describe the objective, probe what fits, try settings, confirm, recommend.
 - `show`: What a study knows, read without disturbing the search that may be writing it.
+- `train`: Training with what a study recommends: a full run in a fresh process, by the loop of a trial; the model is
+  saved.
 
 The rooms, from top to bottom; imports go only downward:
 

@@ -19,11 +19,13 @@ from .core.probe_results import ProbeResult
 from .core.progress import Progress
 from .core.results import SearchResult
 from .core.specs import Forecast
+from .searching.kept import kept_models, with_model
 from .searching.loop import Drive
 from .searching.prepare import Ready, make_pool, prepared
 from .searching.result import make_result
 from .studies.catalog import forget_study
 from .studies.checkpoints import checkpoint_folder
+from .studies.model_files import check_model_path
 from .studies.trial_logs import log_folder
 from .workers.messages import LOADING
 
@@ -67,6 +69,7 @@ def search(
     study: str | None = None,
     storage: str | None = None,
     fresh: bool = False,
+    save_model: str | None = None,
     callbacks: Sequence[Callable[[Progress], None]] = (),
 ) -> SearchResult:
     """Return the batch size and learning rate to train with, and all the evidence for them.
@@ -107,6 +110,8 @@ def search(
             over the study of another: it gets NAME-2.
         storage: Where it is kept: `sqlite:///FILE`; by default `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
         fresh: Keep the old study and make a new one, NAME-2.
+        save_model: Keep the best model of the confirmation runs in this file, by validation loss: each is a full run.
+            `SearchResult.model_path` says whether there is one. A file that bstune did not write is left alone.
         callbacks: Functions that are called with a `Progress` whenever something has happened.
 
     Raises:
@@ -141,6 +146,7 @@ def search(
         study=study,
         storage=storage,
         fresh=fresh,
+        save_model=save_model,
         callbacks=(_print_forecast, *callbacks),
     )
     return run_search(objective, arguments)
@@ -154,9 +160,10 @@ def run_search(objective: Any, arguments: SearchArguments) -> SearchResult:
             '`if __name__ == "__main__":`, or run the file with Python.'
         )
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
+    _check_model_path(arguments)
     with prepared(objective, arguments, deadline_s) as ready:
         ready.tell("forecast", forecast=ready.strategy.forecast(), facts=ready.facts)
-        with checkpoint_folder(ready.study) as checkpoint_dir:
+        with checkpoint_folder(ready.study) as checkpoint_dir, kept_models(ready) as models:
             drive = Drive(
                 ready.study,
                 ready.strategy,
@@ -166,6 +173,8 @@ def run_search(objective: Any, arguments: SearchArguments) -> SearchResult:
                 checkpoint_dir=checkpoint_dir,
                 log_dir=log_folder(ready.study) if ready.facts.kind == "command" else None,
                 trial_timeout_s=arguments.trial_timeout,
+                models=models,
+                say=lambda said: ready.tell("note", message=said),
             )
             with contextlib.closing(make_pool(ready, drive)) as pool:
                 try:
@@ -178,7 +187,8 @@ def run_search(objective: Any, arguments: SearchArguments) -> SearchResult:
                 f"The timeout of {arguments.timeout:g} s was over before any trial had a validation loss. Run the "
                 "same command again: it goes on from here, and what was probed is kept."
             )
-        return make_result(ready.study, ready.strategy, ready.probe, stopped_by)
+        result = make_result(ready.study, ready.strategy, ready.probe, stopped_by)
+        return result if models is None else with_model(result, models, ready)
 
 
 def run_forecast(objective: Any, arguments: SearchArguments) -> Forecast:
@@ -188,7 +198,8 @@ def run_forecast(objective: Any, arguments: SearchArguments) -> Forecast:
         BstuneError: The search itself would fail as it is asked for.
     """
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
-    with prepared(objective, arguments, deadline_s, dry=True) as ready:
+    _check_model_path(arguments)
+    with prepared(objective, arguments, deadline_s, dry=True) as ready, kept_models(ready):
         forecast = ready.strategy.forecast()
         nothing_to_run = not ready.study.finished and ready.strategy.ask() is None
         if arguments.fresh:
@@ -196,6 +207,12 @@ def run_forecast(objective: Any, arguments: SearchArguments) -> Forecast:
         if nothing_to_run:
             ready.strategy.recommend()  # Which says why.
         return forecast
+
+
+def _check_model_path(arguments: SearchArguments) -> None:
+    """Say at once, before anything is probed, that a model cannot be kept where it is asked to be."""
+    if arguments.save_model is not None:
+        check_model_path(arguments.save_model)
 
 
 def _best_so_far(ready: Ready) -> SearchResult | None:

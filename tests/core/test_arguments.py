@@ -197,7 +197,7 @@ def option_defaults(command: str) -> dict[str, Any]:
     with click.Context(main, help_option_names=["-h", "--help"]) as ctx:
         found = main.get_command(ctx, command)
     assert found is not None
-    own = {"model", "as_json", "plot", "dry_run", "yes", "debug"}
+    own = {"model", "as_json", "plot", "dry_run", "yes", "debug", "verbose", "metric", "epochs", "samples_per_epoch"}
     options = {
         name: value
         for name, value in found.make_context(command, ["model.py"], parent=ctx).params.items()

@@ -19,7 +19,7 @@ ORDER = (
     ("commands",),
     ("dashboard",),
     ("report_study", "list_studies"),
-    ("search", "probe", "plan", "scale", "batch_ramp", "show", "doctor"),
+    ("search", "probe", "plan", "scale", "batch_ramp", "train", "show", "doctor"),
     ("searching", "testing"),
     ("engines",),
     ("probing",),

@@ -4,6 +4,7 @@
 - `options`: Options that several commands take, and the kinds of values that they read.
 - `probe`: `bstune probe`: the largest size that fits.
 - `search`: `bstune search`: find the setting, or go on with a stored study.
+- `train`: `bstune train`: a full run with what a study recommends, and the model saved.
 - `plan`: `bstune plan`: what fits a card that is not here.
 - `show`: `bstune show`: what a study knows.
 - `report`: `bstune report`: a page, a picture or a card of a study.

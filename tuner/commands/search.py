@@ -114,6 +114,11 @@ if TYPE_CHECKING:
 @threads_option
 @study_option
 @click.option("--fresh", is_flag=True, help="Keep the old study and make a new one, NAME-2.")
+@click.option(
+    "--save-model",
+    metavar="FILE",
+    help="Keep the best model of the confirmation runs, which are full runs.  [default: keep none]",
+)
 @click.option("--dry-run", is_flag=True, help="Print the forecast and train nothing.")
 @click.option(
     "--yes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -144,6 +145,8 @@ class SearchArguments:
     storage: str | None = None
     fresh: bool = False
     """Make a new study beside the old one."""
+    save_model: str | None = None
+    """File for the best model of the confirmation runs."""
     probe: ProbeResult | None = None
     callbacks: tuple[Callable[[Any], None], ...] = field(default=(), compare=False)
 
@@ -155,6 +158,8 @@ def check_search(**asked: Any) -> SearchArguments:
         ArgumentError: One or more are wrong; all are listed.
     """
     checks, given = Checks(), _filled(asked, Plan, SearchArguments)
+    if isinstance(given.save_model, os.PathLike):
+        given.save_model = os.fspath(given.save_model)
     _check_names(checks, given)
     _check_together(checks, given)
     jobs = checks.integer_or_auto("jobs", given.jobs, 2**53)
@@ -186,6 +191,7 @@ def check_search(**asked: Any) -> SearchArguments:
         study=given.study,
         storage=given.storage,
         fresh=bool(given.fresh),
+        save_model=given.save_model,
         probe=given.probe,
         callbacks=tuple(given.callbacks),
     )
@@ -198,8 +204,8 @@ def _check_names(checks: Checks, given: SimpleNamespace) -> None:
     checks.choice("pruner", given.pruner, ("auto", "none"))
     checks.choice("sampler", given.sampler, ("auto", "random", "tpe"))
     checks.choice("isolation", given.isolation, ("process", "none"))
-    for name, text in (("device", given.device), ("storage", given.storage), ("ray_address", given.ray_address)):
-        checks.text(name, text)
+    for name in ("device", "storage", "ray_address", "save_model"):
+        checks.text(name, getattr(given, name))
     checks.study(given.study)
 
 

@@ -338,6 +338,8 @@ class SearchResult(Record):
     """Which batch size is fastest, and what decides it."""
     probes: dict[str, ProbeResult] = field(default_factory=dict)
     """By kind of device, where a cluster has several; `probe` is the first of them."""
+    model_path: str | None = None
+    """Where the best model of the confirmation runs is kept, if that was asked for (`save_model`)."""
 
     @property
     def trials(self) -> pandas.DataFrame:

@@ -137,6 +137,10 @@ class TrialSpec:
     """File for what the run prints, where the objective keeps that."""
     most_samples: int | None = None
     """A report of more samples than this counts as a mistake."""
+    model_to: str | None = None
+    """File to write the trained model to; None where nobody wants it."""
+    model_of: str | None = None
+    """Study that the model is of."""
 
     def on(self, device: str) -> TrialSpec:
         """Return the run as this kind of device takes it; an unprobed kind gets the smallest micro-batch of all."""

@@ -12,6 +12,7 @@ from ...objectives.base import Trial
 from ..core.errors import ObjectiveError, TrialPruned
 from ..core.probe_results import Attempt, DeviceInfo, ProbeResult
 from ..core.trials import TrialReport, TrialSpec, Verdict
+from ..studies.model_files import write_model
 from .base import Event, Finished, Lost, Pool
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class InlinePool:
                 judging_s += time.perf_counter() - start_s
 
         start_s = clock()
-        trial = Trial(spec, device="cpu", send=judge, clock=clock)
+        trial = Trial(spec, device="cpu", send=judge, clock=clock, keep=write_model)
         try:
             self._objective.train(trial, spec)
         except TrialPruned:

@@ -13,13 +13,14 @@ from .details import details
 from .paste import paste_lines
 from .reasons import no_advice
 from .trials import trial_line, trials_table
-from .units import duration, gib, per_second, plain_rows
+from .units import duration, gib, given_params, number, per_second, plain_rows
 from .view import Column, View, labelled, laid_out, said, tabled
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ..core.probe_results import PlanResult
+    from ..core.take_home import TrainResult
     from ..core.trials import Facts
 
 SCREEN = 24
@@ -153,6 +154,24 @@ def search_text(
     if verbose:
         parts += [laid_out(part, view) for part in (details(result), trials_table(result.records, view))]
     return "\n\n".join([part for part in parts if part] + ([] if not paste else ["\n".join(paste)]))
+
+
+def train_text(result: TrainResult) -> str:
+    """Return what a training run has come to, as text."""
+    low, high = result.expected_low, result.expected_high
+    expected = "" if low is None or high is None else f"; the study expected {number(low)} to {number(high)} (90 %)"
+    batch, rate = result.setting.global_batch_size, result.setting.learning_rate
+    params = "".join(f", {given_params({name: value}, '')}" for name, value in result.setting.params.items())
+    split = f"micro-batch {result.micro_batch_size} x {result.accumulation_steps} accumulation steps"
+    return "\n".join(
+        [
+            f"Saved {one_line(result.path)}: validation loss {number(result.val_loss)}{expected}",
+            f"  trained:  batch {batch} ({split}), lr {rate:.3g}{params}",
+            f"  run:      {result.samples:,} samples in {duration(result.seconds)}, seed {result.seed}",
+            f"  study:    {one_line(result.study)}",
+            f'  load it:  model.load_state_dict(torch.load({result.path!r}, weights_only=True)["model"])',
+        ]
+    )
 
 
 def trials_text(records: Sequence[TrialRecord]) -> str:

@@ -19,6 +19,7 @@ from ..core.trials import Split, TrialReport, TrialSpec, Verdict
 from ..engines.base import Event, Finished, Lost, Placed, Pool, Reported
 from ..strategy.cost import Cost
 from ..studies.checkpoints import checkpoint_name
+from ..studies.model_files import ModelKeeper
 from ..studies.optuna_parameters import Axes
 from ..studies.records import Records
 from ..studies.trial_logs import log_name
@@ -55,8 +56,12 @@ class Drive:
         checkpoint_dir: Path | None = None,
         log_dir: Path | None = None,
         trial_timeout_s: float | None = None,
+        models: ModelKeeper | None = None,
+        say: Callable[[str], None] = lambda said: None,
     ) -> None:
         """Drive towards the deadline, a reading of the monotonic clock; `tell` hears of every step.
+
+        `models` keeps the best model of the confirmation runs, and `say` hears where.
 
         A trial that is silent for `trial_timeout_s` has hung; by default that is many times what it should take.
         """
@@ -70,6 +75,8 @@ class Drive:
         self._log_dir = log_dir
         self._deadline_s = deadline_s
         self._trial_timeout_s = trial_timeout_s
+        self._models = models
+        self._say = say
         self._running: dict[int, float] = {}
         """The trials that run, and when each last sent something."""
         self._stopped: set[int] = set()
@@ -141,7 +148,8 @@ class Drive:
             None if self._checkpoint_dir is None else str(self._checkpoint_dir / checkpoint_name(record.number))
         )
         log_to = None if self._log_dir is None else str(self._log_dir / log_name(record.number))
-        return dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to, log_to=log_to)
+        spec = dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to, log_to=log_to)
+        return spec if self._models is None or proposal.stage != "confirm" else self._models.begin(spec)
 
     @held()
     def _placed(self, event: Placed) -> None:
@@ -168,6 +176,7 @@ class Drive:
         self._finish(
             dataclasses.replace(record, best_val_loss=_best(record), samples_per_s=self._samples_per_s(record))
         )
+        self._keep_model(record)
         if isinstance(event, Lost) and event.cause == "oom":
             facts, finished = self._strategy.facts, self._study.finished
             self._strategy.probe, self._strategy.probes = corrected_probes(
@@ -178,6 +187,17 @@ class Drive:
             raise ObjectiveError(
                 f"Trial {event.number} failed: {_said(event)}", traceback=event.traceback, output=event.output
             )
+
+    def _keep_model(self, record: TrialRecord) -> None:
+        """Keep the model of a confirmation run that came to its end: it is one of a full run."""
+        if self._models is None or record.stage != "confirm":
+            return
+        if record.state != "complete":
+            self._models.drop(record.number)
+            return
+        with held():
+            said = self._models.take_said(record.number)
+        self._say(said)
 
     def _end_hung(self, pool: Pool) -> None:
         """End the trials that have been silent for far too long."""

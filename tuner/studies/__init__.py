@@ -14,6 +14,8 @@
 - `own_files`: Files and folders that bstune makes: complete from the start, and opened only where they are what they
   should be.
 - `records`: The trials of a search as it goes on, in memory; a study is this, and writes down what happens.
+- `model_files`: Trained models that are kept: a file of torch with a header, complete from the start, and over nothing
+  but its own.
 - `spec_json`: Plans, spaces and facts as JSON, and read back; Optuna distributions may be in a space.
 - `sqlite`: A storage as a SQLite file: proved to be Optuna's before it is written to, opened by its path and nothing
   else.

@@ -321,13 +321,11 @@ def _fence(job: messages.Job, objective: Objective) -> None:
 
 
 def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: list[Any]) -> messages.Answer:
-    from ...objectives.supervised import Supervised
-
     work = job.work
     if isinstance(work, messages.Describe):
         facts = objective.describe(work.batch_sizes)
-        if work.params and isinstance(objective, Supervised):
-            objective.try_params(work.params)
+        if work.params and (try_params := getattr(objective, "try_params", None)) is not None:
+            try_params(work.params)
         return facts
     if isinstance(work, messages.TryCuda):
         return try_cuda(work.device)
@@ -361,6 +359,7 @@ def _measure_traced(spec: MeasureSpec, device: str, objective: Objective, meter:
 
 def _train(spec: TrialSpec, device: str, objective: Objective, host: socket.socket) -> messages.Answer:
     from ...objectives.training import seed_everything
+    from ..studies.model_files import write_model
 
     peak = TreePeak(device) if _runs_elsewhere(objective) else PeakMemory(device)
     seed_everything(spec.seed)
@@ -383,7 +382,9 @@ def _train(spec: TrialSpec, device: str, objective: Objective, host: socket.sock
         _send(host, ended())
         os._exit(0)
 
-    trial = Trial(spec, device=device, send=send, clock=time.perf_counter, overrun=overrun, look=peak.look)
+    trial = Trial(
+        spec, device=device, send=send, clock=time.perf_counter, overrun=overrun, look=peak.look, keep=write_model
+    )
     try:
         with _step_guard(trial):
             objective.train(trial, spec)

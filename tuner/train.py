@@ -1,0 +1,216 @@
+"""Training with what a study recommends: a full run in a fresh process, by the loop of a trial; the model is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from .core.arguments import MOST_SEED, MOST_THREADS
+from .core.checks import Checks
+from .core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError, StudyError
+from .core.results import Recommendation, SearchResult, Setting
+from .core.take_home import TrainResult
+from .core.trials import Facts, TrialReport, TrialSpec
+from .engines.base import Finished, Lost, Reported
+from .engines.local import LocalPool
+from .searching.result import make_result, make_strategy
+from .studies.catalog import own_study
+from .studies.model_files import ModelKeeper, check_model_path
+from .studies.naming import objective_identity, study_name
+from .studies.spec_json import decode_facts, decode_plan
+from .studies.storage import read_storage
+from .studies.study import Study, intact
+from .workers.fork_server import Host
+from .workers.resolve import check_objective
+
+DEFAULT_OUTPUT = "model.pt"
+WAIT_S = 1.0
+
+
+def train(
+    objective: Any,
+    *,
+    output: str | Path = DEFAULT_OUTPUT,
+    study: str | None = None,
+    storage: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
+    on_report: Callable[[TrialReport], None] | None = None,
+) -> TrainResult:
+    """Train with what a study recommends, to the end of a full run, and save the model.
+
+    It runs in a fresh process, as a trial does: the same loop, the same data order for the same seed.
+
+    Args:
+        objective: What was searched: a `Supervised`, a loop that calls `trial.save(model)`, or
+            `bstune.load("model.py")`.
+        output: Where the model is saved. A file that bstune did not write for this study is left alone.
+        study: Name of the study; by default the objective's own.
+        storage: Where it is kept; by default `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
+        seed: Of initialisation, data order and dropout.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads; by default those of the study's probe.
+        on_report: Called with each report on the way.
+
+    Returns:
+        Where the model is, what it reached, and what the study had expected.
+
+    Raises:
+        ArgumentError: An argument is wrong on its face.
+        StudyError: There is no study of the objective.
+        NoSignalError: The study recommends nothing yet.
+        ObjectiveError: Your code is at fault, or saves no model.
+        NothingFitsError: It ran out of memory.
+        BstuneError: The file is somebody else's.
+    """
+    checks = Checks()
+    checks.study(study)
+    for name, text in (("device", device), ("storage", storage), ("output", os.fspath(output))):
+        checks.text(name, text)
+    checks.integer("seed", seed, 0, MOST_SEED)
+    n_threads = checks.integer_or_auto("threads", threads, MOST_THREADS)
+    checks.done()
+    check_model_path(output)
+    with read_storage(storage):  # Without one there is no need to load anything.
+        pass
+    objective = check_objective(objective)
+    with Host(objective, device=device, threads=None if n_threads == "auto" else n_threads) as host:
+        facts = host.facts
+        if facts.kind not in ("supervised", "loop"):
+            raise ArgumentError("bstune sees no model of a program of its own: run it with the recommended flags.")
+        found, changed = _recommended(objective, facts, study, storage)
+        probe = found.probe
+        if probe is not None and host.chooses_threads and probe.device.threads:
+            host.use_threads(probe.device.threads)
+        with contextlib.closing(ModelKeeper(output, found.study)) as models:
+            spec = models.begin(_spec(found.recommendation, facts, seed))
+            ended, reports = _run(host, spec, None if probe is None else probe.usable_bytes, on_report)
+            if models.take(0, always=True) is None:
+                raise ObjectiveError(
+                    "The run came to its end and left no model: a loop of your own calls trial.save(model) at its end; "
+                    "else the file could not be written."
+                )
+    best, last = found.recommendation, reports[-1]
+    return TrainResult(
+        path=str(models.path),
+        study=found.study,
+        setting=Setting(best.global_batch_size, best.learning_rate, dict(best.params)),
+        micro_batch_size=best.micro_batch_size,
+        accumulation_steps=best.accumulation_steps,
+        seed=seed,
+        samples=ended.samples,
+        val_loss=last.val_loss,
+        expected_low=best.val_loss.low,
+        expected_high=best.val_loss.high,
+        seconds=ended.seconds,
+        metrics=dict(last.metrics),
+        warnings=tuple(_warnings(found, changed)),
+    )
+
+
+def _recommended(objective: Any, facts: Facts, name: str | None, storage: str | None) -> tuple[SearchResult, bool]:
+    """Return what the study of an objective has found, and whether the objective has changed since.
+
+    Raises:
+        StudyError: There is no such study.
+        NoSignalError: It has learned nothing yet.
+    """
+    with read_storage(storage) as opened:
+        wanted = study_name(name, objective, facts)
+        wanted, study = own_study(opened, wanted, objective_identity(objective), named=name is not None)
+        if study is None or not {"plan", "facts"} <= study.attributes.keys():
+            raise StudyError(
+                f"{opened.location.path or opened.location.url} holds no search of this objective (study {wanted!r}). "
+                "Search first: bstune search model.py"
+            )
+        with intact(study.name):
+            stored = decode_facts(study.attributes["facts"])
+            strategy = make_strategy(decode_plan(study.attributes["plan"]), stored, study.probe, study)
+            result = make_result(study, strategy, study.probe, "interrupted")
+        return result, _has_changed(study, facts)
+
+
+def _has_changed(study: Study, facts: Facts) -> bool:
+    known = study.attributes.get("fingerprint", {})
+    same_text = known.get("source") == facts.source_hash
+    same_code = facts.code_hash is not None and known.get("code") == facts.code_hash
+    return not same_text and not same_code
+
+
+def _spec(best: Recommendation, facts: Facts, seed: int) -> TrialSpec:
+    """Return a full run of the recommended setting.
+
+    Raises:
+        ObjectiveError: The full run is shorter than one step.
+    """
+    batch = best.global_batch_size
+    end = facts.full_run_steps(batch) * batch
+    if end < batch:
+        raise ObjectiveError(f"A full run has {facts.full_run_samples:g} samples, less than one step of {batch}.")
+    points = sorted({min(end, math.ceil(end * part / facts.evals)) for part in range(1, facts.evals + 1)})
+    return TrialSpec(
+        number=0,
+        stage="train",
+        global_batch_size=batch,
+        micro_batch_size=best.micro_batch_size,
+        accumulation_steps=best.accumulation_steps,
+        learning_rate=best.learning_rate,
+        seed=seed,
+        end_samples=end,
+        points=tuple(points),
+        params=best.params,
+        eval_batch_size=best.eval_batch_size,
+        most_samples=math.ceil(2 * facts.full_run_samples),
+    )
+
+
+def _run(
+    host: Host, spec: TrialSpec, fence_bytes: int | None, on_report: Callable[[TrialReport], None] | None
+) -> tuple[Finished, list[TrialReport]]:
+    """Run to the end and return how it went, with all reports."""
+    reports: list[TrialReport] = []
+    with contextlib.closing(LocalPool(host, fence_bytes=fence_bytes)) as pool:
+        pool.submit(spec)
+        while True:
+            for event in pool.events(WAIT_S):
+                if isinstance(event, Reported):
+                    reports.append(event.report)
+                    if on_report is not None:
+                        on_report(event.report)
+                    finite = math.isfinite(event.report.val_loss)
+                    pool.reply(spec.number, "go" if finite else "stop")
+                elif isinstance(event, Lost):
+                    raise _error(event, spec, fence_bytes)
+                elif isinstance(event, Finished):
+                    if not reports or not math.isfinite(reports[-1].val_loss):
+                        raise BstuneError(
+                            f"Training diverged at {event.samples} of {spec.end_samples} samples: nothing was saved. "
+                            "Search again with a smaller learning rate, or train with another seed."
+                        )
+                    return event, reports
+
+
+def _error(event: Lost, spec: TrialSpec, fence_bytes: int | None) -> BstuneError:
+    if event.cause == "oom":
+        return NothingFitsError(
+            f"Training ran out of memory at micro-batch {spec.micro_batch_size}: {event.message}. Less is free than "
+            "when the study was made: probe again (bstune probe --fresh), or free some.",
+            needed_bytes=None,
+            budget_bytes=fence_bytes or 0,
+        )
+    said = f"{event.error_type}: {event.message}" if event.error_type else f"{event.cause}: {event.message}"
+    return ObjectiveError(f"Training failed: {said}", traceback=event.traceback, output=event.output)
+
+
+def _warnings(found: SearchResult, changed: bool) -> list[str]:
+    warnings = []
+    if changed:
+        warnings.append("The objective has changed since it was searched: its best setting may be another by now.")
+    if not found.recommendation.verified:
+        warnings.append("The recommendation is not verified: no full run on a fresh seed has confirmed it.")
+    return warnings
