@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .tuner.core.take_home import RampForecast as RampForecast
     from .tuner.core.take_home import Scaled as Scaled
     from .tuner.core.take_home import TrainResult as TrainResult
+    from .tuner.integrations.pruner import Pruner as Pruner
+    from .tuner.integrations.sampler import Sampler as Sampler
     from .tuner.plan import plan as plan
     from .tuner.probe import probe as probe
     from .tuner.scale import scale as scale
@@ -52,8 +54,10 @@ _HOME = {
     "ObjectiveError": "tuner.core.errors",
     "PlanResult": "tuner.core.probe_results",
     "ProbeResult": "tuner.core.probe_results",
+    "Pruner": "tuner.integrations.pruner",
     "RampForecast": "tuner.core.take_home",
     "Recommendation": "tuner.core.results",
+    "Sampler": "tuner.integrations.sampler",
     "Scaled": "tuner.core.take_home",
     "SearchResult": "tuner.core.results",
     "StudyError": "tuner.core.errors",

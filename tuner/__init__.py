@@ -19,6 +19,7 @@ The rooms, from top to bottom; imports go only downward:
 
 - `commands`: The command line, one file a command.
 - `searching`: The loop over many trials: prepare, probe, run, write down, and say what was found.
+- `integrations`: Faces of the strategy for other people's tools.
 - `testing`: Stand-ins for what is slow, expensive or absent, for our tests and those of users.
 - `engines`: Who runs trials: worker processes here, this process, or Ray.
 - `probing`: The largest size that fits: which sizes to run, and running them.

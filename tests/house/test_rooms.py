@@ -20,7 +20,7 @@ ORDER = (
     ("dashboard",),
     ("report_study", "list_studies"),
     ("search", "probe", "plan", "scale", "batch_ramp", "train", "show", "doctor"),
-    ("searching", "testing"),
+    ("searching", "integrations", "testing"),
     ("engines",),
     ("probing",),
     ("workers",),

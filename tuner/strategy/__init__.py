@@ -19,6 +19,8 @@
   its seconds.
 - `gaussian_process`: A Gaussian process over settings and fidelity: what a full run of an untried setting would
   reach, and how surely.
+- `improvement`: What to try next, and what to stop, where somebody else counts the trials: expected improvement of a
+  whole run.
 - `ledger`: The books of a search: every run with its curve, and what it was charged.
 - `nothing_learned`: Whether the runs of a search say anything at all: losses that no learning rate changes, and
   losses that never fall.

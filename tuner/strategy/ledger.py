@@ -16,6 +16,9 @@ from ..core.trials import TrialReport
 
 Key = tuple[object, ...]
 
+LATE = 1.5
+"""A value at more than so many times the samples that were wanted says nothing of that point."""
+
 
 def key_of(setting: Setting) -> Key:
     """Return what tells two settings apart; the rate has 12 digits, so a trip through a database changes nothing."""
@@ -146,9 +149,10 @@ class Run:
         return self.values[max(self.values)] if self.values else None
 
     def at(self, point: int) -> float | None:
-        """Return the first value at or after `point` (at the end, if that comes first); None if it is not there yet."""
+        """Return the first value at or soon after `point` (at the end, if that comes first); None if there is none."""
         wanted = min(point, self.end_samples)
-        return next((self.values[samples] for samples in sorted(self.values) if samples >= wanted), None)
+        found = next((samples for samples in sorted(self.values) if samples >= wanted), math.inf)
+        return self.values[int(found)] if found <= LATE * wanted else None
 
     @property
     def complete(self) -> bool:

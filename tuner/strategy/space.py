@@ -59,8 +59,10 @@ class Extra:
         value = math.exp(math.log(low) + u * math.log(high / low)) if self.dimension.log else low + u * (high - low)
         if self.dimension.step:
             value = low + round((value - low) / self.dimension.step) * self.dimension.step
+        elif not self.dimension.integer:
+            value = float(f"{value:.4g}")
         value = min(max(value, low), high)
-        return round(value) if self.dimension.integer else float(f"{value:.4g}")
+        return round(value) if self.dimension.integer else float(value)
 
     def coordinates(self, value: Any) -> list[float]:
         """Return the value scaled to 0..1, or one-hot where the order means nothing."""
@@ -74,6 +76,7 @@ class Extra:
             low, high, log = self.dimension.low, self.dimension.high, self.dimension.log
         if high <= low:
             return [0.0]
+        value = min(max(value, low), high)  # A trial that the user adds may lie outside.
         return [math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)]
 
 
