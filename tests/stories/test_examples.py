@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bstune
 import pytest
 import torch
 from bstune.objectives.base import Trial
@@ -89,6 +90,22 @@ def test_the_ramp_takes_fewer_updates(root: Path) -> None:
     said = re.findall(r"^(\w+): (\d+) updates, validation loss ([\d.]+)$", result.stdout, re.MULTILINE)
     assert [(name, int(updates)) for name, updates, _ in said] == [("cosine", 64), ("ramp", 42)]
     assert all(float(loss) < math.log(10) for _, _, loss in said)
+
+
+def test_the_notebook_was_run_as_it_stands(root: Path) -> None:
+    """From top to bottom, without an error, by the names that bstune has; running it takes too long for a test."""
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(root / "examples" / "notebook.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    code = "\n".join(cell.source for cell in cells)
+    compile(code, "notebook.ipynb", "exec")
+    used = set(re.findall(r"bstune\.(\w+)", code))
+    assert {"Supervised", "probe", "search", "scale", "split"} <= used <= set(bstune.__all__)
+    assert re.search(r"^validation accuracy 9\d", "".join(cells[-2].outputs[0].text), re.MULTILINE)
 
 
 def test_the_script_asks_and_trains_on(root: Path, tmp_path: Path) -> None:
