@@ -16,12 +16,14 @@ from .core.checks import Checks
 from .core.errors import ArgumentError
 from .core.results import LrRule, Recommendation, SearchResult
 from .core.take_home import Scaled
-from .theory.scaling import split
+from .theory.scaling import SLOPE_PRIOR, split
 
 TEXTBOOK = {
     "adam": (0.5, "square root, for optimizers like Adam (Malladi et al. 2022, arXiv:2205.10287)"),
     "sgd": (1.0, "linear, for SGD (Goyal et al. 2017, arXiv:1706.02677)"),
 }
+SAME_AS_PRIOR = 0.15
+"""A rule whose middle and width are so close to those of the prior says no more than that."""
 _BETAS_RULE = "arXiv:2205.10287"
 _OWN_FIELDS = ("betas", "beta1", "beta2", "eps", "weight_decay", "warmup_steps")
 
@@ -127,7 +129,7 @@ def _rule(best: Recommendation, optimizer: str | None) -> _Rule:
             else f" (90 %: {measured.low:.2f} to {measured.high:.2f})"
         )
         text = f"measured by this search: twice the batch, 2**{measured.alpha:.2f} times the rate{interval}"
-        return _Rule(measured.alpha, measured.low, measured.high, text)
+        return _Rule(measured.alpha, measured.low, measured.high, text, _HARDLY if _is_assumed(measured) else ())
     family = optimizer_family(optimizer)
     if family not in TEXTBOOK:
         said = "not known" if optimizer is None else f"{brief(optimizer)}, which is like neither SGD nor Adam"
@@ -138,6 +140,22 @@ def _rule(best: Recommendation, optimizer: str | None) -> _Rule:
     alpha, text = TEXTBOOK[family]
     return _Rule(
         alpha, None, None, text, ("The rule for the learning rate is the textbook's: none was measured here.",)
+    )
+
+
+_HARDLY = (
+    "The search has hardly measured how the rate moves: the rule is about what is assumed for such optimizers beforehand. "
+    "More batch sizes, or a larger budget, would tell.",
+)
+
+
+def _is_assumed(rule: LrRule) -> bool:
+    """Tell whether a rule is hardly more than the prior that went into it."""
+    if rule.low is None or rule.high is None:
+        return False
+    return any(
+        abs(rule.alpha - mean) < SAME_AS_PRIOR * sd and rule.high - rule.low > (1 - SAME_AS_PRIOR) * 2 * 1.645 * sd
+        for mean, sd in SLOPE_PRIOR.values()
     )
 
 

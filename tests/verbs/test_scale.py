@@ -93,6 +93,14 @@ def test_without_any_rule_nothing_is_guessed() -> None:
             bstune.scale(recommendation(lr_rule=None), batch_size=128, optimizer=optimizer)
 
 
+def test_a_rule_that_is_hardly_measured_is_called_so() -> None:
+    """Its interval is that of the prior: the trials have added next to nothing."""
+    [warning] = bstune.scale(recommendation(lr_rule=LrRule(0.5, 0.18, 0.82)), batch_size=128).warnings
+
+    assert "hardly measured" in warning
+    assert bstune.scale(recommendation(lr_rule=LrRule(0.5, 0.3, 0.7)), batch_size=128).warnings == ()
+
+
 def test_betas_decay_and_warm_up_follow() -> None:
     """At twice the batch 1 - beta doubles, eps falls by its root, and warm-up takes as many samples."""
     best = recommendation(lr_rule=None, params={"weight_decay": 0.1, "depth": 3})
