@@ -144,8 +144,8 @@ def _rule(best: Recommendation, optimizer: str | None) -> _Rule:
 
 
 _HARDLY = (
-    "The search has hardly measured how the rate moves: the rule is about what is assumed for such optimizers beforehand. "
-    "More batch sizes, or a larger budget, would tell.",
+    "The search has hardly measured how the rate moves: the rule is about what is assumed for such optimizers "
+    "beforehand. More batch sizes, or a larger budget, would tell.",
 )
 
 
@@ -154,7 +154,8 @@ def _is_assumed(rule: LrRule) -> bool:
     if rule.low is None or rule.high is None:
         return False
     return any(
-        abs(rule.alpha - mean) < SAME_AS_PRIOR * sd and rule.high - rule.low > (1 - SAME_AS_PRIOR) * 2 * 1.645 * sd
+        abs(rule.alpha - mean) < SAME_AS_PRIOR * sd
+        and abs((rule.high - rule.low) / (2 * 1.645 * sd) - 1) < SAME_AS_PRIOR
         for mean, sd in SLOPE_PRIOR.values()
     )
 
