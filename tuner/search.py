@@ -162,13 +162,15 @@ def run_search(objective: Any, arguments: SearchArguments) -> SearchResult:
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
     _check_model_path(arguments)
     with prepared(objective, arguments, deadline_s) as ready:
-        ready.tell("forecast", forecast=ready.strategy.forecast(), facts=ready.facts)
+        ready.tell(
+            "forecast", forecast=ready.strategy.forecast(), facts=ready.facts, rungs=ready.strategy.rungs.samples
+        )
         with checkpoint_folder(ready.study) as checkpoint_dir, kept_models(ready) as models:
             drive = Drive(
                 ready.study,
                 ready.strategy,
                 ready.probe,
-                tell=lambda kind, trial: ready.tell(kind, trial=trial),
+                tell=lambda kind, trial: ready.tell(kind, trial=trial, find_best=ready.best),
                 deadline_s=deadline_s,
                 checkpoint_dir=checkpoint_dir,
                 log_dir=log_folder(ready.study) if ready.facts.kind == "command" else None,

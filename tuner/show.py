@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .core.errors import NoSignalError, StudyError
 from .core.plain_text import one_line
@@ -14,6 +19,9 @@ from .studies.spec_json import decode_facts, decode_plan
 from .studies.storage import Storage, read_storage
 from .studies.study import Study, intact
 from .studies.trial_logs import read_log
+
+if TYPE_CHECKING:
+    from .report.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,11 @@ class Shown:
     facts: Facts | None
     is_running: bool = False
     """A search goes on in it now."""
+    study: str = ""
+    budget: float = math.inf
+    """Reference runs of the search."""
+    rungs: tuple[int, ...] = ()
+    """Training samples at which trials are compared."""
 
     def require_result(self) -> SearchResult:
         """Return the best so far.
@@ -89,7 +102,7 @@ def _shown(study: Study, storage: Storage) -> Shown:
     where = f"Study {one_line(study.name)} in {one_line(storage.location.url)}"
     headline = f"{where}: {n} trial{'s' if n != 1 else ''}, {one_line(state)}"
     if "plan" not in study.attributes or "facts" not in study.attributes:
-        return Shown(headline, study.records, study.probe, None, None, is_running)
+        return Shown(headline, study.records, study.probe, None, None, is_running, study.name)
     from .searching.result import make_result, make_strategy
 
     facts = decode_facts(study.attributes["facts"])
@@ -98,4 +111,63 @@ def _shown(study: Study, storage: Storage) -> Shown:
         result = make_result(study, strategy, study.probe, stopped_by or "interrupted")
     except NoSignalError:
         result = None
-    return Shown(headline, study.records, study.probe, result, facts, is_running)
+    budget, rungs = strategy.whole, strategy.rungs.samples
+    return Shown(headline, study.records, study.probe, result, facts, is_running, study.name, budget, rungs)
+
+
+PAUSE_S = 2.0
+GENTLE = 10.0
+"""A study is read again after so many times as long as reading it took, or after `PAUSE_S` if that is longer."""
+
+
+def watched(shown: Shown, read: Callable[[], Shown]) -> Shown:
+    """Show a search on the terminal until it ends, or a line for each trial on a pipe; return the study at its end.
+
+    Args:
+        shown: The study now.
+        read: Returns it as it is later.
+    """
+    from .report.live import is_live, shown_live
+
+    now = [_scene(shown)]
+    with contextlib.ExitStack() as stack:
+        screen = stack.enter_context(shown_live(lambda: now[0])) if is_live() and shown.is_running else None
+        while shown.is_running:
+            began_s = time.monotonic()
+            later = read()
+            if screen is None:
+                _say_ended(shown, later)
+            shown, now[0] = later, _scene(later)
+            if screen is not None:
+                screen.draw()
+            if shown.is_running:
+                time.sleep(max(PAUSE_S, GENTLE * (time.monotonic() - began_s)))
+    return shown
+
+
+def _say_ended(before: Shown, after: Shown) -> None:
+    from .report.terminal import note
+    from .report.trials import trial_line
+
+    known = {record.number for record in before.records if record.state != "running"}
+    for record in after.records:
+        if record.state != "running" and record.number not in known:
+            note(trial_line(record))
+
+
+def _scene(shown: Shown) -> Scene:
+    """Return what a screen shows of a study."""
+    from .report.scene import REMEMBERED, Scene
+
+    scene = Scene(study=shown.study, budget=shown.budget, rungs=shown.rungs)
+    scene.running = {record.number: record for record in shown.records if record.state == "running"}
+    scene.ended.extend([record for record in shown.records if record.state != "running"][-REMEMBERED:])
+    if shown.probe is not None and not shown.records:
+        scene.attempts = list(shown.probe.attempts)
+    if shown.result is not None:
+        spent = shown.result.spent
+        scene.best, scene.spent, scene.elapsed_s = shown.result.recommendation, spent.reference_runs, spent.seconds
+        if spent.reference_runs > 0 and spent.predicted_seconds is not None:
+            share = max(shown.budget - spent.reference_runs, 0.0) / spent.reference_runs
+            scene.left_s = share * spent.predicted_seconds if math.isfinite(share) else None
+    return scene

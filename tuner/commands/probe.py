@@ -65,7 +65,7 @@ def probe_command(ctx: click.Context, /, model: str | None, as_json: bool, plot:
     from ...objectives.load import load
     from ..core.arguments import check_probe
     from ..probe import probe_checked
-    from ..report.progress import attempt_line, make_progress
+    from ..report.live import make_progress
     from ..report.text import probe_text
     from ..report.view import view_of
 
@@ -82,7 +82,7 @@ def probe_command(ctx: click.Context, /, model: str | None, as_json: bool, plot:
         result = probe_checked(
             command or load(str(model)),
             arguments,
-            on_attempt=lambda attempt: progress.print(attempt_line(attempt)),
+            on_attempt=progress.tried,
             on_note=lambda text: progress.print(f"probe  {text}"),
         )
     print_warnings(result.warnings)

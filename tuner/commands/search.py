@@ -149,7 +149,7 @@ def search_command(
     """
     from ...objectives.load import load
     from ..core.document import read_probe
-    from ..report.progress import make_progress
+    from ..report.live import make_progress
     from ..search import SearchInterrupted, run_forecast, run_search
 
     command = command_of(ctx, model, options)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .group import print_answer
+from ..report.terminal import note
+from .group import INTERRUPTED, print_answer
 from .options import output_options, storage_option, verbose_option
 
 if TYPE_CHECKING:
@@ -16,16 +17,30 @@ if TYPE_CHECKING:
 
 @click.command("show", epilog="\b\nExample:\n  bstune show digits --json")
 @click.argument("study", required=False)
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Follow a search until it ends, then show what it found. Ctrl-C ends the watching alone, with exit code 130.",
+)
 @click.option("--log", type=int, metavar="TRIAL", help="Print what this trial of a command has printed.")
 @storage_option
 @verbose_option
 @output_options
-def show_command(study: str | None, log: int | None, storage: str | None, verbose: bool, as_json: bool) -> None:
+@click.pass_context
+def show_command(
+    ctx: click.Context,
+    study: str | None,
+    watch: bool,
+    log: int | None,
+    storage: str | None,
+    verbose: bool,
+    as_json: bool,
+) -> None:
     """Show what a study knows, also while a search runs.
 
     STUDY is its name; without one the newest is shown.
     """
-    from ..show import show, show_log
+    from ..show import show, show_log, watched
 
     if log is not None:
         from ..core.plain_text import printable
@@ -34,6 +49,12 @@ def show_command(study: str | None, log: int | None, storage: str | None, verbos
         return
 
     shown = show(study, storage=storage)
+    if watch:
+        try:
+            shown = watched(shown, lambda: show(shown.study, storage=storage))
+        except KeyboardInterrupt:
+            note("Stopped watching. The search goes on.")
+            ctx.exit(INTERRUPTED)
     if as_json:
         print_answer(shown.require_result().to_json(), as_json=True)
     else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from .arguments import SearchArguments
 from .probe_results import Attempt
-from .results import TrialRecord
+from .results import Recommendation, TrialRecord
 from .specs import Forecast
 from .trials import Facts
 
@@ -30,6 +31,10 @@ class Progress:
     trial: TrialRecord | None = None
     """The trial that has started, reported or finished."""
     message: str = ""
+    rungs: tuple[int, ...] = ()
+    """Training samples at which trials are compared, with the forecast."""
+    find_best: Callable[[], Recommendation | None] | None = None
+    """Returns the best so far, with a trial; None where nothing was learned yet. It takes a moment."""
 
 
 def tell(arguments: SearchArguments, progress: Progress) -> None:

@@ -6,6 +6,7 @@
 - `card`: A search to share: some twenty lines of Markdown, and a picture with the landscape, the answer and the cost.
 - `charts`: Charts, one function each, drawn with Altair.
 - `comparison`: Two searches side by side, as a page.
+- `live`: The screen of a search while it runs on a terminal.
 - `notebook`: Results as a notebook shows them.
 - `output_file`: A file that the user names: written whole or not at all, and never over another's.
 - `page`: The page of a search: one HTML file with everything in it.
@@ -15,9 +16,9 @@
 - `paste`: The last lines of an answer: Python to paste into a script. Whatever a study holds, they are comments and
   assignments of constants.
 - `plot`: The picture of a probe: `bstune probe --plot`.
-- `progress`: What is shown on stderr while bstune works: a line for what deserves it, and on a terminal a bar of the
-  budget.
+- `progress`: What is said on stderr while bstune works, a line for what matters.
 - `reasons`: Decisions in words: why a setting is recommended, and what to be wary of.
+- `scene`: What that screen shows, and how it is laid out.
 - `study_text`: What a study knows, the answer first.
 - `study_table`: The studies of a storage as a table.
 - `terminal`: What is printed to stdout and stderr: made harmless, and without failing where nobody reads it any more.

@@ -135,7 +135,8 @@ def number3(value: float | None) -> str:
     return even([value])[0]
 
 
-def _interval(loss: LossEstimate) -> str:
+def interval_text(loss: LossEstimate) -> str:
+    """Return the 90 % interval of a fresh run's loss; nothing where there is none."""
     if loss.low is None or loss.high is None:
         return ""
     low, high = even([loss.low, loss.high])
@@ -194,7 +195,7 @@ def frontier_table(
         Column("batch", [str(row.global_batch_size) for row in shown], 0),
         Column("lr", [f"{row.learning_rate:.3g}" for row in shown], 0),
         Column("val loss", [m if m.endswith("*") or len(m) == width else f"{m} " for m in marked], 1),
-        Column("90 % interval", [_interval(row.val_loss) or "-" for row in shown], 5),
+        Column("90 % interval", [interval_text(row.val_loss) or "-" for row in shown], 5),
         Column(f"full run {full_unit}", full_s, 2),
         Column(f"target {target_unit}", target_s, 3),
         Column(f"peak {peak_unit}", peaks, 7),

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...objectives.seal import make_seal
 from ..core.arguments import SearchArguments
-from ..core.errors import ArgumentError
+from ..core.errors import ArgumentError, NoSignalError
 from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.progress import Progress, tell
+from ..core.results import Recommendation
 from ..core.trials import Facts
 from ..engines.base import Engine, Pool
 from ..engines.choose import make_engine
@@ -49,6 +50,12 @@ class Ready:
         """Tell those who listen what has happened, and what is spent."""
         spent = self.strategy.spent().reference_runs
         tell(self.arguments, Progress(kind, self.study.name, self.strategy.whole, spent, **details))
+
+    def best(self) -> Recommendation | None:
+        """Return the best so far; None where nothing was learned yet."""
+        with contextlib.suppress(NoSignalError):
+            return self.strategy.recommend()
+        return None
 
 
 @contextlib.contextmanager

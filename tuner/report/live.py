@@ -1,0 +1,196 @@
+"""The screen of a search while it runs on a terminal: drawn in place, on a screen of its own, which is left at the end.
+
+On the terminal's other screen nothing is left behind when the window changes its size, and what stood there before the
+search stands there again after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..core.interrupts import held
+from ..core.probe_results import Attempt
+from ..core.progress import Progress
+from .progress import PlainProgress, progress_line
+from .scene import BLOCKS, PLAIN_BLOCKS, Scene, drawn
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+TICK_S = 0.5
+"""The clock on the screen goes on by itself."""
+DUMB = ("", "dumb", "unknown")
+"""Kinds of terminal that cannot move the cursor."""
+
+
+class Screen:
+    """A terminal's other screen, on which a scene is drawn again and again."""
+
+    def __init__(self, scene: Callable[[], Scene]) -> None:
+        """Draw what `scene` returns; it is asked anew for each picture."""
+        self._scene = scene
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._live: Live | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is shown now."""
+        return self._live is not None
+
+    def open(self) -> None:
+        """Show it, and keep its clock going."""
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(
+            stderr=True,
+            highlight=False,
+            emoji=False,
+            markup=False,
+            soft_wrap=False,
+            no_color=bool(os.environ.get("NO_COLOR")) or None,
+        )
+        self._live = Live(
+            get_renderable=self._picture,
+            console=console,
+            screen=True,
+            auto_refresh=False,
+            # Our own stdout and stderr stay as they are: stdout gets the result only.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+        threading.Thread(target=self._tick, daemon=True, name="bstune-screen").start()
+
+    def draw(self) -> None:
+        """Draw the scene as it is now; when nobody can see it any more, the search matters more."""
+        with self._lock, suppress(OSError, ValueError):
+            if self._live is not None:
+                self._live.refresh()
+
+    def close(self) -> None:
+        """Leave the screen: the terminal is as it was, also when Ctrl-C comes in the middle of this."""
+        self._ended.set()
+        with held(), self._lock:
+            live, self._live = self._live, None
+            if live is not None:
+                with suppress(OSError, ValueError):
+                    live.stop()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(TICK_S):
+            self.draw()
+
+    def _picture(self) -> Any:
+        from rich.console import Group
+
+        assert self._live is not None
+        console = self._live.console
+        blocks = BLOCKS if console.encoding.startswith("utf") else PLAIN_BLOCKS
+        return Group(*drawn(self._scene(), console.width, console.height, blocks=blocks))
+
+
+class LiveProgress(PlainProgress):
+    """Shows a search on a screen of its own; what is to be kept of it is printed when that is left."""
+
+    def __init__(self) -> None:
+        """Prepare the screen; it shows from the first attempt of a probe, or the first trial, on."""
+        self._state = Scene()
+        self._screen = Screen(self._now)
+        self._kept: list[str] = []
+        self._began_s = time.monotonic()
+        self._foreseen: tuple[float, float] | None = None
+        """Reference runs that were left when the search began, and their seconds."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._screen.close()
+        kept, self._kept = self._kept, []
+        for line in kept:
+            super().print(line)
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a step of a search."""
+        self.facts = progress.facts or self.facts
+        line = progress_line(progress)
+        if line is not None and progress.attempt is None and progress.trial is None:
+            self.print(line)
+        self._take(progress)
+        self._screen.draw()
+
+    def print(self, line: str) -> None:
+        """Print one line, or keep it until the screen is left."""
+        if not self._screen.is_open:
+            super().print(line)
+            return
+        self._kept.append(line)
+        self._state.notes.append(line)
+
+    def tried(self, attempt: Attempt) -> None:
+        """Show an attempt of a probe."""
+        self._state.attempts.append(attempt)
+        self._open()
+        self._screen.draw()
+
+    def _open(self) -> None:
+        if not self._screen.is_open:
+            with suppress(OSError, ValueError):
+                self._screen.open()
+
+    def _take(self, progress: Progress) -> None:
+        state = self._state
+        state.study, state.budget, state.spent = progress.study, progress.budget, max(state.spent, progress.spent)
+        state.rungs = progress.rungs or state.rungs
+        if progress.forecast is not None and progress.forecast.seconds is not None:
+            self._foreseen = (progress.forecast.reference_runs, progress.forecast.seconds)
+        if self._foreseen is not None and self._foreseen[0] > 0:
+            left = max(progress.budget - progress.spent, 0.0)
+            state.left_s = min(left / self._foreseen[0], 1.0) * self._foreseen[1]
+        if progress.attempt is not None:
+            self.tried(progress.attempt)
+        if progress.trial is not None:
+            self._open()
+            number = progress.trial.number
+            if progress.kind == "finish":
+                state.running.pop(number, None)
+                state.ended.append(progress.trial)
+                if progress.find_best is not None:
+                    state.best = progress.find_best()
+            else:
+                state.running[number] = progress.trial
+
+    def _now(self) -> Scene:
+        self._state.elapsed_s = time.monotonic() - self._began_s
+        return self._state
+
+
+def is_live() -> bool:
+    """Tell whether stderr is a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in DUMB
+
+
+def make_progress() -> PlainProgress:
+    """Return a screen on a terminal, else plain lines."""
+    return LiveProgress() if is_live() else PlainProgress()
+
+
+@contextlib.contextmanager
+def shown_live(scene: Callable[[], Scene]) -> Iterator[Screen]:
+    """Show a scene on a screen of its own while the block runs."""
+    screen = Screen(scene)
+    try:
+        with suppress(OSError, ValueError):
+            screen.open()
+        yield screen
+    finally:
+        screen.close()

@@ -1,0 +1,233 @@
+"""A search as one screen shows it: what is spent and left, the best so far, what runs, and what has ended.
+
+A scene is filled by the steps of a search, or by what its study holds, and knows no terminal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..core.probe_results import Attempt
+from ..core.results import Recommendation, TrialRecord
+from .answer import interval_text
+from .trials import outcome, reached
+from .units import duration, gib, number
+from .view import Column, View, even, said, tabled
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+PLAIN_BLOCKS = "_.-:=+*#"
+"""For terminals that know no others."""
+CELLS = 5
+"""Columns of a curve from one rung to the next."""
+REMEMBERED = 100
+
+
+@dataclass
+class Scene:
+    """What a screen shows of a search or of a probe."""
+
+    study: str = ""
+    budget: float = math.inf
+    """Reference runs."""
+    spent: float = 0.0
+    elapsed_s: float = 0.0
+    left_s: float | None = None
+    """Seconds that are left at most; None where that is not known."""
+    rungs: tuple[int, ...] = ()
+    """Samples at which trials are compared."""
+    best: Recommendation | None = None
+    running: dict[int, TrialRecord] = field(default_factory=dict)
+    ended: deque[TrialRecord] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    """The last trials, the newest last."""
+    attempts: list[Attempt] = field(default_factory=list)
+    """Of a probe that goes on now."""
+    notes: deque[str] = field(default_factory=lambda: deque(maxlen=2))
+    """The last that was said in words."""
+
+
+def drawn(scene: Scene, width: int, height: int, *, blocks: str = BLOCKS) -> list[RenderableType]:
+    """Return the screen, from top to bottom, in at most so many lines.
+
+    Args:
+        scene: What is known.
+        width: Columns of the terminal.
+        height: Lines of the terminal.
+        blocks: Characters for the heights of a curve, the lowest first.
+    """
+    view = View(width)
+    parts = [said(f"bstune: {scene.study}", width, "bold")]
+    if scene.attempts and not scene.running and not scene.ended:
+        parts += [_clipped(line, width) for line in _notes(scene)]
+        room = height - len(parts) - 3
+        return [*parts, *_probe(scene.attempts, view, max(room, 1), blocks)]
+    parts += [_budget(scene, width, blocks), *_best(scene, width), *(_clipped(line, width) for line in _notes(scene))]
+    shown: list[RenderableType] = list(parts)
+    left = height - len(parts) - 1
+    running = list(scene.running.values())[: max(left - 2, 0)]
+    if running:
+        shown.append(_running(scene, running, view, blocks))
+        left -= len(running) + 1
+    ended = list(scene.ended)[-max(left - 2, 0) :] if left > 2 else []
+    if ended:
+        shown += [said(""), _ended(ended, view)]
+    return shown
+
+
+def _notes(scene: Scene) -> list[Text]:
+    return [said(note, style="yellow") for note in scene.notes]
+
+
+def _clipped(text: Text, width: int) -> Text:
+    """Return a line that is cut at the width, with dots in place of what is left out."""
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
+def clock(seconds: float) -> str:
+    """Return a time that passes, as a clock shows it.
+
+    Example:
+        >>> clock(5.4), clock(754), clock(7384)
+        ('0:05', '12:34', '2:03:04')
+    """
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _budget(scene: Scene, width: int, blocks: str) -> Text:
+    """Return the bar of the budget, with what is spent and left of it."""
+    left = "" if scene.left_s is None else f", at most {clock(scene.left_s)} left"
+    whole = "" if math.isinf(scene.budget) else f" of {scene.budget:.3g}"
+    said_beside = f"{scene.spent:.1f}{whole} reference runs, {clock(scene.elapsed_s)} used{left}"
+    columns = width - len(said_beside) - 2
+    if columns < 8 or math.isinf(scene.budget):
+        return _clipped(said(said_beside), width)
+    share = min(max(scene.spent / scene.budget, 0.0), 1.0) if scene.budget > 0 else 1.0
+    full = round(share * min(columns, 30))
+    bar = blocks[-1] * full + blocks[0] * (min(columns, 30) - full)
+    return said(f"{bar}  {said_beside}")
+
+
+def _best(scene: Scene, width: int) -> list[Text]:
+    best = scene.best
+    if best is None:
+        return [_clipped(said("best so far: none yet"), width)]
+    loss = "no full run yet"
+    if best.val_loss.mean is not None:
+        loss = f"loss {even([best.val_loss.mean])[0]} ({interval_text(best.val_loss) or 'no interval'})"
+    verified = "verified" if best.verified else "not verified yet"
+    line = f"best so far: batch {best.global_batch_size}, lr {best.learning_rate:.3g}, {loss}, {verified}"
+    return [_clipped(said(line, style="bold green" if best.verified else "bold"), width)]
+
+
+# --- trials -------------------------------------------------------------------------------------------------------
+
+
+def _running(scene: Scene, trials: Sequence[TrialRecord], view: View, blocks: str) -> RenderableType:
+    rungs = scene.rungs or _guessed(trials)
+    seen = [loss for trial in (*scene.ended, *trials) for _, loss in trial.values if loss is not None]
+    low, high = min(seen, default=0.0), max(seen, default=1.0)
+    columns = [
+        Column("running", [f"trial {trial.number}" for trial in trials], 1, "left"),
+        Column("batch", [str(trial.global_batch_size) for trial in trials], 0),
+        Column("lr", [f"{trial.learning_rate:.3g}" for trial in trials], 0),
+        Column("loss, from rung to rung", [curve(trial, rungs, low, high, blocks) for trial in trials], 3, "left"),
+        Column("loss", [_last(trial) for trial in trials], 2),
+        Column("samples", [reached(trial) for trial in trials], 4),
+        Column("for", [said(trial.stage, 8).plain for trial in trials], 5, "left"),
+    ]
+    return tabled(columns, view)
+
+
+def _last(trial: TrialRecord) -> str:
+    return number(trial.values[-1][1]) if trial.values else "-"
+
+
+def _guessed(trials: Sequence[TrialRecord]) -> tuple[int, ...]:
+    """Return rungs where none are known: the ends of the runs that are planned."""
+    return tuple(sorted({trial.end_samples for trial in trials if trial.end_samples}))
+
+
+def curve(trial: TrialRecord, rungs: Sequence[int], low: float, high: float, blocks: str) -> str:
+    """Return the learning curve of a trial: some characters from each rung to the next, as high as the loss.
+
+    Samples grow by the same factor from one character to the next; the loss is on a log scale where it is above 0.
+
+    Args:
+        trial: A trial with its curve so far.
+        rungs: Samples, ascending.
+        low: The lowest loss of all curves that are compared.
+        high: The highest.
+        blocks: Characters by height, the lowest first.
+    """
+    parts = []
+    start = rungs[0] / 3 if rungs else 1.0
+    for rung in rungs:
+        ends = [start * (rung / start) ** ((i + 1) / CELLS) for i in range(CELLS)]
+        parts.append("".join(_cell(trial, end, low, high, blocks) for end in ends))
+        start = float(rung)
+    return "|".join(parts)
+
+
+def _cell(trial: TrialRecord, at_samples: float, low: float, high: float, blocks: str) -> str:
+    """Return the height of a curve at so many samples, where the trial has come so far."""
+    losses = [loss for samples, loss in trial.values if samples <= at_samples * 1.001]
+    if trial.samples < at_samples * 0.999 or not losses:
+        return " " if trial.samples < at_samples * 0.999 else "."
+    loss = losses[-1]
+    if loss is None:
+        return "!"
+    scale = math.log if low > 0 else float
+    span = scale(high) - scale(low)
+    share = 0.0 if span <= 0 else (scale(min(max(loss, low), high)) - scale(low)) / span
+    return blocks[min(int(share * len(blocks)), len(blocks) - 1)]
+
+
+def _ended(trials: Sequence[TrialRecord], view: View) -> RenderableType:
+    newest = list(reversed(trials))
+    columns = [
+        Column("ended", [f"trial {trial.number}" for trial in newest], 1, "left"),
+        Column("batch", [str(trial.global_batch_size) for trial in newest], 0),
+        Column("lr", [f"{trial.learning_rate:.3g}" for trial in newest], 0),
+        Column("loss", [number(trial.val_loss) for trial in newest], 2),
+        Column("samples", [reached(trial) for trial in newest], 3),
+        Column("", [said(outcome(trial), 40).plain for trial in newest], 4, "left"),
+    ]
+    return tabled(columns, view)
+
+
+# --- a probe ------------------------------------------------------------------------------------------------------
+
+
+def _probe(attempts: Sequence[Attempt], view: View, room: int, blocks: str) -> list[RenderableType]:
+    """Return the sizes that were tried, with their peaks as bars, and the line through these."""
+    shown = list(attempts)[-room:]
+    most = max((a.peak_bytes for a in attempts if a.peak_bytes is not None), default=1) or 1
+    bars = ["" if a.peak_bytes is None else blocks[-1] * max(1, round(20 * a.peak_bytes / most)) for a in shown]
+    columns = [
+        Column("micro-batch", [str(a.size) for a in shown], 0),
+        Column("outcome", [said(a.outcome, 10).plain for a in shown], 1, "left"),
+        Column("peak", [gib(a.peak_bytes) for a in shown], 2),
+        Column("", bars, 3, "left"),
+        Column("took", [duration(a.seconds) for a in shown], 4),
+    ]
+    return [tabled(columns, view), _clipped(said(memory_line(attempts), style="dim"), view.width)]
+
+
+def memory_line(attempts: Sequence[Attempt]) -> str:
+    """Return the line through the peaks of the smallest and the largest size that fitted, in words."""
+    fitted = sorted((a.size, a.peak_bytes) for a in attempts if a.outcome == "ok" and a.peak_bytes is not None)
+    if not fitted or fitted[0][0] == fitted[-1][0]:
+        return "probing which micro-batches fit"
+    (small, low), (large, high) = fitted[0], fitted[-1]
+    slope = max(high - low, 0) / (large - small)
+    return f"memory line so far: {gib(max(low - slope * small, 0.0))} + {gib(slope)} a sample"
