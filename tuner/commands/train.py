@@ -33,7 +33,7 @@ def train_command(model: str, as_json: bool, **options: Any) -> None:
     searched.
     """
     from ...objectives.load import load
-    from ..report.progress import make_progress
+    from ..report.live import make_progress
     from ..report.text import train_text
     from ..report.units import number
     from ..train import train

@@ -203,7 +203,7 @@ def frontier_table(
         Column("", [_whose(result, row) for row in shown], 4, "left"),
     ]
     kept = [column for column in columns if any(cell not in ("-", "") for cell in column.cells)]
-    chosen = next((i for i, row in enumerate(shown) if _is(result.recommendation, row)), None)
+    chosen = [i for i, row in enumerate(shown) if _is(result.recommendation, row)]
     notes = []
     if any(not row.verified for row in shown):
         notes.append("* on the seed that it was chosen on, so likely too low")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.interrupts import held
 from ..core.probe_results import Attempt
@@ -23,6 +23,7 @@ from .progress import PlainProgress, progress_line
 from .scene import BLOCKS, PLAIN_BLOCKS, Scene, drawn
 
 if TYPE_CHECKING:
+    from rich.console import Console, Group
     from rich.live import Live
 
 TICK_S = 0.5
@@ -37,7 +38,8 @@ class Screen:
     def __init__(self, scene: Callable[[], Scene]) -> None:
         """Draw what `scene` returns; it is asked anew for each picture."""
         self._scene = scene
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held while a picture is drawn: what the scene holds does not change then."""
         self._ended = threading.Event()
         self._live: Live | None = None
 
@@ -60,7 +62,7 @@ class Screen:
             no_color=bool(os.environ.get("NO_COLOR")) or None,
         )
         self._live = Live(
-            get_renderable=self._picture,
+            get_renderable=lambda: self._picture(console),
             console=console,
             screen=True,
             auto_refresh=False,
@@ -73,14 +75,14 @@ class Screen:
 
     def draw(self) -> None:
         """Draw the scene as it is now; when nobody can see it any more, the search matters more."""
-        with self._lock, suppress(OSError, ValueError):
+        with self.lock, suppress(OSError, ValueError):
             if self._live is not None:
                 self._live.refresh()
 
     def close(self) -> None:
         """Leave the screen: the terminal is as it was, also when Ctrl-C comes in the middle of this."""
         self._ended.set()
-        with held(), self._lock:
+        with held(), self.lock:
             live, self._live = self._live, None
             if live is not None:
                 with suppress(OSError, ValueError):
@@ -90,11 +92,9 @@ class Screen:
         while not self._ended.wait(TICK_S):
             self.draw()
 
-    def _picture(self) -> Any:
+    def _picture(self, console: Console) -> Group:
         from rich.console import Group
 
-        assert self._live is not None
-        console = self._live.console
         blocks = BLOCKS if console.encoding.startswith("utf") else PLAIN_BLOCKS
         return Group(*drawn(self._scene(), console.width, console.height, blocks=blocks))
 
@@ -124,21 +124,28 @@ class LiveProgress(PlainProgress):
         self.facts = progress.facts or self.facts
         line = progress_line(progress)
         if line is not None and progress.attempt is None and progress.trial is None:
-            self.print(line)
-        self._take(progress)
+            self._keep(line, is_shown=progress.kind == "warning")
+        with self._screen.lock:
+            self._take(progress)
         self._screen.draw()
 
     def print(self, line: str) -> None:
         """Print one line, or keep it until the screen is left."""
+        self._keep(line, is_shown=False)
+
+    def _keep(self, line: str, *, is_shown: bool) -> None:
         if not self._screen.is_open:
             super().print(line)
-            return
-        self._kept.append(line)
-        self._state.notes.append(line)
+        else:
+            self._kept.append(line)
+        if is_shown:
+            with self._screen.lock:
+                self._state.notes.append(line)
 
     def tried(self, attempt: Attempt) -> None:
         """Show an attempt of a probe."""
-        self._state.attempts.append(attempt)
+        with self._screen.lock:
+            self._state.attempts.append(attempt)
         self._open()
         self._screen.draw()
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BLOCKS = "▁▂▃▄▅▆▇█"
 PLAIN_BLOCKS = "_.-:=+*#"
 """For terminals that know no others."""
-CELLS = 5
+CELLS = 4
 """Columns of a curve from one rung to the next."""
 REMEMBERED = 100
 
@@ -50,7 +50,7 @@ class Scene:
     attempts: list[Attempt] = field(default_factory=list)
     """Of a probe that goes on now."""
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=2))
-    """The last that was said in words."""
+    """The last warnings."""
 
 
 def drawn(scene: Scene, width: int, height: int, *, blocks: str = BLOCKS) -> list[RenderableType]:
@@ -63,22 +63,16 @@ def drawn(scene: Scene, width: int, height: int, *, blocks: str = BLOCKS) -> lis
         blocks: Characters for the heights of a curve, the lowest first.
     """
     view = View(width)
-    parts = [said(f"bstune: {scene.study}", width, "bold")]
+    parts: list[RenderableType] = [said(f"bstune: {scene.study or 'what fits'}", width, "bold")]
     if scene.attempts and not scene.running and not scene.ended:
         parts += [_clipped(line, width) for line in _notes(scene)]
         room = height - len(parts) - 3
         return [*parts, *_probe(scene.attempts, view, max(room, 1), blocks)]
     parts += [_budget(scene, width, blocks), *_best(scene, width), *(_clipped(line, width) for line in _notes(scene))]
-    shown: list[RenderableType] = list(parts)
-    left = height - len(parts) - 1
-    running = list(scene.running.values())[: max(left - 2, 0)]
-    if running:
-        shown.append(_running(scene, running, view, blocks))
-        left -= len(running) + 1
-    ended = list(scene.ended)[-max(left - 2, 0) :] if left > 2 else []
-    if ended:
-        shown += [said(""), _ended(ended, view)]
-    return shown
+    room = max(height - len(parts) - 1, 0)
+    running = list(scene.running.values())[:room]
+    ended = list(scene.ended)[::-1][: room - len(running)]
+    return [*parts, _trials(scene, running, ended, view, blocks)] if running or ended else parts
 
 
 def _notes(scene: Scene) -> list[Text]:
@@ -132,29 +126,36 @@ def _best(scene: Scene, width: int) -> list[Text]:
 # --- trials -------------------------------------------------------------------------------------------------------
 
 
-def _running(scene: Scene, trials: Sequence[TrialRecord], view: View, blocks: str) -> RenderableType:
-    rungs = scene.rungs or _guessed(trials)
-    seen = [loss for trial in (*scene.ended, *trials) for _, loss in trial.values if loss is not None]
+def _trials(
+    scene: Scene, running: Sequence[TrialRecord], ended: Sequence[TrialRecord], view: View, blocks: str
+) -> RenderableType:
+    """Return what runs, and below it what has ended, the newest first."""
+    trials = [*running, *ended]
+    rungs = scene.rungs or tuple(sorted({trial.end_samples for trial in trials if trial.end_samples}))
+    seen = [loss for trial in (*scene.ended, *running) for _, loss in trial.values if loss is not None]
     low, high = min(seen, default=0.0), max(seen, default=1.0)
+    states = ["runs"] * len(running) + [_end(trial) for trial in ended]
     columns = [
-        Column("running", [f"trial {trial.number}" for trial in trials], 1, "left"),
+        Column("trial", [str(trial.number) for trial in trials], 1),
         Column("batch", [str(trial.global_batch_size) for trial in trials], 0),
         Column("lr", [f"{trial.learning_rate:.3g}" for trial in trials], 0),
-        Column("loss, from rung to rung", [curve(trial, rungs, low, high, blocks) for trial in trials], 3, "left"),
+        Column("loss, rung to rung", [curve(trial, rungs, low, high, blocks) for trial in trials], 4, "left"),
         Column("loss", [_last(trial) for trial in trials], 2),
-        Column("samples", [reached(trial) for trial in trials], 4),
-        Column("for", [said(trial.stage, 8).plain for trial in trials], 5, "left"),
+        Column("samples", [reached(trial) for trial in trials], 5),
+        Column("", states, 3, "left"),
     ]
-    return tabled(columns, view)
+    return tabled(columns, view, chosen=range(len(running)))
+
+
+def _end(trial: TrialRecord) -> str:
+    """Return what came of a trial in one or two words."""
+    if trial.state == "failed":
+        return f"failed: {said(trial.cause or 'error', 12).plain}"
+    return said(outcome(trial).partition(":")[0], 16).plain
 
 
 def _last(trial: TrialRecord) -> str:
     return number(trial.values[-1][1]) if trial.values else "-"
-
-
-def _guessed(trials: Sequence[TrialRecord]) -> tuple[int, ...]:
-    """Return rungs where none are known: the ends of the runs that are planned."""
-    return tuple(sorted({trial.end_samples for trial in trials if trial.end_samples}))
 
 
 def curve(trial: TrialRecord, rungs: Sequence[int], low: float, high: float, blocks: str) -> str:
@@ -172,17 +173,17 @@ def curve(trial: TrialRecord, rungs: Sequence[int], low: float, high: float, blo
     parts = []
     start = rungs[0] / 3 if rungs else 1.0
     for rung in rungs:
-        ends = [start * (rung / start) ** ((i + 1) / CELLS) for i in range(CELLS)]
-        parts.append("".join(_cell(trial, end, low, high, blocks) for end in ends))
+        at = [start * (rung / start) ** (i / CELLS) for i in range(CELLS + 1)]
+        parts.append("".join(_cell(trial, at[i], at[i + 1], low, high, blocks) for i in range(CELLS)))
         start = float(rung)
     return "|".join(parts)
 
 
-def _cell(trial: TrialRecord, at_samples: float, low: float, high: float, blocks: str) -> str:
-    """Return the height of a curve at so many samples, where the trial has come so far."""
-    losses = [loss for samples, loss in trial.values if samples <= at_samples * 1.001]
-    if trial.samples < at_samples * 0.999 or not losses:
-        return " " if trial.samples < at_samples * 0.999 else "."
+def _cell(trial: TrialRecord, start: float, end: float, low: float, high: float, blocks: str) -> str:
+    """Return the height of a curve between two numbers of samples; a space where the trial has not come so far."""
+    losses = [loss for samples, loss in trial.values if samples <= end * 1.001]
+    if trial.samples <= start * 1.001 or not losses:
+        return " "
     loss = losses[-1]
     if loss is None:
         return "!"
@@ -190,19 +191,6 @@ def _cell(trial: TrialRecord, at_samples: float, low: float, high: float, blocks
     span = scale(high) - scale(low)
     share = 0.0 if span <= 0 else (scale(min(max(loss, low), high)) - scale(low)) / span
     return blocks[min(int(share * len(blocks)), len(blocks) - 1)]
-
-
-def _ended(trials: Sequence[TrialRecord], view: View) -> RenderableType:
-    newest = list(reversed(trials))
-    columns = [
-        Column("ended", [f"trial {trial.number}" for trial in newest], 1, "left"),
-        Column("batch", [str(trial.global_batch_size) for trial in newest], 0),
-        Column("lr", [f"{trial.learning_rate:.3g}" for trial in newest], 0),
-        Column("loss", [number(trial.val_loss) for trial in newest], 2),
-        Column("samples", [reached(trial) for trial in newest], 3),
-        Column("", [said(outcome(trial), 40).plain for trial in newest], 4, "left"),
-    ]
-    return tabled(columns, view)
 
 
 # --- a probe ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
@@ -27,7 +27,7 @@ LEAST_WIDTH, MOST_WIDTH = 40, 120
 WRAPPED = 12
 """Least columns of text that wraps."""
 _MARK = "> "
-"""Before the row that is the answer."""
+"""Before a row that is chosen, such as the answer."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Column:
         return min(widest, WRAPPED) if self.wraps else widest
 
 
-def tabled(columns: Sequence[Column], view: View, *, chosen: int | None = None) -> Table:
-    """Return a table of the columns that fit, with a mark at the chosen row; a number is left out whole, never cut."""
+def tabled(columns: Sequence[Column], view: View, *, chosen: Container[int] = ()) -> Table:
+    """Return a table of the columns that fit, with a mark at chosen rows; a number is left out whole, never cut."""
     from rich.table import Table
     from rich.text import Text
 
@@ -127,7 +127,7 @@ def tabled(columns: Sequence[Column], view: View, *, chosen: int | None = None) 
         *([column.cells[i] for column in kept] for i in range(len(kept[0].cells))),
     ]
     for i, row in enumerate(rows):
-        is_chosen = chosen is not None and i == chosen + 1
+        is_chosen = i - 1 in chosen
         row[0] = (_MARK if is_chosen else " " * len(_MARK)) + row[0].rjust(kept[0].width)
         table.add_row(*(Text(text, style="dim" if i == 0 else "bold" if is_chosen else "") for text in row))
     return table
