@@ -90,7 +90,8 @@ def landscape(
         opacity=altair.condition(is_picked, altair.value(1), altair.value(0.12)),
         tooltip=_tooltip(),
     )
-    layers = [*_ridge(result, batches, rates, x, y), marks.add_params(parameter), *_answer(result, x, y)]
+    # The marks come last, so that nothing lies above what can be clicked.
+    layers = [*_ridge(result, batches, rates, x, y), *_answer(result, x, y), marks.add_params(parameter)]
     return altair.layer(*layers).properties(height=HEIGHT + 60)
 
 

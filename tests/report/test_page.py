@@ -1,0 +1,287 @@
+"""Pages as a reader meets them: in a browser, on a desk and on a phone, light and dark, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from bstune.tests.report import told as studies
+from bstune.tuner.report.charts.curves import curve_records
+from bstune.tuner.report.charts.landscape import landscape_records
+from bstune.tuner.report.comparison import comparison
+from bstune.tuner.report.page import page
+from bstune.tuner.report.page_told import Told
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext, Page
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESK, PHONE = (1280, 800), (390, 844)
+MAKERS = {
+    "demo": studies.demo,
+    "interrupted": lambda: studies.after(20),
+    "one trial": lambda: studies.after(1),
+    "failed": studies.failed,
+    "empty": studies.empty,
+    "large": lambda: studies.large(10_000),
+    "hostile": studies.hostile,
+}
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+    """A browser without a window, with a profile of its own."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            str(tmp_path_factory.mktemp("profile")), executable_path=CHROMIUM, args=FLAGS, headless=True
+        )
+        yield context
+        context.close()
+
+
+class Opened:
+    """A page in the browser, with all that it complained of or asked for."""
+
+    def __init__(self, browser: BrowserContext, path: Path, *, size: tuple[int, int], scheme: Any = "light") -> None:
+        """Open a file and wait until its charts are drawn."""
+        self.complaints: list[str] = []
+        self.page: Page = browser.new_page()
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.complaints.append(request.url))
+        self.page.set_viewport_size({"width": size[0], "height": size[1]})
+        self.page.emulate_media(color_scheme=scheme)
+        self.page.goto(path.as_uri())
+        self.page.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
+        self.complaints.remove(path.as_uri())
+
+    def ask(self, script: str) -> Any:
+        """Return what a script finds in the page."""
+        return self.page.evaluate(script)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What writes the page of a kind of study, each once."""
+    folder = tmp_path_factory.mktemp("pages")
+    made: dict[str, tuple[Told, Path]] = {}
+
+    def write(kind: str) -> tuple[Told, Path]:
+        if kind not in made:
+            told = MAKERS[kind]()
+            path = folder / f"{kind.replace(' ', '-')}.html"
+            path.write_text(page(told))
+            made[kind] = told, path
+        return made[kind]
+
+    return write
+
+
+@pytest.fixture
+def open_page(browser: BrowserContext, written: Any) -> Iterator[Any]:
+    """What opens the page of a kind of study; it is closed after the test."""
+    opened: list[Opened] = []
+
+    def open_one(kind: str, size: tuple[int, int] = DESK, scheme: str = "light") -> Opened:
+        opened.append(Opened(browser, written(kind)[1], size=size, scheme=scheme))
+        return opened[-1]
+
+    yield open_one
+    for each in opened:
+        each.page.close()
+
+
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_a_page_is_drawn_without_a_word_and_asks_for_nothing(open_page: Any, kind: str) -> None:
+    """No error, no request, every chart drawn with marks in it, and nothing that a study holds runs."""
+    opened = open_page(kind)
+
+    marks = opened.ask(
+        "[...document.querySelectorAll('.chart')].map("
+        "c => [c.id, c.querySelectorAll('.role-mark path, .role-mark line').length])"
+    )
+    assert opened.complaints == []
+    assert [name for name, n in marks if n == 0] == []
+    assert opened.ask("document.documentElement.dataset.drawn") == str(len(marks))
+    assert opened.ask("window.hacked") is None
+    assert opened.ask("document.querySelectorAll('img, script[src], link').length") == 0
+
+
+def test_the_demo_has_every_chart_and_each_trial_has_its_mark(open_page: Any, written: Any) -> None:
+    """Dots of the landscape, curves and rows of the table are as many as the trials that they show."""
+    told, _ = written("demo")
+    opened = open_page("demo")
+
+    names = set(opened.ask("[...document.querySelectorAll('.chart')].map(c => c.id)"))
+    dots = opened.ask("document.querySelectorAll('#c-landscape .mark-symbol.role-mark path').length")
+    lines = opened.ask("document.querySelectorAll('#c-samples .mark-line.role-mark path').length")
+    assert names == {
+        "c-limits",
+        "c-landscape",
+        "c-samples",
+        "c-seconds",
+        "c-frontier",
+        "c-confirm",
+        "c-memory",
+        "c-speed",
+        "c-reach-samples",
+        "c-reach-step",
+        "c-reach-seconds",
+        "c-noise",
+        "c-spending",
+    }
+    assert dots == len(landscape_records(told.records)) + 1  # The ring about the answer.
+    assert lines == len(curve_records(told.records))
+    assert opened.ask("document.querySelectorAll('#trials tbody tr').length") == len(told.records)
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_the_answer_is_seen_without_scrolling(open_page: Any, written: Any, size: tuple[int, int]) -> None:
+    """What to train with, and the short answer to each question, at both sizes; nothing sticks out at the side."""
+    told, _ = written("demo")
+    opened = open_page("demo", size)
+
+    assert told.result is not None
+    best = told.result.recommendation
+    assert f"batch {best.global_batch_size}, learning rate {best.learning_rate:.3g}" in opened.ask(
+        "document.querySelector('h1').textContent"
+    )
+    bottoms = opened.ask(
+        "[...document.querySelectorAll('h1, .badge, .parts strong')].map(e => e.getBoundingClientRect().bottom)"
+    )
+    assert len(bottoms) == 6
+    assert max(bottoms) <= size[1]
+    assert opened.ask("document.documentElement.scrollWidth") <= size[0]
+
+
+def opacities(opened: Opened, chart: str) -> set[str]:
+    """The opacities of the curves of a chart."""
+    found = opened.ask(
+        f"[...document.querySelectorAll('#{chart} .mark-line.role-mark path')].map(p => getComputedStyle(p).opacity)"
+    )
+    return set(found)
+
+
+def test_a_trial_is_picked_by_mouse_and_by_keyboard(open_page: Any) -> None:
+    """In a chart, the table or by its number: it then stands out everywhere, and Escape shows all again."""
+    opened = open_page("demo")
+    page = opened.page
+    assert len(opacities(opened, "c-samples")) == 1
+
+    page.locator("#c-landscape .mark-symbol.role-mark path").last.click(force=True)
+    by_mouse = int(opened.ask("document.documentElement.dataset.picked"))
+    assert by_mouse >= 0
+    assert len(opacities(opened, "c-samples")) == len(opacities(opened, "c-seconds")) == 2
+    assert opened.ask("document.querySelector('#trials tr.picked').dataset.trial") == str(by_mouse)
+
+    page.keyboard.press("Escape")
+    assert opened.ask("document.documentElement.dataset.picked") == "-1"
+
+    page.locator("#trial").fill("7")
+    page.keyboard.press("Enter")
+    assert opened.ask("document.documentElement.dataset.picked") == "7"
+    assert "trial 7:" in opened.ask("document.getElementById('picked').textContent")
+
+    page.locator("#c-samples").focus()
+    page.keyboard.press("ArrowRight")
+    assert opened.ask("document.documentElement.dataset.picked") == "8"
+
+    page.locator("#trials tbody button").nth(2).focus()
+    page.keyboard.press("Enter")
+    assert opened.ask("document.documentElement.dataset.picked") == "2"
+    assert opened.ask("document.querySelector('#trials tr.picked button').getAttribute('aria-pressed')") == "true"
+    assert opened.complaints == []
+
+
+def test_the_table_is_sorted_by_its_headings(open_page: Any) -> None:
+    """Once up, twice down; a screen reader is told."""
+    opened = open_page("demo")
+    columns = opened.ask("[...document.querySelectorAll('#trials th button')].map(b => b.firstChild.textContent)")
+    loss = columns.index("loss")
+
+    def shown() -> list[float]:
+        cells = opened.ask(f"[...document.querySelectorAll('#trials tbody tr')].map(r => r.cells[{loss}].textContent)")
+        return [float(cell) for cell in cells if cell]
+
+    heading = opened.page.locator("#trials th button").nth(loss)
+    heading.click()
+    assert shown() == sorted(shown())
+    assert opened.ask(f"document.querySelectorAll('#trials th')[{loss}].getAttribute('aria-sort')") == "ascending"
+    heading.click()
+    assert shown() == sorted(shown(), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "scheme"), [("demo", DESK, "light"), ("demo", PHONE, "dark"), ("failed", DESK, "dark")]
+)
+def test_a_page_is_accessible(open_page: Any, kind: str, size: tuple[int, int], scheme: str) -> None:
+    """Contrast, landmarks, headings, names and labels, as axe-core sees them."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(open_page(kind, size, scheme).page).response["violations"]
+
+    assert [(each["id"], [node["html"][:200] for node in each["nodes"][:3]]) for each in found] == []
+
+
+def test_a_page_of_ten_thousand_trials_is_soon_written_and_small(written: Any) -> None:
+    """Under ten seconds and five megabytes; the demo's is under one and a half."""
+    told, path = written("large")
+    started_s = time.perf_counter()
+    text = page(told)
+
+    assert time.perf_counter() - started_s < 10
+    assert len(text.encode()) < 5e6
+    assert path.read_text() == text
+    assert len(written("demo")[1].read_bytes()) < 1.5e6
+
+
+def test_what_a_study_holds_is_text(open_page: Any) -> None:
+    """Markup in names, reasons, settings and versions is shown as it is, and ends no script of ours."""
+    opened = open_page("hostile")
+
+    assert studies.EVIL in opened.ask("document.querySelector('.top').textContent")
+    assert studies.EVIL in opened.ask("document.querySelector('#trials').textContent")
+    assert studies.EVIL in opened.ask("document.querySelector('.warnings').textContent")
+    opened.page.locator("#c-landscape .mark-symbol.role-mark path").last.hover(force=True)
+    assert opened.ask("window.hacked") is None
+    assert opened.complaints == []
+
+
+def test_two_searches_stand_side_by_side(browser: BrowserContext, tmp_path: Path) -> None:
+    """Both answers in one table, and the landscapes on the same axes."""
+    one, other = studies.demo(), studies.after(30)
+    path = tmp_path / "two.html"
+    path.write_text(comparison(one, dataclasses.replace(other, study="<b>other</b>")))
+    opened = Opened(browser, path, size=DESK)
+
+    try:
+        assert opened.complaints == []
+        assert "<b>other</b>" in opened.ask("document.querySelector('h1').textContent")
+        assert opened.ask("document.querySelectorAll('.compare tbody tr').length") > 10
+        specs = json.loads(opened.ask("document.getElementById('bstune-data').textContent"))["charts"]
+        drawn = [chart["spec"] for chart in specs if chart["id"].startswith("c-landscape")]
+        domains = [re.findall(r'"domain": \[[\d., e-]+\]', json.dumps(spec))[:2] for spec in drawn]
+        assert domains[0] == domains[1] != []
+    finally:
+        opened.page.close()
