@@ -7,6 +7,7 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 from bstune.tuner.core.probe_results import DeviceInfo
 from bstune.tuner.core.results import SearchResult, TrialRecord
@@ -75,7 +76,12 @@ def empty() -> Told:
 
 def failed() -> Told:
     """A study in which every trial has failed."""
-    lost = {"state": "failed", "cause": "error", "reason": "ValueError: no such <layer>", "val_loss": None}
+    lost: dict[str, Any] = {
+        "state": "failed",
+        "cause": "error",
+        "reason": "ValueError: no such <layer>",
+        "val_loss": None,
+    }
     records = tuple(
         dataclasses.replace(record, **lost, best_val_loss=None, values=()) for record in demo_result().records[:4]
     )

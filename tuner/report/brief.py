@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..core.plain_text import one_line
 from ..core.results import Candidate, Comparison, Recommendation, SearchResult
 from .charts.frame import candidates
+from .reasons import no_advice
 from .units import duration, gib, given_params, number, per_second
 
 if TYPE_CHECKING:
@@ -49,11 +51,15 @@ def brief(result: SearchResult) -> Brief:
         _sure(best),
         Part("What did the search cost?", f"{duration(result.spent.seconds)} of training", _cost(result)),
     )
-    return Brief(_setting(best), standing, badge, _split(best), tuple(part for part in parts if part is not None))
+    return Brief(_title(best), standing, badge, _split(best), tuple(part for part in parts if part is not None))
 
 
-def _setting(best: Recommendation) -> str:
-    return f"Train with batch {best.global_batch_size}, learning rate {best.learning_rate:.3g}"
+def _title(best: Recommendation) -> str:
+    """Return what to train with; what is not verified is the best so far, or no advice where nothing was learned."""
+    setting = f"batch {best.global_batch_size}, learning rate {best.learning_rate:.3g}"
+    if no_advice(best.warnings) is not None:
+        return f"No advice yet (tried: {setting})"
+    return f"{'Train with' if best.verified else 'Best so far:'} {setting}"
 
 
 def _split(best: Recommendation) -> str:
@@ -79,7 +85,7 @@ def _sooner(result: SearchResult) -> Part | None:
     if not compared:
         if not target:
             return None
-        return Part("How much sooner?", f"{duration(best.seconds_to_target)} to the target", target)
+        return Part("How soon?", f"{duration(best.seconds_to_target)} to the target", target)
     first, (short, _) = compared[0]
     details = [f"{_name(each)}: {detail}." for each, (_, detail) in compared]
     return Part("How much sooner?", f"{short} than {one_line(first.name, 60)}", " ".join([*details, target]).strip())
@@ -110,19 +116,24 @@ def _larger(result: SearchResult) -> Part:
     best = result.recommendation
     batch = best.global_batch_size
     tried = [record.global_batch_size for record in result.records]
-    said = _larger_ran(result, [each for each in candidates(result) if each.global_batch_size > batch])
+    larger = [each for each in candidates(result) if each.global_batch_size > batch and each.val_loss.mean is not None]
     if tried and batch >= max(tried):
-        short = f"{batch} is the largest that was tried"
+        return Part("Why not larger?", f"{batch} is the largest that was tried", " ".join(_limits(result)))
+    if not larger:
+        short = "No larger batch has been run to the end"
     elif result.goal == "loss":
         short = "Larger batches end no lower"
     elif result.goal == "largest":
         short = "Larger batches end higher"
+    elif best.seconds_to_target is None or all(each.seconds_to_target is None for each in larger):
+        short = "Not known yet"
     else:
         short = "Larger batches reach the target later"
-    return Part("Why not larger?", short, " ".join([*said, *_limits(result)]))
+    return Part("Why not larger?", short, " ".join([*_larger_ran(result, larger), *_limits(result)]))
 
 
 def _larger_ran(result: SearchResult, larger: list[Candidate]) -> list[str]:
+    """Return how the best of the larger batches did that were run to the end."""
     best = result.recommendation
     timed = [each for each in larger if each.seconds_to_target is not None]
     if result.goal == "time" and timed and best.seconds_to_target is not None:
@@ -131,10 +142,9 @@ def _larger_ran(result: SearchResult, larger: list[Candidate]) -> list[str]:
             f"Batch {next_best.global_batch_size} is expected at the target after "
             f"{duration(next_best.seconds_to_target)}, this one after {duration(best.seconds_to_target)}."
         ]
-    ended = [each for each in larger if each.val_loss.mean is not None]
-    if not ended:
-        return ["No larger batch was run to the end."] if larger else []
-    lowest = min(ended, key=lambda each: each.val_loss.mean or 0.0)
+    if not larger:
+        return []
+    lowest = min(larger, key=lambda each: each.val_loss.mean or 0.0)
     return [f"Batch {lowest.global_batch_size} ended at a loss of {number(lowest.val_loss.mean)}."]
 
 
@@ -203,9 +213,16 @@ def _cost(result: SearchResult) -> str:
         "timeout": "It ended by its timeout.",
         "n_trials": "It ended by its number of trials.",
     }
-    trials = f"{n} trial{'' if n == 1 else 's'}, as much training as {spent.reference_runs:.1f} full runs"
+    runs = spent.reference_runs
+    amount = f"{runs:,.1f}" if runs >= 1 else f"{runs:.2g}"
+    trials = f"{n:,} trial{'' if n == 1 else 's'}, as much training as {amount} full runs"
     probe = "" if result.probe is None else f", after a probe of {duration(result.probe.seconds)}"
     return f"{trials}{probe}. {ends.get(result.stopped_by, '')}".strip()
+
+
+def _outside(what: str, tried: Sequence[float]) -> str:
+    low, high = (f"{end:.3g}" if end < 1 else f"{end:g}" for end in (min(tried), max(tried)))
+    return f"{what} other than {low}" if low == high else f"{what} below {low} and above {high}"
 
 
 def not_tested(result: SearchResult, facts: Facts | None) -> list[str]:
@@ -215,12 +232,11 @@ def not_tested(result: SearchResult, facts: Facts | None) -> list[str]:
     if records:
         batches = [record.global_batch_size for record in records]
         rates = [record.learning_rate for record in records]
-        said.append(
-            f"Batch sizes below {min(batches)} and above {max(batches)}; "
-            f"learning rates below {min(rates):.3g} and above {max(rates):.3g}."
-        )
+        said.append(f"{_outside('Batch sizes', batches)}; {_outside('learning rates', rates)}.")
     seeds = {record.seed for record in records if record.state == "complete"}
-    if len(seeds) < 4:
+    if not seeds:
+        said.append("A full run: none has been finished.")
+    elif len(seeds) < 4:
         said.append(f"More than {len(seeds)} seed{'' if len(seeds) == 1 else 's'} in full runs.")
     if facts is not None:
         varied = "" if not best.params else f" besides {', '.join(one_line(name, 80) for name in best.params)}"

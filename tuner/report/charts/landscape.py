@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,9 @@ def landscape_records(records: Sequence[TrialRecord]) -> list[TrialRecord]:
         known = longest.get(key)
         if known is None or record.samples >= known.samples:
             longest[key] = record
-    return sorted(longest.values(), key=lambda record: -record.samples)[:MOST_POINTS]
+    kept = sorted(longest.values(), key=lambda record: -record.samples)[:MOST_POINTS]
+    # What trained longest and ended lowest comes last, and so lies above the rest.
+    return sorted(kept, key=lambda record: (record.samples, -math.inf if record.val_loss is None else -record.val_loss))
 
 
 def landscape(
@@ -86,7 +89,7 @@ def landscape(
             ),
             legend=None,
         ),
-        size=altair.Size("share:Q", scale=altair.Scale(domain=[0, 1], range=[45, 260]), legend=None),
+        size=altair.Size("share:Q", scale=altair.Scale(domain=[0, 1], range=_sizes(len(shown))), legend=None),
         opacity=altair.condition(is_picked, altair.value(1), altair.value(0.12)),
         tooltip=_tooltip(),
     )
@@ -95,14 +98,21 @@ def landscape(
     return altair.layer(*layers).properties(height=HEIGHT + 60)
 
 
+def _sizes(n: int) -> list[int]:
+    """Return the areas of the shortest and the longest run: smaller where there are many."""
+    return [45, 260] if n <= 300 else [14, 70]
+
+
 def _loss_colour(losses: Sequence[float]) -> Any:
     import altair
 
     high = losses[min(len(losses) - 1, int(0.9 * len(losses)))]
+    if high == losses[0]:
+        return altair.value(LOSS_COLOURS[0])
     scale = (
         altair.Scale(type="log", domain=[losses[0], high], range=list(LOSS_COLOURS), clamp=True)
-        if losses[0] > 0 and high > losses[0]
-        else altair.Scale(domain=[losses[0], max(high, losses[0] + 1e-9)], range=list(LOSS_COLOURS), clamp=True)
+        if losses[0] > 0
+        else altair.Scale(domain=[losses[0], high], range=list(LOSS_COLOURS), clamp=True)
     )
     return altair.Color(
         "loss:Q",
