@@ -247,10 +247,10 @@ def test_a_page_is_accessible(open_page: Any, kind: str, size: tuple[int, int], 
 def test_a_page_of_ten_thousand_trials_is_soon_written_and_small(written: Any) -> None:
     """Under ten seconds and five megabytes; the demo's is under one and a half."""
     told, path = written("large")
-    started_s = time.perf_counter()
+    started_s = time.process_time()  # Of this process: others may keep the machine busy.
     text = page(told)
 
-    assert time.perf_counter() - started_s < 10
+    assert time.process_time() - started_s < 10
     assert len(text.encode()) < 5e6
     assert path.read_text() == text
     assert len(written("demo")[1].read_bytes()) < 1.5e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from ..core.errors import BstuneError
@@ -49,7 +50,9 @@ def plot_curves(result: SearchResult) -> Any:
     by_samples = _drawn(curves(result.records, result.probe, alone=True), "no trial has reported a loss yet")
     by_seconds = curves(result.records, result.probe, "seconds", alone=True)
     shown = [chart.properties(width=WIDTH) for chart in (by_samples, by_seconds) if chart is not None]
-    return standalone(altair.hconcat(*shown))
+    with warnings.catch_warnings():  # Altair warns that the two share what is picked; they should.
+        warnings.filterwarnings("ignore", message="Automatically deduplicated")
+        return standalone(altair.hconcat(*shown))
 
 
 def plot_frontier(result: SearchResult) -> Any:
