@@ -168,7 +168,7 @@ class TrainingRun:
         total, sums = 0, dict.fromkeys(("val_loss", *self.objective.metrics), 0.0)
         for n_samples, batch in self._validation(eval_batch_size):
             total += n_samples
-            for name, value in self._judge(batch).items():
+            for name, value in self._validate_batch(batch).items():
                 sums[name] += n_samples * value
         self.model.train()
         return {name: value / total for name, value in sums.items()}
@@ -176,7 +176,7 @@ class TrainingRun:
     def validate_once(self, eval_batch_size: int) -> int:
         """Run one validation batch, as the probe wants it; return its size."""
         for n_samples, batch in self._validation(eval_batch_size):
-            self._judge(batch)
+            self._validate_batch(batch)
             self.model.train()
             return n_samples
         raise AssertionError("validation data is never empty")
@@ -208,7 +208,7 @@ class TrainingRun:
             pin_memory=self.cuda,
         )
 
-    def _judge(self, batch: Any) -> dict[str, float]:
+    def _validate_batch(self, batch: Any) -> dict[str, float]:
         import torch
 
         batch = to_device(batch, self.device)

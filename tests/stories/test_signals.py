@@ -17,7 +17,7 @@ import bstune
 import psutil
 import pytest
 from bstune.tests.stories.faulty import command, records
-from bstune.tuner.core.interrupts import held
+from bstune.tuner.core.interrupts import uninterrupted
 from bstune.tuner.core.results import TrialRecord
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.searching.loop import Drive
@@ -111,7 +111,7 @@ def test_a_second_interrupt_does_not_wait() -> None:
     reached = []
 
     def write_for_ever() -> None:
-        with held():
+        with uninterrupted():
             for _ in range(3):
                 reached.append("interrupted")
                 signal.raise_signal(signal.SIGINT)
@@ -136,7 +136,7 @@ def test_a_signal_before_all_are_held_keeps_what_it_has_set(monkeypatch: pytest.
         return set_handler(number, handler)
 
     def hold() -> None:
-        with held():
+        with uninterrupted():
             pytest.fail("the signal should have come before")
 
     set_handler = signal.signal

@@ -9,11 +9,11 @@
   it should.
 - `errors`: What can go wrong, as a tree of exceptions.
 - `findings`: What a check of the machine finds, and how much it matters.
-- `interrupts`: Signals that ask a search to end, delayed while something is written that must be complete.
+- `interrupts`: Signals that end a search, delayed while something is written that must be complete.
 - `pictures`: Where results ask for their charts and for what a notebook shows: the front door says who draws.
 - `plain_text`: Text from a study, a model, a worker or a server, made harmless before it is shown, pasted or logged.
 - `probe_results`: What a probe and a plan return: sizes, memory and speed; records as in `results`.
-- `progress`: What has just happened in a search, as those who listen are told.
+- `progress`: What has just happened in a search, as callbacks are told.
 - `record`: What all results are: frozen dataclasses which are written as JSON and read back equal, and refuse what is
   none.
 - `remarks`: What a decision has to tell, as codes and figures.

@@ -25,7 +25,7 @@ _RATES = "a number from 1e-15 to 1e15"
 
 
 def _is_rate(value: float) -> bool:
-    """Tell whether a value can be the end of a logarithmic range; beyond, arithmetic itself gives out."""
+    """Tell whether a value can be the end of a logarithmic range; beyond it, floating-point arithmetic overflows."""
     return 1e-15 <= value <= 1e15
 
 
@@ -41,7 +41,7 @@ def check_storage(url: str | None) -> None:
 
 
 def _filled(asked: Mapping[str, Any], *shapes: type) -> SimpleNamespace:
-    """Return what was asked, and of all else the defaults of the fields of `shapes`: they stand nowhere else."""
+    """Return what was asked, and for everything else the defaults of `shapes`, which are defined only there."""
     defaults = {
         each.name: each.default if each.default_factory is MISSING else each.default_factory()
         for shape in shapes

@@ -11,7 +11,7 @@ from typing import Any, Literal
 class Dimension:
     """One dimension of the space, read from what the user gave for it.
 
-    `core.arguments` holds the values against what they may be; `check_search` is where users come in.
+    `core.arguments` checks its values; `check_search` is called with what users give.
     """
 
     kind: Literal["fixed", "list", "range"]

@@ -1,4 +1,4 @@
-"""Signals that ask a search to end, delayed while something is written that must be complete."""
+"""Signals that end a search, delayed while something is written that must be complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGHUP wait until the block is over; a second Ctrl-C, for a block that hangs, does not.
 
     Python raises KeyboardInterrupt between any two instructions of the main thread: between the two writes that end a

@@ -66,7 +66,7 @@ class MemoryLine(Record):
 
 @dataclass(frozen=True)
 class MemoryByCategory(Record):
-    """What the peak at the answer is made of; None where it could not be told apart."""
+    """The parts of the peak memory at the answer; None where a part could not be measured on its own."""
 
     parameters_bytes: int | None
     gradients_bytes: int | None

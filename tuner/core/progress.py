@@ -1,4 +1,4 @@
-"""What has just happened in a search, as those who listen are told."""
+"""What has just happened in a search, as callbacks are told."""
 
 from __future__ import annotations
 

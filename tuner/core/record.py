@@ -1,4 +1,4 @@
-"""What all results are: frozen dataclasses which are written as JSON and read back equal, and refuse what is none.
+"""The base of all results: frozen dataclasses that are written as JSON and read back equal.
 
 A document may come from anywhere. What is read has numbers that can be used, or one error names the field that
 does not.

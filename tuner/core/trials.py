@@ -64,7 +64,7 @@ class Facts:
     """A global batch that does not fit can be accumulated."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no training has.
+        """Refuse numbers that cannot be those of a training.
 
         Raises:
             ObjectiveError: It has no samples or epochs, or absurdly many.
@@ -155,7 +155,7 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class TrialReport:
-    """A validation loss on its way from a worker to the one who decides."""
+    """A validation loss that a worker reports."""
 
     number: int
     points: tuple[int, ...]
@@ -232,7 +232,7 @@ def reported(record: TrialRecord, report: TrialReport) -> TrialRecord:
 
 @dataclass(frozen=True)
 class MeasureSpec:
-    """A few real steps that the probe wants to see."""
+    """A few real steps for the probe to measure."""
 
     micro_batch_size: int
     eval_batch_size: int
@@ -252,7 +252,7 @@ class MeasureSpec:
 
 @dataclass(frozen=True)
 class MeasureNotes:
-    """What an objective says of a measurement besides what the meter saw."""
+    """What an objective reports of a measurement, beside the meter's readings."""
 
     samples: int
     eval_batch_size: int | None

@@ -1,4 +1,4 @@
-"""Which errors mean that a device ran out of memory, in all their spellings."""
+"""Which error messages mean that a device ran out of memory."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def classify(error: BaseException, near_cap: bool = True) -> Outcome:
 
 
 def classify_exit(code: int, text: str) -> Outcome:
-    """Return what came of a program by its exit code and the last that it printed; by the same table.
+    """Return how a program ended, by its exit code and its last output; by the same table.
 
     The kernel ends what takes too much memory with SIGKILL, which a shell in between reports as 137.
 

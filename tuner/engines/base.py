@@ -163,12 +163,12 @@ class Engine(Protocol):
         """Tell whether trials can leave checkpoints in a folder of this machine, for others to go on from."""
 
     def make_pool(
-        self, judge: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
+        self, decide: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
     ) -> Pool:
         """Return who runs the trials.
 
         Args:
-            judge: Answers a report where there is no process that could wait for `Pool.reply`.
+            decide: Answers a report where there is no process that could wait for `Pool.reply`.
             probe: What a trial may take; None where nothing can be probed.
             probes: The same for each kind of device, where several were probed.
         """

@@ -62,10 +62,10 @@ class InlineEngine:
         return True
 
     def make_pool(
-        self, judge: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
+        self, decide: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
     ) -> Pool:
         """Return who runs the trials."""
-        return InlinePool(self._objective, judge)
+        return InlinePool(self._objective, decide)
 
     def close(self) -> None:
         """Do nothing: nothing was started."""
@@ -80,10 +80,10 @@ class InlinePool:
     slots = 1
     places = False
 
-    def __init__(self, objective: LoopObjective, judge: Callable[[TrialReport], Verdict]) -> None:
-        """Run trials of the user's function; `judge` answers its reports."""
+    def __init__(self, objective: LoopObjective, decide: Callable[[TrialReport], Verdict]) -> None:
+        """Run trials of the user's function; `decide` answers its reports."""
         self._objective = objective
-        self._judge = judge
+        self._decide = decide
         self._waiting: list[TrialSpec] = []
 
     def submit(self, spec: TrialSpec) -> None:
@@ -101,16 +101,16 @@ class InlinePool:
         def clock() -> float:
             return time.perf_counter() - judging_s
 
-        def judge(report: TrialReport) -> Verdict:
+        def decide(report: TrialReport) -> Verdict:
             nonlocal judging_s
             start_s = time.perf_counter()
             try:
-                return self._judge(report)
+                return self._decide(report)
             finally:
                 judging_s += time.perf_counter() - start_s
 
         start_s = clock()
-        trial = Trial(spec, device="cpu", send=judge, clock=clock, keep=write_model)
+        trial = Trial(spec, device="cpu", send=decide, clock=clock, keep=write_model)
         try:
             self._objective.train(trial, spec)
         except TrialPruned:

@@ -69,7 +69,7 @@ class LocalEngine(Host):
         return True
 
     def make_pool(
-        self, judge: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
+        self, decide: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
     ) -> Pool:
         """Return who runs the trials."""
         assert probe is not None

@@ -162,7 +162,7 @@ class Surveyor:
             return Carried.of(error)
 
     def ready(self) -> None:
-        """Have a place: this is answered as soon as the actor has started."""
+        """Return at once: an answer means that the actor has started."""
 
     def probe(self, timeout_s: float | None, seed: int) -> ProbeResult | Carried:
         """Return the probe of the objective on this node's device."""
@@ -200,11 +200,11 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
     def _begin(self, config: dict[str, Any]) -> None:
         self._spec = decode_spec(config["spec"])
         self._submitted = False
-        self._judged: TrialReport | None = None
+        self._unanswered: TrialReport | None = None
         self._stop = False
 
     def stop_training(self) -> None:
-        """Have the report that was made last answered with `stop`.
+        """Answer the last report with `stop`.
 
         Tune has no such call: its own `STOP` ends the actor before the trial can write its checkpoint and say what it
         took.
@@ -231,12 +231,12 @@ class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by 
             return Placed(
                 spec.number, self._kind if self._spec.splits else None, spec.micro_batch_size, spec.accumulation_steps
             )
-        if self._judged is not None:
+        if self._unanswered is not None:
             pool.reply(self._spec.number, "stop" if self._stop else "go")
-            self._judged = None
+            self._unanswered = None
         for event in pool.events(POLL_S):
             if isinstance(event, Reported):
-                self._judged = event.report
+                self._unanswered = event.report
             return event
         return None
 

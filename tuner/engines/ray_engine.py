@@ -27,7 +27,7 @@ class RayEngine(Cluster):
         return None
 
     def make_pool(
-        self, judge: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
+        self, decide: Callable[[TrialReport], Verdict], probe: ProbeResult | None, probes: Mapping[str, ProbeResult]
     ) -> Pool:
         """Return who runs the trials."""
         from .ray_pool import RayPool  # It imports Ray, which may be missing: that is said when the cluster is made.

@@ -242,7 +242,7 @@ class _Link:
             trials = [self._live.get(number) for number in self._cancelled]
         return [trial for trial in trials if trial is not None and trial.temporary_state.ray_actor is None]
 
-    def judge(self, report: TrialReport) -> Verdict:
+    def decide(self, report: TrialReport) -> Verdict:
         """Have the loop decide on a report."""
         if report.number in self._cancelled:
             return "stop"
@@ -354,7 +354,7 @@ class _LinkScheduler(FIFOScheduler):  # type: ignore[misc]
         event = result.get("event")
         if isinstance(event, Placed):
             self._link.placed(event)
-        if isinstance(event, Reported) and self._link.judge(event.report) == "stop":
+        if isinstance(event, Reported) and self._link.decide(event.report) == "stop":
             trial.temporary_state.ray_actor.stop_training.remote()
         return str(TrialScheduler.CONTINUE)
 

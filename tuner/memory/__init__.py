@@ -8,5 +8,5 @@
   needs torch.
 - `predictor`: What traced attempts say about sizes that were not run: collects traces while a probe runs, and turns
   them into a predictor.
-- `trace`: Peak memory of a training step at sizes that were not run: what a few traced sizes say about all others.
+- `trace`: Peak memory of a training step at sizes that were not run, predicted from a few traced sizes.
 """

@@ -1,4 +1,4 @@
-"""What traced attempts say about sizes that were not run.
+"""Predictions from traced attempts for sizes that were not run.
 
 Collects traces while a probe runs, and turns them into a predictor.
 """
@@ -44,7 +44,7 @@ class Foresight:
         return self.model is None and not self._given_up and len(self._traces) < MAX_TRACED
 
     def add(self, trace: Trace, *, context_bytes: int = 0) -> None:
-        """Take in the trace of a completed attempt, and what its process used beside the allocator."""
+        """Add the trace of a completed attempt, and what its process used beside the allocator."""
         self._traces.append(trace)
         self.model, self.why_not = fitted(self._traces)
         self._given_up = self._given_up or trace.compiled

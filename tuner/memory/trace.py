@@ -1,4 +1,4 @@
-"""Peak memory of a training step at sizes that were not run: what a few traced sizes say about all others.
+"""Peak memory of a training step at sizes that were not run, predicted from a few traced sizes.
 
 A `Trace` is the list of allocation events of a measurement at one size, as `dispatch_recorder.Recorder` saw it. While
 the sequence of operations stays the same, each storage's size is a polynomial in the batch size: constant for weights,
@@ -29,7 +29,7 @@ ALLOCATE, FREE = 1, -1
 
 
 class DoesNotPairError(BstuneError):
-    """The traces do not show the same sequence of allocations, so nothing follows for other sizes."""
+    """The traces do not show the same sequence of allocations, so other sizes cannot be predicted."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Trace:
     marks: tuple[tuple[str, int], ...] = ()
     """(name, number of events before it): where phases begin and optimizer steps end."""
     eval_batch: int | None = None
-    """Validation batch size, where the validation phase can be told apart."""
+    """Validation batch size, where the validation phase was recorded separately."""
     compiled: bool = False
     """A compiled module was seen: under a recorder it runs eagerly, so these events are not those of training."""
 
@@ -150,7 +150,7 @@ class TraceModel:
 
 
 def difference(a: Trace, b: Trace) -> str | None:
-    """Say where two traces part, or return None if their events pair one to one."""
+    """Say where two traces differ, or return None if their events pair one to one."""
     if np.array_equal(a.signs, b.signs) and np.array_equal(a.storages, b.storages):
         if a.first_storage_of("validation") == b.first_storage_of("validation"):
             return None
@@ -197,7 +197,7 @@ def _polynomials(sizes: Sequence[int], nbytes: Floats) -> Floats:
 
 
 def fitted(traces: Sequence[Trace | None]) -> tuple[TraceModel | None, str | None]:
-    """Return (model, None), or (None, why there is none): what a caller that can also do without wants to know."""
+    """Return (model, None), or (None, why there is none), for a caller that can do without."""
     usable: list[Any] = [trace for trace in traces if trace is not None]
     if any(trace.compiled for trace in usable):
         return (

@@ -1,4 +1,4 @@
-"""Runs sizes, each in a fresh process, and says what came of them."""
+"""Runs sizes, each in a fresh process, and returns how each ended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TimeUp(Exception):
 
 
 class Attempts:
-    """Runs sizes, each in a fresh process, and keeps what came of them."""
+    """Runs sizes, each in a fresh process, and keeps how each ended."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Attempts:
 
     @property
     def fixed_bytes(self) -> float | None:
-        """What the smallest size held that cannot grow with the size; None before an attempt came to its end."""
+        """Bytes of the smallest size that do not grow with the size; None before an attempt has ended."""
         if not self.readings:
             return None
         reading = self.readings[min(self.readings)]
@@ -175,11 +175,13 @@ class Attempts:
                     None,
                     None,
                 )  # It ran eagerly because it was traced, so its memory is not that of training either.
-        attempt = self._judge(spec, answer, time.monotonic() - start_s)
+        attempt = self._outcome(spec, answer, time.monotonic() - start_s)
         reading = answer.reading if isinstance(answer, (messages.Measured, messages.Failure)) else None
         return attempt, reading, None if isinstance(answer, messages.Measured) else answer
 
-    def _judge(self, spec: MeasureSpec, answer: messages.Measured | messages.Failure | Died, seconds: float) -> Attempt:
+    def _outcome(
+        self, spec: MeasureSpec, answer: messages.Measured | messages.Failure | Died, seconds: float
+    ) -> Attempt:
         size = spec.micro_batch_size
 
         def attempt(outcome: Outcome, peak: int | None, steps: int, phase: str | None, reason: str | None) -> Attempt:
@@ -246,7 +248,7 @@ class Attempts:
 
     @contextlib.contextmanager
     def limited_to(self, seconds: float) -> Iterator[None]:
-        """Give up what is run in the block after so many seconds; only the probe's own time limit raises `TimeUp`."""
+        """End what runs in the block after so many seconds; only the probe's own time limit raises `TimeUp`."""
         before, own = self.deadline_s, time.monotonic() + seconds
         self.deadline_s = own if before is None else min(before, own)
         try:
@@ -258,7 +260,7 @@ class Attempts:
             self.deadline_s = before
 
     def note(self, text: str) -> None:
-        """Tell who listens what has been decided."""
+        """Tell listeners what has been decided."""
         if self._on_note:
             self._on_note(text)
 

@@ -1,4 +1,4 @@
-"""What measured peaks say of sizes that were not run: lines, their errors, the noise, and what follows from it.
+"""Predicted peaks of sizes that were not run: lines through measured peaks, their errors, and the noise.
 
 Arithmetic only. `MemoryFit` is frozen and decides nothing; `size_search` chooses the next size by it.
 """
@@ -27,7 +27,7 @@ OWN_SCALE = 1.0
 
 @dataclass(frozen=True)
 class SizeTried:
-    """What one attempt at a size said."""
+    """The outcome of one attempt at a size."""
 
     size: int
     fits: bool
@@ -88,7 +88,7 @@ class MemoryFit:
 
     @property
     def noise_bytes(self) -> float:
-        """How far two peaks must differ to be told apart.
+        """How far two peaks must differ to count as different.
 
         As given, or twice the standard deviation of repeats, or what peaks fall by where there are no repeats.
 
@@ -135,7 +135,7 @@ class MemoryFit:
 
     @property
     def flat(self) -> bool:
-        """Whether the two largest sizes that fit cannot be told apart by their memory, so that no line leads on."""
+        """Whether the two largest sizes that fit need the same memory within noise, so that no line can be drawn."""
         fitting = [(size, peak) for size, peak in self.points() if self.fits(size)]
         return len(fitting) >= 2 and fitting[-1][1] - fitting[-2][1] <= max(self.noise_bytes, 0.002 * fitting[-1][1])
 

@@ -167,7 +167,7 @@ def _rate(size: int, attempts: Attempts) -> float:
 
 
 def _verify(growth: Growth, attempts: Attempts) -> Reading:
-    """See that the answer has run for three steps and that its peak is no accident; else the search goes on below it.
+    """Check that the answer has run for three steps with a peak that repeats; else search on below it.
 
     A peak that was foreseen to within a third of the headroom is none. Any other is measured once more.
     """

@@ -79,7 +79,7 @@ class Answer:
     bytes_per_sample: float | None = None
     """Peak memory near the answer as a line: fixed_bytes + bytes_per_sample * size. None with one measurement."""
     noise_bytes: float = 0.0
-    """Two peaks that differ by less than this were not told apart."""
+    """Two peaks that differ by less than this count as equal."""
     needed_bytes: int | None = None
     """Where nothing fits: what the smallest size was measured or predicted to need."""
     complete: bool = True
@@ -100,7 +100,7 @@ class Growth:
     Args:
         bounds: The sizes that may be tried.
         budget_bytes: What a peak may be at most. It may be lowered or raised later by setting the attribute.
-        noise_bytes: Peaks that differ by less are not told apart. More is learned from repeats and from peaks that fall
+        noise_bytes: Peaks that differ by less count as equal. More is learned from repeats and from peaks that fall
             as the size grows.
         settling_bytes: Peaks may rise by so much once, as the size grows, beside what the predictor sees of them: what
             libraries take when they are first given work enough, and keep.

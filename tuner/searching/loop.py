@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import ObjectiveError, StudyError
-from ..core.interrupts import held
+from ..core.interrupts import uninterrupted
 from ..core.probe_results import ProbeResult
 from ..core.results import TrialRecord
 from ..core.specs import Proposal
@@ -110,7 +110,7 @@ class Drive:
 
     def _take(self, pool: Pool, event: Event) -> None:
         if isinstance(event, Reported):
-            pool.reply(event.report.number, self.judge(event.report))
+            pool.reply(event.report.number, self.decide(event.report))
         elif isinstance(event, Placed):
             self._placed(event)
         else:
@@ -123,7 +123,7 @@ class Drive:
         if pool.places:
             self._running[spec.number] += PLACE_S
 
-    @held()
+    @uninterrupted()
     def _begin(self, proposal: Proposal) -> TrialSpec:
         """Write down that a trial begins, and return what to run."""
         probe, setting = self._strategy.probe, proposal.setting
@@ -151,16 +151,16 @@ class Drive:
         spec = dataclasses.replace(spec, number=record.number, checkpoint_to=checkpoint_to, log_to=log_to)
         return spec if self._models is None or proposal.stage != "confirm" else self._models.begin(spec)
 
-    @held()
+    @uninterrupted()
     def _placed(self, event: Placed) -> None:
         self._running[event.number] = time.monotonic()
         if event.device is not None:
             placed = dataclasses.asdict(event)
             self._study.place(placed.pop("number"), **placed)
 
-    def judge(self, report: TrialReport) -> Verdict:
+    def decide(self, report: TrialReport) -> Verdict:
         """Write a report down and return the verdict on it."""
-        with held():
+        with uninterrupted():
             self._running[report.number] = time.monotonic()
             record = self._study.report(report)
             verdict = self._strategy.report(report)
@@ -195,7 +195,7 @@ class Drive:
         if record.state != "complete":
             self._models.drop(record.number)
             return
-        with held():
+        with uninterrupted():
             said = self._models.take_said(record.number)
         self._say(said)
 
@@ -226,7 +226,7 @@ class Drive:
         return PATIENCE_UNKNOWN_S if whole_s is None else max(PATIENCE_LEAST_S, PATIENCE * whole_s)
 
     def _finish(self, record: TrialRecord) -> None:
-        with held():
+        with uninterrupted():
             self._running.pop(record.number, None)
             self._stopped.discard(record.number)
             self._study.finish(record)

@@ -122,7 +122,7 @@ def _study(
     *,
     dry: bool,
 ) -> tuple[Study, TakenUp]:
-    """Find or make the study, and write down what it is about; return also what is to come of it."""
+    """Find or make the study and store its settings; return also whether anything is left to run."""
     from ...objectives.load import ObjectiveRef
 
     reference: ObjectiveRef | None = objective if isinstance(objective, ObjectiveRef) else None
@@ -191,4 +191,4 @@ def _shared(
 
 def make_pool(ready: Ready, drive: Drive) -> Pool:
     """Return who runs the trials of this search."""
-    return ready.engine.make_pool(drive.judge, ready.probe, ready.study.probes)
+    return ready.engine.make_pool(drive.decide, ready.probe, ready.study.probes)

@@ -43,7 +43,7 @@ _STAY = {
     "postgresql": "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'",
     "mysql": "SET SESSION wait_timeout = 2147483",  # Seconds; the most that MySQL takes on every platform.
 }
-"""What keeps the server from ending a connection on which nothing is said for hours, and the lock with it."""
+"""Keeps the server from closing an idle connection, and the lock with it."""
 
 
 class HeldError(BstuneError):

@@ -52,7 +52,7 @@ class Place:
     """Of the schedule's factors so far: a fall is counted from there."""
 
     def __post_init__(self) -> None:
-        """Stand at the beginning, or where it is said."""
+        """Begin at the start of the ramp, or at the given position."""
         self.batch_size = self.batch_size or self.ramp.batch_size
         self._look()
 

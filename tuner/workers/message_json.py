@@ -24,7 +24,7 @@ ARRAY_TYPES = ("int8", "int16", "int32", "int64")
 MOST_TEXT = 1 << 18
 """Characters of one text in a message."""
 MOST_SAID = 200
-"""Characters of what is said of a message that cannot be read: it may contain anything."""
+"""Most characters of an error about a message that cannot be read: it may contain anything."""
 
 
 def encode(message: Any) -> bytes:

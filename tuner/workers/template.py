@@ -22,7 +22,7 @@ from multiprocessing.connection import wait
 from typing import IO, Any
 
 from ..core.errors import BstuneError
-from ..core.interrupts import held
+from ..core.interrupts import uninterrupted
 from ..core.plain_text import printable
 from ..core.trials import Verdict
 from . import messages
@@ -198,7 +198,7 @@ class Template:
         except MalformedError as error:
             return Died(None, str(error))
 
-    @held()
+    @uninterrupted()
     def start(self, job: messages.Job, *, fork: bool) -> Worker:
         """Start a process for the job.
 

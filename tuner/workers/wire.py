@@ -12,7 +12,7 @@ import struct
 import time
 
 from ..core.errors import BstuneError
-from ..core.interrupts import held
+from ..core.interrupts import uninterrupted
 
 HEADER = struct.Struct(">I")
 MOST_BYTES = 64 << 20
@@ -49,7 +49,7 @@ class Line:
     def fill(self) -> None:
         """Read what is there, up to a bound."""
         before, limit = len(self._buffer), len(self._buffer) + FILL_BYTES
-        with held():  # Bytes that were taken and then lost would leave the rest unreadable.
+        with uninterrupted():  # Bytes that were taken and then lost would leave the rest unreadable.
             while len(self._buffer) < limit and (part := self._part()):
                 self._buffer += part
         if len(self._buffer) > before:
