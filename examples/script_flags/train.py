@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 
-def main():
+def main() -> None:
     """Train as the command line says."""
     parser = argparse.ArgumentParser(description="A network for handwritten digits")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="batch size for training")

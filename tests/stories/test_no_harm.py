@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bstune.cli import main
+from bstune.tests.stories import places
 from bstune.tests.stories.places import (
     FOREIGN,
     LOOP,
@@ -226,7 +227,7 @@ def test_the_check_sees_harm(base: Path, stock: Stock, monkeypatch: pytest.Monke
         place = Place(
             base / f"harm{number}", {"runs.journal": Thing("file"), "bstune.db": Thing("file", "optuna.db")}, stock
         )
-        monkeypatch.setitem(globals(), "answer", lambda _, do=do, place=place: str(do(place.here)))
+        monkeypatch.setattr(places, "answer", lambda _, do=do, place=place: str(do(place.here)))
         with pytest.raises(AssertionError, match=said):
             place.run(("show",))
 
