@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ..core.interrupts import held
+from ..core.interrupts import uninterrupted
 from ..core.probe_results import Attempt
 from ..core.progress import Progress
 from .progress import PlainProgress, progress_line
@@ -82,7 +82,7 @@ class Screen:
     def close(self) -> None:
         """Leave the screen: the terminal is as it was, also when Ctrl-C comes in the middle of this."""
         self._ended.set()
-        with held(), self.lock:
+        with uninterrupted(), self.lock:
             live, self._live = self._live, None
             if live is not None:
                 with suppress(OSError, ValueError):
