@@ -6,7 +6,6 @@ import math
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -182,7 +181,8 @@ class Command:
     def _start(self, values: Mapping[str, Any], log: Log) -> CommandRun:
         import torch
 
-        environment = dict(os.environ)
+        # Python keeps what it prints to a pipe until there is much of it, and a loss is wanted when it is known.
+        environment = {"PYTHONUNBUFFERED": "1", **os.environ}
         threads = torch.get_num_threads()  # As many as this process was given.
         if threads < usable_cores():
             environment.setdefault("OMP_NUM_THREADS", str(threads))
@@ -229,7 +229,7 @@ class Command:
             if trial.stopped_at is None:
                 self._judge(run, trial, spec, least_free)
         finally:
-            sys.stdout.write(log.tail())  # To the end of this process's own log, whose last lines are shown.
+            log.show_tail()
             log.close()
 
     def _tell(self, trial: Trial, said: Any) -> None:
@@ -243,8 +243,7 @@ class Command:
         assert run.code is not None
         if run.code in (-signal.SIGKILL, 128 + signal.SIGKILL) and least_free > NEAR_FULL:
             # Somebody has killed it, and not for memory: then this process ends like it, which is tried again.
-            sys.stdout.write(run.log.tail())
-            sys.stdout.flush()
+            run.log.show_tail()
             os.kill(os.getpid(), signal.SIGKILL)
         if run.code != 0:
             raise failed(run)
@@ -294,7 +293,7 @@ class Command:
                     steady.note(time.monotonic() - run.started_s, meter.peak.peak_bytes, meter.peak.cpu_s, lines.trains)
                 run.end()
         finally:
-            sys.stdout.write(log.tail())
+            log.show_tail()
         if not told and not steady.over and run.code != 0:
             raise failed(run)
         if steady.idle:
@@ -392,7 +391,17 @@ def failed(run: CommandRun) -> CommandError:
     name = signal.Signals(-run.code).name if -run.code in set(signal.Signals) else None
     how = f"was ended by {name}" if name else f"ended with exit code {run.code}"
     said = f": {first_line(last)}" if last.strip() else ""
-    return CommandError(f"the command {how}{said}", classify_exit(run.code, tail))
+    return CommandError(f"the command {how}{said}{_shadowed(tail)}", classify_exit(run.code, tail))
+
+
+def _shadowed(tail: str) -> str:
+    """Name the file that a script has imported in place of this package, where there is one."""
+    found = re.search(r"module 'bstune' (?:\(consider renaming '([^']+)'|from '([^']+)'|has no attribute)", tail)
+    beside = [Path(path).parent / "bstune.py" for path in re.findall(r'File "([^"]+\.py)"', tail)]
+    path = next((path for path in (*beside, Path("bstune.py")) if path.is_file()), None)
+    if found is None or path is None:
+        return ""
+    return f". The script has imported the file {path} in place of the package bstune: rename that file"
 
 
 def no_metric(metric: str | None) -> str:

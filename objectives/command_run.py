@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import deque
@@ -183,6 +184,11 @@ class Log:
             self._put(data)
         self._file.close()
         self._file = None
+
+    def show_tail(self) -> None:
+        """Print it to the end of this process's own log, whose last lines are shown where it matters."""
+        sys.stdout.flush()
+        os.write(1, self._tail)
 
     def tail(self) -> str:
         """Return the last of what was printed."""

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ...objectives.command import Command
+from ...objectives.command_line import check_program
 from ...objectives.load import ObjectiveRef, is_objective, load
 from ..core.errors import ArgumentError
 
@@ -21,6 +23,8 @@ def check_objective(objective: Any, *, isolation: str = "process") -> Any:
         objective = load(objective)
     if isolation == "none" and isinstance(objective, ObjectiveRef):
         objective = _resolve_here(objective)
+    if isinstance(objective, Command):
+        check_program(objective.words[0])  # Before anything is started.
     if not isinstance(objective, ObjectiveRef) and not is_objective(objective):
         raise ArgumentError(
             f"{objective!r} is not an objective: expected a bstune.Supervised, a function under @bstune.objective, "

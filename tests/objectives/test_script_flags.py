@@ -1,0 +1,70 @@
+"""Scripts whose command lines are read without running them."""
+
+from __future__ import annotations
+
+import pytest
+from bstune.objectives.script_flags import refusal
+
+ARGPARSE = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("-b", "--batch-size", type=int, default=64)
+parser.add_argument("--lr", type=float)
+parser.add_argument("--epochs", type=int, default=14)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (ARGPARSE, "--epochs 14 -- python model.py --batch-size {micro_batch_size} --lr {learning_rate} --epochs"),
+        (
+            "import click\n@click.command()\n@click.option('--bs', '-b', default=8)\n@click.option('--learning-rate')\n"
+            "def main(bs, learning_rate): ...\nmain()",
+            "-- python model.py --bs {micro_batch_size} --learning-rate {learning_rate}",
+        ),
+        (
+            "from transformers import HfArgumentParser, TrainingArguments\n"
+            "args = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()",
+            "--per_device_train_batch_size {micro_batch_size} "
+            "--gradient_accumulation_steps {accumulation_steps} --learning_rate {learning_rate}",
+        ),
+        (
+            "from lightning.pytorch.cli import LightningCLI\nimport lightning as L\n"
+            "class Net(L.LightningModule):\n    def __init__(self, learning_rate=0.1): ...\n"
+            "class Data(L.LightningDataModule):\n    def __init__(self, batch_size=32): ...\nLightningCLI(Net, Data)",
+            "-- python model.py fit --data.batch_size {micro_batch_size} "
+            "--trainer.accumulate_grad_batches {accumulation_steps} --model.learning_rate {learning_rate}",
+        ),
+    ],
+    ids=["argparse", "click", "transformers", "lightning"],
+)
+def test_a_script_in_place_of_a_model_is_told_its_line(text: str, line: str) -> None:
+    """By the flags that it has, whatever reads them."""
+    assert line in (refusal(text.encode(), "objective", "model.py") or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{ARGPARSE}objective = 1",
+        f"{ARGPARSE}if True:\n    from other import make as objective",
+        f"{ARGPARSE}from other import *",
+        f"{ARGPARSE}def objective(trial): ...",
+        f"{ARGPARSE}globals()['objective'] = 1",
+        "x = 1",
+        "this is no Python",
+        "import argparse\nargparse.ArgumentParser().add_argument('--verbose')",
+    ],
+)
+def test_what_may_be_an_objective_is_left_to_run(text: str) -> None:
+    """Only a script that reads a batch size or a rate, and defines no objective, is refused."""
+    assert refusal(text.encode(), "objective", "model.py") is None
+
+
+def test_a_flag_that_is_not_recognised_is_asked_for() -> None:
+    """With the flags that there are."""
+    said = refusal(b"p.add_argument('--samples-at-once'); p.add_argument('--lr')", "objective", "model.py") or ""
+
+    assert "--YOUR-FLAG {micro_batch_size} --lr {learning_rate}" in said
+    assert "--samples-at-once" in said
