@@ -181,7 +181,9 @@ def test_what_goes_wrong_is_one_clear_error(folder: Path, words: list[str], code
 def test_a_command_without_a_place_for_what_is_searched_is_refused(folder: Path) -> None:
     """Before anything is run."""
     with pytest.raises(bstune.ArgumentError, match=r"has no \{learning_rate\}"):
-        bstune.search(bstune.Command("train {micro_batch_size}", samples_per_epoch=10), storage="sqlite:///:memory:")
+        bstune.search(
+            bstune.Command([sys.executable, "{micro_batch_size}"], samples_per_epoch=10), storage="sqlite:///:memory:"
+        )
     with pytest.raises(bstune.ArgumentError, match="no place for weight_decay"):
         bstune.search(command(), space={"weight_decay": (1e-5, 1e-2)}, storage="sqlite:///:memory:")
 
