@@ -145,7 +145,7 @@ def main() -> None:
         f"one thread. Command: `python benchmarks/batch_ramp.py --seeds {arguments.seeds}`.\n\n{head}\n"
         + "\n".join(rows)
         + "\n\n`loss` is the mean validation loss at the end; `beside cosine` the mean difference on the same seeds, "
-        "with its standard error.\n"
+        "with its standard\nerror.\n"
     )
     (arguments.out / "batch_ramp.md").write_text(text)
 
