@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+USUAL_BATCH = 32
+"""What many frameworks begin with."""
 MOST_ROWS = 5
 """Of the frontier, without --verbose."""
 MOST_METRICS = 2
@@ -32,6 +34,8 @@ def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[R
     rows = [("split", text) for text in _split(best)]
     if held:
         rows += [("against", text) for each in best.compared if (text := _against(result, each))]
+        if not best.compared and best.global_batch_size != USUAL_BATCH:
+            rows.append(("against", f"batch {USUAL_BATCH} was not run to its end, so it is not compared"))
     rows.append(("loss", how_sure(best)))
     if held:
         rows.append(("why", without_limits(best.reason, best.global_batch_size, best.learning_rate)))
@@ -150,7 +154,8 @@ def limits_text(result: SearchResult) -> str:
         more = " or more" if result.probe is not None and result.probe.limited_by != "memory" else ""
         known.append(f"memory {limits.memory}{more}")
     if limits.hardware is not None:
-        known.append(f"hardware {limits.hardware:.0f} (half speed)")
+        batch = f"{limits.hardware:.0f}" if limits.hardware >= 1 else "below 1"
+        known.append(f"hardware {batch} (half speed)")
     least = None if result.batch_answer is None else result.batch_answer.noise_scale_low
     if limits.noise is not None:
         known.append(f"noise {limits.noise:.0f} (critical)")

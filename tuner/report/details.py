@@ -120,10 +120,6 @@ def _untested(result: SearchResult) -> Iterator[tuple[str, str]]:
     n = sum(samples < 0.9 * full for samples in furthest.values())
     if n:
         yield "not tested", f"{n} of {len(furthest)} settings to the end: they were judged by the beginnings of runs"
-    if best.global_batch_size != 32 and not any(each.name == "batch 32" for each in best.compared):
-        own = any(each.setting.global_batch_size == 32 for each in best.compared)
-        if not own:
-            yield "not tested", "batch 32 to the end, so the answer is not compared with it"
     if best.val_loss.n_seeds == 1:
         yield "not tested", "a second seed of the answer: its interval rests on how much seeds differ elsewhere"
 
