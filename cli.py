@@ -12,8 +12,10 @@ from .tuner.commands.plan import plan_command
 from .tuner.commands.probe import probe_command
 from .tuner.commands.report import report_command
 from .tuner.commands.search import search_command
+from .tuner.commands.serve import serve_command
 from .tuner.commands.show import show_command
 from .tuner.commands.train import train_command
+from .tuner.commands.worker import worker_command
 from .tuner.core.version import __version__
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
@@ -34,6 +36,8 @@ for _command in (
     report_command,
     list_command,
     dashboard_command,
+    serve_command,
+    worker_command,
     doctor_command,
 ):
     main.add_command(_command)

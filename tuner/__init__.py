@@ -11,13 +11,17 @@
   rule.
 - `report_study`: A page, a picture or a card of a study, or two studies side by side.
 - `search`: The whole story on one page: describe the objective, probe what fits, try settings, confirm, recommend.
+- `serve`: The service: studies for a team, led here and run by the machines of others.
 - `show`: What a study knows, read without disturbing the search that may be writing it.
 - `train`: Training with what a study recommends: a full run in a fresh process, by the loop of a trial; the model is
   saved.
+- `work`: A worker of the service: it probes its own device, then runs what the service hands out.
 
 The rooms, from top to bottom; imports go only downward:
 
 - `commands`: The command line, one file a command.
+- `service`: One tuner for a team: studies, trials and pages over HTTP; it runs nobody's code.
+- `client`: The side of the service that trains.
 - `searching`: The loop over many trials: prepare, probe, run, write down, and say what was found.
 - `integrations`: Faces of the strategy for other people's tools.
 - `testing`: Stand-ins for what is slow, expensive or absent, for our tests and those of users.

@@ -10,5 +10,7 @@
 - `report`: `bstune report`: a page, a picture or a card of a study.
 - `list`: `bstune list`: the studies of a storage.
 - `dashboard`: `bstune dashboard`: a storage in optuna-dashboard.
+- `serve`: `bstune serve`: one tuner for a team.
+- `worker`: `bstune worker`: run what a service hands out.
 - `doctor`: `bstune doctor`: what bstune sees here.
 """

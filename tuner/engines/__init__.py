@@ -2,8 +2,10 @@
 
 - `base`: Who runs trials: an engine is where, a pool is how. The strategy decides; a pool only runs.
 - `choose`: Which engine a search asks for: the one place that knows them all.
+- `http`: Runs trials on the machines of clients that ask for them over HTTP; see `base.Pool`.
 - `inline`: Runs trials in the calling process, one at a time: for cheap, trusted functions such as a table or a
   formula.
+- `leases`: Who has which trial, and until when: the books of trials that run on machines of others.
 - `local`: Runs trials in worker processes on this machine.
 - `ray_actor`: What runs on the nodes of a Ray cluster: an actor with a template process, and trials forked from
   it.

@@ -58,12 +58,15 @@ class Drive:
         trial_timeout_s: float | None = None,
         models: ModelKeeper | None = None,
         say: Callable[[str], None] = lambda said: None,
+        lasting: bool = False,
     ) -> None:
         """Drive towards the deadline, a reading of the monotonic clock; `tell` hears of every step.
 
         `models` keeps the best model of the confirmation runs, and `say` hears where.
 
         A trial that is silent for `trial_timeout_s` has hung; by default that is many times what it should take.
+        `lasting`: what runs goes on elsewhere when this loop ends, and a later one takes it up; the pool itself says
+        when a trial is lost.
         """
         forecast = strategy.forecast()
         self._study = study
@@ -77,6 +80,7 @@ class Drive:
         self._trial_timeout_s = trial_timeout_s
         self._models = models
         self._say = say
+        self._lasting = lasting
         self._running: dict[int, float] = {}
         """The trials that run, and when each last sent something."""
         self._stopped: set[int] = set()
@@ -86,7 +90,9 @@ class Drive:
         """Run until the strategy wants nothing more or the time is over; return why it ended."""
         try:
             why = self._run(pool)
-        except BaseException:
+        except BaseException as error:
+            if self._lasting and not isinstance(error, ObjectiveError):
+                raise
             for number in sorted(self._running):
                 # Show the first error, not that the same storage fails once more.
                 with contextlib.suppress(StudyError):
@@ -95,6 +101,12 @@ class Drive:
         for number in sorted(self._running):
             self._cut_off(number, "the timeout was over")
         return why
+
+    def adopt(self, number: int, *, stopped: bool) -> None:
+        """Count a trial as running that an earlier loop has begun; `stopped`: it was told to stop."""
+        self._running[number] = time.monotonic()
+        if stopped:
+            self._stopped.add(number)
 
     def _run(self, pool: Pool) -> str:
         while time.monotonic() < self._deadline_s:
@@ -105,7 +117,8 @@ class Drive:
                 return self._strategy.stopped_by or "converged"
             for event in pool.events(min(POLL_S, max(0.0, self._deadline_s - time.monotonic()))):
                 self._take(pool, event)
-            self._end_hung(pool)
+            if not self._lasting:
+                self._end_hung(pool)
         return "timeout"
 
     def _take(self, pool: Pool, event: Event) -> None:
@@ -204,7 +217,7 @@ class Drive:
         now_s = time.monotonic()
         for number, heard_s in list(self._running.items()):
             record = self._study.record(number)
-            if now_s - heard_s > (limit_s := self._patience_s(record)):
+            if now_s - heard_s > (limit_s := self.patience_s(number)):
                 pool.cancel(number)
                 self._end(
                     Lost(
@@ -216,9 +229,11 @@ class Drive:
                     )
                 )
 
-    def _patience_s(self, record: TrialRecord) -> float:
+    def patience_s(self, number: int) -> float:
+        """Return the seconds of silence after which a running trial counts as hung."""
         if self._trial_timeout_s is not None:
             return self._trial_timeout_s
+        record = self._study.record(number)
         cost, split = self._cost(record), (record.micro_batch_size, record.accumulation_steps)
         whole_s = (
             None if record.end_samples is None else cost.seconds(record.global_batch_size, record.end_samples, split)

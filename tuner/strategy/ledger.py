@@ -214,6 +214,15 @@ class Ledger:
         values = {} if proposal.continues is None else dict(self._runs[proposal.continues].values)
         self._enter(Run(number, proposal, samples=proposal.start_samples, granted=granted, values=values))
 
+    def adopt(self, record: TrialRecord) -> Run:
+        """Enter what a running trial had reported before this ledger was made."""
+        self.version += 1
+        run = self._runs[record.number]
+        run.values.update((samples, math.nan if loss is None else loss) for samples, loss in record.values)
+        run.samples = max(run.samples, record.samples)
+        run.noise, run.interval = record.noise, record.report_interval
+        return run
+
     def report(self, report: TrialReport) -> Run:
         """Enter a report of a running trial, under the wanted points that it is the first to reach."""
         self.version += 1

@@ -100,6 +100,12 @@ class Strategy:
         """Enter a proposal that was started as this trial."""
         self.ledger.start(number, proposal, self._budget.grant(proposal))
 
+    def adopt(self, proposal: Proposal, record: TrialRecord) -> None:
+        """Enter a trial that an earlier strategy has started and that still runs, with what it has reported."""
+        self.started(record.number, proposal)
+        run = self.ledger.adopt(record)
+        run.granted = max(run.granted, run.samples)
+
     def report(self, report: TrialReport) -> Verdict:
         """Judge a report: whether the trial is to go on."""
         run = self.ledger.report(report)

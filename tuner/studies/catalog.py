@@ -131,7 +131,7 @@ def choose_study(
     if study is None:
         return make_study(storage, name)
     study.sweep()
-    differences = _differences(study, wanted)
+    differences = differences_of(study, wanted)
     if not differences:
         return study
     # Nothing in it is worth keeping, so a mistake corrected in the model's file needs no new name.
@@ -140,17 +140,14 @@ def choose_study(
         return make_study(storage, name)
     for sibling in [] if named else reversed(_siblings(storage, base)):
         other = find_study(storage, sibling)
-        if other is not None and not _differences(other, wanted):
+        if other is not None and not differences_of(other, wanted):
             other.sweep()
             return other
     raise StudyError(
         "\n".join(
             [
                 f"The study {name!r} in {storage.location.url} was made with other settings:",
-                *(
-                    f"  {_FINGERPRINT_WORDS[key]}: was {_shown(old)}, now {_shown(new)}"
-                    for key, old, new in differences
-                ),
+                *differences,
                 "Its trials cannot be compared with new ones. Undo the change, or use --fresh (keeps the old study "
                 f"and makes {next_name(storage, base)!r}), or name another with --study.",
             ]
@@ -162,6 +159,14 @@ def forget_study(study: Study) -> None:
     """Delete a study and all that is in it."""
     with study.storage.guard():
         study.storage.backend.delete_study(study._id)
+
+
+def differences_of(study: Study, wanted: Mapping[str, Any]) -> list[str]:
+    """Return in words what keeps trials of this fingerprint from being compared with those of the study."""
+    return [
+        f"  {_FINGERPRINT_WORDS[key]}: was {_shown(old)}, now {_shown(new)}"
+        for key, old, new in _differences(study, wanted)
+    ]
 
 
 def _differences(study: Study, wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

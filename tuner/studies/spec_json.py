@@ -1,4 +1,4 @@
-"""Plans, spaces and facts as JSON, and read back; Optuna distributions may be in a space."""
+"""Plans, spaces, facts and runs as JSON, and read back; Optuna distributions may be in a space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..core.arguments import check_space
 from ..core.dimension import Dimension, distribution
 from ..core.specs import Plan
-from ..core.trials import Facts
+from ..core.trials import Facts, Split, TrialSpec
 
 
 def encode_space(space: Mapping[str, Dimension]) -> dict[str, Any]:
@@ -67,3 +67,46 @@ def decode_facts(data: Mapping[str, Any]) -> Facts:
     }
     times = tuple((int(size), float(seconds)) for size, seconds in values.get("step_times", ()))
     return Facts(**{**values, "step_times": times})
+
+
+def encode_spec(spec: TrialSpec) -> dict[str, Any]:
+    """Return a run as JSON."""
+    return {**dataclasses.asdict(spec), "points": list(spec.points)}
+
+
+def decode_spec(data: Mapping[str, Any]) -> TrialSpec:
+    """Read back what `encode_spec` wrote.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: It is something else.
+    """
+    numbers: dict[str, Any] = {
+        name: None if data.get(name) is None else int(data[name])
+        for name in ("eval_batch_size", "most_samples", *_NUMBERS)
+        if name in data
+    }
+    texts: dict[str, Any] = {
+        name: None if data.get(name) is None else str(data[name]) for name in ("resume_from", "checkpoint_to")
+    }
+    return TrialSpec(
+        **numbers,
+        **texts,
+        stage=str(data["stage"]),
+        learning_rate=float(data["learning_rate"]),
+        points=tuple(int(point) for point in data["points"]),
+        params=dict(data.get("params", {})),
+        splits={device: Split(**split) for device, split in data.get("splits", {}).items()},
+    )
+
+
+_NUMBERS = (
+    "number",
+    "global_batch_size",
+    "micro_batch_size",
+    "accumulation_steps",
+    "seed",
+    "end_samples",
+    "start_samples",
+    "noise_samples",
+    "world_size",
+)

@@ -13,6 +13,7 @@ import os
 import sqlite3
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -53,17 +54,22 @@ class Storage:
         self._lock = lock
         self._lost: StudyError | None = None
         self._journal_fd: int | None = None
+        self._turn = threading.RLock()
+        """Several studies of one storage may be written by a thread each: one at a time."""
         if location.kind == "journal" and lock is not None and location.path is not None:
             self._journal_fd = open_plain(location.path, os.O_RDONLY)
 
-    def guard(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
         """Turn what the database can say into one clear StudyError.
 
         Raises:
             StudyError: What this call writes to is no longer there.
         """
-        self.check()
-        return guard(self.location)
+        with self._turn:
+            self.check()
+            with guard(self.location):
+                yield
 
     def check(self) -> None:
         """Make sure that the writer still has what it locked: nobody has removed or replaced the storage or its lock.
@@ -71,6 +77,10 @@ class Storage:
         Raises:
             StudyError: It is gone; the message says where the results are.
         """
+        with self._turn:
+            self._check()
+
+    def _check(self) -> None:
         if self._lost is not None:
             raise self._lost
         if self._lock is None:

@@ -23,7 +23,7 @@ from ..core.results import TrialRecord
 from ..core.trials import ASKED, RESULT, TrialReport, TrialSpec, begun, reported
 from .optuna_parameters import Axes
 from .records import Records
-from .spec_json import decode_plan
+from .spec_json import decode_plan, encode_spec
 from .storage import Storage
 from .trial_rows import StoredTrial, read_trials
 
@@ -69,6 +69,8 @@ class Study(Records):
         self._ids: dict[int, int] = {}
         """Optuna's ids of the trials that are running, by number."""
         self.orphans: list[TrialRecord] = []
+        self.keeps_specs = False
+        """Each trial carries its whole spec, so that another process can take it up while it runs."""
         with storage.guard():
             self._stored: dict[str, Any] = dict(storage.backend.get_study_user_attrs(study_id))
         self.attributes = upgraded(self._stored)
@@ -142,13 +144,43 @@ class Study(Records):
             self.orphans.append(self._records[number])
         return self.orphans
 
+    def adopt(self) -> dict[int, dict[str, Any]]:
+        """Return the user attributes of the trials that run and can be taken up, by number; `sweep` the others.
+
+        Their `spec` is what `spec_json.encode_spec` wrote.
+        """
+        running = {
+            number: self._trials[number] for number, record in self._records.items() if record.state == "running"
+        }
+        lasting = {
+            number: trial
+            for number, trial in running.items()
+            if "spec" in trial.user_attrs and "result" not in trial.user_attrs
+        }
+        records = {number: self._records.pop(number) for number in lasting}
+        self.sweep()
+        self._records.update(records)
+        self._ids.update((number, trial.id) for number, trial in lasting.items())
+        return {number: dict(trial.user_attrs) for number, trial in lasting.items()}
+
+    def note(self, number: int, **attributes: Any) -> None:
+        """Store user attributes of a trial that are no part of its record."""
+        trial_id = self._ids[number]
+        with self.storage.guard():
+            for name, value in attributes.items():
+                self.storage.backend.set_trial_user_attr(trial_id, name, value)
+
+    def noted(self, name: str) -> dict[int, Any]:
+        """Return what was noted under this name of trials when the study was read, by number."""
+        return {number: trial.user_attrs[name] for number, trial in self._trials.items() if name in trial.user_attrs}
+
     def begin(self, spec: TrialSpec, axes: Axes, *, continues: int | None = None) -> TrialRecord:
         """Enter a run that starts now; the number in `spec` is replaced by the next of the study."""
         from optuna.trial import TrialState, create_trial
 
         parameters, distributions = axes.parameters(spec)
         record = begun(spec, None if continues is None else self._records[continues])
-        asked = _asked(record)
+        asked = {**_asked(record), **({"spec": encode_spec(spec)} if self.keeps_specs else {})}
         earlier = {step: math.nan if loss is None else loss for step, loss in record.values}
         trial = create_trial(
             state=TrialState.RUNNING,

@@ -1,0 +1,76 @@
+"""One worker of the service decides as a local search does, also over restarts of the service."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from bstune.tuner.core.arguments import check_search
+from bstune.tuner.core.results import TrialRecord
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.testing.replay import replay
+from bstune.tuner.testing.tables import Table, synthetic
+
+from .conftest import Service, new_study, train
+
+TABLE = synthetic(n_samples=1024, epochs=16)
+
+
+def locally(table: Table, *, facts: dict[str, Any] | None = None, **search: Any) -> list[TrialRecord]:
+    """Return the trials of a local search of a table."""
+    plan = check_search(space=table.space, **search).plan
+    records = replay(Strategy(plan, table.facts(name=None, **(facts or {})), None), table)
+    return sorted(records, key=lambda record: record.number)
+
+
+def told(records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return what a search decided and saw, trial by trial."""
+    names = ("number", "stage", "state", "global_batch_size", "learning_rate", "seed", "samples", "continues")
+    return [(*(record[name] for name in names), [list(pair) for pair in record["values"]]) for record in records]
+
+
+def trials_of(service: Service, study: str) -> list[dict[str, Any]]:
+    """Return the trials of a study of the service."""
+    answer = httpx.get(f"{service.url}/v1/studies/{study}", trust_env=False, timeout=30)
+    found: list[dict[str, Any]] = answer.json()["trials"]
+    return found
+
+
+@pytest.mark.parametrize("can_continue", [False, True])
+def test_one_worker_decides_as_a_local_search(service: Service, tmp_path: Path, can_continue: bool) -> None:
+    """The same trials, to the last digit, and the same end."""
+    study, facts = f"same-{can_continue}", {"can_continue": can_continue}
+    body = new_study(TABLE, study, facts=facts, budget=4)
+    assert httpx.post(f"{service.url}/v1/studies", json=body, trust_env=False).status_code == 200
+
+    why = train(service.url, study, TABLE, tmp_path)
+
+    assert why in ("budget", "converged")
+    here = [record.to_dict() for record in locally(TABLE, facts=facts, budget=4)]
+    assert told(trials_of(service, study)) == told(here)
+    assert any(record["continues"] is not None for record in here) == can_continue
+
+
+def test_a_service_that_is_killed_loses_nothing(make_service: Any, tmp_path: Path) -> None:
+    """Killed again and again in the middle of trials: the decisions are those of a search that nobody disturbed."""
+    service = make_service().start()
+    body = new_study(TABLE, "killed", facts={"can_continue": True}, budget=4)
+    httpx.post(f"{service.url}/v1/studies", json=body, trust_env=False)
+    ended: list[str] = []
+    worker = threading.Thread(target=lambda: ended.append(train(service.url, "killed", TABLE, tmp_path)))
+    worker.start()
+
+    for _ in range(2):
+        time.sleep(0.4)
+        service.kill()
+        service.start()
+    worker.join(60)
+
+    assert ended
+    here = [record.to_dict() for record in locally(TABLE, facts={"can_continue": True}, budget=4)]
+    assert told(trials_of(service, "killed")) == told(here)
+    assert service.stop() == 0

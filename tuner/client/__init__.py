@@ -1,0 +1,5 @@
+"""The side of the service that trains: calls over HTTP that may be repeated, and runs that outlive a lost connection.
+
+- `link`: Calls to the service: repeated while it is away, refused when it refuses.
+- `relay`: Runs what the service hands out on this machine's engine, and carries reports there and verdicts back.
+"""

@@ -1,0 +1,159 @@
+"""Calls to the service: repeated while it is away, for each may be; refused when it refuses."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from ..core.errors import ArgumentError, BstuneError
+from ..core.plain_text import one_line
+
+VARIABLE = "BSTUNE_TOKEN"
+AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+"""What a service, or what stands before it, answers while it is away or busy."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 15.0
+GIVE_UP_S = 3600.0
+"""A service that is away for so long is given up."""
+CALL_S = 20.0
+
+
+class AwayError(BstuneError):
+    """The service could not be reached for long."""
+
+
+class RefusedError(BstuneError):
+    """The service has refused a call.
+
+    Attributes:
+        status: As HTTP has it.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        """Keep the status beside the message."""
+        super().__init__(message)
+        self.status = status
+
+
+class Link:
+    """The service at one address."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        give_up_s: float = GIVE_UP_S,
+        say: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Call the service at `url`, with a token if it needs one; by default that of the variable BSTUNE_TOKEN.
+
+        Raises:
+            ArgumentError: The address is none.
+            BstuneError: The extra `serve` is not installed.
+        """
+        try:
+            import httpx
+        except ImportError as error:
+            raise BstuneError(
+                f"A client of the service needs the extra: pip install 'bstune[serve]' ({error})."
+            ) from error
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            raise ArgumentError(f"{one_line(url)[:200]}: expected the address of a service, http://HOST:PORT.")
+        token = token or os.environ.get(VARIABLE)
+        headers = {} if not token else {"authorization": f"Bearer {token}"}
+        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        self.url = url.rstrip("/")
+        self.stopped = threading.Event()
+        """Set from another thread: no call is repeated or waited for any more."""
+        self._give_up_s = give_up_s
+        self._say = say
+        self._clock = clock
+        self._httpx = httpx
+        # A proxy of the environment is not for this machine itself.
+        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=CALL_S, trust_env=not local)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def post(self, path: str, body: dict[str, Any], *, wait_s: float = 0.0, patience_s: float | None = None) -> Any:
+        """Return the answer to a call that may be repeated.
+
+        Args:
+            path: Below the address.
+            body: As JSON.
+            wait_s: Seconds that the service may take to answer beside the usual.
+            patience_s: Seconds to repeat the call while the service is away; default: until it is given up.
+
+        Raises:
+            RefusedError: The service has understood, and refuses.
+            AwayError: It is away for longer than that.
+        """
+        patience_s = self._give_up_s if patience_s is None else patience_s
+        start_s, wait, away = self._clock(), FIRST_WAIT_S, ""
+        while True:
+            try:
+                answer = self._client.post(path, json=body, timeout=CALL_S + wait_s)
+                if answer.status_code not in AGAIN:
+                    return _content(answer)
+                away = f"it answers {answer.status_code}: {_detail(answer)}"
+            except self._httpx.TransportError as error:
+                away = str(error) or type(error).__name__
+            if self._clock() - start_s > patience_s or self.stopped.is_set():
+                raise AwayError(f"The service at {self.url} is away: {one_line(away)[:300]}.")
+            if wait == FIRST_WAIT_S and patience_s > 1:
+                self._say(f"The service at {self.url} is away ({one_line(away)[:200]}); trying again.")
+            self.stopped.wait(wait * random.uniform(0.5, 1.0))
+            wait = min(2 * wait, LONGEST_WAIT_S)
+
+    def get(self, path: str) -> Any:
+        """Return what the service says of something.
+
+        Raises:
+            RefusedError: There is none.
+            AwayError: The service is away.
+        """
+        try:
+            answer = self._client.get(path)
+        except self._httpx.TransportError as error:
+            raise AwayError(f"The service at {self.url} is away: {one_line(str(error))[:300]}.") from error
+        if answer.status_code in AGAIN:
+            raise AwayError(f"The service at {self.url} is away: it answers {answer.status_code}: {_detail(answer)}.")
+        return _content(answer)
+
+
+def study_path(name: str, what: str = "") -> str:
+    """Return the path of a study."""
+    return f"/v1/studies/{quote(name, safe='')}{what}"
+
+
+def trial_path(trial: str, what: str) -> str:
+    """Return the path of a trial."""
+    return f"/v1/trials/{quote(trial, safe=':')}/{what}"
+
+
+def _content(answer: Any) -> Any:
+    if answer.status_code >= 400:
+        raise RefusedError(f"The service refuses: {_detail(answer)}", answer.status_code)
+    try:
+        return answer.json() if answer.content else None
+    except ValueError as error:
+        raise RefusedError(f"The service at {answer.url} answers what is no JSON: is it bstune's?", 502) from error
+
+
+def _detail(answer: Any) -> str:
+    """Return what an answer says, as one harmless text."""
+    try:
+        said = answer.json()["detail"]
+    except (ValueError, LookupError, TypeError):
+        return one_line(answer.text[:300])
+    if isinstance(said, list):  # What pydantic found.
+        said = "; ".join(f"{'.'.join(map(str, each.get('loc', ())))}: {each.get('msg')}" for each in said[:10])
+    return "\n".join(one_line(line) for line in str(said)[:5000].splitlines())

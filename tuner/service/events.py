@@ -1,0 +1,93 @@
+"""What happens in the studies, as it goes out to those who watch: the last events of each, and a stream of new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+KEPT = 500
+"""Events of a study that a watcher who was away can still have."""
+MOST_WATCHERS = 200
+MOST_BEHIND = 1000
+"""Events that a slow watcher may be behind before it is let go; it may come again."""
+
+
+@dataclass(frozen=True)
+class Happened:
+    """One event.
+
+    Attributes:
+        number: Ascending.
+        study: Where it was.
+        kind: `start`, `report`, `finish`, `ended`, `failed`, `created` or `deleted`.
+        data: For the watcher, as JSON.
+    """
+
+    number: int
+    study: str
+    kind: str
+    data: dict[str, Any]
+
+
+class Feed:
+    """Carries events from the threads of the studies to the watchers, in the loop of the server."""
+
+    def __init__(self) -> None:
+        """Begin with no watchers."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._numbers = itertools.count(1)
+        self._kept: dict[str, deque[Happened]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self._watchers: dict[asyncio.Queue[Happened | None], str | None] = {}
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Deliver in this loop from now on."""
+        self._loop = loop
+
+    @property
+    def full(self) -> bool:
+        """Whether there is room for no other watcher."""
+        return len(self._watchers) >= MOST_WATCHERS
+
+    def publish(self, study: str, kind: str, data: dict[str, Any]) -> None:
+        """Tell what has happened; from any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # The server has ended.
+                self._loop.call_soon_threadsafe(self._deliver, study, kind, data)
+
+    def _deliver(self, study: str, kind: str, data: dict[str, Any]) -> None:
+        event = Happened(next(self._numbers), study, kind, data)
+        self._kept[study].append(event)
+        if kind == "deleted":
+            del self._kept[study]
+        for queue, wanted in list(self._watchers.items()):
+            if wanted in (None, study):
+                if queue.qsize() >= MOST_BEHIND:
+                    self._watchers.pop(queue)
+                    queue.put_nowait(None)
+                else:
+                    queue.put_nowait(event)
+
+    async def watch(self, study: str | None, after: int | None) -> AsyncIterator[Happened]:
+        """Yield what happens in a study, or in all; first what was missed since event number `after`."""
+        queue: asyncio.Queue[Happened | None] = asyncio.Queue()
+        self._watchers[queue] = study
+        try:
+            if after is not None:
+                kept = [event for name, events in self._kept.items() if study in (None, name) for event in events]
+                for event in sorted(kept, key=lambda event: event.number):
+                    if event.number > after:
+                        yield event
+            while (event_or_end := await queue.get()) is not None:
+                yield event_or_end
+        finally:
+            self._watchers.pop(queue, None)
+
+    def close(self) -> None:
+        """Let all watchers go."""
+        for queue in list(self._watchers):
+            queue.put_nowait(None)
