@@ -307,3 +307,13 @@ def test_no_number_is_cut() -> None:
 def test_numbers_of_a_column_line_up(values: list[float | None], written: list[str]) -> None:
     """The same decimals for all, unless they are too far apart."""
     assert even(values) == written
+
+
+def test_a_study_begins_with_its_answer() -> None:
+    """Also with --verbose, where the probe and all trials follow."""
+    arguments = ("Study digits", VERIFIED.records, PROBE, VERIFIED, FACTS)
+
+    text = study_text(*arguments, is_running=False, verbose=True)
+
+    assert text.startswith("Train with batch 64")
+    assert text.index("learning_rate = 0.1\n") < text.index("Micro-batches of up to 1024") < text.index("Study digits")

@@ -46,8 +46,8 @@ def study_text(
     last = laid_out([said(headline, 400, "dim")], view)
     below = [last, laid_out(trials_table(running, view), view)] if running else [last]
     if result is not None:
-        above = [probe_text(probe, view)] if probe is not None and verbose else []
-        return "\n\n".join([*above, search_text(result, facts, view=view, verbose=verbose), *below])
+        probed = [probe_text(probe, view)] if probe is not None and verbose else []
+        return "\n\n".join([search_text(result, facts, view=view, verbose=verbose), *probed, *below])
     shown = records if verbose else records[-LAST:]
     if records:
         above = [_line("Nothing to train with yet: no trial has a finite validation loss.", view), last]
