@@ -23,6 +23,7 @@ import datetime
 import math
 import multiprocessing
 import platform
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -111,7 +112,7 @@ def report(results: dict[str, dict[str, list[Score]]]) -> list[str]:
     lines = [
         f"# Optuna studies of {TRIALS} trials on recorded tables, {datetime.date.today()}",
         "",
-        f"`python benchmarks/optuna_face.py`, {n_tables} tables, Python {platform.python_version()}, {packages}.",
+        f"`python benchmarks/{' '.join(['optuna_face.py', *sys.argv[1:]])}`, {n_tables} tables, Python {platform.python_version()}, {packages}.",
         "What the figures are stands in the script.",
         "",
         "| study | regret: median | mean | p80 | full runs trained: median |",

@@ -108,6 +108,22 @@ def test_the_notebook_was_run_as_it_stands(root: Path) -> None:
     assert re.search(r"^validation accuracy 9\d", "".join(cells[-2].outputs[0].text), re.MULTILINE)
 
 
+def test_an_optuna_study(root: Path) -> None:
+    """In a short form, of three trials: the best one has learned, and each trial had the rates of the race."""
+    result = subprocess.run(
+        [sys.executable, root / "examples" / "optuna_study.py", "3"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    [(loss, params)] = re.findall(r"^([\d.]+) with (\{.*\})$", result.stdout, re.MULTILINE)
+    assert float(loss) < 1.0
+    assert "'batch_size': 64" in params
+    assert result.stderr.count("Trial ") == 3
+
+
 def test_the_script_asks_and_trains_on(root: Path, tmp_path: Path) -> None:
     """A plain script without a `__main__` guard searches, trains with the answer, and leaves nothing but the study."""
     text = (root / "examples" / "from_script.py").read_text()

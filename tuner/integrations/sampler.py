@@ -11,8 +11,10 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from ..core.dimension import Dimension
 from ..core.trials import OptimizerFamily
 from ..strategy.race import RACE_OCTAVES
+from ..strategy.space import Extra
 from ..theory.scaling import ANCHOR_BATCH
 from .meaning import EPOCH, Meaning, Steps
 from .reading import make_study_space, read, refuse_several, search_space
@@ -116,7 +118,7 @@ class Sampler(BaseSampler):
     ) -> Any:
         """Return one parameter: in the first trials by bstune's prior, else by the independent sampler."""
         refuse_several(study)
-        if param_name in self.meaning.names and not search_space(study, self.meaning):
+        if not search_space(study, self.meaning):
             value = self._first(study, trial, param_name, param_distribution)
             if value is not None:
                 return _allowed(value, param_distribution)
@@ -136,6 +138,8 @@ class Sampler(BaseSampler):
         if name == batch:
             sizes = self.meaning.sizes(distribution)
             return sizes[min(sizes, key=lambda size: abs(size - ANCHOR_BATCH))] if sizes else None
+        if name != self.meaning.lr:  # The race begins in the middle of all other parameters.
+            return Extra(name, Dimension.of(distribution)).draw(0.5)
         known = {name: distribution}
         if isinstance(batch, str):
             known[batch] = trial.distributions.get(batch) or CategoricalDistribution([ANCHOR_BATCH])
