@@ -107,12 +107,12 @@ def run(job: tuple[str, int]) -> dict[str, Score]:
 
 def report(results: dict[str, dict[str, list[Score]]]) -> list[str]:
     """Return the table of all, and what it was run with."""
-    n_tables = len(TABLES)
+    n_tables, command = len(TABLES), " ".join(["optuna_face.py", *sys.argv[1:]])
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("optuna", "numpy"))
     lines = [
         f"# Optuna studies of {TRIALS} trials on recorded tables, {datetime.date.today()}",
         "",
-        f"`python benchmarks/{' '.join(['optuna_face.py', *sys.argv[1:]])}`, {n_tables} tables, Python {platform.python_version()}, {packages}.",
+        f"`python benchmarks/{command}`, {n_tables} tables, Python {platform.python_version()}, {packages}.",
         "What the figures are stands in the script.",
         "",
         "| study | regret: median | mean | p80 | full runs trained: median |",
