@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".typing"))
 import lightning.pytorch as pl
 import live_tasks
 import torch
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 
 
-class Module(pl.LightningModule):  # type: ignore[misc]
+class Module(pl.LightningModule):
     """An objective as Lightning wants it, starting from the batch size and the rate of its examples."""
 
     def __init__(self, objective: Any) -> None:
