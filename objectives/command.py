@@ -368,8 +368,13 @@ class Steady:
 
 def _unseen(told: bool, steady: Steady) -> tuple[str, ...]:
     """Return what a measurement has not seen."""
-    if told or not steady.over:
-        return ("The memory of a command is that of all its processes, looked at every few hundredths of a second.",)
+    if told:
+        return ()
+    if not steady.over:
+        return (
+            "The command ended without telling a loss, so it is not known whether the memory of validation is part of "
+            "the answer.",
+        )
     return (
         "The command was ended when its memory had been the same for some seconds, and before it told a loss: the "
         "memory of validation, and what it would have taken later, are not part of the answer. Where the script takes "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import bstune
 import psutil
 import pytest
+from bstune.objectives.command import Steady
 from bstune.objectives.command_line import filled, places_in, words_of
 from bstune.objectives.command_run import Log
 from bstune.tuner.core.trials import TrialReport, TrialSpec, Verdict
@@ -52,6 +53,11 @@ if does == "crashes":
 if does == "hangs":
     epochs(1, 1)
     time.sleep(600)
+if does == "shadowed":
+    open(os.path.join(os.path.dirname(__file__), "bstune.py"), "w").close()
+    import bstune
+
+    bstune.report(val_loss=1.0)
 if does == "forks":
     for session in (False, True):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=session)
@@ -90,10 +96,16 @@ else:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script, in a folder of its own."""
+    path = tmp_path_factory.mktemp("script") / "train.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def host(script: Path) -> Iterator[Host]:
     """The processes for all runs of the script."""
-    script = tmp_path_factory.mktemp("script") / "train.py"
-    script.write_text(SCRIPT)
     words = [sys.executable, str(script), "--batch-size={micro_batch_size}", "--lr", "{learning_rate}"]
     command = bstune.Command([*words, "--does", "{does}"], samples_per_epoch=100, epochs=4)
     with Host(command, device="cpu") as started:
@@ -101,7 +113,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 def run(
-    host: Host, does: str, *, verdict: Verdict = "go", patience_s: float = 30.0, log: Path | None = None
+    host: Host,
+    does: str,
+    *,
+    verdict: Verdict = "go",
+    patience_s: float = 60.0,
+    log: Path | None = None,
+    then: Callable[[TrialReport], None] = lambda _: None,
 ) -> tuple[list[TrialReport], Event | None]:
     """Run one trial of 400 samples; return its reports and its end, None where it was cancelled for its silence."""
     spec = TrialSpec(
@@ -128,6 +146,7 @@ def run(
                     return reports, event
                 reports.append(event.report)
                 pool.reply(0, verdict)
+                then(event.report)
         return reports, None
     finally:
         pool.close()
@@ -214,6 +233,33 @@ def test_a_script_that_fails_is_a_result_with_a_cause(host: Host, does: str, cau
         assert "ValueError: boom" in str(end.output)
 
 
+def test_a_file_in_the_way_is_named_as_the_cause(host: Host, script: Path) -> None:
+    """A script that reports imports what is called bstune and lies beside it."""
+    try:
+        _, end = run(host, "shadowed")
+    finally:
+        script.with_name("bstune.py").unlink(missing_ok=True)
+
+    assert isinstance(end, Lost)
+    assert f"has imported the file {script.parent}/bstune.py in place of the package bstune" in end.message
+
+
+def test_a_worker_that_is_killed_takes_its_script_along(host: Host) -> None:
+    """And is a result that is tried again."""
+    begun_s = time.monotonic()
+
+    def kill(_: TrialReport) -> None:
+        for process in below():
+            parent = process.parent()
+            if parent is not None and time.monotonic() - begun_s < 20:
+                parent.kill()
+
+    _, end = run(host, "hangs", then=kill)
+
+    assert isinstance(end, Lost)
+    assert end.cause == "killed"
+
+
 def test_a_script_that_hangs_is_ended(host: Host) -> None:
     """Who gives it up ends it with one call."""
     reports, end = run(host, "hangs", patience_s=1.0)
@@ -286,6 +332,39 @@ def test_a_text_is_split_as_a_shell_would() -> None:
         "a b",
         "$HOME",
     )
+
+
+@pytest.mark.parametrize(
+    ("second", "peak", "cpu", "trains", "over"),
+    [
+        (6, lambda t: 1000, lambda t: t, True, True),
+        (19, lambda t: 1000, lambda t: t, False, False),
+        (21, lambda t: 1000, lambda t: t, False, True),
+        (60, lambda t: 1000 * t, lambda t: t, True, False),
+        (100, lambda t: 1000, lambda t: 0, True, False),
+        (30, lambda t: 1000 if t < 20 else 2000, lambda t: t, True, False),
+        (45, lambda t: 1000 if t < 20 else 2000, lambda t: t, True, True),
+    ],
+    ids=["trains", "says nothing", "said nothing for long", "grows", "waits", "grew late", "came to rest"],
+)
+def test_memory_is_steady_while_the_script_works(
+    second: int, peak: Callable[[int], int], cpu: Callable[[int], float], trains: bool, over: bool
+) -> None:
+    """Not while it waits, and after a rise only when half of the run has passed without another."""
+    steady = Steady()
+    for now in range(second + 1):
+        steady.note(now, peak(now), cpu(now), trains)
+
+    assert steady.over == over
+
+
+def test_a_script_that_does_nothing_is_told_from_one_that_works() -> None:
+    """A hang is no measurement."""
+    steady = Steady()
+    for now in range(125):
+        steady.note(now, 1000, 0.5, False)
+
+    assert steady.idle
 
 
 def test_a_report_outside_of_a_search_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

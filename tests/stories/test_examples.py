@@ -6,6 +6,7 @@ import math
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import time
@@ -122,6 +123,29 @@ def test_an_optuna_study(root: Path) -> None:
     assert float(loss) < 1.0
     assert "'batch_size': 64" in params
     assert result.stderr.count("Trial ") == 3
+
+
+def test_a_script_with_flags_is_searched_as_it_is(root: Path, tmp_path: Path) -> None:
+    """An unmodified script: from one command line to its own command line with the answer, which trains on."""
+    script = root / "examples" / "script_flags" / "train.py"
+    words = ["--batch-size", "{micro_batch_size}", "--lr", "{learning_rate}", "--epochs", "{max_epochs}"]
+    options = ["--samples-per-epoch=1500", "--epochs=2", "--n-trials=2", "--space", "batch_size=32"]
+    asked = [sys.executable, "-m", "bstune", "search", *options, "--space", "learning_rate=0.05"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*asked, "--", sys.executable, str(script), *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stderr
+    applied = shlex.split(result.stdout.strip().splitlines()[-1].removeprefix("# "))
+    assert applied == [sys.executable, str(script), "--batch-size", "32", "--lr", "0.05", "--epochs", "2"]
+    trained = subprocess.check_output(applied, cwd=tmp_path, env=environment, text=True)
+    assert float(re.findall(r"accuracy: ([\d.]+)%", trained)[-1]) > 70
 
 
 def test_the_script_asks_and_trains_on(root: Path, tmp_path: Path) -> None:

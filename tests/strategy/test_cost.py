@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 from bstune.tuner.core.probe_results import ProbeResult
-from bstune.tuner.core.trials import Facts
-from bstune.tuner.strategy.cost import Cost
+from bstune.tuner.core.results import Setting
+from bstune.tuner.core.specs import Proposal
+from bstune.tuner.core.trials import Facts, begun
+from bstune.tuner.strategy.cost import Cost, fitted_line
+from bstune.tuner.strategy.ledger import Ledger
 from bstune.tuner.testing.fake_device import known_probe
 
 FACTS = Facts("made up", "supervised", n_samples=1000, epochs=2.0)
@@ -33,3 +39,39 @@ def test_without_step_times_nothing_is_known(probe: ProbeResult | None) -> None:
     assert not cost.known
     assert (cost.step_s(64), cost.samples_per_s(64), cost.seconds(64, 1000), cost.full_run_s(64)) == (None,) * 4
     assert cost.split(256) == ((256, 1) if probe is None else (64, 4))
+
+
+def ledger(seconds: Callable[[int, int], float]) -> Ledger:
+    """Return runs of three batch sizes and lengths that took so many seconds by batch size and samples."""
+    records = []
+    for batch in (8, 32, 128):
+        for samples in (1024, 2048, 8192):
+            asked = Proposal("search", Setting(batch, 0.1, {}), 0, samples, (samples,))
+            record = begun(asked.spec(len(records), batch, 1))
+            taken = seconds(batch, samples)
+            records.append(
+                replace(
+                    record, state="complete", samples=samples, values=((samples, 1.0),), seconds=taken, val_loss=1.0
+                )
+            )
+    return Ledger(records)
+
+
+def test_the_start_of_a_program_is_told_from_its_training() -> None:
+    """Long and short runs of several batch sizes show what each part takes."""
+    line = fitted_line(ledger(lambda batch, samples: 5 + samples / batch * (0.02 + 0.001 * batch)), starts=True)
+
+    assert line is not None
+    assert line.a_s == pytest.approx(0.02, rel=1e-3)
+    assert line.c_s_per_sample == pytest.approx(0.001, rel=1e-3)
+
+
+def test_a_start_that_hides_the_training_makes_no_batch_size_look_fast() -> None:
+    """Where runs are mostly start, no batch size costs more than twice as much as another."""
+    line = fitted_line(
+        ledger(lambda batch, samples: 20 + (batch * samples) % 7 / 5 + samples / batch * 1e-4), starts=True
+    )
+
+    assert line is not None
+    costs = [line.step_s(batch) / batch for batch in (8, 32, 128)]
+    assert max(costs) < 2 * min(costs)

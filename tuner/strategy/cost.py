@@ -26,6 +26,8 @@ from .rungs import Rungs
 
 TELLING_S = 0.5
 """Runs that took less say nothing of what training costs: starting and reporting took most of it."""
+EXPLAINED = 0.1
+"""A line beside the start of a program explains the seconds of runs to within this share, or counts for nothing."""
 DISAGREES = 1.05
 """Measured seconds correct the clock of a duration beyond this factor."""
 
@@ -150,9 +152,12 @@ def _line_beside_start(runs: Sequence[Run]) -> StepTimeLine | None:
             part = dict(zip(columns, found.tolist(), strict=True))
             if found.min() > 0 and set(columns) != {0} and (best is None or error < best[0]):
                 best = error, part.get(1, 0.0), part.get(2, 0.0)
-    if best is None:
+    if best is None or math.sqrt(best[0] / len(rows)) > EXPLAINED:
         return None
     _, fixed, slope = best
+    steps, samples, whole_s = max(rows, key=lambda row: row[2])
+    if fixed * steps + slope * samples < whole_s / 2:
+        return None  # All runs are mostly start, and what is left of them says little.
     return StepTimeLine(fixed, slope, fixed / slope if slope > 0 else None)
 
 

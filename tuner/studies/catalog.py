@@ -257,8 +257,9 @@ def newest_study(storage: Storage, *, name: str | None = None, with_file: bool =
         if name in (None, study.name) and (not with_file or study.attributes.get("objective")):
             return study
     what = f"no study{'' if name is None else f' {name!r}'}{' that stores a file' if with_file else ''}"
+    where = storage.location.path or storage.location.url
     raise StudyError(
-        f"{storage.location.path or storage.location.url} holds {what}. Give a model: bstune search model.py"
+        f"{where} holds {what}. Give a model: bstune search model.py, or the command line of a script after --."
     )
 
 
