@@ -116,6 +116,8 @@ class Command:
         self.name = name
         self._optimizer = optimizer
         self.default_study_name = default_name(self.words)
+        script = script_of(self.words)
+        self.place = None if script is None else f"{os.path.abspath(script)}:command"
 
     @property
     def accumulates(self) -> bool:
@@ -163,7 +165,7 @@ class Command:
         optimizer = self._optimizer or optimizer_in(content)
         code = code_of(content)
         return Facts(
-            name=self.name or self.default_study_name,
+            name=self.name,
             kind=self.kind,
             n_samples=self.samples_per_epoch,
             epochs=self.epochs,

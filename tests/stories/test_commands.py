@@ -89,6 +89,8 @@ def test_from_a_script_to_an_applied_recommendation(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["bstune.db", "bstune.db.logs-train", "train.py"]
     assert [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE] == []
 
+    named = cli("list")
+    assert "train" in named.stdout
     (folder / "train.py").write_text(SCRIPT.replace("2.0", "3.0"))
     changed = cli(*asked)
     assert changed.exit_code == 1
