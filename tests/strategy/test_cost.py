@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from bstune.tuner.core.probe_results import ProbeResult
-from bstune.tuner.core.results import Setting
+from bstune.tuner.core.results import Setting, TrialRecord
 from bstune.tuner.core.specs import Proposal
 from bstune.tuner.core.trials import Facts, begun
 from bstune.tuner.strategy.cost import Cost, fitted_line
@@ -43,7 +43,7 @@ def test_without_step_times_nothing_is_known(probe: ProbeResult | None) -> None:
 
 def ledger(seconds: Callable[[int, int], float]) -> Ledger:
     """Return runs of three batch sizes and lengths that took so many seconds by batch size and samples."""
-    records = []
+    records: list[TrialRecord] = []
     for batch in (8, 32, 128):
         for samples in (1024, 2048, 8192):
             asked = Proposal("search", Setting(batch, 0.1, {}), 0, samples, (samples,))
