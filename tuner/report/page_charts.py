@@ -13,7 +13,7 @@ from .charts.landscape import MOST_POINTS, landscape, landscape_records
 from .charts.probe_lines import memory, throughput
 from .charts.search_lines import limits, noise, spending
 from .charts.settings import confirmations, frontier, reach
-from .units import duration, gib, number, per_second
+from .units import gib, number, per_second
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _reach(result: SearchResult | None) -> _Made:
     if answer is not None and answer.e_min_samples is not None and answer.s_min_steps is not None:
         said += f" E(B) = {answer.e_min_samples:,.0f} + {answer.s_min_steps:,.3g} B samples."
     if time is not None:
-        said += f" t(B) = {duration(time.a_s)} + {duration(time.c_s_per_sample)} B for a step."
+        said += f" t(B) = {step_time(time.a_s)} + {step_time(time.c_s_per_sample)} B for a step."
     said += " Points are settings that were run; lines are these two formulas."
     titles = {
         "samples": "Samples to the target, E(B)",
@@ -179,6 +179,18 @@ def _reach(result: SearchResult | None) -> _Made:
         for chart in drawn(reach(result, what), f"c-reach-{what}", titles[what], f"{titles[what]}, by batch size.")
     )
     return Section("reach", "Time to the target by batch size", said, charts), missing
+
+
+def step_time(seconds: float) -> str:
+    """Return seconds in a unit that keeps them readable.
+
+    Example:
+        >>> step_time(0.000988), step_time(7.39e-05), step_time(2.5)
+        ('0.988 ms', '73.9 µs', '2.5 s')
+    """
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 5e-4 else f"{seconds * 1e6:.3g} µs"
 
 
 def _noise(records: Sequence[TrialRecord]) -> _Made:

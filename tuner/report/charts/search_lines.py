@@ -33,11 +33,11 @@ def limits(result: SearchResult) -> Any:
     )
     drawn = altair.Chart(rows(bars)).mark_bar(height=14, opacity=0.55, cornerRadius=3)
     points = altair.Chart(rows(dots)).mark_point(filled=True, size=110, opacity=1)
-    words = altair.Chart(rows(bars)).mark_text(align="left", dy=-16, dx=2)
+    words = altair.Chart(rows(bars)).mark_text(align="left", dy=-16)
     here = altair.Chart(rows([{"batch": best, "said": f"answer {best}"}]))
     layers = [
         drawn.encode(x=x, x2="to:Q", y=y, color=colour, tooltip=["said:N"]),
-        words.encode(x=x, y=y, text="said:N"),
+        words.encode(x=altair.value(3), y=y, text="said:N"),
         here.mark_rule(color=PURPLE, strokeWidth=2.5).encode(x=x),
         here.mark_text(dy=-8, fontWeight="bold").encode(x=x, y=altair.value(0), text="said:N"),
         points.encode(x=x, y=y, color=colour, tooltip=["said:N"]),
@@ -63,7 +63,10 @@ def _limit_rows(result: SearchResult) -> tuple[list[Row], list[Row]]:
         bar("memory", 1, known.memory, f"fits up to {known.memory}{' or more' if more else ''}")
     if known.hardware is not None and known.hardware > 0:
         bar(
-            "hardware", known.hardware, 19 * known.hardware, f"from half to 95 % of peak speed, {known.hardware:.0f} on"
+            "hardware",
+            known.hardware,
+            19 * known.hardware,
+            f"half of top speed at {known.hardware:.0f}, 95 % at {19 * known.hardware:.0f}",
         )
         dots.append(
             {"what": "hardware", "batch": known.hardware, "said": f"half of peak speed at {known.hardware:.0f}"}
@@ -71,7 +74,7 @@ def _limit_rows(result: SearchResult) -> tuple[list[Row], list[Row]]:
     if known.noise is not None and answer is not None and answer.b_crit_low is not None:
         high = answer.b_crit_high
         until = f"{answer.b_crit_low:.0f} {'or more' if high is None else f'to {high:.0f}'}"
-        bar("noise", answer.b_crit_low, high or 8 * known.noise, f"critical batch {known.noise:.0f} ({until})")
+        bar("noise", answer.b_crit_low, high or 8 * known.noise, f"twice the samples at {known.noise:.0f} ({until})")
         dots.append({"what": "noise", "batch": known.noise, "said": f"critical batch {known.noise:.0f}"})
     if batches:
         bar("searched", min(batches), max(batches), f"tried {min(batches)} to {max(batches)}")
@@ -149,7 +152,7 @@ def spending(records: Sequence[TrialRecord], probe: ProbeResult | None = None) -
             "ended:N",
             title=None,
             scale=altair.Scale(domain=kept, range=[colours[name] for name in kept]),
-            legend=altair.Legend(orient="top", columns=3),
+            legend=altair.Legend(orient="top", columns=2),
         ),
         tooltip=[
             altair.Tooltip("stage:N", title="for"),
