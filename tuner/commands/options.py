@@ -138,7 +138,8 @@ def command_of(ctx: click.Context, model: str | None, options: dict[str, Any]) -
     if model is not None:
         raise ArgumentError(f"Both {model} and a command after -- were given: expected one of them.")
     if options.get("max_batch") is not None:
-        given.setdefault("samples_per_epoch", options["max_batch"])  # A probe needs nothing else of it.
+        # A probe asks no more of the data than to be larger than what it tries.
+        given.setdefault("samples_per_epoch", 2 * max(1, options["max_batch"]))
     if "samples_per_epoch" not in given:
         raise ArgumentError(
             "--samples-per-epoch is missing: expected the number of samples in the training data of the command, "
