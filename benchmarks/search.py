@@ -59,7 +59,10 @@ from bstune.tuner.theory.critical_batch import CRITICAL_PRIOR
 
 BUDGETS = (4, 8, 12)
 HERE = Path(__file__).resolve().parent
-GROUPS = ["digits", "mnist", "own", "lcbench"]
+GROUPS = ["digits", "mnist", "own", "lcbench", "scheduled"]
+BESIDE = "scheduled"
+"""Tables under a falling rate, where bstune plans its short runs: shown on their own, and in no figure over all tables."""
+BESIDE_SEEDS = 10
 NEVER = math.inf
 QUICK = ["bstune", "bstune, prior 16x wrong", "random", "screen + top 3", "TPE + Median", "Ray ASHA + random"]
 FEW_SEEDS = {"GPSampler": 2}
@@ -271,6 +274,12 @@ def jobs_of(group: str, names: list[str], seeds: int) -> list[Job]:
                 n = min(n, ABLATION_SEEDS)
             if name == "batch answer":
                 n = min(n, table.n_seeds)
+            if group == BESIDE:
+                n = (
+                    0
+                    if name == "batch answer" or (name in BSTUNE and not BSTUNE[name].watched)
+                    else min(n, BESIDE_SEEDS)
+                )
             if table.n_seeds == 1:  # No luck to draw: only what has its own can differ.
                 n = 1 if name in BSTUNE or name == "batch answer" else min(n, 3)
             few = name in FEW_SEEDS or (name in BSTUNE and not BSTUNE[name].watched)
@@ -458,11 +467,13 @@ def main() -> None:
         "mnist": tables.mnist,
         "own": lambda: tables.own(HERE / "tables"),
         "lcbench": tables.lcbench,
+        "scheduled": lambda: tables.scheduled(HERE / "tables"),
     }
     for group in arguments.groups:
         TABLES[group] = loaders[group]()[: 2 if arguments.quick else None]
     names = arguments.searchers or (QUICK if arguments.quick else [*BSTUNE, *baselines.SEARCHERS])
     results: Results = defaultdict(lambda: defaultdict(list))
+    beside: Results = defaultdict(lambda: defaultdict(list))
     answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
     text = [f"# Search on recorded tables, {datetime.date.today()}", "", _origin(), ""]
     with multiprocessing.get_context("fork").Pool(arguments.processes) as pool:
@@ -475,7 +486,7 @@ def main() -> None:
                     answers[table].append(row)
                     continue
                 here[job.searcher][table].append(row)
-                results[job.searcher][table].append(row)
+                (beside if group == BESIDE else results)[job.searcher][table].append(row)
             lines = report(f"{group}: {len(TABLES[group])} tables", {name: rows for name, rows in here.items() if rows})
             excess = [recipes(table) for table in TABLES[group]]
             said = ", ".join(
@@ -485,9 +496,13 @@ def main() -> None:
             print("\n".join(lines), flush=True)
             text += lines
     ordered = {name: results[name] for name in names}
-    lines = report(f"All {sum(map(len, TABLES.values()))} tables", ordered)
-    if "bstune" in names and any(name not in BSTUNE for name in names):
-        lines += [*targets(ordered), *honesty(ordered, answers), *per_table(ordered)]
+    n_tables = sum(len(found) for group, found in TABLES.items() if group != BESIDE)
+    lines = (
+        report(f"All {n_tables} tables{' at a constant rate' if BESIDE in TABLES else ''}", ordered) if n_tables else []
+    )
+    if n_tables and "bstune" in names and any(name not in BSTUNE for name in names):
+        every = {name: {**ordered[name], **beside[name]} for name in names}
+        lines += [*targets(ordered), *honesty(ordered, answers), *per_table(every)]
     lines.append(
         f"All of it took {(time.perf_counter() - started) / 60:.1f} minutes in {arguments.processes} processes."
     )
