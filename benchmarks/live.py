@@ -36,18 +36,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import bstune
 import live_tasks
 import torch
-from bstune.objectives.training import TrainingRun
 from live_finders import PEERS, Curve, Finding, Found, by_bstune, by_lightning, guess, train
+from timing import seconds_per_sample
 
 HERE = Path(__file__).resolve().parent
 FRESH_SEEDS = (1001, 1002, 1003)
 SHARES = (0.25, 0.5, 1.0)
 """Of the seconds of bstune's search, at which all finders are looked at."""
-TIMING_ROUNDS = 5
-TIMED_S = 0.1
 DIVERGED_FULL_RUNS = 4
 """So many full runs are counted for a setting that diverges, as the time to any target."""
 MOST_SEARCH_S = 70.0
@@ -68,23 +65,6 @@ class Effort:
     search_s: float
     budget: float
     fresh_seeds: tuple[int, ...]
-
-
-def seconds_per_sample(objective: bstune.Supervised, batch_sizes: list[int]) -> dict[int, float]:
-    """Time training at all batch sizes in turns, and return the median of each."""
-    runs: dict[int, TrainingRun] = {}
-    seen: dict[int, list[float]] = {batch: [] for batch in batch_sizes}
-    for batch in batch_sizes:
-        runs[batch] = TrainingRun(objective, device="cpu", learning_rate=1e-6, seed=0, horizon_samples=None)
-        runs[batch].open_stream(batch, 1)
-        runs[batch].step()
-    for _ in range(TIMING_ROUNDS):
-        for batch, run in runs.items():
-            start_s, before = time.perf_counter(), run.samples
-            while time.perf_counter() - start_s < TIMED_S:
-                run.step()
-            seen[batch].append((time.perf_counter() - start_s) / (run.samples - before))
-    return {batch: statistics.median(times) for batch, times in seen.items()}
 
 
 def mean_curve(curves: list[Curve]) -> Curve:
