@@ -349,7 +349,7 @@ def main() -> None:
     peers = () if arguments.bstune_only else QUICK_PEERS if arguments.quick else PEERS
     text = [f"# The search by the clock, {datetime.date.today()}", "", _origin(), ""]
     text += [
-        f"{seeds} seeds on a table, {min(seeds, ONE_SEED)} where one was recorded. What the figures mean: see the command.",
+        f"Seeds on a table: {seeds}; {min(seeds, ONE_SEED)} where one was recorded. What the figures mean: --help.",
         "",
     ]
     head = len(text)

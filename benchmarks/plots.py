@@ -17,6 +17,7 @@ from bstune.tuner.core.specs import Plan
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.replay import replay
 from matplotlib.figure import Figure
+from seconds import Clock, Truth
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -30,6 +31,8 @@ SHOWN = (
     "random",
 )
 EXAMPLE = "california_sgd"
+SATURATION = 128
+"""a / c of the step times of the example."""
 
 
 def save(figure: Figure, name: str) -> None:
@@ -72,23 +75,21 @@ def regrets() -> None:
 
 
 def example() -> None:
-    """Draw one search on a recorded table: each cell's true regret, how far it was trained, what was recommended."""
+    """Draw one search by the clock: when each cell is there, how far it was trained, what was recommended."""
     table = next(table for table in tables.own(HERE / "tables") if table.name.endswith(EXAMPLE))
-    strategy = Strategy(Plan(goal="loss", budget=8, tolerance=0.0, space=table.space), table.facts(), None)
+    truth, clock = Truth(table), Clock.of_line(SATURATION, table.batches)
+    step_times = tuple(sorted(clock.step_s.items()))
+    strategy = Strategy(Plan(goal="time", budget=8, space=table.space), table.facts(step_times=step_times), None)
     records = replay(strategy, table)
     best = strategy.recommend()
-    truth = table.truth()
     batches, rates = table.batches, table.learning_rates
-    grid = [
-        [100 * min(table.regret(batch, lr), 1.0) if math.isfinite(truth[batch, lr]) else 100 for batch in batches]
-        for lr in rates
-    ]
+    grid = [[truth.octaves((batch, lr), clock) for batch in batches] for lr in rates]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     image = axes.pcolormesh(
-        np.log2(batches), np.log2(rates), np.array(grid), cmap="Greys", vmin=0, vmax=60, shading="nearest"
+        np.log2(batches), np.log2(rates), np.array(grid), cmap="Greys", vmin=0, vmax=5, shading="nearest"
     )
-    figure.colorbar(image, label="true regret, %")
+    figure.colorbar(image, label="octaves of time behind the soonest cell")
     full = table.n_samples * table.epochs
     for stage, color in (("anchor", "tab:orange"), ("search", "tab:blue"), ("confirm", "tab:green")):
         runs = [record for record in records if record.stage == stage]
@@ -106,7 +107,7 @@ def example() -> None:
     axes.set(
         xlabel="log2 batch size",
         ylabel="log2 learning rate",
-        title=f"{table.name}, 8 full runs; a circle's area: how far it was trained",
+        title=f"{table.name}, a/c = {SATURATION}, 8 reference runs; a circle's area: how far it was trained",
     )
     axes.title.set_fontsize(9)
     axes.legend(fontsize=7, loc="lower right")

@@ -61,7 +61,7 @@ BUDGETS = (4, 8, 12)
 HERE = Path(__file__).resolve().parent
 GROUPS = ["digits", "mnist", "own", "lcbench", "scheduled"]
 BESIDE = "scheduled"
-"""Tables under a falling rate, where bstune plans its short runs: shown on their own, and in no figure over all tables."""
+"""Tables under a falling rate, where bstune plans its short runs: shown alone, and in no figure over all tables."""
 BESIDE_SEEDS = 10
 NEVER = math.inf
 QUICK = ["bstune", "bstune, prior 16x wrong", "random", "screen + top 3", "TPE + Median", "Ray ASHA + random"]

@@ -1,4 +1,4 @@
-"""Seconds of a training sample by batch size, timed in turns, so that whatever else the machine does is shared fairly."""
+"""Seconds of a training sample by batch size, timed in turns, so that other load is shared fairly."""
 
 from __future__ import annotations
 
