@@ -347,14 +347,12 @@ def main() -> None:
     if not TABLES:
         sys.exit("No table has such a name and such a clock; run with --lines 128 and without --only to see all names.")
     peers = () if arguments.bstune_only else QUICK_PEERS if arguments.quick else PEERS
-    text = [f"# The search by the clock, {datetime.date.today()}", "", _origin(), ""]
-    text += [
-        f"Seeds on a table: {seeds}; {min(seeds, ONE_SEED)} where one was recorded. What the figures mean: --help.",
-        "",
-    ]
-    head = len(text)
     kept: dict[str, Any] = {}
     by_line: dict[str, Results] = {}
+    tables_said: list[str] = []
+    whole = not (arguments.quick or arguments.bstune_only or arguments.only)
+    whole = whole and (arguments.lines, arguments.slack, arguments.budget) == (LINES, SLACK, BUDGET) and seeds >= 20
+    out = arguments.out or (HERE / "results" if whole else None)
     with multiprocessing.get_context("fork").Pool(arguments.processes) as pool:
         for line in lines:
             results: Results = defaultdict(lambda: defaultdict(list))
@@ -366,21 +364,30 @@ def main() -> None:
                 continue
             said = [*report(line, results, arguments.budget), *per_table(line, results["bstune"])]
             print("\n".join(said), flush=True)
-            text += said
+            tables_said += said
             by_line[line] = results
             kept[line] = {name: {t: _columns(rows) for t, rows in by.items()} for name, by in results.items()}
-    text[head:head] = targets(by_line, arguments.budget)
-    text.append(
-        f"All of it took {(time.perf_counter() - started) / 60:.1f} minutes in {arguments.processes} processes."
-    )
-    print(text[-1])
-    whole = not (arguments.quick or arguments.bstune_only or arguments.only)
-    whole = whole and (arguments.lines, arguments.slack, arguments.budget) == (LINES, SLACK, BUDGET) and seeds >= 20
-    out = arguments.out or (HERE / "results" if whole else None)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "clock.md").write_text("\n".join([*text, ""]))
-        (out / "clock.json").write_text(json.dumps({"origin": _origin(), "lines": _finite(kept)}) + "\n")
+            if out is not None:
+                minutes = (time.perf_counter() - started) / 60
+                head = _head(seeds, minutes, arguments.processes)
+                out.mkdir(parents=True, exist_ok=True)
+                text = [*head, *targets(by_line, arguments.budget), *tables_said]
+                (out / "clock.md").write_text("\n".join(text))
+                (out / "clock.json").write_text(json.dumps({"origin": _origin(), "lines": _finite(kept)}) + "\n")
+    print("\n".join(targets(by_line, arguments.budget)))
+
+
+def _head(seeds: int, minutes: float, processes: int) -> list[str]:
+    """Return what stands above all tables."""
+    return [
+        f"# The search by the clock, {datetime.date.today()}",
+        "",
+        _origin(),
+        f"Seeds on a table: {seeds}; {min(seeds, ONE_SEED)} where one was recorded. {minutes:.0f} minutes in "
+        f"{processes} processes; load average at the end {os.getloadavg()[0]:.1f}.",
+        "What the figures mean stands above the code of the benchmark, and in its --help.",
+        "",
+    ]
 
 
 def _columns(rows: list[Row]) -> dict[str, list[Any]]:

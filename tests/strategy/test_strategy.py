@@ -327,3 +327,22 @@ def test_a_steeper_clock_is_answered_with_larger_batches() -> None:
             TABLE.n_samples * TABLE.epochs / best.global_batch_size * 1e-4 * (saturation + best.global_batch_size)
         )
     assert chosen[0] < chosen[1]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_search_that_ends_early_has_looked_at_the_rates_beside_its_answer(kind: str) -> None:
+    """Half and twice the rate of the answer were run to a third, or diverged: short runs may favour the wrong rate."""
+    step_times = tuple((batch, 1e-4 * (64 + batch)) for batch in TABLE.batches)
+    facts = TABLE.facts(step_times=step_times, **KINDS[kind])
+    strategy = Strategy(Plan(budget=40, space=TABLE.space, goal="time"), facts, None)
+    records = replay(strategy, TABLE)
+    best = strategy.recommend()
+    rates = TABLE.learning_rates
+    at = rates.index(best.learning_rate)
+
+    assert strategy.stopped_by == "converged"
+    for rate in {rates[max(at - 1, 0)], rates[min(at + 1, len(rates) - 1)]}:
+        runs = [r for r in records if (r.global_batch_size, r.learning_rate) == (best.global_batch_size, rate)]
+        deepest = max((r.samples for r in runs), default=0)
+        lost = any(not math.isfinite(value) for r in runs for _, value in r.values)
+        assert lost or deepest >= TABLE.n_samples * TABLE.epochs / 3 - best.global_batch_size

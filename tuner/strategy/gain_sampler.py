@@ -26,6 +26,11 @@ COOLING = 0.8
 """The next run has the most gain for price ** COOLING (arXiv:2003.10870): plain gain per price favours cheap runs."""
 LEAST_GAIN = 0.002
 """In ln T for each reference run: the search ends when no run brings as much; training is then the better use of it."""
+BESIDE_OCTAVES = 1.0
+"""Before a search ends early, the rates so far on either side of the best were run to the rung before the last.
+
+Short runs favour large rates on some tasks, and the surrogate may be surer than it should be.
+"""
 MOST_WEIGHED = 70
 """Settings that are weighed at a time: those that may be best."""
 
@@ -70,7 +75,11 @@ class GainSampler:
             for option in self._options(ledger, model, point)
             if option.price <= self._left
         ]
-        best = self._neighbour(ledger, model, points, options) or self._most_gain(model, points, options)
+        best = (
+            self._neighbour(ledger, model, points, options)
+            or self._most_gain(model, points, options)
+            or self._unproven(ledger, model)
+        )
         return None if best is None else Action(best.point.setting, best.rung, best.continues)
 
     def goes_on(self, ledger: Ledger, run: Run, point: int) -> bool:
@@ -100,7 +109,9 @@ class GainSampler:
             if option.price <= self._left
         ]
         best = self._most_gain(model, points, [_Option(own, following, price, None), *others])
-        return best is not None and best.point.key == run.key
+        if best is None:
+            return run.key in {point.key for point in self._beside(ledger, model)}
+        return best.point.key == run.key
 
     # --- what could be run ---
 
@@ -165,6 +176,40 @@ class GainSampler:
         if not worthwhile.any():
             return None
         return options[int(np.argmax(np.where(worthwhile, gain / price**COOLING, -np.inf)))]
+
+    def _unproven(self, ledger: Ledger, model: Model) -> _Option | None:
+        """Return a run at a rate beside the best that was not run deep enough to tell; None where there is none."""
+        busy = {run.key for run in ledger.running}
+        options = [
+            option
+            for point in self._beside(ledger, model)
+            if point.key not in busy
+            for option in self._options(ledger, model, point)
+            if option.price <= self._left
+        ]
+        return min(options, key=lambda option: (option.price, option.point.setting.learning_rate), default=None)
+
+    def _beside(self, ledger: Ledger, model: Model) -> list[Point]:
+        """Return the settings at the rates beside the best that were not run to the rung before the last."""
+        best, space, rungs = self._evidence.best_run, self._context.space, self._context.rungs
+        if best is None:
+            return []
+        setting = best.setting
+        batch = setting.global_batch_size
+        enough = rungs.samples[-2] - batch
+        rates = {
+            space.nearest_learning_rate(setting.learning_rate * 2.0**octaves)
+            for octaves in (-BESIDE_OCTAVES, BESIDE_OCTAVES)
+        } - {setting.learning_rate}
+        points = [space.point(space.setting(batch, rate, setting.params)) for rate in sorted(rates)]
+        deepest = model.deepest
+        return [
+            point
+            for point in points
+            if self._context.allowed(point.key, batch)
+            and not model.closed(point.key)
+            and (point.key not in deepest or deepest[point.key].samples < enough)
+        ]
 
     def _neighbour(
         self, ledger: Ledger, model: Model, points: Sequence[Point], options: Sequence[_Option]
