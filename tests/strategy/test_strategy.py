@@ -344,5 +344,5 @@ def test_a_search_that_ends_early_has_looked_at_the_rates_beside_its_answer(kind
     for rate in {rates[max(at - 1, 0)], rates[min(at + 1, len(rates) - 1)]}:
         runs = [r for r in records if (r.global_batch_size, r.learning_rate) == (best.global_batch_size, rate)]
         deepest = max((r.samples for r in runs), default=0)
-        lost = any(not math.isfinite(value) for r in runs for _, value in r.values)
+        lost = any(value is None or not math.isfinite(value) for r in runs for _, value in r.values)
         assert lost or deepest >= TABLE.n_samples * TABLE.epochs / 3 - best.global_batch_size
