@@ -280,8 +280,9 @@ def targets(results: dict[str, Results], budget: float) -> list[str]:
         enter("what a search takes of what was announced, 80th percentile", line, MOST_OVER, over)
     for line, found in results.items():
         others = [middle(rows, "until") for name, rows in found.items() if name != "bstune"]
-        if line in MOST_OF_PEER and others and math.isfinite(min(others)):
-            share = middle(found["bstune"], "until") / min(others)
+        until = middle(found["bstune"], "until")
+        if line in MOST_OF_PEER and others and math.isfinite(min(*others, until)):
+            share = until / min(others)  # 0 where in the median over tables no peer is ever there.
             enter("seconds until within an octave, of the best peer's", line, MOST_OF_PEER[line], share)
     return [*lines, ""]
 
