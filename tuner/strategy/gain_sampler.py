@@ -27,7 +27,7 @@ COOLING = 0.8
 LEAST_GAIN = 0.002
 """In ln T for each reference run: the search ends when no run brings as much; training is then the better use of it."""
 BESIDE_OCTAVES = 1.0
-"""Before a search ends early, the rates so far on either side of the best were run to the rung before the last.
+"""Before a search ends early, the rates so far on either side of the best are run to the rung before the last.
 
 Short runs favour large rates on some tasks, and the surrogate may be surer than it should be.
 """
@@ -192,7 +192,7 @@ class GainSampler:
     def _beside(self, ledger: Ledger, model: Model) -> list[Point]:
         """Return the settings at the rates beside the best that were not run to the rung before the last."""
         best, space, rungs = self._evidence.best_run, self._context.space, self._context.rungs
-        if best is None:
+        if best is None or self._worth.goal != "time":  # Measured for this goal only.
             return []
         setting = best.setting
         batch = setting.global_batch_size
