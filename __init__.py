@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .objectives.reporting import report as report
     from .objectives.supervised import Supervised as Supervised
     from .tuner.batch_ramp import BatchRamp as BatchRamp
+    from .tuner.connect import connect as connect
     from .tuner.core.errors import ArgumentError as ArgumentError
     from .tuner.core.errors import BstuneError as BstuneError
     from .tuner.core.errors import DeviceError as DeviceError
@@ -65,6 +66,7 @@ _HOME = {
     "TrainResult": "tuner.core.take_home",
     "Trial": "objectives.base",
     "TrialPruned": "tuner.core.errors",
+    "connect": "tuner.connect",
     "load": "objectives.load",
     "objective": "objectives.loop",
     "plan": "tuner.plan",

@@ -1,6 +1,7 @@
 """What the commands do, one file a verb, and the rooms behind them.
 
 - `batch_ramp`: A schedule that lets the batch grow where another would let the learning rate fall.
+- `connect`: A training script as a client of the service.
 - `dashboard`: A storage in optuna-dashboard, on this machine only, with our card as the note of each study.
 - `doctor`: What bstune sees on this machine, and what will not work.
 - `list_studies`: The studies of a storage, each with its date, objective, device and answer.

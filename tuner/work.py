@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .client.link import GIVE_UP_S, Link, study_path
+from .client.link import Link
 from .client.relay import Relay, new_client_id
+from .client.wire import search_json
 from .core.arguments import SearchArguments, check_search
 from .core.probe_results import DeviceInfo, ProbeResult
 from .engines.local import LocalEngine
@@ -30,21 +31,17 @@ class WorkArguments:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads of each trial.
         study: Name of the study; by default the objective's, else the file's.
-        token: For the service; by default that of the variable BSTUNE_TOKEN.
         search: Arguments of `bstune.search` that a new study begins with; None: its defaults, or what the study has.
         probe: One that was made before.
         fresh: Make a new study beside an old one.
-        give_up_s: Seconds that the service may be away.
     """
 
     device: str = "auto"
     threads: int | Literal["auto"] = "auto"
     study: str | None = None
-    token: str | None = None
     search: dict[str, Any] | None = None
     probe: ProbeResult | None = None
     fresh: bool = False
-    give_up_s: float = GIVE_UP_S
 
 
 @dataclass(frozen=True)
@@ -61,31 +58,27 @@ class Worked:
 
 
 def work(
-    url: str,
     objective: Any,
     arguments: WorkArguments,
     *,
     say: Callable[[str], None],
-    link: Link | None = None,
+    link: Link,
 ) -> Worked:
     """Run trials for the service until the study has ended.
 
     Args:
-        url: Of the service.
         objective: What to train, as `bstune.search` takes it.
         arguments: How.
         say: Takes a line for people.
-        link: Calls to the service, where the caller wants to stop them.
+        link: The service; whoever sets its `stopped` ends the worker.
 
     Raises:
         BstuneError: The objective, the device or the service is at fault.
     """
     objective = check_objective(objective)
     asked: SearchArguments = check_search(**(arguments.search or {}))
-    link = link or Link(url, arguments.token, give_up_s=arguments.give_up_s, say=say)
     threads = None if arguments.threads == "auto" else arguments.threads
     with (
-        contextlib.closing(link),
         contextlib.closing(
             LocalEngine(objective, device=arguments.device, threads=threads, batch_sizes=asked.plan.named_batches)
         ) as engine,
@@ -112,7 +105,7 @@ def _new_study(objective: Any, engine: LocalEngine, arguments: WorkArguments, ki
         "named": arguments.study is not None,
         "fresh": arguments.fresh,
         "facts": dataclasses.asdict(facts),
-        "search": arguments.search,
+        "search": search_json(arguments.search),
         "device": kind,
         "device_info": info.to_dict(),
         "probe": None if arguments.probe is None else arguments.probe.to_dict(),
@@ -189,9 +182,3 @@ def _teller(say: Callable[[str], None]) -> Callable[..., None]:
             say(f"trial {spec.number}  {how} at {event.samples} samples after {event.seconds:.1f} s")
 
     return tell
-
-
-def recommendation_of(link: Link, study: str) -> dict[str, Any]:
-    """Return what the service recommends, as `SearchResult.to_dict` writes it."""
-    found: dict[str, Any] = link.get(study_path(study, "/recommendation"))
-    return found

@@ -19,7 +19,7 @@ ORDER = (
     ("commands",),
     ("dashboard",),
     ("report_study", "list_studies"),
-    ("search", "probe", "plan", "scale", "batch_ramp", "train", "show", "doctor", "serve", "work"),
+    ("search", "probe", "plan", "scale", "batch_ramp", "train", "show", "doctor", "serve", "work", "connect"),
     ("service", "client"),
     ("searching", "integrations", "testing"),
     ("engines",),

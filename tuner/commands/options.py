@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,6 +67,11 @@ verbose_option = click.option(
 
 
 study_option = click.option("--study", help="Name of the study.  [default: the objective's name, else the file's]")
+token_option = click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="A file that holds the token for the service.  [default: $BSTUNE_TOKEN]",
+)
 device_option = click.option("--device", default="auto", help="auto (CUDA when it works), cpu, cuda or cuda:N.")
 
 

@@ -28,6 +28,7 @@ from .options import (
     storage_option,
     study_option,
     threads_option,
+    token_option,
     verbose_option,
 )
 
@@ -109,6 +110,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A file that `bstune probe --json` wrote.  [default: probe if needed]",
 )
+@click.option(
+    "--server",
+    metavar="URL",
+    help="Have a service lead the search (`bstune serve`), and be its first worker.  [default: search here]",
+)
+@token_option
 @command_options
 @device_option
 @threads_option
@@ -137,6 +144,8 @@ def search_command(
     verbose: bool,
     dry_run: bool,
     yes: bool,
+    server: str | None,
+    token_file: Path | None,
     **options: Any,
 ) -> None:
     """Find the batch size and the learning rate to train with.
@@ -163,6 +172,13 @@ def search_command(
         model, options = _stored(options, given, yes=yes)
         arguments = _arguments(options, progress)
     objective = command or load(str(model))
+    if server is not None:
+        from .worker import search_at_server
+
+        asked = {name: options[name] for name in given}
+        result = search_at_server(server, token_file, objective, asked, arguments, progress)
+        _show(result, progress.facts, as_json=as_json, verbose=verbose, storage=arguments.storage)
+        return
     try:
         with (
             progress,

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..report.terminal import note
-from .options import device_option, study_option, threads_option
+from .options import device_option, study_option, threads_option, token_option
 
 if TYPE_CHECKING:
     from ..client.link import Link
+    from ..core.arguments import SearchArguments
+    from ..core.results import SearchResult
+    from ..report.progress import PlainProgress
 
-token_option = click.option(
-    "--token-file",
-    type=click.Path(path_type=Path),
-    help="A file that holds the token for the service.  [default: $BSTUNE_TOKEN]",
-)
+HERE_ONLY = ("engine", "ray_address", "isolation", "jobs", "timeout", "save_model", "storage")
+"""Options of `bstune search` that mean nothing to a service."""
+OF_WORKER = ("device", "threads", "study", "fresh", "probe")
 
 
 @click.command("worker", epilog="\b\nExample:\n  bstune worker http://127.0.0.1:8080 model.py")
@@ -50,10 +51,9 @@ def worker_command(url: str, model: str, token_file: Path | None, probe_file: Pa
 
     token = read_token(token_file)
     probe = None if probe_file is None else read_probe(probe_file)
-    link = Link(url, token, give_up_s=options["give_up_s"], say=note)
-    arguments = WorkArguments(**options, token=token, probe=probe)
-    with drained(link), contextlib.redirect_stdout(sys.stderr):
-        worked = work(url, load(model), arguments, say=note, link=link)
+    link = Link(url, token, give_up_s=options.pop("give_up_s"), say=note)
+    with drained(link), contextlib.redirect_stdout(sys.stderr), contextlib.closing(link):
+        worked = work(load(model), WorkArguments(**options, probe=probe), say=note, link=link)
     note(
         f"Study {worked.study} has ended: {worked.ended_by}."
         if worked.ended_by != "drained"
@@ -92,3 +92,50 @@ def drained(link: Link) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def search_at_server(
+    url: str,
+    token_file: Path | None,
+    objective: Any,
+    asked: dict[str, Any],
+    arguments: SearchArguments,
+    progress: PlainProgress,
+) -> SearchResult:
+    """Begin a study at a service, or go on with it, be a worker until it has ended, and return the result.
+
+    Args:
+        url: Of the service.
+        token_file: Holds its token.
+        objective: What to train.
+        asked: What the user gave of the options of `bstune search`, by name.
+        arguments: All of them, checked.
+        progress: Where lines go.
+
+    Raises:
+        ArgumentError: An option means nothing to a service.
+        BstuneError: The objective, the device or the service is at fault.
+    """
+    from ..client.link import Link
+    from ..client.remote import result_of
+    from ..core.errors import ArgumentError, BstuneError
+    from ..work import WorkArguments, work
+
+    wrong = [f"--{name.replace('_', '-')}" for name in HERE_ONLY if name in asked]
+    if wrong:
+        raise ArgumentError(f"{', '.join(wrong)}: not with --server, where the service leads the search.")
+    link = Link(url, read_token(token_file), say=progress.print)
+    search = {name: value for name, value in asked.items() if name not in OF_WORKER}
+    how = WorkArguments(
+        device=arguments.device,
+        threads=arguments.threads,
+        study=arguments.study,
+        search=search or None,
+        probe=arguments.probe,
+        fresh=bool(asked.get("fresh")),
+    )
+    with progress, drained(link), contextlib.redirect_stdout(sys.stderr), contextlib.closing(link):
+        worked = work(objective, how, say=progress.print, link=link)
+        if worked.ended_by == "drained":
+            raise BstuneError(f"This worker has left study {worked.study}, which goes on at {link.url}.")
+        return result_of(link, worked.study)

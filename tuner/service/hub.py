@@ -29,6 +29,8 @@ from .events import Feed
 from .served import OURS, ServedStudy, begin
 
 MOST_STUDIES = 200
+ASKED = frozenset({item.name for item in dataclasses.fields(Plan)} - {"jobs", "budget_s"} | {"trial_timeout"})
+"""The arguments of `bstune.search` that a service can act upon."""
 MOST_TRIALS = 10_000
 """Trials, and reference runs of budget, of one study."""
 ANSWER_S = 60.0
@@ -119,7 +121,7 @@ class Hub:
             ArgumentError: An argument of the search is wrong.
             StudyError: The study holds trials of other settings, or there are too many studies.
         """
-        arguments = None if request.search is None else check_search(**request.search)
+        arguments = None if request.search is None else check_search(**_decoded(request.search))
         if arguments is not None:
             _check_size(arguments.plan)
         with self._lock:
@@ -225,6 +227,22 @@ class Hub:
         self.feed.close()
         for served in self.studies:
             served.close()
+
+
+def _decoded(search: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a search as `check_search` takes them; what else they may be is for it to say."""
+    unknown = sorted(set(search) - ASKED)
+    if unknown:
+        raise ArgumentError(f"Not for a service to know: {', '.join(unknown)}. Known are {', '.join(sorted(ASKED))}.")
+    space = search.get("space")
+    if not isinstance(space, dict):
+        return search
+    ranges = {
+        name: tuple(given["range"])
+        for name, given in space.items()
+        if isinstance(given, dict) and isinstance(given.get("range"), list)
+    }
+    return {**search, "space": {**space, **ranges}}
 
 
 def _check_size(plan: Plan) -> None:
