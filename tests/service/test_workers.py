@@ -1,0 +1,178 @@
+"""Real workers of a real service: probe, processes, signals; and a script that trains by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bstune
+import httpx
+import pytest
+from bstune.tuner.testing.tables import synthetic
+
+from .conftest import Service, new_study
+
+MODEL = """
+import time
+import bstune
+import torch
+
+@bstune.objective(n_samples=256, epochs=2, evals=2, optimizer="SGD")
+def objective(trial):
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=trial.learning_rate)
+    samples = 0
+    while samples < trial.max_samples:
+        optimizer.zero_grad()
+        (weight**2).sum().backward()
+        optimizer.step()
+        samples += trial.global_batch_size
+        if samples >= trial.next_report or samples >= trial.max_samples:
+            time.sleep({pause})
+            trial.report(float(weight.detach() ** 2), samples=samples)
+"""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose leases are as long as usual."""
+    made = Service(tmp_path_factory.mktemp("service"), "--rate", "0")
+    yield made.start()
+    made.close()
+
+
+def bstune_command(*words: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a command of bstune in a folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bstune", *words],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_search_at_the_service_prints_its_result_and_a_late_worker_has_nothing_to_do(
+    service: Service, tmp_path: Path
+) -> None:
+    """The search creates the study and is its worker; another finds it ended, needs no probe, and ends with 0."""
+    (tmp_path / "small.py").write_text(MODEL.replace("{pause}", "0"))
+    space = ("--space", "batch_size=16,32", "--space", "learning_rate=0.01:0.1")
+
+    search = bstune_command(
+        "search", "small.py", "--server", service.url, "--n-trials", "3", *space, "--json", folder=tmp_path
+    )
+    found, said = search.communicate(timeout=180)
+
+    assert search.returncode == 0, said
+    result = bstune.SearchResult.from_dict(json.loads(found))
+    assert result.stopped_by == "n_trials"
+    assert result.study == "small"
+    assert len(result.records) == 3
+    assert result.probe is not None
+    assert "probe  micro-batch" in said
+
+    worker = bstune_command("worker", service.url, "small.py", folder=tmp_path)
+    _, late = worker.communicate(timeout=120)
+    assert worker.returncode == 0, late
+    assert "Study small has ended: n_trials." in late
+    assert "probe  micro-batch" not in late
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_a_worker_that_is_told_to_end_hands_its_trial_back(service: Service, tmp_path: Path) -> None:
+    """SIGTERM: the next client has the trial at once, and the worker ends with 0 and leaves no process behind."""
+    (tmp_path / "slow.py").write_text(MODEL.replace("{pause}", "0.1"))
+    worker = bstune_command("worker", service.url, "slow.py", folder=tmp_path)
+    deadline_s = time.monotonic() + 120
+    running: list[int] = []
+    with httpx.Client(base_url=service.url, trust_env=False, timeout=30) as calls:
+        while not running and time.monotonic() < deadline_s:
+            answer = calls.get("/v1/studies/slow")
+            if answer.status_code == 200:
+                running = [seen["trial"] for seen in answer.json()["workers"] if seen["trial"] is not None]
+            time.sleep(0.05)
+        worker.send_signal(signal.SIGTERM)
+        _, said = worker.communicate(timeout=60)
+        answer = calls.post("/v1/studies/slow/ask", json={"client_id": "heir", "wait_s": 5})
+
+    assert running
+    assert worker.returncode == 0, said
+    assert "is handed back." in said
+    assert "This worker has left study slow." in said
+    assert answer.json()["state"] == "trial"
+
+
+def test_a_script_trains_the_trials_itself(service: Service) -> None:
+    """`bstune.connect` yields the trials of a study until it has ended; a pruned one is the script's to catch."""
+    table = synthetic()
+    study = bstune.connect(
+        service.url,
+        study="script",
+        n_samples=table.n_samples,
+        epochs=table.epochs,
+        search={"space": table.space, "budget": 2},
+    )
+    pruned = trained = 0
+
+    for trial in study.trials():
+        trained += 1
+        assert trial.device == "cpu"
+        try:
+            table.train(trial)
+        except bstune.TrialPruned:
+            pruned += 1
+    result = study.result()
+    study.close()
+
+    assert trained == len(result.records)
+    assert pruned == sum(record.state == "pruned" for record in result.records) > 0
+    assert result.stopped_by in ("budget", "converged")
+    assert table.regret(result.recommendation.global_batch_size, result.recommendation.learning_rate) < 0.5
+
+
+def test_a_worker_stopped_for_longer_than_its_lease_is_told_so(make_service: Any) -> None:
+    """SIGSTOP of a client in a process of its own: another gets the trial, and the first goes on with the next."""
+    service = make_service("--lease", "1").start()
+    table = synthetic()
+    with httpx.Client(base_url=service.url, trust_env=False, timeout=30) as calls:
+        calls.post("/v1/studies", json=new_study(table, "one", n_trials=1, confirm=0, pruner="none", budget=4))
+        code = (
+            f"import bstune, time\n"
+            f"study = bstune.connect({service.url!r}, study='one', n_samples=1024, epochs=16)\n"
+            "for trial in study.trials():\n"
+            "    print('has', trial.number, flush=True)\n"
+            "    time.sleep(1)\n"
+            "    try:\n"
+            "        trial.report(0.5, samples=trial.max_samples)\n"
+            "    except bstune.TrialPruned:\n"
+            "        print('pruned', flush=True)\n"
+            "print('over', flush=True)\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as client:
+            try:
+                assert client.stdout is not None
+                assert client.stdout.readline() == "has 0\n"
+                client.send_signal(signal.SIGSTOP)
+                heir = calls.post("/v1/studies/one/ask", json={"client_id": "heir", "wait_s": 20}).json()["trial"]
+                client.send_signal(signal.SIGCONT)
+                assert client.stdout.readline() == "pruned\n"
+                path, end = f"/v1/trials/{heir['id']}", heir["end_samples"]
+                calls.post(f"{path}/report", json={"client_id": "heir", "samples": end, "val_loss": 0.25})
+                finished = calls.post(f"{path}/finish", json={"client_id": "heir", "samples": end})
+                assert finished.status_code == 200
+                assert client.stdout.readline() == "over\n"
+            finally:
+                client.kill()
+        [record] = calls.get("/v1/studies/one").json()["trials"]
+
+    assert record["state"] == "complete"
+    assert record["val_loss"] == 0.25
