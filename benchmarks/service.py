@@ -33,6 +33,8 @@ from bstune.tuner.testing.tables import Table, synthetic
 
 STUDIES = 8
 PROCESSES = 4
+OVER = threading.Event()
+"""In a process of clients: they are to end."""
 
 
 class Server:
@@ -95,16 +97,16 @@ class Client:
         self.refused: list[str] = []
         self.latencies: dict[str, list[float]] = collections.defaultdict(list)
 
-    def run(self, until_s: float) -> None:
-        """Run trials until the time is over."""
-        while time.time() < until_s:
+    def run(self) -> None:
+        """Run trials until it is told to end."""
+        while not OVER.is_set():
             with contextlib.suppress(AwayError):
                 answer = self._post("ask", study_path(self.study, "/ask"), {"device": "table", "wait_s": 2.0})
                 if answer["state"] == "trial":
-                    self._train(answer["trial"], until_s)
+                    self._train(answer["trial"])
         self.link.stopped.set()
 
-    def _train(self, trial: dict[str, Any], until_s: float) -> None:
+    def _train(self, trial: dict[str, Any]) -> None:
         self.handed.append(trial["id"])
         samples = 0
         try:
@@ -131,13 +133,15 @@ class Client:
         return answer
 
 
-def clients(url: str, first: int, count: int, until_s: float, per_s: float) -> None:
-    """Run some clients in threads of this process, and print their logs."""
+def clients(url: str, first: int, count: int, per_s: float) -> None:
+    """Run some clients in threads of this process until stdin ends, and print their logs."""
     table = synthetic()
     made = [Client(url, f"load-{n % STUDIES}", f"client-{n}", table, per_s) for n in range(first, first + count)]
-    threads = [threading.Thread(target=each.run, args=(until_s,)) for each in made]
+    threads = [threading.Thread(target=each.run) for each in made]
     for thread in threads:
         thread.start()
+    sys.stdin.read()
+    OVER.set()
     for thread in threads:
         thread.join()
     logs = [
@@ -154,19 +158,19 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
     first_start_s = server.start()
     for n in range(STUDIES):
         httpx.post(f"{server.url}/v1/studies", json=study_body(synthetic(), f"load-{n}", n), trust_env=False)
-    until_s = time.time() + options.seconds
     per_s = options.rate / options.clients if options.rate else 0.0
     each = options.clients // PROCESSES
     runs = [
         subprocess.Popen(
-            [sys.executable, __file__, "clients", server.url, str(n * each), str(each), str(until_s), str(per_s)],
+            [sys.executable, __file__, "clients", server.url, str(n * each), str(each), str(per_s)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         for n in range(PROCESSES)
     ]
     memory_mb, restarts = [], []
     for kill in range(options.kills + 1):
-        kill_s = until_s - options.seconds + options.seconds * (kill + 1) / (options.kills + 1)
+        kill_s = time.time() + options.seconds / (options.kills + 1)  # So long it is up each time.
         while time.time() < kill_s:
             assert server.process is not None
             memory_mb.append(psutil.Process(server.process.pid).memory_info().rss / 2**20)
@@ -302,11 +306,11 @@ def main() -> None:
     describing = commands.add_parser("described")
     describing.add_argument("--examples", type=int, default=50)
     some = commands.add_parser("clients")
-    for name, kind in (("url", str), ("first", int), ("count", int), ("until_s", float), ("per_s", float)):
+    for name, kind in (("url", str), ("first", int), ("count", int), ("per_s", float)):
         some.add_argument(name, type=kind)
     options = parser.parse_args()
     if options.what == "clients":
-        clients(options.url, options.first, options.count, options.until_s, options.per_s)
+        clients(options.url, options.first, options.count, options.per_s)
     elif options.what == "described":
         sys.exit(described(options))
     else:

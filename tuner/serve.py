@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import resource
 import signal
 import socket
@@ -63,6 +64,9 @@ def serve(arguments: ServeArguments) -> None:
         StudyError: The storage cannot be used, or was lost.
         BstuneError: The extra `serve` is not installed, or the port cannot be had.
     """
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        # Each study has a thread; several more for each small matrix would only wait for each other.
+        os.environ.setdefault(name, "1")
     try:
         import uvicorn
 
