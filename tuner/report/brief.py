@@ -181,7 +181,7 @@ def _sure(best: Recommendation) -> Part:
     else:
         said.append("It was chosen by the beginnings of runs.")
     if loss.low is not None and loss.high is not None:
-        short = f"9 of 10 new runs end at {two_digits(loss.low)} to {two_digits(loss.high)}"
+        short = f"Loss {two_digits(loss.low)} to {two_digits(loss.high)} in 9 of 10 new runs"
     if best.batch_interval:
         low, high = best.batch_interval[0], best.batch_interval[-1]
         said.append(

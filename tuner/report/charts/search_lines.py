@@ -37,8 +37,8 @@ def limits(result: SearchResult) -> Any:
     here = altair.Chart(rows([{"batch": best, "said": f"answer {best}"}]))
     layers = [
         drawn.encode(x=x, x2="to:Q", y=y, color=colour, tooltip=["said:N"]),
-        words.encode(x=altair.value(3), y=y, text="said:N"),
         here.mark_rule(color=PURPLE, strokeWidth=2.5).encode(x=x),
+        words.encode(x=altair.value(3), y=y, text="said:N"),
         here.mark_text(dy=-8, fontWeight="bold").encode(x=x, y=altair.value(0), text="said:N"),
         points.encode(x=x, y=y, color=colour, tooltip=["said:N"]),
     ]
