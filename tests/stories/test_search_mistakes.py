@@ -68,6 +68,16 @@ def test_a_later_exception_is_a_result() -> None:
     assert result.recommendation.learning_rate == 0.01
 
 
+def test_what_fails_whatever_is_tried_stops_the_search(url: str) -> None:
+    """Data that are gone, or a file that was changed, are not found out setting by setting."""
+    with pytest.raises(bstune.ObjectiveError, match="ValueError: bad rate"):
+        search(failing(lambda trial: trial.number >= 5), storage=url)
+    with read_storage(url) as storage:
+        study = find_study(storage, "failing")
+        assert study is not None
+        assert [record.cause for record in study.finished[5:]] == ["error"] * 6
+
+
 def test_running_out_of_memory_is_a_result() -> None:
     """Even in the first trials: it says something about the setting, not about the user's code."""
     result = search(failing(lambda trial: trial.global_batch_size == 32, MemoryError))

@@ -35,6 +35,8 @@ PATIENCE = 20
 PATIENCE_LEAST_S = 300.0
 PATIENCE_UNKNOWN_S = 3600.0
 """The same where no step time is known."""
+ALIKE = 6
+"""So many trials in a row that fail in one way say that it is not for their settings."""
 PLACE_S = 3600.0
 """So long a run may wait for its place, and its place load the data, before its silence counts."""
 
@@ -285,11 +287,18 @@ class Drive:
         return self._cost(record).samples_per_s(record.global_batch_size, split)
 
     def _is_fatal(self, event: Lost) -> bool:
-        """Tell whether the user's code has a mistake: the first trial failed, or two in one way, none finished."""
-        if event.cause not in ("error", "no_report") or self._study.learned:
+        """Tell whether the user's code has a mistake.
+
+        So it is where the first trial failed, or two in one way and none finished, or the last few all in one way: a
+        file that was changed meanwhile, or data that are gone, fail whatever is tried.
+        """
+        if event.cause not in ("error", "no_report"):
             return False
         ended = [record for record in self._study.finished if record.cause != "orphan"]
-        return not ended or any(record.reason.partition(":")[0] == _said(event).partition(":")[0] for record in ended)
+        alike = [record.reason.partition(":")[0] == _said(event).partition(":")[0] for record in ended]
+        if self._study.learned:
+            return len(alike) >= ALIKE and all(alike[-ALIKE + 1 :])
+        return not ended or any(alike)
 
     def _cut_off(self, number: int, why: str) -> None:
         """Enter a trial that still runs as cut off; closing the pool is what ends it."""
