@@ -21,6 +21,7 @@ DEAREST = [
     "test_faults",
     "test_signals",
     "test_probe",
+    "test_page",
     "test_worker",
     "test_scenarios",
     "test_cli",
