@@ -168,16 +168,23 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
         )
         for n in range(PROCESSES)
     ]
-    memory_mb, restarts = [], []
+    memory_mb, restarts, alive_s = [], [], []
     for kill in range(options.kills + 1):
         kill_s = time.time() + options.seconds / (options.kills + 1)  # So long it is up each time.
         while time.time() < kill_s:
             assert server.process is not None
             memory_mb.append(psutil.Process(server.process.pid).memory_info().rss / 2**20)
-            time.sleep(min(1.0, max(0.01, kill_s - time.time())))
+            start_s = time.perf_counter()
+            httpx.get(f"{server.url}/healthz", trust_env=False, timeout=60)
+            alive_s.append(time.perf_counter() - start_s)
+            time.sleep(min(0.5, max(0.01, kill_s - time.time())))
         if kill < options.kills:
             server.stop(signal.SIGKILL)
             restarts.append(server.start())
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.close()
+        run.stdin = None
     logs = [log for run in runs for log in json.loads(run.communicate()[0])]
     metrics = httpx.get(f"{server.url}/metrics", trust_env=False, timeout=60).text
     records = {
@@ -204,6 +211,7 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
             if line.startswith("bstune_calls_total") and 'status="5' in line
         ),
         "latency_ms": {what: quantiles(logs, what) for what in ("ask", "report", "finish")},
+        "healthz_ms": {"p50": round(1e3 * sorted(alive_s)[len(alive_s) // 2], 1), "max": round(1e3 * max(alive_s), 1)},
         "cpu_ms_per_call": round(1e3 * (cpu.user + cpu.system) / max(1.0, calls), 1),
         "load_average": os.getloadavg()[0],
         "memory_mb": [round(value) for value in (memory_mb[0], memory_mb[len(memory_mb) // 2], memory_mb[-1])],

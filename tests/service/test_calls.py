@@ -174,6 +174,10 @@ def test_events_stream_and_pages_escape(calls: httpx.Client, service: Service, s
     assert "0.25" in page.text or "running" in page.text
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"
+    report = calls.get(f"/studies/{study}/report")
+    assert report.status_code == 200
+    assert 'data-events="/v1/studies/' in report.text
+    assert "frame-ancestors 'none'" in report.headers["content-security-policy"]
     assert calls.get("/").status_code == calls.get("/docs").status_code == 200
     assert 'bstune_calls_total{route="/v1/studies/{name}/ask"' in calls.get("/metrics").text
 

@@ -132,3 +132,11 @@ def test_a_caller_has_a_rate() -> None:
     now = 1.0
     assert [rates.allow("a") for _ in range(6)] == [True] * 5 + [False]
     assert Caller(Gate(behind, tokens=Tokens(), hosts=None, rates=Rates(0.4)), b"").call() == 429
+
+
+def test_strangers_have_a_rate_too() -> None:
+    """Guessing tokens is no faster than calling with one."""
+    gate = Gate(behind, tokens=Tokens([f"ann write {WRITES}"]), hosts=None, rates=Rates(1.5))
+
+    assert [Caller(gate, b"").call(authorization="Bearer guess") for _ in range(4)] == [401] * 3 + [429]
+    assert Caller(gate, b"").call(authorization=f"Bearer {WRITES}") == 200

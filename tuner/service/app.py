@@ -294,6 +294,16 @@ def _add_watching(app: FastAPI, hub: Hub, metrics: Metrics, stopping: Callable[[
         served = _find(hub, name)
         return pages.study_page(summary(served), served.records)
 
+    @app.get("/studies/{name}/report", response_class=HTMLResponse, include_in_schema=False)
+    async def report_page(name: StudyName) -> Response:
+        served = _find(hub, name)
+        told = await _soon(served.pool.call(served.told))
+        try:
+            html = await run_in_threadpool(pages.report_page, told)
+        except BstuneError as error:  # The extra `report` is not installed.
+            raise HTTPException(501, str(error)) from error
+        return HTMLResponse(html, headers={"content-security-policy": pages.REPORT_POLICY})
+
     @app.get("/static/{file}", include_in_schema=False)
     async def static(file: Annotated[str, Path(pattern=r"^[a-z]{1,20}\.(js|css)$")]) -> Response:
         content = pages.static(file)

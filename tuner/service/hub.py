@@ -33,6 +33,8 @@ ASKED = frozenset({item.name for item in dataclasses.fields(Plan)} - {"jobs", "b
 """The arguments of `bstune.search` that a service can act upon."""
 MOST_TRIALS = 10_000
 """Trials, and reference runs of budget, of one study."""
+MOST_DIMENSIONS, MOST_VALUES = 8, 200
+"""Of a space: what a strategy can think about in a moment."""
 ANSWER_S = 60.0
 """So long a study may be busy before who asks is told to come again."""
 
@@ -249,4 +251,8 @@ def _check_size(plan: Plan) -> None:
     if (plan.n_trials or 0) > MOST_TRIALS or plan.budget > MOST_TRIALS:
         raise ArgumentError(
             f"budget={plan.budget:g}, n_trials={plan.n_trials}: this service takes at most {MOST_TRIALS} of each."
+        )
+    if len(plan.space) > MOST_DIMENSIONS or any(len(each.values) > MOST_VALUES for each in plan.space.values()):
+        raise ArgumentError(
+            f"space: this service takes at most {MOST_DIMENSIONS} dimensions, of at most {MOST_VALUES} values each."
         )

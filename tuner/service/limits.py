@@ -109,10 +109,13 @@ class Gate:
         name = f"{host[0]}]" if host[1] else host[2].partition(":")[0]
         if self._hosts is not None and name.lower() not in self._hosts:
             return 421, "This service is called by another name.", ()
+        address = (scope.get("client") or ("", 0))[0]
         caller: Caller | None = Caller("", False)
         if scope["path"] not in OPEN:
             token, by_browser = _token(headers)
             caller = self._tokens.caller(token)
+            if caller is None and not self._rates.allow(f"a stranger at {address}"):
+                return 429, "Too many calls: wait a second.", ((b"retry-after", b"1"),)
             if caller is None:
                 return (
                     401,
@@ -126,8 +129,7 @@ class Gate:
             if not reads and by_browser and self._tokens:
                 return 403, "To write, send the token as Authorization: Bearer TOKEN.", ()
         assert caller is not None
-        address = scope.get("client") or ("", 0)
-        if not self._rates.allow(caller.name or address[0]):
+        if not self._rates.allow(caller.name or address):
             return 429, "Too many calls: wait a second.", ((b"retry-after", b"1"),)
         scope.setdefault("state", {})["caller"] = caller
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -9,6 +10,7 @@ from urllib.parse import quote
 
 from ..core.plain_text import one_line
 from ..core.results import TrialRecord
+from ..report.page_told import Told
 
 STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
@@ -39,9 +41,40 @@ setInterval(soon, 15000);
 """
 
 
+RELOAD = """\
+"use strict";
+const place = document.currentScript.dataset.events;
+let timer = null;
+function soon() { if (timer === null) timer = setTimeout(() => location.reload(), 3000); }
+const source = new EventSource(place);
+for (const kind of ["finish", "ended", "failed"]) source.addEventListener(kind, soon);
+"""
+REPORT_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The report has its scripts within, and draws by a library that makes functions; all its text is escaped."""
+
+
+def report_page(told: Told) -> str:
+    """Return the report of a study, as `bstune report` writes it, which loads itself anew when a trial has ended.
+
+    Raises:
+        BstuneError: The extra `report` is not installed.
+    """
+    from ..report.page import page
+
+    html = page(told)
+    # Its own policy allows no connection; the one of the answer does.
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html, count=1)
+    events = escape(f"/v1/studies/{quote(told.study, safe='')}/events")
+    head, body, rest = html.rpartition("</body>")
+    return f'{head}<script src="/static/reload.js" data-events="{events}"></script>{body}{rest}'
+
+
 def static(file: str) -> str | None:
     """Return the content of a file that the pages use, or None."""
-    return {"live.js": SCRIPT, "page.css": STYLE}.get(file)
+    return {"live.js": SCRIPT, "page.css": STYLE, "reload.js": RELOAD}.get(file)
 
 
 def index_page(studies: Sequence[Mapping[str, Any]]) -> str:
@@ -74,7 +107,9 @@ def study_page(study: Mapping[str, Any], records: Iterable[TrialRecord]) -> str:
     said = f"<p>{_text(study['state'])} {_text(study['stopped_by'] or '')} {_text(study['message'])}</p>"
     trials = _table(["stage", "state"], ["trial", "batch size", "learning rate", "samples", "loss"], rows)
     workers = _workers([(name, worker) for worker in study["workers"]])
-    events = f"/v1/studies/{quote(name, safe='')}/events"
+    path = quote(name, safe="")
+    events = f"/v1/studies/{path}/events"
+    said += f'<p><a href="/studies/{path}/report">The report, with pictures</a></p>'
     return _page(name, events, f"{said}<h2>Workers</h2>{workers}<h2>Trials</h2>{trials}")
 
 

@@ -20,6 +20,7 @@ from ..core.results import SearchResult, TrialRecord
 from ..core.specs import Plan, Proposal
 from ..engines.http import HttpPool, SuspendedError, adopted
 from ..engines.leases import LeaseBook
+from ..report.page_told import Told
 from ..report.terminal import note
 from ..searching.loop import Drive
 from ..searching.probes import with_probed_optimizer, with_stored_step_times
@@ -199,6 +200,19 @@ class ServedStudy:
             stopped_by = self.stopped_by or "interrupted"
             self._known_result = version, make_result(self.study, self.strategy, self.study.probe, stopped_by)
         return dataclasses.replace(self._known_result[1], stopped_by=self.stopped_by or "interrupted")
+
+    def told(self) -> Told:
+        """Return what a report tells of the study now."""
+        try:
+            result = self.result()
+        except NoSignalError:
+            result = None
+        attributes, records = self.study.attributes, self.study.records
+        facts = decode_facts(attributes["facts"])
+        url, used = self.study.storage.location.url, attributes.get("used")
+        headline = f"Study {self.name} in {url}: {len(self.study.finished)} trials, {self.stopped_by or self.state}"
+        date = used.replace("T", " ") if isinstance(used, str) else None
+        return Told(self.name, url, headline, records, self.study.probe, result, facts, None, date)
 
     # --- the thread ---
 
