@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from bstune.tuner.testing.fake_device import known_probe
 from bstune.tuner.testing.tables import synthetic
 
 from .conftest import Service, new_study
@@ -249,3 +250,27 @@ def test_connections_that_send_nothing_are_harmless(service: Service, calls: htt
     assert calls.get("/healthz").status_code == 200
     for connection in idle:
         connection.close()
+
+
+def test_another_kind_of_device_joins_a_study(calls: httpx.Client) -> None:
+    """Its probe comes later: the same global batch, split as it needs; the first kind's trials stay as they are."""
+    facts = {"kind": "supervised", "n_samples": 1024, "epochs": 16}
+    body = {**new_study(TABLE, "kinds", facts=facts, budget=6), "waits": True}
+    large, small = known_probe(512, step_s=(0.01, 1e-5)), known_probe(8, step_s=(0.02, 1e-4))
+
+    assert calls.post("/v1/studies", json=body).json()["state"] == "waiting"
+    assert calls.post("/v1/studies/kinds/ask", json={"client_id": "a"}).json()["state"] == "wait"
+    calls.post("/v1/studies", json={**body, "device": "large", "probe": large.to_dict()})
+    path = "/v1/studies/kinds/ask"
+    first = calls.post(path, json={"client_id": "a", "device": "large", "wait_s": 5}).json()["trial"]
+    calls.post("/v1/studies", json={**body, "device": "small", "probe": small.to_dict()})
+    second = calls.post("/v1/studies/kinds/ask", json={"client_id": "b", "device": "small", "wait_s": 5}).json()[
+        "trial"
+    ]
+    again = calls.post("/v1/studies", json={**body, "device": "small"}).json()
+
+    assert first["micro_batch_size"] == first["global_batch_size"]
+    assert second["micro_batch_size"] <= 8 < second["global_batch_size"]
+    assert second["micro_batch_size"] * second["accumulation_steps"] == second["global_batch_size"]
+    assert again["probe"] == small.to_dict()
+    assert calls.post(path, json={"client_id": "a", "device": "large"}).json()["trial"] == first

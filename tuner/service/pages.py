@@ -162,7 +162,7 @@ def _text(value: Any) -> str:
 def _page(title: str, events: str, body: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f'<title>{_text(title)} - bstune</title><link rel="stylesheet" href="/static/page.css">'
         '<script src="/static/live.js" defer></script></head>'
         f'<body data-events="{escape(events)}"><p><a href="/">bstune</a> <a href="/docs">calls</a></p>'
