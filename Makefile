@@ -68,8 +68,9 @@ bench: $(INSTALLED) ## Measure start-up time, and compare the demo's recommendat
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/demo_truth.py --check
 
-soak: $(INSTALLED) ## Run 300 short searches under random faults and check that nothing is lost; 15 minutes.
+soak: $(INSTALLED) ## Run 300 short searches under random faults, kill the service under load, and check that nothing is lost; 20 minutes.
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/service.py load --seconds 60 --kills 10
 
 clean: ## Remove .venv, caches and builds; studies (*.db) are kept.
 	rm -rf $(VENV) .typing build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -33,6 +33,17 @@ from bstune.tuner.testing.tables import Table, synthetic
 
 STUDIES = 8
 PROCESSES = 4
+HARM = (
+    "finished_but_not_stored",
+    "finished_twice",
+    "finished_by_two",
+    "reports_lost",
+    "reports_with_another_value",
+    "points_stored_twice",
+    "orphans",
+    "server_errors",
+)
+"""What must be zero."""
 OVER = threading.Event()
 """In a process of clients: they are to end."""
 
@@ -322,7 +333,9 @@ def main() -> None:
     elif options.what == "described":
         sys.exit(described(options))
     else:
-        print(json.dumps((load if options.what == "load" else idle)(options), indent=1))
+        found = (load if options.what == "load" else idle)(options)
+        print(json.dumps(found, indent=1))
+        sys.exit(any(found.get(name) for name in HARM))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,23 @@ def test_one_worker_decides_as_a_local_search(service: Service, tmp_path: Path, 
     assert any(record["continues"] is not None for record in here) == can_continue
 
 
+def test_four_workers_find_as_good_an_answer(service: Service, tmp_path: Path) -> None:
+    """Each trial is run by one of them, and what they find together is as good as what one finds alone."""
+    body = new_study(TABLE, "four", budget=6)
+    httpx.post(f"{service.url}/v1/studies", json=body, trust_env=False)
+    names = ["one", "two", "three", "four"]
+    workers = [threading.Thread(target=train, args=(service.url, "four", TABLE, tmp_path, name)) for name in names]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+
+    path = f"{service.url}/v1/studies/four/recommendation"
+    best = httpx.get(path, trust_env=False, timeout=30).json()["recommendation"]
+    assert TABLE.regret(best["global_batch_size"], best["learning_rate"]) < 0.05
+    assert all(trial["state"] in ("complete", "pruned") for trial in trials_of(service, "four"))
+
+
 def test_a_service_that_is_killed_loses_nothing(make_service: Any, tmp_path: Path) -> None:
     """Killed again and again in the middle of trials: the decisions are those of a search that nobody disturbed."""
     service = make_service().start()
