@@ -16,6 +16,9 @@ from .core.probe_results import DeviceInfo
 from .core.trials import Facts
 from .studies.naming import script_name
 
+FIRST_S = 30.0
+"""So long a service may be away when a script begins; later it is waited for longer."""
+
 
 def connect(
     url: str,
@@ -80,5 +83,5 @@ def connect(
         "device": device,
         "device_info": DeviceInfo(device.partition(":")[0], device).to_dict(),
     }
-    name = str(link.post("/v1/studies", body)["name"])
+    name = str(link.post("/v1/studies", body, patience_s=FIRST_S)["name"])
     return RemoteStudy(link, name, new_client_id(platform.node()), device, device)

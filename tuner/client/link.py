@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -76,8 +77,12 @@ class Link:
         self._say = say
         self._clock = clock
         self._httpx = httpx
+        # The system's authorities, or those of SSL_CERT_FILE: a team may have one of its own.
+        verify = ssl.create_default_context() if parts.scheme == "https" else True
         # A proxy of the environment is not for this machine itself.
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=CALL_S, trust_env=not local)
+        self._client = httpx.Client(
+            base_url=self.url, headers=headers, timeout=CALL_S, trust_env=not local, verify=verify
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -106,6 +111,12 @@ class Link:
                 away = f"it answers {answer.status_code}: {_detail(answer)}"
             except self._httpx.TransportError as error:
                 away = str(error) or type(error).__name__
+                if "CERTIFICATE_VERIFY_FAILED" in away:  # It will not be another in a minute.
+                    raise RefusedError(
+                        f"The certificate of {self.url} is not to be trusted: {one_line(away)[:300]}. Name its "
+                        "authority with SSL_CERT_FILE.",
+                        495,
+                    ) from error
             if self._clock() - start_s > patience_s or self.stopped.is_set():
                 raise AwayError(f"The service at {self.url} is away: {one_line(away)[:300]}.")
             if wait == FIRST_WAIT_S and patience_s > 1:
