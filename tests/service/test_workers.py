@@ -150,7 +150,7 @@ def test_a_worker_stopped_for_longer_than_its_lease_is_told_so(make_service: Any
             f"study = bstune.connect({service.url!r}, study='one', n_samples=1024, epochs=16)\n"
             "for trial in study.trials():\n"
             "    print('has', trial.number, flush=True)\n"
-            "    time.sleep(1)\n"
+            "    time.sleep(4)\n"
             "    try:\n"
             "        trial.report(0.5, samples=trial.max_samples)\n"
             "    except bstune.TrialPruned:\n"

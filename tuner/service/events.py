@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-KEPT = 500
+KEPT = 100
 """Events of a study that a watcher who was away can still have."""
 MOST_WATCHERS = 200
 MOST_BEHIND = 1000
