@@ -150,7 +150,7 @@ def test_a_worker_stopped_for_longer_than_its_lease_is_told_so(make_service: Any
             f"study = bstune.connect({service.url!r}, study='one', n_samples=1024, epochs=16)\n"
             "for trial in study.trials():\n"
             "    print('has', trial.number, flush=True)\n"
-            "    time.sleep(4)\n"
+            "    time.sleep(3)\n"
             "    try:\n"
             "        trial.report(0.5, samples=trial.max_samples)\n"
             "    except bstune.TrialPruned:\n"
@@ -163,12 +163,12 @@ def test_a_worker_stopped_for_longer_than_its_lease_is_told_so(make_service: Any
                 assert client.stdout.readline() == "has 0\n"
                 client.send_signal(signal.SIGSTOP)
                 heir = calls.post("/v1/studies/one/ask", json={"client_id": "heir", "wait_s": 20}).json()["trial"]
-                client.send_signal(signal.SIGCONT)
-                assert client.stdout.readline() == "pruned\n"
                 path, end = f"/v1/trials/{heir['id']}", heir["end_samples"]
                 calls.post(f"{path}/report", json={"client_id": "heir", "samples": end, "val_loss": 0.25})
                 finished = calls.post(f"{path}/finish", json={"client_id": "heir", "samples": end})
                 assert finished.status_code == 200
+                client.send_signal(signal.SIGCONT)
+                assert client.stdout.readline() == "pruned\n"
                 assert client.stdout.readline() == "over\n"
             finally:
                 client.kill()
