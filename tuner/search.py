@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from .core.arguments import SearchArguments, check_search
@@ -147,9 +148,10 @@ def search(
         storage=storage,
         fresh=fresh,
         save_model=save_model,
-        callbacks=(_print_forecast, *callbacks),
+        callbacks=callbacks,
     )
-    return run_search(objective, arguments)
+    with _progress() as told:
+        return run_search(objective, dataclasses.replace(arguments, callbacks=(told, *arguments.callbacks)))
 
 
 def run_search(objective: Any, arguments: SearchArguments) -> SearchResult:
@@ -221,6 +223,18 @@ def _best_so_far(ready: Ready) -> SearchResult | None:
     with contextlib.suppress(NoSignalError):
         return make_result(ready.study, ready.strategy, ready.probe, "interrupted")
     return None
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[Progress], None]]:
+    """Show a search below the cell of a notebook; elsewhere its forecast is all that is printed."""
+    from .report.notebook_progress import NotebookProgress, in_notebook
+
+    if not in_notebook():
+        yield _print_forecast
+        return
+    with NotebookProgress() as progress:
+        yield progress
 
 
 def _print_forecast(progress: Progress) -> None:

@@ -8,6 +8,7 @@
 - `comparison`: Two searches side by side, as a page.
 - `live`: The screen of a search while it runs on a terminal.
 - `notebook`: Results as a notebook shows them.
+- `notebook_progress`: The same screen below the cell of a notebook.
 - `output_file`: A file that the user names: written whole or not at all, and never over another's.
 - `page`: The page of a search: one HTML file with everything in it.
 - `page_charts`: The sections of a page, with their charts and what these show in words.

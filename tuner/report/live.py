@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..core.interrupts import uninterrupted
 from ..core.probe_results import Attempt
@@ -30,6 +30,25 @@ TICK_S = 0.5
 """The clock on the screen goes on by itself."""
 DUMB = ("", "dumb", "unknown")
 """Kinds of terminal that cannot move the cursor."""
+
+
+class Canvas(Protocol):
+    """Something on which a scene is drawn again and again."""
+
+    lock: threading.RLock
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is shown now."""
+
+    def open(self) -> None:
+        """Show it."""
+
+    def draw(self) -> None:
+        """Draw the scene as it is now."""
+
+    def close(self) -> None:
+        """Draw no more."""
 
 
 class Screen:
@@ -102,10 +121,12 @@ class Screen:
 class LiveProgress(PlainProgress):
     """Shows a search on a screen of its own; what is to be kept of it is printed when that is left."""
 
+    screen: Callable[[Callable[[], Scene]], Canvas] = Screen
+
     def __init__(self) -> None:
         """Prepare the screen; it shows from the first attempt of a probe, or the first trial, on."""
         self._state = Scene()
-        self._screen = Screen(self._now)
+        self._screen = type(self).screen(self._now)
         self._kept: list[str] = []
         self._began_s = time.monotonic()
         self._foreseen: tuple[float, float] | None = None

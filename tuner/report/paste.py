@@ -37,9 +37,10 @@ def paste_lines(result: SearchResult, facts: Facts | None = None, *, width: int 
     reason = without_limits(best.reason, best.global_batch_size, best.learning_rate)
     if best.verified and result.goal == "time" and best.seconds_to_target is not None and result.target is not None:
         reason = f"reaches the target loss of {number(result.target)} in {duration(best.seconds_to_target)}"
+    if not best.verified:
+        reason = "not verified by a full run on a fresh seed"
     lines = [
         one_line(f"# bstune {version}, study {one_line(result.study, 200)}: {one_line(reason, 400)}"),
-        *([] if best.verified else ["# Not verified: no full run on a fresh seed has confirmed it yet."]),
         *(f"{name} = {value!r}" for name, value in values.items() if value is not None),
         *(_assignment(name, value, taken=set(values)) for name, value in best.params.items() if value is not None),
         *_steps(best, facts),

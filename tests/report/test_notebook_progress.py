@@ -1,0 +1,25 @@
+"""A search in a notebook: one output below the cell that is drawn in place, in a real kernel."""
+
+from __future__ import annotations
+
+import nbclient
+import nbformat
+
+CELL = """
+import bstune
+from bstune.tests.stories.bowl import search
+
+search(callbacks=[lambda progress: None]).recommendation.global_batch_size
+"""
+
+
+def test_a_notebook_shows_the_search_in_one_output() -> None:
+    """However many trials there are, and with the best so far."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+
+    nbclient.NotebookClient(notebook, timeout=120).execute()
+
+    shown = [output.data for output in notebook.cells[0].outputs if output.output_type == "display_data"]
+    assert len(shown) == 1
+    assert shown[0]["text/html"].startswith("<pre")
+    assert "best so far: batch" in shown[0]["text/html"]
