@@ -8,6 +8,7 @@
 - `fingerprint`: What an objective's code is, as a hash, and which family its optimizer belongs to.
 - `gradient_noise`: Gradient noise of a model in training, measured so that training goes on bit for bit as if nothing
   had happened.
+- `lightning`: A LightningModule and its data as an objective: Lightning's own Trainer runs each trial.
 - `load`: A reference to an objective in a file or module; the file is executed only in workers.
 - `loop`: The user's own training loop as an objective.
 - `metric_lines`: Losses in what a training script prints.

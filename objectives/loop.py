@@ -21,7 +21,7 @@ ENDED_EARLY = 0.9
 """A loop may end a little before `max_samples` (whole epochs, dropped last batches), but not below this share of it."""
 
 
-class _Enough(BaseException):
+class Enough(BaseException):
     """Ends a measured loop from within; not an Exception, so that the loop's own `except Exception` lets it pass."""
 
 
@@ -185,9 +185,9 @@ class LoopObjective:
             return "go"
 
         trial = Trial(trial_spec, device=device, send=send, clock=time.perf_counter)
-        watch = _StepWatch(meter, n_steps=spec.n_steps, timed_s=spec.timed_s, max_steps=spec.n_steps + timed)
+        watch = StepWatch(meter, n_steps=spec.n_steps, timed_s=spec.timed_s, max_steps=spec.n_steps + timed)
         meter.phase("train")
-        with watch.hooked(), suppress(_Enough, TrialPruned):
+        with watch.hooked(), suppress(Enough, TrialPruned):
             self.function(trial)
         return MeasureNotes(
             samples=watch.steps * global_batch,
@@ -197,7 +197,7 @@ class LoopObjective:
         )
 
     def _unseen(
-        self, trial: Trial, watch: _StepWatch, reported: list[TrialReport], spec: MeasureSpec
+        self, trial: Trial, watch: StepWatch, reported: list[TrialReport], spec: MeasureSpec
     ) -> tuple[str, ...]:
         warnings = []
         if watch.steps < spec.n_steps:
@@ -234,10 +234,11 @@ class LoopObjective:
             )
 
 
-class _StepWatch:
+class StepWatch:
     """Counts the optimizer steps of a loop that bstune does not own, and ends it once enough were seen."""
 
     def __init__(self, meter: Meter, *, n_steps: int, timed_s: float, max_steps: int) -> None:
+        """End after `max_steps`, or after `n_steps` and `timed_s` seconds."""
         self.steps = 0
         self.optimizer_name: str | None = None
         self._meter = meter
@@ -265,7 +266,7 @@ class _StepWatch:
             self._first, self.optimizer_name = optimizer, type(optimizer).__name__
         late = self.steps >= self._n_steps and time.perf_counter() > self._deadline_s
         if optimizer is self._first and (self.steps >= self._max_steps or late):
-            raise _Enough
+            raise Enough
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if optimizer is not self._first:

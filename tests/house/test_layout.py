@@ -30,12 +30,14 @@ ALLOWED = {
     "bstune.tuner.core.errors": set[str](),
     "bstune.tuner.core.record": {"bstune.tuner.core.errors"},
     "bstune.tuner.core.pictures": set[str](),
+    "bstune.tuner.core.attributes": {"bstune.tuner.core.errors"},
     "bstune.tuner.core.probe_results": {
         "bstune.tuner.core.errors",
         "bstune.tuner.core.pictures",
         "bstune.tuner.core.record",
     },
     "bstune.tuner.core.results": {
+        "bstune.tuner.core.attributes",
         "bstune.tuner.core.pictures",
         "bstune.tuner.core.probe_results",
         "bstune.tuner.core.record",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from .attributes import apply_setting
 from .pictures import drawn
 from .probe_results import ProbeResult
 from .record import Amount, Bytes, Count, Positive, Record, Size
@@ -143,6 +144,26 @@ class Recommendation(Record):
     """Settings that no other one beats both in loss and in seconds of a full run, the fastest first."""
     compared: tuple[Comparison, ...] = ()
     """The user's present setting and batch 32, as far as they were run to the end and are not this setting."""
+
+    def apply(self, module: Any, datamodule: Any = None) -> dict[str, Any]:
+        """Set batch size and learning rate in a LightningModule and its data module.
+
+        They are set where the objects have them: attributes and `hparams` called `batch_size`, and `learning_rate` or
+        `lr`. A validation batch size is set where it has a name of its own (`eval_batch_size`, `val_batch_size`).
+
+        Returns:
+            What the Trainer needs: `Trainer(**recommendation.apply(module, datamodule))`.
+
+        Raises:
+            ArgumentError: There is no place for one of the two.
+        """
+        apply_setting(
+            [module, datamodule],
+            batch_size=self.micro_batch_size,
+            learning_rate=self.learning_rate,
+            eval_batch_size=self.eval_batch_size,
+        )
+        return {"accumulate_grad_batches": self.accumulation_steps}
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""

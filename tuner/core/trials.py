@@ -25,7 +25,7 @@ class Facts:
 
     name: str | None
     kind: str
-    """`supervised`, `loop` or `command`."""
+    """`supervised`, `loop`, `command` or `lightning`."""
     n_samples: int
     epochs: float
     n_val_samples: int | None = None

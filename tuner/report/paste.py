@@ -19,6 +19,14 @@ from .units import duration, number
 if TYPE_CHECKING:
     from ..core.trials import Facts
 
+IN_A_FRAMEWORK = {
+    "lightning": (
+        "# Trainer(..., **recommendation.apply(module, datamodule)) uses them in Python; by hand: batch_size and lr of "
+        "module and data module, and Trainer(accumulate_grad_batches=accumulation_steps).",
+    ),
+}
+"""What to do with the values, by the kind of the objective."""
+
 
 def paste_lines(result: SearchResult, facts: Facts | None = None, *, width: int = 80) -> list[str]:
     """Return lines of Python: the values, the reason, and what to do with them in a script of this kind.
@@ -105,6 +113,8 @@ def _steps(best: Recommendation, facts: Facts | None) -> list[str]:
         return [f"# {one_line(_command(best, facts))}"]
     if facts is not None and facts.kind == "loop":
         return ["# Put them where your loop reads the attributes of these names from its trial."]
+    if facts is not None and facts.kind in IN_A_FRAMEWORK:
+        return list(IN_A_FRAMEWORK[facts.kind])
     optimizer = (facts.optimizer if facts else None) or "AdamW"
     made_by = f"torch.optim.{optimizer}" if optimizer.isidentifier() else "your optimizer"
     steps = [

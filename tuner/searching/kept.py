@@ -26,7 +26,7 @@ def kept_models(ready: Ready) -> Iterator[ModelKeeper | None]:
     if path is None:
         yield None
         return
-    if ready.facts.kind not in ("supervised", "loop"):
+    if ready.facts.kind == "command":
         raise ArgumentError(
             f"save_model={path!r}: the trials of this objective are programs of their own, and bstune sees no model of "
             "theirs. Have the script save it."

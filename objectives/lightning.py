@@ -1,0 +1,459 @@
+"""A LightningModule and its data as an objective: Lightning's own Trainer runs each trial."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ..tuner.core.attributes import BATCH_SIZE, EVAL_BATCH_SIZE, LEARNING_RATE, no_place, set_attributes
+from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
+from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
+from .base import Meter, Trial, run_problems
+from .fingerprint import code_hash, optimizer_family, source_hash
+from .loop import ENDED_EARLY, Enough, StepWatch
+from .schedule import SCHEDULES
+from .supervised import has_batch_norm, keywords_for
+from .training import FINITE_CHECK_STEPS, seed_everything
+
+OURS = (
+    "accumulate_grad_batches",
+    "check_val_every_n_epoch",
+    "enable_checkpointing",
+    "fast_dev_run",
+    "limit_train_batches",
+    "max_steps",
+    "max_time",
+    "min_epochs",
+    "min_steps",
+    "overfit_batches",
+    "val_check_interval",
+)
+"""Arguments of the Trainer that bstune sets itself in a trial, whatever the user's are."""
+NEVER = 1 << 62
+"""Batches to the next validation, until one is due."""
+PACKAGES = ("lightning", "pytorch_lightning")
+
+
+def from_module(
+    module_factory: Callable[..., Any],
+    datamodule_factory: Callable[..., Any] | None = None,
+    *,
+    metric: str = "val_loss",
+    epochs: float | None = None,
+    evals: int = 16,
+    schedule: str = "unknown",
+    n_samples: int | None = None,
+    name: str | None = None,
+    **trainer_kwargs: Any,
+) -> LightningObjective:
+    """Make an objective of a LightningModule; each trial is one `Trainer.fit`.
+
+    Batch size and learning rate are set where Lightning users keep them: keywords of the factories, attributes of
+    module and data module, and their `hparams`, by the names `batch_size` and `learning_rate` or `lr`. A validation
+    batch size of its own is called `eval_batch_size` or `val_batch_size`.
+
+    Args:
+        module_factory: A class or function that returns a fresh LightningModule.
+        datamodule_factory: The same for a LightningDataModule; None where the module has the loaders itself.
+        metric: What the module logs in validation (`self.log(metric, ...)`), to be minimised.
+        epochs: Passes over the training data in one full run; default: the Trainer's `max_epochs`.
+        evals: Equal points of a full run at which it is validated, besides the rungs of the search.
+        schedule: `constant`, `linear`, `cosine` or `wsd`: how the module's scheduler changes the learning rate until
+            the Trainer's last step (`self.trainer.estimated_stepping_batches`); `unknown` is taken for constant.
+        n_samples: Training samples in an epoch; default: those of the training loader's data set.
+        name: Name of the study; default: the name of the file.
+        trainer_kwargs: As in `Trainer`: precision, callbacks, gradient clipping and so on are kept. In a trial bstune
+            chooses length, validation, accumulation and device; loggers, checkpoints and early stopping are off.
+
+    Raises:
+        ArgumentError: An argument is wrong on its face, or Lightning is not installed.
+    """
+    epochs = trainer_kwargs.pop("max_epochs", None) if epochs is None else epochs
+    trainer_kwargs.pop("max_epochs", None)
+    wrong = _problems(module_factory, datamodule_factory, schedule, trainer_kwargs)
+    if epochs is None or epochs == -1:
+        wrong.append("max_epochs is missing: expected the epochs of one full run, such as max_epochs=10")
+    else:
+        wrong += run_problems(epochs, evals)
+    if n_samples is not None and n_samples < 1:
+        wrong.append(f"n_samples={n_samples!r}: expected 1 or more")
+    if wrong:
+        raise ArgumentError("from_module: " + "; ".join(wrong) + ".")
+    if not any(importlib.util.find_spec(package) for package in PACKAGES):
+        raise ArgumentError("from_module needs Lightning, which is not installed: pip install 'bstune[lightning]'.")
+    return LightningObjective(
+        module_factory,
+        datamodule_factory,
+        metric=metric,
+        epochs=float(epochs or 1),
+        evals=evals,
+        schedule=schedule,
+        n_samples=n_samples,
+        name=name,
+        trainer_kwargs={key: value for key, value in trainer_kwargs.items() if key not in OURS},
+    )
+
+
+class LightningObjective:
+    """A LightningModule with its data; made by `from_module`."""
+
+    kind = "lightning"
+
+    def __init__(
+        self,
+        module_factory: Callable[..., Any],
+        datamodule_factory: Callable[..., Any] | None,
+        *,
+        metric: str,
+        epochs: float,
+        evals: int,
+        schedule: str,
+        n_samples: int | None,
+        name: str | None,
+        trainer_kwargs: dict[str, Any],
+    ) -> None:
+        """Keep what a trial is made of."""
+        self.module_factory = module_factory
+        self.datamodule_factory = datamodule_factory
+        self.metric = metric
+        self.epochs = epochs
+        self.evals = evals
+        self.schedule = schedule
+        self.n_samples = n_samples
+        self.name = name
+        self.trainer_kwargs = trainer_kwargs
+        settings = sorted((key, value) for key, value in trainer_kwargs.items() if isinstance(value, (int, float, str)))
+        parts = (module_factory, datamodule_factory, metric, epochs, evals, schedule, n_samples, settings)
+        self.source_hash, self.code_hash = source_hash(*parts), code_hash(*parts)
+
+    def prepare(self) -> None:
+        """Let the data module fetch its data and count the training samples, once.
+
+        Raises:
+            ObjectiveError: They cannot be counted.
+        """
+        if self.datamodule_factory is None:
+            return  # A module may start threads when it is built, and a process with threads cannot be copied safely.
+        data = self.datamodule_factory(**_settings(self.datamodule_factory, 1, 1e-3, 1))
+        data.prepare_data()
+        if self.n_samples is None:
+            self.n_samples = _count_samples(data)
+
+    def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
+        """Build module and data once, count the training samples, and say what this objective is.
+
+        Raises:
+            ObjectiveError: There is no place for a setting, or the samples cannot be counted.
+        """
+        seed_everything(0)
+        module, _ = self.build(micro_batch_size=1, learning_rate=1e-3, eval_batch_size=1, params={})
+        _package_of(module)
+        return Facts(
+            name=self.name,
+            kind=self.kind,
+            n_samples=self.n_samples or _count_samples(module),
+            epochs=self.epochs,
+            evals=self.evals,
+            schedule=self.schedule,
+            precision=str(self.trainer_kwargs.get("precision", "fp32")),
+            batch_norm=has_batch_norm(module),
+            parameter_bytes=sum(parameter.nbytes for parameter in module.parameters()),
+            source_hash=self.source_hash,
+            code_hash=self.code_hash,
+            structure_hash=source_hash(
+                [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in module.named_parameters()]
+            ),
+            optimizer_family=optimizer_family(None),
+            accumulates=module.automatic_optimization,  # Lightning accumulates only where it steps itself.
+        )
+
+    def build(
+        self, *, micro_batch_size: int, learning_rate: float, eval_batch_size: int | None, params: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Return a fresh module and data module (or None) with this setting.
+
+        Raises:
+            ObjectiveError: There is no place for a setting.
+        """
+        makers = [make for make in (self.module_factory, self.datamodule_factory) if make is not None]
+        keywords = [
+            {**_settings(make, micro_batch_size, learning_rate, eval_batch_size), **extra}
+            for make, extra in zip(makers, keywords_for(makers, params), strict=True)
+        ]
+        built = [make(**its) for make, its in zip(makers, keywords, strict=True)]
+        given = {name for its in keywords for name in its}
+        for what, names, value in (
+            ("batch size", BATCH_SIZE, micro_batch_size),
+            ("learning rate", LEARNING_RATE, learning_rate),
+        ):
+            if not set_attributes(built, names, value) and not given.intersection(names):
+                raise ObjectiveError(f"{no_place(what, names, built)} A keyword of that name of the factory will do.")
+        if eval_batch_size:
+            set_attributes(built, EVAL_BATCH_SIZE, eval_batch_size)
+        for name, value in params.items():
+            if not set_attributes(built, (name,), value) and name not in given:
+                raise ObjectiveError(f"{no_place(f'parameter {name!r}', (name,), built)} Or leave it out of the space.")
+        return built[0], built[1] if len(built) > 1 else None
+
+    def _trainer(self, module: Any, watch: _TrialWatch, spec: TrialSpec, device: str, **options: Any) -> Any:
+        """Return the user's Trainer, with what a trial needs in it."""
+        pl = _package_of(module)
+        # An epoch has whole steps only, so that each is of the global batch size; the rest is as with drop_last.
+        steps = max(1, (self.n_samples or _count_samples(module)) // spec.global_batch_size)
+        automatic = module.automatic_optimization
+        kwargs = {
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            **{key: value for key, value in self.trainer_kwargs.items() if key != "accelerator"},
+            "devices": [int(device.partition(":")[2] or 0)] if device.startswith("cuda") else 1,
+            "accelerator": "gpu" if device.startswith("cuda") else "cpu",
+            "logger": pl.loggers.logger.DummyLogger(),  # The user's code may call it; nothing is written.
+            "enable_checkpointing": False,
+            "accumulate_grad_batches": spec.accumulation_steps,
+            "limit_train_batches": steps * spec.accumulation_steps,
+            # For schedulers that ask how long the run will be. A module that steps itself may do so several times a
+            # batch, and Lightning counts each.
+            "max_steps": spec.n_steps if automatic else -1,
+            "max_epochs": math.ceil(spec.n_steps / steps),
+            "check_val_every_n_epoch": None,
+            "val_check_interval": NEVER,
+            **options,
+        }
+        hooks = {name: getattr(watch, name) for name in ("setup", "on_train_batch_end", "on_validation_end")}
+        given = kwargs.pop("callbacks", None) or []
+        callbacks = _kept(pl, given if isinstance(given, (list, tuple)) else [given])
+        return pl.Trainer(**kwargs, callbacks=[*callbacks, pl.callbacks.LambdaCallback(**hooks)])
+
+    def train(self, trial: Trial, spec: TrialSpec) -> None:
+        """Run one trial.
+
+        Raises:
+            TrialPruned: It was told to stop.
+            ObjectiveError: Nothing was reported, or a callback ended the run.
+        """
+        seed_everything(trial.seed)
+        module, data = self.build(
+            micro_batch_size=spec.micro_batch_size,
+            learning_rate=trial.learning_rate,
+            eval_batch_size=trial.eval_batch_size,
+            params=dict(trial.params),
+        )
+        watch = _TrialWatch(trial, spec, self.metric)
+        with _quiet():
+            trainer = self._trainer(module, watch, spec, trial.device)
+            trainer.fit(module, datamodule=data)
+        if watch.pruned is not None:
+            raise watch.pruned
+        if trial.n_reports == 0:
+            raise ObjectiveError(_no_validation(self.metric))
+        if trial.stopped_at is None and trial.last_samples < ENDED_EARLY * spec.end_samples:
+            raise ObjectiveError(
+                f"Lightning ended the run after {watch.samples} of {spec.end_samples} samples: does one of the "
+                "callbacks, or the module, set trainer.should_stop? Leave that out in trials; bstune stops them itself."
+            )
+        trial.save(module)
+
+    def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
+        """Run a few real steps by Lightning's loop, and a validation batch.
+
+        Raises:
+            ObjectiveError: Fewer steps were made, or validation logged nothing.
+        """
+        meter.phase("build")
+        seed_everything(spec.seed)
+        timed = spec.max_timed_steps if spec.timed_s > 0 else 0
+        module, data = self.build(
+            micro_batch_size=spec.micro_batch_size, learning_rate=1e-6, eval_batch_size=spec.eval_batch_size, params={}
+        )
+        steps_at_once = spec.accumulation_steps if module.automatic_optimization else 1
+        batch = spec.micro_batch_size * steps_at_once
+        end = (spec.n_steps + timed) * batch
+        run = TrialSpec(-1, "probe", batch, spec.micro_batch_size, steps_at_once, 1e-6, spec.seed, end, (end,))
+        reported: list[TrialReport] = []
+
+        def send(report: TrialReport) -> Verdict:
+            reported.append(report)
+            return "go"
+
+        trial = Trial(run, device=device, send=send, clock=time.perf_counter)
+        steps = StepWatch(meter, n_steps=spec.n_steps, timed_s=spec.timed_s, max_steps=spec.n_steps + timed)
+        with _quiet(), steps.hooked(), suppress(Enough):
+            trainer = self._trainer(module, _TrialWatch(trial, run, self.metric), run, device, limit_val_batches=1)
+            meter.phase("train")
+            trainer.fit(module, datamodule=data)
+        if steps.steps < spec.n_steps:
+            raise ObjectiveError(f"Lightning made {steps.steps} optimizer steps where {spec.n_steps} were wanted.")
+        if not reported and not timed:
+            raise ObjectiveError(_no_validation(self.metric))
+        own_size = set_attributes([module, data], EVAL_BATCH_SIZE, spec.eval_batch_size)
+        return MeasureNotes(
+            samples=steps.steps * batch,
+            eval_batch_size=spec.eval_batch_size if own_size else None,
+            optimizer=steps.optimizer_name,
+        )
+
+
+class _TrialWatch:
+    """What Lightning calls in a trial: counts samples, has it validate where a report is due, and carries reports."""
+
+    def __init__(self, trial: Trial, spec: TrialSpec, metric: str) -> None:
+        self._trial = trial
+        self._spec = spec
+        self._metric = metric
+        self._batches = 0
+        self.pruned: TrialPruned | None = None
+
+    @property
+    def samples(self) -> int:
+        """Training samples so far."""
+        return self._batches * self._spec.micro_batch_size
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """Leave out the callbacks that the module itself adds, as those that it was given."""
+        trainer.callbacks = _kept(_package_of(module), trainer.callbacks)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count, and see whether a validation is due after this batch."""
+        if self._batches == 0:
+            _check_size(trainer.train_dataloader, self._spec.micro_batch_size)
+        self._batches += 1
+        steps, rest = divmod(self._batches, self._spec.accumulation_steps)
+        due = not rest and self.samples >= self._trial.next_report
+        trainer.val_check_batch = 1 if due else NEVER
+        if not due and not rest and (module.device.type == "cpu" or steps % FINITE_CHECK_STEPS == 0):
+            loss: Any = outputs.get("loss") if isinstance(outputs, dict) else outputs
+            if hasattr(loss, "isfinite") and not bool(loss.isfinite().all()):
+                self._report(trainer, math.nan, {})
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        """Report what was logged."""
+        if trainer.sanity_checking or self.pruned is not None:
+            return
+        logged = dict(trainer.callback_metrics)
+        if self._metric not in logged:
+            raise ObjectiveError(
+                f"{_no_validation(self._metric)} Logged were: {', '.join(sorted(logged)) or 'nothing'}."
+            )
+        value = logged.pop(self._metric)
+        others = {name: float(each) for name, each in logged.items() if name not in ("val_loss", "samples")}
+        self._report(trainer, value, others)
+        if self.samples >= self._spec.end_samples:
+            trainer.should_stop = True
+
+    def _report(self, trainer: Any, value: Any, metrics: dict[str, float]) -> None:
+        try:
+            self._trial.report(value, samples=self.samples, **metrics)
+        except TrialPruned as pruned:
+            # Lightning ends by itself, with the hooks of the user's at its end.
+            self.pruned, trainer.should_stop = pruned, True
+
+
+def _problems(module_factory: Any, datamodule_factory: Any, schedule: str, trainer_kwargs: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the arguments of `from_module`, a sentence each."""
+    wrong = []
+    for name, given in (("module_factory", module_factory), ("datamodule_factory", datamodule_factory)):
+        built = hasattr(given, "prepare_data_per_node") and not isinstance(given, type)
+        if built or (given is not None and not callable(given)):
+            wrong.append(f"{name} is a {type(given).__name__} that was already built: expected a class or function")
+    if module_factory is None:
+        wrong.append("module_factory=None: expected a class or function that returns a LightningModule")
+    if schedule not in (*SCHEDULES, "unknown"):
+        wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)}, or unknown where it is none of these")
+    devices, strategy = trainer_kwargs.get("devices", 1), trainer_kwargs.get("strategy", "auto")
+    many = len(devices) > 1 if isinstance(devices, (list, tuple)) else str(devices) not in ("1", "auto", "-1")
+    if many or trainer_kwargs.get("num_nodes", 1) != 1 or strategy != "auto":
+        wrong.append(
+            f"devices={devices!r}, strategy={strategy!r}: a trial runs on one device. Leave them out here; a script "
+            "that starts several processes can be searched as a command"
+        )
+    return wrong
+
+
+def _settings(
+    make: Callable[..., Any], batch_size: int, learning_rate: float, eval_batch_size: int | None
+) -> dict[str, Any]:
+    """Return the settings that a factory takes by name; what it takes besides is left to its attributes."""
+    values = {
+        **dict.fromkeys(BATCH_SIZE, batch_size),
+        **dict.fromkeys(LEARNING_RATE, learning_rate),
+        **(dict.fromkeys(EVAL_BATCH_SIZE, eval_batch_size) if eval_batch_size else {}),
+    }
+    return keywords_for([lambda **others: None, make], values)[1]
+
+
+def _package_of(module: Any) -> Any:
+    """Return the package whose LightningModule this is: a Trainer of the other one would refuse it.
+
+    Raises:
+        ObjectiveError: It is none.
+    """
+    for kind in type(module).__mro__:
+        if kind.__name__ == "LightningModule":
+            return importlib.import_module(
+                "pytorch_lightning" if kind.__module__.startswith("pytorch_lightning") else "lightning.pytorch"
+            )
+    raise ObjectiveError(f"module_factory returned a {type(module).__name__}: expected a LightningModule.")
+
+
+def _kept(pl: Any, callbacks: Sequence[Any]) -> list[Any]:
+    """Return the callbacks without those that write checkpoints or end a run: bstune does that in a trial."""
+    return [one for one in callbacks if not isinstance(one, (pl.callbacks.Checkpoint, pl.callbacks.EarlyStopping))]
+
+
+def _count_samples(holder: Any) -> int:
+    """Return the samples in the training loader's data set of a data module, or of a module.
+
+    Raises:
+        ObjectiveError: They cannot be counted.
+    """
+    with _quiet():
+        holder.setup("fit")
+        loader = holder.train_dataloader()
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError) as error:
+        raise ObjectiveError(
+            f"train_dataloader() returned a {type(loader).__name__} whose samples cannot be counted: give "
+            "n_samples=, the training samples of an epoch."
+        ) from error
+
+
+def _check_size(loader: Any, wanted: int) -> None:
+    """Raise an ObjectiveError for a loader that does not follow the batch size that was set."""
+    size = getattr(loader, "batch_size", None)
+    if isinstance(size, int) and size != wanted:
+        raise ObjectiveError(
+            f"train_dataloader() has batches of {size} where {wanted} was set: expected "
+            "DataLoader(..., batch_size=self.batch_size), with the batch size read when the loader is made."
+        )
+
+
+def _no_validation(metric: str) -> str:
+    return (
+        f"Validation logged no {metric!r}: expected self.log({metric!r}, loss) in validation_step, and a "
+        "val_dataloader. Say metric= if it has another name."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning from repeating its advice in every trial."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(lightning|pytorch_lightning|torchmetrics)\b.*")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
