@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .objectives.supervised import Supervised as Supervised
     from .tuner.batch_ramp import BatchRamp as BatchRamp
     from .tuner.connect import connect as connect
+    from .tuner.core.dimension import When as When
     from .tuner.core.errors import ArgumentError as ArgumentError
     from .tuner.core.errors import BstuneError as BstuneError
     from .tuner.core.errors import DeviceError as DeviceError
@@ -66,6 +67,7 @@ _HOME = {
     "TrainResult": "tuner.core.take_home",
     "Trial": "objectives.base",
     "TrialPruned": "tuner.core.errors",
+    "When": "tuner.core.dimension",
     "connect": "tuner.connect",
     "load": "objectives.load",
     "objective": "objectives.loop",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..tuner.core.dimension import words_without
 from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.probe_results import Outcome
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
@@ -115,6 +117,8 @@ class Command:
         self.schedule = schedule
         self.name = name
         self._optimizer = optimizer
+        self._dimensions: frozenset[str] = frozenset()
+        """Names of the other dimensions of the space, once it is known."""
         self.default_study_name = default_name(self.words)
         script = script_of(self.words)
         self.place = None if script is None else f"{os.path.abspath(script)}:command"
@@ -129,8 +133,8 @@ class Command:
         """Whether the script is told where to end."""
         return bool({"max_samples", "max_epochs"} & self.places)
 
-    def check_space(self, names: Collection[str], *, rate_is_fixed: bool = False) -> None:
-        """Pass if the command has a place for all that a search sets.
+    def for_space(self, names: Collection[str], *, rate_is_fixed: bool = False) -> Command:
+        """Return the command as one that has a place for all that a search sets.
 
         Raises:
             ArgumentError: It has none for a dimension, or a name in braces is nearly one of them.
@@ -149,6 +153,9 @@ class Command:
                 f"The command has no place for {', '.join(missing)}, which the space names: expected "
                 f"{', '.join(f'{{{name}}}' for name in missing)} where the script takes it."
             )
+        made = copy.copy(self)
+        made._dimensions = frozenset(extra)
+        return made
 
     def prepare(self) -> None:
         """See that there is a program to run.
@@ -188,7 +195,8 @@ class Command:
         threads = torch.get_num_threads()  # As many as this process was given.
         if threads < usable_cores():
             environment.setdefault("OMP_NUM_THREADS", str(threads))
-        return CommandRun(filled(self.words, values), environment, log)
+        words = words_without(self.words, self._dimensions - values.keys())
+        return CommandRun(filled(words, values), environment, log)
 
     def _reader(self, global_batch_size: int) -> MetricLines:
         return MetricLines(self.metric, samples_per_epoch=self.samples_per_epoch, batch_size=global_batch_size)
@@ -282,6 +290,7 @@ class Command:
             seed=spec.seed,
             end_samples=spec.n_steps * batch,
             points=(),
+            params=spec.params,
         )
         log, lines, said = Log(None), self._reader(batch), _Reports(self.samples_per_epoch)
         steady = Steady()

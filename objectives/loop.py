@@ -176,6 +176,7 @@ class LoopObjective:
             seed=spec.seed,
             end_samples=end_samples,
             points=(end_samples,),
+            params=spec.params,
             eval_batch_size=spec.eval_batch_size,
         )
         reported: list[TrialReport] = []

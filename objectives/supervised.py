@@ -163,7 +163,9 @@ class Supervised:
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         """Run real optimizer steps at one micro-batch size, then a validation batch with gradients still there."""
         meter.phase("build")
-        run = TrainingRun(self, device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None)
+        run = TrainingRun(
+            self, device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None, params=spec.params
+        )
         meter.phase("data")
         run.open_stream(spec.micro_batch_size, spec.accumulation_steps, worst_batch=self.worst_batch)
         meter.phase("train")

@@ -92,7 +92,8 @@ def search(
         timeout: Most seconds of this call.
         trial_timeout: Seconds of silence after which a trial counts as hung; by default many times what it should take.
         space: Dimensions to fix or add, by name (`batch_size`, `learning_rate`, or your own): a scalar fixes, a list
-            means exactly these, `(lo, hi)` a log range, an Optuna distribution itself.
+            means exactly these, `(lo, hi)` a log range, an Optuna distribution itself; a `bstune.When` is there only
+            where another dimension has a certain value.
         engine: Who runs the trials: `optuna` on this machine, `ray` by Ray Tune, here or on a cluster.
         jobs: Trials that run side by side, or `auto`: on CPU as many as have cores and memory, at most 8; elsewhere
             as 1. With `ray` and GPUs, 1 means one per GPU of the cluster.

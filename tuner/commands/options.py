@@ -168,9 +168,21 @@ class NamedValues(click.ParamType):  # type: ignore[type-arg]  # Generic in newe
             raise ArgumentError(
                 f"--space {value}: expected NAME=VALUES, such as batch_size=32,64 or learning_rate=1e-4:1e-1."
             )
-        if ":" in values:
-            return name, tuple(_value(part) for part in values.split(":"))
-        return name, [_value(part) for part in values.split(",")] if "," in values else _value(values)
+        values, condition, needed = values.partition(" if ")
+        given = tuple(_value(part) for part in values.split(":")) if ":" in values else _listed(values)
+        if not condition:
+            return name, given
+        from ..core.dimension import When
+
+        conditions = {}
+        for each in needed.split(" and "):
+            other, equals, its_values = each.partition("=")
+            if not equals or not its_values.strip():
+                raise ArgumentError(
+                    f"--space {value}: expected NAME=VALUES if OTHER=VALUE, such as momentum=0.5:0.99 if optimizer=sgd."
+                )
+            conditions[other.strip()] = _listed(its_values)
+        return name, When(**{**conditions, "values": given})
 
 
 class RunsOrTime(click.ParamType):  # type: ignore[type-arg]
@@ -191,6 +203,11 @@ class BatchAndRate(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         """Return batch size and learning rate."""
         return tuple(_value(part) for part in value.split(","))
+
+
+def _listed(text: str) -> Any:
+    """Return a value, or a list of those between commas."""
+    return [_value(part) for part in text.split(",")] if "," in text else _value(text)
 
 
 def _value(text: str) -> int | float | str:

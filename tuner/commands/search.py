@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME=VALUES",
     help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); "
-    "repeatable.",
+    "with ` if OTHER=VALUE` behind it, only where another dimension has that value; repeatable.",
 )
 @click.option(
     "--baseline",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from .amounts import TIME, brief, is_time
 from .checks import MOST_NAME, Checks, nearest
-from .dimension import Dimension, distribution
+from .dimension import Dimension, When, distribution
 from .probe_results import ProbeResult
 from .results import TRIAL_COLUMNS
 from .specs import Plan
@@ -297,14 +297,48 @@ def _space(checks: Checks, space: Any) -> dict[str, Dimension]:
             checks.wrong(
                 f"{where}: bstune uses this name itself; the dimensions it knows are batch_size and learning_rate."
             )
-        elif isinstance(given, tuple) and len(given) != 2:
-            checks.wrong(
-                f"{where}={brief(given)}: expected (lowest, highest); write a list to try exactly these values."
-            )
-        else:
-            read = _range if isinstance(given, tuple) or distribution(given) in _RANGES else _values
-            found[name] = read(checks, where, name, given)
+        elif isinstance(given, When):
+            problem = _condition_problem(space, name, given)
+            dimension = None if problem else _dimension(checks, where, name, given.values)
+            if problem:
+                checks.wrong(f"{where}={brief(given)}: {problem}.")
+            elif dimension is not None:
+                found[name] = dimension.only(given.conditions)
+        elif (dimension := _dimension(checks, where, name, given)) is not None:
+            found[name] = dimension
     return found
+
+
+def _dimension(checks: Checks, where: str, name: str, given: Any) -> Dimension | None:
+    """Read the values of a dimension; None where what is wrong was noted."""
+    if isinstance(given, tuple) and len(given) != 2:
+        checks.wrong(f"{where}={brief(given)}: expected (lowest, highest); write a list to try exactly these values.")
+        return None
+    read = _range if isinstance(given, tuple) or distribution(given) in _RANGES else _values
+    return read(checks, where, name, given)
+
+
+def _condition_problem(space: Mapping[Any, Any], name: str, given: When) -> str | None:
+    """Return what is wrong with the condition of a dimension, or None."""
+    if name in _KNOWN:
+        return "every trial has a batch size and a learning rate, so they take no condition"
+    if isinstance(given.values, When):
+        return "expected one condition; name all that must hold in one When"
+    if not given.conditions:
+        return "expected the value of another dimension, such as When(optimizer='sgd', values=...)"
+    for other, allowed in given.conditions.items():
+        if other not in space:
+            meant = nearest(other, [known for known in space if isinstance(known, str)])
+            return f"the space has no {other!r}" + ("" if meant is None else f"; did you mean {meant!r}?")
+        parent = space[other]
+        listed = isinstance(parent, list) or distribution(parent) == "CategoricalDistribution"
+        values = Dimension.of(parent).values if listed else (parent,)
+        if other in _KNOWN or other == name or isinstance(parent, (tuple, When)) or distribution(parent) in _RANGES:
+            return f"a condition is on a dimension with a list of values and no condition, and {other!r} is none"
+        never = [value for value in allowed if value not in values]
+        if never or not allowed:
+            return f"{other!r} is never {brief(never[0]) if never else 'so'}; its values are {brief(list(values))}"
+    return None
 
 
 _KNOWN = ("batch_size", "learning_rate")

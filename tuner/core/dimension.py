@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class When:
+    """Values of a dimension that is searched only where other dimensions have certain values.
+
+    Where they have not, a trial has no such parameter. The others are dimensions of the same space with a list of
+    values; with several conditions all must hold.
+
+    Example:
+        >>> When(optimizer="sgd", values=(0.5, 0.99))
+        When(optimizer='sgd', values=(0.5, 0.99))
+        >>> When(optimizer=["sgd", "rmsprop"], values=[0.0, 0.9]).conditions
+        {'optimizer': ('sgd', 'rmsprop')}
+    """
+
+    values: Any
+    """A scalar, a list, (low, high) or an Optuna distribution, as for any dimension."""
+    conditions: Mapping[str, tuple[Any, ...]]
+    """By name of another dimension, the values of which it must have one."""
+
+    def __init__(self, *, values: Any, **conditions: Any) -> None:
+        """Take the values, and by the name of another dimension the value (or list of values) that it must have."""
+        listed = {name: tuple(v) if isinstance(v, (list, tuple)) else (v,) for name, v in conditions.items()}
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "conditions", listed)
+
+    def __repr__(self) -> str:
+        """Return what would make it."""
+        shown = {name: v[0] if len(v) == 1 else list(v) for name, v in self.conditions.items()}
+        return f"When({', '.join(f'{name}={value!r}' for name, value in {**shown, 'values': self.values}.items())})"
 
 
 @dataclass(frozen=True)
@@ -16,7 +50,7 @@ class Dimension:
 
     kind: Literal["fixed", "list", "range"]
     raw: Any
-    """As the user gave it: a scalar, a list, a tuple or an Optuna distribution. Studies store this."""
+    """As the user gave it: a scalar, a list, a tuple, an Optuna distribution or a `When`. Studies store this."""
     values: tuple[Any, ...] = ()
     """The one value of `fixed`, those of a `list`, none of a `range`."""
     low: float = 0.0
@@ -26,6 +60,8 @@ class Dimension:
     """From `low`, where only some values of the range are meant."""
     integer: bool = False
     """Between the ends lie whole numbers only."""
+    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    """Names of other dimensions, each with the values of which it must have one for this dimension to be there."""
 
     @classmethod
     def of(cls, raw: Any) -> Dimension:
@@ -37,6 +73,8 @@ class Dimension:
             >>> Dimension.of((16, 64)).integer, Dimension.of([0.1, 0.2]).values
             (True, (0.1, 0.2))
         """
+        if isinstance(raw, When):
+            return cls.of(raw.values).only(raw.conditions)
         if isinstance(raw, list):
             return cls("list", raw, tuple(raw))
         if isinstance(raw, tuple):
@@ -49,6 +87,72 @@ class Dimension:
             return cls("list", raw, tuple(raw.choices))
         step = None if raw.log else raw.step
         return cls("range", raw, (), raw.low, raw.high, raw.log, step, integer=family == "IntDistribution")
+
+    @property
+    def given(self) -> Any:
+        """What the user gave for its values, without the condition."""
+        return self.raw.values if isinstance(self.raw, When) else self.raw
+
+    def only(self, conditions: Mapping[str, tuple[Any, ...]]) -> Dimension:
+        """Return the dimension under conditions."""
+        return replace(self, raw=When(values=self.raw, **conditions), when=tuple(conditions.items()))
+
+    def holds(self, params: Mapping[str, Any]) -> bool:
+        """Tell whether it is there beside these values of other dimensions.
+
+        Example:
+            >>> momentum = Dimension.of(When(optimizer="sgd", values=(0.5, 0.99)))
+            >>> momentum.holds({"optimizer": "sgd"}), momentum.holds({"optimizer": "adam"}), momentum.holds({})
+            (True, False, False)
+        """
+        return all(name in params and params[name] in allowed for name, allowed in self.when)
+
+    def at(self, u: float) -> Any:
+        """Return the value at the quantile `u` in [0, 1).
+
+        Example:
+            >>> Dimension.of((16, 64)).at(0.5), Dimension.of(["a", "b"]).at(0.0), Dimension.of((1e-4, 1e-2)).at(0.5)
+            (32, 'a', 0.001)
+        """
+        choices, low, high = self.values, self.low, self.high
+        if choices:
+            return choices[min(int(u * len(choices)), len(choices) - 1)]
+        value = math.exp(math.log(low) + u * math.log(high / low)) if self.log else low + u * (high - low)
+        if self.step:
+            value = low + round((value - low) / self.step) * self.step
+        elif not self.integer:
+            value = float(f"{value:.4g}")
+        value = min(max(value, low), high)
+        return round(value) if self.integer else float(value)
+
+
+def params_of(
+    dimensions: Mapping[str, Dimension],
+    value: Callable[[str, Dimension], Any],
+    fixed: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the fixed parameters and a value of each dimension that is there; those with a condition come last."""
+    params = dict(fixed or {})
+    for name, dimension in sorted(dimensions.items(), key=lambda item: bool(item[1].when)):
+        if dimension.holds(params):
+            params[name] = value(name, dimension)
+    return params
+
+
+def words_without(words: Sequence[str], absent: Collection[str]) -> list[str]:
+    """Return a command line without the words that name a dimension which is not there, and the flags before them.
+
+    Example:
+        >>> words_without(["train", "--lr", "{lr}", "--momentum", "{momentum}", "--beta={beta}"], {"momentum", "beta"})
+        ['train', '--lr', '{lr}']
+    """
+    kept: list[str] = []
+    for i, word in enumerate(words):
+        if not any(re.search(rf"(?<!\{{)\{{{name}\}}", word) for name in absent):
+            kept.append(word)
+        elif i and kept and not word.startswith("-") and re.fullmatch(r"--?[A-Za-z][^={}]*", words[i - 1]):
+            kept.pop()
+    return kept
 
 
 def distribution(value: Any) -> str | None:

@@ -90,6 +90,7 @@ def json_text(data: Any, *, indent: int | None = 2) -> str:
 
 
 _HINTS: dict[Any, dict[str, Any]] = {}
+_PLAIN = frozenset({int, str, bool, type(None)})
 
 
 def _hints(record: type[Any]) -> dict[str, Any]:
@@ -98,6 +99,8 @@ def _hints(record: type[Any]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
+    if type(value) in _PLAIN:  # Most are, and a search makes thousands of settings for each choice.
+        return value
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, (list, tuple)):

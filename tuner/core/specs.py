@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .dimension import Dimension
+from .dimension import Dimension, params_of
 from .results import Goal, Setting, TrialRecord
 from .trials import TrialSpec
 
@@ -65,20 +65,31 @@ class Plan:
         return tuple(sorted({int(value) for value in named if isinstance(value, (int, float)) and value >= 1}))
 
     @property
-    def tried_params(self) -> tuple[dict[str, Any], ...]:
-        """Values of the extra dimensions to try a model and an optimizer with: each that is listed, and ends of ranges.
+    def middle_params(self) -> dict[str, Any]:
+        """The middle of each extra dimension, with which a search begins and which is probed."""
+        return next(iter(self.tried_params), {})
 
-        All others are then as in the first. What cannot be built would only fail later, in a trial.
+    @property
+    def tried_params(self) -> tuple[dict[str, Any], ...]:
+        """Values of the extra dimensions to try a model and an optimizer with.
+
+        First the middle of each, with which the search begins and which is probed; then each that is listed, and the
+        ends of ranges, with all others in the middle. What cannot be built would only fail later, in a trial.
 
         Example:
-            >>> Plan(space={"momentum": [0.8, 0.9], "width": (8, 32), "batch_size": 32}).tried_params
-            ({'momentum': 0.8, 'width': 8}, {'momentum': 0.9, 'width': 8}, {'momentum': 0.8, 'width': 32})
+            >>> Plan(space={"momentum": [0.8, 0.9], "width": (8, 32), "batch_size": 32}).tried_params[:3]
+            ({'momentum': 0.9, 'width': 16}, {'momentum': 0.8, 'width': 16}, {'momentum': 0.9, 'width': 8})
         """
         extra = {name: given for name, given in self.space.items() if name not in ("batch_size", "learning_rate")}
-        values = {name: list(one.values) or [one.low, one.high] for name, one in extra.items()}
-        first = {name: listed[0] for name, listed in values.items()}
-        others = [{**first, name: value} for name, listed in values.items() for value in listed[1:]]
-        return (first, *others)[:MOST_TRIED] if first else ()
+        tried = [params_of(extra, lambda _, one: one.at(0.5))] if extra else []
+        for name, dimension in extra.items():
+            wanted = {other: allowed[0] for other, allowed in dimension.when}
+            for value in dimension.values or (dimension.low, dimension.high):
+                wanted[name] = value
+                params = params_of(extra, lambda other, one, wanted=wanted: wanted.get(other, one.at(0.5)))  # type: ignore[misc]
+                if params not in tried:
+                    tried.append(params)
+        return tuple(tried[:MOST_TRIED])
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,8 @@ class MeasureSpec:
     max_timed_steps: int = 20
     times_validation: bool = False
     """Where bstune owns the loop: run validation once more, now that it is warm, and time it."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the extra dimensions that a search begins with."""
 
 
 @dataclass(frozen=True)

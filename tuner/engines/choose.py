@@ -20,6 +20,7 @@ def make_engine(objective: Any, arguments: SearchArguments) -> Engine:
         from .inline import InlineEngine
 
         return InlineEngine(objective, batch_sizes=named)
+    tried = arguments.plan.tried_params
     if arguments.engine == "ray":
         from .ray_engine import RayEngine
 
@@ -30,8 +31,8 @@ def make_engine(objective: Any, arguments: SearchArguments) -> Engine:
             threads=threads,
             address=arguments.ray_address,
             batch_sizes=named,
+            params=tried,
         )
     from .local import LocalEngine
 
-    tried = arguments.plan.tried_params
     return LocalEngine(objective, device=device, jobs=jobs, threads=threads, batch_sizes=named, params=tried)

@@ -53,6 +53,8 @@ class Task:
     """Elsewhere: the folder in Ray's `working_dir` with the user's code."""
     batch_sizes: tuple[int, ...] = ()
     """Global batch sizes that the search names, for the facts."""
+    params: tuple[dict[str, Any], ...] = ()
+    """Values of extra dimensions to try; the first are those that sizes are probed with."""
 
     def host(self) -> Host:
         """Start the template process on this node, where it finds the user's code; the actor itself runs none of it."""
@@ -65,6 +67,7 @@ class Task:
             folder=folder,
             sys_path=path,
             batch_sizes=self.batch_sizes,
+            params=self.params,
         )
         host.chooses_threads = False  # What one actor found out, the others would not know.
         return host

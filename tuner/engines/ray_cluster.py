@@ -69,6 +69,7 @@ class Cluster:
         threads: int | None = None,
         address: str | None = None,
         batch_sizes: tuple[int, ...] = (),
+        params: tuple[dict[str, Any], ...] = (),
     ) -> None:
         """Start or join Ray and look at the objective where trials will run.
 
@@ -79,6 +80,7 @@ class Cluster:
             threads: Of each trial; None: the cores that it gets.
             address: None starts Ray here, on the loopback device; `auto` or `HOST:PORT` joins a cluster.
             batch_sizes: Global batch sizes that the search names, for the facts.
+            params: Values of extra dimensions to try; the first are those that sizes are probed with.
 
         Raises:
             BstuneError: Ray is not installed.
@@ -99,7 +101,7 @@ class Cluster:
             self._exit.enter_context(connected(address, jobs, self.folder, source))
             self.slots = lay_out([node["Resources"] for node in living_nodes()], device, jobs)
             self.jobs = self.slots.n
-            self.task = self._task(objective, source, address, threads, batch_sizes)
+            self.task = self._task(objective, source, address, threads, batch_sizes, params)
             self.node_of = self._nodes_by_kind()
             self.kinds = {name: DeviceInfo(self.task.device, name, threads=self.slots.cpus) for name in self.node_of}
             self._look(next(iter(self.node_of.values())))
@@ -124,6 +126,7 @@ class Cluster:
         address: str | None,
         threads: int | None,
         batch_sizes: tuple[int, ...],
+        params: tuple[dict[str, Any], ...],
     ) -> Task:
         """Return what each node needs to know of the objective and of its share of the cores."""
         from .ray_actor import Task
@@ -135,7 +138,7 @@ class Cluster:
         data = pickled(objective, source, travels=like_driver is None)
         kind = "cuda" if self.slots.gpus else "cpu"
         unpacked = None if source is None else source.name
-        return Task(data, kind, self.slots.cpus, threads, like_driver, unpacked, batch_sizes)
+        return Task(data, kind, self.slots.cpus, threads, like_driver, unpacked, batch_sizes, params)
 
     def __enter__(self) -> Cluster:
         return self

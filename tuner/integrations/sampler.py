@@ -14,7 +14,6 @@ from optuna.trial import FrozenTrial, TrialState
 from ..core.dimension import Dimension
 from ..core.trials import OptimizerFamily
 from ..strategy.race import RACE_OCTAVES
-from ..strategy.space import Extra
 from ..theory.scaling import ANCHOR_BATCH
 from .meaning import EPOCH, Meaning, Steps
 from .reading import make_study_space, read, refuse_several, search_space
@@ -139,7 +138,7 @@ class Sampler(BaseSampler):
             sizes = self.meaning.sizes(distribution)
             return sizes[min(sizes, key=lambda size: abs(size - ANCHOR_BATCH))] if sizes else None
         if name != self.meaning.lr:  # The race begins in the middle of all other parameters.
-            return Extra(name, Dimension.of(distribution)).draw(0.5)
+            return Dimension.of(distribution).at(0.5)
         known = {name: distribution}
         if isinstance(batch, str):
             known[batch] = trial.distributions.get(batch) or CategoricalDistribution([ANCHOR_BATCH])

@@ -124,7 +124,14 @@ class Attempts:
             # With the answer; where that was traced, with the first size that is timed.
             validates = not traced and (final or (timed_s > 0 and not self.validation_s))
             spec = MeasureSpec(
-                size, eval_size, 2 if both else 1, n_steps, self.seed, timed_s, times_validation=validates
+                size,
+                eval_size,
+                2 if both else 1,
+                n_steps,
+                self.seed,
+                timed_s,
+                times_validation=validates,
+                params=self.host.params,
             )
             attempt, reading, failure = self._once(spec, traced=traced)
             if attempt is None:

@@ -11,6 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
+from ..core.dimension import words_without
 from ..core.plain_text import hide_secrets, one_line
 from ..core.results import Recommendation, SearchResult
 from .reasons import without_limits
@@ -41,6 +42,7 @@ def paste_lines(result: SearchResult, facts: Facts | None = None, *, width: int 
         "eval_batch_size": best.eval_batch_size,
         "learning_rate": best.learning_rate,
     }
+    absent = {name for record in result.records for name in record.params} - best.params.keys()
     version = one_line(result.versions.get("bstune", ""))
     reason = without_limits(best.reason, best.global_batch_size, best.learning_rate)
     if best.verified and result.goal == "time" and best.seconds_to_target is not None and result.target is not None:
@@ -51,7 +53,7 @@ def paste_lines(result: SearchResult, facts: Facts | None = None, *, width: int 
         one_line(f"# bstune {version}, study {one_line(result.study, 200)}: {one_line(reason, 400)}"),
         *(f"{name} = {value!r}" for name, value in values.items() if value is not None),
         *(_assignment(name, value, taken=set(values)) for name, value in best.params.items() if value is not None),
-        *_steps(best, facts),
+        *_steps(best, facts, absent),
     ]
     if facts is not None and facts.kind == "command":
         width = max(width, len(lines[-1]))  # A command is to be copied whole.
@@ -88,8 +90,8 @@ def _constant(value: Any) -> str | None:
     return None
 
 
-def _command(best: Recommendation, facts: Facts) -> str:
-    """Return the command line of a full run with the recommendation."""
+def _command(best: Recommendation, facts: Facts, absent: set[str]) -> str:
+    """Return the command line of a full run with the recommendation, which lacks the `absent` parameters."""
     values = {
         "max_epochs": f"{facts.epochs:g}",
         "max_samples": round(facts.full_run_samples),
@@ -101,16 +103,16 @@ def _command(best: Recommendation, facts: Facts) -> str:
         **best.params,
     }
     filled = []
-    for word in facts.command:
+    for word in words_without(facts.command, absent):
         for name, value in values.items():
             word = word.replace(f"{{{name}}}", str(value))
         filled.append(word)
     return shlex.join(filled)
 
 
-def _steps(best: Recommendation, facts: Facts | None) -> list[str]:
+def _steps(best: Recommendation, facts: Facts | None, absent: set[str]) -> list[str]:
     if facts is not None and facts.kind == "command":
-        return [f"# {one_line(_command(best, facts))}"]
+        return [f"# {one_line(_command(best, facts, absent))}"]
     if facts is not None and facts.kind == "loop":
         return ["# Put them where your loop reads the attributes of these names from its trial."]
     if facts is not None and facts.kind in IN_A_FRAMEWORK:

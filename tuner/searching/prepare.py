@@ -65,7 +65,7 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
     `dry`: nothing is to be trained, and a study that has trials keeps what it says of its search.
     """
     objective = check_objective(objective, isolation=arguments.isolation)
-    _check_places(objective, arguments)
+    objective = _with_places(objective, arguments)
     with (
         open_storage(arguments.storage) as storage,
         contextlib.closing(make_engine(objective, arguments)) as engine,
@@ -99,18 +99,18 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
         yield Ready(objective, arguments, facts, study, probe, strategy, engine)
 
 
-def _check_places(objective: Any, arguments: SearchArguments) -> None:
-    """Raise an ArgumentError where a command has no place for what is searched."""
+def _with_places(objective: Any, arguments: SearchArguments) -> Any:
+    """Return the objective; a command that has no place for what is searched raises an ArgumentError."""
     from ...objectives.command import Command
 
-    if isinstance(objective, Command):
-        space = arguments.plan.space
-        rate = space.get("learning_rate")
-        objective.check_space(space, rate_is_fixed=rate is not None and len(rate.values) == 1)
-        if arguments.engine == "ray":
-            raise ArgumentError(
-                "engine='ray' runs no commands yet: leave it out, and the command runs on this machine."
-            )
+    if not isinstance(objective, Command):
+        return objective
+    space = arguments.plan.space
+    rate = space.get("learning_rate")
+    objective = objective.for_space(space, rate_is_fixed=rate is not None and len(rate.values) == 1)
+    if arguments.engine == "ray":
+        raise ArgumentError("engine='ray' runs no commands yet: leave it out, and the command runs on this machine.")
+    return objective
 
 
 def _study(

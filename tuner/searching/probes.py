@@ -89,6 +89,7 @@ def obtain_probe(
         seed=arguments.plan.seed,
         settings={"max_batch": most},
         chooses_threads=engine.chooses_threads,
+        params=arguments.plan.middle_params,
     )
     # One that was made for trials side by side says for how many; see `Engine.share`.
     for wanted in [{**key, "jobs": "auto"}, key] if arguments.jobs == "auto" else [key]:
@@ -129,7 +130,7 @@ def _probe_kinds(
     """Store a probe of each kind of device and return the first: the fastest kind, at the first trial on it."""
     entries: dict[str, dict[str, Any]] = {entry["device"]: entry for entry in study.attributes.get("probes", ())}
     for kind, device in engine.kinds.items():
-        key = probe_key(facts, device, seed=arguments.plan.seed)
+        key = probe_key(facts, device, seed=arguments.plan.seed, params=arguments.plan.middle_params)
         others = itertools.chain([study], studies(study.storage, readable=True))
         known = (entry for other in others for entry in other.attributes.get("probes", ()))
         stored = next(

@@ -80,12 +80,8 @@ class PlainSampler:
                 )
             )
         params = study.ask(distributions).params
-        extras = {
-            dimension.name: dimension.draw(rng.random()) for dimension in space.extras
-        }  # These are drawn at random.
-        return space.setting(
-            space.batches[params["batch"]], space.learning_rates[params["lr"]], {**space.fixed, **extras}
-        )
+        extras = space.params(rng.random)  # These are drawn at random.
+        return space.setting(space.batches[params["batch"]], space.learning_rates[params["lr"]], extras)
 
 
 Sampler = GainSampler | RungSampler | PlainSampler

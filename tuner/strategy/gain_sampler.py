@@ -122,11 +122,11 @@ class GainSampler:
         def near(batch: int) -> bool:
             return any(abs(math.log2(batch / other)) <= STEP_OCTAVES + 1e-9 for other in tried)
 
-        points = [point for point in model.weighed(ledger) if near(point.setting.global_batch_size)]
+        points = model.weighed(ledger, near)
         if len(points) <= MOST_WEIGHED:
             return points
         _, sd = model.final(points)
-        ln_full = self._worth.ln_full([point.setting.global_batch_size for point in points])
+        ln_full = self._worth.ln_full([point.batch for point in points])
         optimistic = model.curves(points) - sd[:, None]
         hopeful = np.argsort(self._worth.ln_time(ln_full, optimistic, self._evidence.target_gap), kind="stable")[
             :MOST_WEIGHED

@@ -7,8 +7,9 @@ on what is running now.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..core.results import NoisePoint, Setting, TrialRecord
 from ..core.specs import Proposal
@@ -22,11 +23,12 @@ LATE = 1.5
 
 def key_of(setting: Setting) -> Key:
     """Return what tells two settings apart; the rate has 12 digits, so a trip through a database changes nothing."""
-    return (
-        setting.global_batch_size,
-        f"{setting.learning_rate:.12g}",
-        *(f"{name}={value!r}" for name, value in sorted(setting.params.items())),
-    )
+    return (setting.global_batch_size, f"{setting.learning_rate:.12g}", *key_of_params(setting.params))
+
+
+def key_of_params(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the part of a key that is of the extra parameters."""
+    return tuple(f"{name}={value!r}" for name, value in sorted(params.items()))
 
 
 @dataclass

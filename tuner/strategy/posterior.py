@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -205,18 +205,19 @@ class Model:
         mean, deviation = self.final([self._context.space.point(setting) for setting in settings])
         return np.asarray((1 + expand(mean - optimism * deviation)) / (1 + self._lowest) - 1)
 
-    def weighed(self, ledger: Ledger) -> list[Point]:
+    def weighed(self, ledger: Ledger, near: Callable[[int], bool] = lambda batch: True) -> list[Point]:
         """Return the settings that may be run next: not forbidden, and not diverged or collapsed on the search's seed.
 
+        `near`: which batch sizes are wanted.
         Extra parameters are drawn anew for each state of the ledger, beside those of the best settings so far.
         """
         context = self._context
         known = [run.setting.params for run in self.leaders[:3]]
-        points = context.space.points(np.random.default_rng([context.seed, len(ledger)]), known)
+        points = context.space.points(np.random.default_rng([context.seed, len(ledger)]), known, near)
         return [
             point
             for point in points
-            if context.allowed(point.key, point.setting.global_batch_size)
+            if context.allowed(point.key, point.batch)
             and not (point.key in self.deepest and self.deepest[point.key].number in self.lost)
         ]
 

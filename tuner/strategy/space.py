@@ -10,21 +10,21 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ..core.dimension import Dimension
+from ..core.dimension import Dimension, params_of
 from ..core.errors import ArgumentError
 from ..core.probe_results import ProbeResult
 from ..core.results import Setting
 from ..core.specs import Plan
 from ..core.trials import Facts
 from ..theory.scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, LEARNING_RATE_RANGE, SLOPE_PRIOR
-from .ledger import Key, key_of
+from .ledger import Key, key_of_params
 
 SMALLEST_BATCH = 4
 STEPS_AT_LEAST = 100
@@ -46,23 +46,10 @@ class Extra:
     name: str
     dimension: Dimension
 
-    @property
+    @cached_property
     def ordered(self) -> bool:
         """Whether distances mean something: a range, or a list of numbers."""
         return all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in self.dimension.values)
-
-    def draw(self, u: float) -> Any:
-        """Return the value at the quantile `u` in [0, 1)."""
-        choices, low, high = self.dimension.values, self.dimension.low, self.dimension.high
-        if self.dimension.kind == "list":
-            return choices[min(int(u * len(choices)), len(choices) - 1)]
-        value = math.exp(math.log(low) + u * math.log(high / low)) if self.dimension.log else low + u * (high - low)
-        if self.dimension.step:
-            value = low + round((value - low) / self.dimension.step) * self.dimension.step
-        elif not self.dimension.integer:
-            value = float(f"{value:.4g}")
-        value = min(max(value, low), high)
-        return round(value) if self.dimension.integer else float(value)
 
     def coordinates(self, value: Any) -> list[float]:
         """Return the value scaled to 0..1, or one-hot where the order means nothing."""
@@ -79,16 +66,29 @@ class Extra:
         value = min(max(value, low), high)  # A trial that the user adds may lie outside.
         return [math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)]
 
+    @cached_property
+    def centre(self) -> list[float]:
+        """The coordinates of a setting that has no such parameter: the middle, from which nothing is far."""
+        values = self.dimension.values or (self.dimension.at(0.5),)
+        return [sum(column) / len(values) for column in zip(*map(self.coordinates, values), strict=True)]
+
 
 @dataclass(frozen=True)
 class Point:
     """A setting with what surrogates need of it, computed once."""
 
-    setting: Setting
+    batch: int
+    learning_rate: float
+    params: Mapping[str, Any]
     key: Key
     coordinates: tuple[float, ...]
     number: float
     """Negative, and the same for the same setting: it tells cells apart."""
+
+    @cached_property
+    def setting(self) -> Setting:
+        """The setting; made when it is asked for, since few of thousands of points ever are."""
+        return Setting(self.batch, self.learning_rate, dict(self.params))
 
 
 @dataclass(frozen=True)
@@ -126,20 +126,30 @@ class Space:
 
     def default_params(self) -> dict[str, Any]:
         """Return the fixed parameters and the middle of each extra dimension."""
-        return {**self.fixed, **{extra.name: extra.draw(0.5) for extra in self.extras}}
+        return self.params(lambda: 0.5)
 
-    def points(self, rng: np.random.Generator, known: Sequence[Mapping[str, Any]] = ()) -> list[Point]:
-        """Return the points to weigh: the grid, with extras in the middle, those that did well, and fresh draws."""
+    def params(self, quantile: Callable[[], float]) -> dict[str, Any]:
+        """Return the fixed parameters and a value of each extra dimension that is there, at a quantile of its own."""
+        extras = {extra.name: extra.dimension for extra in self.extras}
+        return params_of(extras, lambda _, dimension: dimension.at(quantile()), self.fixed)
+
+    def points(
+        self,
+        rng: np.random.Generator,
+        known: Sequence[Mapping[str, Any]] = (),
+        near: Callable[[int], bool] = lambda batch: True,
+    ) -> list[Point]:
+        """Return the points to weigh: the grid, with extras in the middle, those that did well, and fresh draws.
+
+        `near`: which batch sizes are wanted.
+        """
+        grid = [point for point in self.grid if near(point.batch)]
         if not self.extras:
-            return list(self.grid)
-        drawn = [
-            {**self.fixed, **{d.name: d.draw(float(rng.random())) for d in self.extras}} for _ in range(EXTRA_SAMPLES)
-        ]
-        pairs = itertools.product(self.batches, self.learning_rates)
-        return [
-            *self.grid,
-            *(self.point(self.setting(b, lr, params)) for b, lr in pairs for params in (*known, *drawn)),
-        ]
+            return grid
+        drawn = [self.params(lambda: float(rng.random())) for _ in range(EXTRA_SAMPLES)]
+        extras = [(params, key_of_params(params), self._coordinates(params)) for params in (*known, *drawn)]
+        pairs = [(batch, lr) for batch in self.batches if near(batch) for lr in self.learning_rates]
+        return [*grid, *(self._point(batch, lr, *extra) for batch, lr in pairs for extra in extras)]
 
     def setting(self, batch: int, lr: float, params: Mapping[str, Any] | None = None) -> Setting:
         """Return the setting with the default extras unless others are given."""
@@ -147,14 +157,23 @@ class Space:
 
     def point(self, setting: Setting) -> Point:
         """Return a setting with its coordinates: octaves of batch and rate from the foot of the centre line, extras."""
-        row = [
-            math.log2(setting.global_batch_size / self.centre_batch),
-            math.log2(setting.learning_rate / self.centre_learning_rate),
-        ]
-        for extra in self.extras:
-            row += extra.coordinates(setting.params[extra.name])
-        key = key_of(setting)
-        return Point(setting, key, tuple(row), -2.0 - zlib.crc32(repr(key).encode()))
+        params = setting.params
+        extras = (params, key_of_params(params), self._coordinates(params))
+        return self._point(setting.global_batch_size, setting.learning_rate, *extras)
+
+    def _point(
+        self, batch: int, lr: float, params: Mapping[str, Any], its_key: Key, its_coordinates: tuple[float, ...]
+    ) -> Point:
+        """Return a point; key and coordinates of its parameters are those of many points."""
+        key = (batch, f"{lr:.12g}", *its_key)
+        octaves = (math.log2(batch / self.centre_batch), math.log2(lr / self.centre_learning_rate))
+        number = -2.0 - zlib.crc32(repr(key).encode())
+        return Point(batch, lr, params, key, (*octaves, *its_coordinates), number)
+
+    def _coordinates(self, params: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return the coordinates of the extra dimensions."""
+        each = (e.coordinates(params[e.name]) if e.name in params else e.centre for e in self.extras)
+        return tuple(itertools.chain.from_iterable(each))
 
 
 def make_space(
@@ -214,7 +233,7 @@ def make_space(
         rates = _rate_grid(low, high, centre)
     else:
         rates = tuple(sorted({float(value) for value in rate.values}))
-    single = {name: one.values[0] for name, one in asked.items() if len(one.values) == 1}
+    single = {name: one.values[0] for name, one in asked.items() if len(one.values) == 1 and not one.when}
     extras = tuple(Extra(name, one) for name, one in asked.items() if name not in single)
     if plan.baseline is not None:
         batches = tuple(sorted({*batches, plan.baseline[0]}))

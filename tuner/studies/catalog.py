@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
 from ..core.arguments import ProbeArguments
@@ -277,10 +278,12 @@ def probe_key(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     chooses_threads: bool = False,
+    params: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return what a probe's answer depends on, as JSON: objective, device and all settings that are not the default.
 
-    The threads are those of the device before a probe; `chooses_threads`: a probe may choose others.
+    The threads are those of the device before a probe; `chooses_threads`: a probe may choose others. `params`: values
+    of the extra dimensions that it was made with.
     """
     defaults = ProbeArguments().settings()
     asked = {name: value for name, value in (settings or {}).items() if name in defaults and value != defaults[name]}
@@ -296,5 +299,6 @@ def probe_key(
         "jobs": jobs,
         "seed": seed,
         **({"threads": "chosen"} if chooses_threads else {}),
+        **({"params": dict(params)} if params else {}),
         **asked,
     }

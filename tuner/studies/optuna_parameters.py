@@ -53,9 +53,9 @@ class Axes:
     def _distribution(self, name: str, value: Any) -> BaseDistribution:
         from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-        dimension = self.space.get(name) or Dimension.of(value)
-        if isinstance(dimension.raw, BaseDistribution):
-            return dimension.raw
+        dimension = self.space.get(name) or Dimension.of(value)  # One with a condition is in those trials that have it.
+        if isinstance(dimension.given, BaseDistribution):
+            return dimension.given
         if dimension.kind == "range":  # As a float also where it is of whole numbers: older studies hold it so.
             return FloatDistribution(min(dimension.low, value), max(dimension.high, value), log=True)
         return CategoricalDistribution(dimension.values)

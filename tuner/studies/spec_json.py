@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.arguments import check_space
-from ..core.dimension import Dimension, distribution
+from ..core.dimension import Dimension, When, distribution
 from ..core.specs import Plan
 from ..core.trials import Facts, Split, TrialSpec
 
 
 def encode_space(space: Mapping[str, Dimension]) -> dict[str, Any]:
-    """Return a space as JSON: scalars and lists as they are, ranges and Optuna distributions as objects."""
+    """Return a space as JSON: scalars and lists as they are; ranges, distributions and conditions as objects."""
     from optuna.distributions import distribution_to_json
 
     def encode(given: Any) -> Any:
+        if isinstance(given, When):
+            return {"when": {name: list(v) for name, v in given.conditions.items()}, "values": encode(given.values)}
         if distribution(given) is not None:
             return {"distribution": distribution_to_json(given)}
         return {"range": list(given)} if isinstance(given, tuple) else given
@@ -33,6 +35,8 @@ def decode_space(data: Mapping[str, Any]) -> dict[str, Dimension]:
     from optuna.distributions import json_to_distribution
 
     def decode(stored: Any) -> Any:
+        if isinstance(stored, Mapping) and "when" in stored:
+            return When(values=decode(stored["values"]), **stored["when"])
         if isinstance(stored, Mapping):
             return json_to_distribution(stored["distribution"]) if "distribution" in stored else tuple(stored["range"])
         return stored

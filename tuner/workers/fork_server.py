@@ -12,7 +12,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -71,7 +71,8 @@ class Host:
             sys_path: Where they find the user's modules; default: as the caller does, see `launch.path_of_caller`.
             batch_sizes: Global batch sizes that a search names; default: there is no search, and no step times are
                 asked for.
-            params: Values of extra dimensions that model and optimizer are tried with before the facts are told.
+            params: Values of extra dimensions that model and optimizer are tried with before the facts are told; the
+                first are those that sizes are probed with.
 
         Raises:
             ObjectiveError: The objective cannot be pickled or loaded.
@@ -86,6 +87,7 @@ class Host:
         self._sys_path = tuple(sys_path) if sys_path is not None else path_of_caller()
         self._batch_sizes = batch_sizes
         self._params = params
+        self.params: Mapping[str, Any] = params[0] if params else {}
         self._word = secrets.token_hex(16)
         cores, as_set = max(1, usable_cores() // jobs), threads_set({**os.environ, **self.environment})
         self.threads = threads or min(cores, as_set or cores)
