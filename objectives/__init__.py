@@ -20,4 +20,5 @@
 - `supervised`: The short form of an objective: a model, a training set and a validation set. bstune owns the loop.
 - `training`: One model in training, where bstune owns the loop: built from a seed, stepped, validated, saved and
   loaded.
+- `transformers`: A Trainer of Transformers as an objective: it runs each trial itself.
 """

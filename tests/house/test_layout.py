@@ -68,9 +68,10 @@ def test_no_file_is_imported_twice() -> None:
     for module in MODULES:
         importlib.import_module(module)
     names = defaultdict(set)
+    files = {path.resolve() for path in [ROOT / "__init__.py", *MODULES.values()]}
     for name, module_object in list(sys.modules.items()):
         file = getattr(module_object, "__file__", None)
-        if file and Path(file).resolve() in {path.resolve() for path in [ROOT / "__init__.py", *MODULES.values()]}:
+        if file and Path(file).resolve() in files:
             names[file].add(name)
 
     assert {

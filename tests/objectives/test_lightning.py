@@ -10,9 +10,9 @@ from typing import Any
 import bstune
 import pytest
 import torch
-from bstune.objectives.base import Meter
 from bstune.objectives.lightning import LightningObjective, from_module
 from bstune.tests.objectives.small import DATA, N, net, run, spec_of
+from bstune.tests.objectives.told import Phases
 from bstune.tuner.core.trials import MeasureSpec
 from torch.utils.data import DataLoader
 
@@ -237,26 +237,6 @@ def test_a_loss_that_is_no_number_ends_the_run() -> None:
     (report,) = run(objective(Broken), spec_of(), lambda _: "stop")
 
     assert report.samples == 16
-
-
-class Phases(Meter):
-    """Writes down what it is told."""
-
-    def __init__(self) -> None:
-        """Nothing was said so far."""
-        self.said: list[str] = []
-
-    def phase(self, name: str) -> None:
-        """Keep the name."""
-        self.said.append(name)
-
-    def step_done(self) -> None:
-        """Keep that there was one."""
-        self.said.append("step")
-
-    def holds(self, **held: int) -> None:
-        """Keep whether there are parameters and gradients."""
-        self.said.append("holds" if held["parameters_bytes"] and held["gradients_bytes"] else "nothing held")
 
 
 def test_a_probe_makes_the_steps_that_are_wanted() -> None:

@@ -67,3 +67,20 @@ def apply_setting(
             raise no_place(what, names, objects)
     if eval_batch_size is not None:
         set_attributes(objects, EVAL_BATCH_SIZE, eval_batch_size)
+
+
+def training_arguments(
+    micro_batch_size: int, accumulation_steps: int, learning_rate: float, eval_batch_size: int | None
+) -> dict[str, Any]:
+    """Return a setting as fields of Transformers' TrainingArguments.
+
+    Example:
+        >>> training_arguments(8, 2, 0.001, None)["per_device_train_batch_size"]
+        8
+    """
+    return {
+        "per_device_train_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "learning_rate": learning_rate,
+        **({} if eval_batch_size is None else {"per_device_eval_batch_size": eval_batch_size}),
+    }

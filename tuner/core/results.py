@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .attributes import apply_setting
+from .attributes import apply_setting, training_arguments
 from .pictures import drawn
 from .probe_results import ProbeResult
 from .record import Amount, Bytes, Count, Positive, Record, Size
@@ -164,6 +164,16 @@ class Recommendation(Record):
             eval_batch_size=self.eval_batch_size,
         )
         return {"accumulate_grad_batches": self.accumulation_steps}
+
+    def to_training_arguments(self) -> dict[str, Any]:
+        """Return the fields of Transformers' TrainingArguments: `TrainingArguments(..., **these)`.
+
+        Other parameters of the space are among them under their own names.
+        """
+        fields = training_arguments(
+            self.micro_batch_size, self.accumulation_steps, self.learning_rate, self.eval_batch_size
+        )
+        return {**self.params, **fields}
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""

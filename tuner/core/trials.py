@@ -25,7 +25,7 @@ class Facts:
 
     name: str | None
     kind: str
-    """`supervised`, `loop`, `command` or `lightning`."""
+    """`supervised`, `loop`, `command`, `lightning` or `transformers`."""
     n_samples: int
     epochs: float
     n_val_samples: int | None = None

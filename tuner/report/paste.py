@@ -25,6 +25,11 @@ IN_A_FRAMEWORK = {
         "# Trainer(..., **recommendation.apply(module, datamodule)) uses them in Python; by hand: batch_size and lr of "
         "module and data module, and Trainer(accumulate_grad_batches=accumulation_steps).",
     ),
+    "transformers": (
+        "# TrainingArguments(..., **recommendation.to_training_arguments()) uses them in Python; by hand: "
+        "per_device_train_batch_size=micro_batch_size, gradient_accumulation_steps=accumulation_steps, "
+        "per_device_eval_batch_size=eval_batch_size, learning_rate=learning_rate.",
+    ),
 }
 """What to do with the values, by the kind of the objective."""
 

@@ -1,0 +1,232 @@
+"""Transformers' Trainer: its arguments are filled in, it is evaluated where wanted, and the rest is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bstune
+import pytest
+from bstune.objectives.transformers import TrainerObjective, from_trainer
+from bstune.tests.objectives.small import DATA, N, net, run, spec_of
+from bstune.tests.objectives.told import Phases
+from bstune.tuner.core.results import LossEstimate, Recommendation
+from bstune.tuner.core.trials import MeasureSpec
+from torch import nn
+from torch.utils.data import Dataset
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # What Transformers and Accelerate import.
+pytest.importorskip("accelerate", reason="needs the extra: pip install 'bstune[transformers]'")
+transformers: Any = pytest.importorskip("transformers", reason="needs the extra: pip install 'bstune[transformers]'")
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """The small data set, as the Trainer takes it."""
+
+    def __len__(self) -> int:
+        """Return how many samples there are."""
+        return N
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one."""
+        x, y = DATA[index]
+        return {"x": x, "labels": y}
+
+
+class Classifier(nn.Module):
+    """The small classifier, which returns its loss; it keeps the sizes of its batches."""
+
+    def __init__(self) -> None:
+        """Build it."""
+        super().__init__()
+        self.net = net()
+        self.sizes: list[int] = []
+        self.val_sizes: list[int] = []
+
+    def forward(self, x: Any, labels: Any) -> dict[str, Any]:
+        """Return loss and logits."""
+        (self.sizes if self.training else self.val_sizes).append(len(x))
+        logits = self.net(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+made: list[Any] = []
+"""The trainers that were built, to see what became of them."""
+
+
+@pytest.fixture(autouse=True)
+def _forget_trainers() -> None:
+    made.clear()
+
+
+def trainer_of(arguments: dict[str, Any] | None = None, **options: Any) -> Callable[[], Any]:
+    """Return a function that makes a Trainer of four epochs, with sizes of its own."""
+
+    def make_trainer() -> Any:
+        args = transformers.TrainingArguments(
+            "never_made",
+            **{"num_train_epochs": 4, "per_device_train_batch_size": 2, "auto_find_batch_size": True}
+            | (arguments or {}),
+        )
+        made.append(
+            transformers.Trainer(Classifier(), args, **{"train_dataset": Rows(), "eval_dataset": Rows(), **options})
+        )
+        return made[-1]
+
+    return make_trainer
+
+
+def objective(arguments: dict[str, Any] | None = None, **options: Any) -> TrainerObjective:
+    """Return an objective of it."""
+    return from_trainer(trainer_of(arguments, **options))
+
+
+def test_reports_come_at_the_wanted_samples_with_accumulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 96, 192 and 384 samples, from 24 steps of two micro-batches of 8; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    points = (N, 2 * N, 4 * N)
+    saving = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+
+    reports = run(
+        objective({**saving, "load_best_model_at_end": True}),
+        spec_of(micro_batch_size=8, accumulation_steps=2, points=points, eval_batch_size=80),
+    )
+
+    assert [report.samples for report in reports] == list(points)
+    (trainer,) = made
+    assert trainer.model.sizes == [8] * 48
+    assert trainer.model.val_sizes == [80, 16] * 3
+    assert trainer.state.global_step == 24
+    assert trainer.args.learning_rate == 0.01
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_schedule_decays_to_the_end_of_the_trial() -> None:
+    """The Trainer's default is linear, and a short trial is a short run."""
+    one = objective()
+
+    run(one, spec_of(end_samples=2 * N, points=(2 * N,)))
+
+    assert one.describe().schedule == "linear"
+    assert made[0].state.max_steps == 12
+    assert made[0].lr_scheduler.get_last_lr() == [0.0, 0.0]  # Weights and biases are groups of their own.
+
+
+def test_an_epoch_that_does_not_divide_counts_what_was_trained() -> None:
+    """Micro-batches of 20 from 96 samples are four an epoch: steps of three and of one, as the Trainer has them."""
+    reports = run(
+        objective(),
+        spec_of(micro_batch_size=20, accumulation_steps=3, global_batch_size=60, end_samples=360, points=(120, 360)),
+    )
+
+    assert [report.samples for report in reports] == [140, 380]
+    assert made[0].model.sizes == [20] * 19
+
+
+def test_a_stop_ends_the_run_at_once() -> None:
+    """The user's own callbacks hear of the end; early stopping of theirs is off."""
+    heard = []
+
+    class Mine(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_train_end(self, *args: Any, **others: Any) -> None:
+            heard.append("end")
+
+    patience = transformers.EarlyStoppingCallback(1)
+    reports = run(objective(callbacks=[Mine(), patience]), spec_of(), lambda _: "stop")
+
+    assert [report.samples for report in reports] == [2 * N]
+    assert sum(made[0].model.sizes) == 2 * N
+    assert heard == ["end"]
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    """Another one is not."""
+    first, again, other = (run(objective(), spec_of(seed=seed)) for seed in (3, 3, 4))
+
+    assert [report.val_loss for report in first] == [report.val_loss for report in again]
+    assert [report.val_loss for report in first] != [report.val_loss for report in other]
+
+
+def test_the_space_may_have_other_fields() -> None:
+    """By their names; what is none is refused."""
+    run(objective(), spec_of(params={"weight_decay": 0.5}))
+
+    assert made[0].args.weight_decay == 0.5
+    with pytest.raises(bstune.ObjectiveError, match="'width': expected names of fields of TrainingArguments"):
+        run(objective(), spec_of(params={"width": 0.5}))
+
+
+def test_arguments_from_elsewhere_are_found() -> None:
+    """They cannot be filled in, and the trial would train at their size."""
+    args = transformers.TrainingArguments("never_made", per_device_train_batch_size=2)
+    elsewhere = from_trainer(lambda: transformers.Trainer(Classifier(), args, train_dataset=Rows()))
+
+    with pytest.raises(bstune.ObjectiveError, match="TrainingArguments were made before"):
+        run(elsewhere, spec_of())
+
+
+def test_metrics_of_the_user_and_one_that_is_not_there() -> None:
+    """What compute_metrics tells is recorded, and may be what is minimised."""
+
+    def compute(predicted: Any) -> dict[str, float]:
+        return {"error": float((predicted.predictions.argmax(1) != predicted.label_ids).mean())}
+
+    reports = run(objective(compute_metrics=compute), spec_of())
+    assert set(reports[0].metrics) == {"eval_error"}
+    error = from_trainer(trainer_of(compute_metrics=compute), metric="eval_error")
+    assert [report.val_loss for report in run(error, spec_of())] == [each.metrics["eval_error"] for each in reports]
+    with pytest.raises(bstune.ObjectiveError, match=r"did not tell 'eval_f1'.*It told: .*eval_loss"):
+        run(from_trainer(trainer_of(), metric="eval_f1"), spec_of())
+
+
+def test_a_probe_makes_the_steps_that_are_wanted() -> None:
+    """Three whole steps, then one validation batch of the size that was asked for."""
+    one, meter = objective(), Phases()
+
+    notes = one.measure(MeasureSpec(8, 16, 2, 3, seed=0), "cpu", meter)
+
+    assert meter.said == ["build", "train", "step", "step", "step", "holds", "validation"]
+    assert made[0].model.sizes == [8] * 6
+    assert made[0].model.val_sizes == [16]
+    assert (notes.samples, notes.eval_batch_size, notes.optimizer) == (48, 16, "AdamW")
+
+
+def test_wrong_arguments_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Trainer that was already made, a schedule that is none; without the package the extra is named."""
+    with pytest.raises(bstune.ArgumentError, match=r"make_trainer is a Trainer: expected a function.*schedule='step'"):
+        from_trainer(trainer_of()(), schedule="step")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(bstune.ArgumentError, match=r"pip install 'bstune\[transformers\]'"):
+        from_trainer(trainer_of())
+
+
+def test_a_recommendation_becomes_training_arguments() -> None:
+    """With the other parameters of the space."""
+    loss = LossEstimate(0.5, None, 1)
+    best = Recommendation(
+        micro_batch_size=8,
+        accumulation_steps=4,
+        world_size=1,
+        global_batch_size=32,
+        eval_batch_size=64,
+        learning_rate=0.003,
+        params={"weight_decay": 0.1},
+        val_loss=loss,
+        seconds_to_target=None,
+        samples_to_target=None,
+        samples_per_s=None,
+        peak_bytes=None,
+        verified=True,
+        reason="",
+        batch_interval=(32, 32),
+        lr_rule=None,
+        fastest=None,
+        smallest_within_tolerance=None,
+        alternatives=(),
+    )
+
+    args = transformers.TrainingArguments("never_made", use_cpu=True, **best.to_training_arguments())
+
+    assert (args.train_batch_size, args.gradient_accumulation_steps, args.eval_batch_size) == (8, 4, 64)
+    assert (args.learning_rate, args.weight_decay) == (0.003, 0.1)
