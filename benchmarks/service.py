@@ -180,6 +180,7 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
         for n in range(PROCESSES)
     ]
     memory_mb, restarts, alive_s = [], [], []
+    begun_s = time.time()
     for kill in range(options.kills + 1):
         kill_s = time.time() + options.seconds / (options.kills + 1)  # So long it is up each time.
         while time.time() < kill_s:
@@ -196,6 +197,7 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
         assert run.stdin is not None
         run.stdin.close()
         run.stdin = None
+    loaded_s = time.time() - begun_s
     logs = [log for run in runs for log in json.loads(run.communicate()[0])]
     metrics = httpx.get(f"{server.url}/metrics", trust_env=False, timeout=60).text
     records = {
@@ -216,6 +218,7 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
         "kills": options.kills,
         "reports_per_s_asked": options.rate or "as fast as they can",
         **checked(logs, records),
+        "wall_s": round(loaded_s, 1),
         "server_errors": sum(
             float(line.rpartition(" ")[2])
             for line in metrics.splitlines()
@@ -248,7 +251,6 @@ def checked(logs: list[Any], records: dict[str, Any]) -> dict[str, Any]:
     return {
         "trials_finished": len(finished),
         "reports_acknowledged": sum(len(log["reported"]) for log in logs),
-        "reports_per_s": round(sum(len(log["reported"]) for log in logs) / max(1e-9, seconds_of(logs)), 1),
         "finished_but_not_stored": sum(records.get(t, {}).get("state") in (None, "running") for t in finished),
         "finished_twice": sum(count > 1 for count in finished.values()),
         "finished_by_two": sum(len(names) > 1 for names in owners.values()),
@@ -260,11 +262,6 @@ def checked(logs: list[Any], records: dict[str, Any]) -> dict[str, Any]:
         "orphans": sum(trial["cause"] == "orphan" for trial in records.values()),
         "refused": sum(len(log["refused"]) for log in logs),
     }
-
-
-def seconds_of(logs: list[Any]) -> float:
-    """Return the seconds that the clients spent calling, one beside the other."""
-    return max(sum(sum(values) for values in log["latencies"].values()) for log in logs)
 
 
 def quantiles(logs: list[Any], what: str) -> dict[str, float]:
