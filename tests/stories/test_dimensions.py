@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shlex
@@ -17,6 +18,7 @@ from bstune.cli import main
 from bstune.tuner.core.arguments import check_search, check_space
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.report.paste import paste_lines
+from bstune.tuner.report.text import search_text
 from bstune.tuner.strategy.space import make_space
 from bstune.tuner.studies.spec_json import decode_space, encode_space
 from click.testing import CliRunner
@@ -54,6 +56,15 @@ def test_they_reach_a_loop_and_stand_in_all_that_is_told(tmp_path: Path) -> None
     assert {*EXTRA, "momentum"} <= {*result.trials.columns}
     assert best.params in [record.params for record in result.records]
     assert bstune.SearchResult.from_dict(json.loads(result.to_json())) == result
+    assert result.importance is None
+    shown = CliRunner().invoke(main, ["show", "formula", "-v", "--storage", url]).stdout
+    assert f"importance not known: {result.no_importance}" in " ".join(shown.split())
+    told = dataclasses.replace(result, importance={"learning_rate": 0.75, "momentum": 0.25}, no_importance=None)
+    assert bstune.SearchResult.from_dict(json.loads(told.to_json())).importance == told.importance
+    line = "importance learning_rate 75%, momentum 25%: how much of the expected loss each explains alone"
+    assert line in " ".join(search_text(told, verbose=True).split())
+    older = {name: value for name, value in result.to_dict().items() if "importance" not in name}
+    assert bstune.SearchResult.from_dict(older).importance is None
     lines = paste_lines(result)
     assert [line for name, value in best.params.items() if (line := f"{name} = {value!r}") not in lines] == []
     stored = optuna.load_study(study_name=result.study, storage=url).trials

@@ -371,6 +371,15 @@ class SearchResult(Record):
     """By kind of device, where a cluster has several; `probe` is the first of them."""
     model_path: str | None = None
     """Where the best model of the confirmation runs is kept, if that was asked for (`save_model`)."""
+    importance: dict[str, Amount] | None = None
+    """By name of a dimension, its share of how the loss that is expected of a full run varies; 1 together.
+
+    The largest first, `batch_size` and `learning_rate` among them. Shares are first-order Sobol indices of the
+    surrogate's mean, over their sum: at equal samples, over the batch sizes and learning rates from the least to the
+    most that were run and over all of the other dimensions, as far as one dimension explains the (compressed) loss
+    without the others. None where that cannot be told; `no_importance` says why.
+    """
+    no_importance: str | None = None
 
     @property
     def trials(self) -> pandas.DataFrame:

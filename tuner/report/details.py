@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..core.plain_text import one_line
 from ..core.results import BatchAnswer, Candidate, LossEstimate, SearchResult
 from .units import duration, gib, given_params, number, per_second
 from .view import labelled, said
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def details(result: SearchResult) -> list[RenderableType]:
     """Return all that is known of the answer and is not in its short form, one row each."""
-    rows = [*_measured(result), *_trades(result), *_batch(result), *_untested(result)]
+    rows = [*_measured(result), *_trades(result), *_importance(result), *_batch(result), *_untested(result)]
     spent = result.spent
     foreseen = (
         "" if spent.predicted_seconds is None else f", {duration(spent.predicted_seconds)} were foreseen for them"
@@ -82,6 +83,15 @@ def _trades(result: SearchResult) -> Iterator[tuple[str, str]]:
         )
     if best.lr_rule is not None:
         yield "rule", f"double the batch, multiply the learning rate by {2**best.lr_rule.alpha:.2f}"
+
+
+def _importance(result: SearchResult) -> Iterator[tuple[str, str]]:
+    """Yield how much each dimension matters, as far as the study says."""
+    if result.importance:
+        shares = ", ".join(f"{one_line(name, 80)} {share:.0%}" for name, share in result.importance.items())
+        yield "importance", f"{shares}: how much of the expected loss each explains alone, over what was tried"
+    elif result.no_importance:
+        yield "importance", f"not known: {one_line(result.no_importance, 200)}"
 
 
 def _setting(candidate: Candidate) -> str:

@@ -30,6 +30,7 @@ def make_result(study: Study, strategy: Strategy, probe: ProbeResult | None, sto
     Raises:
         NoSignalError: No trial has a finite validation loss.
     """
+    importance, no_importance = strategy.importance()
     return SearchResult(
         recommendation=strategy.recommend(),
         probe=probe,
@@ -44,4 +45,6 @@ def make_result(study: Study, strategy: Strategy, probe: ProbeResult | None, sto
         goal=strategy.plan.goal,
         batch_answer=strategy.batch_answer(),
         probes=study.probes,
+        importance=importance,
+        no_importance=no_importance,
     )

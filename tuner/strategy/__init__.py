@@ -19,6 +19,7 @@
   its seconds.
 - `gaussian_process`: A Gaussian process over settings and fidelity: what a full run of an untried setting would
   reach, and how surely.
+- `importance`: How much each dimension explains, alone, of how the loss that is expected of a full run varies.
 - `improvement`: What to try next, and what to stop, where somebody else counts the trials: expected improvement of a
   whole run.
 - `ledger`: The books of a search: every run with its curve, and what it was charged.

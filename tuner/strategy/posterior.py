@@ -152,6 +152,13 @@ class Model:
         """Return the mean of the compressed gap at the end of a full run."""
         return self._posterior.ends(points).mean
 
+    def surface(self, x: Array) -> Array:
+        """Return the mean of the compressed gap at the end of a full run by coordinates, (settings, columns).
+
+        The luck of cells that were run is left out.
+        """
+        return self._posterior.surrogate.ends(x, np.full(len(x), -1.0)).mean
+
     def losses(self, settings: Sequence[Setting]) -> Array:
         """Return the loss that is expected of each setting at the end of a full run."""
         mean = self.expected([self._context.space.point(setting) for setting in settings])

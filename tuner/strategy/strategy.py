@@ -24,6 +24,7 @@ from .budget import Budget
 from .confirmation import next_confirmation
 from .cost import Clock, Cost, fitted_line
 from .evidence import Evidence
+from .importance import importance
 from .ledger import Ledger, Run, key_of
 from .posterior import Context, Fits, Model
 from .race import Action
@@ -170,6 +171,10 @@ class Strategy:
     def batch_answer(self) -> BatchAnswer:
         """Return which batch size reaches the target first, and what decides it, as far as that is known now."""
         return batch_answer(self._evidence())
+
+    def importance(self) -> tuple[dict[str, float] | None, str | None]:
+        """Return how much each dimension matters, as in `SearchResult.importance`; or None, and why."""
+        return importance(self._evidence().model, self.space)
 
     def forecast(self) -> Forecast:
         """Return what the search is still expected to cost."""
