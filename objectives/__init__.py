@@ -9,7 +9,10 @@
 - `gradient_noise`: Gradient noise of a model in training, measured so that training goes on bit for bit as if nothing
   had happened.
 - `lightning`: A LightningModule and its data as an objective: Lightning's own Trainer runs each trial.
+- `lightning_package`: Lightning itself: which of its two packages a module is of, its callbacks, and its advice.
 - `load`: A reference to an objective in a file or module; the file is executed only in workers.
+- `longest`: Which samples are the longest: a probe measures with them, so that its answer holds in whatever order they
+  come.
 - `loop`: The user's own training loop as an objective.
 - `metric_lines`: Losses in what a training script prints.
 - `reporting`: `bstune.report`, one line in a script of the user's.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import logging
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..tuner.core.attributes import BATCH_SIZE, EVAL_BATCH_SIZE, LEARNING_RATE, no_place, set_attributes
@@ -17,6 +14,7 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
 from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
+from .lightning_package import kept, package_of, quiet
 from .loop import ENDED_EARLY, Enough, StepWatch
 from .schedule import SCHEDULES
 from .supervised import has_batch_norm, keywords_for
@@ -154,7 +152,7 @@ class LightningObjective:
         """
         seed_everything(0)
         module, _ = self.build(micro_batch_size=1, learning_rate=1e-3, eval_batch_size=1, params={})
-        _package_of(module)
+        package_of(module)
         return Facts(
             name=self.name,
             kind=self.kind,
@@ -202,9 +200,14 @@ class LightningObjective:
                 raise ObjectiveError(f"{no_place(f'parameter {name!r}', (name,), built)} Or leave it out of the space.")
         return built[0], built[1] if len(built) > 1 else None
 
+    def try_params(self, tried: Sequence[Mapping[str, Any]]) -> None:
+        """Build module and data with each of these extra parameters; what they raise comes out as it is."""
+        for params in tried:
+            self.build(micro_batch_size=1, learning_rate=1e-3, eval_batch_size=1, params=dict(params))
+
     def _trainer(self, module: Any, watch: _TrialWatch, spec: TrialSpec, device: str, **options: Any) -> Any:
         """Return the user's Trainer, with what a trial needs in it."""
-        pl = _package_of(module)
+        pl = package_of(module)
         # An epoch has whole steps only, so that each is of the global batch size; the rest is as with drop_last.
         steps = max(1, (self.n_samples or _count_samples(module)) // spec.global_batch_size)
         automatic = module.automatic_optimization
@@ -229,7 +232,7 @@ class LightningObjective:
         }
         hooks = {name: getattr(watch, name) for name in ("setup", "on_train_batch_end", "on_validation_end")}
         given = kwargs.pop("callbacks", None) or []
-        callbacks = _kept(pl, given if isinstance(given, (list, tuple)) else [given])
+        callbacks = kept(pl, given if isinstance(given, (list, tuple)) else [given])
         return pl.Trainer(**kwargs, callbacks=[*callbacks, pl.callbacks.LambdaCallback(**hooks)])
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
@@ -247,7 +250,7 @@ class LightningObjective:
             params=dict(trial.params),
         )
         watch = _TrialWatch(trial, spec, self.metric)
-        with _quiet():
+        with quiet():
             trainer = self._trainer(module, watch, spec, trial.device)
             trainer.fit(module, datamodule=data)
         if watch.pruned is not None:
@@ -271,7 +274,10 @@ class LightningObjective:
         seed_everything(spec.seed)
         timed = spec.max_timed_steps if spec.timed_s > 0 else 0
         module, data = self.build(
-            micro_batch_size=spec.micro_batch_size, learning_rate=1e-6, eval_batch_size=spec.eval_batch_size, params={}
+            micro_batch_size=spec.micro_batch_size,
+            learning_rate=1e-6,
+            eval_batch_size=spec.eval_batch_size,
+            params=dict(spec.params),
         )
         steps_at_once = spec.accumulation_steps if module.automatic_optimization else 1
         batch = spec.micro_batch_size * steps_at_once
@@ -285,7 +291,7 @@ class LightningObjective:
 
         trial = Trial(run, device=device, send=send, clock=time.perf_counter)
         steps = StepWatch(meter, n_steps=spec.n_steps, timed_s=spec.timed_s, max_steps=spec.n_steps + timed)
-        with _quiet(), steps.hooked(), suppress(Enough):
+        with quiet(), steps.hooked(), suppress(Enough):
             trainer = self._trainer(module, _TrialWatch(trial, run, self.metric), run, device, limit_val_batches=1)
             meter.phase("train")
             trainer.fit(module, datamodule=data)
@@ -318,7 +324,7 @@ class _TrialWatch:
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
         """Leave out the callbacks that the module itself adds, as those that it was given."""
-        trainer.callbacks = _kept(_package_of(module), trainer.callbacks)
+        trainer.callbacks = kept(package_of(module), trainer.callbacks)
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count, and see whether a validation is due after this batch."""
@@ -389,32 +395,13 @@ def _settings(
     return keywords_for([lambda **others: None, make], values)[1]
 
 
-def _package_of(module: Any) -> Any:
-    """Return the package whose LightningModule this is: a Trainer of the other one would refuse it.
-
-    Raises:
-        ObjectiveError: It is none.
-    """
-    for kind in type(module).__mro__:
-        if kind.__name__ == "LightningModule":
-            return importlib.import_module(
-                "pytorch_lightning" if kind.__module__.startswith("pytorch_lightning") else "lightning.pytorch"
-            )
-    raise ObjectiveError(f"module_factory returned a {type(module).__name__}: expected a LightningModule.")
-
-
-def _kept(pl: Any, callbacks: Sequence[Any]) -> list[Any]:
-    """Return the callbacks without those that write checkpoints or end a run: bstune does that in a trial."""
-    return [one for one in callbacks if not isinstance(one, (pl.callbacks.Checkpoint, pl.callbacks.EarlyStopping))]
-
-
 def _count_samples(holder: Any) -> int:
     """Return the samples in the training loader's data set of a data module, or of a module.
 
     Raises:
         ObjectiveError: They cannot be counted.
     """
-    with _quiet():
+    with quiet():
         holder.setup("fit")
         loader = holder.train_dataloader()
     try:
@@ -441,19 +428,3 @@ def _no_validation(metric: str) -> str:
         f"Validation logged no {metric!r}: expected self.log({metric!r}, loss) in validation_step, and a "
         "val_dataloader. Say metric= if it has another name."
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning from repeating its advice in every trial."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric")]
-    before = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(lightning|pytorch_lightning|torchmetrics)\b.*")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)

@@ -17,6 +17,7 @@ from .base import Meter, Trial, run_problems
 from .data import check_data, is_factory
 from .fingerprint import code_hash, optimizer_family, source_hash
 from .gradient_noise import moments
+from .longest import LongestFirst
 from .schedule import SCHEDULES
 from .training import TrainingRun, seed_everything
 
@@ -54,7 +55,9 @@ class Supervised:
         metrics: `{name: (model, batch) -> float}`, recorded beside the validation loss as means weighted by samples.
         collate_fn: As in `torch.utils.data.DataLoader`.
         num_workers: As in `torch.utils.data.DataLoader`.
-        worst_batch: `(n) -> batch`: the n samples that take the most memory, for the probe; for data of varying size.
+        length: `(sample) -> number`, for data of varying size: the probe measures with the longest samples. Default:
+            `train_data.lengths` if it has that, or with a `collate_fn` the sizes of some samples.
+        worst_batch: `(n) -> batch`: the n samples that take the most memory, where length does not tell.
         clip_grad_norm: Largest norm of the gradient, or None.
         name: Name of the study; default: the name of the file.
 
@@ -88,6 +91,7 @@ class Supervised:
         metrics: Mapping[str, Callable[[Any, Any], float]] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
+        length: Callable[[Any], float] | None = None,
         worst_batch: Callable[[int], Any] | None = None,
         clip_grad_norm: float | None = None,
         name: str | None = None,
@@ -113,7 +117,9 @@ class Supervised:
         self.metrics = dict(metrics or {})
         self.collate_fn = collate_fn
         self.num_workers = num_workers
+        self.length = length
         self.worst_batch = worst_batch
+        self._longest = LongestFirst()
         self.clip_grad_norm = clip_grad_norm
         self.name = name
         parts = (model, training_step, validation_step, loss, optimizer, schedule, collate_fn, *self.metrics.values())
@@ -128,6 +134,7 @@ class Supervised:
                 data = data()
                 check_data(data, role)
                 setattr(self, role, data)
+        self._longest.look_at(self)
 
     def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
         """Build the model and its optimizer once, on CPU, and say what this objective is."""
@@ -163,11 +170,13 @@ class Supervised:
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         """Run real optimizer steps at one micro-batch size, then a validation batch with gradients still there."""
         meter.phase("build")
+        # What is timed are the batches of training, and what is to fit are the worst of them.
+        objective = self if spec.timed_s > 0 else self._longest.of(self)
         run = TrainingRun(
-            self, device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None, params=spec.params
+            objective, device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None, params=spec.params
         )
         meter.phase("data")
-        run.open_stream(spec.micro_batch_size, spec.accumulation_steps, worst_batch=self.worst_batch)
+        run.open_stream(spec.micro_batch_size, spec.accumulation_steps, worst_batch=objective.worst_batch)
         meter.phase("train")
         for number in range(1, spec.n_steps + 1):
             # One accumulated step says all: the second, in which the optimizer's state is there beside gradients and

@@ -141,6 +141,12 @@ class TrainerObjective:
             ),
         )
 
+    def try_params(self, tried: Sequence[Mapping[str, Any]]) -> None:
+        """Build the Trainer with each of these extra parameters; what they raise comes out as it is."""
+        with tempfile.TemporaryDirectory() as folder:
+            for params in tried:
+                self._made({**params, "use_cpu": True, "output_dir": folder})
+
     def _made(self, fields: Mapping[str, Any]) -> Any:
         """Return a fresh Trainer whose TrainingArguments have these fields.
 
@@ -218,7 +224,7 @@ class TrainerObjective:
         trial = Trial(run, device=device, send=send, clock=time.perf_counter)
         steps = StepWatch(meter, n_steps=spec.n_steps, timed_s=spec.timed_s, max_steps=spec.n_steps + timed)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = self._made(_fields(run, device, folder, spec.eval_batch_size))
+            trainer = self._made({**spec.params, **_fields(run, device, folder, spec.eval_batch_size)})
             trainer.args.max_steps = spec.n_steps + timed
             trainer.add_callback(_TrialWatch(trial, run, self.metric).as_callback())
             trainer.eval_dataset = _first(trainer.eval_dataset, spec.eval_batch_size)

@@ -173,7 +173,7 @@ def test_a_setting_comes_by_keyword_or_attribute() -> None:
 
     assert got == [(0.01, 7)]
     with pytest.raises(bstune.ObjectiveError, match=r"no place for the parameter 'depth' in Net or Data.*self\.depth"):
-        run(objective(), spec_of(params={"depth": 7}))
+        objective().try_params([{}, {"depth": 7}])
 
 
 def test_a_module_without_a_place_is_told_what_was_looked_for() -> None:
@@ -252,6 +252,8 @@ def test_a_probe_makes_the_steps_that_are_wanted() -> None:
     timed = Phases()
     notes = one.measure(MeasureSpec(8, 16, 1, 2, seed=0, timed_s=30, max_timed_steps=5), "cpu", timed)
     assert timed.said.count("step") == 7
+    with pytest.raises(bstune.ObjectiveError, match="parameter 'depth'"):
+        one.measure(MeasureSpec(8, 16, 1, 2, seed=0, params={"depth": 3}), "cpu", Phases())
 
 
 def test_pytorch_lightning_is_served_as_well() -> None:

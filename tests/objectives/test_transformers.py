@@ -154,7 +154,7 @@ def test_the_space_may_have_other_fields() -> None:
 
     assert made[0].args.weight_decay == 0.5
     with pytest.raises(bstune.ObjectiveError, match="'width': expected names of fields of TrainingArguments"):
-        run(objective(), spec_of(params={"width": 0.5}))
+        objective().try_params([{"weight_decay": 0.1}, {"width": 0.5}])
 
 
 def test_arguments_from_elsewhere_are_found() -> None:
@@ -184,11 +184,12 @@ def test_a_probe_makes_the_steps_that_are_wanted() -> None:
     """Three whole steps, then one validation batch of the size that was asked for."""
     one, meter = objective(), Phases()
 
-    notes = one.measure(MeasureSpec(8, 16, 2, 3, seed=0), "cpu", meter)
+    notes = one.measure(MeasureSpec(8, 16, 2, 3, seed=0, params={"weight_decay": 0.5}), "cpu", meter)
 
     assert meter.said == ["build", "train", "step", "step", "step", "holds", "validation"]
     assert made[0].model.sizes == [8] * 6
     assert made[0].model.val_sizes == [16]
+    assert made[0].args.weight_decay == 0.5
     assert (notes.samples, notes.eval_batch_size, notes.optimizer) == (48, 16, "AdamW")
 
 

@@ -1,0 +1,119 @@
+"""Which samples are the longest: a probe measures with them, so that its answer holds in whatever order they come."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+MOST_LOADED = 100_000
+"""Samples that are looked at to know their lengths; of more, as many that are evenly spread."""
+SAMPLED = 256
+"""The same where nobody has said that they differ in length."""
+
+
+Objective = TypeVar("Objective")
+
+
+class LongestFirst:
+    """The order of an objective's samples by their length; looked up once, before any process is made for a trial."""
+
+    def __init__(self) -> None:
+        """Nothing was looked at."""
+        self._orders: dict[str, list[int] | None] | None = None
+
+    def look_at(self, objective: Any) -> dict[str, list[int] | None]:
+        """Return the order of `train_data` and of `val_data`; None where the samples of one are all alike."""
+        if self._orders is None:
+            may_vary = objective.collate_fn is not None and objective.worst_batch is None
+            self._orders = {
+                role: longest_first(getattr(objective, role), objective.length, may_vary=may_vary)
+                for role in ("train_data", "val_data")
+            }
+        return self._orders
+
+    def of(self, objective: Objective) -> Objective:
+        """Return the objective with the longest samples in its first batches, for the probe."""
+        from torch.utils.data import Subset, default_collate
+
+        orders, worst = self.look_at(objective), copy.copy(objective)
+        own: Any = objective
+        train, val = orders["train_data"], orders["val_data"]
+        if train is not None and own.worst_batch is None:
+            collate = own.collate_fn or default_collate
+            worst.worst_batch = lambda n: collate([own.train_data[index] for index in train[:n]])  # type: ignore[attr-defined]
+        if val is not None:
+            worst.val_data = Subset(own.val_data, val)  # type: ignore[attr-defined]
+        return worst
+
+
+def longest_first(data: Any, length: Callable[[Any], float] | None, *, may_vary: bool) -> list[int] | None:
+    """Return all indices of a data set, the longest samples first; None where all are alike, as far as is known.
+
+    Lengths are those of `length(sample)`, or stand in `data.lengths` or a column `length`, or are the sizes of some
+    samples. Samples that
+    were not looked at are taken to be as those that were: then the longest ones come several times.
+
+    Args:
+        data: A map-style data set.
+        length: The length of a sample, or None.
+        may_vary: Samples may differ in length though nobody has said so: look at some.
+
+    Example:
+        >>> longest_first(["a", "ccc", "bb"], len, may_vary=False)
+        [1, 2, 0]
+        >>> longest_first(["a", "b"], None, may_vary=True) is None
+        True
+    """
+    n, stated = len(data), _stated(data)
+    if length is not None:
+        looked_at = _spread(n, MOST_LOADED)
+        lengths = [float(length(data[index])) for index in looked_at]
+    elif stated is not None:
+        looked_at, lengths = list(range(n)), stated
+    elif may_vary:
+        looked_at = _spread(n, SAMPLED)
+        try:
+            lengths = [float(size_of(data[index])) for index in looked_at]
+        except Exception:  # Nobody has promised that single samples can be had: the loader may ask for whole batches.
+            return None
+    else:
+        return None
+    if len(set(lengths)) < 2:
+        return None
+    order = [index for _, index in sorted(zip(lengths, looked_at, strict=True), key=lambda pair: -pair[0])]
+    return [order[place * len(order) // n] for place in range(n)]
+
+
+def _stated(data: Any) -> list[float] | None:
+    """Return the lengths that a data set states, as an attribute or as a column of Hugging Face's kind."""
+    lengths: Any = data["length"] if "length" in (getattr(data, "column_names", None) or ()) else None
+    lengths = getattr(data, "lengths", None) if lengths is None else lengths
+    if callable(lengths) or not hasattr(lengths, "__len__") or len(lengths) != len(data):
+        return None
+    return [float(one) for one in lengths]
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """Return all of n indices, or as many as allowed, evenly spread."""
+    return list(range(n)) if n <= most else [place * n // most for place in range(most)]
+
+
+def size_of(sample: Any) -> int:
+    """Return how many numbers or characters are in a sample, whatever its nesting.
+
+    Example:
+        >>> size_of({"text": "abc", "label": 1}), size_of(([1, 2], [3]))
+        (4, 3)
+    """
+    if hasattr(sample, "numel"):
+        return int(sample.numel())
+    if hasattr(sample, "size") and isinstance(sample.size, int):  # NumPy's.
+        return sample.size
+    if isinstance(sample, (str, bytes)):
+        return len(sample)
+    if isinstance(sample, Mapping):
+        return sum(size_of(value) for value in sample.values())
+    if isinstance(sample, (list, tuple)):
+        return sum(size_of(value) for value in sample)
+    return 1
