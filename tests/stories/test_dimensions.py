@@ -15,10 +15,12 @@ import optuna
 import pytest
 import torch
 from bstune.cli import main
+from bstune.tuner.client.wire import search_json
 from bstune.tuner.core.arguments import check_search, check_space
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.report.paste import paste_lines
 from bstune.tuner.report.text import search_text
+from bstune.tuner.service.hub import _decoded
 from bstune.tuner.strategy.space import make_space
 from bstune.tuner.studies.spec_json import decode_space, encode_space
 from click.testing import CliRunner
@@ -139,6 +141,14 @@ def test_a_space_with_conditions_is_stored_and_read_back() -> None:
 
     assert decode_space(json.loads(json.dumps(encode_space(dimensions)))) == dimensions
     assert repr(space["beta"]) == "When(optimizer='adam', values=[0.9])"
+
+
+def test_a_service_reads_what_a_client_sends() -> None:
+    """Ranges, lists and conditions."""
+    space = {"rate": (0.1, 1.0), "optimizer": ["adam", "sgd"], "momentum": MOMENTUM}
+    sent = json.loads(json.dumps(search_json({"space": space})))
+
+    assert check_search(**_decoded(sent)).plan == check_search(space=space).plan
 
 
 def test_what_is_not_there_is_neither_drawn_nor_far_from_anything() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.arguments import SearchArguments, check_search
+from ..core.dimension import When
 from ..core.errors import ArgumentError, StudyError
 from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.results import TrialRecord
@@ -239,12 +240,19 @@ def _decoded(search: dict[str, Any]) -> dict[str, Any]:
     space = search.get("space")
     if not isinstance(space, dict):
         return search
-    ranges = {
-        name: tuple(given["range"])
-        for name, given in space.items()
-        if isinstance(given, dict) and isinstance(given.get("range"), list)
-    }
-    return {**search, "space": {**space, **ranges}}
+    return {**search, "space": {name: _conditional(given) for name, given in space.items()}}
+
+
+def _conditional(given: Any) -> Any:
+    when = given.get("when") if isinstance(given, dict) else None
+    if not isinstance(when, dict) or "values" in when or "values" not in given:
+        return _plain(given)
+    return When(values=_plain(given["values"]), **when)
+
+
+def _plain(given: Any) -> Any:
+    ranged = isinstance(given, dict) and isinstance(given.get("range"), list)
+    return tuple(given["range"]) if ranged else given
 
 
 def _check_size(plan: Plan) -> None:
