@@ -25,17 +25,17 @@ SPACE: dict[str, Any] = {
 }
 
 
-def told(n: int, **weights: float) -> Strategy:
+def told(n: int, space: dict[str, Any] = SPACE, **weights: float) -> Strategy:
     """Return a strategy that knows n full runs; each weight is how much the loss falls along a dimension."""
-    strategy, rng = Strategy(Plan(space=SPACE), Facts("t", "loop", 1000, 4), None), np.random.default_rng(1)
+    strategy, rng = Strategy(Plan(space=space), Facts("t", "loop", 1000, 4), None), np.random.default_rng(1)
     for number in range(n):
         batch, rate = int(rng.choice(strategy.space.batches)), float(rng.choice(strategy.space.learning_rates))
         params = strategy.space.params(rng.random)
         where = {
             "learning_rate": (math.log10(rate) + 3) / 2,
-            "weight_decay": (math.log10(params["weight_decay"]) + 5) / 4,
-            "dropout": params["dropout"] / 0.4,
-            "optimizer": float(params["optimizer"] == "sgd"),
+            "weight_decay": (math.log10(params.get("weight_decay", 1.0)) + 5) / 4,
+            "dropout": params.get("dropout", 0.0) / 0.4,
+            "optimizer": float(params.get("optimizer") == "sgd"),
         }
         loss = 2.0 - sum(weight * where[name] for name, weight in weights.items())
         cost = (3968, loss, loss, 1.0, 1.0, None)
@@ -69,3 +69,11 @@ def test_too_few_settings_tell_nothing() -> None:
         None,
         "5 settings were run, and 24 or more are needed to tell 6 dimensions apart",
     )
+
+
+def test_where_nothing_varies_nothing_matters() -> None:
+    """A single setting, as after the first trial or with a fixed space."""
+    space = {"batch_size": 32, "learning_rate": 0.1}
+
+    assert told(3, space).importance() == (None, "no dimension has had two values")
+    assert Strategy(Plan(space=space), Facts("t", "loop", 1000, 4), None).importance()[0] is None

@@ -58,6 +58,8 @@ def importance(model: Model | None, space: Space) -> tuple[dict[str, float] | No
         *_extras(space),
     ]
     varied = [axis for axis in axes if len(axis.values) > 1]
+    if not varied:
+        return None, "no dimension has had two values"
     if len(settings) < SETTINGS_EACH * len(varied):
         return None, (
             f"{len(settings)} settings were run, and {SETTINGS_EACH * len(varied)} or more are needed to tell "
