@@ -47,7 +47,7 @@ def told(n: int, space: dict[str, Any] = SPACE, **weights: float) -> Strategy:
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "dropout", "optimizer"])
 def test_what_alone_changes_the_loss_has_the_largest_share(name: str) -> None:
     """And all shares are one together, in descending order, the same at every call, in a moment."""
-    strategy = told(60, **{name: 0.5})
+    strategy = told(60, SPACE, **{name: 0.5})
     start_s = time.process_time()
     shares, why = strategy.importance()
     took_s = time.process_time() - start_s
@@ -73,7 +73,7 @@ def test_too_few_settings_tell_nothing() -> None:
 
 def test_where_nothing_varies_nothing_matters() -> None:
     """A single setting, as after the first trial or with a fixed space."""
-    space = {"batch_size": 32, "learning_rate": 0.1}
+    space: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.1}
 
     assert told(3, space).importance() == (None, "no dimension has had two values")
     assert Strategy(Plan(space=space), Facts("t", "loop", 1000, 4), None).importance()[0] is None
