@@ -10,7 +10,7 @@ import click
 from .options import storage_option
 
 
-@click.command("serve", epilog="\b\nExample:\n  bstune serve\n  bstune worker http://127.0.0.1:8080 model.py")
+@click.command("serve", epilog="\b\nExample:\n  bstune serve --port 8080")
 @click.option("--host", default="127.0.0.1", help="Address to listen at; any but a loopback address needs tokens.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, help="Port to listen at; 0 takes a free one.")
 @click.option(
