@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import bstune
 import pytest
 import torch
 from bstune.objectives.lightning import LightningObjective, from_module
+from bstune.tests.objectives.short_form import run_example
 from bstune.tests.objectives.small import DATA, N, net, run, spec_of
 from bstune.tests.objectives.told import Phases
 from bstune.tuner.core.trials import MeasureSpec
@@ -330,3 +332,16 @@ def test_a_script_with_lightning_cli_runs_unchanged(
 
     assert [report.samples for report in reports] == [1024, 3072]
     assert reports[0].val_loss > reports[-1].val_loss
+
+
+def test_the_example_goes_from_nothing_to_a_trained_module(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It learns with what `apply` has set, and leaves nothing but the study."""
+    known = "budget=1, n_trials=2, space={'batch_size': 32, 'learning_rate': 0.1}"
+    changed = {"budget=4": known, "max_epochs=20": "max_epochs=3"}
+
+    run_example(root / "examples" / "lightning_mnist.py", tmp_path, monkeypatch, changed)
+
+    assert float(re.findall(r"validation accuracy ([\d.]+)%", capsys.readouterr().out)[0]) > 80
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db", "lightning_mnist.py"]
