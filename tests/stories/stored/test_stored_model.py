@@ -98,7 +98,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let a search end where it would begin, and return the list that takes its arguments."""
     seen: list[Any] = []
 
-    def run_search(objective: Any, arguments: Any, *, fresh: bool) -> None:
+    def run_search(objective: Any, arguments: Any) -> None:
         seen.append(arguments)
         raise bstune.BstuneError(f"seen {objective.path}")
 
