@@ -111,5 +111,8 @@ def _comparison(evidence: Evidence, name: str, other: Candidate, chosen: Candida
         if chosen.seconds_per_full_run and other.seconds_per_full_run:
             times = other.seconds_per_full_run / chosen.seconds_per_full_run
         return Comparison(name, other, times, ratio)
+    if chosen.verified and other.verified and chosen.seconds_to_target and other.seconds_to_target:
+        # Both were seen to reach it on fresh seeds, and these seconds stand beside the answer.
+        return Comparison(name, other, other.seconds_to_target / chosen.seconds_to_target, ratio)
     soonest, later = evidence.ln_times(settings)
     return Comparison(name, other, math.exp(later - soonest), ratio)
