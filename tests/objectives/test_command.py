@@ -367,9 +367,14 @@ def test_a_script_that_does_nothing_is_told_from_one_that_works() -> None:
     assert steady.idle
 
 
-def test_a_report_outside_of_a_search_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_outside_of_a_search_does_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The line may stay in the script; nor does it fail where the search has gone."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BSTUNE_REPORT", raising=False)
     bstune.report(val_loss="no number is looked at")
     monkeypatch.setenv("BSTUNE_REPORT", "/no/such/file")
     bstune.report(val_loss=0.5, samples=10)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")

@@ -127,6 +127,10 @@ def _larger(result: SearchResult) -> Part:
         short = "Larger batches end higher"
     elif best.seconds_to_target is None or all(each.seconds_to_target is None for each in larger):
         short = "Not known yet"
+    elif min(each.seconds_to_target or math.inf for each in larger) < best.seconds_to_target:
+        short = "A larger batch may be sooner"
+    elif best.batch_interval and best.batch_interval[-1] > batch:
+        short = "Larger ones may be as good; none was sooner"
     else:
         short = "Larger batches reach the target later"
     return Part("Why not larger?", short, " ".join([*_larger_ran(result, larger), *_limits(result)]))
@@ -160,12 +164,12 @@ def _limits(result: SearchResult) -> list[str]:
             said.append(f"Memory fits {limits.memory}{more} at once.")
     if limits.hardware is not None:
         said.append(
-            f"The hardware reaches half of its top speed at batch {limits.hardware:.0f}; beyond, it gains ever less."
+            f"The hardware reaches half of its top speed at batch {limits.hardware:.0f}; beyond it, gains shrink."
         )
     if limits.noise is not None:
         low, high = (None, None) if answer is None else (answer.b_crit_low, answer.b_crit_high)
         ends = "" if low is None else f" ({low:.0f} or more)" if high is None else f" ({low:.0f} to {high:.0f})"
-        said.append(f"At batch {limits.noise:.0f}{ends} training needs twice the samples that the smallest need.")
+        said.append(f"At batch {limits.noise:.0f}{ends} training needs twice as many samples as at very small batches.")
     return said
 
 
@@ -181,7 +185,7 @@ def _sure(best: Recommendation) -> Part:
     else:
         said.append("It was chosen by the beginnings of runs.")
     if loss.low is not None and loss.high is not None:
-        short = f"Loss {two_digits(loss.low)} to {two_digits(loss.high)} in 9 of 10 new runs"
+        short = f"Expect a loss of {two_digits(loss.low)} to {two_digits(loss.high)} in 9 of 10 new runs"
     if best.batch_interval:
         low, high = best.batch_interval[0], best.batch_interval[-1]
         said.append(
@@ -208,7 +212,7 @@ def _cost(result: SearchResult) -> str:
     spent, n = result.spent, len(result.records)
     ends = {
         "interrupted": "The search is not finished.",
-        "converged": "It ended since no other run was worth its price.",
+        "converged": "It ended because no further run was worth its cost.",
         "budget": "It ended since its budget was used up.",
         "timeout": "It ended by its timeout.",
         "n_trials": "It ended by its number of trials.",
