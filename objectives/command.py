@@ -18,7 +18,7 @@ from ..tuner.core.probe_results import Outcome
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from ..tuner.device.memory import cpu_memory, usable_cores
 from ..tuner.device.out_of_memory import classify_exit, first_line
-from ..tuner.device.tree_memory import TreeMeter
+from ..tuner.device.tree_memory import LOOK_S, TreeMeter
 from .base import Meter, Trial
 from .command_line import check_program, default_name, filled, places_in, script_of, words_of
 from .command_run import CommandRun, Log
@@ -298,8 +298,9 @@ class Command:
         try:
             with self._start(self._values(trial, device, 1), log) as run:
                 told = False
+                meter.peak.look()  # At once: it may be over when it is looked at next.
                 while run.code is None and not told and not steady.over:
-                    told = any(True for _ in lines.feed(run.printed())) or bool(said.of(run))
+                    told = any(True for _ in lines.feed(run.printed(LOOK_S))) or bool(said.of(run))
                     meter.peak.look()
                     steady.note(time.monotonic() - run.started_s, meter.peak.peak_bytes, meter.peak.cpu_s, lines.trains)
                 run.end()
