@@ -27,7 +27,7 @@ def step(model, batch):
     threads = torch.get_num_threads()
     with Path(__file__).with_name("threads").open("a") as file:
         file.write(f"{threads}\\n")
-    time.sleep(0.004 * threads if SHARING_COSTS else 0.016 / threads)
+    time.sleep(0.01 * threads if SHARING_COSTS else 0.04 / threads)
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 objective = bstune.Supervised(lambda: nn.Linear(4, 3), data, data, training_step=step, epochs=2)
@@ -64,8 +64,8 @@ def test_the_faster_of_one_thread_and_all_is_kept(tmp_path: Path, sharing_costs:
         result = run_probe(host, max_batch=64, on_note=said.append)
 
         assert host.threads == result.device.threads == threads
-    step_s = 0.004 if sharing_costs else 0.016 / 4
-    assert [row.s_per_step for row in result.throughput] == pytest.approx([step_s] * len(result.throughput), rel=0.7)
+    assert result.throughput
+    assert all(0.01 <= row.s_per_step < 0.03 for row in result.throughput)  # With the other number it takes 0.04 s.
     assert set(threads_seen(tmp_path)) == {1, 4}
     assert len(said) == 1
     assert said[0].startswith(f"threads {threads}: a step at micro-batch 32 takes")
