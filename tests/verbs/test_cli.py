@@ -137,9 +137,21 @@ def test_every_help_ends_with_an_example(name: str | None) -> None:
 def test_every_option_says_what_it_is() -> None:
     """Each has a help text; one without a default says so."""
     for name, sub in main.commands.items():
+        assert name == sub.name
         for option in sub.params:
             if isinstance(option, click.Option):
                 assert option.help, f"{name} {option.name}"
+
+
+def test_the_list_of_commands_names_each_in_one_line(root: Path) -> None:
+    """In the order of their use; and a command that is written wrong is not far."""
+    shown = invoke("--help").output.splitlines()
+    listed = [line.split()[0] for line in shown[shown.index("Commands:") + 1 :] if line.startswith("  ")][:-2]
+    files = {path.stem for path in (root / "tuner/commands").glob("*.py")} - {"__init__", "group", "options"}
+    assert listed[:3] == ["probe", "plan", "search"]
+    assert set(listed) == files
+    assert max(map(len, shown)) <= 80
+    assert "Did you mean 'show'?" in invoke("shwo").output
 
 
 def test_the_options_of_search_are_the_arguments_of_search() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import io
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -22,8 +24,32 @@ NOTHING_FITS = 3
 INTERRUPTED = 130
 
 
+class _Loading(UserDict[str, Any]):
+    """Commands by name; each is loaded when it is looked up."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self.data:
+            raise KeyError(name)
+        command: click.Command = getattr(importlib.import_module(f".{name}", __package__), f"{name}_command")
+        return command
+
+
 class Commands(click.Group):
-    """Turns what can go wrong into one message and an exit code, in one place."""
+    """Loads a command when it is used, and turns what can go wrong into one message and an exit code, in one place."""
+
+    def __init__(self, *, lines: Mapping[str, str], **settings: Any) -> None:
+        """Take the names of the commands, in the order in which they are listed, with one line of help each."""
+        super().__init__(commands=_Loading(lines), **settings)
+        self.lines = lines
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in order."""
+        return list(self.lines)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.lines.items()))
 
     def main(
         self,
