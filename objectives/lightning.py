@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from ..tuner.core.attributes import BATCH_SIZE, EVAL_BATCH_SIZE, LEARNING_RATE, no_place, set_attributes
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
-from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
+from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
 from .lightning_package import kept, package_of, quiet
-from .loop import ENDED_EARLY, Enough, StepWatch
+from .loop import Enough, MeasuredRun, check_ended
 from .schedule import SCHEDULES
 from .supervised import has_batch_norm, keywords_for
 from .training import FINITE_CHECK_STEPS, seed_everything
@@ -255,13 +254,13 @@ class LightningObjective:
             trainer.fit(module, datamodule=data)
         if watch.pruned is not None:
             raise watch.pruned
-        if trial.n_reports == 0:
-            raise ObjectiveError(_no_validation(self.metric))
-        if trial.stopped_at is None and trial.last_samples < ENDED_EARLY * spec.end_samples:
-            raise ObjectiveError(
-                f"Lightning ended the run after {watch.samples} of {spec.end_samples} samples: does one of the "
-                "callbacks, or the module, set trainer.should_stop? Leave that out in trials; bstune stops them itself."
-            )
+        check_ended(
+            trial,
+            spec,
+            unreported=_no_validation(self.metric),
+            early=f"Lightning ended the run after {watch.samples} of {spec.end_samples} samples: does one of the "
+            "callbacks, or the module, set trainer.should_stop? Leave that out in trials; bstune stops them itself.",
+        )
         trial.save(module)
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
@@ -272,38 +271,24 @@ class LightningObjective:
         """
         meter.phase("build")
         seed_everything(spec.seed)
-        timed = spec.max_timed_steps if spec.timed_s > 0 else 0
         module, data = self.build(
             micro_batch_size=spec.micro_batch_size,
             learning_rate=1e-6,
             eval_batch_size=spec.eval_batch_size,
             params=dict(spec.params),
         )
-        steps_at_once = spec.accumulation_steps if module.automatic_optimization else 1
-        batch = spec.micro_batch_size * steps_at_once
-        end = (spec.n_steps + timed) * batch
-        run = TrialSpec(-1, "probe", batch, spec.micro_batch_size, steps_at_once, 1e-6, spec.seed, end, (end,))
-        reported: list[TrialReport] = []
-
-        def send(report: TrialReport) -> Verdict:
-            reported.append(report)
-            return "go"
-
-        trial = Trial(run, device=device, send=send, clock=time.perf_counter)
-        steps = StepWatch(meter, n_steps=spec.n_steps, timed_s=spec.timed_s, max_steps=spec.n_steps + timed)
-        with quiet(), steps.hooked(), suppress(Enough):
-            trainer = self._trainer(module, _TrialWatch(trial, run, self.metric), run, device, limit_val_batches=1)
+        run = MeasuredRun(spec, device, meter, accumulates=module.automatic_optimization)
+        watch = _TrialWatch(run.trial, run.spec, self.metric)
+        with quiet(), run.watch.hooked(), suppress(Enough):
+            trainer = self._trainer(module, watch, run.spec, device, limit_val_batches=1)
             meter.phase("train")
             trainer.fit(module, datamodule=data)
-        if steps.steps < spec.n_steps:
-            raise ObjectiveError(f"Lightning made {steps.steps} optimizer steps where {spec.n_steps} were wanted.")
-        if not reported and not timed:
-            raise ObjectiveError(_no_validation(self.metric))
+        run.check(spec, "Lightning", _no_validation(self.metric))
         own_size = set_attributes([module, data], EVAL_BATCH_SIZE, spec.eval_batch_size)
         return MeasureNotes(
-            samples=steps.steps * batch,
+            samples=run.samples,
             eval_batch_size=spec.eval_batch_size if own_size else None,
-            optimizer=steps.optimizer_name,
+            optimizer=run.watch.optimizer_name,
         )
 
 

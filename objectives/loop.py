@@ -163,38 +163,15 @@ class LoopObjective:
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         """Run the loop for a few optimizer steps, counted by torch's global hook, and see what it does."""
         seed_everything(spec.seed)
-        global_batch = spec.micro_batch_size * spec.accumulation_steps
-        timed = spec.max_timed_steps if spec.timed_s > 0 else 0
-        end_samples = (spec.n_steps + timed) * global_batch
-        trial_spec = TrialSpec(
-            number=-1,
-            stage="probe",
-            global_batch_size=global_batch,
-            micro_batch_size=spec.micro_batch_size,
-            accumulation_steps=spec.accumulation_steps,
-            learning_rate=1e-6,
-            seed=spec.seed,
-            end_samples=end_samples,
-            points=(end_samples,),
-            params=spec.params,
-            eval_batch_size=spec.eval_batch_size,
-        )
-        reported: list[TrialReport] = []
-
-        def send(report: TrialReport) -> Verdict:
-            reported.append(report)
-            return "go"
-
-        trial = Trial(trial_spec, device=device, send=send, clock=time.perf_counter)
-        watch = StepWatch(meter, n_steps=spec.n_steps, timed_s=spec.timed_s, max_steps=spec.n_steps + timed)
+        run = MeasuredRun(spec, device, meter)
         meter.phase("train")
-        with watch.hooked(), suppress(Enough, TrialPruned):
-            self.function(trial)
+        with run.watch.hooked(), suppress(Enough, TrialPruned):
+            self.function(run.trial)
         return MeasureNotes(
-            samples=watch.steps * global_batch,
-            eval_batch_size=spec.eval_batch_size if reported and "eval_batch_size" in trial.read else None,
-            optimizer=watch.optimizer_name,
-            warnings=self._unseen(trial, watch, reported, spec),
+            samples=run.samples,
+            eval_batch_size=spec.eval_batch_size if run.reports and "eval_batch_size" in run.trial.read else None,
+            optimizer=run.watch.optimizer_name,
+            warnings=self._unseen(run.trial, run.watch, run.reports, spec),
         )
 
     def _unseen(
@@ -223,16 +200,79 @@ class LoopObjective:
             ObjectiveError: The loop ended without reporting, or well before `trial.max_samples`.
         """
         self.function(trial)
-        if trial.n_reports == 0:
-            raise ObjectiveError(
-                "The loop ended without a report: expected trial.report(val_loss=..., samples=...) at least once, "
-                "at its end."
-            )
-        if trial.stopped_at is None and trial.last_samples < ENDED_EARLY * spec.end_samples:
-            raise ObjectiveError(
-                f"The loop ended after reporting {trial.last_samples} samples: expected it to train until "
-                f"trial.max_samples ({spec.end_samples})."
-            )
+        check_ended(
+            trial,
+            spec,
+            unreported="The loop ended without a report: expected trial.report(val_loss=..., samples=...) at least "
+            "once, at its end.",
+            early=f"The loop ended after reporting {trial.last_samples} samples: expected it to train until "
+            f"trial.max_samples ({spec.end_samples}).",
+        )
+
+
+def check_ended(trial: Trial, spec: TrialSpec, *, unreported: str, early: str) -> None:
+    """Pass if a loop has trained to its planned end, or was stopped.
+
+    Raises:
+        ObjectiveError: It has reported nothing (`unreported`), or ended well before (`early`).
+    """
+    if trial.n_reports == 0:
+        raise ObjectiveError(unreported)
+    if trial.stopped_at is None and trial.last_samples < ENDED_EARLY * spec.end_samples:
+        raise ObjectiveError(early)
+
+
+class MeasuredRun:
+    """A few steps, for the probe, of a loop that bstune does not own.
+
+    Attributes:
+        spec: The run, as a trial is asked for.
+        trial: What the loop is given.
+        watch: Counts its steps.
+        reports: What it has reported.
+    """
+
+    def __init__(self, asked: MeasureSpec, device: str, meter: Meter, *, accumulates: bool = True) -> None:
+        """Plan the steps that are asked for, with those that are timed; a trial says `go` to every report."""
+        n_steps = asked.n_steps + (asked.max_timed_steps if asked.timed_s > 0 else 0)
+        accumulation_steps = asked.accumulation_steps if accumulates else 1
+        batch = asked.micro_batch_size * accumulation_steps
+        self.spec = TrialSpec(
+            number=-1,
+            stage="probe",
+            global_batch_size=batch,
+            micro_batch_size=asked.micro_batch_size,
+            accumulation_steps=accumulation_steps,
+            learning_rate=1e-6,
+            seed=asked.seed,
+            end_samples=n_steps * batch,
+            points=(n_steps * batch,),
+            params=asked.params,
+            eval_batch_size=asked.eval_batch_size,
+        )
+        self.reports: list[TrialReport] = []
+        self.trial = Trial(self.spec, device=device, send=self._hear, clock=time.perf_counter)
+        self.watch = StepWatch(meter, n_steps=asked.n_steps, timed_s=asked.timed_s, max_steps=n_steps)
+
+    def _hear(self, report: TrialReport) -> Verdict:
+        self.reports.append(report)
+        return "go"
+
+    @property
+    def samples(self) -> int:
+        """Samples of the steps that were made."""
+        return self.watch.steps * self.spec.global_batch_size
+
+    def check(self, asked: MeasureSpec, who: str, unreported: str) -> None:
+        """Pass if a framework has made all steps, and validated where that was asked for.
+
+        Raises:
+            ObjectiveError: It made fewer, or has reported nothing.
+        """
+        if self.watch.steps < asked.n_steps:
+            raise ObjectiveError(f"{who} made {self.watch.steps} optimizer steps where {asked.n_steps} were wanted.")
+        if not self.reports and asked.timed_s <= 0:
+            raise ObjectiveError(unreported)
 
 
 class StepWatch:

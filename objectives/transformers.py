@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..tuner.core.attributes import training_arguments
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
-from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
+from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
-from .loop import ENDED_EARLY, Enough, StepWatch
+from .loop import Enough, MeasuredRun, check_ended
 from .schedule import SCHEDULES
 from .supervised import has_batch_norm
 from .training import seed_everything
@@ -192,13 +191,13 @@ class TrainerObjective:
             trainer.train()
         if watch.pruned is not None:
             raise watch.pruned
-        if trial.n_reports == 0:
-            raise ObjectiveError(_no_evaluation(self.metric))
-        if trial.stopped_at is None and trial.last_samples < ENDED_EARLY * spec.end_samples:
-            raise ObjectiveError(
-                f"The Trainer ended the run after {watch.samples} of {spec.end_samples} samples: does a callback set "
-                "control.should_training_stop? Leave it out in trials; bstune stops them itself."
-            )
+        check_ended(
+            trial,
+            spec,
+            unreported=_no_evaluation(self.metric),
+            early=f"The Trainer ended the run after {watch.samples} of {spec.end_samples} samples: does a callback set "
+            "control.should_training_stop? Leave it out in trials; bstune stops them itself.",
+        )
         trial.save(trainer.model)
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
@@ -209,34 +208,18 @@ class TrainerObjective:
         """
         meter.phase("build")
         seed_everything(spec.seed)
-        timed = spec.max_timed_steps if spec.timed_s > 0 else 0
-        batch = spec.micro_batch_size * spec.accumulation_steps
-        end = (spec.n_steps + timed) * batch
-        run = TrialSpec(
-            -1, "probe", batch, spec.micro_batch_size, spec.accumulation_steps, 1e-6, spec.seed, end, (end,)
-        )
-        reported: list[TrialReport] = []
-
-        def send(report: TrialReport) -> Verdict:
-            reported.append(report)
-            return "go"
-
-        trial = Trial(run, device=device, send=send, clock=time.perf_counter)
-        steps = StepWatch(meter, n_steps=spec.n_steps, timed_s=spec.timed_s, max_steps=spec.n_steps + timed)
+        run = MeasuredRun(spec, device, meter)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = self._made({**spec.params, **_fields(run, device, folder, spec.eval_batch_size)})
-            trainer.args.max_steps = spec.n_steps + timed
-            trainer.add_callback(_TrialWatch(trial, run, self.metric).as_callback())
+            trainer = self._made({**spec.params, **_fields(run.spec, device, folder, spec.eval_batch_size)})
+            trainer.args.max_steps = run.spec.n_steps
+            trainer.add_callback(_TrialWatch(run.trial, run.spec, self.metric).as_callback())
             trainer.eval_dataset = _first(trainer.eval_dataset, spec.eval_batch_size)
             meter.phase("train")
-            with steps.hooked(), suppress(Enough):
+            with run.watch.hooked(), suppress(Enough):
                 trainer.train()
-        if steps.steps < spec.n_steps:
-            raise ObjectiveError(f"The Trainer made {steps.steps} optimizer steps where {spec.n_steps} were wanted.")
-        if not reported and not timed:
-            raise ObjectiveError(_no_evaluation(self.metric))
+        run.check(spec, "The Trainer", _no_evaluation(self.metric))
         return MeasureNotes(
-            samples=steps.steps * batch, eval_batch_size=spec.eval_batch_size, optimizer=steps.optimizer_name
+            samples=run.samples, eval_batch_size=spec.eval_batch_size, optimizer=run.watch.optimizer_name
         )
 
 
