@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..tuner.core.dimension import words_without
+from ..tuner.core.command_words import epochs_of, filled, words_without
 from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.probe_results import Outcome
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
@@ -20,7 +20,7 @@ from ..tuner.device.memory import cpu_memory, usable_cores
 from ..tuner.device.out_of_memory import classify_exit, first_line
 from ..tuner.device.tree_memory import LOOK_S, TreeMeter
 from .base import Meter, Trial
-from .command_line import check_program, default_name, filled, places_in, script_of, words_of
+from .command_line import check_program, default_name, places_in, script_of, words_of
 from .command_run import CommandRun, Log
 from .fingerprint import code_of, optimizer_family, source_hash
 from .loop import ENDED_EARLY
@@ -181,6 +181,7 @@ class Command:
             optimizer_family=optimizer_family(optimizer),
             source_hash=source_hash(self.words, self.metric, content),
             code_hash=None if code is None else source_hash(self.words, self.metric, code),
+            structure_hash=source_hash(self.words, content if code is None else code),
             command=self.words,
             accumulates=self.accumulates,
         )
@@ -221,7 +222,7 @@ class Command:
             CommandError: The command failed.
             ObjectiveError: It ended without a loss, or well before the planned end.
         """
-        max_epochs = max(1, math.ceil(spec.end_samples / self.samples_per_epoch - 1e-9))
+        max_epochs = epochs_of(spec.end_samples, self.samples_per_epoch)
         log, lines, said = Log(spec.log_to), self._reader(spec.global_batch_size), _Reports(self.samples_per_epoch)
         least_free = 1.0
         try:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
-import re
 import shlex
 import shutil
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
+from ..tuner.core.command_words import PLACE
 from ..tuner.core.errors import ArgumentError, ObjectiveError
 
 PLACES = (
@@ -34,8 +33,6 @@ SHORT = {
     "batch_size": "micro_batch_size",
 }
 """What people write for them."""
-_PLACE = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)\}")
-"""In doubled braces, `{{lr}}`, a name is none of ours."""
 _CLOSE = 0.8
 
 
@@ -71,7 +68,7 @@ def places_in(words: Sequence[str], extra: Collection[str] = ()) -> set[str]:
         >>> sorted(places_in(["--cfg=bs={micro_batch_size}", "{learning_rate}", "{}", "{foo}"]))
         ['learning_rate', 'micro_batch_size']
     """
-    named = {name for word in words for name in _PLACE.findall(word)}
+    named = {name for word in words for name in PLACE.findall(word)}
     known = {*PLACES, *extra}
     for name in sorted(named - known):
         close = difflib.get_close_matches(name.lower(), sorted(known), 1, _CLOSE)
@@ -84,32 +81,13 @@ def places_in(words: Sequence[str], extra: Collection[str] = ()) -> set[str]:
     return named & known
 
 
-def filled(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:
-    """Return the command with its places filled; braces around anything else stay.
-
-    Example:
-        >>> filled(["train", "--lr={learning_rate}", '{"a": {}}'], {"learning_rate": 1e-5})
-        ['train', '--lr=1.0e-05', '{"a": {}}']
-    """
-    written = {name: _written(value) for name, value in values.items()}
-    return [_PLACE.sub(lambda place: written.get(place[1], place[0]), word) for word in words]
-
-
-def _written(value: Any) -> str:
-    """Return a value as programs read it: for YAML, a number with an exponent has a dot."""
-    text = str(value)
-    if isinstance(value, float) and "e" in text and "." not in text:
-        return text.replace("e", ".0e")
-    return text
-
-
 def check_program(word: str) -> None:
     """Pass if a program of this name can be run.
 
     Raises:
         ObjectiveError: There is none.
     """
-    if _PLACE.search(word) or shutil.which(word):
+    if PLACE.search(word) or shutil.which(word):
         return
     if os.path.exists(word):
         said = "is a folder" if os.path.isdir(word) else "cannot be run: it is no program, or may not be executed"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from .core.arguments import ProbeArguments, check_probe
 from .core.probe_results import ProbeResult
+from .core.specs import Plan
 from .probing.attempts import OnAttempt, OnNote
 from .probing.run import run_probe, verified_again
 from .workers.fork_server import Host
@@ -28,6 +30,7 @@ def probe(
     multiple_of: int = 1,
     timeout: float | None = None,
     seed: int = 0,
+    space: Mapping[str, Any] | None = None,
     threads: int | Literal["auto"] = "auto",
     malloc: str = "default",
     fresh: bool = False,
@@ -48,6 +51,7 @@ def probe(
         multiple_of: The answer is a multiple of this.
         timeout: Seconds after which the best size so far is returned.
         seed: Seed of model and data in each attempt.
+        space: Your own dimensions, as in `bstune.search`: each has the middle of its values.
         threads: CPU threads; by default what `OMP_NUM_THREADS` says, else the faster of one and all cores.
         malloc: On CPU: `default`, or `stable`, which makes resident memory smaller and the same from run to run, for
             slower steps. The answer is then right where the variables of `result.environment` are set.
@@ -75,6 +79,7 @@ def probe(
         multiple_of=multiple_of,
         timeout=timeout,
         seed=seed,
+        space=space,
         threads=threads,
         malloc=malloc,
         fresh=fresh,
@@ -91,10 +96,11 @@ def probe_checked(
     from .studies.catalog import make_study, own_study, probe_key, same_probe, touch
     from .studies.naming import objective_identity, study_name
     from .studies.storage import open_storage
-    from .workers.resolve import check_objective
+    from .workers.resolve import check_objective, with_places
 
     environment = STABLE_MALLOC if arguments.malloc == "stable" else {}
-    objective = check_objective(objective)
+    objective = with_places(check_objective(objective), arguments.space, rate_is_fixed=True)
+    params = Plan(space=arguments.space).tried_params[:1]
     # The storage is opened first: what could not be kept is better known before the work than after it.
     with (
         open_storage(arguments.storage) as opened,
@@ -104,6 +110,7 @@ def probe_checked(
             threads=None if arguments.threads == "auto" else arguments.threads,
             memory_bytes=arguments.memory,
             environment=environment,
+            params=params,
         ) as host,
     ):
         name = study_name(arguments.study, objective, host.facts)
@@ -116,6 +123,7 @@ def probe_checked(
             seed=arguments.seed,
             settings=arguments.settings(),
             chooses_threads=host.chooses_threads,
+            params=host.params,
         )
         known = not arguments.fresh and same_probe(kept.attributes.get("probe_key"), key)
         stored = kept.probe if known else None

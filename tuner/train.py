@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .core.arguments import MOST_SEED, MOST_THREADS
 from .core.checks import Checks
+from .core.command_words import recommended_words
 from .core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError, StudyError
 from .core.results import Recommendation, SearchResult, Setting
+from .core.specs import Plan
 from .core.take_home import TrainResult
 from .core.trials import Facts, TrialReport, TrialSpec
 from .engines.base import Finished, Lost, Reported
@@ -26,6 +30,9 @@ from .studies.storage import read_storage
 from .studies.study import Study, intact
 from .workers.fork_server import Host
 from .workers.resolve import check_objective
+
+if TYPE_CHECKING:
+    from ..objectives.command import Command
 
 DEFAULT_OUTPUT = "model.pt"
 WAIT_S = 1.0
@@ -81,10 +88,13 @@ def train(
     objective = check_objective(objective)
     with Host(objective, device=device, threads=None if n_threads == "auto" else n_threads) as host:
         facts = host.facts
-        if facts.kind not in ("supervised", "loop"):
-            raise ArgumentError("bstune sees no model of a program of its own: run it with the recommended flags.")
-        found, changed = _recommended(objective, facts, study, storage)
-        probe = found.probe
+        if facts.kind == "command":
+            raise ArgumentError(
+                "bstune sees no model of a program of its own: bstune train -- COMMAND... runs it with the recommended "
+                "flags, and it saves its model itself."
+            )
+        recommended = _recommended(objective, facts, study, storage)
+        found, probe = recommended.result, recommended.result.probe
         if probe is not None and host.chooses_threads and probe.device.threads:
             host.use_threads(probe.device.threads)
         with contextlib.closing(ModelKeeper(output, found.study)) as models:
@@ -109,12 +119,94 @@ def train(
         expected_high=best.val_loss.high,
         seconds=ended.seconds,
         metrics=dict(last.metrics),
-        warnings=tuple(_warnings(found, changed)),
+        warnings=recommended.warnings,
     )
 
 
-def _recommended(objective: Any, facts: Facts, name: str | None, storage: str | None) -> tuple[SearchResult, bool]:
-    """Return what the study of an objective has found, and whether the objective has changed since.
+@dataclass(frozen=True)
+class CommandToRun:
+    """A command as it is to be run.
+
+    Attributes:
+        words: The program and its arguments, with all places filled.
+        study: The study that recommends them.
+        environment: Variables that are set beside those of this process.
+        warnings: What the user should know of that.
+    """
+
+    words: list[str]
+    study: str
+    environment: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def recommended_command(
+    command: Command,
+    *,
+    study: str | None = None,
+    storage: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
+) -> CommandToRun:
+    """Return the command of a full run with what its study recommends.
+
+    Args:
+        command: As it was searched; it may have other words besides, such as where to save the model.
+        study: Name of the study; by default the command's own.
+        storage: Where it is kept; by default `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
+        seed: For `{seed}`.
+        device: For `{device}`; `auto`: the kind that was searched on.
+        threads: CPU threads, for `OMP_NUM_THREADS`.
+
+    Raises:
+        ArgumentError: An argument is wrong on its face, or the command lacks a place for what was searched.
+        StudyError: There is no study of the command.
+        NoSignalError: The study recommends nothing yet.
+        ObjectiveError: There is no such program.
+    """
+    checks = Checks()
+    checks.study(study)
+    for name, text in (("device", device), ("storage", storage)):
+        checks.text(name, text)
+    checks.integer("seed", seed, 0, MOST_SEED)
+    n_threads = checks.integer_or_auto("threads", threads, MOST_THREADS)
+    checks.done()
+    command.prepare()
+    found = _recommended(command, command.describe(), study, storage)
+    best, probe = found.result.recommendation, found.result.probe
+    command.for_space(found.plan.space, rate_is_fixed=True)
+    if device == "auto" and probe is not None:
+        device = probe.device.kind
+    facts = dataclasses.replace(found.facts, command=command.words)
+    absent = found.plan.space.keys() - {"batch_size", "learning_rate"} - best.params.keys()
+    words = recommended_words(best, facts, absent, seed=seed, device=device)
+    environment = {} if n_threads == "auto" else {"OMP_NUM_THREADS": str(n_threads)}
+    return CommandToRun(words, found.result.study, environment, found.warnings)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the study of an objective has found, and the facts that it rests on."""
+
+    result: SearchResult
+    plan: Plan
+    facts: Facts
+    changed: bool
+    """The objective is no longer what was searched."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        warnings = []
+        if self.changed:
+            warnings.append("The objective has changed since it was searched: its best setting may be another by now.")
+        if not self.result.recommendation.verified:
+            warnings.append("The recommendation is not verified: no full run on a fresh seed has confirmed it.")
+        return tuple(warnings)
+
+
+def _recommended(objective: Any, facts: Facts, name: str | None, storage: str | None) -> _Found:
+    """Return what the study of an objective has found.
 
     Raises:
         StudyError: There is no such study.
@@ -126,16 +218,18 @@ def _recommended(objective: Any, facts: Facts, name: str | None, storage: str | 
         if study is None or not {"plan", "facts"} <= study.attributes.keys():
             raise StudyError(
                 f"{opened.location.path or opened.location.url} holds no search of this objective (study {wanted!r}). "
-                "Search first: bstune search model.py"
+                f"Search first: bstune search {'... -- COMMAND...' if facts.kind == 'command' else 'model.py'}"
             )
         with intact(study.name):
-            stored = decode_facts(study.attributes["facts"])
-            strategy = make_strategy(decode_plan(study.attributes["plan"]), stored, study.probe, study)
+            stored, plan = decode_facts(study.attributes["facts"]), decode_plan(study.attributes["plan"])
+            strategy = make_strategy(plan, stored, study.probe, study)
             result = make_result(study, strategy, study.probe, "interrupted")
-        return result, _has_changed(study, facts)
+        return _Found(result, plan, stored, _has_changed(study, stored, facts))
 
 
-def _has_changed(study: Study, facts: Facts) -> bool:
+def _has_changed(study: Study, stored: Facts, facts: Facts) -> bool:
+    if facts.kind == "command":  # How its losses are read belongs to its source as well, and is of no matter here.
+        return stored.structure_hash != facts.structure_hash
     known = study.attributes.get("fingerprint", {})
     same_text = known.get("source") == facts.source_hash
     same_code = facts.code_hash is not None and known.get("code") == facts.code_hash
@@ -205,12 +299,3 @@ def _error(event: Lost, spec: TrialSpec, fence_bytes: int | None) -> BstuneError
         )
     said = f"{event.error_type}: {event.message}" if event.error_type else f"{event.cause}: {event.message}"
     return ObjectiveError(f"Training failed: {said}", traceback=event.traceback, output=event.output)
-
-
-def _warnings(found: SearchResult, changed: bool) -> list[str]:
-    warnings = []
-    if changed:
-        warnings.append("The objective has changed since it was searched: its best setting may be another by now.")
-    if not found.recommendation.verified:
-        warnings.append("The recommendation is not verified: no full run on a fresh seed has confirmed it.")
-    return warnings

@@ -125,6 +125,18 @@ command_options = several(
 )
 
 
+def words_after(ctx: click.Context, model: str | None) -> tuple[str, ...] | None:
+    """Return the program and its arguments after `--`, or None where there is none.
+
+    Raises:
+        ArgumentError: There is a MODEL as well.
+    """
+    words: tuple[str, ...] | None = ctx.meta.get(_COMMAND)
+    if words is not None and model is not None:
+        raise ArgumentError(f"Both {model} and a command after -- were given: expected one of them.")
+    return words
+
+
 def command_of(ctx: click.Context, model: str | None, options: dict[str, Any]) -> Command | None:
     """Return the command after `--`, or None where there is none; its options are taken out of `options`.
 
@@ -133,7 +145,7 @@ def command_of(ctx: click.Context, model: str | None, options: dict[str, Any]) -
     """
     given = {name: options.pop(name) for name in ("metric", "samples_per_epoch", "epochs")}
     given = {name: value for name, value in given.items() if value is not None}
-    words: tuple[str, ...] | None = ctx.meta.get(_COMMAND)
+    words = words_after(ctx, model)
     if words is None:
         if given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -141,8 +153,6 @@ def command_of(ctx: click.Context, model: str | None, options: dict[str, Any]) -
                 f"{names}: only for a command after --, such as -- python train.py --lr {{learning_rate}}."
             )
         return None
-    if model is not None:
-        raise ArgumentError(f"Both {model} and a command after -- were given: expected one of them.")
     if options.get("max_batch") is not None:
         # A probe asks no more of the data than to be larger than what it tries.
         given.setdefault("samples_per_epoch", 2 * max(1, options["max_batch"]))
@@ -183,6 +193,16 @@ class NamedValues(click.ParamType):  # type: ignore[type-arg]  # Generic in newe
                 )
             conditions[other.strip()] = _listed(its_values)
         return name, When(**{**conditions, "values": given})
+
+
+space_option = click.option(
+    "--space",
+    type=NamedValues(),
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); "
+    "with ` if OTHER=VALUE` behind it, only where another dimension has that value; repeatable.",
+)
 
 
 class RunsOrTime(click.ParamType):  # type: ignore[type-arg]

@@ -15,6 +15,7 @@ from .options import (
     command_options,
     device_option,
     output_options,
+    space_option,
     storage_option,
     study_option,
     threads_option,
@@ -40,6 +41,7 @@ from .options import (
 @click.option("--multiple-of", type=int, default=1, help="The answer is a multiple of this many samples.")
 @click.option("--timeout", type=float, help="Seconds after which the best size so far is returned.  [default: none]")
 @click.option("--seed", type=int, default=0, help="Seed of model and data in each attempt.")
+@space_option
 @click.option(
     "--malloc",
     default="default",
@@ -60,7 +62,8 @@ def probe_command(ctx: click.Context, /, model: str | None, as_json: bool, plot:
     """Find the largest micro-batch that fits, and what a step costs.
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`. In its place a COMMAND after `--`
-    runs a script as it is, with {micro_batch_size} where the script takes its batch size.
+    runs a script as it is, with {micro_batch_size} where the script takes its batch size. Dimensions of your own that
+    --space names have the middle of their values, as in a search.
     """
     from ...objectives.load import load
     from ..core.arguments import check_probe
@@ -72,6 +75,7 @@ def probe_command(ctx: click.Context, /, model: str | None, as_json: bool, plot:
     command = command_of(ctx, model, options)
     if model is None and command is None:
         raise click.UsageError("Missing argument 'MODEL': expected model.py, or -- COMMAND...")
+    options["space"] = dict(options["space"])
     arguments = check_probe(**options)
     if plot is not None:
         from ..report.plot import check_picture, draw_probe

@@ -18,13 +18,13 @@ from .group import is_kept, print_answer, print_warnings, terminable
 from .options import (
     AutoOrNumber,
     BatchAndRate,
-    NamedValues,
     RunsOrTime,
     WithCommand,
     command_of,
     command_options,
     device_option,
     output_options,
+    space_option,
     storage_option,
     study_option,
     threads_option,
@@ -65,14 +65,7 @@ if TYPE_CHECKING:
     "--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]"
 )
 @click.option("--tolerance", type=float, default=0.02, help="Share of the best loss that counts as equal.")
-@click.option(
-    "--space",
-    type=NamedValues(),
-    multiple=True,
-    metavar="NAME=VALUES",
-    help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); "
-    "with ` if OTHER=VALUE` behind it, only where another dimension has that value; repeatable.",
-)
+@space_option
 @click.option(
     "--baseline",
     type=BatchAndRate(),

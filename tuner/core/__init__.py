@@ -4,6 +4,7 @@
 - `arguments`: Checking what the user asked for, before anything is opened, loaded or run: every wrong argument is
   named at once.
 - `attributes`: Settings where people keep them: attributes and `hparams` of the objects that a framework trains with.
+- `command_words`: The words of a command line with places in braces: filled, or left out with their flags.
 - `dimension`: One dimension of what is searched, in the one shape that all of bstune works with.
 - `checks`: Checks of single arguments: what is wrong is collected, and named all at once.
 - `document`: A document that the user names: it is read only if it is a plain file of a sensible size, and holds what

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -73,11 +73,14 @@ class ProbeArguments:
     fresh: bool = False
     study: str | None = None
     storage: str | None = None
+    space: Mapping[str, Dimension] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """Return what a stored probe must have been made with to be the answer."""
         kept = {
-            name: value for name, value in asdict(self).items() if name not in ("memory", "fresh", "study", "storage")
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("memory", "fresh", "study", "storage", "space")
         }
         return {**kept, "memory_bytes": self.memory}
 
@@ -108,6 +111,7 @@ def check_probe(**asked: Any) -> ProbeArguments:
         fresh=given.fresh,
         study=given.study,
         storage=given.storage,
+        space=_space(checks, given.space),
     )
     checks.choice("malloc", given.malloc, ("default", "stable"))
     checks.done()

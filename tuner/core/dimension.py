@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Literal
@@ -137,22 +136,6 @@ def params_of(
         if dimension.holds(params):
             params[name] = value(name, dimension)
     return params
-
-
-def words_without(words: Sequence[str], absent: Collection[str]) -> list[str]:
-    """Return a command line without the words that name a dimension which is not there, and the flags before them.
-
-    Example:
-        >>> words_without(["train", "--lr", "{lr}", "--momentum", "{momentum}", "--beta={beta}"], {"momentum", "beta"})
-        ['train', '--lr', '{lr}']
-    """
-    kept: list[str] = []
-    for i, word in enumerate(words):
-        if not any(re.search(rf"(?<!\{{)\{{{name}\}}", word) for name in absent):
-            kept.append(word)
-        elif i and kept and not word.startswith("-") and re.fullmatch(r"--?[A-Za-z][^={}]*", words[i - 1]):
-            kept.pop()
-    return kept
 
 
 def distribution(value: Any) -> str | None:

@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
-from ..core.dimension import words_without
+from ..core.command_words import recommended_words
 from ..core.plain_text import hide_secrets, one_line
 from ..core.results import Recommendation, SearchResult
 from .reasons import without_limits
@@ -58,7 +58,7 @@ def paste_lines(result: SearchResult, facts: Facts | None = None, *, width: int 
         one_line(f"# bstune {version}, study {one_line(result.study, 200)}: {one_line(reason, 400)}"),
         *(f"{name} = {value!r}" for name, value in values.items() if value is not None),
         *(_assignment(name, value, taken=set(values)) for name, value in best.params.items() if value is not None),
-        *_steps(best, facts, absent),
+        *_steps(best, facts, absent, None if result.probe is None else result.probe.device.kind),
     ]
     if facts is not None and facts.kind == "command":
         width = max(width, len(lines[-1]))  # A command is to be copied whole.
@@ -95,29 +95,9 @@ def _constant(value: Any) -> str | None:
     return None
 
 
-def _command(best: Recommendation, facts: Facts, absent: set[str]) -> str:
-    """Return the command line of a full run with the recommendation, which lacks the `absent` parameters."""
-    values = {
-        "max_epochs": f"{facts.epochs:g}",
-        "max_samples": round(facts.full_run_samples),
-        "seed": 0,
-        "micro_batch_size": best.micro_batch_size,
-        "accumulation_steps": best.accumulation_steps,
-        "global_batch_size": best.global_batch_size,
-        "learning_rate": best.learning_rate,
-        **best.params,
-    }
-    filled = []
-    for word in words_without(facts.command, absent):
-        for name, value in values.items():
-            word = word.replace(f"{{{name}}}", str(value))
-        filled.append(word)
-    return shlex.join(filled)
-
-
-def _steps(best: Recommendation, facts: Facts | None, absent: set[str]) -> list[str]:
+def _steps(best: Recommendation, facts: Facts | None, absent: set[str], device: str | None) -> list[str]:
     if facts is not None and facts.kind == "command":
-        return [f"# {one_line(_command(best, facts, absent))}"]
+        return [f"# {one_line(shlex.join(recommended_words(best, facts, absent, device=device)))}"]
     if facts is not None and facts.kind == "loop":
         return ["# Put them where your loop reads the attributes of these names from its trial."]
     if facts is not None and facts.kind in IN_A_FRAMEWORK:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...objectives.command import Command
 from ...objectives.seal import make_seal
 from ..core.arguments import SearchArguments
 from ..core.errors import ArgumentError, NoSignalError
@@ -24,7 +25,7 @@ from ..studies.naming import objective_identity, study_name
 from ..studies.spec_json import encode_plan
 from ..studies.storage import Storage, open_storage
 from ..studies.study import Study
-from ..workers.resolve import check_objective
+from ..workers.resolve import check_objective, with_places
 from .loop import Drive
 from .probes import obtain_probe, with_probed_optimizer, with_stored_step_times
 from .result import make_strategy
@@ -65,7 +66,10 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
     `dry`: nothing is to be trained, and a study that has trials keeps what it says of its search.
     """
     objective = check_objective(objective, isolation=arguments.isolation)
-    objective = _with_places(objective, arguments)
+    rate = arguments.plan.space.get("learning_rate")
+    objective = with_places(objective, arguments.plan.space, rate_is_fixed=rate is not None and len(rate.values) == 1)
+    if arguments.engine == "ray" and isinstance(objective, Command):
+        raise ArgumentError("engine='ray' runs no commands yet: leave it out, and the command runs on this machine.")
     with (
         open_storage(arguments.storage) as storage,
         contextlib.closing(make_engine(objective, arguments)) as engine,
@@ -97,20 +101,6 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
         strategy = make_strategy(arguments.plan, facts, probe, study)
         strategy.stopped_by = taken_up.ended_by
         yield Ready(objective, arguments, facts, study, probe, strategy, engine)
-
-
-def _with_places(objective: Any, arguments: SearchArguments) -> Any:
-    """Return the objective; a command that has no place for what is searched raises an ArgumentError."""
-    from ...objectives.command import Command
-
-    if not isinstance(objective, Command):
-        return objective
-    space = arguments.plan.space
-    rate = space.get("learning_rate")
-    objective = objective.for_space(space, rate_is_fixed=rate is not None and len(rate.values) == 1)
-    if arguments.engine == "ray":
-        raise ArgumentError("engine='ray' runs no commands yet: leave it out, and the command runs on this machine.")
-    return objective
 
 
 def _study(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def check_objective(objective: Any, *, isolation: str = "process") -> Any:
             "isolation='none' runs a function under @bstune.objective; leave it out for any other objective."
         )
     return objective
+
+
+def with_places(objective: Any, space: Mapping[str, Any], *, rate_is_fixed: bool) -> Any:
+    """Return the objective; a command as one that has a place for all that is searched.
+
+    Raises:
+        ArgumentError: It has none.
+    """
+    return objective.for_space(space, rate_is_fixed=rate_is_fixed) if isinstance(objective, Command) else objective
 
 
 def _resolve_here(reference: ObjectiveRef) -> Any:
