@@ -164,6 +164,14 @@ def test_a_file_that_is_no_journal_is_left_alone(journal: Path) -> None:
     assert [path.name for path in journal.parent.iterdir()] == ["runs.journal"]
 
 
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_two_slashes_name_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """They would name a host: nothing is made in the root folder, and nothing is kept in memory unsaid."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(bstune.StudyError, match=f"names no file: expected {kind}:///FILE, with three slashes"):
+        open_storage(f"{kind}://runs.db")
+
+
 def test_a_journal_that_is_damaged_inside_is_said(journal: Path) -> None:
     """Only the end can be repaired without losing what came after."""
     search(f"journal:///{journal}")

@@ -74,9 +74,10 @@ def locate(url: str | None) -> Location:
     text = url or os.environ.get(VARIABLE) or DEFAULT_URL
     shown = one_line(text)
     if text.startswith(journal.SCHEME):
-        name = text.removeprefix(journal.SCHEME).removeprefix("///")
-        if not name:
-            raise StudyError(f"{shown!r} names no file: expected journal:///FILE.")
+        rest = text.removeprefix(journal.SCHEME)
+        name = rest.removeprefix("///")
+        if not name or (name == rest and rest.startswith("//")):  # What follows two slashes is a host.
+            raise StudyError(f"{shown!r} names no file: expected journal:///FILE, with three slashes.")
         return Location(shown, _resolved(name, shown), "journal")
     try:
         parsed = make_url(text)
@@ -92,6 +93,8 @@ def locate(url: str | None) -> Location:
         return Location(hide_secrets(parsed.render_as_string(hide_password=True)), None, "server", parsed, secrets)
     if backend != "sqlite":
         raise StudyError(f"The storage {shown} is of a kind that is not known: expected {EXPECTED}.")
+    if parsed.host:  # What follows two slashes is one.
+        raise StudyError(f"{shown!r} names no file: expected sqlite:///FILE, with three slashes.")
     name = parsed.database or ":memory:"
     if name == ":memory:" or parsed.query.get("mode") == "memory":
         return Location(shown, None, "memory")
