@@ -208,6 +208,16 @@ class Limits(Record):
 
 
 @dataclass(frozen=True)
+class BatchReach(Record):
+    """What a batch size has needed to the loss that samples are counted to, with the best of its learning rates."""
+
+    global_batch_size: Size
+    samples: Amount
+    reached: bool = True
+    """Otherwise it needs more than this."""
+
+
+@dataclass(frozen=True)
 class BatchAnswer(Record):
     """Which batch size reaches a target first, from E(B) = E_min + S_min * B and the step time t(B) = a + c * B.
 
@@ -221,7 +231,10 @@ class BatchAnswer(Record):
     Either samples to target of trials, or gradient noise, which tends to be too low.
     """
     target: float | None = None
-    """Validation loss that the samples were counted to."""
+    """Validation loss that the samples were counted to.
+
+    Above the search's target where too few batch sizes have come down to that.
+    """
     n_batches: Count = 0
     """Batch sizes that reached it."""
     e_min_samples: float | None = None
@@ -253,6 +266,10 @@ class BatchAnswer(Record):
     """Of the batch sizes searched, the one that takes the fewest seconds to the target, by both lines and all caps."""
     decided_by: Decider | None = None
     """What keeps the fastest batch from being larger."""
+    reaches: tuple[BatchReach, ...] = ()
+    """What E(B) was fitted to."""
+    step_times: tuple[tuple[Size, Amount], ...] = ()
+    """Batch sizes that are searched, ascending, with the seconds of an optimizer step; accumulated beyond memory."""
 
 
 TRIAL_COLUMNS = (

@@ -11,8 +11,9 @@ from ..core.results import SearchResult, TrialRecord
 from .charts.curves import MOST_CURVES, curve_records, curves
 from .charts.landscape import MOST_POINTS, landscape, landscape_records
 from .charts.probe_lines import memory, throughput
+from .charts.reach import reach
 from .charts.search_lines import limits, noise, spending
-from .charts.settings import confirmations, frontier, reach
+from .charts.settings import confirmations, frontier
 from .units import gib, number, per_second
 
 
@@ -156,29 +157,35 @@ def _probe(probe: ProbeResult | None) -> _Made:
 
 
 def _reach(result: SearchResult | None) -> _Made:
-    missing = "Seconds to the target by batch size: too few batch sizes have come near the target."
-    if result is None or not any(reach(result, what) for what in ("samples", "seconds")):
+    missing = "Seconds to a loss by batch size: too few batch sizes have come down to the same loss."
+    answer = None if result is None else result.batch_answer
+    if result is None or answer is None or not any(reach(result, what) for what in ("samples", "seconds")):
         return Section("reach", "", "", ()), missing
-    answer, time = result.batch_answer, None if result.probe is None else result.probe.step_time_line
-    said = (
-        f"To a loss of {number(result.target)}: samples needed, times seconds for a sample, are seconds to the target."
-    )
-    if answer is not None and answer.e_min_samples is not None and answer.s_min_steps is not None:
+    loss, time = number(answer.target), None if result.probe is None else result.probe.step_time_line
+    said = f"To a loss of {loss}: samples needed, times seconds for a sample, are seconds."
+    if result.target is not None and answer.target is not None and answer.target > result.target:
+        said += (
+            f" That is above the target of {number(result.target)}: too few batch sizes have come down to the target "
+            "to draw a line there, so seconds to the target are longer than these."
+        )
+    if answer.e_min_samples is not None and answer.s_min_steps is not None:
         said += f" E(B) = {answer.e_min_samples:,.0f} + {answer.s_min_steps:,.3g} B samples."
     if time is not None:
         said += f" t(B) = {step_time(time.a_s)} + {step_time(time.c_s_per_sample)} B for a step."
-    said += " Points are settings that were run; lines are these two formulas."
+    said += " A point is what a batch size needed with the best of its learning rates; the lines are these formulas."
+    if not all(each.reached for each in answer.reaches):
+        said += " A triangle needs more than that: a full run did not get there."
     titles = {
-        "samples": "Samples to the target, E(B)",
+        "samples": f"Samples to a loss of {loss}, E(B)",
         "step": "Seconds of a step, t(B)",
-        "seconds": "Seconds to the target",
+        "seconds": f"Seconds to a loss of {loss}",
     }
     charts = tuple(
         chart
         for what in ("samples", "step", "seconds")
         for chart in drawn(reach(result, what), f"c-reach-{what}", titles[what], f"{titles[what]}, by batch size.")
     )
-    return Section("reach", "Time to the target by batch size", said, charts), missing
+    return Section("reach", "Time to a loss by batch size", said, charts), missing
 
 
 def step_time(seconds: float) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..core.probe_results import ProbeResult, StepTimeLine
-from ..core.results import BatchAnswer, Decider
+from ..core.results import BatchAnswer, BatchReach, Decider
 from .gradient_noise import NoiseScale
 from .step_time import relative_line
 
@@ -84,6 +84,8 @@ class BatchLine:
 
     Otherwise only the prior bounds the critical batch size from above.
     """
+    reaches: tuple[Reach, ...]
+    """What the line was fitted to."""
 
     @property
     def b_crit(self) -> float:
@@ -124,7 +126,8 @@ def fit_batch_line(reaches: Sequence[Reach], scale: NoiseScale | None = None) ->
     if max(max(r, 1 / r) for r in residuals) > MOST_RESIDUAL:
         return None
     bounded = max(likelihood for likelihood, _ in fits) - fits[-1][0] > FLAT_LOSS
-    return BatchLine(e_min, e_min / crit, len(sizes), max(abs(r - 1) for r in residuals), b_crits, bounded)
+    worst = max(abs(r - 1) for r in residuals)
+    return BatchLine(e_min, e_min / crit, len(sizes), worst, b_crits, bounded, tuple(reaches))
 
 
 def _fit_with(reaches: Sequence[Reach], crit: float) -> tuple[float, float]:
@@ -170,8 +173,9 @@ def answer_batch(
     star, low, high = _fastest(crit, crit_draws, probe)
     open_end = line is not None and not line.bounded
     fastest = decided_by = None
+    step_times = tuple((batch, step) for batch in batches if (step := step_s(batch)) is not None)
     if star is not None and crit is not None and probe is not None:
-        seconds = {batch: (1 + crit / batch) * step for batch in batches if (step := step_s(batch)) is not None}
+        seconds = {batch: (1 + crit / batch) * step for batch, step in step_times}
         fastest = min(seconds, key=lambda batch: (seconds[batch], batch))
         decided_by = _decider(star, crit, probe, fastest, batches, data_set_largest)
     return BatchAnswer(
@@ -192,6 +196,8 @@ def answer_batch(
         b_star_high=None if open_end else high,
         fastest=fastest,
         decided_by=decided_by,
+        reaches=() if line is None else tuple(BatchReach(r.batch, r.samples, r.reached) for r in line.reaches),
+        step_times=step_times,
     )
 
 

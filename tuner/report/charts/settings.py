@@ -1,12 +1,12 @@
-"""Settings that were run to the end: loss against seconds, seconds to the target, and the seeds of confirmation."""
+"""Settings that were run to the end: loss against seconds, and the runs on fresh seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ...core.results import Candidate, SearchResult
-from .frame import BLUE, GREY, HEIGHT, PURPLE, Row, batch_axis, candidates, loss_scale, positive, rows
+from .frame import BLUE, GREY, HEIGHT, PURPLE, Row, candidates, loss_scale, positive, rows
 
 
 def frontier(result: SearchResult) -> Any:
@@ -124,65 +124,3 @@ def confirmations(result: SearchResult) -> Any:
     layers = [bars.encode(y=y, x=altair.X("low:Q", scale=loss_scale(ends)), x2="high:Q")]
     layers.append(points.encode(x=x, y=y, tooltip=tooltip))
     return altair.layer(*(layers if spreads else layers[1:])).properties(height=max(90, 46 * len(ran)))
-
-
-def reach(result: SearchResult, what: Literal["samples", "step", "seconds"]) -> Any:
-    """Return samples to the target, seconds of a step, or their product, over the batch size; None where not known.
-
-    The points are settings that were run, the best of each batch size; the lines are E(B) and t(B).
-    """
-    import altair
-
-    points = _reached(result, what)
-    line = _lines(result, what)
-    if not points and not line:
-        return None
-    titles = {"samples": "samples to the target", "step": "seconds of a step", "seconds": "seconds to the target"}
-    x = batch_axis([row["batch"] for row in [*points, *line]])
-    y = altair.Y(
-        "value:Q",
-        title=titles[what],
-        scale=altair.Scale(type="log", nice=False, padding=12),
-        axis=altair.Axis(format="~g", tickCount=4),
-    )
-    drawn = altair.Chart(rows(line)).mark_line(color=GREY, strokeWidth=2).encode(x=x, y=y)
-    dots = altair.Chart(rows(points)).mark_point(filled=True, size=90, color=BLUE, opacity=1)
-    tooltip = [
-        altair.Tooltip("batch:Q", title="batch"),
-        altair.Tooltip("value:Q", title=titles[what], format=".3g"),
-    ]
-    layers = [*([drawn] if line else []), *([dots.encode(x=x, y=y, tooltip=tooltip)] if points else [])]
-    return altair.layer(*layers).properties(height=HEIGHT - 70)
-
-
-def _reached(result: SearchResult, what: str) -> list[Row]:
-    best: dict[int, float] = {}
-    if what == "step":
-        measured = [] if result.probe is None else result.probe.throughput
-        return [{"batch": row.batch_size, "value": row.s_per_step} for row in measured]
-    for each in candidates(result):
-        value = each.samples_to_target if what == "samples" else each.seconds_to_target
-        if value is not None and value > 0:
-            best[each.global_batch_size] = min(value, best.get(each.global_batch_size, value))
-    return [{"batch": batch, "value": value} for batch, value in sorted(best.items())]
-
-
-def _lines(result: SearchResult, what: str) -> list[Row]:
-    """Return E(B), t(B) or E(B) / B * t(B), over the batch sizes that were tried."""
-    answer = result.batch_answer
-    time = None if result.probe is None else result.probe.step_time_line
-    if answer is None or answer.e_min_samples is None or answer.s_min_steps is None or not result.records:
-        return []
-    batches = [record.global_batch_size for record in result.records]
-    low, high = min(batches), max(batches)
-    most = result.limits.memory or high
-    line: list[Row] = []
-    for k in range(33 if high > low else 1):
-        batch = low * (high / low) ** (k / 32)
-        samples = answer.e_min_samples + answer.s_min_steps * batch
-        steps = max(1, -(-batch // most))
-        step_s = None if time is None else steps * time.a_s + time.c_s_per_sample * batch
-        value = {"samples": samples, "step": step_s, "seconds": step_s and samples / batch * step_s}[what]
-        if value is not None and value > 0:
-            line.append({"batch": batch, "value": value})
-    return line
