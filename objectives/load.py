@@ -77,6 +77,8 @@ class ObjectiveRef:
         if is_objective(found):
             return found
         others = [name for name, value in vars(module).items() if is_objective(value)]
+        if found is None and self.name == DEFAULT_NAME and len(others) == 1:  # It can be no other.
+            return getattr(module, others[0])
         found_here = others or [name for name in vars(module) if not name.startswith("_")]
         what = (
             f"has no {self.name!r}"
@@ -122,7 +124,8 @@ def load(target: str | Path) -> ObjectiveRef:
     """Return a reference to the objective in a file or module, without executing it.
 
     Args:
-        target: `model.py` (its module-level `objective`), `model.py:name` or `package.module:name`.
+        target: `model.py` (its module-level `objective`, or the only one that it has), `model.py:name` or
+            `package.module:name`.
 
     Raises:
         ObjectiveError: The file is missing, cannot be read, or is not a Python file.

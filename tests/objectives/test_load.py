@@ -30,10 +30,14 @@ def test_missing_file_is_named(target: str, tmp_path: Path, monkeypatch: pytest.
         bstune.load(target)
 
 
-def test_file_without_objective_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
-    """The message names what the file has, and the objective under another name if there is one."""
+def test_the_only_objective_of_a_file_may_have_any_name(tmp_path: Path) -> None:
+    """With two, the message names what the file has, and how to say which."""
     path = tmp_path / "model.py"
-    path.write_text("import bstune\nrate = 3\n@bstune.objective(n_samples=5)\ndef train(trial): ...\n")
+    train = "@bstune.objective(n_samples=5)\ndef train(trial): ...\n"
+    path.write_text(f"import bstune\nrate = 3\n{train}")
+    assert bstune.load(path).resolve().name is None
+    assert bstune.load(path).default_study_name == "model"
 
-    with pytest.raises(bstune.ObjectiveError, match=r"has no 'objective'.*found train.*model.py:train"):
+    path.write_text(f"import bstune\nrate = 3\n{train}{train.replace('train', 'other')}")
+    with pytest.raises(bstune.ObjectiveError, match=r"has no 'objective'.*found train, other.*model.py:train"):
         bstune.load(path).resolve()
