@@ -55,3 +55,17 @@ def test_a_baseline_that_costs_more_than_half_the_budget_is_left_out() -> None:
     )
 
     assert not [record for record in records if record.stage == "baseline"]
+
+
+def test_the_answer_is_compared_with_batch_32_by_what_is_expected_of_it() -> None:
+    """Its runs were stopped early: then its best rate is the expected one."""
+    probe = known_probe(step_s=(0.01, 0.0001))
+    strategy = Strategy(Plan(budget=8, space=TABLE.space, goal="time"), TABLE.facts(), probe)
+    records = replay(strategy, TABLE)
+    (usual,) = strategy.recommend().compared
+
+    assert {record.state for record in records if record.global_batch_size == 32} == {"pruned"}
+    assert (usual.name, usual.setting.global_batch_size, usual.setting.val_loss.n_seeds) == ("batch 32", 32, 0)
+    assert usual.setting.learning_rate in {0.0075, 0.015, 0.03}
+    assert usual.times_sooner is not None
+    assert usual.times_sooner > 1.5

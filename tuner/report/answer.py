@@ -35,7 +35,7 @@ def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[R
     if held:
         rows += [("against", text) for each in best.compared if (text := _against(result, each))]
         if not best.compared and best.global_batch_size != USUAL_BATCH:
-            rows.append(("against", f"batch {USUAL_BATCH} was not run to its end, so it is not compared"))
+            rows.append(("against", f"batch {USUAL_BATCH} was not tried, so it is not compared"))
     rows.append(("loss", how_sure(best)))
     if held:
         rows.append(("why", without_limits(best.reason, best.global_batch_size, best.learning_rate)))
@@ -97,7 +97,7 @@ def _steps(n: int) -> str:
 def _against(result: SearchResult, each: Comparison) -> str:
     """Return how the answer compares with the user's setting or with batch 32, by all that is known of both."""
     setting, ratio, sooner = each.setting, each.loss_ratio, each.times_sooner
-    rate = f"lr {setting.learning_rate:.3g}"
+    rate = f"lr {setting.learning_rate:.3g}{'' if setting.val_loss.n_seeds else ', not run to its end'}"
     name = f"{each.name} ({rate if each.name.startswith('batch') else f'batch {setting.global_batch_size}, {rate}'})"
     if result.goal == "time" and sooner is not None:
         return f"{name}: expected {_factor(sooner, 'sooner', 'later')} at the target"

@@ -34,11 +34,12 @@ def candidates(evidence: Evidence, model: Model, noise: tuple[float, float]) -> 
         settings.setdefault(run.key, run.setting)
     times = evidence.ln_times(settings.values())
     ranked = sorted(zip(times, settings.values(), strict=True), key=lambda pair: pair[0])
-    found = [_candidate(evidence, setting, noise) for _, setting in ranked]
+    found = [candidate(evidence, setting, noise) for _, setting in ranked]
     return [c for c in found if c.verified] + [c for c in found if not c.verified]
 
 
-def _candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float]) -> Candidate:
+def candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float]) -> Candidate:
+    """Return what is known of a setting; `noise` is that between seeds, as `seed_noise` has it."""
     batch, cost = setting.global_batch_size, evidence.cost
     runs = evidence.ledger.of(key_of(setting))
     fresh = [run for run in runs if run.stage == "confirm" and full_value(evidence, run) is not None]

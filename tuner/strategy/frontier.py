@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.results import Candidate, Comparison
-from .candidates import full_value, key_of_candidate, setting_of, spoilt
+from ..core.results import Candidate, Comparison, Setting
+from .candidates import candidate, full_value, key_of_candidate, seed_noise, setting_of, spoilt
 from .evidence import Evidence
 
 USUAL_BATCH = 32
@@ -75,24 +75,38 @@ def frontier(evidence: Evidence, found: Sequence[Candidate]) -> tuple[Candidate,
     timed = [c for c in _ended(evidence, found) if c.seconds_per_full_run is not None]
     timed.sort(key=lambda c: (c.seconds_per_full_run or 0.0, c.val_loss.mean or 0.0))
     kept: list[Candidate] = []
-    for candidate in timed:
+    for each in timed:
         lowest = min((c.val_loss.mean or 0.0 for c in kept), default=math.inf)
-        if (candidate.val_loss.mean or 0.0) < lowest:
-            kept.append(candidate)
+        if (each.val_loss.mean or 0.0) < lowest:
+            kept.append(each)
     return tuple(kept)
 
 
 def comparisons(evidence: Evidence, found: Sequence[Candidate], chosen: Candidate) -> tuple[Comparison, ...]:
-    """Return the chosen setting beside the user's present one and the best at batch 32, where these ran to the end."""
+    """Return the chosen setting beside the user's present one, where that ran to its end, and the best at batch 32."""
     ended = _ended(evidence, found)
     own = next((c for c in ended if key_of_candidate(c) == evidence.baseline), None)
-    usual = _soonest_of(evidence, [c for c in ended if c.global_batch_size == USUAL_BATCH])
+    usual = _best_at_usual(evidence, found, chosen)
     compared = []
     if own is not None and own is not chosen:
         compared.append(_comparison(evidence, "your present setting", own, chosen))
-    if usual is not None and usual is not own and chosen.global_batch_size != USUAL_BATCH:
+    if usual is not None and usual != own and chosen.global_batch_size != USUAL_BATCH:
         compared.append(_comparison(evidence, f"batch {USUAL_BATCH}", usual, chosen))
     return tuple(compared)
+
+
+def _best_at_usual(evidence: Evidence, found: Sequence[Candidate], chosen: Candidate) -> Candidate | None:
+    """Return the soonest at batch 32 that ran to its end; where none did, the one that is expected to be soonest.
+
+    Where nothing ran at that batch size, nothing is expected either.
+    """
+    tried = [c for c in found if c.global_batch_size == USUAL_BATCH]
+    ended = _soonest_of(evidence, _ended(evidence, tried))
+    if ended is not None or not tried:
+        return ended
+    space = evidence.context.space
+    settings = [Setting(USUAL_BATCH, rate, dict(chosen.params)) for rate in space.learning_rates]
+    return candidate(evidence, settings[int(np.argmin(evidence.ln_times(settings)))], seed_noise(evidence))
 
 
 def _soonest_of(evidence: Evidence, found: Sequence[Candidate]) -> Candidate | None:
