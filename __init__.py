@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .objectives.supervised import Supervised as Supervised
     from .tuner.batch_ramp import BatchRamp as BatchRamp
     from .tuner.connect import connect as connect
+    from .tuner.core.diagnosis import Diagnosis as Diagnosis
+    from .tuner.core.diagnosis import Finding as Finding
     from .tuner.core.dimension import When as When
     from .tuner.core.errors import ArgumentError as ArgumentError
     from .tuner.core.errors import BstuneError as BstuneError
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from .tuner.core.take_home import RampForecast as RampForecast
     from .tuner.core.take_home import Scaled as Scaled
     from .tuner.core.take_home import TrainResult as TrainResult
+    from .tuner.diagnose import diagnose as diagnose
     from .tuner.integrations.pruner import Pruner as Pruner
     from .tuner.integrations.sampler import Sampler as Sampler
     from .tuner.plan import plan as plan
@@ -51,6 +54,8 @@ _HOME = {
     "BstuneError": "tuner.core.errors",
     "Command": "objectives.command",
     "DeviceError": "tuner.core.errors",
+    "Diagnosis": "tuner.core.diagnosis",
+    "Finding": "tuner.core.diagnosis",
     "NoSignalError": "tuner.core.errors",
     "NothingFitsError": "tuner.core.errors",
     "ObjectiveError": "tuner.core.errors",
@@ -69,6 +74,7 @@ _HOME = {
     "TrialPruned": "tuner.core.errors",
     "When": "tuner.core.dimension",
     "connect": "tuner.connect",
+    "diagnose": "tuner.diagnose",
     "load": "objectives.load",
     "objective": "objectives.loop",
     "plan": "tuner.plan",

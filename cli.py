@@ -18,6 +18,7 @@ COMMANDS = {
     "dashboard": "Show the studies of a storage in a browser.",
     "serve": "Lead the studies of a team.",
     "worker": "Run trials for a service.",
+    "diagnose": "Say which claims about batch size and learning rate hold here.",
     "doctor": "Say what bstune sees on this machine.",
 }
 """What there is, in the order of the story, with its line in the list of commands."""

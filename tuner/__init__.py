@@ -3,6 +3,7 @@
 - `batch_ramp`: A schedule that lets the batch grow where another would let the learning rate fall.
 - `connect`: A training script as a client of the service.
 - `dashboard`: A storage in optuna-dashboard, on this machine only, with our card as the note of each study.
+- `diagnose`: What holds for the user's own model, of what people say about batch size and learning rate.
 - `doctor`: What bstune sees on this machine, and what will not work.
 - `list_studies`: The studies of a storage, each with its date, objective, device and answer.
 - `plan`: What would fit a device that is not here: steps traced on the device that is, replayed in an allocator of
@@ -26,6 +27,7 @@ The rooms, from top to bottom; imports go only downward:
 - `searching`: The loop over many trials: prepare, probe, run, write down, and say what was found.
 - `integrations`: Faces of the strategy for other people's tools.
 - `testing`: Stand-ins for what is slow, expensive or absent, for our tests and those of users.
+- `diagnosis`: Claims about batch size and learning rate, and what judges them.
 - `engines`: Who runs trials: worker processes here, this process, or Ray.
 - `probing`: The largest size that fits: which sizes to run, and running them.
 - `workers`: The processes in which user code runs, and what travels to and from them.

@@ -15,6 +15,8 @@ from .core.arguments import SearchArguments
 from .core.errors import ArgumentError
 from .core.results import TRIAL_COLUMNS
 from .core.specs import Plan
+from .diagnosis.kept import findings_of, kept_findings
+from .diagnosis.known import Known
 from .report.output_file import check_output, write_output
 from .report.page_told import Told
 from .show import show
@@ -85,11 +87,16 @@ def told_of(name: str | None, *, storage: str | None = None) -> Told:
         url = opened.location.url
         with intact(name or ""):
             command = None if study is None else _command(study)
+            kept = () if study is None else kept_findings(study)
             used = None if study is None else study.attributes.get("used")
     shown = show(name, storage=storage)
     date = used.replace("T", " ") if isinstance(used, str) else None
     result = shown.result
-    return Told(name or "", url, shown.headline, shown.records, shown.probe, result, shown.facts, command, date)
+    known = Known(shown.facts, shown.probe, result, shown.records)
+    findings = findings_of(known, kept) if shown.records else ()
+    return Told(
+        name or "", url, shown.headline, shown.records, shown.probe, result, shown.facts, command, date, findings
+    )
 
 
 def _command(study: Study) -> str | None:

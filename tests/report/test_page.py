@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bstune.tests.report import told as studies
+from bstune.tuner.core.diagnosis import Finding
 from bstune.tuner.report.charts.curves import curve_records
 from bstune.tuner.report.charts.landscape import landscape_records
 from bstune.tuner.report.comparison import comparison
@@ -285,3 +286,14 @@ def test_two_searches_stand_side_by_side(browser: BrowserContext, tmp_path: Path
         assert domains[0] == domains[1] != []
     finally:
         opened.page.close()
+
+
+def test_what_holds_is_said_and_harmless() -> None:
+    """What a diagnosis found has a table of its own, whatever text a study holds."""
+    found = Finding("a", studies.EVIL, "", "holds", studies.EVIL, 1.0, "%", (0.5, 2.0), studies.EVIL)
+    hidden = dataclasses.replace(found, verdict="cannot tell")
+    text = page(dataclasses.replace(studies.demo(), findings=(found, hidden)))
+
+    assert "What holds for your model" in text
+    assert "<script>window.hacked" not in text
+    assert text.count("1 %, 90 %: 0.5 to 2") == 1

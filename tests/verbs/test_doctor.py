@@ -17,7 +17,7 @@ import bstune
 import pytest
 from bstune.cli import main
 from bstune.tuner import doctor
-from bstune.tuner.core.findings import Finding, Findings
+from bstune.tuner.core.symptoms import Examination, Symptom
 from bstune.tuner.doctor import examine
 from bstune.tuner.studies.catalog import make_study
 from bstune.tuner.studies.storage import open_storage
@@ -30,12 +30,12 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BSTUNE_STORAGE", raising=False)
 
 
-def found(findings: Findings, name: str) -> str:
+def found(findings: Examination, name: str) -> str:
     """The verdict on one thing."""
     return next(item.verdict for item in findings.items if item.name == name)
 
 
-def storage_of(url: str | None = None) -> Finding:
+def storage_of(url: str | None = None) -> Symptom:
     """What is said of a storage."""
     return next(item for item in examine(device="cpu", storage=url).items if item.name == "storage")
 

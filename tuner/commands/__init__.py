@@ -12,5 +12,6 @@
 - `dashboard`: `bstune dashboard`: a storage in optuna-dashboard.
 - `serve`: `bstune serve`: one tuner for a team.
 - `worker`: `bstune worker`: run what a service hands out.
+- `diagnose`: `bstune diagnose`: which claims about batch size and learning rate hold for a model.
 - `doctor`: `bstune doctor`: what bstune sees here.
 """

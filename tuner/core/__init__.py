@@ -5,12 +5,13 @@
   named at once.
 - `attributes`: Settings where people keep them: attributes and `hparams` of the objects that a framework trains with.
 - `command_words`: The words of a command line with places in braces: filled, or left out with their flags.
+- `diagnosis`: What a diagnosis returns: claims about batch size and learning rate, each with what was found.
 - `dimension`: One dimension of what is searched, in the one shape that all of bstune works with.
 - `checks`: Checks of single arguments: what is wrong is collected, and named all at once.
 - `document`: A document that the user names: it is read only if it is a plain file of a sensible size, and holds what
   it should.
 - `errors`: What can go wrong, as a tree of exceptions.
-- `findings`: What a check of the machine finds, and how much it matters.
+- `examination`: What travels to and from a process that looks at a model: what to measure, and what was found.
 - `interrupts`: Signals that end a search, delayed while something is written that must be complete.
 - `pictures`: Where results ask for their charts and for what a notebook shows: the front door says who draws.
 - `plain_text`: Text from a study, a model, a worker or a server, made harmless before it is shown, pasted or logged.
@@ -23,6 +24,7 @@
   JSON.
 - `specs`: What a search was asked to do, and what the strategy asks for next: plain data between the modules of the
   search.
+- `symptoms`: What a check of the machine finds, and how much it matters.
 - `take_home`: What users take home from a search: a setting at another batch size, the price of a ramp, a trained
   model.
 - `trials`: What travels to and from a trial: the facts of an objective, what to run, what to measure, and the

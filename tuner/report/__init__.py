@@ -6,6 +6,7 @@
 - `card`: A search to share: some twenty lines of Markdown, and a picture with the landscape, the answer and the cost.
 - `charts`: Charts, one function each, drawn with Altair.
 - `comparison`: Two searches side by side, as a page.
+- `diagnosis_text`: A diagnosis as text, and as a notebook shows it.
 - `live`: The screen of a search while it runs on a terminal.
 - `notebook`: Results as a notebook shows them.
 - `notebook_progress`: The same screen below the cell of a notebook.

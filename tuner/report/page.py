@@ -12,6 +12,7 @@ from ..core.results import TrialRecord
 from ..core.version import __version__, versions
 from .brief import brief, not_tested
 from .charts.frame import require_charts
+from .diagnosis_text import page_findings
 from .page_charts import Section, sections
 from .page_told import Told, device_text
 from .paste import paste_lines
@@ -37,6 +38,7 @@ def page(told: Told) -> str:
             "where": one_line(", ".join(filter(None, [device_text(told), told.date])), 300),
             "sections": shown,
             "left_out": left_out,
+            "findings": page_findings(told.findings),
             "n_trials": len(told.records),
             "not_tested": [] if told.result is None else not_tested(told.result, told.facts),
             "about": _about(told),

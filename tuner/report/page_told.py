@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..core.diagnosis import Finding
 from ..core.plain_text import one_line
 from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.results import SearchResult, TrialRecord
@@ -27,6 +28,8 @@ class Told:
     command: str | None = None
     """What started the search."""
     date: str | None = None
+    findings: tuple[Finding, ...] = ()
+    """Claims about batch size and learning rate, as far as the study can tell."""
 
 
 def device_text(told: Told) -> str:

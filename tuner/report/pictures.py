@@ -13,10 +13,13 @@ from .charts.frame import WIDTH, require_charts, standalone
 from .charts.landscape import landscape
 from .charts.probe_lines import memory, throughput
 from .charts.settings import frontier
+from .diagnosis_text import diagnosis_html, diagnosis_text
 from .notebook import probe_html, recommendation_html, search_html
 from .page_told import device_name
 
 __all__ = [
+    "diagnosis_html",
+    "diagnosis_text",
     "plot_curves",
     "plot_frontier",
     "plot_landscape",

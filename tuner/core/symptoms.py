@@ -11,7 +11,7 @@ Standing = Literal["ok", "note", "wrong"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Symptom:
     """One thing that was looked at."""
 
     name: str
@@ -27,10 +27,10 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Examination:
     """Everything that was looked at."""
 
-    items: tuple[Finding, ...]
+    items: tuple[Symptom, ...]
 
     @property
     def healthy(self) -> bool:

@@ -1,0 +1,204 @@
+"""All claims that are diagnosed: a new one is a function in one of the groups, and an entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..core.diagnosis import Finding
+from ..core.errors import ArgumentError
+from . import hardware, learning_rate, outcome
+from .known import Known, Ruling, unknown
+
+Need = Literal["facts", "probe", "search"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, who makes it, and what judges it."""
+
+    name: str
+    text: str
+    source: str
+    judge: Callable[[Known], Ruling]
+    needs: tuple[Need, ...] = ()
+    """What must be recorded, or nothing can be told."""
+    measurement: str | None = None
+    """What must be measured on the model; None where the record is enough."""
+
+
+BLOG = "blogs on the batch size"
+ANSWER = "answers on Q&A sites"
+NG = "Ng, Deep Learning course"
+GOODFELLOW = "Goodfellow et al. 2016, Deep Learning, 8.1.3"
+GOYAL = "Goyal et al. 2017, arXiv:1706.02677"
+MALLADI = "Malladi et al. 2022, arXiv:2205.10287"
+SHALLUE = "Shallue et al. 2019, arXiv:1811.03600"
+KESKAR = "Keskar et al. 2017, arXiv:1609.04836"
+MISHKIN = "Mishkin et al. 2017, arXiv:1606.02228"
+MASTERS = "Masters and Luschi 2018, arXiv:1804.07612"
+CLAIMS: tuple[Claim, ...] = (
+    Claim("flat-step-time", "A step takes the same time at any batch size.", BLOG, hardware.flat_step_time, ("probe",)),
+    Claim(
+        "step-time-line",
+        "The time of a step is a fixed part plus a part for each sample.",
+        "Qiao et al. 2021 (Pollux), OSDI",
+        hardware.step_time_line,
+        ("probe",),
+    ),
+    Claim(
+        "better-use",
+        "The larger the batch, the better the use of the device.",
+        "Tuning Playbook, Godbole et al. 2023",
+        hardware.better_use,
+        ("probe",),
+    ),
+    Claim("below-32", "A batch below 32 wastes what the hardware can do.", ANSWER, hardware.below_32, ("probe",)),
+    Claim("loader", "Reading the data costs training no time.", "assumed by most advice", hardware.loader, ("probe",)),
+    Claim("which-memory", "Memory limits the batch size.", NG, hardware.which_memory, ("probe",)),
+    Claim(
+        "updates-per-epoch",
+        "Twice the batch makes half the updates in an epoch.",
+        BLOG,
+        hardware.updates_per_epoch,
+        ("facts",),
+    ),
+    Claim(
+        "fill-memory",
+        "Take the largest batch that fits in memory.",
+        NG,
+        outcome.fill_memory,
+        ("probe", "search"),
+    ),
+    Claim("start-with-32", "Start with a batch of 32.", MASTERS, outcome.start_with_32, ("search",)),
+    Claim("coupling", "The best learning rate grows with the batch size.", BLOG, learning_rate.coupling, ("search",)),
+    Claim(
+        "linear-rule",
+        "Multiply the learning rate by as much as the batch.",
+        GOYAL,
+        learning_rate.linear_rule,
+        ("search",),
+    ),
+    Claim(
+        "root-rule",
+        "Multiply the learning rate by the square root of what the batch is multiplied by.",
+        MALLADI,
+        learning_rate.root_rule,
+        ("search",),
+    ),
+    Claim(
+        "rate-too-far",
+        "Too large a rate overshoots, and too small a one is slow.",
+        "Ng, Machine Learning course",
+        learning_rate.too_large_too_small,
+        ("search",),
+    ),
+    Claim(
+        "large-is-worse",
+        "A larger batch reaches a worse loss, even with its own best learning rate.",
+        f"{MISHKIN}; {KESKAR}",
+        outcome.large_is_worse,
+        ("search",),
+    ),
+    Claim(
+        "shared-rate",
+        "Batch sizes can be compared at one learning rate.",
+        "the habit of many tables",
+        outcome.shared_rate,
+        ("search",),
+    ),
+    Claim(
+        "4-or-4096",
+        "A batch of 4096 makes 1024 times fewer updates than one of 4, and learns less from the same samples.",
+        ANSWER,
+        outcome.four_or_4096,
+        ("facts",),
+    ),
+    Claim(
+        "largest-fastest",
+        "The largest batch reaches the target first.",
+        BLOG,
+        outcome.largest_is_fastest,
+        ("facts", "search"),
+    ),
+    Claim(
+        "small-equal-seconds",
+        "After the same seconds a smaller batch may have the lower loss.",
+        ANSWER,
+        outcome.small_at_equal_seconds,
+        ("facts", "search"),
+    ),
+    Claim(
+        "best-checkpoint",
+        "Keep the best checkpoint, not the last.",
+        ANSWER,
+        outcome.best_checkpoint,
+        ("facts", "search"),
+    ),
+    Claim(
+        "first-rise",
+        "The loss oscillates: do not stop at its first rise.",
+        ANSWER,
+        outcome.first_rise,
+        ("facts", "search"),
+    ),
+    Claim(
+        "short-runs-tell",
+        "Short runs on a part of the samples show which setting is best.",
+        ANSWER,
+        outcome.short_runs_tell,
+        ("facts", "search"),
+    ),
+)
+NAMES = tuple(claim.name for claim in CLAIMS)
+MISSING = {
+    "facts": ("nothing is recorded of this objective", "Search first: bstune search MODEL"),
+    "probe": ("no probe of this objective is recorded", "Probe it: bstune probe MODEL"),
+    "search": ("no search of this objective is recorded", "Search first: bstune search MODEL"),
+}
+
+
+def chosen(only: Iterable[str] | None) -> tuple[Claim, ...]:
+    """Return the claims of these names, in the usual order; None: all.
+
+    Raises:
+        ArgumentError: There is no such name.
+    """
+    if only is None:
+        return CLAIMS
+    wanted = list(only)
+    wrong = [name for name in wanted if name not in NAMES]
+    if wrong:
+        raise ArgumentError(f"No finding is called {', '.join(map(repr, wrong))}. Names: {', '.join(NAMES)}.")
+    return tuple(claim for claim in CLAIMS if claim.name in wanted)
+
+
+def judged(claims: Sequence[Claim], known: Known) -> tuple[Finding, ...]:
+    """Return what is found of each claim by all that is known."""
+    return tuple(_finding(claim, known, _ruling(claim, known)) for claim in claims)
+
+
+def _ruling(claim: Claim, known: Known) -> Ruling:
+    there = {"facts": known.facts, "probe": known.probe, "search": known.result}
+    for need in claim.needs:
+        if there[need] is None:
+            return unknown(*MISSING[need])
+    return claim.judge(known)
+
+
+def _finding(claim: Claim, known: Known, ruling: Ruling) -> Finding:
+    interval = None if ruling.low is None and ruling.high is None else (ruling.low, ruling.high)
+    return Finding(
+        name=claim.name,
+        claim=claim.text,
+        source=claim.source,
+        verdict=ruling.verdict,
+        found=ruling.found,
+        figure=ruling.figure,
+        unit=ruling.unit,
+        interval=interval,
+        advice=ruling.advice,
+        cost_s=known.cost_s.get(claim.measurement or "", 0.0),
+        data=dict(ruling.data),
+    )

@@ -1,0 +1,96 @@
+"""What a finding may rest on: the probe, the trials of a search, and what was measured on the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.diagnosis import Judgement
+from ..core.examination import Look
+from ..core.probe_results import ProbeResult
+from ..core.results import Recommendation, SearchResult, Setting, TrialRecord
+from ..core.trials import Facts
+from ..theory.scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, SLOPE_PRIOR
+
+UNKNOWN_RATE = 1e-3
+USUAL_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that is known when findings are judged; each part may be missing."""
+
+    facts: Facts | None = None
+    probe: ProbeResult | None = None
+    result: SearchResult | None = None
+    records: tuple[TrialRecord, ...] = ()
+    looks: tuple[Look, ...] = ()
+    """What was measured on the model, in the order of the measurements."""
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    """By measurement: why it was not made."""
+    cost_s: Mapping[str, float] = field(default_factory=dict)
+    """By measurement: seconds that it took."""
+
+    @property
+    def best(self) -> Recommendation | None:
+        """What the search recommends."""
+        return None if self.result is None else self.result.recommendation
+
+    @property
+    def batch(self) -> int:
+        """The global batch size that the model is looked at with: the recommended one, else 32 or what there is."""
+        if self.best is not None:
+            return self.best.global_batch_size
+        most = [USUAL_BATCH]
+        most += [] if self.facts is None else [max(1, self.facts.n_samples)]
+        most += [] if self.probe is None else [self.probe.micro_batch_size]
+        return min(most)
+
+    @property
+    def setting(self) -> Setting:
+        """The setting that the model is looked at with: the recommended one, else a usual one."""
+        if self.best is not None:
+            return Setting(self.best.global_batch_size, self.best.learning_rate, dict(self.best.params))
+        family = "other" if self.facts is None else self.facts.optimizer_family
+        rate = DEFAULT_LEARNING_RATE.get(family, UNKNOWN_RATE)
+        return Setting(self.batch, rate * (self.batch / ANCHOR_BATCH) ** SLOPE_PRIOR[family][0])
+
+    def looked(self, measurement: str) -> list[Look]:
+        """Return what a measurement has found, at each moment at which it came to an end."""
+        return [look for look in self.looks if look.measurement == measurement and look.failed is None]
+
+    def why_not(self, measurement: str) -> str:
+        """Return why a measurement has found nothing."""
+        failed = [look.failed for look in self.looks if look.measurement == measurement and look.failed]
+        return failed[0] if failed else self.unmeasured.get(measurement, "it was not measured")
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What a finding's function returns: the parts of a `Finding` that are not the same for every model."""
+
+    verdict: Judgement
+    found: str
+    advice: str = ""
+    figure: float | None = None
+    unit: str = ""
+    low: float | None = None
+    """With `high` a 90 % interval; both None where the figure is counted."""
+    high: float | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def unknown(why: str, advice: str = "") -> Ruling:
+    """Return that a claim could not be judged, with the reason and what would help."""
+    return Ruling("cannot tell", why, advice)
+
+
+def beyond(low: float, high: float, bound: float) -> Judgement:
+    """Return `holds` where an interval lies above a bound, `does not hold` where it lies below, else `cannot tell`."""
+    return "holds" if low > bound else "does not hold" if high < bound else "cannot tell"
+
+
+def sizes_of(values: Sequence[int]) -> str:
+    """Return batch sizes as text."""
+    return ", ".join(f"{value:,}" for value in values)

@@ -1,0 +1,160 @@
+"""A diagnosis as people read it: text, and HTML for a notebook; what holds first, then what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from ..core.diagnosis import Diagnosis, Finding
+from ..core.plain_text import hide_secrets, one_line
+from .units import duration
+from .view import View, labelled, laid_out, said
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+ORDER = ("holds", "does not hold", "cannot tell", "not applicable")
+HEADS = {
+    "holds": "Holds for your model",
+    "does not hold": "Does not hold for your model",
+    "cannot tell": "Cannot be told",
+    "not applicable": "Not applicable",
+}
+STYLES = {"holds": "bold green", "does not hold": "bold red", "cannot tell": "bold yellow", "not applicable": "bold"}
+
+
+def diagnosis_text(diagnosis: Diagnosis, view: View | None = None) -> str:
+    """Return a diagnosis as text: each claim with what was found here, and what to do."""
+    view = view or View()
+    parts: list[RenderableType] = [said(headline(diagnosis), style="bold")]
+    for verdict in ORDER:
+        found = [finding for finding in diagnosis.findings if finding.verdict == verdict]
+        if not found:
+            continue
+        parts += [said(""), said(HEADS[verdict], style=STYLES[verdict])]
+        for alike in _alike(found):
+            parts += [_claim(finding) for finding in alike]
+            parts.append(labelled(_rows(alike[0]), least=7))
+    if diagnosis.warnings:
+        parts += [said(""), labelled([("warning", said(text)) for text in diagnosis.warnings])]
+    return laid_out(parts, view)
+
+
+def _alike(found: Sequence[Finding]) -> list[list[Finding]]:
+    """Return findings in groups of which all say the same, such as that there is no probe."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in found:
+        groups.setdefault((finding.found, finding.advice), []).append(finding)
+    return list(groups.values())
+
+
+def _claim(finding: Finding) -> Text:
+    text = said(f"{finding.name}: ", style="bold")
+    text.append_text(said(finding.claim))
+    return text
+
+
+def headline(diagnosis: Diagnosis) -> str:
+    """Return how many claims hold, and what that cost."""
+    n = {verdict: sum(each.verdict == verdict for each in diagnosis.findings) for verdict in ORDER}
+    known = n["holds"] + n["does not hold"]
+    of = f"{known} of {len(diagnosis.findings)} claims could be judged: {n['holds']} hold, {n['does not hold']} do not"
+    cost = (
+        "nothing was trained"
+        if diagnosis.seconds == 0
+        else f"{duration(diagnosis.seconds)}, {diagnosis.reference_runs:.2g} reference runs of training"
+    )
+    return f"{of} ({cost})"
+
+
+def measured(finding: Finding) -> str:
+    """Return the figure of a finding with its interval; nothing where there is none.
+
+    Example:
+        >>> measured(Finding("a", "", "", "holds", "", 0.5, "(slope)", (0.4, 0.6)))
+        '0.5 (slope), 90 %: 0.4 to 0.6'
+    """
+    if finding.figure is None:
+        return ""
+    figure = (
+        f"{finding.figure:,.3g} {finding.unit}"
+        if abs(finding.figure) < 1000
+        else f"{finding.figure:,.0f} {finding.unit}"
+    )
+    if finding.interval is None:
+        return figure.strip()
+    low, high = (("any" if each is None else _short(each)) for each in finding.interval)
+    return f"{figure}, 90 %: {low} to {high}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _rows(finding: Finding) -> list[tuple[str, RenderableType]]:
+    because = "because" if finding.verdict in ("cannot tell", "not applicable") else "found"
+    rows: list[tuple[str, RenderableType]] = [(because, said(_sentence(finding.found)))]
+    if figure := measured(finding):
+        rows.append(("figure", said(figure)))
+    if finding.advice:
+        rows.append(("do", said(finding.advice)))
+    return rows
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def diagnosis_html(diagnosis: Diagnosis) -> str:
+    """Return a diagnosis as a table for a notebook; all text is escaped."""
+    heads = "".join(f"<th>{name}</th>" for name in ("claim", "verdict", "found here", "figure", "what to do"))
+    order = sorted(diagnosis.findings, key=lambda finding: ORDER.index(finding.verdict))
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            f'<td style="text-align:left;vertical-align:top">{_safe(text)}</td>'
+            for text in (each.claim, each.verdict, _sentence(each.found), measured(each), each.advice)
+        )
+        + "</tr>"
+        for each in order
+    )
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<p><strong>{_safe(headline(diagnosis))}</strong></p>{table}"
+
+
+def _safe(text: str) -> str:
+    return escape(_plain(text))
+
+
+def claims_text(rows: Sequence[tuple[str, str, float | None]], view: View | None = None) -> str:
+    """Return the names and claims of findings, with the seconds that each of them costs; None: not known yet."""
+    from .view import Column, tabled
+
+    costs = ["unknown" if seconds is None else "0 s" if seconds == 0 else duration(seconds) for _, _, seconds in rows]
+    columns = [
+        Column("finding", [name for name, _, _ in rows], 0, "left"),
+        Column("cost", costs, 1),
+        Column("claim", [text for _, text, _ in rows], 2, "left", wraps=True),
+    ]
+    return laid_out([tabled(columns, view or View())], view or View())
+
+
+def page_findings(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """Return the rows of a page: what holds, then what does not; what could not be told is left out."""
+    known = [each for verdict in ORDER[:2] for each in findings if each.verdict == verdict]
+    return [
+        {
+            "claim": _plain(each.claim),
+            "verdict": each.verdict,
+            "found": _plain(_sentence(each.found)),
+            "figure": _plain(measured(each)),
+            "advice": _plain(each.advice),
+        }
+        for each in known
+    ]
+
+
+def _plain(text: str) -> str:
+    return hide_secrets(one_line(text, 1000))
