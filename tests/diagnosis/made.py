@@ -73,7 +73,7 @@ def grid(
         noise: Relative scatter of the losses.
     """
     chance = random.Random(seed)
-    records = []
+    records: list[TrialRecord] = []
     for batch in BATCHES:
         octaves = math.log2(batch / BATCHES[0])
         middle = math.log2(0.01) + slope * octaves
