@@ -20,13 +20,13 @@ from ..tuner.device.memory import cpu_memory, usable_cores
 from ..tuner.device.out_of_memory import classify_exit, first_line
 from ..tuner.device.tree_memory import LOOK_S, TreeMeter
 from .base import Meter, Trial
-from .command_line import check_program, default_name, places_in, script_of, words_of
+from .command_line import check_program, default_name, flags_of, places_in, script_of, words_of
 from .command_run import CommandRun, Log
 from .fingerprint import code_of, optimizer_family, source_hash
 from .loop import ENDED_EARLY
 from .metric_lines import READY_MADE, MetricLines, Said, compiled
 from .schedule import SCHEDULES
-from .script_flags import optimizer_in
+from .script_flags import defaults_in, optimizer_in
 
 LAST_WORDS_S = 30.0
 """A script that was told where to end has so long, after its last loss, to end by itself: it may save its model."""
@@ -185,6 +185,17 @@ class Command:
             command=self.words,
             accumulates=self.accumulates,
         )
+
+    def present_setting(self) -> tuple[int, float] | None:
+        """Return the (global batch size, learning rate) that the script has by default; None where that is not read."""
+        script = script_of(self.words)
+        known = {} if script is None else defaults_in(Path(script).read_bytes(), flags_of(self.words))
+        batch, rate = known.get("global_batch_size"), known.get("learning_rate")
+        if batch is None and (micro := known.get("micro_batch_size")) is not None:
+            batch = micro * known.get("accumulation_steps", 1)
+        if batch is None or batch < 1 or batch != int(batch) or rate is None or not 0 < rate < math.inf:
+            return None
+        return int(batch), float(rate)
 
     # --- a run ---
 

@@ -81,6 +81,23 @@ def places_in(words: Sequence[str], extra: Collection[str] = ()) -> set[str]:
     return named & known
 
 
+def flags_of(words: Sequence[str]) -> dict[str, str]:
+    """Return the flag that each place is the value of, where it stands alone behind one.
+
+    Example:
+        >>> flags_of(["--lr", "{learning_rate}", "--bs={micro_batch_size}", "--cfg=seed={seed}"])
+        {'learning_rate': '--lr', 'micro_batch_size': '--bs'}
+    """
+    found = {}
+    for before, word in itertools.pairwise(words):
+        flag, equals, value = word.partition("=")
+        if not equals:
+            flag, value = before, word
+        if flag.startswith("-") and (place := PLACE.fullmatch(value)) is not None:
+            found[place.group(1)] = flag
+    return found
+
+
 def check_program(word: str) -> None:
     """Pass if a program of this name can be run.
 

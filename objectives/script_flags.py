@@ -9,7 +9,7 @@ import ast
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "micro_batch_size": (
@@ -40,8 +40,14 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "seed": ("seed", "seed_everything", "random_seed"),
 }
 """What flags for a place of ours are called, the surest name first."""
-TRAINER = ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "num_train_epochs", "seed")
-"""Flags of Transformers' `TrainingArguments`."""
+TRAINER = {
+    "--per_device_train_batch_size": 8,
+    "--gradient_accumulation_steps": 1,
+    "--learning_rate": 5e-5,
+    "--num_train_epochs": 3,
+    "--seed": 42,
+}
+"""Flags of Transformers' `TrainingArguments`, with their defaults."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,12 @@ class Flags:
     Attributes:
         parser: What reads it: `argparse`, `click`, `HfArgumentParser`, `LightningCLI`, `absl`.
         flags: As they are written, such as `--batch-size`, with the default where it is a constant.
+        short: Other ways to write them, such as `-b`.
     """
 
     parser: str
     flags: Mapping[str, object]
+    short: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, role: str) -> str | None:
         """Return the flag for one of our places, or None."""
@@ -62,6 +70,11 @@ class Flags:
             flag.lstrip("-").rpartition(".")[2].replace("-", "_").lower(): flag for flag in reversed(list(self.flags))
         }
         return next((names[name] for name in ROLES[role] if name in names), None)
+
+    def default(self, flag: str | None) -> float | None:
+        """Return the number that a flag has when it is not given, or None."""
+        value = self.flags.get(self.short.get(flag or "", flag or ""))
+        return None if isinstance(value, bool) or not isinstance(value, int | float) else value
 
 
 def parsed(content: bytes) -> ast.Module | None:
@@ -86,6 +99,7 @@ def flags_in(tree: ast.Module) -> Flags | None:
     if "LightningCLI" in names:
         return Flags("LightningCLI", dict(_lightning(tree)))
     found: dict[str, object] = {}
+    short: dict[str, str] = {}
     parser = None
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
@@ -95,13 +109,14 @@ def flags_in(tree: ast.Module) -> Flags | None:
         default = next((_constant(keyword.value) for keyword in node.keywords if keyword.arg == "default"), None)
         if called in ("add_argument", "option") and options:
             parser = parser or ("argparse" if called == "add_argument" else "click")
-            found[max(options, key=len)] = default
+            found[longest := max(options, key=len)] = default
+            short |= dict.fromkeys(options, longest)
         elif called.startswith("DEFINE_") and texts and isinstance(texts[0], str):
             parser = parser or "absl"
             found[f"--{texts[0]}"] = _constant(node.args[1]) if len(node.args) > 1 else None
     if "HfArgumentParser" in names:
-        return Flags("HfArgumentParser", {**dict.fromkeys(f"--{name}" for name in TRAINER), **found})
-    return Flags(parser, found) if parser is not None else None
+        return Flags("HfArgumentParser", {**TRAINER, **found}, short)
+    return Flags(parser, found, short) if parser is not None else None
 
 
 def _called(node: ast.Call) -> str:
@@ -124,8 +139,11 @@ def _lightning(tree: ast.Module) -> Iterator[tuple[str, object]]:
         part = "data" if "DataModule" in bases else "model" if "LightningModule" in bases else None
         for item in node.body:
             if part and isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                for argument in [*item.args.args[1:], *item.args.kwonlyargs]:
-                    yield f"--{part}.{argument.arg}", None
+                named, defaults = item.args.args[1:], [_constant(value) for value in item.args.defaults]
+                named_only = [None if value is None else _constant(value) for value in item.args.kw_defaults]
+                values = [*[None] * (len(named) - len(defaults)), *defaults, *named_only]
+                for argument, value in zip([*named, *item.args.kwonlyargs], values, strict=True):
+                    yield f"--{part}.{argument.arg}", value
     yield "--trainer.accumulate_grad_batches", None
     yield "--trainer.max_epochs", None
     yield "--seed_everything", None
@@ -191,6 +209,24 @@ def refusal(content: bytes, name: str, place: str) -> str | None:
             "in place of --YOUR-FLAG."
         )
     return "\n".join(lines)
+
+
+def defaults_in(content: bytes, flags: Mapping[str, str]) -> dict[str, float]:
+    """Return the numbers that a script has for flags which it is not given, as far as they can be read.
+
+    Args:
+        content: Of the file.
+        flags: By the name of the place that each one fills, such as `learning_rate`.
+
+    Example:
+        >>> defaults_in(b"p.add_argument('-b', '--batch-size', default=64)", {"micro_batch_size": "-b"})
+        {'micro_batch_size': 64}
+    """
+    tree = parsed(content)
+    found = None if tree is None else flags_in(tree)
+    if found is None:
+        return {}
+    return {name: value for name, flag in flags.items() if (value := found.default(flag)) is not None}
 
 
 def optimizer_in(content: bytes) -> str | None:

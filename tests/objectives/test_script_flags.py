@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import bstune
 import pytest
 from bstune.objectives.script_flags import refusal
 
@@ -68,3 +71,26 @@ def test_a_flag_that_is_not_recognised_is_asked_for() -> None:
 
     assert "--YOUR-FLAG {micro_batch_size} --lr {learning_rate}" in said
     assert "--samples-at-once" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        (["--batch-size", "{micro_batch_size}", "--lr={learning_rate}"], (64, 0.5)),
+        (["-b", "{global_batch_size}", "-a", "{accumulation_steps}", "--lr", "{learning_rate}"], (64, 0.5)),
+        (["-b", "{micro_batch_size}", "-a", "{accumulation_steps}", "--lr", "{learning_rate}"], (128, 0.5)),
+        (["-b", "{micro_batch_size}", "--decay", "{learning_rate}"], None),
+        (["-b", "{micro_batch_size}", "--cfg=lr={learning_rate}"], None),
+    ],
+)
+def test_the_defaults_of_a_script_are_the_present_setting(
+    tmp_path: Path, words: list[str], setting: tuple[int, float] | None
+) -> None:
+    """As far as they are numbers that can be read, for the flags that the command fills."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import argparse\np = argparse.ArgumentParser()\n"
+        "p.add_argument('-b', '--batch-size', type=int, default=64)\np.add_argument('--lr', default=0.5)\n"
+        "p.add_argument('-a', '--accumulate', default=2)\np.add_argument('--decay', default='none')\n"
+    )
+    assert bstune.Command(["python", str(script), *words], samples_per_epoch=10).present_setting() == setting

@@ -82,8 +82,10 @@ def test_from_a_script_to_an_applied_recommendation(folder: Path) -> None:
     assert subprocess.check_output(shlex.split(applied), text=True).count("val_loss") == 4
     again = cli(*asked[:1], "--json", *asked[1:])
     assert "trial 0 " not in again.stderr
+    assert "by the defaults of the script: batch 32, learning rate 0.01. It is run too" in first.stderr
+    assert "trial 0   baseline batch 32    lr 0.01 " in first.stderr
     result = bstune.SearchResult.from_dict(json.loads(again.stdout))
-    assert (result.study, len(result.trials)) == ("train", 6)
+    assert (result.study, len(result.trials)) == ("train", first.stderr.count("\ntrial "))
     assert cli("show", "--log", "0").stdout.count("val_loss") >= 1
     assert "has no trial 99" in cli("show", "--log", "99").stderr
     assert sorted(path.name for path in folder.iterdir()) == ["bstune.db", "bstune.db.logs-train", "train.py"]

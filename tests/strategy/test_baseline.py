@@ -47,6 +47,14 @@ def test_the_baseline_is_run_to_its_end_and_compared(baseline: tuple[int, float]
     assert own.times_sooner > 1
 
 
+def test_a_baseline_outside_of_the_usual_rates_widens_them() -> None:
+    """Adadelta is trained at rates around 1, where others diverge."""
+    space = make(budget=6, space={}, baseline=(32, 4.0)).space
+
+    assert space.learning_rates[-1] >= 32
+    assert 4.0 in space.learning_rates
+
+
 def test_a_baseline_that_costs_more_than_half_the_budget_is_left_out() -> None:
     """A full run at batch 8 takes six times as long as at the reference batch."""
     probe = known_probe(step_s=(0.01, 0.0001))

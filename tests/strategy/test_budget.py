@@ -87,7 +87,7 @@ def test_the_forecast_is_said_before_training() -> None:
     forecast = make(budget=8).forecast()
 
     assert forecast.reference_runs == 8
-    assert forecast.n_trials >= 8
+    assert (forecast.n_trials or 0) >= 8
     assert forecast.batch_range == (8, 512)
     assert forecast.seconds is None
 
@@ -107,6 +107,14 @@ def test_the_forecast_is_of_what_is_left_in_seconds() -> None:
     assert same.reference_runs == pytest.approx(8, rel=1e-3)
 
 
+def test_nothing_is_foreseen_of_a_duration_before_a_step_was_timed() -> None:
+    """It says what will take how long, and names no number of trials."""
+    forecast = Strategy(Plan(budget_s=90.0, space=TABLE.space), TABLE.facts(), None).forecast()
+
+    assert (forecast.n_trials, forecast.seconds) == (None, 90.0)
+    assert "as many trials as fit in about 1.5 min of training" in forecast_line(forecast)
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("budget", [4, 12])
 def test_the_forecast_is_about_right(kind: str, budget: int) -> None:
@@ -114,6 +122,7 @@ def test_the_forecast_is_about_right(kind: str, budget: int) -> None:
     strategy = make(kind=kind, budget=budget)
     said = strategy.forecast().n_trials
 
+    assert said is not None
     assert 0.5 * said <= len(replay(strategy, TABLE)) <= 2 * said
 
 

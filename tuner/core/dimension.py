@@ -62,6 +62,15 @@ class Dimension:
     when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     """Names of other dimensions, each with the values of which it must have one for this dimension to be there."""
 
+    def allows(self, value: float) -> bool:
+        """Return whether a number is one of its values.
+
+        Example:
+            >>> Dimension.of((16, 64)).allows(48), Dimension.of([16, 64]).allows(48), Dimension.of(16).allows(16)
+            (True, False, True)
+        """
+        return self.low <= value <= self.high if self.kind == "range" else value in self.values
+
     @classmethod
     def of(cls, raw: Any) -> Dimension:
         """Read a dimension as the user gave it: a scalar, a list, (low, high) or an Optuna distribution.

@@ -23,6 +23,8 @@ class Progress:
     """Reference runs."""
     spent: float = 0.0
     """Reference runs."""
+    budget_s: float | None = None
+    """The budget in seconds, where the user gave a duration; how many reference runs that is, trials tell."""
     forecast: Forecast | None = None
     facts: Facts | None = None
     """Of the objective, with the forecast."""

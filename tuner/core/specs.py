@@ -140,13 +140,13 @@ class Proposal:
 class Forecast:
     """What a search is expected to cost, said before it trains anything."""
 
-    n_trials: int
-    """About this many trials, most of them stopped early."""
+    n_trials: int | None
+    """About this many trials, most of them stopped early; None where the budget is a duration and no step was timed."""
     reference_runs: float
     """At most this much training is left, in full runs at the reference batch."""
     reference_batch: int
     seconds: float | None
-    """The same in seconds; None where no step time is known."""
+    """The same in seconds; None where no step time is known, and the budget is no duration."""
     n_batches: int
     """Global batch sizes that are considered."""
     batch_range: tuple[int, int]

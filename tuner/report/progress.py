@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -62,24 +61,31 @@ def progress_line(progress: Progress) -> str | None:
     if progress.forecast is not None:
         return forecast_line(progress.forecast)
     if progress.kind == "finish" and progress.trial is not None:
-        return f"{trial_line(progress.trial)}  [{progress.spent:.1f} of {progress.budget:.3g} runs]"
+        return f"{trial_line(progress.trial)}  [{_used(progress)}]"
     return None
 
 
 def forecast_line(forecast: Forecast) -> str:
     """Return what a search is expected to cost."""
     batches, rates = forecast.batch_range, forecast.learning_rate_range
-    trials = f"{forecast.n_trials} trials" if forecast.n_trials != 1 else "1 trial"
-    took = "the seconds are not known"
-    if forecast.seconds is not None:
-        took = f"about {duration(forecast.seconds)} of training"
-    runs = "as many runs as the time allows"
-    if math.isfinite(forecast.reference_runs):
-        runs = f"at most {full_runs(forecast.reference_runs)} at batch {forecast.reference_batch}"
-    return (
-        f"Forecast: about {trials}, {runs}, {took}; "
-        f"batch sizes {batches[0]} to {batches[1]}, learning rates {rates[0]:.3g} to {rates[1]:.3g}."
+    took = (
+        "the seconds are not known" if forecast.seconds is None else f"about {duration(forecast.seconds)} of training"
     )
+    said = f"as many trials as fit in {took}: how many, the first ones show"
+    if forecast.n_trials is not None:
+        trials = f"about {forecast.n_trials} trials" if forecast.n_trials != 1 else "about 1 trial"
+        said = f"{trials}, at most {full_runs(forecast.reference_runs)} at batch {forecast.reference_batch}, {took}"
+    return (
+        f"Forecast: {said}; batch sizes {batches[0]} to {batches[1]}, learning rates {rates[0]:.3g} to {rates[1]:.3g}."
+    )
+
+
+def _used(progress: Progress) -> str:
+    """Return how much of the budget is used, in the unit in which the user gave it."""
+    if progress.budget_s is not None:
+        share = progress.spent / progress.budget if progress.budget > 0 else 1.0
+        return f"{duration(share * progress.budget_s)} of {duration(progress.budget_s)}"
+    return f"{progress.spent:.1f} of {progress.budget:.3g} runs"
 
 
 def attempt_line(attempt: Attempt) -> str:

@@ -50,7 +50,11 @@ class Ready:
     def tell(self, kind: Any, **details: Any) -> None:
         """Tell those who listen what has happened, and what is spent."""
         spent = self.strategy.spent().reference_runs
-        tell(self.arguments, Progress(kind, self.study.name, self.strategy.whole, spent, **details))
+        budget_s = self.arguments.plan.budget_s
+        tell(
+            self.arguments,
+            Progress(kind, self.study.name, self.strategy.whole, spent, budget_s=budget_s, **details),
+        )
 
     def best(self) -> Recommendation | None:
         """Return the best so far; None where nothing was learned yet."""
@@ -70,6 +74,7 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
     objective = with_places(objective, arguments.plan.space, rate_is_fixed=rate is not None and len(rate.values) == 1)
     if arguments.engine == "ray" and isinstance(objective, Command):
         raise ArgumentError("engine='ray' runs no commands yet: leave it out, and the command runs on this machine.")
+    arguments, note = _with_present_setting(objective, arguments)
     with (
         open_storage(arguments.storage) as storage,
         contextlib.closing(make_engine(objective, arguments)) as engine,
@@ -85,6 +90,8 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
         )
         said = f"{said}; {taken_up.said}" if taken_up.said else said
         tell(arguments, Progress("study", study.name, arguments.plan.budget, message=said if study.finished else "new"))
+        if note:
+            tell(arguments, Progress("note", study.name, arguments.plan.budget, message=note))
         for warning in engine.warnings:
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))
         probe = obtain_probe(study, arguments, facts, engine, deadline_s) if engine.can_probe else None
@@ -101,6 +108,25 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
         strategy = make_strategy(arguments.plan, facts, probe, study)
         strategy.stopped_by = taken_up.ended_by
         yield Ready(objective, arguments, facts, study, probe, strategy, engine)
+
+
+def _with_present_setting(objective: Any, arguments: SearchArguments) -> tuple[SearchArguments, str]:
+    """Return the arguments with the defaults of a script as the user's present setting, and what to say of it.
+
+    What the user says of the baseline and of the space counts more.
+    """
+    plan = arguments.plan
+    if plan.baseline is not None or not isinstance(objective, Command):
+        return arguments, ""
+    present = objective.present_setting()
+    asked = (plan.space.get("batch_size"), plan.space.get("learning_rate"))
+    if present is None or not all(d is None or d.allows(x) for d, x in zip(asked, present, strict=True)):
+        return arguments, ""
+    batch, rate = present
+    note = (
+        f"Your present setting, by the defaults of the script: batch {batch}, learning rate {rate:.3g}. It is run too."
+    )
+    return dataclasses.replace(arguments, plan=dataclasses.replace(plan, baseline=present)), note
 
 
 def _study(

@@ -33,6 +33,8 @@ PLATEAU = 0.95
 """Share of the peak throughput at which it counts as reached."""
 LR_STEP_OCTAVES = 0.5
 """Spacing of the default grid; a quarter octave off costs about 0.02 % of the loss (StepLaw: 0.3 % at an octave)."""
+AROUND = 16
+"""The default learning rates reach so far on both sides of the user's present one."""
 ROUNDED = 1.005
 """The rates of the grid have three digits: one may be this factor off the rate that it stands for."""
 EXTRA_SAMPLES = 24
@@ -203,6 +205,8 @@ def make_space(
         batches = tuple(batch for batch in batches if batch <= probe.micro_batch_size) or batches[:1]
     family = facts.optimizer_family
     usual = LEARNING_RATE_RANGE[family]
+    if plan.baseline is not None:  # Whoever trains so has a reason: the best is not far.
+        usual = min(usual[0], plan.baseline[1] / AROUND), max(usual[1], plan.baseline[1] * AROUND)
     if rate is None:
         low = min([usual[0], *(seen / ROUNDED for seen in rates_seen)])
         high = max([usual[1], *(seen * ROUNDED for seen in rates_seen)])
@@ -236,7 +240,8 @@ def make_space(
     single = {name: one.values[0] for name, one in asked.items() if len(one.values) == 1 and not one.when}
     extras = tuple(Extra(name, one) for name, one in asked.items() if name not in single)
     if plan.baseline is not None:
-        batches = tuple(sorted({*batches, plan.baseline[0]}))
+        if probe is None or facts.accumulates or plan.baseline[0] <= probe.micro_batch_size:  # Else it does not fit.
+            batches = tuple(sorted({*batches, plan.baseline[0]}))
         rates = tuple(sorted({*rates, centre}))
     return Space(batches, rates, extras, single, centre_batch, centre, slope, slope_sd)
 

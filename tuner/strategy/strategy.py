@@ -182,12 +182,15 @@ class Strategy:
         left = max(0.0, budget.left)
         # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as
         # many more.
-        search = max(0.0, min(left, 1e6) - budget.kept)
-        n_search = (6 + 2 * search) * (1.5 if self.facts.can_continue or budget.planned else 1.0)
-        n_trials = round(min(max(1, n_search + budget.kept), budget.trials_left))
+        n_trials: int | None = None
+        if math.isfinite(left):
+            n_search = (6 + 2 * max(0.0, left - budget.kept)) * (
+                1.5 if self.facts.can_continue or budget.planned else 1.0
+            )
+            n_trials = round(min(max(1, n_search + budget.kept), budget.trials_left))
         rates, batches = self.space.learning_rates, self.space.batches
-        seconds = None
-        if clock.reference_s is not None:
+        seconds = self.plan.budget_s
+        if clock.reference_s is not None and n_trials is not None:
             start_s = START_S if self.facts.kind == "supervised" and not len(self.ledger) else 0.0
             seconds = left * clock.reference_s * clock.correction(self.ledger) + n_trials * start_s
             seconds = min(seconds, self.plan.budget_s or math.inf)
@@ -222,9 +225,9 @@ class Strategy:
 
     def _baseline(self) -> Proposal | None:
         """Return the run of the user's present setting, to its end, unless it was made or costs too much."""
-        if self.plan.baseline is None or self._budget.trials_left < 1:
-            return None
         space = self.space
+        if self.plan.baseline is None or self._budget.trials_left < 1 or self.plan.baseline[0] not in space.batches:
+            return None
         setting = space.setting(*self.plan.baseline, space.default_params())
         runs = [run for run in self.ledger.of(key_of(setting)) if run.stage == "baseline"]
         if len(runs) > sum(run.cause in LOST for run in runs) or len(runs) > RETRIES:
@@ -232,6 +235,8 @@ class Strategy:
         proposal = self._proposal(
             "baseline", setting, self.plan.seed, self.rungs.end_of(setting.global_batch_size), None
         )
+        if math.isinf(self._budget.whole):  # Its price in a duration is not known yet.
+            return None
         price = self._budget.price_of_starting(proposal)
         return proposal if price <= min(BASELINE_SHARE * self._budget.whole, self._budget.left) else None
 
