@@ -70,6 +70,7 @@ def search(
     study: str | None = None,
     storage: str | None = None,
     fresh: bool = False,
+    fresh_prior: bool = False,
     save_model: str | None = None,
     callbacks: Sequence[Callable[[Progress], None]] = (),
 ) -> SearchResult:
@@ -112,6 +113,8 @@ def search(
             over the study of another: it gets NAME-2.
         storage: Where it is kept: `sqlite:///FILE`; by default `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
         fresh: Keep the old study and make a new one, NAME-2.
+        fresh_prior: Let a new study begin as if nothing was known. By default it begins at the setting that another
+            study of the same storage has verified for the same model, on other data or for other epochs.
         save_model: Keep the best model of the confirmation runs in this file, by validation loss: each is a full run.
             `SearchResult.model_path` says whether there is one. A file that bstune did not write is left alone.
         callbacks: Functions that are called with a `Progress` whenever something has happened.
@@ -148,6 +151,7 @@ def search(
         study=study,
         storage=storage,
         fresh=fresh,
+        fresh_prior=fresh_prior,
         save_model=save_model,
         callbacks=callbacks,
     )

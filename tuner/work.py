@@ -16,8 +16,9 @@ from .client.relay import Relay, new_client_id
 from .client.wire import search_json
 from .core.arguments import SearchArguments, check_search
 from .core.probe_results import DeviceInfo, ProbeResult
+from .core.trials import Facts
 from .engines.local import LocalEngine
-from .report.progress import attempt_line
+from .report.progress import attempt_line, learned_line
 from .studies.catalog import probe_key
 from .studies.naming import study_name
 from .workers.resolve import check_objective
@@ -63,6 +64,7 @@ def work(
     *,
     say: Callable[[str], None],
     link: Link,
+    joined: Callable[[str, Facts], None] | None = None,
 ) -> Worked:
     """Run trials for the service until the study has ended.
 
@@ -71,6 +73,8 @@ def work(
         arguments: How.
         say: Takes a line for people.
         link: The service; whoever sets its `stopped` ends the worker.
+        joined: Called with the study's name and the facts of the objective before the first trial; whoever gives it
+            tells of the trials himself.
 
     Raises:
         BstuneError: The objective, the device or the service is at fault.
@@ -90,8 +94,11 @@ def work(
         body = _new_study(objective, engine, arguments, kind, asked.plan.seed)
         study, probe = _joined(link, body, engine, asked.plan.seed, arguments.probe, say)
         client = new_client_id(platform.node())
+        tell = _teller(say) if joined is None else _silent
+        if joined is not None:
+            joined(study, engine.facts)
         say(f"Worker {client} of study {study} at {link.url}, on {kind}")
-        relay = Relay(link, study, client, device=kind, folder=folder, say=say, tell=_teller(say))
+        relay = Relay(link, study, client, device=kind, folder=folder, say=say, tell=tell)
         pool = engine.make_pool(lambda _: "go", probe, {})
         with contextlib.closing(pool):
             return Worked(study, relay.run(pool))
@@ -124,6 +131,8 @@ def _joined(
 ) -> tuple[str, ProbeResult]:
     """Find or make the study; probe, unless it is known what fits here. Return the study's name and the probe."""
     answer = link.post("/v1/studies", body)
+    if (learned := answer.get("learned")) is not None:
+        say(learned_line(learned["study"], learned["batch_size"], learned["learning_rate"]))
     if given is not None:
         _use_threads_of(given, engine)
         return str(answer["name"]), given
@@ -169,6 +178,10 @@ def _folder() -> Iterator[Path]:
     """Yield a folder for the checkpoints of this worker, which go when it ends."""
     with tempfile.TemporaryDirectory(prefix="bstune-worker-") as folder:
         yield Path(folder)
+
+
+def _silent(kind: str, spec: Any, event: Any) -> None:
+    """Say nothing of a trial."""
 
 
 def _teller(say: Callable[[str], None]) -> Callable[..., None]:

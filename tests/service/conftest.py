@@ -28,11 +28,12 @@ PATIENCE_S = 60
 class Service:
     """`bstune serve`, started when it is asked for; it can be killed and started again at the same address."""
 
-    def __init__(self, folder: Path, *options: str, storage: str | None = None) -> None:
-        """Serve a storage in a folder with these options."""
+    def __init__(self, folder: Path, *options: str, storage: str | None = None, program: str = "") -> None:
+        """Serve a storage in a folder with these options; `program` stands for bstune's own."""
         self.folder = folder
         self.storage = storage or f"sqlite:///{folder / 'service.db'}"
         self.options = options
+        self.program = ["-c", program] if program else ["-m", "bstune"]
         self.port = 0
         self.environment: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
@@ -50,7 +51,7 @@ class Service:
 
     def start(self) -> Service:
         """Start it, and wait until it answers."""
-        command = [sys.executable, "-m", "bstune", "serve", "--port", str(self.port), "--storage", self.storage]
+        command = [sys.executable, *self.program, "serve", "--port", str(self.port), "--storage", self.storage]
         with (self.folder / "serve.log").open("a") as log:
             log.write("--- start\n")
             log.flush()

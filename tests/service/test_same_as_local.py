@@ -55,6 +55,30 @@ def test_one_worker_decides_as_a_local_search(service: Service, tmp_path: Path, 
     assert any(record["continues"] is not None for record in here) == can_continue
 
 
+def test_a_new_study_begins_where_another_of_its_model_ended(service: Service, tmp_path: Path) -> None:
+    """On other data: so says the answer, and the first trial is that setting; a flag switches it off."""
+    known = {"structure_hash": "a model", "optimizer": "SGD", "optimizer_family": "sgd"}
+    url = f"{service.url}/v1/studies"
+    httpx.post(url, json=new_study(TABLE, "small", facts={**known, "source_hash": "a"}, budget=4), trust_env=False)
+    train(service.url, "small", TABLE, tmp_path)
+    best = httpx.get(f"{url}/small/recommendation", trust_env=False, timeout=30).json()["recommendation"]
+
+    def begun(name: str, **search: Any) -> tuple[Any, Any]:
+        body = new_study(TABLE, name, facts={**known, "source_hash": "b"}, budget=4, **search)
+        answer = httpx.post(url, json=body, trust_env=False, timeout=30).json()
+        asked = httpx.post(f"{url}/{name}/ask", json={"client_id": "one", "wait_s": 20}, trust_env=False, timeout=40)
+        trial = asked.json()["trial"]
+        return answer["learned"], (trial["global_batch_size"], trial["learning_rate"])
+
+    setting = (best["global_batch_size"], best["learning_rate"])
+    learned, first = begun("large")
+    assert (learned["study"], learned["batch_size"], learned["learning_rate"]) == ("small", *setting)
+    assert first == setting
+    learned, first = begun("large-alone", fresh_prior=True)
+    assert learned is None
+    assert first == (64, 0.03)
+
+
 def test_four_workers_find_as_good_an_answer(service: Service, tmp_path: Path) -> None:
     """Each trial is run by one of them, and what they find together is as good as what one finds alone."""
     body = new_study(TABLE, "four", budget=6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import bstune
 import httpx
 import pytest
+from bstune.tests.report.terminals import Terminal
 from bstune.tuner.testing.tables import synthetic
 
 from .conftest import Service, new_study
@@ -79,6 +81,8 @@ def test_a_search_at_the_service_prints_its_result_and_a_late_worker_has_nothing
     assert len(result.records) == 3
     assert result.probe is not None
     assert "probe  micro-batch" in said
+    assert "Forecast: about" in said
+    assert len([line for line in said.splitlines() if line.startswith("trial ") and " runs]" in line]) == 3
 
     worker = bstune_command("worker", service.url, "small.py", folder=tmp_path)
     _, late = worker.communicate(timeout=120)
@@ -86,6 +90,22 @@ def test_a_search_at_the_service_prints_its_result_and_a_late_worker_has_nothing
     assert "Study small has ended: n_trials." in late
     assert "probe  micro-batch" not in late
     assert not list(tmp_path.glob("*.db"))
+
+
+def test_a_search_at_the_service_is_shown_as_one_here(service: Service, tmp_path: Path) -> None:
+    """On a terminal: the same screen, with curves, budget and the best so far; then the answer, and lines to paste."""
+    (tmp_path / "shown.py").write_text(MODEL.replace("{pause}", "0.2"))
+    words = ["search", "shown.py", "--server", service.url, "--n-trials", "8", "--space", "batch_size=16,32"]
+    command = [sys.executable, "-m", "bstune", *words]
+    with contextlib.closing(Terminal(command, tmp_path, 100, 30)) as terminal:
+        shown = terminal.wait(lambda text: "  runs" in text and "best so far: batch" in text)
+        assert terminal.end() == 0
+        assert terminal.is_as_before
+
+    assert shown.startswith("bstune: shown\n")
+    assert " of 12 reference runs, " in shown
+    assert "Train with batch" in terminal.text
+    assert "reference runs, " not in terminal.text.partition("Train with batch")[0]
 
 
 def test_a_worker_that_is_told_to_end_hands_its_trial_back(service: Service, tmp_path: Path) -> None:

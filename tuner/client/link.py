@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -21,6 +22,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 15.0
 GIVE_UP_S = 3600.0
 """A service that is away for so long is given up."""
 CALL_S = 20.0
+STREAM_S = 60.0
+"""A stream of events says at least now and then that it is there."""
 
 
 class AwayError(BstuneError):
@@ -139,6 +142,34 @@ class Link:
             raise AwayError(f"The service at {self.url} is away: it answers {answer.status_code}: {_detail(answer)}.")
         return _content(answer)
 
+    def events(self, path: str, after: str | None = None) -> Iterator[tuple[str, str | None, Any]]:
+        """Yield kind, number and content of what the service streams, until it ends; `after`: those after a number.
+
+        The first is of kind `open`, when the stream stands.
+
+        Raises:
+            RefusedError: There is no such stream.
+            AwayError: The service is, or goes, away.
+        """
+        headers = {} if after is None else {"last-event-id": after}
+        timeout = self._httpx.Timeout(CALL_S, read=STREAM_S)
+        try:
+            with self._client.stream("GET", path, headers=headers, timeout=timeout) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    _content(answer)
+                yield "open", None, {}
+                event: dict[str, str] = {}
+                for line in answer.iter_lines():
+                    name, _, value = line.partition(": ")
+                    if line:
+                        event[name] = value
+                    elif "event" in event:
+                        yield event["event"], event.get("id"), _read(event.get("data", ""))
+                        event = {}
+        except self._httpx.TransportError as error:
+            raise AwayError(f"The service at {self.url} is away: {one_line(str(error))[:300]}.") from error
+
 
 def study_path(name: str, what: str = "") -> str:
     """Return the path of a study."""
@@ -157,6 +188,13 @@ def _content(answer: Any) -> Any:
         return answer.json() if answer.content else None
     except ValueError as error:
         raise RefusedError(f"The service at {answer.url} answers what is no JSON: is it bstune's?", 502) from error
+
+
+def _read(data: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return {}
 
 
 def _detail(answer: Any) -> str:

@@ -115,6 +115,12 @@ if TYPE_CHECKING:
 @study_option
 @click.option("--fresh", is_flag=True, help="Keep the old study and make a new one, NAME-2.")
 @click.option(
+    "--fresh-prior",
+    is_flag=True,
+    help="Let a new study begin as if nothing was known of its model.  [default: where another study, of other data, "
+    "has found its best]",
+)
+@click.option(
     "--save-model",
     metavar="FILE",
     help="Keep the best model of the confirmation runs, which are full runs.  [default: keep none]",

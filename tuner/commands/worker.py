@@ -110,7 +110,7 @@ def search_at_server(
         objective: What to train.
         asked: What the user gave of the options of `bstune search`, by name.
         arguments: All of them, checked.
-        progress: Where lines go.
+        progress: Where lines go, and the steps of the search at the service.
 
     Raises:
         ArgumentError: An option means nothing to a service.
@@ -118,13 +118,15 @@ def search_at_server(
     """
     from ..client.link import Link
     from ..client.remote import result_of
+    from ..client.watch import Watcher
     from ..core.errors import ArgumentError, BstuneError
     from ..work import WorkArguments, work
 
     wrong = [f"--{name.replace('_', '-')}" for name in HERE_ONLY if name in asked]
     if wrong:
         raise ArgumentError(f"{', '.join(wrong)}: not with --server, where the service leads the search.")
-    link = Link(url, read_token(token_file), say=progress.print)
+    token = read_token(token_file)
+    link = Link(url, token, say=progress.print)
     search = {name: value for name, value in asked.items() if name not in OF_WORKER}
     how = WorkArguments(
         device=arguments.device,
@@ -134,8 +136,10 @@ def search_at_server(
         probe=arguments.probe,
         fresh=bool(asked.get("fresh")),
     )
+    watcher = Watcher(Link(url, token, say=progress.print), progress)
     with progress, drained(link), contextlib.redirect_stdout(sys.stderr), contextlib.closing(link):
-        worked = work(objective, how, say=progress.print, link=link)
-        if worked.ended_by == "drained":
-            raise BstuneError(f"This worker has left study {worked.study}, which goes on at {link.url}.")
+        with watcher:
+            worked = work(objective, how, say=progress.print, link=link, joined=watcher.start)
+            if worked.ended_by == "drained":
+                raise BstuneError(f"This worker has left study {worked.study}, which goes on at {link.url}.")
         return result_of(link, worked.study)

@@ -149,6 +149,8 @@ class SearchArguments:
     storage: str | None = None
     fresh: bool = False
     """Make a new study beside the old one."""
+    fresh_prior: bool = False
+    """Begin a new study without what earlier ones of the same model have found."""
     save_model: str | None = None
     """File for the best model of the confirmation runs."""
     probe: ProbeResult | None = None
@@ -195,6 +197,7 @@ def check_search(**asked: Any) -> SearchArguments:
         study=given.study,
         storage=given.storage,
         fresh=bool(given.fresh),
+        fresh_prior=bool(given.fresh_prior),
         save_model=given.save_model,
         probe=given.probe,
         callbacks=tuple(given.callbacks),

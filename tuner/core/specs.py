@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .dimension import Dimension, params_of
+from .probe_results import StepTimeLine
 from .results import Goal, Setting, TrialRecord
 from .trials import TrialSpec
 
@@ -90,6 +91,21 @@ class Plan:
                 if params not in tried:
                     tried.append(params)
         return tuple(tried[:MOST_TRIED])
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an earlier study of the same model has found: a new one, of other data or size, begins there."""
+
+    study: str
+    batch_size: int
+    """The global batch size that was recommended."""
+    learning_rate: float
+    slope: float | None = None
+    """Of the learning rate: double the batch, multiply it by 2**slope."""
+    slope_sd: float | None = None
+    step_time_line: StepTimeLine | None = None
+    """Of the same kind of device: counts where nothing was measured yet."""
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,14 @@ def _used(progress: Progress) -> str:
     return f"{progress.spent:.1f} of {progress.budget:.3g} runs"
 
 
+def learned_line(study: str, batch_size: int, learning_rate: float) -> str:
+    """Return where a new study begins, and why."""
+    return (
+        f"Study {one_line(study)} has this model on other data: the search begins at what it has found, batch "
+        f"{batch_size} at a learning rate of {learning_rate:.3g} (--fresh-prior: as if nothing was known)."
+    )
+
+
 def attempt_line(attempt: Attempt) -> str:
     """Return one attempt of a probe."""
     why = "" if attempt.outcome == "ok" else f"  {attempt.phase or ''} {one_line(attempt.reason or '')}".rstrip()

@@ -18,6 +18,7 @@ from ..core.results import Recommendation
 from ..core.trials import Facts
 from ..engines.base import Engine, Pool
 from ..engines.choose import make_engine
+from ..report.progress import learned_line
 from ..report.units import gib
 from ..studies.catalog import choose_study, fingerprint, touch
 from ..studies.checkpoints import forget_checkpoints
@@ -26,6 +27,7 @@ from ..studies.spec_json import encode_plan
 from ..studies.storage import Storage, open_storage
 from ..studies.study import Study
 from ..workers.resolve import check_objective, with_places
+from .learned import remember
 from .loop import Drive
 from .probes import obtain_probe, with_probed_optimizer, with_stored_step_times
 from .result import make_strategy
@@ -92,6 +94,13 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
         tell(arguments, Progress("study", study.name, arguments.plan.budget, message=said if study.finished else "new"))
         if note:
             tell(arguments, Progress("note", study.name, arguments.plan.budget, message=note))
+        if not study.records:
+            learned = None if arguments.fresh_prior else remember(study, facts, engine.device_info)
+            if learned is None:
+                study.set(learned=None)
+            else:
+                said = learned_line(learned.study, learned.batch_size, learned.learning_rate)
+                tell(arguments, Progress("note", study.name, arguments.plan.budget, message=said))
         for warning in engine.warnings:
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))
         probe = obtain_probe(study, arguments, facts, engine, deadline_s) if engine.can_probe else None

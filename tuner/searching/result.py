@@ -9,7 +9,8 @@ from ..core.results import SearchResult
 from ..core.specs import Plan
 from ..core.trials import Facts
 from ..core.version import versions
-from ..studies.study import Study
+from ..studies.spec_json import decode_learned
+from ..studies.study import Study, intact
 from .probes import corrected_probes
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ def make_strategy(plan: Plan, facts: Facts, probe: ProbeResult | None, study: St
     from ..strategy.strategy import Strategy
 
     current, probes = corrected_probes(probe, study.probes, study.finished, facts)
-    return Strategy(plan, facts, current, study.finished, probes)
+    with intact(study.name):
+        learned = decode_learned(study.attributes.get("learned"))
+    return Strategy(plan, facts, current, study.finished, probes, learned)
 
 
 def make_result(study: Study, strategy: Strategy, probe: ProbeResult | None, stopped_by: str) -> SearchResult:

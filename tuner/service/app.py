@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
@@ -165,6 +167,7 @@ def _add_studies(app: FastAPI, hub: Hub) -> None:
             message=served.message,
             probe=answer.probe,
             probe_from=answer.probe_from,
+            learned=served.study.attributes.get("learned"),
         )
 
     @app.get("/v1/studies")
@@ -174,9 +177,9 @@ def _add_studies(app: FastAPI, hub: Hub) -> None:
 
     @app.get("/v1/studies/{name}")
     async def get_study(name: StudyName) -> dict[str, Any]:
-        """Return a study with its trials."""
+        """Return a study with its trials, and what its search was expected to cost when it began."""
         served = _find(hub, name)
-        return {**summary(served), "trials": [record.to_dict() for record in served.records]}
+        return {**summary(served), **_foreseen(served), "trials": [record.to_dict() for record in served.records]}
 
     @app.get("/v1/studies/{name}/recommendation")
     async def get_recommendation(name: StudyName) -> dict[str, Any]:
@@ -414,6 +417,18 @@ def summary(served: ServedStudy) -> dict[str, Any]:
             {"client": seen.client, "device": seen.kind, "silent_s": round(seen.silent_s, 1), "trial": seen.number}
             for seen in served.pool.seen
         ],
+    }
+
+
+def _foreseen(served: ServedStudy) -> dict[str, Any]:
+    forecast, strategy = served.forecast, served.strategy
+    if forecast is None or strategy is None:
+        return {"forecast": None, "rungs": []}
+    told = dataclasses.asdict(forecast)
+    runs = told["reference_runs"]
+    return {
+        "forecast": {**told, "reference_runs": runs if math.isfinite(runs) else None},
+        "rungs": list(strategy.rungs.samples),
     }
 
 

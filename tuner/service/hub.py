@@ -14,6 +14,7 @@ from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.results import TrialRecord
 from ..core.specs import Plan
 from ..core.trials import Facts
+from ..searching.learned import remember
 from ..studies.catalog import (
     choose_study,
     differences_of,
@@ -30,7 +31,9 @@ from .events import Feed
 from .served import OURS, ServedStudy, begin
 
 MOST_STUDIES = 200
-ASKED = frozenset({item.name for item in dataclasses.fields(Plan)} - {"jobs", "budget_s"} | {"trial_timeout"})
+ASKED = frozenset(
+    {item.name for item in dataclasses.fields(Plan)} - {"jobs", "budget_s"} | {"trial_timeout", "fresh_prior"}
+)
 """The arguments of `bstune.search` that a service can act upon."""
 MOST_TRIALS = 10_000
 """Trials, and reference runs of budget, of one study."""
@@ -204,6 +207,8 @@ class Hub:
             objective=None,
             asked={"trial_timeout": arguments.trial_timeout},
         )
+        if not arguments.fresh_prior:
+            remember(study, request.facts, request.device)
         touch(study)
         served = self._serve(ServedStudy(study, lease_s=self._lease_s, publish=self._publish, broken=self._broken))
         self._publish(served, "created", None)

@@ -185,6 +185,8 @@ class StudyAnswer(BaseModel):
     """Of the client's kind of device."""
     probe_from: str | None
     """The study that it is from, where it is another."""
+    learned: dict[str, Any] | None
+    """What another study has found of the same model, where this one began: `study`, `batch_size`, `learning_rate`."""
 
 
 class AskAnswer(BaseModel):

@@ -17,7 +17,7 @@ from ..core.errors import BstuneError, NoSignalError, StudyError
 from ..core.plain_text import one_line
 from ..core.probe_results import ProbeResult
 from ..core.results import SearchResult, TrialRecord
-from ..core.specs import Plan, Proposal
+from ..core.specs import Forecast, Plan, Proposal
 from ..engines.http import HttpPool, SuspendedError, adopted
 from ..engines.leases import LeaseBook
 from ..report.page_told import Told
@@ -72,6 +72,8 @@ class ServedStudy:
         self.records: tuple[TrialRecord, ...] = ()
         self.spent = 0.0
         self.strategy: Strategy | None = None
+        self.forecast: Forecast | None = None
+        """What the search was expected to cost when its loop began; None before."""
         self._publish = publish
         self._broken = broken
         self._closing = False
@@ -258,6 +260,7 @@ class ServedStudy:
     def _drive(self) -> Drive:
         """Return a loop that goes on from what is stored, with the trials that run at clients."""
         self.strategy = strategy = self._make_strategy()
+        self.forecast = strategy.forecast()
         timeout_s = (self.study.attributes.get("asked") or {}).get("trial_timeout")
         drive = Drive(
             self.study,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.results import Setting
-from .gaussian_process import Ends, Observations, Surrogate, best_and_scale, compress, expand
+from .gaussian_process import Ends, Hyper, Observations, Surrogate, best_and_scale, compress, expand
 from .ledger import Key, Ledger, Run
 from .rungs import Rungs
 from .space import Point, Space
@@ -133,7 +133,9 @@ class Model:
             y=compress(values),
             diverged=np.array([float(not math.isfinite(value)) for _, _, value in rows]),
         )
-        surrogate = Surrogate(seen, context.space.slope, context.space.slope_sd)
+        surrogate = Surrogate(
+            seen, context.space.slope, context.space.slope_sd, Hyper(valley_sd=context.space.centre_sd)
+        )
         return cls(
             context,
             runs,

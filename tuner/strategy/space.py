@@ -21,7 +21,7 @@ from ..core.dimension import Dimension, params_of
 from ..core.errors import ArgumentError
 from ..core.probe_results import ProbeResult
 from ..core.results import Setting
-from ..core.specs import Plan
+from ..core.specs import Learned, Plan
 from ..core.trials import Facts
 from ..theory.scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, LEARNING_RATE_RANGE, SLOPE_PRIOR
 from .ledger import Key, key_of_params
@@ -37,6 +37,8 @@ AROUND = 16
 """The default learning rates reach so far on both sides of the user's present one."""
 ROUNDED = 1.005
 """The rates of the grid have three digits: one may be this factor off the rate that it stands for."""
+CENTRE_SD, LEARNED_SD = 3.0, 1.0
+"""Octaves that the best rate is off the centre: of what is assumed, and of what was learned on other data."""
 EXTRA_SAMPLES = 24
 """Combinations of the extra dimensions that are weighed at a time."""
 
@@ -105,6 +107,8 @@ class Space:
     centre_learning_rate: float
     slope: float
     slope_sd: float
+    centre_sd: float = CENTRE_SD
+    """Octaves of learning rate by which the best may lie off the centre line: one standard deviation."""
 
     @property
     def anchor_batch(self) -> int:
@@ -184,6 +188,7 @@ def make_space(
     probe: ProbeResult | None,
     noise_scale: float | None = None,
     rates_seen: Sequence[float] = (),
+    learned: Learned | None = None,
 ) -> Space:
     """Return the space that a plan and an objective ask for.
 
@@ -193,6 +198,7 @@ def make_space(
         probe: What is known of the device.
         noise_scale: Gradient noise scale, in samples: once measured, it lets in larger default batches.
         rates_seen: Learning rates that the default range is to cover besides.
+        learned: What an earlier study of the same model has found: the best is expected there.
 
     Raises:
         ArgumentError: The space does not go with the objective; the message lists all that does not.
@@ -228,11 +234,15 @@ def make_space(
 
     if plan.baseline is not None:
         centre_batch, centre = plan.baseline[0], float(plan.baseline[1])
+    elif learned is not None:
+        centre_batch, centre = learned.batch_size, min(max(learned.learning_rate, low), high)
     elif family in DEFAULT_LEARNING_RATE:
         centre_batch, centre = ANCHOR_BATCH, min(max(DEFAULT_LEARNING_RATE[family], low), high)
     else:
         centre_batch, centre = ANCHOR_BATCH, math.sqrt(math.prod(usual if rate is None else (low, high)))
     slope, slope_sd = SLOPE_PRIOR[family]
+    if learned is not None and learned.slope is not None:
+        slope, slope_sd = learned.slope, min(slope_sd, learned.slope_sd or slope_sd)
     if rate is None or rate.kind == "range":
         rates = _rate_grid(low, high, centre)
     else:
@@ -243,7 +253,8 @@ def make_space(
         if probe is None or facts.accumulates or plan.baseline[0] <= probe.micro_batch_size:  # Else it does not fit.
             batches = tuple(sorted({*batches, plan.baseline[0]}))
         rates = tuple(sorted({*rates, centre}))
-    return Space(batches, rates, extras, single, centre_batch, centre, slope, slope_sd)
+    centre_sd = CENTRE_SD if learned is None or plan.baseline is not None else LEARNED_SD
+    return Space(batches, rates, extras, single, centre_batch, centre, slope, slope_sd, centre_sd)
 
 
 def _rate_grid(low: float, high: float, centre: float) -> tuple[float, ...]:

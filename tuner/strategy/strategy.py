@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from ..core.probe_results import ProbeResult
 from ..core.results import BatchAnswer, Limits, Recommendation, Setting, Spent, TrialRecord
-from ..core.specs import Forecast, Plan, Proposal
+from ..core.specs import Forecast, Learned, Plan, Proposal
 from ..core.trials import Facts, TrialReport, Verdict
 from ..theory.gradient_noise import noise_scale
 from .baseline_samplers import Sampler, make_sampler
@@ -61,11 +61,12 @@ class Strategy:
         probe: ProbeResult | None,
         history: Sequence[TrialRecord] = (),
         probes: Mapping[str, ProbeResult] = MappingProxyType({}),
+        learned: Learned | None = None,
     ) -> None:
         """Take up the search where the history left it.
 
         Decisions rest on `probe`; `probes` are those of all kinds of device, where a cluster has several, the first of
-        them the same.
+        them the same. `learned`: where an earlier study of the same model has found its best.
 
         Raises:
             ArgumentError: The space, the baseline or the budget is wrong on its face.
@@ -74,7 +75,8 @@ class Strategy:
         self.facts = facts
         self.probe = probe
         self.probes = probes
-        self.space = make_space(plan, facts, probe)
+        self.learned = learned
+        self.space = make_space(plan, facts, probe, learned=learned)
         self.rungs = Rungs.of(facts)
         self.ledger = Ledger(history)
         self._fits = Fits()
@@ -139,12 +141,13 @@ class Strategy:
         allowed = None if scale is None else scale.value
         free = "learning_rate" not in self.plan.space
         rates = [run.setting.learning_rate for run in self.ledger]
-        space = make_space(self.plan, self.facts, self.probe, allowed, rates)
+        space = make_space(self.plan, self.facts, self.probe, allowed, rates, self.learned)
         model = Model.of(self._context(), self.ledger) if free else None
         if model is not None and model.leaders:
             best = model.leaders[0].setting.learning_rate
             if best in (space.learning_rates[0], space.learning_rates[-1]):
-                space = make_space(self.plan, self.facts, self.probe, allowed, [*rates, best / BEYOND, best * BEYOND])
+                rates += [best / BEYOND, best * BEYOND]
+                space = make_space(self.plan, self.facts, self.probe, allowed, rates, self.learned)
         if space != self.space:
             self.space = space
             self._fits.forget_model()
@@ -324,7 +327,8 @@ class Strategy:
         """What runs cost, by the probe or by what the objective states; where there is neither, by the trials."""
         line = None
         if not self.facts.step_times and (self.probe is None or self.probe.step_time_line is None):
-            line = fitted_line(self.ledger, starts=self.facts.kind == "command")
+            earlier = None if self.learned is None else self.learned.step_time_line
+            line = fitted_line(self.ledger, starts=self.facts.kind == "command") or earlier
         cost = Cost.of(self.facts, self.probe, line)
         others = {device: Cost.of(self.facts, probe) for device, probe in self.probes.items()}
         known = self._known_clock

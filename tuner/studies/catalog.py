@@ -177,11 +177,11 @@ def _differences(study: Study, wanted: Mapping[str, Any]) -> list[tuple[str, Any
     plain = json.loads(json.dumps(dict(wanted)))
     different = [key for key in _FINGERPRINT_WORDS if stored.get(key) != plain[key]]
     return [
-        (key, stored.get(key), plain[key]) for key in different if key != "source" or not _same_source(stored, plain)
+        (key, stored.get(key), plain[key]) for key in different if key != "source" or not same_source(stored, plain)
     ]
 
 
-def _same_source(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def same_source(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Tell whether two sources do the same: their texts are equal, or what is left without comments and layout.
 
     An older bstune has stored the text alone; another Python may write the same code otherwise.
@@ -192,7 +192,7 @@ def _same_source(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 def same_probe(stored: Any, wanted: Mapping[str, Any]) -> bool:
     """Tell whether a stored probe, by its `probe_key`, answers the wanted one."""
-    if not isinstance(stored, dict) or not _same_source(stored, wanted):
+    if not isinstance(stored, dict) or not same_source(stored, wanted):
         return False
     return {**stored, "source": None, "code": None} == {**wanted, "source": None, "code": None}
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..core.arguments import check_space
 from ..core.dimension import Dimension, When, distribution
-from ..core.specs import Plan
+from ..core.probe_results import StepTimeLine
+from ..core.specs import Learned, Plan
 from ..core.trials import Facts, Split, TrialSpec
 
 
@@ -71,6 +72,21 @@ def decode_facts(data: Mapping[str, Any]) -> Facts:
     }
     times = tuple((int(size), float(seconds)) for size, seconds in values.get("step_times", ()))
     return Facts(**{**values, "step_times": times})
+
+
+def decode_learned(data: Mapping[str, Any] | None) -> Learned | None:
+    """Read back what a study began with, as `dataclasses.asdict` wrote it; None: with nothing."""
+    if data is None:
+        return None
+    line = data["step_time_line"]
+    return Learned(
+        study=str(data["study"]),
+        batch_size=int(data["batch_size"]),
+        learning_rate=float(data["learning_rate"]),
+        slope=None if data["slope"] is None else float(data["slope"]),
+        slope_sd=None if data["slope_sd"] is None else float(data["slope_sd"]),
+        step_time_line=None if line is None else StepTimeLine.from_dict(line),
+    )
 
 
 def encode_spec(spec: TrialSpec) -> dict[str, Any]:

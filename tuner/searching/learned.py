@@ -1,0 +1,80 @@
+"""What a storage knows of a model already: where a study of other data, or of another size of it, may begin."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..core.errors import BstuneError
+from ..core.probe_results import DeviceInfo
+from ..core.results import LrRule
+from ..core.specs import Learned
+from ..core.trials import Facts
+from ..studies.catalog import same_source, studies
+from ..studies.spec_json import decode_facts, decode_plan
+from ..studies.study import Study, intact
+from .result import make_strategy
+
+HALF_WIDTH = 1.645
+"""Standard deviations in half of a 90 % interval."""
+SAME = ("structure_hash", "optimizer", "schedule", "precision")
+"""Facts that a best learning rate depends on, whatever the data."""
+
+
+def remember(study: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
+    """Store in a new study what the others of its storage know of its model, and return it; None: nothing."""
+    learned = known_of(study, facts, device)
+    if learned is not None:
+        study.set(learned=dataclasses.asdict(learned))
+    return learned
+
+
+def known_of(study: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
+    """Return what the study of the same model that was used last has found, and verified.
+
+    The model is the same by the structure of its modules and of a sample; code, data, their number or the epochs are
+    others. What is the same in all is no news: that study itself would go on, or was left aside on purpose.
+    """
+    if facts.structure_hash is None:
+        return None
+    for other in studies(study.storage, readable=True):
+        if other.name != study.name and (learned := _learned(other, facts, device)) is not None:
+            return learned
+    return None
+
+
+def _learned(other: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
+    """Return what a study has verified, if it is of the same model; one that cannot be read says nothing."""
+    stored: dict[str, Any] = other.attributes.get("facts") or {}
+    if any(stored.get(name) != getattr(facts, name) for name in SAME) or _same_training(stored, facts):
+        return None
+    try:
+        with intact(other.name):
+            found = make_strategy(
+                decode_plan(other.attributes["plan"]), decode_facts(stored), other.probe, other
+            ).recommend()
+            line = None if other.probe is None or not _same_device(other, device) else other.probe.step_time_line
+    except BstuneError:
+        return None
+    if not found.verified:
+        return None
+    slope, slope_sd = _slope(found.lr_rule)
+    return Learned(other.name, found.global_batch_size, found.learning_rate, slope, slope_sd, line)
+
+
+def _same_training(stored: dict[str, Any], facts: Facts) -> bool:
+    old = {"source": stored.get("source_hash"), "code": stored.get("code_hash")}
+    same = same_source(old, {"source": facts.source_hash, "code": facts.code_hash})
+    return same and (stored.get("n_samples"), stored.get("epochs")) == (facts.n_samples, facts.epochs)
+
+
+def _same_device(other: Study, device: DeviceInfo) -> bool:
+    stored = other.attributes.get("device") or {}
+    return (stored.get("kind"), stored.get("name")) == (device.kind, device.name)
+
+
+def _slope(rule: LrRule | None) -> tuple[float | None, float | None]:
+    """Return the slope that was learned and its standard deviation; None where its interval is not known."""
+    if rule is None or rule.low is None or rule.high is None:
+        return None, None
+    return rule.alpha, max((rule.high - rule.low) / (2 * HALF_WIDTH), 0.05)
