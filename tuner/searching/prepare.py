@@ -95,7 +95,8 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
         if note:
             tell(arguments, Progress("note", study.name, arguments.plan.budget, message=note))
         if not study.records:
-            learned = None if arguments.fresh_prior else remember(study, facts, engine.device_info)
+            anew = arguments.fresh_prior or arguments.plan.baseline is not None  # It knows better.
+            learned = None if anew else remember(study, facts, engine.device_info)
             if learned is None:
                 study.set(learned=None)
             else:

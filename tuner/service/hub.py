@@ -207,7 +207,7 @@ class Hub:
             objective=None,
             asked={"trial_timeout": arguments.trial_timeout},
         )
-        if not arguments.fresh_prior:
+        if not arguments.fresh_prior and plan.baseline is None:
             remember(study, request.facts, request.device)
         touch(study)
         served = self._serve(ServedStudy(study, lease_s=self._lease_s, publish=self._publish, broken=self._broken))
