@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from bstune.tests.report.test_answer import VERIFIED, candidate, changed, trial
+from bstune.tests.report.test_answer import BARE, FACTS, VERIFIED, candidate, changed, trial
 from bstune.tuner.report.brief import brief
+from bstune.tuner.report.paste import paste_lines
+from bstune.tuner.report.text import search_text
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,50 @@ def test_what_is_said_of_larger_batches(full_s: float, interval: tuple[int, ...]
     )
 
     assert next(part.short for part in brief(result).parts if part.question == "Why not larger?") == said
+
+
+def test_seconds_past_the_end_of_a_run_are_marked_wherever_they_stand() -> None:
+    """No run came so far: `~` in the table, and in words in the text, in the page and where it is pasted."""
+    beyond = dataclasses.replace(candidate(128, 0.2, 0.06, 2.0), seconds_to_target=2.5, samples_to_target=25_600.0)
+    result = dataclasses.replace(
+        changed(**{**BARE, "alternatives": (beyond,), "batch_interval": (64,)}),
+        records=(*VERIFIED.records, trial(90, 128, 0.2, 20480, 0.06), trial(91, 256, 0.4, 768, 2.0)),
+    )
+
+    text = " ".join(search_text(result, FACTS).split())
+    part = next(part for part in brief(result).parts if part.question == "Why not larger?")
+    assert "128 0.2 0.0600 0.0348-0.1032 2.00 ~2.50" in text
+    assert "~ past the end of a full run" in text
+    said = "atch 128 is expected at the target after about 2.5 s, past the end of a full run; this one after 1.1 s"
+    assert said in text
+    assert said in part.detail
+    own = dataclasses.replace(result.recommendation, seconds_to_target=2.5, samples_to_target=25_600.0)
+    pasted = " ".join(paste_lines(dataclasses.replace(result, recommendation=own), FACTS))
+    assert "after about 2.5 s, past the end of a full run" in pasted.replace(" # ", " ")
+
+
+def test_no_setting_is_said_to_reach_what_its_interval_may_miss() -> None:
+    """The interval ends at 0.0761, above the target of 0.05411: it is said how many runs get there."""
+    pasted, text = paste_lines(VERIFIED, FACTS)[0], search_text(VERIFIED, FACTS)
+
+    assert pasted.endswith("loss 0.05411 after 1.1 s, in about 7 of 10 runs")
+    assert "about 7 of 10 new runs end at or below the target" in " ".join(text.split())
+    assert "reaches" not in text
+    surely = changed(val_loss=dataclasses.replace(VERIFIED.recommendation.val_loss, low=0.04, high=0.05))
+    assert "nearly all new runs end at or below the target" in " ".join(search_text(surely, FACTS).split())
+
+
+def test_the_own_dimensions_stand_in_the_table() -> None:
+    """Two settings that differ in nothing else can be told apart."""
+    one, other = (
+        dataclasses.replace(candidate(64, 0.1, loss, 2.0), params={"momentum": momentum, "weight_decay": 1e-4})
+        for loss, momentum in ((0.05, 0.9), (0.06, 0.5))
+    )
+    result = changed(**{**BARE, "frontier": (one, other), "params": one.params})
+
+    lines = search_text(result, FACTS).splitlines()
+    head = next(line.split() for line in lines if line.split()[:2] == ["batch", "lr"])
+    rows = [line.lstrip("> ").split() for line in lines if line.lstrip("> ").startswith("64 ")]
+    assert head[2:4] == ["momentum", "weight_decay"]
+    assert [row[2:4] for row in rows] == [["0.9", "0.0001"], ["0.5", "0.0001"]]
+    assert "momentum=momentum" in " ".join(lines)

@@ -165,7 +165,7 @@ def test_the_answer_is_seen_without_scrolling(open_page: Any, written: Any, size
 
     assert told.result is not None
     best = told.result.recommendation
-    assert f"batch {best.global_batch_size}, learning rate {best.learning_rate:.3g}" in opened.ask(
+    assert f"batch {best.global_batch_size} and learning rate {best.learning_rate:.3g}" in opened.ask(
         "document.querySelector('h1').textContent"
     )
     bottoms = opened.ask(

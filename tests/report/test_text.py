@@ -103,9 +103,9 @@ def test_the_critical_batch_is_told_as_far_as_it_is_known(answer: BatchAnswer | 
     assert (said or "the critical batch size was not measured") in line
 
 
-def test_the_first_line_says_whether_it_is_verified() -> None:
-    """In the words of the JSON, so that both can be searched for."""
-    assert search_text(RESULT).splitlines()[0] == "Train with batch 64 and learning rate 0.0333  verified: true"
+def test_the_first_line_says_by_how_many_runs_it_is_confirmed() -> None:
+    """And by none in the words of the JSON, so that both can be searched for."""
+    assert search_text(RESULT).splitlines()[0] == "Train with batch 64 and learning rate 0.0333  confirmed by 3 runs"
     assert search_text(changed(verified=False)).splitlines()[0].endswith("verified: false")
 
 
@@ -118,7 +118,9 @@ def test_the_last_lines_can_be_pasted() -> None:
     assert values["micro_batch_size"] * values["accumulation_steps"] == 64
     assert (values["learning_rate"], values["weight_decay"], values["eval_batch_size"]) == (0.1 / 3, 1e-4, 128)
     text = "\n".join(lines)
-    assert "torch.optim.SGD(model.parameters(), lr=learning_rate, ...)" in text
+    assert "torch.optim.SGD(model.parameters(), lr=learning_rate, weight_decay=weight_decay, ...)" in text.replace(
+        "\n# ", " "
+    )
     assert "accumulation_steps).backward()" in text
     assert lines[0].endswith(": It was the best of all")
     assert "accumulation_steps)" not in "\n".join(paste_lines(changed(accumulation_steps=1), FACTS))
@@ -126,7 +128,7 @@ def test_the_last_lines_can_be_pasted() -> None:
 
 def test_what_is_not_verified_says_so_where_it_is_pasted() -> None:
     """Whoever reads the script later learns it too."""
-    assert "not verified" in paste_lines(changed(verified=False))[0]
+    assert "not confirmed" in paste_lines(changed(verified=False))[0]
 
 
 def test_a_candidate_is_named_once() -> None:

@@ -100,8 +100,9 @@ def test_the_forecast_is_of_what_is_left_in_seconds() -> None:
     whole_s = TABLE.facts().full_run_samples / 128 * (0.01 + 0.0128)
     assert forecast.reference_batch == 128
     assert forecast.seconds == pytest.approx(8 * whole_s, rel=1e-3)
-    assert f"at most 8 full runs at batch 128, about {duration(forecast.seconds)} of training" in forecast_line(
-        forecast
+    assert (
+        f"at most 8 reference runs (full runs at batch 128), about {duration(forecast.seconds)} of training"
+        in forecast_line(forecast)
     )
     same = Strategy(Plan(budget_s=8 * whole_s, space=TABLE.space), TABLE.facts(), probe).forecast()
     assert same.reference_runs == pytest.approx(8, rel=1e-3)

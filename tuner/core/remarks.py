@@ -85,6 +85,8 @@ class Reason:
     target: float | None
     seconds_to_target: float | None
     limits: BatchLimits | None
+    past_end: bool = False
+    """No run has come so far as these seconds: they are foreseen along its curve."""
 
 
 @dataclass(frozen=True)

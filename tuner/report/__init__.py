@@ -27,5 +27,6 @@
 - `text`: Results as text for people; programs read `to_dict()`.
 - `trials`: Trials as people read them, a line or a row each.
 - `units`: Numbers with their units, for people.
+- `wording`: The facts of an answer in words, in one place.
 - `view`: How wide text may be and whether in colours, and text that rich lays out for it.
 """

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.plain_text import one_line
-from ..core.results import Candidate, Comparison, LossEstimate, OnDevice, Recommendation, SearchResult, TrialRecord
-from .reasons import no_advice, without_limits
+from ..core.results import Candidate, LossEstimate, OnDevice, Recommendation, SearchResult, TrialRecord
+from . import wording
+from .reasons import PAST_THE_END, no_advice, without_limits
 from .units import duration, gib, given_params
 from .view import Column, View, even, labelled, said, tabled
 
@@ -31,23 +32,25 @@ def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[R
     """Return the block: the answer, how it compares, how sure it is and why it is that, one row each."""
     best = result.recommendation
     held = no_advice(best.warnings) is None
-    rows = [("split", text) for text in _split(best)]
+    rows = [("with", given_params(best.params, ", "))] if best.params else []
+    rows += [("split", text) for text in _split(result)]
     if held:
-        rows += [("against", text) for each in best.compared if (text := _against(result, each))]
+        rows += [("soon", beside.whole) for each in best.compared if (beside := wording.compared(result, each))]
         if not best.compared and best.global_batch_size != USUAL_BATCH:
-            rows.append(("against", f"batch {USUAL_BATCH} was not tried, so it is not compared"))
-    rows.append(("loss", how_sure(best)))
+            rows.append(("soon", f"batch {USUAL_BATCH} was not tried, so it is not compared"))
+    rows.append(("loss", "; ".join(filter(None, [wording.measured_loss(best), wording.new_runs(best)]))))
     if held:
-        rows.append(("why", without_limits(best.reason, best.global_batch_size, best.learning_rate)))
-    rows.append(("limits", limits_text(result) or "not measured"))
-    if best.params:
-        rows.insert(0, ("with", given_params(best.params, ", ")))
-    rows.append(("spent", spent_text(result)))
+        why = without_limits(best.reason, best.global_batch_size, best.learning_rate)
+        rows.append(("why", "; ".join(filter(None, [why, wording.chance(result)]))))
+        short, ran = wording.larger(result)
+        rows.append(("larger", f"{short[0].lower()}{short[1:]}{': ' if ran else ''}{ran}"))
+    rows.append(("limits", "; ".join(limit.short for limit in wording.limits(result)) or "not measured"))
+    rows.append(("cost", f"{wording.spent_text(result)}; {wording.why_ended(result)}"))
     shown = _short(best.warnings) if not verbose else best.warnings
     rows += [("warning", text) for text in shown]
     if held and len(best.warnings) > len(shown):
         rows.append(("", f"{len(best.warnings) - len(shown)} more with --verbose"))
-    return [_title(best, view, held=held), labelled([(label, said(text, 600)) for label, text in rows])]
+    return [_title(best, view), labelled([(label, said(text, 600)) for label, text in rows])]
 
 
 def _short(warnings: Sequence[str]) -> Sequence[str]:
@@ -56,87 +59,36 @@ def _short(warnings: Sequence[str]) -> Sequence[str]:
     return warnings[:2] if nothing is None else (nothing,)
 
 
-def _title(best: Recommendation, view: View, *, held: bool) -> Text:
-    """Return the first line: what to train with and whether that is verified, in less words where they do not fit."""
+def _title(best: Recommendation, view: View) -> Text:
+    """Return the first line: what to train with and by what it is confirmed, in less words where they do not fit."""
     from rich.text import Text
 
     style = "bold green" if best.verified else "bold yellow"
-    verified = "true" if best.verified else "false"
-    batch, rate = best.global_batch_size, f"{best.learning_rate:.3g}"
-    for said_first in (
-        f"Train with batch {batch} and learning rate {rate}"
-        if held
-        else f"Nothing to train with yet (best: batch {batch}, lr {rate})",
-        f"{'Batch' if held else 'No answer; batch'} {batch}, lr {rate}",
-    ):
-        line = Text.assemble((said_first, style), "  verified: ", (verified, style))
-        if line.cell_len <= view.width:
-            break
+    standing = wording.confirmed(best) if best.verified else "verified: false"
+    first = wording.title(best)
+    line = Text.assemble((first, style), "  ", (standing, style))
+    if line.cell_len > view.width:
+        shorter = first.replace(" and learning rate", ", lr").replace(", learning rate", ", lr")
+        shorter = shorter.replace("Train with batch", "Batch")
+        line = Text.assemble(
+            (shorter.replace("Nothing to train with yet", "No answer"), style), "  ", (standing, style)
+        )
     return line
 
 
-def _split(best: Recommendation) -> list[str]:
+def _split(result: SearchResult) -> list[str]:
     """Return how a step is split; for each kind of device, where a cluster has several."""
+    best = result.recommendation
     if best.by_device:
         return [_split_on(each) for each in best.by_device]
-    devices = f"{best.world_size} device{'s' if best.world_size != 1 else ''}"
     peak = "" if best.peak_bytes is None else f", peak {gib(best.peak_bytes)}"
-    return [f"micro-batch {best.micro_batch_size} x {_steps(best.accumulation_steps)} x {devices}{peak}"]
+    return [f"{wording.split_text(best)}{peak}"]
 
 
 def _split_on(each: OnDevice) -> str:
     target = "" if each.seconds_to_target is None else f", {duration(each.seconds_to_target)} to target"
-    split = f"micro-batch {each.micro_batch_size} x {_steps(each.accumulation_steps)}"
-    return f"{one_line(each.device, 60)}: {split}{target}"
-
-
-def _steps(n: int) -> str:
-    return f"{n} accumulation step{'s' if n != 1 else ''}"
-
-
-def _against(result: SearchResult, each: Comparison) -> str:
-    """Return how the answer compares with the user's setting or with batch 32, by all that is known of both."""
-    setting, ratio, sooner = each.setting, each.loss_ratio, each.times_sooner
-    rate = f"lr {setting.learning_rate:.3g}{'' if setting.val_loss.n_seeds else ', not run to its end'}"
-    name = f"{each.name} ({rate if each.name.startswith('batch') else f'batch {setting.global_batch_size}, {rate}'})"
-    if result.goal == "time" and sooner is not None:
-        return f"{name}: expected {_factor(sooner, 'sooner', 'later')} at the target"
-    took = "" if not sooner else f", a full run takes {1 / sooner:.0%} of its time"
-    return "" if ratio is None else f"{name}: expected loss {_change(ratio)}{took}"
-
-
-def _factor(factor: float, more: str, less: str) -> str:
-    """Return by what factor, in two digits; one that is next to 1 is said to be none."""
-    if factor <= 0 or 0.95 <= factor <= 1.05:
-        return f"neither {more} nor {less}" if factor > 0 else more
-    return f"{factor:.2g} times {more}" if factor > 1 else f"{1 / factor:.2g} times {less}"
-
-
-def _change(ratio: float) -> str:
-    if abs(ratio - 1) < 0.005:
-        return "the same"
-    return f"{abs(ratio - 1):.1%} {'lower' if ratio < 1 else 'higher'}"
-
-
-def how_sure(best: Recommendation) -> str:
-    """Return the loss with its interval, and on what seeds it was measured."""
-    loss = best.val_loss
-    if loss.n_seeds == 0 or loss.mean is None:
-        return "no full run yet: chosen by the beginnings of runs"
-    spread = "" if loss.sd is None else f" ± {loss.sd:.2g}"
-    fresh = f"{loss.n_seeds} fresh seed{'s' if loss.n_seeds != 1 else ''}"
-    where = fresh if best.verified or loss.n_seeds > 1 else "the seed it was chosen on, so likely too low"
-    if not best.verified and no_advice(best.warnings) is not None:
-        where = f"{loss.n_seeds} seed{'s' if loss.n_seeds != 1 else ''}"
-    ends = ""
-    if loss.low is not None and loss.high is not None:
-        ends = "; 90 % of new runs end in {} to {}".format(*even([loss.low, loss.high]))
-    return f"{number3(loss.mean)}{spread} on {where}{ends}"
-
-
-def number3(value: float | None) -> str:
-    """Return a number with three significant digits, and no exponent where it needs none."""
-    return even([value])[0]
+    steps = f"{each.accumulation_steps} accumulation step{'s' if each.accumulation_steps != 1 else ''}"
+    return f"{one_line(each.device, 60)}: micro-batch {each.micro_batch_size} x {steps}{target}"
 
 
 def interval_text(loss: LossEstimate) -> str:
@@ -145,37 +97,6 @@ def interval_text(loss: LossEstimate) -> str:
         return ""
     low, high = even([loss.low, loss.high])
     return f"{low}-{high}" if loss.low >= 0 else f"{low}..{high}"
-
-
-def limits_text(result: SearchResult) -> str:
-    """Return the batch size that memory, hardware and gradient noise each point to; what is not known is left out."""
-    limits, known = result.limits, []
-    if limits.memory is not None:
-        more = " or more" if result.probe is not None and result.probe.limited_by != "memory" else ""
-        known.append(f"memory {limits.memory}{more}")
-    if limits.hardware is not None:
-        batch = f"{limits.hardware:.0f}" if limits.hardware >= 1 else "below 1"
-        known.append(f"hardware {batch} (half speed)")
-    least = None if result.batch_answer is None else result.batch_answer.noise_scale_low
-    if limits.noise is not None:
-        known.append(f"noise {limits.noise:.0f} (critical)")
-    elif least is not None:
-        known.append(f"noise {least:.0f} or more (critical)")
-    return ", ".join(known)
-
-
-def spent_text(result: SearchResult) -> str:
-    """Return what the search cost and why it ended."""
-    spent, n = result.spent, len(result.records)
-    ends = {
-        "interrupted": "not finished",
-        "converged": "no other run was worth it",
-        "budget": "the budget is used up",
-        "timeout": "ended by timeout",
-        "n_trials": "ended by n_trials",
-    }
-    trained = f"{spent.reference_runs:.1f} reference runs ({n} trial{'s' if n != 1 else ''}, {duration(spent.seconds)})"
-    return f"{trained}; {ends.get(result.stopped_by, f'ended by {result.stopped_by}')}"
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -195,10 +116,13 @@ def frontier_table(
     width = max(map(len, marked))
     full_s, full_unit = span([row.seconds_per_full_run for row in shown])
     target_s, target_unit = span([row.seconds_to_target for row in shown])
+    foreseen = [wording.past_end(result, row) for row in shown]
+    target_s = [f"~{text}" if past else text for text, past in zip(target_s, foreseen, strict=True)]
     peaks, peak_unit = _memory([_peak(result, row) for row in shown])
     columns = [
         Column("batch", [str(row.global_batch_size) for row in shown], 0),
         Column("lr", [f"{row.learning_rate:.3g}" for row in shown], 0),
+        *_param_columns(shown),
         Column("val loss", [m if m.endswith("*") or len(m) == width else f"{m} " for m in marked], 1),
         Column("90 % interval", [interval_text(row.val_loss) or "-" for row in shown], 5),
         Column(f"full run {full_unit}", full_s, 2),
@@ -212,6 +136,8 @@ def frontier_table(
     notes = []
     if any(not row.verified for row in shown):
         notes.append("* on the seed that it was chosen on, so likely too low")
+    if any(foreseen):
+        notes.append(f"~ {PAST_THE_END}: no run came so far")
     if len(shown) < len(ran):
         notes.append(f"{len(ran) - len(shown)} more with --verbose")
     return [tabled(kept, view, chosen=chosen), *([said("; ".join(notes), style="dim")] if notes else [])]
@@ -305,6 +231,21 @@ def _peak(result: SearchResult, row: Candidate) -> int | None:
     device = next(iter(result.probes), None)
     peaks = [record.peak_bytes for record in runs_of(result, row) if device in (None, record.device)]
     return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def _param_columns(rows: Sequence[Candidate]) -> list[Column]:
+    """Return a column for each of the user's own dimensions: settings that differ in these only look different."""
+    names = dict.fromkeys(name for row in rows for name in row.params)
+    return [
+        Column(said(name, 14).plain, [_param(row.params.get(name)) for row in rows], 2 + (i > 2), "right")
+        for i, name in enumerate(names)
+    ]
+
+
+def _param(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else said(value, 14).plain
 
 
 def _metric_columns(result: SearchResult, rows: Sequence[Candidate], *, verbose: bool) -> list[Column]:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..core.plain_text import one_line
-from ..core.results import Candidate, Comparison, Recommendation, SearchResult
-from .charts.frame import candidates
-from .reasons import no_advice
+from ..core.results import Recommendation, SearchResult
+from . import wording
 from .units import duration, gib, given_params, number, per_second
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class Brief:
     title: str
     standing: Literal["verified", "unverified"]
     badge: str
-    """Whether it is verified, in a few words."""
+    """Whether it is confirmed, in a few words."""
     split: str
     """How a step is made of micro-batches, and what it costs."""
     parts: tuple[Part, ...]
@@ -42,158 +41,68 @@ class Brief:
 def brief(result: SearchResult) -> Brief:
     """Return the answer of a search in short parts."""
     best = result.recommendation
-    standing: Literal["verified", "unverified"] = "verified" if best.verified else "unverified"
-    seeds = f"{best.val_loss.n_seeds} fresh seed{'' if best.val_loss.n_seeds == 1 else 's'}"
-    badge = f"Verified on {seeds}" if best.verified else "Not verified on a fresh seed yet"
+    badge = sentences(f"{wording.confirmed(best)}{' on a fresh seed' if best.val_loss.n_seeds == 1 else ''}")
+    if not best.verified:
+        badge = "Not confirmed by a run on a fresh seed yet."
+    short, ran = wording.larger(result)
+    limits = [limit.sentence for limit in wording.limits(result)]
     parts = (
         _sooner(result),
-        _larger(result),
-        _sure(best),
-        Part("What did the search cost?", f"{duration(result.spent.seconds)} of training", _cost(result)),
+        Part("Why not larger?", short, " ".join(filter(None, [sentences(ran), *limits]))),
+        _sure(result),
+        Part("What did the search cost?", wording.spent_text(result).partition(" in ")[0], _cost(result)),
     )
-    return Brief(_title(best), standing, badge, _split(best), tuple(part for part in parts if part is not None))
+    return Brief(
+        wording.title(best),
+        "verified" if best.verified else "unverified",
+        badge.removesuffix("."),
+        _split(best),
+        tuple(part for part in parts if part is not None),
+    )
 
 
-def _title(best: Recommendation) -> str:
-    """Return what to train with; what is not verified is the best so far, or no advice where nothing was learned."""
-    setting = f"batch {best.global_batch_size}, learning rate {best.learning_rate:.3g}"
-    if no_advice(best.warnings) is not None:
-        return f"No advice yet (tried: {setting})"
-    return f"{'Train with' if best.verified else 'Best so far:'} {setting}"
+def sentences(*said: str) -> str:
+    """Return phrases as sentences, one after the other; empty ones are left out."""
+    return " ".join(f"{text[0].upper()}{text[1:]}." for text in said if text)
 
 
 def _split(best: Recommendation) -> str:
-    steps = f"{best.accumulation_steps} accumulation step{'' if best.accumulation_steps == 1 else 's'}"
-    devices = f"{best.world_size} device{'' if best.world_size == 1 else 's'}"
-    said = [f"Micro-batch {best.micro_batch_size} × {steps} × {devices}"]
+    said = [f"{given_params(best.params, ', ')}. " if best.params else "", wording.split_text(best, "×").capitalize()]
     if best.samples_per_s is not None:
-        said.append(per_second(best.samples_per_s))
+        said.append(f", {per_second(best.samples_per_s)}")
     if best.peak_bytes is not None:
-        said.append(f"peak memory {gib(best.peak_bytes)}")
+        said.append(f", peak memory {gib(best.peak_bytes)}")
     if best.seconds_per_full_run is not None:
-        said.append(f"a full run takes {duration(best.seconds_per_full_run)}")
-    return f"{given_params(best.params, ', ') + '. ' if best.params else ''}{', '.join(said)}."
+        said.append(f", a full run takes {duration(best.seconds_per_full_run)}")
+    return f"{''.join(said)}."
 
 
 def _sooner(result: SearchResult) -> Part | None:
     """Return how the answer compares with the user's setting and with batch 32, by what is expected of each."""
-    best = result.recommendation
-    compared = [(each, said) for each in best.compared if (said := _compared(each))]
-    target = ""
+    best, target = result.recommendation, ""
     if best.seconds_to_target is not None and result.target is not None:
-        target = f"It is expected at a loss of {number(result.target)} after {duration(best.seconds_to_target)}."
-    if not compared:
-        if not target:
-            return None
-        return Part("How soon?", f"{duration(best.seconds_to_target)} to the target", target)
-    first, (short, _) = compared[0]
-    details = [f"{_name(each)}: {detail}." for each, (_, detail) in compared]
-    return Part("How much sooner?", f"{short} than {one_line(first.name, 60)}", " ".join([*details, target]).strip())
-
-
-def _name(each: Comparison) -> str:
-    name = one_line(each.name, 60)
-    batch = "" if name.startswith("batch") else f"batch {each.setting.global_batch_size}, "
-    return f"Against {name} ({batch}learning rate {each.setting.learning_rate:.3g})"
-
-
-def _compared(each: Comparison) -> tuple[str, str] | None:
-    factor, ratio = each.times_sooner, each.loss_ratio
-    loss = None
-    if ratio is not None:
-        change = abs(ratio - 1)
-        loss = "the same loss" if change < 0.005 else f"loss {change:.1%} {'lower' if ratio < 1 else 'higher'}"
-    if factor is None or factor <= 0:
-        return None if loss is None else (loss[0].upper() + loss[1:], f"expected {loss} at the end of a full run")
-    times = f"{factor:.2g} times sooner" if factor >= 1 else f"{1 / factor:.2g} times later"
-    short = "No sooner" if 0.975 <= factor <= 1.025 else f"{times[0].upper()}{times[1:]}"
-    end = "" if loss is None else f", {loss} at the end of a full run"
-    return short, f"expected {times if short != 'No sooner' else 'no sooner'} at the target{end}"
-
-
-def _larger(result: SearchResult) -> Part:
-    """Return why the batch is not larger: what the next larger one that was run costs, and what limits it."""
-    best = result.recommendation
-    batch = best.global_batch_size
-    tried = [record.global_batch_size for record in result.records]
-    larger = [each for each in candidates(result) if each.global_batch_size > batch and each.val_loss.mean is not None]
-    if tried and batch >= max(tried):
-        return Part("Why not larger?", f"{batch} is the largest that was tried", " ".join(_limits(result)))
-    if not larger:
-        short = "No larger batch has been run to the end"
-    elif result.goal == "loss":
-        short = "Larger batches end no lower"
-    elif result.goal == "largest":
-        short = "Larger batches end higher"
-    elif best.seconds_to_target is None or all(each.seconds_to_target is None for each in larger):
-        short = "Not known yet"
-    elif min(each.seconds_to_target or math.inf for each in larger) < best.seconds_to_target:
-        short = "A larger batch may be sooner"
-    elif best.batch_interval and best.batch_interval[-1] > batch:
-        short = "Larger ones may be as good; none was sooner"
-    else:
-        short = "Larger batches reach the target later"
-    return Part("Why not larger?", short, " ".join([*_larger_ran(result, larger), *_limits(result)]))
-
-
-def _larger_ran(result: SearchResult, larger: list[Candidate]) -> list[str]:
-    """Return how the best of the larger batches did that were run to the end."""
-    best = result.recommendation
-    timed = [each for each in larger if each.seconds_to_target is not None]
-    if result.goal == "time" and timed and best.seconds_to_target is not None:
-        next_best = min(timed, key=lambda each: each.seconds_to_target or 0.0)
-        return [
-            f"Batch {next_best.global_batch_size} is expected at the target after "
-            f"{duration(next_best.seconds_to_target)}, this one after {duration(best.seconds_to_target)}."
-        ]
-    if not larger:
-        return []
-    lowest = min(larger, key=lambda each: each.val_loss.mean or 0.0)
-    return [f"Batch {lowest.global_batch_size} ended at a loss of {number(lowest.val_loss.mean)}."]
-
-
-def _limits(result: SearchResult) -> list[str]:
-    """Return what memory, hardware and gradient noise say, one sentence each; what was not measured is left out."""
-    limits, answer, best = result.limits, result.batch_answer, result.recommendation
-    said = []
-    if limits.memory is not None:
-        more = " or more" if result.probe is not None and result.probe.limited_by != "memory" else ""
-        if best.global_batch_size < limits.memory:
-            said.append(f"Memory is not the limit: {limits.memory}{more} fit.")
-        else:
-            said.append(f"Memory fits {limits.memory}{more} at once.")
-    if limits.hardware is not None:
-        said.append(
-            f"The hardware reaches half of its top speed at batch {limits.hardware:.0f}; beyond it, gains shrink."
+        target = f"it is expected at a loss of {number(result.target)} after {wording.to_target(result, best)}"
+    compared = [said for each in best.compared if (said := wording.compared(result, each)) is not None]
+    if compared:
+        return Part(
+            "How much sooner?",
+            compared[0].short,
+            sentences(*(text for said in compared for text in (said.whole, said.loss)), target),
         )
-    if limits.noise is not None:
-        low, high = (None, None) if answer is None else (answer.b_crit_low, answer.b_crit_high)
-        ends = "" if low is None else f" ({low:.0f} or more)" if high is None else f" ({low:.0f} to {high:.0f})"
-        said.append(f"At batch {limits.noise:.0f}{ends} training needs twice as many samples as at very small batches.")
-    return said
+    return Part("How soon?", f"{wording.to_target(result, best)} to the target", sentences(target)) if target else None
 
 
-def _sure(best: Recommendation) -> Part:
+def _sure(result: SearchResult) -> Part:
+    best = result.recommendation
     loss = best.val_loss
-    short, said = "No full run yet", []
-    if loss.mean is not None:
-        seeds = f"{loss.n_seeds} {'fresh ' if best.verified else ''}seed{'' if loss.n_seeds == 1 else 's'}"
-        short = f"Loss {loss.mean:.3g}"
-        said.append(f"Measured: loss {number(loss.mean)} on {seeds}.")
-        if not best.verified and loss.n_seeds == 1:
-            said.append("It was chosen on this seed, so the loss is likely too low.")
-    else:
-        said.append("It was chosen by the beginnings of runs.")
+    short = "No full run yet" if loss.mean is None else f"Loss {loss.mean:.3g}"
     if loss.low is not None and loss.high is not None:
         short = f"Expect a loss of {two_digits(loss.low)} to {two_digits(loss.high)} in 9 of 10 new runs"
-    if best.batch_interval:
-        low, high = best.batch_interval[0], best.batch_interval[-1]
-        said.append(
-            "No other batch size that was run is as good."
-            if low == high
-            else f"Batch sizes {low} to {high} may be as good: the runs do not tell them apart for certain."
-        )
-    return Part("How sure is it?", short, " ".join(said))
+    measured = wording.measured_loss(best)
+    said = sentences(
+        measured if loss.mean is None else f"measured: loss {measured}", wording.new_runs(best), wording.chance(result)
+    )
+    return Part("How sure is it?", short, f"{said} {wording.as_good(best)}".strip())
 
 
 def two_digits(value: float) -> str:
@@ -209,22 +118,13 @@ def two_digits(value: float) -> str:
 
 
 def _cost(result: SearchResult) -> str:
-    spent, n = result.spent, len(result.records)
-    ends = {
-        "interrupted": "The search is not finished.",
-        "converged": "It ended because no further run was worth its cost.",
-        "budget": "It ended since its budget was used up.",
-        "timeout": "It ended by its timeout.",
-        "n_trials": "It ended by its number of trials.",
-    }
-    runs = spent.reference_runs
-    amount = f"{runs:,.1f}" if runs >= 1 else f"{runs:.2g}"
-    trials = f"{n:,} trial{'' if n == 1 else 's'}, as much training as {amount} full runs"
     probe = "" if result.probe is None else f", after a probe of {duration(result.probe.seconds)}"
-    return f"{trials}{probe}. {ends.get(result.stopped_by, '')}".strip()
+    n = len(result.records)
+    return sentences(f"{n:,} trial{'' if n == 1 else 's'}{probe}", wording.why_ended(result))
 
 
 def _outside(what: str, tried: Sequence[float]) -> str:
+    """Return what lies outside of what was tried."""
     low, high = (f"{end:.3g}" if end < 1 else f"{end:g}" for end in (min(tried), max(tried)))
     return f"{what} other than {low}" if low == high else f"{what} below {low} and above {high}"
 
@@ -237,6 +137,13 @@ def not_tested(result: SearchResult, facts: Facts | None) -> list[str]:
         batches = [record.global_batch_size for record in records]
         rates = [record.learning_rate for record in records]
         said.append(f"{_outside('Batch sizes', batches)}; {_outside('learning rates', rates)}.")
+    full = max((record.end_samples or record.samples for record in records), default=0)
+    furthest: dict[tuple[int, float, str], int] = {}
+    for record in records:
+        key = record.global_batch_size, record.learning_rate, repr(record.params)
+        furthest[key] = max(furthest.get(key, 0), record.samples)
+    if n := sum(samples < 0.9 * full for samples in furthest.values()):
+        said.append(f"The end of a full run for {n} of {len(furthest)} settings: their beginnings told enough.")
     seeds = {record.seed for record in records if record.state == "complete"}
     if not seeds:
         said.append("A full run: none has been finished.")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..core.plain_text import hide_secrets, one_line
 from ..core.results import SearchResult
+from . import wording
 from .brief import brief
 from .charts.curves import curves
 from .charts.frame import require_charts
@@ -44,14 +45,14 @@ _FIGURES: tuple[tuple[str, Callable[[SearchResult], str]], ...] = (
     ("batch size", lambda r: f"{r.recommendation.global_batch_size}"),
     ("micro-batch × steps", lambda r: f"{r.recommendation.micro_batch_size} × {r.recommendation.accumulation_steps}"),
     ("learning rate", lambda r: f"{r.recommendation.learning_rate:.3g}"),
-    ("verified", lambda r: "yes" if r.recommendation.verified else "not yet"),
+    ("confirmed", lambda r: wording.confirmed(r.recommendation)),
     ("loss", lambda r: number(r.recommendation.val_loss.mean)),
     (
         "9 of 10 new runs end at",
         lambda r: f"{number(r.recommendation.val_loss.low)} to {number(r.recommendation.val_loss.high)}",
     ),
     ("target loss", lambda r: number(r.target)),
-    ("time to target", lambda r: duration(r.recommendation.seconds_to_target)),
+    ("time to target", lambda r: wording.to_target(r, r.recommendation)),
     ("full run", lambda r: duration(r.recommendation.seconds_per_full_run)),
     (
         "throughput",

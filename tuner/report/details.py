@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING
 
 from ..core.plain_text import one_line
 from ..core.results import BatchAnswer, Candidate, LossEstimate, SearchResult
-from .units import duration, gib, given_params, number, per_second
+from . import wording
+from .brief import not_tested
+from .units import REFERENCE_RUN, duration, gib, number, per_second, setting_text
 from .view import labelled, said
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ..core.trials import Facts
 
-def details(result: SearchResult) -> list[RenderableType]:
+
+def details(result: SearchResult, facts: Facts | None = None) -> list[RenderableType]:
     """Return all that is known of the answer and is not in its short form, one row each."""
-    rows = [*_measured(result), *_trades(result), *_importance(result), *_batch(result), *_untested(result)]
+    rows = [*_measured(result), *_trades(result), *_importance(result), *_batch(result)]
+    rows += [("not tested", said) for said in not_tested(result, facts)]
     spent = result.spent
     foreseen = (
         "" if spent.predicted_seconds is None else f", {duration(spent.predicted_seconds)} were foreseen for them"
     )
     rows.append(("trained", f"{spent.samples:,} samples in {duration(spent.seconds)}{foreseen}"))
+    rows.append(("budget", f"{spent.reference_runs:.1f} reference runs used ({REFERENCE_RUN})"))
     rows.append(("study", f"{result.study} in {result.storage}"))
     return [labelled([(label, said(text)) for label, text in rows], least=11)]
 
@@ -29,12 +35,15 @@ def details(result: SearchResult) -> list[RenderableType]:
 def _measured(result: SearchResult) -> Iterator[tuple[str, str]]:
     best = result.recommendation
     if best.eval_batch_size is not None:
-        yield "validation", f"batches of {best.eval_batch_size} samples"
+        yield (
+            "validation",
+            f"batches of {best.eval_batch_size} samples (eval_batch_size)",
+        )
     if best.samples_per_s is not None:
         yield "speed", f"{per_second(best.samples_per_s)}, peak memory {gib(best.peak_bytes)}"
     if best.samples_to_target is not None:
         samples, loss = f"{best.samples_to_target:,.0f}", number(result.target)
-        yield "to target", f"{duration(best.seconds_to_target)}, {samples} samples to a loss of {loss}"
+        yield "to target", f"{wording.to_target(result, best)}; {samples} samples to a loss of {loss}"
     for each in best.by_device:
         ran = [record for record in result.records if record.device == each.device]
         speed = "speed unknown" if each.samples_per_s is None else per_second(each.samples_per_s)
@@ -46,13 +55,8 @@ def _trades(result: SearchResult) -> Iterator[tuple[str, str]]:
     """Yield what the answer trades for what: each other answer once, and none that is the answer itself."""
     best = result.recommendation
     for each in best.compared:
-        if each.loss_ratio is not None:
-            change = abs(each.loss_ratio - 1)
-            how = "the same" if change < 0.005 else f"{change:.1%} {'lower' if each.loss_ratio < 1 else 'higher'}"
-            yield (
-                "compared",
-                f"the expected loss of a full run is {how} than that of {each.name}".replace("same than", "same as"),
-            )
+        if (beside := wording.compared(result, each)) is not None and beside.loss:
+            yield "compared", f"{one_line(each.name, 60)}: {beside.loss}"
     if best.lowest_loss is not None:
         yield "lowest loss", f"expected of {_setting(best.lowest_loss)}"
     if best.full_runs_to_best is not None and best.full_runs_to_best > 1.05:
@@ -73,14 +77,8 @@ def _trades(result: SearchResult) -> Iterator[tuple[str, str]]:
             best.learning_rate,
         ):
             yield label, _setting(other)
-    if best.batch_interval:
-        low, high = best.batch_interval[0], best.batch_interval[-1]
-        yield (
-            "as good as",
-            "no other batch size that was run"
-            if low == high
-            else f"batch sizes {low} to {high} cannot be told from it",
-        )
+    if wording.as_good(best):
+        yield "as good as", wording.as_good(best)
     if best.lr_rule is not None:
         yield "rule", f"double the batch, multiply the learning rate by {2**best.lr_rule.alpha:.2f}"
 
@@ -95,43 +93,15 @@ def _importance(result: SearchResult) -> Iterator[tuple[str, str]]:
 
 
 def _setting(candidate: Candidate) -> str:
-    extra = f", {given_params(candidate.params, ', ')}" if candidate.params else ""
-    return (
-        f"batch {candidate.global_batch_size}, lr {candidate.learning_rate:.3g}{extra}: {loss_text(candidate.val_loss)}"
-    )
+    return f"{setting_text(candidate)}: {loss_text(candidate.val_loss)}"
 
 
 def _batch(result: SearchResult) -> Iterator[tuple[str, str]]:
-    limits, more = result.limits, ""
-    if result.probe is not None and result.probe.limited_by != "memory":
-        more = f"; the probe ended there by {result.probe.limited_by}, not by memory"
-    yield "memory", "not measured" if limits.memory is None else f"micro-batches of up to {limits.memory} samples{more}"
-    yield (
-        "hardware",
-        "not measured" if limits.hardware is None else f"half of the peak speed at batch {limits.hardware:.0f}",
-    )
+    known = {limit.name: limit.sentence for limit in wording.limits(result)}
+    for name in ("memory", "hardware"):
+        yield name, known.get(name, "not measured")
     critical = None if result.batch_answer is None else batch_text(result.batch_answer)
     yield "noise", critical or "the critical batch size was not measured"
-
-
-def _untested(result: SearchResult) -> Iterator[tuple[str, str]]:
-    """Yield what the answer does not rest on, so that nobody takes it for tested."""
-    best, records = result.recommendation, result.records
-    if records:
-        batches = [record.global_batch_size for record in records]
-        rates = [record.learning_rate for record in records]
-        yield "not tested", f"batch sizes outside {min(batches)} to {max(batches)}"
-        yield "not tested", f"learning rates outside {min(rates):.3g} to {max(rates):.3g}"
-    full = max((record.end_samples or record.samples for record in records), default=0)
-    furthest: dict[tuple[int, float, str], int] = {}
-    for record in records:
-        key = record.global_batch_size, record.learning_rate, repr(record.params)
-        furthest[key] = max(furthest.get(key, 0), record.samples)
-    n = sum(samples < 0.9 * full for samples in furthest.values())
-    if n:
-        yield "not tested", f"{n} of {len(furthest)} settings to the end: they were judged by the beginnings of runs"
-    if best.val_loss.n_seeds == 1:
-        yield "not tested", "a second seed of the answer: its interval rests on how much seeds differ elsewhere"
 
 
 def batch_text(answer: BatchAnswer) -> str | None:

@@ -8,7 +8,8 @@ from html import escape
 from ..core.plain_text import hide_secrets, one_line
 from ..core.probe_results import ProbeResult
 from ..core.results import Recommendation, SearchResult
-from .brief import brief
+from . import wording
+from .brief import brief, sentences
 from .page_told import device_name
 from .units import duration, gib, number, per_second
 
@@ -45,7 +46,7 @@ def recommendation_html(best: Recommendation) -> str:
     title = f"Batch {best.global_batch_size}, learning rate {best.learning_rate:.3g}"
     return _box(
         title,
-        "Verified" if best.verified else "Not verified yet",
+        sentences(wording.confirmed(best)).removesuffix("."),
         rows,
         _GOOD if best.verified else _DOUBT,
         table=_frontier(best),

@@ -16,7 +16,7 @@ from .diagnosis_text import page_findings
 from .page_charts import Section, sections
 from .page_told import Told, device_text
 from .paste import paste_lines
-from .units import duration, gib
+from .units import REFERENCE_RUN, duration, gib
 
 HERE = Path(__file__).parent
 
@@ -135,7 +135,7 @@ def _about(told: Told) -> list[tuple[str, str]]:
             "Cost",
             spent
             and f"{duration(spent.seconds)} of training, {spent.samples:,} samples, "
-            f"{spent.reference_runs:.2f} reference runs",
+            f"{spent.reference_runs:.2f} reference runs ({REFERENCE_RUN})",
         ),
         ("Versions", ", ".join(f"{name} {value}" for name, value in made_with.items())),
     ]

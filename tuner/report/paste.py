@@ -14,8 +14,9 @@ from unicodedata import normalize
 from ..core.command_words import recommended_words
 from ..core.plain_text import hide_secrets, one_line
 from ..core.results import Recommendation, SearchResult
+from . import wording
 from .reasons import without_limits
-from .units import duration, number
+from .units import number
 
 if TYPE_CHECKING:
     from ..core.trials import Facts
@@ -32,6 +33,10 @@ IN_A_FRAMEWORK = {
     ),
 }
 """What to do with the values, by the kind of the objective."""
+
+_COMMENTS = {"eval_batch_size": "  # For validation only."}
+_OF_OPTIMIZERS = ("momentum", "weight_decay", "betas", "eps", "dampening", "nesterov", "alpha")
+"""Parameters that are passed on to an optimizer by these names."""
 
 
 def paste_lines(result: SearchResult, facts: Facts | None = None, *, width: int = 80) -> list[str]:
@@ -51,12 +56,14 @@ def paste_lines(result: SearchResult, facts: Facts | None = None, *, width: int 
     version = one_line(result.versions.get("bstune", ""))
     reason = without_limits(best.reason, best.global_batch_size, best.learning_rate)
     if best.verified and result.goal == "time" and best.seconds_to_target is not None and result.target is not None:
-        reason = f"reaches the target loss of {number(result.target)} in {duration(best.seconds_to_target)}"
+        many = wording.reached_by(best.val_loss, result.target)
+        sure = "" if many is None else f", in {many} runs"
+        reason = f"loss {number(result.target)} after {wording.to_target(result, best)}{sure}"
     if not best.verified:
-        reason = "not verified by a full run on a fresh seed"
+        reason = "not confirmed by a full run on a fresh seed"
     lines = [
         one_line(f"# bstune {version}, study {one_line(result.study, 200)}: {one_line(reason, 400)}"),
-        *(f"{name} = {value!r}" for name, value in values.items() if value is not None),
+        *(f"{name} = {value!r}{_COMMENTS.get(name, '')}" for name, value in values.items() if value is not None),
         *(_assignment(name, value, taken=set(values)) for name, value in best.params.items() if value is not None),
         *_steps(best, facts, absent, None if result.probe is None else result.probe.device.kind),
     ]
@@ -104,9 +111,10 @@ def _steps(best: Recommendation, facts: Facts | None, absent: set[str], device: 
         return list(IN_A_FRAMEWORK[facts.kind])
     optimizer = (facts.optimizer if facts else None) or "AdamW"
     made_by = f"torch.optim.{optimizer}" if optimizer.isidentifier() else "your optimizer"
+    own = "".join(f", {name}={name}" for name in _OF_OPTIMIZERS if best.params.get(name) is not None)
     steps = [
         "# DataLoader(train_data, micro_batch_size, shuffle=True, drop_last=True)",
-        f"# {made_by}(model.parameters(), lr=learning_rate, ...)",
+        f"# {made_by}(model.parameters(), lr=learning_rate{own}, ...)",
     ]
     if best.accumulation_steps > 1:
         steps.append(

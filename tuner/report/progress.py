@@ -11,7 +11,7 @@ from ..core.progress import Progress
 from ..core.specs import Forecast
 from .terminal import note
 from .trials import trial_line
-from .units import duration, full_runs, gib, plain_row
+from .units import duration, gib, plain_row
 
 if TYPE_CHECKING:
     from ..core.trials import Facts
@@ -74,7 +74,8 @@ def forecast_line(forecast: Forecast) -> str:
     said = f"as many trials as fit in {took}: how many, the first ones show"
     if forecast.n_trials is not None:
         trials = f"about {forecast.n_trials} trials" if forecast.n_trials != 1 else "about 1 trial"
-        said = f"{trials}, at most {full_runs(forecast.reference_runs)} at batch {forecast.reference_batch}, {took}"
+        most = f"at most {forecast.reference_runs:.3g} reference runs (full runs at batch {forecast.reference_batch})"
+        said = f"{trials}, {most}, {took}"
     return (
         f"Forecast: {said}; batch sizes {batches[0]} to {batches[1]}, learning rates {rates[0]:.3g} to {rates[1]:.3g}."
     )
@@ -85,7 +86,7 @@ def _used(progress: Progress) -> str:
     if progress.budget_s is not None:
         share = progress.spent / progress.budget if progress.budget > 0 else 1.0
         return f"{duration(share * progress.budget_s)} of {duration(progress.budget_s)}"
-    return f"{progress.spent:.1f} of {progress.budget:.3g} runs"
+    return f"{progress.spent:.1f} of {progress.budget:.3g} reference runs"
 
 
 def learned_line(study: str, batch_size: int, learning_rate: float) -> str:

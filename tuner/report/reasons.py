@@ -53,6 +53,8 @@ _CAUTIONS: dict[CautionCode, str] = {
 _NO_ADVICE = tuple(
     _CAUTIONS[code].partition("{")[0] for code in ("one_loss", "rate_ignored", "nothing_learned", "diverged")
 )
+PAST_THE_END = "past the end of a full run"
+"""Of seconds that no run has taken: the curve is taken to go on as it does near its end."""
 _LIMITS = "; memory"
 """Between the reason of a recommendation and what limits its batch."""
 
@@ -73,7 +75,8 @@ def reason_text(reason: Reason) -> str:
         if reason.seconds_to_target is None:
             said = said.replace("to reach", "to come nearest in its time to").replace(" first of", " of")
         else:
-            said += f", after {duration(reason.seconds_to_target)}"
+            seconds = duration(reason.seconds_to_target)
+            said += f", after about {seconds}, {PAST_THE_END}" if reason.past_end else f", after {seconds}"
     if reason.n_tied:
         with_whom = "the other" if reason.n_compared == 2 else f"{reason.n_tied} of them"
         said += f", a tie with {with_whom} within the noise of seeds"

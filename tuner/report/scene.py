@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from ..core.probe_results import Attempt
 from ..core.results import Recommendation, TrialRecord
+from . import wording
 from .answer import interval_text
 from .trials import outcome, reached
-from .units import duration, gib, number
+from .units import duration, gib, given_params, number
 from .view import Column, View, even, said, tabled
 
 if TYPE_CHECKING:
@@ -118,8 +119,9 @@ def _best(scene: Scene, width: int) -> list[Text]:
     loss = "no full run yet"
     if best.val_loss.mean is not None:
         loss = f"loss {even([best.val_loss.mean])[0]} ({interval_text(best.val_loss) or 'no interval'})"
-    verified = "verified" if best.verified else "not verified yet"
-    line = f"best so far: batch {best.global_batch_size}, lr {best.learning_rate:.3g}, {loss}, {verified}"
+    own = f", {given_params(best.params, ', ')}" if best.params else ""
+    setting = f"batch {best.global_batch_size}, lr {best.learning_rate:.3g}{own}"
+    line = f"best so far: {setting}, {loss}, {wording.confirmed(best)}"
     return [_clipped(said(line, style="bold green" if best.verified else "bold"), width)]
 
 

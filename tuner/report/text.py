@@ -149,10 +149,10 @@ def search_text(
     view = view or View()
     head = laid_out(answer(result, view, verbose=verbose), view)
     paste = [] if no_advice(result.recommendation.warnings) else paste_lines(result, facts, width=view.width)
-    most = max(3, SCREEN - 6 - head.count("\n") - len(paste))
+    most = max(2, SCREEN - 6 - head.count("\n") - len(paste))
     parts = [head, laid_out(frontier_table(result, view, most=most, verbose=verbose), view)]
     if verbose:
-        parts += [laid_out(part, view) for part in (details(result), trials_table(result.records, view))]
+        parts += [laid_out(part, view) for part in (details(result, facts), trials_table(result.records, view))]
     return "\n\n".join([part for part in parts if part] + ([] if not paste else ["\n".join(paste)]))
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.plain_text import one_line, printable
+
+if TYPE_CHECKING:
+    from ..core.results import Candidate, TrialRecord
+
+REFERENCE_RUN = "a full run at the smallest batch that reaches half of the top speed"
+"""The unit of a budget, in words."""
 
 
 def gib(n_bytes: float | None) -> str:
@@ -46,11 +52,6 @@ def per_second(samples_per_s: float) -> str:
     return f"{samples_per_s:,.0f} samples/s" if samples_per_s >= 100 else f"{samples_per_s:.3g} samples/s"
 
 
-def full_runs(n: float) -> str:
-    """Return an amount of training for people: `1 full run`, `2.5 full runs`."""
-    return f"{n:.3g} full run{'' if n == 1 else 's'}"
-
-
 def plain_row(text: str) -> str:
     """Return a line with its columns, whatever was put into it, as one line that is harmless."""
     return printable(text.replace("\n", " ").replace("\t", " "))
@@ -69,3 +70,9 @@ def given_params(params: Mapping[str, Any], between: str) -> str:
 def number(value: float | None) -> str:
     """Return a number with four significant digits, or `-`."""
     return "-" if value is None else f"{value:.4g}"
+
+
+def setting_text(setting: Candidate | TrialRecord) -> str:
+    """Return a setting, with the user's own dimensions."""
+    extra = f", {given_params(setting.params, ', ')}" if setting.params else ""
+    return f"batch {setting.global_batch_size}, lr {setting.learning_rate:.3g}{extra}"

@@ -47,6 +47,7 @@ def choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> tu
         target=evidence.target,
         seconds_to_target=chosen.seconds_to_target,
         limits=_limits(evidence),
+        past_end=(chosen.samples_to_target or 0.0) > evidence.context.rungs.full_samples,
     )
     return chosen, reason
 

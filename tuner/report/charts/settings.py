@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...core.results import Candidate, SearchResult
+from ..units import given_params, setting_text
 from .frame import BLUE, GREY, HEIGHT, PURPLE, Row, candidates, loss_scale, positive, rows
 
 
@@ -61,6 +62,7 @@ def _setting_row(each: Candidate) -> Row | None:
     return {
         "batch": each.global_batch_size,
         "rate": each.learning_rate,
+        "own": given_params(each.params, ", ") or None,
         "loss": loss.mean,
         "low": loss.low,
         "high": loss.high,
@@ -78,6 +80,7 @@ def _tooltip() -> list[Any]:
     return [
         altair.Tooltip("batch:Q", title="batch"),
         altair.Tooltip("rate:Q", title="learning rate", format=".3g"),
+        altair.Tooltip("own:N", title="and"),
         altair.Tooltip("loss:Q", title="loss", format=".4g"),
         altair.Tooltip("low:Q", title="90 % from", format=".4g"),
         altair.Tooltip("high:Q", title="90 % to", format=".4g"),
@@ -94,7 +97,7 @@ def confirmations(result: SearchResult) -> Any:
     runs: list[Row] = [
         {
             "trial": record.number,
-            "setting": f"batch {record.global_batch_size}, lr {record.learning_rate:.3g}",
+            "setting": setting_text(record),
             "loss": record.val_loss,
             "seed": record.seed,
         }
@@ -107,9 +110,7 @@ def confirmations(result: SearchResult) -> Any:
     spreads: list[Row] = [
         {"setting": setting, "low": each.val_loss.low, "high": each.val_loss.high}
         for each in candidates(result)
-        if (setting := f"batch {each.global_batch_size}, lr {each.learning_rate:.3g}") in ran
-        and each.val_loss.low is not None
-        and each.val_loss.high is not None
+        if (setting := setting_text(each)) in ran and each.val_loss.low is not None and each.val_loss.high is not None
     ]
     ends = [row["loss"] for row in runs] + [row[end] for row in spreads for end in ("low", "high")]
     x = altair.X("loss:Q", title="validation loss", scale=loss_scale(ends), axis=altair.Axis(tickCount=5, format="~g"))

@@ -1,0 +1,261 @@
+"""The facts of an answer in words, in one place: terminal, page, card and notebook say them alike.
+
+A function returns a phrase or a sentence about one fact. How much of that is shown, and where, is up to who calls.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import NamedTuple
+
+from ..core.plain_text import one_line
+from ..core.results import Candidate, Comparison, LossEstimate, Recommendation, SearchResult
+from .charts.frame import candidates
+from .reasons import PAST_THE_END, no_advice
+from .units import duration, number, setting_text
+from .view import even
+
+_ENDS = {
+    "interrupted": "not finished",
+    "converged": "no other run was worth it",
+    "budget": "the budget is used up",
+    "timeout": "ended by timeout",
+    "n_trials": "ended by n_trials",
+}
+
+
+def title(best: Recommendation) -> str:
+    """Return what to train with; what is not confirmed is the best so far, or no advice where nothing was learned."""
+    batch, rate = best.global_batch_size, f"{best.learning_rate:.3g}"
+    if no_advice(best.warnings) is not None:
+        return f"Nothing to train with yet (best: batch {batch}, lr {rate})"
+    if best.verified:
+        return f"Train with batch {batch} and learning rate {rate}"
+    return f"Best so far: batch {batch}, learning rate {rate}"
+
+
+def confirmed(best: Recommendation) -> str:
+    """Return on how many fresh seeds the answer was run to its end."""
+    if not best.verified:
+        return "not confirmed yet"
+    return f"confirmed by {_runs(best.val_loss.n_seeds)}"
+
+
+def _runs(n: int) -> str:
+    return "one run" if n == 1 else f"{n} runs"
+
+
+def split_text(best: Recommendation, times: str = "x") -> str:
+    """Return how a step is made of micro-batches."""
+    steps = f"{best.accumulation_steps} accumulation step{'s' if best.accumulation_steps != 1 else ''}"
+    devices = f"{best.world_size} device{'s' if best.world_size != 1 else ''}"
+    return f"micro-batch {best.micro_batch_size} {times} {steps} {times} {devices}"
+
+
+# --- how soon -----------------------------------------------------------------------------------------------------
+
+
+def past_end(result: SearchResult, setting: Candidate | Recommendation) -> bool:
+    """Tell whether the samples to the target of a setting are more than its runs have trained."""
+    longest = max((record.end_samples or record.samples for record in result.records), default=0)
+    return setting.samples_to_target is not None and 0 < longest < setting.samples_to_target
+
+
+def to_target(result: SearchResult, setting: Candidate | Recommendation) -> str:
+    """Return the seconds to the target; where no run of the setting came so far, it is said that they are foreseen."""
+    seconds = duration(setting.seconds_to_target)
+    return f"about {seconds}, {PAST_THE_END}" if past_end(result, setting) else seconds
+
+
+def times_sooner(factor: float) -> str:
+    """Return by what factor something is sooner, in two digits; next to 1 there is none.
+
+    Example:
+        >>> times_sooner(3.12), times_sooner(0.5), times_sooner(1.02)
+        ('3.1 times sooner', '2 times later', 'as soon')
+    """
+    if 0.95 <= factor <= 1.05:
+        return "as soon"
+    return f"{factor:.2g} times sooner" if factor > 1 else f"{1 / factor:.2g} times later"
+
+
+def loss_change(ratio: float) -> str:
+    """Return how one loss compares with another.
+
+    Example:
+        >>> loss_change(0.9), loss_change(1.25), loss_change(1.001)
+        ('10.0% lower', '25.0% higher', 'the same')
+    """
+    if abs(ratio - 1) < 0.005:
+        return "the same"
+    return f"{abs(ratio - 1):.1%} {'lower' if ratio < 1 else 'higher'}"
+
+
+class Compared(NamedTuple):
+    """How the answer compares with the user's setting or with batch 32, by all that is known of both."""
+
+    short: str
+    whole: str
+    loss: str
+    """At the end of a full run, where `whole` is of the time."""
+
+
+def compared(result: SearchResult, each: Comparison) -> Compared | None:
+    """Return how the answer compares; None where neither time nor loss is known."""
+    name, factor, ratio = one_line(each.name, 60), each.times_sooner, each.loss_ratio
+    setting = setting_text(each.setting)
+    if name.startswith("batch"):
+        setting = setting.partition(", ")[2]
+    other = f"{name} ({setting}{'' if each.setting.val_loss.n_seeds else ', not run to its end'})"
+    loss = None if ratio is None else f"loss {loss_change(ratio)}"
+    if result.goal == "time" and factor is not None and factor > 0:
+        how = times_sooner(factor)
+        than = "as" if how == "as soon" else "than"
+        end = "" if loss is None else f"{loss} at the end of a full run"
+        return Compared(f"{_first_upper(how)} {than} {name}", f"expected at the target {how} {than} {other}", end)
+    if loss is None:
+        return None
+    than = "as" if loss.endswith("same") else "than"
+    took = "" if not factor else f"; a full run takes {1 / factor:.0%} of its time"
+    return Compared(f"{_first_upper(loss)} {than} {name}", f"expected {loss} {than} {other}{took}", "")
+
+
+def _first_upper(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+# --- why not larger -----------------------------------------------------------------------------------------------
+
+
+def larger(result: SearchResult) -> tuple[str, str]:
+    """Return why the batch is not larger, and how the best of the larger ones did that were run to the end."""
+    best = result.recommendation
+    batch, goal = best.global_batch_size, result.goal
+    ran = [each for each in candidates(result) if each.global_batch_size > batch and each.val_loss.mean is not None]
+    tried = [record.global_batch_size for record in result.records]
+    if tried and batch >= max(tried):
+        return f"{batch} is the largest that was tried", ""
+    if not ran:
+        return "No larger batch has been run to its end", ""
+    timed = [each for each in ran if each.seconds_to_target is not None]
+    lowest = min(ran, key=lambda each: each.val_loss.mean or 0.0)
+    ended = f"batch {lowest.global_batch_size} ended at a loss of {number(lowest.val_loss.mean)}"
+    if goal != "time" or best.seconds_to_target is None:
+        short = {"loss": "Larger batches end no lower", "largest": "Larger batches end higher"}
+        return short.get(goal, "Not known yet"), ended
+    if not timed:
+        return "No larger batch has come near the target", ended
+    first = min(timed, key=lambda each: each.seconds_to_target or 0.0)
+    if (first.seconds_to_target or 0.0) < best.seconds_to_target:
+        short_said = "A larger batch may be sooner"
+    elif best.batch_interval and best.batch_interval[-1] > batch:
+        short_said = "Larger ones may be as good; none was sooner"
+    else:
+        short_said = "Larger batches reach the target later"
+    reached = f"batch {first.global_batch_size} is expected at the target after {to_target(result, first)}"
+    return short_said, f"{reached}; this one after {to_target(result, best)}"
+
+
+class Limit(NamedTuple):
+    """What one of memory, hardware and gradient noise says of the batch size."""
+
+    name: str
+    short: str
+    sentence: str
+
+
+def limits(result: SearchResult) -> list[Limit]:
+    """Return what memory, hardware and gradient noise each point to; what was not measured is left out."""
+    known, found, answer = result.limits, [], result.batch_answer
+    if known.memory is not None:
+        more = " or more" if result.probe is not None and result.probe.limited_by != "memory" else ""
+        fits = f"{known.memory}{more}"
+        least = result.recommendation.global_batch_size < known.memory
+        said = f"Memory is not the limit: {fits} fit." if least else f"Memory fits {fits} at once."
+        found.append(Limit("memory", f"memory {fits}", said))
+    if known.hardware is not None:
+        at = f"{known.hardware:.0f}" if known.hardware >= 1 else "below 1"
+        said = f"The hardware reaches half of its top speed at batch {at}; beyond it, gains shrink."
+        found.append(Limit("hardware", f"half of top speed {at}", said))
+    at_least = None if answer is None else answer.noise_scale_low
+    if known.noise is not None:
+        low, high = (None, None) if answer is None else (answer.b_crit_low, answer.b_crit_high)
+        ends = "" if low is None else f" ({low:.0f} or more)" if high is None else f" ({low:.0f} to {high:.0f})"
+        said = f"At batch {known.noise:.0f}{ends} training needs twice as many samples as at very small batches."
+        found.append(Limit("noise", f"twice the samples {known.noise:.0f}", said))
+    elif at_least is not None:
+        said = f"At batch {at_least:.0f} or above, training needs twice as many samples as at very small batches."
+        found.append(Limit("noise", f"twice the samples {at_least:.0f} or above", said))
+    return found
+
+
+# --- how sure -----------------------------------------------------------------------------------------------------
+
+
+def measured_loss(best: Recommendation) -> str:
+    """Return the loss, and in what runs it was measured."""
+    loss = best.val_loss
+    if loss.n_seeds == 0 or loss.mean is None:
+        return "no full run yet: chosen by the beginnings of runs"
+    spread = "" if loss.sd is None else f" ± {loss.sd:.2g}"
+    runs = _runs(loss.n_seeds)
+    if best.verified:
+        runs = "one fresh run" if loss.n_seeds == 1 else f"{loss.n_seeds} fresh runs"
+    elif loss.n_seeds == 1 and no_advice(best.warnings) is None:
+        runs = "the run it was chosen by, so likely too low"
+    return f"{even([loss.mean])[0]}{spread} in {runs}"
+
+
+def new_runs(best: Recommendation) -> str:
+    """Return where new runs end; nothing where no interval is known."""
+    loss = best.val_loss
+    if loss.low is None or loss.high is None:
+        return ""
+    return "9 of 10 new runs end at {} to {}".format(*even([loss.low, loss.high]))
+
+
+def chance(result: SearchResult) -> str:
+    """Return how many new runs reach the target; nothing where that is not known, or not the goal."""
+    many = reached_by(result.recommendation.val_loss, result.target) if result.goal == "time" else None
+    return "" if many is None else f"{many} new runs end at or below the target"
+
+
+def reached_by(loss: LossEstimate, target: float | None) -> str | None:
+    """Return how many of new full runs end at or below a loss, by the interval of such runs; None where it is unknown.
+
+    Example:
+        >>> reached_by(LossEstimate(0.0354, None, 1, 0.0288, 0.0435), 0.03935)
+        'about 8 of 10'
+    """
+    if loss.low is None or loss.high is None or loss.mean is None or target is None or loss.low >= loss.high:
+        return None
+    scale = math.log if loss.low > 0 and target > 0 else float
+    middle, half = scale(loss.mean), (scale(loss.high) - scale(loss.low)) / 2
+    tenths = round(10 * NormalDist().cdf(1.645 * (scale(target) - middle) / half))
+    return {0: "hardly any", 10: "nearly all"}.get(tenths, f"about {tenths} of 10")
+
+
+def as_good(best: Recommendation) -> str:
+    """Return which other batch sizes may be as good; nothing where that is not known."""
+    if not best.batch_interval:
+        return ""
+    low, high = best.batch_interval[0], best.batch_interval[-1]
+    if low == high:
+        return "No other batch size that was run is as good."
+    return f"Batch sizes {low} to {high} may be as good: the runs do not tell them apart for certain."
+
+
+# --- what it cost -------------------------------------------------------------------------------------------------
+
+
+def spent_text(result: SearchResult) -> str:
+    """Return what the search has trained."""
+    spent, n = result.spent, len(result.records)
+    trained = f"{duration(spent.seconds)} of training" if spent.seconds else f"{spent.samples:,} samples of training"
+    return f"{trained} in {n:,} trial{'s' if n != 1 else ''}"
+
+
+def why_ended(result: SearchResult) -> str:
+    """Return why the search has ended."""
+    return _ENDS.get(result.stopped_by, f"ended by {result.stopped_by}")
