@@ -5,6 +5,7 @@
 - `command_line`: A command with places for what a trial sets.
 - `command_run`: One run of a command, read while it runs, and ended with all that it has started.
 - `data`: Data sets as bstune wants them: checked, streamed without end in full batches, and moved to the device.
+- `examination`: A model looked at while it trains, without changing anything.
 - `fingerprint`: What an objective's code is, as a hash, and which family its optimizer belongs to.
 - `gradient_noise`: Gradient noise of a model in training, measured so that training goes on bit for bit as if nothing
   had happened.
@@ -13,6 +14,11 @@
 - `load`: A reference to an objective in a file or module; the file is executed only in workers.
 - `longest`: Which samples are the longest: a probe measures with them, so that its answer holds in whatever order they
   come.
+- `look_at_curvature`: The largest eigenvalue of the Hessian.
+- `look_at_gradients`: How gradients scatter, agree with new data, and differ between layers.
+- `look_at_norms`: How far the statistics of BatchNorm are off.
+- `look_at_structure`: What a model is made of.
+- `look_at_training`: Short trainings that answer one question each.
 - `loop`: The user's own training loop as an objective.
 - `metric_lines`: Losses in what a training script prints.
 - `reporting`: `bstune.report`, one line in a script of the user's.

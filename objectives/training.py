@@ -80,7 +80,7 @@ class TrainingRun:
         self.optimizer = objective.build_optimizer(self.model, learning_rate, params)
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._scaler = torch.amp.GradScaler("cuda") if objective.precision == "fp16" and self.cuda else None
-        self._last_loss: torch.Tensor | None = None
+        self.last_loss: torch.Tensor | None = None
         self.wait_s = 0.0
         """Seconds spent waiting for training batches."""
         self.model.train()
@@ -127,10 +127,10 @@ class TrainingRun:
         self.steps += 1
         self.samples += self._micro_batch_size * self.accumulation_steps
 
-    def hold_batch(self) -> None:
-        """Train on one batch from here on, already loaded."""
-        batch = next(self._batches)
-        self._batches = itertools.repeat(batch)
+    def hold_batch(self, batch: Any = None) -> None:
+        """Train on one batch from here on, already loaded: this one, or the next of the stream."""
+        held = next(self._batches) if batch is None else batch
+        self._batches = itertools.repeat(held)
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was asked to."""
@@ -139,16 +139,17 @@ class TrainingRun:
 
             torch.cuda.synchronize(self.device)
 
-    def _training_loss(self, batch: Any) -> torch.Tensor:
+    def training_loss(self, batch: Any, *, needs_grad: bool = True) -> torch.Tensor:
+        """Return the training loss of a batch that is on the device."""
         with self._autocast():
             loss: torch.Tensor = self.objective.training_step(self.model, batch)
-        check_loss(loss, "training_step", needs_grad=True)
+        check_loss(loss, "training_step", needs_grad=needs_grad)
         return loss
 
     def _backward(self, batch: Any) -> None:
-        loss = self._training_loss(batch).reshape(()) / self.accumulation_steps
+        loss = self.training_loss(batch).reshape(()) / self.accumulation_steps
         (self._scaler.scale(loss) if self._scaler else loss).backward()
-        self._last_loss = loss.detach()
+        self.last_loss = loss.detach()
 
     def _set_learning_rate(self) -> None:
         if self.horizon_samples is None:
@@ -159,24 +160,24 @@ class TrainingRun:
 
     def loss_is_finite(self) -> bool:
         """Tell whether the last training loss is a number; on a GPU only every few steps, since each look waits."""
-        if self._last_loss is None or (self.cuda and self.steps % FINITE_CHECK_STEPS):
+        if self.last_loss is None or (self.cuda and self.steps % FINITE_CHECK_STEPS):
             return True
-        return bool(self._last_loss.isfinite())
+        return bool(self.last_loss.isfinite())
 
     def validate(self, eval_batch_size: int) -> dict[str, float]:
         """Return the mean loss (key `val_loss`) and metrics over all validation data, weighted by samples."""
         total, sums = 0, dict.fromkeys(("val_loss", *self.objective.metrics), 0.0)
-        for n_samples, batch in self._validation(eval_batch_size):
+        for n_samples, batch in self.validation(eval_batch_size):
             total += n_samples
-            for name, value in self._validate_batch(batch).items():
+            for name, value in self.validate_batch(batch).items():
                 sums[name] += n_samples * value
         self.model.train()
         return {name: value / total for name, value in sums.items()}
 
     def validate_once(self, eval_batch_size: int) -> int:
         """Run one validation batch, as the probe wants it; return its size."""
-        for n_samples, batch in self._validation(eval_batch_size):
-            self._validate_batch(batch)
+        for n_samples, batch in self.validation(eval_batch_size):
+            self.validate_batch(batch)
             self.model.train()
             return n_samples
         raise AssertionError("validation data is never empty")
@@ -194,10 +195,11 @@ class TrainingRun:
         )
         batches = (to_device(batch, self.device) for batch in drawn)
         return measure_noise(
-            self.model, self._training_loss, batches, noise, at_samples=self.samples, population=len(data), scale=scale
+            self.model, self.training_loss, batches, noise, at_samples=self.samples, population=len(data), scale=scale
         )
 
-    def _validation(self, eval_batch_size: int) -> Iterator[tuple[int, Any]]:
+    def validation(self, eval_batch_size: int) -> Iterator[tuple[int, Any]]:
+        """Yield (samples, batch) over the validation data, with the model in evaluation mode."""
         self.model.eval()
         objective = self.objective
         return validation_batches(
@@ -208,7 +210,8 @@ class TrainingRun:
             pin_memory=self.cuda,
         )
 
-    def _validate_batch(self, batch: Any) -> dict[str, float]:
+    def validate_batch(self, batch: Any) -> dict[str, float]:
+        """Return the loss (key `val_loss`) and metrics of one validation batch."""
         import torch
 
         batch = to_device(batch, self.device)

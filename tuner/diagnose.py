@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -12,14 +13,15 @@ from .core.checks import Checks
 from .core.diagnosis import Diagnosis
 from .core.errors import NoSignalError
 from .core.probe_results import Attempt, ProbeResult
-from .diagnosis.claims import chosen, judged
+from .diagnosis.claims import Claim, chosen, judged
 from .diagnosis.kept import keep
 from .diagnosis.known import Known
+from .diagnosis.measured import cost_of, measure
 from .probing.run import run_probe
 from .studies.catalog import make_study, own_study, probe_key, touch
 from .studies.naming import objective_identity, study_name
 from .studies.spec_json import decode_facts, decode_plan
-from .studies.storage import open_storage
+from .studies.storage import NoStudiesError, open_storage, read_storage
 from .studies.study import Study, intact
 from .workers.fork_server import Host
 from .workers.resolve import check_objective
@@ -32,6 +34,7 @@ def diagnose(
     objective: Any,
     *,
     only: Iterable[str] | None = None,
+    budget: float = 2.0,
     study: str | None = None,
     storage: str | None = None,
     device: str = "auto",
@@ -42,16 +45,19 @@ def diagnose(
 ) -> Diagnosis:
     """Say which claims about batch size and learning rate hold for a model, and what to do.
 
-    What a probe and a search have recorded is not run again. Without a probe one is made first.
+    What a probe and a search have recorded is not run again. Without a probe one is made first. What must be measured
+    on the model is, in worker processes, on fresh models that are then forgotten.
 
     Args:
         objective: A `Supervised`, a function under `@bstune.objective`, a `Command`, or what `bstune.load` returns.
         only: Names of findings; by default all. `bstune diagnose --list` shows them.
+        budget: Reference runs of training that may be spent (a full run at the smallest batch of half the peak speed);
+            0 for none. The probe, and looks at the model beside its training, do not count.
         study: Name of the study; by default the objective's own.
         storage: Where it is kept; by default `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads; by default those of the study's probe.
-        seed: Of model and data in a probe.
+        seed: Of model and data.
         on_attempt: Called with each attempt of a probe.
         on_note: Called with what was decided on the way, in words.
 
@@ -68,7 +74,8 @@ def diagnose(
     checks.study(study)
     for name, text in (("device", device), ("storage", storage)):
         checks.text(name, text)
-    checks.integer("seed", seed, 0, MOST_SEED)
+    checks.integer("seed", seed, 0, MOST_SEED - 10)
+    checks.real("budget", budget, lambda x: 0 <= x <= 1e9, "reference runs, 0 or more")
     n_threads = checks.integer_or_auto("threads", threads, MOST_THREADS)
     checks.done()
     claims = chosen(only)
@@ -84,21 +91,79 @@ def diagnose(
         kept = found or make_study(opened, name)
         known = stored(kept, host.facts)
         warnings = list(_warnings(kept, host.facts, known))
-        probed_s = 0.0
-        if known.probe is None and host.facts.kind != "command" and any("probe" in claim.needs for claim in claims):
+        if known.probe is None and _needs_probe(claims, host.facts):
             known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
-            probed_s = time.monotonic() - began_s
+        trained = 0.0
+        wanted = _measurements(claims, known)
+        if wanted and host.facts.kind == "supervised":
+            if host.chooses_threads and known.probe is not None and known.probe.device.threads:
+                host.use_threads(known.probe.device.threads)
+            known, trained = measure(wanted, known, host, budget=budget, seed=seed, on_note=on_note or _silent)
         result = Diagnosis(
             findings=judged(claims, known),
             study=name,
             device=host.device_info.name,
-            seconds=probed_s,
+            seconds=time.monotonic() - began_s if trained or wanted else 0.0,
+            reference_runs=trained,
             warnings=tuple(warnings),
         )
         keep(kept, result.findings)
         kept.set(identity=identity)
         touch(kept)
     return result
+
+
+def _needs_probe(claims: Iterable[Claim], facts: Facts) -> bool:
+    """Tell whether a probe is of use: for claims about the device, and to know what fits and what it costs."""
+    measured = facts.kind == "supervised"
+    return facts.kind != "command" and any(
+        "probe" in claim.needs or (measured and claim.measurement is not None) for claim in claims
+    )
+
+
+def _silent(text: str) -> None:
+    """Say nothing."""
+
+
+def _measurements(claims: Iterable[Claim], known: Known) -> list[str]:
+    """Return what must be measured for claims of which the record does not tell."""
+    open_claims = [claim for claim in claims if claim.measurement is not None]
+    verdicts = {finding.name: finding.verdict for finding in judged(open_claims, known)}
+    wanted = [claim.measurement for claim in open_claims if verdicts[claim.name] == "cannot tell"]
+    return list(dict.fromkeys(name for name in wanted if name is not None))
+
+
+def costs(
+    objective: Any = None, *, only: Iterable[str] | None = None, study: str | None = None, storage: str | None = None
+) -> list[tuple[str, str, float | None]]:
+    """Return each finding's name and claim, and the seconds that it is expected to take; nothing is run.
+
+    Args:
+        objective: Whose study has a probe, by which seconds are known; None: what is measured has no known cost.
+        only: Names of findings; by default all.
+        study: Name of the study; by default the objective's own.
+        storage: Where it is kept.
+
+    Raises:
+        ArgumentError: There is no such finding.
+        ObjectiveError: The objective cannot be loaded.
+        StudyError: The study cannot be read.
+    """
+    claims = chosen(only)
+    known = Known()
+    if objective is not None:
+        objective = check_objective(objective)
+        with Host(objective, device="cpu") as host:
+            known = Known(host.facts)
+            with contextlib.suppress(NoStudiesError), read_storage(storage) as opened:
+                name = study_name(study, objective, host.facts)
+                _, found = own_study(opened, name, objective_identity(objective), named=study is not None)
+                known = known if found is None else stored(found, host.facts)
+    wanted = _measurements(claims, known)
+    return [
+        (claim.name, claim.text, 0.0 if claim.measurement not in wanted else cost_of(str(claim.measurement), known))
+        for claim in claims
+    ]
 
 
 def stored(study: Study, facts: Facts | None = None) -> Known:

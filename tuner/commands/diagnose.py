@@ -37,7 +37,18 @@ class Names(click.ParamType):  # type: ignore[type-arg]  # Generic in newer rele
 )
 @click.argument("model", required=False)
 @click.option("--only", type=Names(), help="Findings to look at, by name.  [default: all]")
-@click.option("--list", "lists", is_flag=True, help="Show all findings with what each of them costs, and run nothing.")
+@click.option(
+    "--budget",
+    type=float,
+    default=2.0,
+    help="Reference runs of training that may be spent on measurements; 0 for none.",
+)
+@click.option(
+    "--list",
+    "lists",
+    is_flag=True,
+    help="Show all findings with the seconds that each costs (MODEL: by its probe); nothing is run.",
+)
 @device_option
 @threads_option
 @click.option("--seed", type=int, default=0, help="Seed of model and data.")
@@ -50,7 +61,8 @@ def diagnose_command(ctx: click.Context, /, model: str | None, lists: bool, as_j
     """Say which claims about batch size and learning rate hold for your model, and what to do.
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`. What a probe and a search have
-    recorded is not run again: search first, and most findings cost nothing. In place of MODEL a COMMAND after `--` runs
+    recorded is not run again: search first, and most findings cost nothing. What is left is measured on fresh models of
+    yours, in worker processes. In place of MODEL a COMMAND after `--` runs
     a script as it is.
     """
     from ...objectives.load import load
@@ -61,7 +73,7 @@ def diagnose_command(ctx: click.Context, /, model: str | None, lists: bool, as_j
 
     command = command_of(ctx, model, options)
     if lists:
-        _list(options)
+        _list(None if command or model is None else load(str(model)), options)
         return
     if model is None and command is None:
         raise click.UsageError("Missing argument 'MODEL': expected model.py, or -- COMMAND...")
@@ -79,8 +91,11 @@ def diagnose_command(ctx: click.Context, /, model: str | None, lists: bool, as_j
     print_answer(text, as_json=as_json, styled=view.colour, kept=kept)
 
 
-def _list(options: dict[str, Any]) -> None:
-    from ..diagnosis.claims import chosen
+def _list(objective: Any, options: dict[str, Any]) -> None:
+    from ..diagnose import costs
     from ..report.diagnosis_text import claims_text
+    from ..report.view import view_of
 
-    print_answer(claims_text([(claim.name, claim.text, 0.0) for claim in chosen(options["only"])]))
+    view = view_of(sys.stdout)
+    rows = costs(objective, **{name: options[name] for name in ("only", "study", "storage")})
+    print_answer(claims_text(rows, view), styled=view.colour)

@@ -5,6 +5,10 @@
 - `kept`: Findings that a study keeps.
 - `known`: What a finding may rest on.
 - `learning_rate`: Claims about the learning rate and how it moves with the batch, from the trials.
+- `measured`: Measurements on the model itself: what each costs, and making them.
+- `model`: Claims about what the model is made of: BatchNorm, curvature, layers, pretrained weights.
+- `noise`: Claims about gradient noise.
 - `outcome`: Claims about what comes out, from the trials.
 - `tables`: Losses of settings at equal samples, and arithmetic on such tables.
+- `trained`: Claims that take some training to judge.
 """

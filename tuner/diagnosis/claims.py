@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..core.diagnosis import Finding
 from ..core.errors import ArgumentError
-from . import hardware, learning_rate, outcome
+from . import hardware, learning_rate, model, noise, outcome, trained
 from .known import Known, Ruling, unknown
 
 Need = Literal["facts", "probe", "search"]
@@ -26,6 +26,8 @@ class Claim:
     """What must be recorded, or nothing can be told."""
     measurement: str | None = None
     """What must be measured on the model; None where the record is enough."""
+    recorded: bool = False
+    """A search may have recorded it, so that nothing needs to be measured."""
 
 
 BLOG = "blogs on the batch size"
@@ -150,8 +152,155 @@ CLAIMS: tuple[Claim, ...] = (
         outcome.short_runs_tell,
         ("facts", "search"),
     ),
+    Claim(
+        "square-root-law",
+        "The error of a gradient falls with the square root of the batch.",
+        GOODFELLOW,
+        noise.square_root_law,
+        ("facts",),
+        "gradients",
+    ),
+    Claim(
+        "twice-is-half",
+        "Twice the batch needs half the steps.",
+        "McCandlish et al. 2018, arXiv:1812.06162",
+        noise.twice_is_half,
+        ("facts",),
+        "gradients",
+        recorded=True,
+    ),
+    Claim(
+        "noisy-loss",
+        "The loss of a single mini-batch says little: there are easy and hard ones.",
+        NG,
+        noise.noisy_loss,
+        ("facts",),
+        "gradients",
+    ),
+    Claim(
+        "only-a-sample",
+        "Even the full training set is only a sample: its gradient is not that of new data.",
+        ANSWER,
+        noise.only_a_sample,
+        ("facts",),
+        "agreement",
+    ),
+    Claim(
+        "curvature-limit",
+        "The learning rate is limited by the curvature of the loss.",
+        GOODFELLOW,
+        model.curvature_limit,
+        ("facts",),
+        "curvature",
+    ),
+    Claim(
+        "layers-differ",
+        "Layers need learning rates of their own (LARS, LAMB).",
+        "You et al. 2017, arXiv:1708.03888",
+        model.layers_differ,
+        ("facts",),
+        "layers",
+    ),
+    Claim(
+        "fine-tuning",
+        "Fine-tuning wants a low rate and a small batch.",
+        "Kandel and Castelli 2020, ICT Express 6",
+        model.fine_tuning,
+        ("facts",),
+        "structure",
+    ),
+    Claim(
+        "batch-norm-32",
+        "BatchNorm needs batches of 32 or more.",
+        "Wu and Johnson 2021, arXiv:2105.07576",
+        model.batch_norm_size,
+        ("facts",),
+        "batch_norm",
+    ),
+    Claim(
+        "running-statistics",
+        "BatchNorm's running statistics are right when it comes to evaluation.",
+        "assumed by most code; Wu and Johnson 2021",
+        model.running_statistics,
+        ("facts",),
+        "running_statistics",
+    ),
+    Claim(
+        "last-batch",
+        "The last, smaller batch of an epoch does no harm.",
+        "assumed by most code",
+        model.last_batch,
+        ("facts",),
+        "structure",
+    ),
+    Claim(
+        "bias-before-norm",
+        "A bias right before BatchNorm has no effect.",
+        "Ioffe and Szegedy 2015, arXiv:1502.03167",
+        model.bias_before_norm,
+        ("facts",),
+        "structure",
+    ),
+    Claim("norm-on-output", "No BatchNorm on the output layer.", BLOG, model.norm_on_output, ("facts",), "structure"),
+    Claim("powers-of-two", "Batch sizes should be powers of two.", NG, trained.powers_of_two, ("probe",), "step_times"),
+    Claim(
+        "multiples-of-8",
+        "Batch sizes should be multiples of 8.",
+        "NVIDIA, Deep Learning Performance Guide",
+        trained.multiples_of_eight,
+        ("probe",),
+        "step_times",
+    ),
+    Claim(
+        "warm-up",
+        "Training needs a warm-up, or its start is unstable.",
+        GOYAL,
+        trained.warm_up,
+        ("facts",),
+        "early_losses",
+    ),
+    Claim(
+        "grow-the-batch",
+        "Do not decay the learning rate, grow the batch.",
+        "Smith et al. 2018, arXiv:1711.00489",
+        trained.grow_the_batch,
+        ("facts",),
+        "grown_batch",
+    ),
+    Claim(
+        "full-batch",
+        "With 2,000 samples or fewer, use all of them in each step.",
+        NG,
+        trained.full_batch,
+        ("facts",),
+        "at_full_batch",
+    ),
+    Claim(
+        "adam-or-sgd",
+        "Adam learns faster than SGD.",
+        BLOG,
+        outcome.adam_or_sgd,
+        ("facts",),
+    ),
+    Claim(
+        "sharp-minima",
+        "Large batches end in sharp minima, which generalise worse.",
+        KESKAR,
+        outcome.sharp_minima,
+        ("facts",),
+    ),
+    Claim(
+        "momentum-for-batch",
+        "More momentum does what a smaller batch would undo: keep the noise temperature.",
+        "Smith et al. 2018, arXiv:1711.00489",
+        outcome.momentum_for_batch,
+        ("facts",),
+    ),
 )
 NAMES = tuple(claim.name for claim in CLAIMS)
+OWN_LOOP = (
+    "bstune sees no model of a command, a framework's Trainer or a loop of your own; give it as a bstune.Supervised"
+)
 MISSING = {
     "facts": ("nothing is recorded of this objective", "Search first: bstune search MODEL"),
     "probe": ("no probe of this objective is recorded", "Probe it: bstune probe MODEL"),
@@ -184,6 +333,9 @@ def _ruling(claim: Claim, known: Known) -> Ruling:
     for need in claim.needs:
         if there[need] is None:
             return unknown(*MISSING[need])
+    seen = known.facts is None or known.facts.kind == "supervised"
+    if claim.measurement is not None and not claim.recorded and not seen:
+        return Ruling("not applicable", OWN_LOOP)
     return claim.judge(known)
 
 

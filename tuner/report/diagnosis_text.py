@@ -51,7 +51,8 @@ def _alike(found: Sequence[Finding]) -> list[list[Finding]]:
 
 
 def _claim(finding: Finding) -> Text:
-    text = said(f"{finding.name}: ", style="bold")
+    text = said(f"{finding.name}:", style="bold")
+    text.append(" ")
     text.append_text(said(finding.claim))
     return text
 
@@ -95,7 +96,9 @@ def _short(value: float) -> str:
 
 def _rows(finding: Finding) -> list[tuple[str, RenderableType]]:
     because = "because" if finding.verdict in ("cannot tell", "not applicable") else "found"
-    rows: list[tuple[str, RenderableType]] = [(because, said(_sentence(finding.found)))]
+    unclear = finding.verdict == "cannot tell" and finding.interval is not None
+    found = f"{finding.found}; that is too close, or too uncertain, to tell" if unclear else finding.found
+    rows: list[tuple[str, RenderableType]] = [(because, said(_sentence(found)))]
     if figure := measured(finding):
         rows.append(("figure", said(figure)))
     if finding.advice:
@@ -138,7 +141,13 @@ def claims_text(rows: Sequence[tuple[str, str, float | None]], view: View | None
         Column("cost", costs, 1),
         Column("claim", [text for _, text, _ in rows], 2, "left", wraps=True),
     ]
-    return laid_out([tabled(columns, view or View())], view or View())
+    parts: list[RenderableType] = [tabled(columns, view or View())]
+    if any(seconds is None for _, _, seconds in rows):
+        parts += [
+            said(""),
+            said("Unknown: name a MODEL that was probed. Looks on the way of one run share its training."),
+        ]
+    return laid_out(parts, view or View())
 
 
 def page_findings(findings: Sequence[Finding]) -> list[dict[str, str]]:

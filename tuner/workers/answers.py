@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..core.examination import Examined
 from ..core.plain_text import one_line, printable
 from ..core.trials import Facts, TrialReport, TrialSpec, Verdict
 from ..device.cuda import CudaFacts
@@ -33,6 +34,9 @@ FAR_PAST = 1_000_000
 MOST_MESSAGE, MOST_TRACEBACK, MOST_NAME, MOST_WARNINGS = 2_000, 20_000, 200, 20
 """Characters of an error's message, its traceback and its type; warnings of one measurement."""
 
+MOST_LOOKS = 1_000
+"""At a model, in one process."""
+
 
 class Listener:
     """Reads what one worker says, and refuses what it was not asked for."""
@@ -45,6 +49,7 @@ class Listener:
             messages.TryCuda: (CudaFacts,),
             messages.Measure: (messages.Measured,),
             messages.Train: (TrialReport, messages.Trained),
+            messages.Examine: (Examined,),
         }
         self.most_bytes = MOST_BYTES if isinstance(work, messages.Measure) else SMALL_BYTES
         self._expected = (*answers[type(work)], messages.Failure)
@@ -61,6 +66,8 @@ class Listener:
             assert self._trial is not None
             self._trial.check(answer)
             return answer
+        if isinstance(answer, Examined):
+            return _checked_examined(answer)
         _check_figures(answer, type(answer).__name__)
         if isinstance(answer, messages.Failure):
             return _tidied(answer) if self._trial is None else self._trial.failed(_tidied(answer))
@@ -163,6 +170,21 @@ def _checked_measured(measured: messages.Measured) -> messages.Measured:
         _check_trace(measured.trace)
     warnings = tuple(cut(one_line(text), MOST_MESSAGE) for text in notes.warnings[:MOST_WARNINGS])
     return dataclasses.replace(measured, notes=dataclasses.replace(notes, warnings=warnings))
+
+
+def _checked_examined(examined: Examined) -> Examined:
+    _check_figures((examined.samples, examined.seconds), "Examined")
+    looks = []
+    for look in examined.looks[:MOST_LOOKS]:
+        _check_figures((look.at_samples, look.seconds), "Look")
+        texts = {
+            one_line(name, MOST_NAME): tuple(one_line(text, MOST_NAME) for text in found)
+            for name, found in look.texts.items()
+        }
+        failed = None if look.failed is None else one_line(look.failed, MOST_MESSAGE)
+        name = one_line(look.measurement, MOST_NAME)
+        looks.append(dataclasses.replace(look, measurement=name, texts=texts, failed=failed))
+    return dataclasses.replace(examined, looks=tuple(looks))
 
 
 def _check_trace(trace: Trace) -> None:

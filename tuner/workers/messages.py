@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..core.examination import ExamineSpec
 from ..core.probe_results import Outcome
 from ..core.trials import MeasureNotes, MeasureSpec, TrialSpec, Verdict
 from ..device.meter import Reading
@@ -122,7 +123,14 @@ class Train:
     spec: TrialSpec
 
 
-Work = Describe | TryCuda | Measure | Train
+@dataclass(frozen=True)
+class Examine:
+    """Train a setting and look at the model on the way."""
+
+    spec: ExamineSpec
+
+
+Work = Describe | TryCuda | Measure | Train | Examine
 
 
 @dataclass(frozen=True)
@@ -181,4 +189,4 @@ class Failure:
 
 
 Answer = Any
-"""Facts, CudaFacts, Measured, Trained, TrialReport or Failure."""
+"""Facts, CudaFacts, Measured, Trained, TrialReport, Examined or Failure."""

@@ -23,7 +23,7 @@ import traceback
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from ...objectives.base import Objective, Trial
 from ..core.errors import BstuneError, ObjectiveError, TrialPruned
@@ -327,6 +327,8 @@ def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: lis
         if work.params and (try_params := getattr(objective, "try_params", None)) is not None:
             try_params(work.params)
         return facts
+    if isinstance(work, messages.Examine):
+        return _examine(work, objective, job.device)
     if isinstance(work, messages.TryCuda):
         return try_cuda(work.device)
     if isinstance(work, messages.Measure):
@@ -334,6 +336,14 @@ def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: lis
         measure = _measure_traced if work.traced else _measure
         return measure(work.spec, job.device, objective, meter[0])
     return _train(work.spec, job.device, objective, host)
+
+
+def _examine(work: messages.Examine, objective: Objective, device: str) -> messages.Answer:
+    from ...objectives.examination import examine
+
+    if getattr(objective, "kind", None) != "supervised":
+        raise ObjectiveError("bstune sees no model of this objective: expected a bstune.Supervised.")
+    return examine(cast(Any, objective), work.spec, device)
 
 
 def _measure(

@@ -1,0 +1,233 @@
+"""Findings from looks at a model, on problems whose answers are known: where a claim holds, and where not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from bstune.objectives.examination import LOOKS, examine
+from bstune.objectives.supervised import Supervised
+from bstune.tests.diagnosis.made import SEEDS, covers, finding
+from bstune.tests.diagnosis.problems import looked_at, normalised, quadratic, true_noise_scale
+from bstune.tuner.core.examination import ExamineSpec
+from bstune.tuner.diagnosis.claims import CLAIMS, judged
+from torch import nn
+from torch.utils.data import TensorDataset
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_gradient_noise_of_a_quadratic(seed: int) -> None:
+    """The law holds, and the noise scale is the true one; far above the batch twice of it halves the steps."""
+    noisy = looked_at(quadratic(curvature=1.0, noise=8.0), ["gradients"], seed=seed)
+    quiet = looked_at(quadratic(curvature=1.0, noise=0.3), ["gradients"], seed=seed)
+
+    assert finding("square-root-law", noisy).verdict == "holds"
+    assert covers(finding("square-root-law", noisy), -0.5)
+    assert finding("twice-is-half", noisy).verdict == "holds"
+    still = finding("twice-is-half", quiet)
+    assert still.verdict == "does not hold"
+    scale = true_noise_scale(curvature=1.0, noise=0.3)
+    assert still.figure == pytest.approx(100 * (1 + scale / 64) / (1 + scale / 32), rel=0.01)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_noise_of_a_loss(seed: int) -> None:
+    """The scatter of a batch's loss is that of its samples, over the root of their number."""
+    loud = finding("noisy-loss", looked_at(quadratic(curvature=0.1, noise=4.0), ["gradients"], seed=seed))
+    calm = finding("noisy-loss", looked_at(quadratic(curvature=0.1, noise=0.01), ["gradients"], seed=seed))
+
+    assert (loud.verdict, calm.verdict) == ("holds", "does not hold")
+    level = 10 + 0.05 * (1 + 39 / 10)
+    assert covers(loud, 100 * 4.0 * math.sqrt(40 / 32) / level)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whether_new_data_pull_the_same_way(seed: int) -> None:
+    """Validation samples with a slope of their own do not."""
+    apart = looked_at(quadratic(curvature=1.0, noise=0.1, shift=1.0), ["agreement"], seed=seed)
+    along = looked_at(quadratic(curvature=1.0, noise=0.1), ["agreement"], seed=seed)
+
+    # Through the validation step both see the same valley; the shift is in the samples.
+    assert finding("only-a-sample", apart).verdict == "holds"
+    assert finding("only-a-sample", along).verdict == "does not hold"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_curvature_of_a_quadratic(seed: int) -> None:
+    """2 / lambda is found, and a rate close to it is told from one far below."""
+    near = looked_at(quadratic(curvature=4.0, noise=0.1), ["curvature"], seed=seed, rate=0.45)
+    far = looked_at(quadratic(curvature=4.0, noise=0.1), ["curvature"], seed=seed, rate=0.01)
+
+    for known, rate, verdict in ((near, 0.45, "holds"), (far, 0.01, "does not hold")):
+        found = finding("curvature-limit", known)
+        assert found.verdict == verdict
+        assert found.figure == pytest.approx(rate / 0.5, rel=0.05)
+        assert covers(found, rate / 0.5)
+
+
+def test_what_the_curvature_says_of_adam() -> None:
+    """Nothing: its bound is another."""
+    known = looked_at(quadratic(curvature=4.0, noise=0.1, rate_family="adam"), ["curvature", "layers"])
+
+    assert finding("curvature-limit", known).verdict == "not applicable"
+    assert finding("layers-differ", known).verdict == "not applicable"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_statistics_of_batch_norm(seed: int) -> None:
+    """The mean of B images of P independent pixels is off by 1 / sqrt(B * P): 100 / P images are needed for 0.1."""
+    large = finding("batch-norm-32", looked_at(normalised(pixels=64), ["batch_norm"], seed=seed))
+    small = finding("batch-norm-32", looked_at(normalised(pixels=16, correlated=True), ["batch_norm"], seed=seed))
+
+    assert (large.verdict, small.verdict) == ("does not hold", "holds")
+    assert covers(large, 100 / 64)
+    assert covers(small, 100)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_running_statistics(seed: int) -> None:
+    """After two updates they are those of an untrained model; after many they are right."""
+    early = looked_at(normalised(pixels=16), ["running_statistics"], seed=seed, rate=1e-3, points=(64,))
+    later = looked_at(normalised(pixels=16), ["running_statistics"], seed=seed, rate=1e-3, points=(6400,))
+
+    assert finding("running-statistics", later).verdict == "holds"
+    assert finding("running-statistics", early).verdict in ("does not hold", "cannot tell")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_where_norms_stand(seed: int) -> None:
+    """A bias before one has no effect; one that comes last is seen."""
+    clean = looked_at(normalised(pixels=4, bias=False), ["structure"], seed=seed)
+    careless = looked_at(normalised(pixels=4, last=True), ["structure"], seed=seed)
+
+    assert finding("bias-before-norm", clean).verdict == "not applicable"
+    assert finding("norm-on-output", clean).verdict == "holds"
+    found = finding("bias-before-norm", careless)
+    assert (found.verdict, found.figure) == ("holds", 4 + 2)
+    assert finding("norm-on-output", careless).verdict == "does not hold"
+
+
+@pytest.mark.parametrize(("rest", "verdict"), [(0, "holds"), (1, "does not hold"), (4, "does not hold"), (20, "holds")])
+def test_the_last_batch(rest: int, verdict: str) -> None:
+    """A single sample cannot be normalised, and a few badly."""
+    known = looked_at(normalised(pixels=4), ["structure"])
+    assert known.facts is not None
+    known = dataclasses.replace(known, facts=dataclasses.replace(known.facts, n_samples=3200 + rest))
+
+    assert finding("last-batch", known).verdict == verdict
+
+
+def net() -> nn.Module:
+    """Dropout, a frozen layer, no BatchNorm."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def groups(parameters: Any, lr: float) -> torch.optim.Optimizer:
+    """Two groups of parameters with rates of their own."""
+    return torch.optim.SGD([{"params": [parameters[0]], "lr": lr / 10}, {"params": parameters[1:]}], lr)
+
+
+def dict_step(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The loss of a batch that is a dictionary."""
+    return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+
+class Dicts(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Samples that are dictionaries."""
+
+    def __len__(self) -> int:
+        """Return 256."""
+        return 256
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Return one sample, always the same."""
+        x = torch.randn(8, generator=torch.Generator().manual_seed(index))
+        return {"x": x, "y": (x[0] > 0).long()}
+
+
+def pretrained() -> nn.Module:
+    """The same weights each time."""
+    model = nn.Linear(8, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(16.0).reshape(2, 8) / 16)
+    return model
+
+
+@pytest.mark.parametrize("make", [net, pretrained, lambda: nn.Linear(8, 2)])
+def test_any_model_is_looked_at_or_the_reason_is_said(make: Any) -> None:
+    """Dropout, frozen layers, groups of parameters, dictionaries, nothing to normalise: a verdict each."""
+    objective = Supervised(
+        model=make, train_data=Dicts(), val_data=Dicts(), training_step=dict_step, optimizer=groups, epochs=10
+    )
+    known = looked_at(objective, [*LOOKS], rate=0.05)
+
+    found = {each.name: each for each in judged(CLAIMS, known)}
+    assert all(each.found for each in found.values())
+    for name in ("batch-norm-32", "running-statistics", "last-batch", "bias-before-norm", "norm-on-output"):
+        assert found[name].verdict == "not applicable"
+    assert found["square-root-law"].verdict in ("holds", "cannot tell")
+    assert (found["fine-tuning"].verdict == "not applicable") == (
+        make not in (net, pretrained)
+    )  # Most of it is frozen.
+
+
+def test_the_curvature_of_a_loss_without_a_second_derivative() -> None:
+    """Where torch would return a part of it without a word, it is found by differences of gradients."""
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient
+
+    x = torch.randn(256, 8)
+    objective = Supervised(
+        model=lambda: nn.Linear(8, 1),
+        train_data=TensorDataset(x, x[:, :1]),
+        val_data=TensorDataset(x, x[:, :1]),
+        loss=lambda output, target: Once.apply(output - target).square().mean(),  # type: ignore[no-untyped-call]
+        optimizer=lambda parameters, lr: torch.optim.SGD(parameters, lr),
+    )
+    known = looked_at(objective, ["curvature"], rate=0.01)
+
+    truth = 2 * torch.linalg.eigvalsh(x.T @ x / 256)[-1]  # Of all samples; the looks are at 32 of them.
+    values = [value for look in known.looks for value in look.values["eigenvalue"]]
+    assert 0.8 * float(truth) < min(values)
+    assert max(values) < 2.5 * float(truth)
+
+
+@pytest.mark.parametrize("make", [lambda: normalised(pixels=4), lambda: quadratic(curvature=1.0, noise=1.0)])
+def test_looks_change_nothing(make: Any) -> None:
+    """A run that was looked at goes on bit for bit as one that was not: weights, statistics and random numbers."""
+    ended = []
+    for measurements in ((), tuple(LOOKS)):
+        objective = make()
+        objective.prepare()
+        states: list[Any] = []
+        build = objective.build_model
+        built: list[nn.Module] = []
+
+        def keep(params: Any = None, build: Any = build, built: Any = built) -> nn.Module:
+            model: nn.Module = build(params or {})
+            built.append(model)
+            return model
+
+        objective.build_model = keep
+        spec = ExamineSpec(measurements, 32, 32, 1, 0.01, 3, 64, (0, 128, 256, 384), 10_240, (4, 8, 16))
+        examine(objective, spec, "cpu")
+        states = [tensor.clone() for tensor in built[0].state_dict().values()]
+        ended.append((states, torch.get_rng_state()))
+
+    (plain, plain_rng), (seen, seen_rng) = ended
+    assert len(plain) == len(seen)
+    assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
+    assert torch.equal(plain_rng, seen_rng)

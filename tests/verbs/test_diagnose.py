@@ -1,0 +1,122 @@
+"""`bstune diagnose` from end to end: real worker processes, a real storage, every kind of objective."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import bstune
+import pytest
+from bstune.cli import main
+from bstune.tuner.diagnosis.claims import CLAIMS, NAMES
+from bstune.tuner.diagnosis.kept import kept_findings
+from bstune.tuner.studies.catalog import find_study
+from bstune.tuner.studies.storage import read_storage
+from click.testing import CliRunner
+
+MODEL = """
+import bstune, torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+x = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+y = (x[:, 0] > 0).long()
+objective = bstune.Supervised(
+    model=lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)),
+    train_data=TensorDataset(x[:400], y[:400]),
+    val_data=TensorDataset(x[400:], y[400:]),
+    optimizer=lambda p, lr: torch.optim.SGD(p, lr),
+    epochs=4,
+)
+
+
+@bstune.objective(n_samples=400, epochs=4, name="loop")
+def loop(trial):
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=trial.learning_rate)
+    samples = 0
+    while samples < trial.max_samples:
+        at = torch.randint(400, (trial.micro_batch_size,))
+        nn.functional.cross_entropy(model(x[at]), y[at]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        samples += trial.micro_batch_size
+        if samples >= trial.next_report:
+            trial.report(val_loss=1.0 / samples, samples=samples)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a model and a loop."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BSTUNE_STORAGE", raising=False)
+    (tmp_path / "model.py").write_text(MODEL)
+    return tmp_path
+
+
+def test_a_model_is_probed_looked_at_and_remembered(folder: Path, brief_timing: None) -> None:
+    """One finding for each claim; what was found is kept in the study."""
+    result = bstune.diagnose(bstune.load("model.py"), budget=0.5)
+
+    assert tuple(finding.name for finding in result.findings) == NAMES
+    assert result["bias-before-norm"].verdict == "holds"
+    assert result["noisy-loss"].figure is not None
+    assert result["noisy-loss"].cost_s > 0
+    assert result["grow-the-batch"].verdict == "cannot tell"
+    assert "of the budget are left" in result["grow-the-batch"].found
+    assert 0 < result.reference_runs <= 0.5
+    assert bstune.Diagnosis.from_json(result.to_json()) == result
+    with read_storage(None) as opened:
+        study = find_study(opened, "model")
+        assert study is not None
+        assert kept_findings(study) == result.findings
+        assert study.probe is not None
+
+
+def test_trainings_that_a_budget_allows(folder: Path, brief_timing: None) -> None:
+    """Each has a verdict with what it rests on, or says why not."""
+    names = ("warm-up", "grow-the-batch", "full-batch", "powers-of-two")
+    result = bstune.diagnose(bstune.load("model.py"), only=names, budget=100)
+
+    for name in names:
+        finding = result[name]
+        assert finding.figure is not None, finding.found
+        assert finding.interval is not None
+        assert finding.data
+    assert len(result.findings) == len(names)
+
+
+def test_a_loop_and_a_command_are_answered_as_far_as_they_can_be_seen(folder: Path, brief_timing: None) -> None:
+    """What needs the model is not applicable, with the reason."""
+    command = bstune.Command("python train.py --lr {learning_rate} --batch {micro_batch_size}", samples_per_epoch=400)
+    for objective in (bstune.load("model.py:loop"), command):
+        result = bstune.diagnose(objective)
+
+        for claim in CLAIMS:
+            if claim.measurement is not None and not claim.recorded and claim.needs != ("probe",):
+                assert result[claim.name].verdict == "not applicable"
+                assert "bstune.Supervised" in result[claim.name].found
+        assert result["updates-per-epoch"].verdict == "holds"
+        assert result.reference_runs == 0
+
+
+def test_the_command_line(folder: Path, brief_timing: None) -> None:
+    """A list with costs, text, one JSON document, and an error that names what there is."""
+    run = CliRunner().invoke
+
+    listed = run(main, ["diagnose", "--list"])
+    assert listed.exit_code == 0
+    assert all(name in listed.stdout for name in NAMES)
+    assert "0 s" in listed.stdout
+    assert "unknown" in listed.stdout
+    assert not (folder / "bstune.db").exists()
+    shown = run(main, ["diagnose", "model.py", "--only", "last-batch,noisy-loss", "--budget", "1", "--json"])
+    assert shown.exit_code == 0, shown.stderr
+    assert [each["name"] for each in json.loads(shown.stdout)["findings"]] == ["noisy-loss", "last-batch"]
+    priced = run(main, ["diagnose", "--list", "model.py", "--only", "noisy-loss,coupling"])
+    assert priced.exit_code == 0, priced.stderr
+    assert "unknown" not in priced.stdout
+    wrong = run(main, ["diagnose", "model.py", "--only", "nonsense"])
+    assert wrong.exit_code == 2
+    assert "coupling" in wrong.stderr

@@ -1,0 +1,252 @@
+"""Measurements on the model itself: what each costs, and making those that are asked for and affordable.
+
+Each group of looks has a fresh process to itself: one that fails or hangs leaves the others.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from ...objectives.look_at_training import ROUNDS, early_steps
+from ..core.errors import BstuneError, NothingFitsError
+from ..core.examination import Examined, ExamineSpec, Look
+from ..core.trials import Facts
+from ..strategy.cost import Cost
+from ..strategy.rungs import Rungs
+from ..workers import messages
+from ..workers.fork_server import Host
+from ..workers.template import Died
+from .known import Known
+
+WAY = (0.02, 0.08, 0.16, 0.25)
+"""Shares of a full run at which a model is looked at: four, so that what is found has an error."""
+ALONG = ("gradients", "agreement", "layers", "batch_norm", "running_statistics", "curvature")
+FULL_BATCH_MOST = 4096
+"""Samples of a data set up to which it may be one batch."""
+SHARE, FULL_BATCH_SHARE = 0.25, 0.125
+"""Of a full run, which a training takes in which the batch grows, or is the whole data set."""
+SEEDS = 3
+PATIENCE = 20.0
+"""So many times as long as foreseen, and a minute more, a process may take."""
+LEAST_S = 60.0
+LOOKS_AT = {
+    "gradients": (8, 512),
+    "agreement": (256, 1024),
+    "layers": (256, 256),
+    "batch_norm": (32, 2048),
+    "running_statistics": (64, 2048),
+    "curvature": (256, 15_000),
+}
+"""By look: the size of its batches and the samples of training that take as long; about right, for a forecast."""
+SIZES = (4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One process: looks that share a run, its price and what it is to do."""
+
+    measurements: tuple[str, ...]
+    spec: ExamineSpec
+    reference_runs: float
+    seconds: float
+    """That it is expected to take."""
+
+
+class Tasks:
+    """What each measurement would take, by what is known of the model."""
+
+    def __init__(self, known: Known, seed: int) -> None:
+        """Plan with the setting that is recommended, else with a usual one."""
+        assert known.facts is not None
+        self._known, self._seed = known, seed
+        self._facts: Facts = known.facts
+        self._cost = Cost.of(known.facts, known.probe)
+        setting = known.setting
+        self._batch = min(setting.global_batch_size, max(1, int(known.facts.full_run_samples)))
+        self._rate, self._params = setting.learning_rate, dict(setting.params)
+        self._micro, self._accumulation = self._cost.split(self._batch)
+        self.reference_s = reference_run_s(known)
+
+    def of(self, measurement: str) -> list[Task]:
+        """Return the processes of a measurement."""
+        makers = {
+            "structure": self._structure,
+            "step_times": self._step_times,
+            "early_losses": self._early,
+            "grown_batch": self._grown,
+            "at_full_batch": self._full,
+        }
+        return makers.get(measurement, self._along)(measurement)
+
+    def _task(self, measurement: str, samples: float, *, batch: int | None = None, **changed: object) -> Task:
+        seconds = self._cost.seconds(batch or self._batch, samples)
+        full = self._facts.full_run_samples
+        runs = samples / full if seconds is None or not self.reference_s else seconds / self.reference_s
+        spec = ExamineSpec(
+            measurements=(measurement,),
+            global_batch_size=self._batch,
+            micro_batch_size=self._micro,
+            accumulation_steps=self._accumulation,
+            learning_rate=self._rate,
+            seed=self._seed,
+            eval_batch_size=(self._known.probe and self._known.probe.eval_batch_size) or self._micro,
+            full_samples=Rungs.of(self._facts).end_of(self._batch),
+            params=self._params,
+        )
+        return Task((measurement,), replace(spec, **changed), runs, seconds or 0.0)  # type: ignore[arg-type]
+
+    def _structure(self, measurement: str) -> list[Task]:
+        return [self._task(measurement, 0)]
+
+    def _along(self, measurement: str) -> list[Task]:
+        full = self._facts.full_run_samples
+        points = sorted({max(self._batch, math.floor(full * share / self._batch) * self._batch) for share in WAY})
+        sizes = tuple(n for n in SIZES if n <= self._micro)
+        batch, samples = LOOKS_AT[measurement]
+        look_s = self._cost.seconds(min(batch, self._micro), samples) or 0.0
+        task = self._task(measurement, points[-1], points=tuple(points), sizes=sizes)
+        return [replace(task, seconds=task.seconds + len(points) * look_s)]
+
+    def _step_times(self, measurement: str) -> list[Task]:
+        sizes = odd_sizes(self._known)
+        seconds = sum(self._cost.step_s(n) or 0.0 for n in sizes) * (ROUNDS + 3)
+        runs = 0.0 if not self.reference_s else seconds / self.reference_s
+        task = self._task(measurement, 0, sizes=sizes, micro_batch_size=self._micro, accumulation_steps=1)
+        return [replace(task, seconds=seconds, reference_runs=runs)]
+
+    def _early(self, measurement: str) -> list[Task]:
+        steps = early_steps(self._facts.full_run_samples, self._batch)
+        return [self._task(measurement, steps * self._batch, seed=self._seed + i, points=(0,)) for i in range(SEEDS)]
+
+    def _grown(self, measurement: str) -> list[Task]:
+        total = self._facts.full_run_samples * SHARE
+        samples = math.ceil(total / self._batch) * self._batch
+        return [self._task(measurement, 2 * samples, sizes=(samples,), seed=self._seed + i) for i in range(SEEDS)]
+
+    def _full(self, measurement: str) -> list[Task]:
+        n = self._facts.n_samples
+        fits = n if self._known.probe is None else min(n, self._known.probe.micro_batch_size)
+        whole = n // fits * fits
+        steps = max(1, math.floor(self._facts.full_run_samples * FULL_BATCH_SHARE / self._batch))
+        own_s, whole_s = self._cost.step_s(self._batch), self._cost.step_s(whole, (fits, whole // fits))
+        whole_steps = steps if own_s is None or whole_s is None else max(1, round(steps * own_s / whole_s))
+        samples = 4 * steps * self._batch  # Four trainings of as many seconds.
+        return [self._task(measurement, samples, sizes=(whole, fits, whole_steps, steps))]
+
+
+def reference_run_s(known: Known) -> float | None:
+    """Return the seconds of a full run at the smallest power of two of half the peak speed; None if not known."""
+    assert known.facts is not None
+    cost = Cost.of(known.facts, known.probe)
+    half = None if cost.line is None else cost.line.saturation_batch
+    most = max(1, min(known.facts.n_samples, int(known.facts.full_run_samples)))
+    batch = min(most, 4 if half is None else 2 ** max(2, math.ceil(math.log2(max(half, 1.0)))))
+    return cost.full_run_s(batch)
+
+
+def odd_sizes(known: Known) -> tuple[int, ...]:
+    """Return a power of two, half as much again, and the neighbours of both; none where they do not fit."""
+    most = known.batch if known.probe is None else known.probe.micro_batch_size
+    middle = max(16, min(256, 2 ** round(math.log2(max(known.batch, 1)))))
+    while middle > 16 and 3 * middle // 2 + 1 > most:
+        middle //= 2
+    sizes = [n for centre in (middle, 3 * middle // 2) for n in (centre - 1, centre, centre + 1)]
+    return tuple(sizes) if sizes[-1] <= most else ()
+
+
+def cost_of(measurement: str, known: Known) -> float | None:
+    """Return the seconds that a measurement is expected to take; None where no step time is known."""
+    if known.facts is None or not Cost.of(known.facts, known.probe).known:
+        return None
+    return sum(task.seconds for task in Tasks(known, 0).of(measurement))
+
+
+def measure(
+    wanted: Iterable[str],
+    known: Known,
+    host: Host,
+    *,
+    budget: float,
+    seed: int,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> tuple[Known, float]:
+    """Make measurements, the cheapest first, as far as the budget goes.
+
+    Args:
+        wanted: Names of measurements.
+        known: What is known without them.
+        host: Where processes are started.
+        budget: Reference runs that may be trained.
+        seed: Of the first model and its data.
+        on_note: Called with what is done.
+
+    Returns:
+        What is known with them, and the reference runs that they took.
+    """
+    tasks, whole = Tasks(known, seed), budget
+    looks: list[Look] = list(known.looks)
+    unmeasured: dict[str, str] = dict(known.unmeasured)
+    cost_s: dict[str, float] = dict(known.cost_s)
+    for names, group in _grouped({name: tasks.of(name) for name in wanted}):
+        price = sum(task.reference_runs for task in group)
+        if price > budget:
+            for name in names:
+                unmeasured[name] = (
+                    f"it takes {price:.2g} reference runs of training, and {max(budget, 0):.2g} of the budget are left"
+                )
+            continue
+        on_note(f"{', '.join(names)}: {price:.2g} reference runs")
+        for task in group:
+            seen, why = _examined(host, task, known)
+            budget -= task.reference_runs
+            if why is not None:
+                unmeasured.update(dict.fromkeys(names, why))
+                break
+            assert seen is not None
+            looks += seen.looks
+            training_s = seen.seconds - sum(look.seconds for look in seen.looks)
+            for name in names:
+                own_s = sum(look.seconds for look in seen.looks if look.measurement == name)
+                cost_s[name] = cost_s.get(name, 0.0) + own_s + training_s / len(names)
+    found = replace(known, looks=tuple(looks), unmeasured=unmeasured, cost_s=cost_s)
+    return found, whole - budget
+
+
+def _grouped(tasks: Mapping[str, list[Task]]) -> list[tuple[tuple[str, ...], list[Task]]]:
+    """Return measurements with their processes, the cheapest first; looks on the way of one run share it."""
+    groups: list[tuple[tuple[str, ...], list[Task]]] = []
+    along = tuple(name for name in ALONG if name in tasks)
+    if along:
+        task = tasks[along[0]][0]
+        seconds = sum(tasks[name][0].seconds for name in along)
+        shared = replace(task, measurements=along, spec=replace(task.spec, measurements=along), seconds=seconds)
+        groups.append((along, [shared]))
+    groups += [((name,), found) for name, found in tasks.items() if name not in along]
+    return sorted(groups, key=lambda group: sum(task.reference_runs for task in group[1]))
+
+
+def _examined(host: Host, task: Task, known: Known) -> tuple[Examined | None, str | None]:
+    """Have a process look at the model; return what it saw, or why it saw nothing."""
+    fence = None if known.probe is None else known.probe.usable_bytes
+    limit_s = LEAST_S + PATIENCE * task.seconds
+    began_s = time.monotonic()
+    try:
+        worker = host.start(messages.Examine(task.spec), fence_bytes=fence)
+        try:
+            answer = host.answer(worker, limit_s)
+        finally:
+            worker.end()
+    except NothingFitsError:
+        return None, "it ran out of memory"
+    except BstuneError as error:
+        return None, str(error).splitlines()[0]
+    if isinstance(answer, Examined):
+        return answer, None
+    if isinstance(answer, messages.Failure):
+        return None, "it ran out of memory" if answer.outcome == "oom" else f"{answer.error_type}: {answer.message}"
+    if isinstance(answer, Died):
+        return None, answer.text
+    return None, f"it took longer than {time.monotonic() - began_s:.0f} s"

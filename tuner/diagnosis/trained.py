@@ -1,0 +1,193 @@
+"""Claims that take some training to judge: odd sizes, warm-up, a batch that grows, all samples in one batch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from ..report.units import number
+from ..theory.intervals import student_quantile
+from .known import Known, Ruling, beyond, unknown
+from .measured import FULL_BATCH_MOST, odd_sizes
+from .noise import AGAIN, mean_interval
+from .tables import seed_sd
+
+MATTERS = 0.03
+"""Of the throughput: less does not matter."""
+SPIKE = 1.5
+"""Times the first loss, smoothed, that counts as a spike."""
+AS_GOOD = 0.05
+"""ln of a loss ratio: less is as good."""
+SMOOTH = 5
+
+
+def _gain(known: Known, centre: int) -> tuple[float, float, float, int] | None:
+    """Return by how much a size is faster for each sample than its neighbours, with a 90 % interval by ranks."""
+    looks = known.looked("step_times")
+    if not looks:
+        return None
+    values = looks[0].values
+    rows = zip(*(values[f"s_{n}"] for n in (centre - 1, centre, centre + 1)), strict=False)
+    ratios = sorted(
+        math.log(0.5 * (before / (centre - 1) + after / (centre + 1)) / (its / centre)) for before, its, after in rows
+    )
+    n = len(ratios)
+    if n < 6:
+        return None
+    # The median lies between these ranks in 9 of 10 cases: a binomial with one half, by its normal limit.
+    off = 1.645 * math.sqrt(n) / 2
+    low, high = max(0, math.floor(n / 2 - off)), min(n - 1, math.ceil(n / 2 + off))
+    return statistics.median(ratios), ratios[low], ratios[high], n
+
+
+def powers_of_two(known: Known) -> Ruling:
+    """Batch sizes should be powers of two."""
+    return _odd(known, 0, "power of two")
+
+
+def multiples_of_eight(known: Known) -> Ruling:
+    """Batch sizes should be multiples of 8."""
+    return _odd(known, 1, "multiple of 8")
+
+
+def _odd(known: Known, which: int, what: str) -> Ruling:
+    sizes = odd_sizes(known)
+    if not sizes:
+        return unknown("micro-batches of 25 and more do not fit", "")
+    centre = sizes[1 + 3 * which]
+    found = _gain(known, centre)
+    if found is None:
+        return unknown(known.why_not("step_times"), AGAIN)
+    mean, low, high, n = found
+    verdict = beyond(low, high, math.log(1 + MATTERS))
+    more = "less" if mean > 0 else "more"
+    said = (
+        f"a sample takes {abs(math.expm1(-mean)):.1%} {more} time in batches of {centre} ({what}) than in those of "
+        f"{centre - 1} and {centre + 1}"
+    )
+    advice = {
+        "holds": f"Keep to a {what}.",
+        "does not hold": "Any size will do: take the one that the loss asks for.",
+    }.get(verdict, f"Keep to a {what} until an idle machine says otherwise: bstune diagnose MODEL --only powers-of-two")
+    data = {"batch_size": [centre - 1, centre, centre + 1], "rounds": [n]}
+    figure, least, most = (100 * math.expm1(x) for x in (mean, low, high))
+    return Ruling(verdict, said, advice, figure, "% faster a sample", least, most, data)
+
+
+def warm_up(known: Known) -> Ruling:
+    """Training needs a warm-up, or its start is unstable."""
+    looks = known.looked("early_losses")
+    if len(looks) < 2:
+        return unknown(known.why_not("early_losses"), AGAIN)
+    spikes = [_spike(look.values["loss"]) for look in looks]
+    batch, rate = known.setting.global_batch_size, known.setting.learning_rate
+    shown = {"loss": [list(look.values["loss"]) for look in looks]}
+    if lost := sum(map(math.isinf, spikes)):
+        said = (
+            f"without warm-up the first steps at batch {batch} and rate {rate:.3g} diverge with {lost} of "
+            f"{len(spikes)} seeds"
+        )
+        advice = "Warm up, or take a smaller rate."
+        return Ruling("holds" if lost == len(spikes) else "cannot tell", said, advice, data=shown)
+    mean, low, high = mean_interval(spikes, least_sd=0.05)
+    verdict = beyond(low, high, math.log(SPIKE))
+    said = (
+        f"without warm-up, at batch {batch} and rate {rate:.3g}, the loss peaks at {math.exp(mean):.2f} times its "
+        f"first value within {len(looks[0].values['loss'])} steps"
+    )
+    tenth = 0 if known.facts is None else round(known.facts.full_run_samples * 0.05)
+    advice = {
+        "holds": f"Let the rate rise over the first {tenth:,} samples (5 % of a run), as LinearLR of PyTorch does.",
+        "does not hold": "Start at the full rate: no warm-up is needed for stability.",
+    }.get(verdict, f"A warm-up of {tenth:,} samples does no harm.")
+    return Ruling(
+        verdict,
+        said,
+        advice,
+        math.exp(mean),
+        "times the first loss",
+        math.exp(low),
+        math.exp(high),
+        shown,
+    )
+
+
+def _spike(losses: tuple[float, ...]) -> float:
+    """Return ln of the highest smoothed loss over the first; infinite where training diverged."""
+    if not all(map(math.isfinite, losses)) or min(losses) <= 0:
+        return math.inf
+    smooth = [statistics.median(losses[max(0, i - SMOOTH + 1) : i + 1]) for i in range(len(losses))]
+    return math.log(max(smooth) / smooth[0])
+
+
+def grow_the_batch(known: Known) -> Ruling:
+    """Do not decay the learning rate, grow the batch."""
+    looks = known.looked("grown_batch")
+    if len(looks) < 2:
+        return unknown(known.why_not("grown_batch"), AGAIN)
+    decay, grown = ([look.values[name][0] for look in looks] for name in ("decay", "grown"))
+    updates, fewer = (looks[0].values[f"{name}_updates"][0] for name in ("decay", "grown"))
+    if not all(math.isfinite(x) and x > 0 for x in (*decay, *grown)):
+        return unknown("one of the trainings diverged, or ended at a loss of zero", "Search for a rate first.")
+    ratios = [math.log(b / a) for a, b in zip(decay, grown, strict=True)]
+    mean, low, high = mean_interval(ratios, least_sd=math.sqrt(2) * 0.02)
+    verdict = beyond(low, high, AS_GOOD)
+    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    said = (
+        f"over {len(looks)} seeds of a quarter of a full run, a batch that grows up to 8 times ends at "
+        f"{number(statistics.mean(grown))} after {fewer:,.0f} updates, a rate that decays by a cosine at "
+        f"{number(statistics.mean(decay))} after {updates:,.0f}"
+    )
+    advice = {
+        "holds": f"Let the batch grow with bstune.BatchRamp: {1 - fewer / updates:.0%} fewer updates, where larger "
+        "batches are faster a sample.",
+        "does not hold": "Let the rate decay: the growing batch costs loss here.",
+    }.get(verdict, AGAIN)
+    return Ruling(
+        verdict,
+        said,
+        advice,
+        math.exp(mean),
+        "times the loss of decay",
+        math.exp(low),
+        math.exp(high),
+        {"decay": decay, "grown": grown},
+    )
+
+
+def full_batch(known: Known) -> Ruling:
+    """With 2,000 samples or fewer, use all of them in each step."""
+    assert known.facts is not None
+    n = known.facts.n_samples
+    if n > FULL_BATCH_MOST:
+        return Ruling("not applicable", f"there are {n:,} samples, and the advice is for small data sets")
+    looks = known.looked("at_full_batch")
+    if not looks:
+        return unknown(known.why_not("at_full_batch"), AGAIN)
+    values = looks[0].values
+    own = values["own"][0]
+    best, rate = min(zip(values["loss"], values["rate"], strict=True), key=lambda pair: (not pair[0] > 0, pair[0]))
+    if not (math.isfinite(own) and own > 0 and math.isfinite(best) and best > 0):
+        return unknown("no training at full batch reached a finite loss", AGAIN)
+    figure = math.log(best / own)
+    half = student_quantile(2 + len(known.records)) * math.sqrt(2) * seed_sd(known.records)
+    verdict = beyond(figure - half, figure + half, AS_GOOD)
+    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    said = (
+        f"after as many seconds, all {n:,} samples in each step end at {number(best)} (best of {len(values['rate'])} "
+        f"rates, {rate:.3g}), batches of {known.batch} at {number(own)}"
+    )
+    advice = {
+        "holds": "Use all samples in each step; then an optimizer such as L-BFGS may do better still.",
+        "does not hold": f"Keep to batches of {known.batch}: they learn more in the same time, few samples or not.",
+    }.get(verdict, AGAIN)
+    return Ruling(
+        verdict,
+        said,
+        advice,
+        math.exp(figure),
+        f"times the loss of {known.batch}",
+        math.exp(figure - half),
+        math.exp(figure + half),
+        {"learning_rate": list(values["rate"]), "loss": list(values["loss"]), "own_loss": [own]},
+    )
