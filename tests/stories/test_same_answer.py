@@ -207,9 +207,9 @@ def test_a_script_ends_where_it_would_without_us(problem: ModuleType) -> None:
 
 
 def peak(objective: Any) -> int:
-    """Return the peak memory of two steps at one size, with accumulation and a validation batch of that size."""
+    """Return the peak memory of a step of two micro-batches, and of a validation batch of that size."""
     with Host(objective, device="cpu", threads=1, environment=STABLE_MALLOC) as host:
-        spec = MeasureSpec(WIDE_BATCH, WIDE_BATCH, accumulation_steps=2, n_steps=2, seed=0)
+        spec = MeasureSpec(WIDE_BATCH, WIDE_BATCH, accumulation_steps=2, n_steps=1, seed=0)
         reading = host.run(messages.Measure(spec, traced=False)).reading
     assert reading.peak_bytes
     return int(reading.peak_bytes)

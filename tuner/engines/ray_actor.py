@@ -167,13 +167,13 @@ class Surveyor:
     def ready(self) -> None:
         """Return at once: an answer means that the actor has started."""
 
-    def probe(self, timeout_s: float | None, seed: int) -> ProbeResult | Carried:
+    def probe(self, timeout_s: float | None, seed: int, max_batch: int | None) -> ProbeResult | Carried:
         """Return the probe of the objective on this node's device."""
         from ..probing.run import run_probe
 
         assert self._host is not None, "look first"
         try:
-            return run_probe(self._host, timeout=timeout_s, seed=seed)
+            return run_probe(self._host, timeout=timeout_s, seed=seed, max_batch=max_batch)
         except BstuneError as error:
             return Carried.of(error)
 

@@ -208,7 +208,7 @@ class Cluster:
             self.end_survey()
             self._look(self.node_of[kind])
         try:
-            probe: ProbeResult = self._get(self._surveyor.probe.remote(timeout, seed))
+            probe: ProbeResult = self._get(self._surveyor.probe.remote(timeout, seed, max_batch))
         except NothingFitsError as error:
             if len(self.node_of) > 1:
                 error.args = (f"On {kind}: {error} Or search without the nodes of this kind.",)

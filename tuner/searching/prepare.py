@@ -74,14 +74,14 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
     objective = check_objective(objective, isolation=arguments.isolation)
     rate = arguments.plan.space.get("learning_rate")
     objective = with_places(objective, arguments.plan.space, rate_is_fixed=rate is not None and len(rate.values) == 1)
-    if arguments.engine == "ray" and isinstance(objective, Command):
-        raise ArgumentError("engine='ray' runs no commands yet: leave it out, and the command runs on this machine.")
+    _check_nearby(getattr(objective, "kind", None), arguments)
     arguments, note = _with_present_setting(objective, arguments)
     with (
         open_storage(arguments.storage) as storage,
         contextlib.closing(make_engine(objective, arguments)) as engine,
     ):
         facts, path = engine.facts, storage.location.path
+        _check_nearby(facts.kind, arguments)
         can_continue = facts.can_continue and engine.shares(None if path is None else path.parent)
         facts = dataclasses.replace(facts, can_continue=can_continue)
         if engine.jobs != arguments.plan.jobs:
@@ -137,6 +137,19 @@ def _with_present_setting(objective: Any, arguments: SearchArguments) -> tuple[S
         f"Your present setting, by the defaults of the script: batch {batch}, learning rate {rate:.3g}. It is run too."
     )
     return dataclasses.replace(arguments, plan=dataclasses.replace(plan, baseline=present)), note
+
+
+def _check_nearby(kind: str | None, arguments: SearchArguments) -> None:
+    """Refuse to run a command on the machines of a cluster, which need not have its program, script and data.
+
+    Raises:
+        ArgumentError: That was asked for.
+    """
+    if kind == "command" and arguments.ray_address is not None:
+        raise ArgumentError(
+            f"ray_address={arguments.ray_address!r}: a command runs on this machine only, since its program and files "
+            "are here. Leave ray_address out, or search a function under @bstune.objective."
+        )
 
 
 def _study(
