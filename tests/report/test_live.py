@@ -89,12 +89,18 @@ def test_a_curve_falls_from_rung_to_rung() -> None:
 
 
 def test_a_probe_shows_sizes_against_the_memory_line() -> None:
-    """Each size with its peak, and the line through them."""
+    """Each size with what it took, and a mark where the line through the sizes expects it; one that failed too."""
     lines = picture(Scene("digits", attempts=list(PROBE.attempts)), 80, 24)
 
-    assert [line.split()[:2] for line in lines[2:5]] == [["3", "ok"], ["4096", "oom"], ["1024", "ok"]]
-    assert lines[-1] == "memory line so far: 301 MiB + 50 KiB a sample"
+    assert [line.lstrip("> ").split()[:2] for line in lines[2:5]] == [["3", "ok"], ["1024", "ok"], ["4096", "oom"]]
+    small, large, failed = (line.index("|") for line in lines[2:5])
+    assert small < large < failed
+    assert lines[3].startswith("> ")  # The last one.
+    assert lines[3].count("█") == large - small
+    assert "█" not in lines[4]
+    assert lines[-1] == "memory line so far: 301 MiB for any size (not drawn) + 50 KiB a sample"
     assert max(map(cell_len, lines)) <= 80
+    assert picture(Scene("digits", attempts=list(PROBE.attempts[:1])), 80, 24)[-1] == "probing which micro-batches fit"
 
 
 def test_what_is_watched_is_followed_to_its_end(

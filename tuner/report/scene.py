@@ -198,26 +198,57 @@ def _cell(trial: TrialRecord, start: float, end: float, low: float, high: float,
 # --- a probe ------------------------------------------------------------------------------------------------------
 
 
+BAR = 24
+"""Columns of the longest bar."""
+
+
 def _probe(attempts: Sequence[Attempt], view: View, room: int, blocks: str) -> list[RenderableType]:
-    """Return the sizes that were tried, with their peaks as bars, and the line through these."""
-    shown = list(attempts)[-room:]
-    most = max((a.peak_bytes for a in attempts if a.peak_bytes is not None), default=1) or 1
-    bars = ["" if a.peak_bytes is None else blocks[-1] * max(1, round(20 * a.peak_bytes / most)) for a in shown]
+    """Return the sizes that were tried, the smallest first, with what they took against the line through these."""
+    last = attempts[-1]
+    by_size = {a.size: a for a in attempts}  # Of a size that was tried again, its last attempt.
+    shown = sorted(list(by_size.values())[-room:], key=lambda a: a.size)
+    line = _line(attempts)
     columns = [
         Column("micro-batch", [str(a.size) for a in shown], 0),
         Column("outcome", [said(a.outcome, 10).plain for a in shown], 1, "left"),
-        Column("peak", [gib(a.peak_bytes) for a in shown], 2),
-        Column("", bars, 3, "left"),
+        Column("peak", ["-" if a.peak_bytes is None else gib(a.peak_bytes) for a in shown], 2),
+        Column("" if line is None else "| by the memory line", _bars(shown, line, blocks), 3, "left"),
         Column("took", [duration(a.seconds) for a in shown], 4),
     ]
-    return [tabled(columns, view), _clipped(said(memory_line(attempts), style="dim"), view.width)]
+    chosen = [i for i, a in enumerate(shown) if a.size == last.size]
+    return [tabled(columns, view, chosen=chosen), _clipped(said(memory_line(attempts), style="dim"), view.width)]
+
+
+def _line(attempts: Sequence[Attempt]) -> tuple[float, float] | None:
+    """Return the bytes that any size takes and those of a sample, by the smallest and the largest size that fitted."""
+    fitted = sorted((a.size, a.peak_bytes) for a in attempts if a.outcome == "ok" and a.peak_bytes is not None)
+    if not fitted or fitted[0][0] == fitted[-1][0]:
+        return None
+    (small, low), (large, high) = fitted[0], fitted[-1]
+    slope = max(high - low, 0) / (large - small)
+    return max(low - slope * small, 0.0), slope
+
+
+def _bars(shown: Sequence[Attempt], line: tuple[float, float] | None, blocks: str) -> list[str]:
+    """Return a bar for each size: what it took beyond what any size takes, and a mark where the line expects that."""
+    fixed, slope = line or (0.0, 0.0)
+    measured = [max((a.peak_bytes or 0) - fixed, 0.0) for a in shown]
+    expected = [slope * a.size for a in shown]
+    cell = max([*measured, *expected, 1.0]) / BAR
+    bars = []
+    for size, amount, by_line in zip(shown, measured, expected, strict=True):
+        cells = [blocks[-1]] * (max(1, round(amount / cell)) if size.peak_bytes is not None else 0)
+        if line is not None:
+            mark = min(round(by_line / cell), BAR - 1)
+            cells += [" "] * (mark + 1 - len(cells))
+            cells[mark] = "|"
+        bars.append("".join(cells))
+    return bars
 
 
 def memory_line(attempts: Sequence[Attempt]) -> str:
     """Return the line through the peaks of the smallest and the largest size that fitted, in words."""
-    fitted = sorted((a.size, a.peak_bytes) for a in attempts if a.outcome == "ok" and a.peak_bytes is not None)
-    if not fitted or fitted[0][0] == fitted[-1][0]:
+    line = _line(attempts)
+    if line is None:
         return "probing which micro-batches fit"
-    (small, low), (large, high) = fitted[0], fitted[-1]
-    slope = max(high - low, 0) / (large - small)
-    return f"memory line so far: {gib(max(low - slope * small, 0.0))} + {gib(slope)} a sample"
+    return f"memory line so far: {gib(line[0])} for any size (not drawn) + {gib(line[1])} a sample"
