@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -155,3 +157,30 @@ def test_a_search_on_a_terminal_and_one_who_watches(tmp_path: Path) -> None:
     assert "verified: false" in terminal.text
     assert shown[-1].startswith("Interrupted. What was finished is stored")
     assert "best so far" not in terminal.text
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no shell with job control")
+def test_ctrl_z_leaves_the_screen_and_fg_draws_it_anew(tmp_path: Path) -> None:
+    """In a shell: stopped, its lines stand where they stood; continued, the search is on one screen again."""
+    (tmp_path / "loop.py").write_text(LOOP)
+    (tmp_path / "go").write_text(f"exec {shlex.join(bstune(*SEARCH))}\n")
+    with contextlib.closing(Terminal(["bash", "--norc", "--noprofile", "-i"], tmp_path)) as terminal:
+        terminal.press(b"PS1='ready> '; sh go\r")
+        terminal.wait(lambda text: text.startswith("bstune: mine\n") and "  runs" in text)
+        for _ in range(2):
+            terminal.press(b"\x1a")
+            shown = terminal.wait(lambda text: "Stopped" in text and text.endswith("ready>"))
+            assert "best so far" not in shown
+            assert not terminal.screen.cursor.hidden
+            assert terminal.said.count(b"\x1b[?1049h") == terminal.said.count(b"\x1b[?1049l")
+            terminal.press(b"fg\r")
+            terminal.wait(lambda text: text.startswith("bstune: mine\n") and "  runs" in text)
+            assert terminal.screen.cursor.hidden
+            assert terminal.text.count("best so far") == 1
+        terminal.press(b"\x03")
+        shown = terminal.wait(lambda text: text.endswith("ready>") and "Interrupted." in text)
+        assert "best so far: " not in shown
+        assert not terminal.screen.cursor.hidden
+        assert terminal.said.count(b"\x1b[?1049h") == terminal.said.count(b"\x1b[?1049l") == 3
+        terminal.press(b"exit\r")
+        assert terminal.end() == 130

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from ..core.interrupts import uninterrupted
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 TICK_S = 0.5
 """The clock on the screen goes on by itself."""
+POLL_S = 0.1
+"""So soon Ctrl-Z is noticed."""
 DUMB = ("", "dumb", "unknown")
 """Kinds of terminal that cannot move the cursor."""
 
@@ -52,7 +55,10 @@ class Canvas(Protocol):
 
 
 class Screen:
-    """A terminal's other screen, on which a scene is drawn again and again."""
+    """A terminal's other screen, on which a scene is drawn again and again.
+
+    Ctrl-Z leaves it and stops the program; in the foreground again (`fg`), it is drawn anew.
+    """
 
     def __init__(self, scene: Callable[[], Scene]) -> None:
         """Draw what `scene` returns; it is asked anew for each picture."""
@@ -61,14 +67,24 @@ class Screen:
         """Held while a picture is drawn: what the scene holds does not change then."""
         self._ended = threading.Event()
         self._live: Live | None = None
+        self._asked_to_stop = False
+        self._away = False
+        """Left by Ctrl-Z, until the program is in the foreground again."""
 
     @property
     def is_open(self) -> bool:
-        """Whether it is shown now."""
-        return self._live is not None
+        """Whether it is shown now, or will be when the program is in the foreground again."""
+        return self._live is not None or self._away
 
     def open(self) -> None:
         """Show it, and keep its clock going."""
+        with suppress(AttributeError, ValueError):  # Not on Windows, and not in another thread than the main one.
+            if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+                signal.signal(signal.SIGTSTP, self._on_stop)
+        self._show()
+        threading.Thread(target=self._tick, daemon=True, name="bstune-screen").start()
+
+    def _show(self) -> None:
         from rich.console import Console
         from rich.live import Live
 
@@ -90,7 +106,10 @@ class Screen:
             redirect_stderr=False,
         )
         self._live.start()
-        threading.Thread(target=self._tick, daemon=True, name="bstune-screen").start()
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        # In the middle of anything, a picture perhaps: what takes a lock is left to the thread of the clock.
+        self._asked_to_stop = True
 
     def draw(self) -> None:
         """Draw the scene as it is now; when nobody can see it any more, the search matters more."""
@@ -102,14 +121,41 @@ class Screen:
         """Leave the screen: the terminal is as it was, also when Ctrl-C comes in the middle of this."""
         self._ended.set()
         with uninterrupted(), self.lock:
-            live, self._live = self._live, None
-            if live is not None:
-                with suppress(OSError, ValueError):
-                    live.stop()
+            self._away = False
+            self._leave()
+            with suppress(AttributeError, ValueError):
+                if signal.getsignal(signal.SIGTSTP) == self._on_stop:
+                    signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+
+    def _leave(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            with suppress(OSError, ValueError):
+                live.stop()
 
     def _tick(self) -> None:
-        while not self._ended.wait(TICK_S):
-            self.draw()
+        drawn_s = 0.0
+        while not self._ended.wait(POLL_S):
+            if self._asked_to_stop:
+                self._stop()
+            if self._away and _in_foreground():
+                with self.lock, suppress(OSError, ValueError):
+                    if self._away:
+                        self._away = False
+                        self._show()
+            if time.monotonic() - drawn_s >= TICK_S:
+                self.draw()
+                drawn_s = time.monotonic()
+
+    def _stop(self) -> None:
+        """Leave the screen, and stop the program until it is continued."""
+        with self.lock:
+            self._asked_to_stop = False
+            if self._live is not None:
+                self._away = True
+                self._leave()
+            # To this thread: it does nothing more before the program has stopped.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     def _picture(self, console: Console) -> Group:
         from rich.console import Group
@@ -200,6 +246,14 @@ class LiveProgress(PlainProgress):
     def _now(self) -> Scene:
         self._state.elapsed_s = time.monotonic() - self._began_s
         return self._state
+
+
+def _in_foreground() -> bool:
+    """Tell whether this program is the one that its terminal belongs to now."""
+    try:
+        return os.tcgetpgrp(2) == os.getpgrp()
+    except OSError:
+        return True
 
 
 def is_live() -> bool:
