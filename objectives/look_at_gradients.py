@@ -89,6 +89,7 @@ def gradients(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[f
     variance, loss_variance, pairs = [0.0] * levels, [0.0] * levels, [0] * levels
     squared_norms: list[float] = []
     losses: list[float] = []
+    halves: list[float] = []
     for batch in drawn(run, size, n):
         vector, loss = gradient_of(run, batch)
         squared_norms.append(float(vector.double().square().sum()))
@@ -99,14 +100,18 @@ def gradients(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[f
                 waiting[level] = (vector, loss)
                 break
             waiting[level] = None
+            if level == levels - 2:
+                halves = [float(part.double().square().sum()) for part in (held[0], vector)]
             variance[level] += float((held[0] - vector).double().square().sum()) / 2
             loss_variance[level] += (held[1] - loss) ** 2 / 2
             pairs[level] += 1
             vector, loss = (held[0] + vector) / 2, (held[1] + loss) / 2
-    whole = waiting[levels - 1]
-    assert whole is not None
-    signal, noise = estimate(squared_norms, float(whole[0].double().square().sum()), size, n_samples)
-    if not math.isfinite(signal + noise):
+    # Of each half by itself, so that they tell how sure the two estimates are.
+    parts = [
+        estimate(norms, mean, size, n_samples)
+        for norms, mean in zip((squared_norms[: n // 2], squared_norms[n // 2 :]), halves, strict=True)
+    ]
+    if not math.isfinite(sum(signal + noise for signal, noise in parts)):
         raise ArithmeticError("a gradient is not finite")
     used = [level for level in range(levels) if pairs[level] > 0]
     return {
@@ -115,9 +120,9 @@ def gradients(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[f
         "variance": tuple(variance[level] / pairs[level] for level in used),
         "loss_variance": tuple(loss_variance[level] / pairs[level] for level in used),
         "loss": (sum(losses) / n,),
-        "gradient_squared": (signal,),
-        "covariance_trace": (noise,),
-        "microbatches": (float(n), float(size)),
+        "gradient_squared": tuple(signal for signal, _ in parts),
+        "covariance_trace": tuple(noise for _, noise in parts),
+        "microbatches": (float(n // 2), float(size)),
     }, {}
 
 

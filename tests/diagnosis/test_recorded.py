@@ -83,8 +83,8 @@ def test_how_the_rate_moves_with_the_batch(slope: float, coupled: str, linear: s
     assert covers(found[0], slope)
     for each, right in zip(found, (coupled, linear, root), strict=True):
         assert each.verdict in (right, "cannot tell")
-    assert found[0].verdict == coupled or slope == 0
-    assert sum(each.verdict != "cannot tell" for each in found) >= 2 or slope == 0
+    assert found[0].verdict == coupled
+    assert sum(each.verdict != "cannot tell" for each in found) >= 2
 
 
 def test_whether_a_wrong_rate_costs(seed: int) -> None:
@@ -110,9 +110,7 @@ def test_whether_one_rate_does_for_all_batches(seed: int) -> None:
     stays = finding("shared-rate", searched(grid(slope=0, sharp=0.3, seed=seed, noise=0.01)))
 
     assert moves.verdict == "does not hold"
-    assert stays.verdict in ("holds", "cannot tell")
-    assert stays.figure is not None
-    assert stays.figure < 1.1
+    assert stays.verdict == "holds"
 
 
 def test_which_batch_is_fastest(seed: int) -> None:

@@ -12,7 +12,7 @@ from ..theory.intervals import student_quantile
 from ..theory.step_time import LINE_KNOWN, fit_step_time, worst_error
 from .known import Known, Ruling, beyond, unknown
 
-FLAT = 1.25
+FLAT = 1.33
 """Steps of the largest size that take no more than so many times those of the smallest count as equally long."""
 GAIN = 1.05
 """A doubled batch that trains more than so many times the samples in a second still makes better use of the device."""

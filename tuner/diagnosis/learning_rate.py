@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..core.diagnosis import Judgement
 from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, unknown
 from .tables import EqualSamples, Slope, seed_sd, slope_of, table_of
@@ -12,6 +13,10 @@ SEARCH = "Search with room for several batch sizes: bstune search MODEL --budget
 LINEAR, ROOT = 1.0, 0.5
 SAME = 0.25
 """Slopes closer than this to a rule follow it: over a factor of 8 in the batch, the rate is off by 1.7 at most."""
+OTHER = 0.15
+"""Slopes that are surely farther from a rule than this follow another one."""
+GROWS, STAYS = 0.1, 0.3
+"""A slope surely above the first is one; surely below the second, 8 times the batch move the rate by 1.9 at most."""
 WORSE = 1.05
 """A loss more than so many times as high is worse."""
 FAR, FARTHEST = 1.5, 3.5
@@ -65,7 +70,7 @@ def coupling(known: Known) -> Ruling:
     if isinstance(found, Ruling):
         return found
     table, slope = found
-    verdict = beyond(slope.low, slope.high, 0.1)
+    verdict: Judgement = "holds" if slope.low > GROWS else "does not hold" if slope.high < STAYS else "cannot tell"
     if verdict == "cannot tell":
         advice = SEARCH
     elif verdict == "holds":
@@ -93,7 +98,7 @@ def _rule(known: Known, wanted: float, words: str) -> Ruling:
     table, slope = found
     said = f"the best rate moves with the power {slope.value:.2f} of the batch, {table.when}; the rule says {wanted:g}"
     parts = (slope.value, "(slope)", slope.low, slope.high, _data(table))
-    if slope.low > wanted + SAME or slope.high < wanted - SAME:
+    if slope.low > wanted + OTHER or slope.high < wanted - OTHER:
         advice = f"Do not scale {words}: multiply the rate by {2**slope.value:.2f} for each doubling instead."
         return Ruling("does not hold", said, advice, *parts)
     if wanted - 2 * SAME < slope.low and slope.high < wanted + 2 * SAME and abs(slope.value - wanted) <= SAME:

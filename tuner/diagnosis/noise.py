@@ -94,14 +94,9 @@ def _scale(known: Known) -> tuple[float | None, float, float | None, str] | None
         high = answer.noise_scale_high if answer.noise_scale is not None else None
         return answer.noise_scale, answer.noise_scale_low, high, "gradient noise scale along the trials"
     points = [
-        NoisePoint(
-            look.at_samples,
-            int(look.values["microbatches"][0]),
-            int(look.values["microbatches"][1]),
-            look.values["gradient_squared"][0],
-            look.values["covariance_trace"][0],
-        )
+        NoisePoint(look.at_samples, int(look.values["microbatches"][0]), int(look.values["microbatches"][1]), *half)
         for look in known.looked("gradients")
+        for half in zip(look.values["gradient_squared"], look.values["covariance_trace"], strict=True)
     ]
     found = noise_scale(points)
     return None if found is None else (found.value, found.low, found.high, "gradient noise scale, measured now")

@@ -18,7 +18,7 @@ from .tables import SEED_SD, EqualSamples, seed_sd, slope_of, spearman, wilson
 
 WORSE = 0.03
 """ln of the loss for each doubling of the batch that counts as worse."""
-MISLED = 1.1
+MISLED = 1.25
 """A loss so many times as high is a wrong answer."""
 FEW_UPDATES = 200
 """With fewer updates a run is decided by their number."""
