@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from bstune.tests.diagnosis.made import SEEDS, covers, finding, probe, searched
@@ -17,7 +17,7 @@ from bstune.tuner.diagnosis.trained import powers_of_two
 pytestmark = pytest.mark.parametrize("seed", SEEDS)
 
 
-def seen(measurement: str, *found: dict[str, tuple[float, ...]]) -> Known:
+def seen(measurement: str, *found: Mapping[str, tuple[float, ...]]) -> Known:
     """What is known after these looks, one a seed."""
     looks = [Look(measurement, 0, i, 1.0, values) for i, values in enumerate(found)]
     return dataclasses.replace(searched(), looks=tuple(looks))
@@ -75,7 +75,7 @@ def test_an_unstable_start(seed: int) -> None:
 def test_a_growing_batch(ratio: float, verdict: str, seed: int) -> None:
     """As good as a decaying rate, or 30 % worse."""
     chance = random.Random(seed)
-    found = []
+    found: list[dict[str, tuple[float, ...]]] = []
     for _ in range(3):
         decay = 0.1 * math.exp(chance.gauss(0, 0.1))
         grown = decay * ratio * math.exp(chance.gauss(0, 0.005))
