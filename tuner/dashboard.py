@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,7 @@ def dashboard(*, storage: str | None = None, port: int = 8080, on_ready: Callabl
 
 
 def write_notes(names: list[str], storage: str | None) -> str | None:
-    """Make our card the note of each study that has an answer; return why not, where a search is writing."""
+    """Make our card the note of each study that has an answer, and name its axis; return why not if a search writes."""
     import optuna
     from optuna_dashboard import save_note
 
@@ -62,7 +63,10 @@ def write_notes(names: list[str], storage: str | None) -> str | None:
         with open_storage(storage) as opened, opened.guard(), opened.quiet():
             for name, text in cards.items():
                 study = optuna.load_study(study_name=name, storage=opened.backend)
-                save_note(study, text)
+                save_note(study, text.removeprefix(f"{card.MARK}\n"))
+                with warnings.catch_warnings():  # An experimental feature, which keeps its place for years.
+                    warnings.simplefilter("ignore")
+                    study.set_metric_names(["validation loss"])  # Otherwise it is called "Objective 0" there.
     except InUseError as error:
         return f"The notes of the studies were left as they are: {error}"
     return None

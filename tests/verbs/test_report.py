@@ -186,7 +186,8 @@ def test_the_dashboard_shows_studies_with_our_card_as_their_note(dashboard: str,
     names = {each["study_name"]: each["study_id"] for each in get("/api/studies")["study_summaries"]}
     assert set(names) == {"first", "second<b>"}
     shown = get(f"/api/studies/{names['first']}?after=0")
-    assert shown["note"]["body"].startswith("<!-- bstune report -->")
+    assert shown["note"]["body"].startswith("## ")
+    assert shown["objective_names"] == ["validation loss"]
     assert {trial["state"] for trial in shown["trials"]} <= {"Complete", "Pruned", "Fail"}
     assert all(trial["intermediate_values"] for trial in shown["trials"])
     with open_storage(storage):  # Nobody holds the lock of the writer.

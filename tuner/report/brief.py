@@ -99,9 +99,7 @@ def _sure(result: SearchResult) -> Part:
     if loss.low is not None and loss.high is not None:
         short = f"Expect a loss of {two_digits(loss.low)} to {two_digits(loss.high)} in 9 of 10 new runs"
     measured = wording.measured_loss(best)
-    said = sentences(
-        measured if loss.mean is None else f"measured: loss {measured}", wording.new_runs(best), wording.chance(result)
-    )
+    said = sentences(measured if loss.mean is None else f"measured: loss {measured}", wording.chance(result))
     return Part("How sure is it?", short, f"{said} {wording.as_good(best)}".strip())
 
 

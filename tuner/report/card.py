@@ -9,14 +9,16 @@ from typing import Any
 
 from ..core.errors import NoSignalError
 from ..core.plain_text import hide_secrets, one_line
-from ..core.results import SearchResult
+from ..core.results import Candidate, SearchResult
 from .brief import Brief, brief
 from .charts.frame import require_charts, standalone
 from .charts.landscape import landscape
 from .page_told import Told, device_text
-from .units import duration, number
+from .units import duration, given_params, number
 
 MOST_FRONTIER = 5
+MARK = "<!-- bstune report -->"
+"""The first line of a card: a file that begins with it is ours, and may be written over."""
 
 
 def result_of(told: Told) -> SearchResult:
@@ -52,7 +54,7 @@ def markdown(told: Told) -> str:
     """
     result = result_of(told)
     said = brief(result)
-    lines = ["<!-- bstune report -->", f"## {marked_down(said.title)}", "", f"**{marked_down(said.badge)}.** "]
+    lines = [MARK, f"## {marked_down(said.title)}", "", f"**{marked_down(said.badge)}.** "]
     lines[-1] += marked_down(said.split)
     lines += ["", "| | |", "| --- | --- |"]
     lines += [f"| {part.question} | **{marked_down(part.short)}.** {marked_down(part.detail)} |" for part in said.parts]
@@ -68,11 +70,18 @@ def _frontier(result: SearchResult) -> list[str]:
     if not rows:
         return []
     table = [
-        f"| {each.global_batch_size} | {each.learning_rate:.3g} | {number(each.val_loss.mean)} | "
+        f"| {each.global_batch_size} | {marked_down(_rate(each))} | {number(each.val_loss.mean)} | "
         f"{duration(each.seconds_per_full_run)} |"
         for each in rows
     ]
-    return ["", "| batch | learning rate | loss | full run |", "| ---: | ---: | ---: | ---: |", *table]
+    head = "Settings that no other one beats in loss and time:"
+    return ["", head, "", "| batch | learning rate | loss | full run |", "| ---: | ---: | ---: | ---: |", *table]
+
+
+def _rate(each: Candidate) -> str:
+    """Return the learning rate, with the user's own dimensions."""
+    own = given_params(each.params, ", ")
+    return f"{each.learning_rate:.3g}{', ' if own else ''}{own}"
 
 
 def picture(result: SearchResult, kind: str) -> bytes:

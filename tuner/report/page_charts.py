@@ -173,6 +173,8 @@ def _reach(result: SearchResult | None) -> _Made:
     if time is not None:
         said += f" t(B) = {step_time(time.a_s)} + {step_time(time.c_s_per_sample)} B for a step."
     said += " A point is what a batch size needed with the best of its learning rates; the lines are these formulas."
+    if answer.worst_residual is not None:
+        said += f" Points lie up to {answer.worst_residual:.0%} off the line."
     if not all(each.reached for each in answer.reaches):
         said += " A triangle needs more than that: a full run did not get there."
     titles = {

@@ -90,7 +90,7 @@ def throughput(probe: ProbeResult) -> Any:
         {
             "batch": row.batch_size,
             "rate": row.samples_per_s,
-            "low": row.samples_per_s * (1 - row.spread / 2),
+            "low": row.samples_per_s / (1 + row.spread / 2),
             "high": row.samples_per_s * (1 + row.spread / 2),
         }
         for row in probe.throughput

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...core.results import Candidate, SearchResult
@@ -41,8 +43,25 @@ def frontier(result: SearchResult) -> Any:
         ),
         tooltip=_tooltip(),
     )
-    words = base.mark_text(align="left", dx=10, dy=-8).encode(x=x, y=y, text="said:N")
-    return altair.layer(line, spread.encode(x=x, y="low:Q", y2="high:Q"), points, words).properties(height=HEIGHT)
+    words = [
+        altair.Chart(rows(some)).mark_text(align="right" if dx < 0 else "left", dx=dx, dy=dy)
+        for dx, dy, some in _labels(shown)
+    ]
+    words = [text.encode(x=x, y=y, text="said:N") for text in words]
+    return altair.layer(line, spread.encode(x=x, y="low:Q", y2="high:Q"), points, *words).properties(height=HEIGHT)
+
+
+def _labels(shown: list[Row]) -> Iterator[tuple[int, int, list[Row]]]:
+    """Yield the labels by where they stand: beside a point towards the middle, above and below it in turn."""
+    batches = Counter(row["batch"] for row in shown)
+    middle = math.sqrt(min(row["seconds"] for row in shown) * max(row["seconds"] for row in shown))
+    found: dict[tuple[int, int], list[Row]] = {}
+    for i, row in enumerate(sorted(shown, key=lambda row: row["seconds"])):
+        if batches[row["batch"]] > 1:  # The batch does not tell one from the other.
+            row["said"] += f", lr {row['rate']:.3g}"
+        place = (10 if row["seconds"] <= middle else -10, -8 if i % 2 else 12)
+        found.setdefault(place, []).append(row)
+    yield from ((dx, dy, some) for (dx, dy), some in found.items())
 
 
 def _unbeaten(shown: Sequence[Row]) -> list[Row]:
