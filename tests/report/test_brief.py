@@ -55,10 +55,10 @@ def test_no_setting_is_said_to_reach_what_its_interval_may_miss() -> None:
     pasted, text = paste_lines(VERIFIED, FACTS)[0], search_text(VERIFIED, FACTS)
 
     assert pasted.endswith("loss 0.05411 after 1.1 s, in about 7 of 10 runs")
-    assert "about 7 of 10 new runs end at or below the target" in " ".join(text.split())
+    assert "about 7 of 10 new runs reach the target" in " ".join(text.split())
     assert "reaches" not in text
     surely = changed(val_loss=dataclasses.replace(VERIFIED.recommendation.val_loss, low=0.04, high=0.05))
-    assert "nearly all new runs end at or below the target" in " ".join(search_text(surely, FACTS).split())
+    assert "nearly all new runs reach the target" in " ".join(search_text(surely, FACTS).split())
 
 
 def test_the_own_dimensions_stand_in_the_table() -> None:

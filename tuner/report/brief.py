@@ -46,9 +46,10 @@ def brief(result: SearchResult) -> Brief:
         badge = "Not confirmed by a run on a fresh seed yet."
     short, ran = wording.larger(result)
     limits = [limit.sentence for limit in wording.limits(result)]
+    ran = sentences(ran or wording.tried_larger(result))
     parts = (
         _sooner(result),
-        Part("Why not larger?", short, " ".join(filter(None, [sentences(ran), *limits]))),
+        Part("Why not larger?", short, " ".join(filter(None, [ran, *limits]))),
         _sure(result),
         Part("What did the search cost?", wording.spent_text(result).partition(" in ")[0], _cost(result)),
     )

@@ -137,7 +137,9 @@ def larger(result: SearchResult) -> tuple[str, str]:
     if tried and batch >= max(tried):
         return f"{batch} is the largest that was tried", ""
     if not ran:
-        return "No larger batch has been run to its end", ""
+        if result.stopped_by == "interrupted" or not tried_larger(result):
+            return "No larger batch has been run to its end", ""
+        return "No larger batch promised enough for a full run", ""
     timed = [each for each in ran if each.seconds_to_target is not None]
     lowest = min(ran, key=lambda each: each.val_loss.mean or 0.0)
     ended = f"batch {lowest.global_batch_size} ended at a loss of {number(lowest.val_loss.mean)}"
@@ -155,6 +157,18 @@ def larger(result: SearchResult) -> tuple[str, str]:
         short_said = "Larger batches reach the target later"
     reached = f"batch {first.global_batch_size} is expected at the target after {to_target(result, first)}"
     return short_said, f"{reached}; this one after {to_target(result, best)}"
+
+
+def tried_larger(result: SearchResult) -> str:
+    """Return how far the best of the larger batches came that were stopped; nothing where none has a loss."""
+    batch = result.recommendation.global_batch_size
+    known = [r for r in result.records if r.global_batch_size > batch and r.val_loss is not None]
+    if not known:
+        return ""
+    best = min(known, key=lambda r: (-r.samples, r.val_loss))
+    return (
+        f"batch {best.global_batch_size} was stopped at {best.samples:,} samples, at a loss of {number(best.val_loss)}"
+    )
 
 
 class Limit(NamedTuple):
@@ -218,7 +232,7 @@ def new_runs(best: Recommendation) -> str:
 def chance(result: SearchResult) -> str:
     """Return how many new runs reach the target; nothing where that is not known, or not the goal."""
     many = reached_by(result.recommendation.val_loss, result.target) if result.goal == "time" else None
-    return "" if many is None else f"{many} new runs end at or below the target"
+    return "" if many is None else f"{many} new runs reach the target"
 
 
 def reached_by(loss: LossEstimate, target: float | None) -> str | None:
