@@ -9,12 +9,12 @@ from typing import Any
 
 from ..core.errors import NoSignalError
 from ..core.plain_text import hide_secrets, one_line
-from ..core.results import Candidate, SearchResult
+from ..core.results import SearchResult
 from .brief import Brief, brief
 from .charts.frame import require_charts, standalone
 from .charts.landscape import landscape
 from .page_told import Told, device_text
-from .units import duration, given_params, number
+from .units import duration, number, rate_text
 
 MOST_FRONTIER = 5
 MARK = "<!-- bstune report -->"
@@ -67,21 +67,15 @@ def markdown(told: Told) -> str:
 
 def _frontier(result: SearchResult) -> list[str]:
     rows = result.recommendation.frontier[:MOST_FRONTIER]
-    if not rows:
+    if len(rows) < 2:
         return []
     table = [
-        f"| {each.global_batch_size} | {marked_down(_rate(each))} | {number(each.val_loss.mean)} | "
+        f"| {each.global_batch_size} | {marked_down(rate_text(each))} | {number(each.val_loss.mean)} | "
         f"{duration(each.seconds_per_full_run)} |"
         for each in rows
     ]
     head = "Settings that no other one beats in loss and time:"
     return ["", head, "", "| batch | learning rate | loss | full run |", "| ---: | ---: | ---: | ---: |", *table]
-
-
-def _rate(each: Candidate) -> str:
-    """Return the learning rate, with the user's own dimensions."""
-    own = given_params(each.params, ", ")
-    return f"{each.learning_rate:.3g}{', ' if own else ''}{own}"
 
 
 def picture(result: SearchResult, kind: str) -> bytes:

@@ -11,7 +11,7 @@ from ..core.results import Recommendation, SearchResult
 from . import wording
 from .brief import brief, sentences
 from .page_told import device_name
-from .units import duration, gib, number, per_second
+from .units import duration, gib, number, per_second, rate_text
 
 _BOX = "border-left:4px solid {colour};padding:4px 14px;max-width:860px"
 _GOOD, _DOUBT = "#2c9a5b", "#d07014"
@@ -67,15 +67,15 @@ def probe_html(probe: ProbeResult) -> str:
 
 
 def _frontier(best: Recommendation) -> str:
-    if not best.frontier:
+    if len(best.frontier) < 2:
         return ""
     heads = "".join(f"<th>{name}</th>" for name in ("batch", "learning rate", "loss", "full run"))
     rows = "".join(
-        f"<tr><td>{each.global_batch_size}</td><td>{each.learning_rate:.3g}</td>"
+        f"<tr><td>{each.global_batch_size}</td><td>{_text(rate_text(each))}</td>"
         f"<td>{number(each.val_loss.mean)}</td><td>{duration(each.seconds_per_full_run)}</td></tr>"
         for each in best.frontier[:6]
     )
-    caption = "<caption>Settings that no other beats in loss and time</caption>"
+    caption = '<caption style="white-space:nowrap">Settings that no other beats in loss and time</caption>'
     return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
 
 

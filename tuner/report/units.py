@@ -76,3 +76,9 @@ def setting_text(setting: Candidate | TrialRecord) -> str:
     """Return a setting, with the user's own dimensions."""
     extra = f", {given_params(setting.params, ', ')}" if setting.params else ""
     return f"batch {setting.global_batch_size}, lr {setting.learning_rate:.3g}{extra}"
+
+
+def rate_text(setting: Candidate) -> str:
+    """Return the learning rate of a setting, with the user's own dimensions beside it."""
+    own = given_params(setting.params, ", ")
+    return f"{setting.learning_rate:.3g}{', ' if own else ''}{own}"
