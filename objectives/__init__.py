@@ -21,11 +21,13 @@
 - `look_at_training`: Short trainings that answer one question each.
 - `loop`: The user's own training loop as an objective.
 - `metric_lines`: Losses in what a training script prints.
+- `ranks`: How many processes a command starts that train together: its ranks.
 - `reporting`: `bstune.report`, one line in a script of the user's.
 - `schedule`: Learning-rate schedules as functions of progress: samples seen over the planned end of the run.
 - `script_flags`: What a training script takes on its command line, by reading it.
 - `seal`: Whether the file that a study stores may be run by somebody who has not named it on this command line.
 - `step_times`: Seconds of an optimizer step that an objective states itself, by global batch size.
+- `steady`: Whether the memory of a command has come to rest: when a probe has seen enough of it.
 - `supervised`: The short form of an objective: a model, a training set and a validation set. bstune owns the loop.
 - `training`: One model in training, where bstune owns the loop: built from a seed, stepped, validated, saved and
   loaded.

@@ -25,24 +25,21 @@ from .command_run import CommandRun, Log
 from .fingerprint import code_of, optimizer_family, source_hash
 from .loop import ENDED_EARLY
 from .metric_lines import READY_MADE, MetricLines, Said, compiled
+from .ranks import ranks_in
 from .schedule import SCHEDULES
 from .script_flags import defaults_in, optimizer_in
+from .steady import IDLE_S, Steady
 
 LAST_WORDS_S = 30.0
 """A script that was told where to end has so long, after its last loss, to end by itself: it may save its model."""
-STEADY_S, STEADY_SHARE = 5.0, 0.5
-"""In a probe memory is steady when it has not grown for so many seconds, and for this share of the run."""
-UNSEEN_S = 20.0
-"""The same where the script has printed nothing that speaks of training."""
-SAME_SHARE = 0.005
-"""Peaks that differ by less are the same."""
-BUSY = 0.1
-"""Share of a core below which a script does nothing."""
-IDLE_S = 120.0
-"""A script that does nothing for so long in a probe hangs."""
 NEAR_FULL = 0.1
 """A script that is killed was killed for memory if less than this share of the machine's was free before."""
 _SAID_WHY = re.compile(r"^(?:\[\w+\]:\s*)?(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*$", re.MULTILINE)
+
+_RANK_KILLED = re.compile(r"^\s*exitcode\s*:\s*-9\b", re.MULTILINE)
+"""What torchrun says of a rank that was killed."""
+_BECAUSE_OF_OTHERS = re.compile(r"ChildFailedError|Connection (?:closed|reset) by peer")
+"""In errors that a rank, or torchrun, has because another rank has failed."""
 
 
 class CommandError(ObjectiveError):
@@ -72,6 +69,7 @@ class Command:
         epochs: float = 10,
         schedule: str = "unknown",
         optimizer: str | None = None,
+        world_size: int | None = None,
         name: str | None = None,
     ) -> None:
         r"""Describe how the script is called, and how its losses are read.
@@ -87,6 +85,8 @@ class Command:
             schedule: `constant`, `linear`, `cosine` or `wsd`: how the script changes the learning rate over the
                 `{max_epochs}` or `{max_samples}` that it is given; `unknown` is taken for constant.
             optimizer: Class of the optimizer, such as `SGD`; default: the one that the script names, if it names one.
+            world_size: Processes that it starts and that train one batch together, each on micro-batches of its own;
+                default: what torchrun, accelerate, deepspeed or mpirun in the command are told, else 1.
             name: Name of the study; default: the stem of the script.
 
         Raises:
@@ -99,6 +99,8 @@ class Command:
             wrong.append(f"samples_per_epoch={samples_per_epoch!r}: expected the number of training samples, 1 or more")
         if not epochs > 0:
             wrong.append(f"epochs={epochs!r}: expected a number above 0")
+        if not (world_size is None or (isinstance(world_size, int) and world_size >= 1)):
+            wrong.append(f"world_size={world_size!r}: expected the number of processes that train together, 1 or more")
         if schedule not in (*SCHEDULES, "unknown"):
             wrong.append(
                 f"schedule={schedule!r}: expected {', '.join(SCHEDULES)}, or unknown where it is none of these"
@@ -115,6 +117,7 @@ class Command:
         self.samples_per_epoch = samples_per_epoch
         self.epochs = epochs
         self.schedule = schedule
+        self.world_size = ranks_in(self.words) if world_size is None else world_size
         self.name = name
         self._optimizer = optimizer
         self._dimensions: frozenset[str] = frozenset()
@@ -171,6 +174,7 @@ class Command:
         content = b"" if script is None else Path(script).read_bytes()
         optimizer = self._optimizer or optimizer_in(content)
         code = code_of(content)
+        ranks = [self.world_size] if self.world_size > 1 else []
         return Facts(
             name=self.name,
             kind=self.kind,
@@ -179,11 +183,12 @@ class Command:
             schedule=self.schedule,
             optimizer=optimizer,
             optimizer_family=optimizer_family(optimizer),
-            source_hash=source_hash(self.words, self.metric, content),
-            code_hash=None if code is None else source_hash(self.words, self.metric, code),
+            source_hash=source_hash(self.words, self.metric, content, *ranks),
+            code_hash=None if code is None else source_hash(self.words, self.metric, code, *ranks),
             structure_hash=source_hash(self.words, content if code is None else code),
             command=self.words,
             accumulates=self.accumulates,
+            world_size=self.world_size,
         )
 
     def present_setting(self) -> tuple[int, float] | None:
@@ -192,8 +197,15 @@ class Command:
         known = {} if script is None else defaults_in(Path(script).read_bytes(), flags_of(self.words))
         batch, rate = known.get("global_batch_size"), known.get("learning_rate")
         if batch is None and (micro := known.get("micro_batch_size")) is not None:
-            batch = micro * known.get("accumulation_steps", 1)
-        if batch is None or batch < 1 or batch != int(batch) or rate is None or not 0 < rate < math.inf:
+            batch = micro * known.get("accumulation_steps", 1) * self.world_size
+        if (
+            batch is None
+            or batch < 1
+            or batch % self.world_size
+            or batch != int(batch)
+            or rate is None
+            or not 0 < rate < math.inf
+        ):
             return None
         return int(batch), float(rate)
 
@@ -262,8 +274,7 @@ class Command:
 
     def _judge(self, run: CommandRun, trial: Trial, spec: TrialSpec, least_free: float) -> None:
         """Say why a run that has ended by itself is none, if it is none."""
-        assert run.code is not None
-        if run.code in (-signal.SIGKILL, 128 + signal.SIGKILL) and least_free > NEAR_FULL:
+        if exit_code(run) in (-signal.SIGKILL, 128 + signal.SIGKILL) and least_free > NEAR_FULL:
             # Somebody has killed it, and not for memory: then this process ends like it, which is tried again.
             run.log.show_tail()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -291,7 +302,7 @@ class Command:
         """
         assert isinstance(meter, TreeMeter)
         accumulation = spec.accumulation_steps if self.accumulates else 1
-        batch = spec.micro_batch_size * accumulation
+        batch = spec.micro_batch_size * accumulation * self.world_size
         trial = TrialSpec(
             number=-1,
             stage="probe",
@@ -351,45 +362,6 @@ class _Reports:
         return found
 
 
-class Steady:
-    """Whether the memory of a command has come to rest, by looks at it.
-
-    Attributes:
-        over: Nothing more is to be expected.
-        idle: Because the command does nothing.
-        seconds: For how long its peak had been the same.
-
-    Example:
-        >>> steady = Steady()
-        >>> for second in range(12):
-        ...     steady.note(second, peak_bytes=1000, cpu_s=second, trains=True)
-        >>> steady.over, steady.idle
-        (True, False)
-    """
-
-    def __init__(self) -> None:
-        """Begin to look."""
-        self.over = self.idle = False
-        self.seconds = 0.0
-        self._peak_bytes = 0
-        self._grown_s = 0.0
-        self._busy_s, self._busy_cpu_s = 0.0, 0.0
-
-    def note(self, now_s: float, peak_bytes: int, cpu_s: float, trains: bool) -> None:
-        """Take in a look, at so many seconds from the start."""
-        if peak_bytes > self._peak_bytes * (1 + SAME_SHARE):
-            self._peak_bytes, self._grown_s = peak_bytes, now_s
-        worked = cpu_s - self._busy_cpu_s
-        if worked < 0 or worked > BUSY * (now_s - self._busy_s):
-            self._busy_s, self._busy_cpu_s = now_s, cpu_s
-        waits_s = now_s - self._busy_s
-        if waits_s > 1.0:  # While it does nothing, that its memory is the same says nothing.
-            self._grown_s = max(self._grown_s, now_s - STEADY_S / 2)
-        self.seconds = now_s - self._grown_s
-        self.idle = waits_s > IDLE_S
-        self.over = self.idle or self.seconds >= max(STEADY_S if trains else UNSEEN_S, STEADY_SHARE * now_s)
-
-
 def _unseen(told: bool, steady: Steady) -> tuple[str, ...]:
     """Return what a measurement has not seen."""
     if told:
@@ -411,16 +383,24 @@ def _free_share() -> float:
     return memory.available_bytes / max(1, memory.total_bytes)
 
 
-def failed(run: CommandRun) -> CommandError:
-    """Return the error for a command that ended with a code other than 0."""
+def exit_code(run: CommandRun) -> int:
+    """Return the exit code of a command that has ended; under torchrun a rank that was killed counts for all."""
     assert run.code is not None
     tail = run.log.tail()
+    killed = run.code == 1 and _RANK_KILLED.search(tail) and classify_exit(run.code, tail) == "error"
+    return -signal.SIGKILL if killed else run.code
+
+
+def failed(run: CommandRun) -> CommandError:
+    """Return the error for a command that ended with a code other than 0."""
+    code, tail = exit_code(run), run.log.tail()
     whys = _SAID_WHY.findall(tail)
-    last = whys[-1] if whys else next((line for line in reversed(tail.splitlines()) if line.strip()), "")
-    name = signal.Signals(-run.code).name if -run.code in set(signal.Signals) else None
-    how = f"was ended by {name}" if name else f"ended with exit code {run.code}"
+    whys = [why for why in whys if not _BECAUSE_OF_OTHERS.search(why)] or whys
+    last = whys[-1] if whys else next((line for line in reversed(tail.splitlines()) if line.strip(" =-")), "")
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else None
+    how = f"was ended by {name}" if name else f"ended with exit code {code}"
     said = f": {first_line(last)}" if last.strip() else ""
-    return CommandError(f"the command {how}{said}{_shadowed(tail)}", classify_exit(run.code, tail))
+    return CommandError(f"the command {how}{said}{_shadowed(tail)}", classify_exit(code, tail))
 
 
 def _shadowed(tail: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import bstune
 import psutil
 import pytest
-from bstune.objectives.command import Steady
 from bstune.objectives.command_line import places_in, words_of
 from bstune.objectives.command_run import Log
+from bstune.objectives.steady import Steady
 from bstune.tuner.core.command_words import filled
 from bstune.tuner.core.trials import TrialReport, TrialSpec, Verdict
 from bstune.tuner.engines.base import Event, Finished, Lost, Reported

@@ -16,19 +16,21 @@ from bstune.tuner.engines.local import LocalPool
 from bstune.tuner.workers.fork_server import Host
 
 SCRIPT = """
-import time
+import os, signal
 import torch
 import torch.distributed as dist
 
 dist.init_process_group("gloo")
 for epoch in range(1, 5):
-    if dist.get_rank() == 1 and epoch == 3:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if dist.get_rank() == 1 and epoch == WHEN:
+        WHAT
     loss = torch.ones(1) / epoch
     dist.all_reduce(loss)  # Here rank 0 waits for the other.
     if dist.get_rank() == 0:
         print(f"epoch {epoch} val_loss={float(loss):.4f}", flush=True)
 """
+OUT_OF_MEMORY = 'raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")'
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 N = 1024
 
 
@@ -89,13 +91,28 @@ def test_two_ranks_are_one_run_until_it_is_stopped(host: Host, root: Path) -> No
     assert isinstance(end, Finished)
 
 
-def test_one_rank_out_of_memory_hangs_nobody(host: Host, tmp_path: Path) -> None:
-    """In the third step, while rank 0 waits for it: the run is out of memory, and over."""
-    script = tmp_path / "fails.py"
-    script.write_text(SCRIPT)
+@pytest.mark.parametrize("when", [1, 3])
+def test_one_rank_out_of_memory_hangs_nobody(host: Host, tmp_path: Path, when: int) -> None:
+    """While rank 0 waits for it: the run is over, with the losses so far and the reason of the rank that failed."""
+    reports, end = run(host, failing(tmp_path, when, OUT_OF_MEMORY))
 
-    reports, end = run(host, script)
-
-    assert [report.samples for report in reports] == [N, 2 * N]
+    assert [report.samples for report in reports] == [epoch * N for epoch in range(1, when)]
     assert isinstance(end, Lost)
     assert end.cause == "oom"
+    assert end.message.startswith("the command ended with exit code 1: [rank1]: torch.OutOfMemoryError: CUDA out of")
+
+
+def test_one_rank_killed_is_a_run_that_was_killed(host: Host, tmp_path: Path) -> None:
+    """By somebody, or for memory where that is short; such a run is tried again, or bounds the batch size."""
+    reports, end = run(host, failing(tmp_path, 2, KILLED))
+
+    assert [report.samples for report in reports] == [N]
+    assert isinstance(end, Lost)
+    assert end.cause in ("killed", "oom")
+
+
+def failing(folder: Path, when: int, what: str) -> Path:
+    """Return a script of which rank 1 does this in an epoch."""
+    script = folder / "fails.py"
+    script.write_text(SCRIPT.replace("WHEN", str(when)).replace("WHAT", what))
+    return script

@@ -122,6 +122,13 @@ command_options = several(
         "--samples-per-epoch", type=int, metavar="N", help="With a COMMAND: samples in its training data; required."
     ),
     click.option("--epochs", type=float, help="With a COMMAND: epochs of a full run.  [default: 10]"),
+    click.option(
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="With a COMMAND: processes that it starts to train together.  [default: as torchrun, accelerate, "
+        "deepspeed or mpirun in it are told, else 1]",
+    ),
 )
 
 
@@ -143,7 +150,7 @@ def command_of(ctx: click.Context, model: str | None, options: dict[str, Any]) -
     Raises:
         ArgumentError: Command, model and options do not go together.
     """
-    given = {name: options.pop(name) for name in ("metric", "samples_per_epoch", "epochs")}
+    given = {name: options.pop(name) for name in ("metric", "samples_per_epoch", "epochs", "world_size")}
     given = {name: value for name, value in given.items() if value is not None}
     words = words_after(ctx, model)
     if words is None:

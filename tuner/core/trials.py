@@ -62,6 +62,8 @@ class Facts:
     """The words of the command that is run, with its places."""
     accumulates: bool = True
     """A global batch that does not fit can be accumulated."""
+    world_size: int = 1
+    """Processes that train one batch together, each on micro-batches of its own."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be those of a training.
@@ -76,6 +78,10 @@ class Facts:
             )
         if not 1 <= self.evals <= MOST_EVALS:
             raise ObjectiveError(f"evals={self.evals}: expected 1 to {MOST_EVALS:,} validations in a full run.")
+        if not 1 <= self.world_size <= self.full_run_samples:
+            raise ObjectiveError(
+                f"world_size={self.world_size}: expected 1 or more processes, and no more than a full run has samples."
+            )
         sizes = [size for size, _ in self.step_times]
         if sizes != sorted(set(sizes)) or not all(
             size >= 1 and 0 < seconds < math.inf for size, seconds in self.step_times

@@ -119,7 +119,7 @@ class Attempts:
         n_steps = FINAL_STEPS if final else STEPS
         fluke: str | None = None
         while True:
-            both = not timed_s and (facts.kind == "supervised" or 2 * size <= facts.n_samples)
+            both = not timed_s and (facts.kind == "supervised" or 2 * size * facts.world_size <= facts.n_samples)
             traced = self.foresight.wants_trace and not timed_s and not self.is_command
             # With the answer; where that was traced, with the first size that is timed.
             validates = not traced and (final or (timed_s > 0 and not self.validation_s))

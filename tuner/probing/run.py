@@ -57,11 +57,12 @@ def run_probe(
         ObjectiveError: The user's code is at fault.
         NothingFitsError: Even the smallest size needs more than there is.
     """
-    n_samples = host.facts.n_samples
+    n_samples = max(1, host.facts.n_samples // host.facts.world_size)
     capped = max_batch is not None and max_batch < n_samples
     highest = min(n_samples, max_batch if max_batch is not None else n_samples)
     if min_batch > n_samples:
-        raise ArgumentError(f"min_batch={min_batch} is more than the data set has: expected at most {n_samples}.")
+        whose = "the data set has" if host.facts.world_size == 1 else "each process has of the data set"
+        raise ArgumentError(f"min_batch={min_batch} is more than {whose}: expected at most {n_samples}.")
     bounds = Bounds(min_batch, highest, multiple_of, "max_batch" if capped else "dataset")
     attempts = Attempts(host, headroom=headroom, seed=seed, timeout_s=timeout, on_attempt=on_attempt, on_note=on_note)
     on_cpu = host.device_info.kind == "cpu"

@@ -293,7 +293,7 @@ class Growth:
         peak = self.fit.peak(low) if low is not None else None
         if low is None or peak is None or self.fixed_bytes is None or len(self.history) > 1:
             return 0
-        steepest = max(peak - self.fixed_bytes, peak / 1000) / low
+        steepest = max(peak - self.fixed_bytes, peak / 1000, 1) / low  # What was over before it was seen has no peak.
         further = FIRST_SHARE * (self.budget_bytes - peak) / steepest
         return min(self._grid(int(low + further)), self._grid(low * self.growth_limit), self.bounds.highest)
 

@@ -49,7 +49,7 @@ def _runs(n: int) -> str:
 def split_text(best: Recommendation, times: str = "x") -> str:
     """Return how a step is made of micro-batches."""
     steps = f"{best.accumulation_steps} accumulation step{'s' if best.accumulation_steps != 1 else ''}"
-    devices = f"{best.world_size} device{'s' if best.world_size != 1 else ''}"
+    devices = "1 device" if best.world_size == 1 else f"{best.world_size} ranks"
     return f"micro-batch {best.micro_batch_size} {times} {steps} {times} {devices}"
 
 

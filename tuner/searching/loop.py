@@ -149,6 +149,7 @@ class Drive:
             micro,
             accumulation,
             eval_batch_size=None if probe is None else probe.eval_batch_size,
+            world_size=self._strategy.facts.world_size,
             resume_from=resume_from,
             most_samples=math.ceil(2 * self._strategy.facts.full_run_samples),
             splits={

@@ -121,7 +121,7 @@ def _most_useful(arguments: SearchArguments, facts: Facts) -> int | None:
         return None
     from ..strategy.space import make_space
 
-    return make_space(arguments.plan, facts, None).batches[-1]
+    return max(1, make_space(arguments.plan, facts, None).batches[-1] // facts.world_size)
 
 
 def _probe_kinds(

@@ -41,12 +41,13 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
 
 
 def _ends_at_micro_batch(evidence: Evidence) -> int | None:
-    """Return the micro-batch at which the batch sizes end because none can be accumulated; None where they do not."""
+    """Return the batch at which the sizes end because none can be accumulated; None where they do not."""
     probe, facts = evidence.probe, evidence.facts
     if probe is None or facts.accumulates:
         return None
     wanted = make_space(evidence.plan, dataclasses.replace(facts, accumulates=True), probe).batches[-1]
-    return probe.micro_batch_size if wanted > probe.micro_batch_size else None
+    fits = probe.micro_batch_size * facts.world_size
+    return fits if wanted > fits else None
 
 
 def _not_verified(evidence: Evidence, chosen: Candidate) -> Caution:

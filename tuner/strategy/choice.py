@@ -92,4 +92,5 @@ def _limits(evidence: Evidence) -> BatchLimits | None:
     if probe is None or probe.step_time_line is None:
         return None
     hardware, more = probe.step_time_line.saturation_batch, probe.limited_by != "memory"
-    return BatchLimits.of(batch_answer(evidence), probe.micro_batch_size, hardware, more_memory=more)
+    memory = probe.micro_batch_size * evidence.facts.world_size
+    return BatchLimits.of(batch_answer(evidence), memory, hardware, more_memory=more)

@@ -56,16 +56,21 @@ class Cost:
         return self.line is not None or bool(self.facts.step_times)
 
     def split(self, batch: int) -> tuple[int, int]:
-        """Return the micro-batch size and the accumulation steps with which a global batch is run."""
+        """Return the micro-batch size and the accumulation steps with which each process runs its part of a batch."""
+        ranks = self.facts.world_size
         if not self.facts.accumulates:
-            return batch, 1
-        return split(batch, batch if self.micro_max is None else self.micro_max)
+            return batch // ranks, 1
+        return split(batch, batch if self.micro_max is None else self.micro_max, ranks)
 
     def step_s(self, batch: int, split: tuple[int, int] | None = None) -> float | None:
         """Return the seconds of an optimizer step; `split` is how a run was split, where that may differ from now."""
         if self.facts.step_times:
             return _between(self.facts.step_times, batch)
-        return None if self.line is None else self.line.step_s(*(split or self.split(batch)))
+        if self.line is None:
+            return None
+        micro, accumulation = split or self.split(batch)
+        # Several processes are a command's, and its line, fitted to trials, is of what they train on together.
+        return self.line.step_s(micro * self.facts.world_size, accumulation)
 
     def samples_per_s(self, batch: int, split: tuple[int, int] | None = None) -> float | None:
         """Return the samples that are trained in a second."""
@@ -190,7 +195,7 @@ class Clock:
         if not self.known or fixed >= slope * self.batches[-1]:
             return self.batches[-1]
         # What is accumulated is no faster than the largest micro-batch.
-        least = min(fixed / slope, self.cost.micro_max or math.inf)
+        least = min(fixed / slope, (self.cost.micro_max or math.inf) * self.cost.facts.world_size)
         return next((batch for batch in self.batches if batch >= 0.999 * least), self.batches[-1])
 
     @cached_property

@@ -49,7 +49,7 @@ def recommend(evidence: Evidence) -> Recommendation:
     return Recommendation(
         micro_batch_size=chosen.micro_batch_size,
         accumulation_steps=chosen.accumulation_steps,
-        world_size=1,
+        world_size=evidence.facts.world_size,
         global_batch_size=chosen.global_batch_size,
         eval_batch_size=None if evidence.probe is None else evidence.probe.eval_batch_size,
         learning_rate=chosen.learning_rate,

@@ -207,8 +207,9 @@ def make_space(
     asked: dict[str, Dimension] = dict(plan.space)
     sizes, rate = asked.pop("batch_size", None), asked.pop("learning_rate", None)
     batches = _default_batches(facts, probe, noise_scale) if sizes is None else _batches(sizes, facts, problems)
-    if probe is not None and not facts.accumulates:  # Where nothing of the space fits, its smallest batch shows it.
-        batches = tuple(batch for batch in batches if batch <= probe.micro_batch_size) or batches[:1]
+    fits = math.inf if probe is None or facts.accumulates else probe.micro_batch_size * facts.world_size
+    # Where nothing of the space fits, its smallest batch shows it.
+    batches = tuple(batch for batch in batches if batch <= fits) or batches[:1]
     family = facts.optimizer_family
     usual = LEARNING_RATE_RANGE[family]
     if plan.baseline is not None:  # Whoever trains so has a reason: the best is not far.
@@ -227,6 +228,8 @@ def make_space(
             "optimizer that it returns, as in torch.optim.SGD(parameters, lr), or one learning_rate in the space"
         )
     most, whose = _most_samples(facts)
+    if plan.baseline is not None and plan.baseline[0] % facts.world_size:
+        problems.append(f"baseline={plan.baseline!r}: its batch does not divide by the {facts.world_size} processes")
     if plan.baseline is not None and plan.baseline[0] > most:
         problems.append(f"baseline={plan.baseline!r}: its batch is more than the {most:g} samples of {whose}")
     if problems:
@@ -250,7 +253,7 @@ def make_space(
     single = {name: one.values[0] for name, one in asked.items() if len(one.values) == 1 and not one.when}
     extras = tuple(Extra(name, one) for name, one in asked.items() if name not in single)
     if plan.baseline is not None:
-        if probe is None or facts.accumulates or plan.baseline[0] <= probe.micro_batch_size:  # Else it does not fit.
+        if plan.baseline[0] <= fits:
             batches = tuple(sorted({*batches, plan.baseline[0]}))
         rates = tuple(sorted({*rates, centre}))
     centre_sd = CENTRE_SD if learned is None or plan.baseline is not None else LEARNED_SD
@@ -270,11 +273,12 @@ def _default_batches(facts: Facts, probe: ProbeResult | None, noise_scale: float
         peak = max(row.samples_per_s for row in probe.throughput)
         plateau = min(row.batch_size for row in probe.throughput if row.samples_per_s >= PLATEAU * peak)
         highest = min(highest, max(4 * max(float(plateau), noise_scale or 0.0), float(ANCHOR_BATCH)))
-    if highest >= SMALLEST_BATCH:
-        return _powers(SMALLEST_BATCH, int(highest))
-    return _powers(
-        1, max(1, min(SMALLEST_BATCH, facts.n_samples, int(facts.full_run_samples)))
-    )  # So little data that 100 steps cannot be had.
+    ranks = facts.world_size  # Each has an equal part, so batches are this times a power of two.
+    lowest = ranks * 2 ** max(0, math.ceil(math.log2(SMALLEST_BATCH / ranks)))
+    if highest >= lowest:
+        return tuple(ranks * part for part in _powers(lowest // ranks, highest / ranks))
+    most = max(ranks, min(lowest, facts.n_samples, int(facts.full_run_samples)))
+    return tuple(ranks * part for part in _powers(1, most / ranks))  # So little data that 100 steps cannot be had.
 
 
 def _powers(low: float, high: float) -> tuple[int, ...]:
@@ -289,6 +293,14 @@ def _batches(asked: Dimension, facts: Facts, problems: list[str]) -> tuple[int, 
         sizes = _powers(asked.low, asked.high)
     else:
         sizes = range(int(asked.low), int(asked.high) + 1, int(asked.step or 1))
+    even = [size for size in sizes if size % facts.world_size == 0]
+    if len(even) < len(sizes) and (asked.kind != "range" or not even):
+        problems.append(
+            f"space['batch_size'] holds {sorted({*sizes} - {*even})!r}: expected multiples of the {facts.world_size} "
+            "processes that train together"
+        )
+    elif asked.kind == "range":
+        sizes = even
     most, whose = _most_samples(facts)
     if sizes[-1] > most:
         large = [size for size in sizes if size > most]

@@ -168,7 +168,9 @@ class Strategy:
             return Limits(noise=noise)
         line = probe.step_time_line
         return Limits(
-            memory=probe.micro_batch_size, hardware=None if line is None else line.saturation_batch, noise=noise
+            memory=probe.micro_batch_size * self.facts.world_size,
+            hardware=None if line is None else line.saturation_batch,
+            noise=noise,
         )
 
     def batch_answer(self) -> BatchAnswer:

@@ -1,0 +1,56 @@
+"""How many processes a command starts that train together: its ranks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+
+from ..tuner.core.errors import ArgumentError
+
+LAUNCHERS = {
+    "torchrun": ("--nproc-per-node", "--nnodes"),
+    "torch.distributed.run": ("--nproc-per-node", "--nnodes"),
+    "torch.distributed.launch": ("--nproc-per-node", "--nnodes"),
+    "accelerate": ("--num-processes",),
+    "deepspeed": ("--num-gpus", "--num-nodes"),
+    "mpirun": ("-np", "-n"),
+    "mpiexec": ("-np", "-n"),
+}
+"""Programs that start ranks, with their options for it: the product of these, where they are given."""
+
+
+def ranks_in(words: Sequence[str]) -> int:
+    """Return how many processes the launcher in a command starts; 1 where there is none, or it does not say.
+
+    Raises:
+        ArgumentError: It starts as many as the machine has of something.
+
+    Example:
+        >>> ranks_in(["torchrun", "--nproc_per_node=2", "train.py", "--nnodes", "7"])
+        2
+        >>> ranks_in(["python", "-m", "torch.distributed.run", "--nproc-per-node", "4", "--nnodes", "2", "train.py"])
+        8
+        >>> ranks_in(["python", "train.py", "-n", "4"])
+        1
+    """
+    at = next((i for i, word in enumerate(words) if os.path.basename(word) in LAUNCHERS), None)
+    if at is None:
+        return 1
+    options = LAUNCHERS[os.path.basename(words[at])]
+    own = itertools.takewhile(lambda word: not word.endswith(".py"), words[at + 1 :])  # What follows is the script's.
+    found, n = list(own), 1
+    for word, after in itertools.zip_longest(found, found[1:], fillvalue=""):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in options:
+            n *= _number(word if equals else f"{word} {after}", value if equals else after)
+    return n
+
+
+def _number(said: str, value: str) -> int:
+    if not (value.isascii() and value.isdigit() and int(value) >= 1):
+        raise ArgumentError(
+            f"The command has {said}: how many processes these are is not known before it runs. Say it with "
+            "--world-size N (Command(world_size=N))."
+        )
+    return int(value)
