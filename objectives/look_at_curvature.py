@@ -33,7 +33,7 @@ def curvature(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[f
     for module in run.model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.eval()
-    size = min(SAMPLES, spec.micro_batch_size, max(1, len(run.objective.train_data) // 2))
+    size = min(SAMPLES, spec.most_at_once, max(1, len(run.objective.train_data) // 2))
     kept = [parameter.detach().clone() for parameter in trained(run)]
     found = []
     try:

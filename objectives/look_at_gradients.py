@@ -80,7 +80,7 @@ def gradients(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[f
     of a batch of their size.
     """
     n_samples = len(run.objective.train_data)
-    size = min(WITH_BATCH_NORM if has_batch_norm(run.model) else SMALLEST, spec.micro_batch_size)
+    size = min(WITH_BATCH_NORM if has_batch_norm(run.model) else SMALLEST, spec.most_at_once)
     n = min(MOST_MICROBATCHES, 1 << max(0, (n_samples // size).bit_length() - 1))
     if n < LEAST_MICROBATCHES:
         raise ArithmeticError(f"{n_samples} training samples make {n} micro-batches of {size}; 8 are needed")
@@ -129,10 +129,10 @@ def gradients(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[f
 def agreement(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[float, ...]], Mapping[str, Any]]:
     """Measure the angle between the gradients of training and of validation data, each from two halves."""
     n = min(len(run.objective.train_data), len(run.objective.val_data)) // 2
-    size = min(spec.micro_batch_size, CHUNK, n)
-    if size < 4:
+    if n < 4:
         raise ArithmeticError("the data sets are too small for two halves of 4 samples")
-    count = max(1, min(HALF, n) // size)
+    count = math.ceil(min(HALF, n) / min(spec.most_at_once, CHUNK))
+    size = min(HALF, n) // count
     halves = [
         mean_gradient(run, drawn(run, size, count, validation=validation, skip=skip)).double()
         for validation in (False, True)
@@ -145,7 +145,7 @@ def agreement(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[f
 
 def layers(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[float, ...]], Mapping[str, Any]]:
     """Measure, for each weight with two dimensions or more, its norm over that of its gradient."""
-    size = min(spec.micro_batch_size, CHUNK)
+    size = min(spec.most_at_once, CHUNK)
     gradient = mean_gradient(run, drawn(run, size, max(1, CHUNK // size)))
     names, ratios, at = [], [], 0
     for name, parameter in run.model.named_parameters():

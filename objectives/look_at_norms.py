@@ -29,7 +29,7 @@ def batch_norm(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[
     errors: dict[int, dict[str, float]] = {}
     for size in spec.sizes:
         n = min(MOST_BATCHES, SAMPLES // size, len(run.objective.train_data) // size)
-        if size <= spec.micro_batch_size and n >= LEAST_BATCHES:
+        if size <= spec.most_at_once and n >= LEAST_BATCHES:
             errors[size] = _errors(run, size, n)
     if not errors:
         raise ArithmeticError("the data set is too small for four batches of one size")

@@ -18,7 +18,7 @@ def structure(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[f
     import torch
 
     norm = torch.nn.modules.batchnorm._BatchNorm
-    with_bias, on_output = _traced(run, norm, min(4, spec.micro_batch_size))
+    with_bias, on_output = _traced(run, norm, min(4, spec.most_at_once))
     elements = sum(p.numel() for p in run.model.parameters())
     frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
     useless = dict(run.model.named_modules())

@@ -10,6 +10,7 @@ from bstune.tests.diagnosis.made import FULL, SEEDS, covers, finding, grid, prob
 from bstune.tests.report.told import FACTS
 from bstune.tuner.core.diagnosis import Diagnosis
 from bstune.tuner.diagnosis.claims import CLAIMS, NAMES, judged
+from bstune.tuner.diagnosis.kept import findings_of
 from bstune.tuner.diagnosis.known import Known
 from bstune.tuner.report.diagnosis_text import diagnosis_text
 
@@ -169,3 +170,18 @@ def test_a_diagnosis_survives_json_and_fits_80_columns(seed: int) -> None:
     assert max(map(len, str(diagnosis).splitlines())) <= 80
     assert all(name in str(diagnosis) for name in NAMES)
     assert "<table>" in diagnosis._repr_html_()
+
+
+def test_a_report_tells_what_is_recorded_now_and_what_was_measured_once(seed: int) -> None:
+    """A finding that rests on trials is worked out anew; one that took a measurement is as it was kept."""
+    known = searched(grid(slope=1, seed=seed))
+    kept = finding("coupling", known)
+    old = (
+        dataclasses.replace(kept, found="old"),
+        dataclasses.replace(kept, name="noisy-loss", found="measured"),
+    )
+
+    told = {each.name: each for each in findings_of(known, old)}
+    assert told["coupling"] == kept
+    assert told["noisy-loss"].found == "measured"
+    assert set(told) == set(NAMES)

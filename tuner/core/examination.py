@@ -25,6 +25,13 @@ class ExamineSpec:
     sizes: tuple[int, ...] = ()
     """Batch sizes that the measurement is about, where it is about several."""
     params: Mapping[str, Any] = field(default_factory=dict)
+    look_batch_size: int = 0
+    """Samples that may be looked at at once; 0: as many as in a micro-batch."""
+
+    @property
+    def most_at_once(self) -> int:
+        """Samples that may be looked at at once."""
+        return self.look_batch_size or self.micro_batch_size
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ WASTE = 0.8
 """Share of the device's best speed below which a batch size wastes it."""
 LEAST_ERROR = (0.05, 2.0)
 """Relative scatter of step times about the line to begin with, and how many degrees of freedom that guess is worth."""
+MEDIAN_ERROR = 0.2
+"""Of the interquartile range: standard error of the median of some twenty steps."""
+MOST_WAIT = 0.1
+"""Share of a step that may be waiting."""
 DRAWS = 400
 
 
@@ -32,11 +36,18 @@ def _lines(rows: Sequence[ThroughputRow]) -> list[StepTimeLine]:
     squares = sum(math.log(row.s_per_step / line.step_s(row.batch_size)) ** 2 for row in rows)
     freedom = weight + max(0, len(rows) - 2)
     sd = math.sqrt((weight * prior**2 + squares) / freedom) * student_quantile(freedom) / student_quantile(1e6)
+    own = {row.batch_size: MEDIAN_ERROR * row.spread for row in rows}
     chance = random.Random(0)
     found = []
     for _ in range(DRAWS):
         moved = [
-            ThroughputRow(row.batch_size, 1.0, row.s_per_step * math.exp(chance.gauss(0.0, sd)), 0.0) for row in rows
+            ThroughputRow(
+                row.batch_size,
+                1.0,
+                row.s_per_step * math.exp(chance.gauss(0.0, math.hypot(sd, own[row.batch_size]))),
+                0.0,
+            )
+            for row in rows
         ]
         if (drawn := fit_step_time(moved)) is not None:
             found.append(drawn)
@@ -88,6 +99,10 @@ def flat_step_time(known: Known) -> Ruling:
     holds = beyond(low, high, FLAT)
     verdict = {"holds": "does not hold", "does not hold": "holds"}.get(holds, holds)
     advice = f"Up to about {free:.0f} samples a larger batch costs next to no time; beyond, count seconds, not steps."
+    if free < 2:
+        advice = "Even small batches take as much longer as they are larger: count seconds, not steps."
+    if verdict == "cannot tell":
+        advice = "Probe again on an idle machine: bstune probe MODEL --fresh"
     if verdict == "holds":
         advice = f"Batches up to {large:,} cost next to no time here: let the gradient noise decide, not the step time."
     return Ruling(verdict, found, advice, figure, "times", low, high, _plot(rows))  # type: ignore[arg-type]
@@ -103,8 +118,8 @@ def step_time_line(known: Known) -> Ruling:
     worst = worst_error(line, rows)
     spread = max(row.spread for row in rows)
     found = (
-        f"t(B) = {1000 * line.a_s:.3g} ms + B x {1e6 * line.c_s_per_sample:.3g} us is off by up to {worst:.0%}; "
-        f"single steps of one size scatter by up to {spread:.0%}"
+        f"the line t(B) = {1000 * line.a_s:.3g} ms + B x {1e6 * line.c_s_per_sample:.3g} us is off by up to "
+        f"{worst:.0%}; single steps of one size scatter by up to {spread:.0%}"
     )
     data = _plot(rows)
     if worst <= LINE_KNOWN:
@@ -200,6 +215,14 @@ def loader(known: Known) -> Ruling:
             "does not hold",
             said,
             "Raise num_workers, or make the data set cheaper to read, first.",
+            share,
+            "% of a step",
+        )
+    if found.wait_share > MOST_WAIT:
+        return Ruling(
+            "cannot tell",
+            f"{said}, which is no more",
+            "Probe again on an idle machine: bstune probe MODEL --fresh",
             share,
             "% of a step",
         )

@@ -9,7 +9,6 @@ from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, unknown
 from .tables import EqualSamples, Slope, seed_sd, slope_of, table_of
 
-SEARCH = "Search with room for several batch sizes: bstune search MODEL --budget 20"
 LINEAR, ROOT = 1.0, 0.5
 SAME = 0.25
 """Slopes closer than this to a rule follow it: over a factor of 8 in the batch, the rate is off by 1.7 at most."""
@@ -21,6 +20,15 @@ WORSE = 1.05
 """A loss more than so many times as high is worse."""
 FAR, FARTHEST = 1.5, 3.5
 """Octaves between a rate and the best one that count as four times too large or too small."""
+
+
+def search_again(known: Known) -> str:
+    """Return the advice to search three batch sizes alone, so that each of them gets enough rates."""
+    tried = sorted({record.global_batch_size for record in known.records}) or [max(1, known.batch // 2), known.batch]
+    low, high = tried[0], max(tried[-1], 4 * tried[0])
+    sizes = sorted({low, high, 2 ** round(math.log2(math.sqrt(low * high)))})
+    listed = ",".join(map(str, sizes))
+    return f"Search a few batch sizes, with more rates each: bstune search MODEL --space batch_size={listed} --fresh"
 
 
 def equal_samples(known: Known) -> EqualSamples | None:
@@ -44,7 +52,7 @@ def _measured_slope(known: Known) -> tuple[EqualSamples, Slope] | Ruling:
         return unknown(
             f"the trials show the best rate of {n} batch size{'' if n == 1 else 's'} between worse ones, and two are "
             "needed",
-            SEARCH,
+            search_again(known),
         )
     slope = _slope(table)
     assert slope is not None
@@ -72,7 +80,7 @@ def coupling(known: Known) -> Ruling:
     table, slope = found
     verdict: Judgement = "holds" if slope.low > GROWS else "does not hold" if slope.high < STAYS else "cannot tell"
     if verdict == "cannot tell":
-        advice = SEARCH
+        advice = search_again(known)
     elif verdict == "holds":
         low, high = min(table.tuned), max(table.tuned)
         advice = f"When you double the batch, multiply the rate by {2**slope.value:.2f} (from {low} to {high} samples)."
@@ -103,18 +111,18 @@ def _rule(known: Known, wanted: float, words: str) -> Ruling:
         return Ruling("does not hold", said, advice, *parts)
     if wanted - 2 * SAME < slope.low and slope.high < wanted + 2 * SAME and abs(slope.value - wanted) <= SAME:
         return Ruling("holds", said, f"Scale the rate {words}, from {min(table.tuned)} to {max(table.tuned)}.", *parts)
-    return Ruling("cannot tell", said, SEARCH, *parts)
+    return Ruling("cannot tell", said, search_again(known), *parts)
 
 
 def too_large_too_small(known: Known) -> Ruling:
     """Too large a rate overshoots, and too small a one is slow."""
     table = equal_samples(known)
     if table is None or not table.tuned:
-        return unknown("no batch size was tried with a best rate between worse ones", SEARCH)
+        return unknown("no batch size was tried with a best rate between worse ones", search_again(known))
     above, below = _penalties(table)
     if not above or not below:
         missing = "4 times too large" if not above else "4 times too small"
-        return unknown(f"no trial had a rate {missing} for its batch", SEARCH)
+        return unknown(f"no trial had a rate {missing} for its batch", search_again(known))
     sd = seed_sd(known.records)
     up, down = _mean_of(above, sd), _mean_of(below, sd)
     said = f"4 times the best rate {_times(up[0])} of the best, and a quarter of it {_times(down[0])}, {table.when}"
@@ -125,7 +133,7 @@ def too_large_too_small(known: Known) -> Ruling:
         "holds": "Tune the rate to within a factor of 2; if you must err, err "
         + ("low." if up[0] > down[0] else "high."),
         "does not hold": "The rate matters little here over a factor of 4: spend the trials elsewhere.",
-    }.get(verdict, SEARCH)
+    }.get(verdict, search_again(known))
     figure = min(up[0], down[0])
     return Ruling(
         verdict,

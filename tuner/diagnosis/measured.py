@@ -41,6 +41,7 @@ LOOKS_AT = {
     "curvature": (256, 15_000),
 }
 """By look: the size of its batches and the samples of training that take as long; about right, for a forecast."""
+MOST_AT_ONCE = 256
 SIZES = (4, 8, 16, 32, 64, 128)
 
 
@@ -68,6 +69,9 @@ class Tasks:
         self._batch = min(setting.global_batch_size, max(1, int(known.facts.full_run_samples)))
         self._rate, self._params = setting.learning_rate, dict(setting.params)
         self._micro, self._accumulation = self._cost.split(self._batch)
+        # Second copies of gradients, and graphs of weights moved aside, need room beside a micro-batch.
+        fits = 0 if known.probe is None else known.probe.micro_batch_size // 2
+        self._at_once = max(self._micro, min(MOST_AT_ONCE, fits))
         self.reference_s = reference_run_s(known)
 
     def of(self, measurement: str) -> list[Task]:
@@ -95,6 +99,7 @@ class Tasks:
             eval_batch_size=(self._known.probe and self._known.probe.eval_batch_size) or self._micro,
             full_samples=Rungs.of(self._facts).end_of(self._batch),
             params=self._params,
+            look_batch_size=self._at_once,
         )
         return Task((measurement,), replace(spec, **changed), runs, seconds or 0.0)  # type: ignore[arg-type]
 
@@ -104,9 +109,9 @@ class Tasks:
     def _along(self, measurement: str) -> list[Task]:
         full = self._facts.full_run_samples
         points = sorted({max(self._batch, math.floor(full * share / self._batch) * self._batch) for share in WAY})
-        sizes = tuple(n for n in SIZES if n <= self._micro)
+        sizes = tuple(n for n in SIZES if n <= self._at_once)
         batch, samples = LOOKS_AT[measurement]
-        look_s = self._cost.seconds(min(batch, self._micro), samples) or 0.0
+        look_s = self._cost.seconds(min(batch, self._at_once), samples) or 0.0
         task = self._task(measurement, points[-1], points=tuple(points), sizes=sizes)
         return [replace(task, seconds=task.seconds + len(points) * look_s)]
 

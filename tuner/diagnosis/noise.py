@@ -12,7 +12,7 @@ from ..theory.gradient_noise import noise_scale
 from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, unknown
 
-AGAIN = "Look at it with more budget: bstune diagnose MODEL --budget 4"
+AGAIN = "Look again, with more budget if it was that: bstune diagnose MODEL --budget 4"
 LAW, NEAR_LAW = -0.5, 0.15
 """The power of the batch by which the error of a gradient falls, and how far off it may be."""
 LEAST_PAIRS = 4
@@ -159,7 +159,9 @@ def noisy_loss(known: Known) -> Ruling:
     n = max(1, math.ceil((share / 0.02) ** 2))
     said = f"a quarter into a run the loss of a batch of {batch:,} scatters by {share:.1%} of itself"
     advice = {
-        "holds": f"Judge progress by the mean of {n:,} batches or more (2 % error), never by one.",
+        "holds": f"Judge progress by the mean of {n:,} batches or more (2 % error), never by one."
+        if n <= 100
+        else f"Judge progress on held-out data: for an error of 2 % it takes {n * batch:,} samples.",
         "does not hold": "One batch is enough to see where the loss stands.",
     }.get(verdict, f"Judge progress by the mean of {n:,} batches (2 % error).")
     data = {"at_samples": [look.at_samples for look in looks], "relative_sd": [math.exp(x) for x in found]}

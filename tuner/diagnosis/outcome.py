@@ -13,13 +13,15 @@ from ..report.units import duration, number
 from ..strategy.cost import Cost
 from ..theory.intervals import student_quantile
 from .known import USUAL_BATCH, Known, Ruling, beyond, sizes_of, unknown
-from .learning_rate import SEARCH, equal_samples
+from .learning_rate import equal_samples, search_again
 from .tables import SEED_SD, EqualSamples, seed_sd, slope_of, spearman, wilson
 
 WORSE = 0.03
 """ln of the loss for each doubling of the batch that counts as worse."""
 MISLED = 1.25
 """A loss so many times as high is a wrong answer."""
+FAR_ABOVE = 1000.0
+"""Times a loss: what a run that diverged counts for."""
 FEW_UPDATES = 200
 """With fewer updates a run is decided by their number."""
 SCATTER = 0.1
@@ -34,7 +36,9 @@ def large_is_worse(known: Known) -> Ruling:
     table = equal_samples(known)
     if table is None or len(table.tuned) < 3:
         n = 0 if table is None else len(table.tuned)
-        return unknown(f"{n} batch sizes were tried with enough rates to know the best of each; 3 are needed", SEARCH)
+        return unknown(
+            f"{n} batch sizes were tried with enough rates to know the best of each; 3 are needed", search_again(known)
+        )
     sizes = list(table.tuned)
     losses = [loss for _, loss in table.tuned.values()]
     if min(losses) <= 0:
@@ -51,7 +55,7 @@ def large_is_worse(known: Known) -> Ruling:
     advice = {
         "holds": "A larger batch must earn its speed: compare at equal seconds." + short,
         "does not hold": "Choose the batch for speed: with its own rate, a large one learns as much." + short,
-    }.get(verdict, SEARCH)
+    }.get(verdict, search_again(known))
     return Ruling(
         verdict,
         found,
@@ -69,7 +73,9 @@ def shared_rate(known: Known) -> Ruling:
     table = equal_samples(known)
     shared = None if table is None else _most_shared(table)
     if table is None or shared is None:
-        return unknown("no learning rate was tried at three batch sizes whose best rates are known", SEARCH)
+        return unknown(
+            "no learning rate was tried at three batch sizes whose best rates are known", search_again(known)
+        )
     rate, sizes = shared
     ratios = {n: table.losses[n][rate] / table.tuned[n][1] for n in sizes if table.tuned[n][1] > 0}
     if len(ratios) < 3:
@@ -79,7 +85,7 @@ def shared_rate(known: Known) -> Ruling:
     really = min(ratios, key=lambda n: table.tuned[n][1])
     worst = max(ratios, key=lambda n: ratios[n])
     regret = math.log(table.tuned[chosen][1] / table.tuned[really][1])
-    middle = math.log(min(ratios[worst], math.exp(3.0)))
+    middle = math.log(min(ratios[worst], FAR_ABOVE))
     half = student_quantile(SEED_SD[1] + len(known.records)) * math.sqrt(2) * seed_sd(known.records)
     verdict = beyond(middle - half, middle + half, math.log(MISLED))
     verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
@@ -92,7 +98,7 @@ def shared_rate(known: Known) -> Ruling:
     advice = {
         "does not hold": "Compare batch sizes with a rate of their own each; distrust tables made with one rate.",
         "holds": "Over these sizes one rate does.",
-    }.get(verdict, SEARCH)
+    }.get(verdict, search_again(known))
     return Ruling(
         verdict,
         f"{named}, {table.when}{picked}",
@@ -182,7 +188,9 @@ def largest_is_fastest(known: Known) -> Ruling:
     target = number(known.result.target)
     if len(seconds) < 2:
         n = sizes_of(list(seconds)) or "none"
-        return unknown(f"batch sizes that were seen to reach the target loss of {target}: {n}; two are needed", SEARCH)
+        return unknown(
+            f"batch sizes that were seen to reach the target loss of {target}: {n}; two are needed", search_again(known)
+        )
     largest = max(seconds)
     other = min((n for n in seconds if n != largest), key=lambda n: seconds[n])
     figure = math.log(seconds[largest] / seconds[other])
@@ -215,7 +223,8 @@ def small_at_equal_seconds(known: Known) -> Ruling:
     sizes = sorted({record.global_batch_size for record in ended})
     if not cost.known or len(sizes) < 2:
         return unknown(
-            f"full runs of {sizes_of(sizes) or 'no batch size'} are recorded, and two sizes are needed", SEARCH
+            f"full runs of {sizes_of(sizes) or 'no batch size'} are recorded, and two sizes are needed",
+            search_again(known),
         )
     whole = [cost.seconds(batch, known.facts.full_run_samples) or math.inf for batch in sizes]
     seconds = min(whole)  # So long every one of them has trained.
@@ -225,7 +234,7 @@ def small_at_equal_seconds(known: Known) -> Ruling:
         if loss is not None and loss > 0:
             best[record.global_batch_size] = min(best.get(record.global_batch_size, math.inf), loss)
     if len(best) < 2:
-        return unknown("the full runs did not report early enough", SEARCH)
+        return unknown("the full runs did not report early enough", search_again(known))
     largest = max(best)
     smaller = min((n for n in best if n != largest), key=lambda n: best[n])
     figure = math.log(best[smaller] / best[largest])
@@ -294,6 +303,12 @@ def start_with_32(known: Known) -> Ruling:
             f"batch 32 was not run to its end; {low} to {high} cannot be told from the best",
             "Have it run: bstune search MODEL --baseline 32,LR with your rate for LR",
         )
+    if beside.setting.val_loss.mean is None:
+        return unknown(
+            f"no run at batch 32 went to its end; {known.best.global_batch_size} is expected to be "
+            f"{beside.times_sooner:.3g} times as soon",
+            f"Have it run: bstune search MODEL --baseline 32,{beside.setting.learning_rate:.3g} --fresh",
+        )
     half = student_quantile(1e6) * math.sqrt(2) * SCATTER
     figure = math.log(beside.times_sooner)
     verdict = beyond(figure - half, figure + half, math.log(1.25))
@@ -325,7 +340,7 @@ def best_checkpoint(known: Known) -> Ruling:
     """Keep the best checkpoint, not the last."""
     ended = [r for r in _ended(known) if (r.best_val_loss or 0) > 0 and (r.val_loss or 0) > 0]
     if len(ended) < 2:
-        return unknown(f"{len(ended)} full runs are recorded, and two are needed", SEARCH)
+        return unknown(f"{len(ended)} full runs are recorded, and two are needed", search_again(known))
     ratios = [math.log((r.val_loss or 1.0) / (r.best_val_loss or 1.0)) for r in ended]
     n, mean = len(ratios), sum(ratios) / len(ratios)
     scatter = math.sqrt((2 * 0.02**2 + sum((x - mean) ** 2 for x in ratios)) / (n + 1))
@@ -356,7 +371,9 @@ def first_rise(known: Known) -> Ruling:
     """The loss oscillates: do not stop at its first rise."""
     ended = [r for r in _ended(known) if len(r.values) >= 5]
     if len(ended) < LEAST_RUNS:
-        return unknown(f"{len(ended)} full runs with their curves are recorded, and {LEAST_RUNS} are needed", SEARCH)
+        return unknown(
+            f"{len(ended)} full runs with their curves are recorded, and {LEAST_RUNS} are needed", search_again(known)
+        )
     hits = sum(_rises_and_falls([loss for _, loss in r.values if loss is not None]) for r in ended)
     low, high = wilson(hits, len(ended))
     verdict = beyond(low, high, 0.25)

@@ -16,7 +16,7 @@ MATTERS = 0.03
 """Of the throughput: less does not matter."""
 SPIKE = 1.5
 """Times the first loss, smoothed, that counts as a spike."""
-AS_GOOD = 0.05
+AS_GOOD = 0.1
 """ln of a loss ratio: less is as good."""
 SMOOTH = 5
 
@@ -42,15 +42,15 @@ def _gain(known: Known, centre: int) -> tuple[float, float, float, int] | None:
 
 def powers_of_two(known: Known) -> Ruling:
     """Batch sizes should be powers of two."""
-    return _odd(known, 0, "power of two")
+    return _odd(known, 0, "power of two", "powers-of-two")
 
 
 def multiples_of_eight(known: Known) -> Ruling:
     """Batch sizes should be multiples of 8."""
-    return _odd(known, 1, "multiple of 8")
+    return _odd(known, 1, "multiple of 8", "multiples-of-8")
 
 
-def _odd(known: Known, which: int, what: str) -> Ruling:
+def _odd(known: Known, which: int, what: str, name: str) -> Ruling:
     sizes = odd_sizes(known)
     if not sizes:
         return unknown("micro-batches of 25 and more do not fit", "")
@@ -68,7 +68,7 @@ def _odd(known: Known, which: int, what: str) -> Ruling:
     advice = {
         "holds": f"Keep to a {what}.",
         "does not hold": "Any size will do: take the one that the loss asks for.",
-    }.get(verdict, f"Keep to a {what} until an idle machine says otherwise: bstune diagnose MODEL --only powers-of-two")
+    }.get(verdict, f"Keep to a {what} until an idle machine says otherwise: bstune diagnose MODEL --only {name}")
     data = {"batch_size": [centre - 1, centre, centre + 1], "rounds": [n]}
     figure, least, most = (100 * math.expm1(x) for x in (mean, low, high))
     return Ruling(verdict, said, advice, figure, "% faster a sample", least, most, data)
