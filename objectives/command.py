@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 import re
 import signal
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,8 @@ class Command:
             points=(),
             params=spec.params,
         )
+        if spec.timed_s:
+            return self._time(trial, device, meter)
         log, lines, said = Log(None), self._reader(batch), _Reports(self.samples_per_epoch)
         steady = Steady()
         meter.phase("train")
@@ -341,6 +344,34 @@ class Command:
         for _ in range(min(samples // batch, spec.n_steps) if whole else 0):
             meter.step_done()
         return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady))
+
+    def _time(self, trial: TrialSpec, device: str, meter: TreeMeter) -> MeasureNotes:
+        """Time an epoch: from the first loss to the second, which leaves out what the script takes to start."""
+        trial = dataclasses.replace(trial, end_samples=2 * self.samples_per_epoch)
+        batch = trial.global_batch_size
+        log, lines, said = Log(None), self._reader(batch), _Reports(self.samples_per_epoch)
+        seen: list[tuple[float, int]] = []
+
+        def note(losses: Iterable[Said], run: CommandRun) -> None:
+            for each in losses:
+                if each.samples > (seen[-1][1] if seen else 0):
+                    seen.append((time.monotonic() - run.started_s, each.samples))
+
+        with self._start(self._values(trial, device, 2), log) as run:
+            while run.code is None and len(seen) < 2:
+                data = run.printed(LOOK_S)
+                meter.peak.look()
+                note(said.of(run) or ([] if said.seen else lines.feed(data)), run)
+            for data in run.rest():
+                note([] if said.seen else lines.feed(data), run)
+            note(said.of(run) or ([] if said.seen else lines.finish()), run)
+            run.end()
+        if len(seen) < 2:
+            return MeasureNotes(0, None)
+        (first_s, first), (second_s, second) = seen[:2]
+        sample_s = (second_s - first_s) / (second - first)
+        meter.timed_step_s = (sample_s * batch,)
+        return MeasureNotes(second, None, start_s=max(0.0, first_s - first * sample_s))
 
 
 class _Reports:

@@ -347,7 +347,8 @@ def test_validation_is_timed(path: Path, largest: int) -> None:
     """It takes 1 ms a sample and a step next to nothing, also where the answer is so small that it was traced."""
     result = probe_of(path, "slow", max_batch=largest)
 
-    assert result.validation_s_per_sample == pytest.approx(0.001, rel=0.5)
+    assert result.validation_s_per_sample is not None
+    assert 0.001 <= result.validation_s_per_sample < 0.01
     assert ProbeResult.from_dict(json.loads(result.to_json())) == result
     before = {name: value for name, value in result.to_dict().items() if name != "validation_s_per_sample"}
     assert ProbeResult.from_dict(before).validation_s_per_sample is None

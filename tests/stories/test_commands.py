@@ -13,6 +13,7 @@ import bstune
 import psutil
 import pytest
 from bstune.cli import main
+from bstune.tuner.core.progress import Progress
 from bstune.tuner.device.out_of_memory import classify_exit
 from click.testing import CliRunner, Result
 
@@ -31,12 +32,15 @@ parser.add_argument("--hangs", type=float, default=10**9)
 parser.add_argument("--mib", type=int, default=0)
 parser.add_argument("--mib-validation", type=int, default=0)
 parser.add_argument("--drift", type=float, default=1.0)
+parser.add_argument("--start-s", type=float, default=0.0)
+parser.add_argument("--epoch-s", type=float, default=0.0)
 args = parser.parse_args()
 batch = args.batch_size * args.accumulate
 print(f"micro {args.batch_size} accumulation {args.accumulate}", flush=True)
 held = b"x" * int(args.drift * args.mib * args.batch_size * 2**20)
 if args.batch_size > args.fits:
     raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+time.sleep(args.start_s)
 gap = math.log2(args.lr / (0.02 * batch / 32))
 loss = 2.0
 for epoch in range(1, args.epochs + 1):
@@ -45,6 +49,7 @@ for epoch in range(1, args.epochs + 1):
     if args.lr > args.hangs:
         time.sleep(600)
     loss = 0.05 + (loss - 0.05) * math.exp(-0.5 * math.exp(-gap * gap / 8))
+    time.sleep(args.epoch_s)
     held_too = b"x" * (args.mib_validation * args.batch_size * 2**20)
     print(f"epoch {epoch} val_loss={loss:.5f}", flush=True)
 """
@@ -126,7 +131,7 @@ def test_a_trial_that_runs_out_of_memory_or_hangs_is_a_result(folder: Path) -> N
     """The script is not started again with the same batch; the search goes on below it."""
     asked = command("--late", "32", "--hangs", "0.5")
     space = {"batch_size": [8, 32], "learning_rate": [0.005, 0.02, 1.0]}
-    result = bstune.search(asked, budget=4, n_trials=8, space=space, trial_timeout=1.0)
+    result = bstune.search(asked, budget=4, n_trials=8, space=space, trial_timeout=5.0)
 
     failed = result.trials[result.trials["state"] == "failed"]
     reasons = " ".join(failed["reason"])
@@ -135,6 +140,26 @@ def test_a_trial_that_runs_out_of_memory_or_hangs_is_a_result(folder: Path) -> N
     assert result.recommendation.global_batch_size == 8
     if (failed["learning_rate"] == 1.0).any():
         assert "hung" in reasons
+
+
+def test_what_an_epoch_takes_is_told_from_what_the_script_takes_to_start(folder: Path) -> None:
+    """So prices are known before the first trial, and a run of one epoch is not taken for a cheap one."""
+    told: list[Progress] = []
+    asked = command("--start-s", "0.5", "--epoch-s", "0.1", epochs=10)
+    result = bstune.search(
+        asked, budget=2, n_trials=2, space={"batch_size": 32, "learning_rate": [0.01, 0.02]}, callbacks=[told.append]
+    )
+
+    probe = result.probe
+    assert probe is not None
+    assert probe.start_s is not None
+    assert 0.5 <= probe.start_s < 5
+    assert probe.step_time_line is not None
+    assert 0.1 / 50 <= probe.step_time_line.step_s(32) < 1.0 / 50
+    (forecast,) = [each.forecast for each in told if each.forecast is not None]
+    assert forecast.seconds is not None
+    assert forecast.seconds >= 2 * (0.5 + 10 * 0.1)
+    assert bstune.ProbeResult.from_dict(json.loads(probe.to_json())) == probe
 
 
 def test_a_probe_finds_the_size_that_really_trains(folder: Path) -> None:

@@ -158,6 +158,10 @@ class ProbeResult(Record):
     """Seconds of validation for each sample of the validation data, at `eval_batch_size`; None where the user owns the
     loop, whose validation cannot be told apart, and in results of older versions.
     """
+    start_s: Amount | None = None
+    """Seconds until a command begins to train, which each of its runs takes once; None for other objectives, and where
+    an epoch takes so long that it was not timed.
+    """
     cached: bool = False
     """The result is a stored one, whose size was run once more now."""
     environment: dict[str, str] = field(default_factory=dict)

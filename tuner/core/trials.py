@@ -274,3 +274,5 @@ class MeasureNotes:
     """Seconds of steps on one batch that was already loaded: what a step takes without its loader."""
     validation_s_per_sample: float | None = None
     """Seconds of a warm validation batch, over its samples; None where it was not timed."""
+    start_s: float | None = None
+    """Seconds until a command begins to train; None where they were not timed."""

@@ -119,10 +119,15 @@ def _cpu_s(pid: int) -> float:
 
 
 class TreeMeter:
-    """Reads the peak of a command of the user's; see `objectives.base.Meter`. It has seen no step from within."""
+    """Reads the peak of a command of the user's; see `objectives.base.Meter`. It has seen no step from within.
+
+    Attributes:
+        timed_step_s: Seconds of a step, where an epoch was timed.
+    """
 
     def __init__(self, device: str) -> None:
         """Begin to measure now."""
+        self.timed_step_s: tuple[float, ...] = ()
         self.peak = TreePeak(device)
         self._phase = "start"
         self._steps = 0
@@ -140,4 +145,4 @@ class TreeMeter:
 
     def read(self) -> Reading:
         """Return all that was seen."""
-        return Reading(self.peak.read(), 0, self._phase, self._steps, ())
+        return Reading(self.peak.read(), 0, self._phase, self._steps, (), self.timed_step_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -68,6 +69,8 @@ class Attempts:
         self.last_failure: messages.Failure | Died | None = None
         self.validation_s: dict[int, float] = {}
         """Seconds of validation for each of its samples, with a micro-batch size."""
+        self.start_s: float | None = None
+        """Seconds until a command begins to train."""
         self.eval_sizes: dict[int, int] = {}
         """Validation batch size that was seen to fit with a micro-batch size, as training would use it."""
         self._eval_limit: int | None = None
@@ -208,6 +211,8 @@ class Attempts:
         self.optimizer = self.optimizer or notes.optimizer
         if notes.validation_s_per_sample is not None:
             self.validation_s[size] = notes.validation_s_per_sample
+        if notes.start_s is not None:  # What disturbs it only makes it longer.
+            self.start_s = min(notes.start_s, math.inf if self.start_s is None else self.start_s)
         if spec.timed_s and reading.timed_step_s:
             row = throughput_row(size, reading.timed_step_s)
             timed, known_s = self._timed.setdefault(self.host.threads, {}), self.step_s(size)

@@ -20,7 +20,7 @@ from ..workers.template import Died
 from .attempts import GIB, Attempts, OnAttempt, OnNote, TimeUp, objective_error
 from .memory_fit import SizeTried
 from .size_search import Answer, Bounds, Growth
-from .timing import time_size, time_sizes
+from .timing import time_command, time_size, time_sizes
 
 CPU_NOISE_BYTES = 1 << 18
 """Resident memory comes in pages and arenas: on CPU, peaks closer than this are the same. Measured with a fixed mmap
@@ -77,8 +77,7 @@ def run_probe(
     final = _verify(growth, attempts)
     answer = growth.answer
     assert answer.size is not None
-    if not attempts.is_command:
-        time_sizes(answer.size, bounds, attempts)
+    (time_command if attempts.is_command else time_sizes)(answer.size, bounds, attempts)
     if (moved := host.memory_moved(attempts.memory)) is not None:
         attempts.warn(moved)
     return _result(host, attempts, answer, final)
@@ -271,6 +270,7 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
         seconds=time.monotonic() - attempts.started_s,
         optimizer=attempts.optimizer,
         validation_s_per_sample=attempts.validation_s_per_sample(size),
+        start_s=attempts.start_s,
     )
 
 

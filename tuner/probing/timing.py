@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -14,7 +15,11 @@ from .size_search import Bounds
 TIMED_S = 0.4
 LEAST_S = 1.0
 """Timing may always take so long. Beyond, it takes no longer than finding the size did."""
+LEAST_COMMAND_S = 10.0
+"""The same for a command, which starts a program each time."""
 SMALLEST_TIMED = 4
+USUAL_SIZE = 32
+"""Of a command an epoch is timed: at much smaller sizes that takes long."""
 AS_FAST = 1.03
 """One thread that takes up to so many times as long as all of them is as fast, and leaves the other cores free."""
 PATIENCE = 3
@@ -49,6 +54,20 @@ def time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:
             "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is "
             "idle."
         )
+
+
+def time_command(largest: int, bounds: Bounds, attempts: Attempts) -> None:
+    """Time an epoch of a command at the answer and at a smaller size, for no longer than twice what finding it took.
+
+    Where that is too short for the epochs, what one takes is left to the trials.
+    """
+    smaller = min(USUAL_SIZE, largest // 4)
+    sizes = {largest, max(smaller - smaller % bounds.multiple_of, bounds.lowest)}
+    most_s = max(LEAST_COMMAND_S, 2 * (time.monotonic() - attempts.started_s))
+    with attempts.limited_to(most_s), contextlib.suppress(TimeUp):
+        for size in sorted(sizes, reverse=True):
+            if time_size(size, attempts).outcome != "ok" or not attempts.rows:
+                break
 
 
 def _choose_threads(largest: int, bounds: Bounds, attempts: Attempts) -> None:

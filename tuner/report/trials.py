@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def reached(trial: TrialRecord) -> str:
     """Return how long a trial ran, in training samples: `768 of 20480`, or one number where it ran to its end."""
-    if trial.end_samples is None or trial.samples == trial.end_samples:
+    if trial.end_samples is None or trial.samples >= trial.end_samples:
         return str(trial.samples)
     return f"{trial.samples} of {trial.end_samples}"
 

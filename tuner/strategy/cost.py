@@ -42,13 +42,16 @@ class Cost:
     line: StepTimeLine | None
     validation_s: float = 0.0
     """Seconds of one validation, where they are not part of the steps."""
+    start_s: float = 0.0
+    """Seconds that each run takes before it trains, where these were measured: a command starts a program."""
 
     @classmethod
     def of(cls, facts: Facts, probe: ProbeResult | None, line: StepTimeLine | None = None) -> Cost:
         """Return the cost by the probe of a kind of device; without a probe, by a line that trials were fitted to."""
         if probe is None:
             return cls(facts, None, line)
-        return cls(facts, probe.micro_batch_size, probe.step_time_line or line, _validation_s(facts, probe))
+        validation_s, start_s = _validation_s(facts, probe), getattr(probe, "start_s", None) or 0.0
+        return cls(facts, probe.micro_batch_size, probe.step_time_line or line, validation_s, start_s)
 
     @property
     def known(self) -> bool:
@@ -200,22 +203,36 @@ class Clock:
 
     @cached_property
     def reference_s(self) -> float | None:
-        """Seconds of a reference run."""
-        return self.cost.full_run_s(self.reference_batch)
+        """Seconds of a reference run, its start included."""
+        return self._reference_s(self.cost)
+
+    def _reference_s(self, cost: Cost) -> float | None:
+        trained_s = cost.full_run_s(self.reference_batch)
+        return None if trained_s is None else cost.start_s + trained_s
+
+    def _cost_on(self, device: str | None) -> tuple[Cost, float | None]:
+        """Return the cost on a kind of device, and the seconds of a reference run there."""
+        cost = self.cost if device is None else self.others.get(device, self.cost)
+        return cost, self.reference_s if cost is self.cost else self._reference_s(cost)
 
     def price(self, batch: int, samples: float, validations: int = 0, device: str | None = None) -> float:
         """Return what so many samples of a batch size cost, in reference runs of the kind of device they run on."""
-        cost = self.others.get(device, self.cost) if device is not None else self.cost
+        cost, whole = self._cost_on(device)
         seconds = cost.seconds(batch, samples, validations=validations)
-        whole = self.reference_s if cost is self.cost else cost.full_run_s(self.reference_batch)
         return samples / self.rungs.full_samples if seconds is None or not whole else seconds / whole
 
+    def price_of_start(self, device: str | None = None) -> float:
+        """Return what a run costs before it trains, in reference runs."""
+        cost, whole = self._cost_on(device)
+        return cost.start_s / whole if whole else 0.0
+
     def price_to(self, batch: int, start: int, stop: int) -> float:
-        """Return what a run costs from one point of it to another, with its validations on the way."""
+        """Return what a run costs from one point of it to another, with its validations on the way, and its start."""
         asked = (batch, start, stop)
         if asked not in self._prices:
             validations = sum(start < point for point in self.rungs.points(stop, start))
-            self._prices[asked] = self.price(batch, stop - start, validations)
+            begins = self.price_of_start() if start == 0 else 0.0
+            self._prices[asked] = begins + self.price(batch, stop - start, validations)
         return self._prices[asked]
 
     def full_price(self, batch: int) -> float:
@@ -238,7 +255,8 @@ class Clock:
         seen = sum(point > run.start_samples for point in run.values)
         coming = sum(run.samples < point <= samples for point in run.asked.points)
         device = None if run.record is None else run.record.device
-        return self.price(batch, new + drawn, seen + coming, device)
+        begins = self.price_of_start(device) if run.start_samples == 0 else 0.0
+        return begins + self.price(batch, new + drawn, seen + coming, device)
 
     def correction(self, runs: Iterable[Run]) -> float:
         """Return by what factor runs have taken longer than this clock says, their start included; 1 where they agree.
