@@ -222,6 +222,8 @@ def test_a_result_in_a_notebook_is_short_plain_html() -> None:
         assert "<img" not in html
         assert "color:" not in html.replace("border-left", "").replace("-color:", "")
     assert "batch 16 and learning rate 0.025" in RESULT._repr_html_()
+    n = len(RESULT.records)
+    assert repr(RESULT) == f"<SearchResult: batch 16, learning rate 0.025, verified, {n} trials>"
 
 
 def test_a_card_holds_no_markup_of_a_study() -> None:

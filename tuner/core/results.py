@@ -423,6 +423,12 @@ class SearchResult(Record):
         """Return loss against seconds of a full run, with the settings that nothing beats; needs the extra `report`."""
         return drawn("plot_frontier", self)  # type: ignore[no-any-return]
 
+    def __repr__(self) -> str:
+        """Return the answer as one line; `to_json()` has all of it."""
+        best, n = self.recommendation, len(self.records)
+        setting = f"batch {best.global_batch_size}, learning rate {best.learning_rate:.3g}"
+        return f"<SearchResult: {setting}, {'' if best.verified else 'not '}verified, {n} trials>"
+
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
         return str(drawn("search_html", self))
