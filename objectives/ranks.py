@@ -39,18 +39,26 @@ def ranks_in(words: Sequence[str]) -> int:
         return 1
     options = LAUNCHERS[os.path.basename(words[at])]
     own = itertools.takewhile(lambda word: not word.endswith(".py"), words[at + 1 :])  # What follows is the script's.
-    found, n = list(own), 1
+    found, n = [word.replace("_", "-") if word.startswith("-") else word for word in own], 1
+    if "accelerate" in words[at] and "--cpu" in found:
+        return 1  # It starts one process there, whatever it is told.
     for word, after in itertools.zip_longest(found, found[1:], fillvalue=""):
         name, equals, value = word.partition("=")
-        if name.replace("_", "-") in options:
+        if name in options:
             n *= _number(word if equals else f"{word} {after}", value if equals else after)
+    if "accelerate" in words[at] and n > 1 and "--multi-gpu" not in found:
+        raise ArgumentError(_asked_for(f"accelerate with --num_processes {n}, which are {n} where there are GPUs"))
     return n
 
 
 def _number(said: str, value: str) -> int:
     if not (value.isascii() and value.isdigit() and int(value) >= 1):
-        raise ArgumentError(
-            f"The command has {said}: how many processes these are is not known before it runs. Say it with "
-            "--world-size N (Command(world_size=N))."
-        )
+        raise ArgumentError(_asked_for(said))
     return int(value)
+
+
+def _asked_for(said: str) -> str:
+    return (
+        f"The command has {said}: how many processes train is not known before it runs. Say it with --world-size N "
+        "(Command(world_size=N))."
+    )

@@ -10,6 +10,8 @@ from pathlib import Path
 import bstune
 import psutil
 import pytest
+from bstune.tests.objectives.small import run as train
+from bstune.tests.objectives.small import spec_of
 from bstune.tuner.core.trials import TrialReport, TrialSpec
 from bstune.tuner.engines.base import Event, Finished, Lost, Reported
 from bstune.tuner.engines.local import LocalPool
@@ -89,6 +91,24 @@ def test_two_ranks_are_one_run_until_it_is_stopped(host: Host, root: Path) -> No
     assert [report.samples for report in reports] == [N, 2 * N]
     assert reports[0].val_loss > reports[-1].val_loss
     assert isinstance(end, Finished)
+
+
+def test_an_accelerate_loop_is_searched_as_a_script(root: Path) -> None:
+    """With two ranks: what it reports by one line counts, and it trains on micro-batches of its own."""
+    pytest.importorskip("accelerate", reason="needs the extra: pip install 'bstune[transformers]'")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    flags = ["--batch-size", "{micro_batch_size}", "--accumulate", "{accumulation_steps}", "--lr", "{learning_rate}"]
+    script = str(root / "examples" / "accelerate_loop.py")
+    command = bstune.Command(
+        [*launch, script, *flags, "--epochs", "{max_epochs}", "--seed", "{seed}"], samples_per_epoch=N, epochs=2
+    )
+    sizes = {"global_batch_size": 64, "micro_batch_size": 16, "accumulation_steps": 2, "world_size": 2}
+
+    reports = train(command, spec_of(**sizes, end_samples=2 * N, points=(N, 2 * N)))
+
+    assert command.world_size == 2
+    assert [report.samples for report in reports] == [N, 2 * N]
+    assert 2.3 > reports[0].val_loss > reports[1].val_loss
 
 
 @pytest.mark.parametrize("when", [1, 3])

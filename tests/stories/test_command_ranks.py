@@ -84,6 +84,8 @@ def test_ranks_that_the_command_does_not_tell_are_asked_for(words: list[str]) ->
     assert said.exit_code == 2
     assert "--nproc-per-node gpu" in said.stderr
     assert "--world-size N" in said.stderr
+    with pytest.raises(bstune.ArgumentError, match="which are 2 where there are GPUs"):
+        ranks_in(["accelerate", "launch", "--num_processes=2", "train.py"])
     assert bstune.Command(words, samples_per_epoch=256, world_size=4).describe().world_size == 4
     none = CliRunner().invoke(main, ["search", "--world-size", "0", "--samples-per-epoch", "256", "--", *words])
     assert "expected the number of processes that train together" in none.stderr
@@ -92,7 +94,8 @@ def test_ranks_that_the_command_does_not_tell_are_asked_for(words: list[str]) ->
 @pytest.mark.parametrize(
     ("line", "ranks"),
     [
-        ("accelerate launch --cpu --num_processes 3 train.py", 3),
+        ("accelerate launch --multi_gpu --num_processes 3 train.py", 3),
+        ("accelerate launch --cpu --num_processes 3 train.py", 1),
         ("mpirun -np 4 python train.py -n 9", 4),
         ("deepspeed --num_gpus=2 --num_nodes=2 train.py", 4),
         ("torchrun train.py --nproc-per-node 2", 1),

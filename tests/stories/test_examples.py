@@ -78,6 +78,16 @@ def test_the_same_seed_is_the_same_run(objective: Any) -> None:
     assert [report.val_loss for report in first] != [report.val_loss for report in other]
 
 
+def test_a_transformer_learns_to_sort(root: Path) -> None:
+    """Lists of any length: from the loss of pure guessing to half of it, though few are long."""
+    objective = runpy.run_path(str(root / "examples" / "char_transformer.py"))["objective"]
+    reports = train(objective)
+
+    assert reports[-1].val_loss < math.log(13) / 2
+    lengths = sorted(objective.train_data.lengths)
+    assert lengths[-1] > 4 * lengths[len(lengths) // 2]
+
+
 def test_the_ramp_takes_fewer_updates(root: Path) -> None:
     """In a short form, of two epochs: a third fewer than the cosine schedule beside it."""
     result = subprocess.run(
