@@ -82,7 +82,7 @@ def _sooner(result: SearchResult) -> Part | None:
     """Return how the answer compares with the user's setting and with batch 32, by what is expected of each."""
     best, target = result.recommendation, ""
     if best.seconds_to_target is not None and result.target is not None:
-        target = f"it is expected at a loss of {number(result.target)} after {wording.to_target(result, best)}"
+        target = f"it is expected at the target loss of {number(result.target)} after {wording.to_target(result, best)}"
     compared = [said for each in best.compared if (said := wording.compared(result, each)) is not None]
     if compared:
         return Part(

@@ -191,16 +191,16 @@ def limits(result: SearchResult) -> list[Limit]:
     if known.hardware is not None:
         at = f"{known.hardware:.0f}" if known.hardware >= 1 else "below 1"
         said = f"The hardware reaches half of its top speed at batch {at}; beyond it, gains shrink."
-        found.append(Limit("hardware", f"half of top speed {at}", said))
+        found.append(Limit("hardware", f"half speed at {at}", said))
     at_least = None if answer is None else answer.noise_scale_low
     if known.noise is not None:
         low, high = (None, None) if answer is None else (answer.b_crit_low, answer.b_crit_high)
         ends = "" if low is None else f" ({low:.0f} or more)" if high is None else f" ({low:.0f} to {high:.0f})"
         said = f"At batch {known.noise:.0f}{ends} training needs twice as many samples as at very small batches."
-        found.append(Limit("noise", f"twice the samples {known.noise:.0f}", said))
+        found.append(Limit("noise", f"twice the samples at {known.noise:.0f}", said))
     elif at_least is not None:
         said = f"At batch {at_least:.0f} or above, training needs twice as many samples as at very small batches."
-        found.append(Limit("noise", f"twice the samples {at_least:.0f} or above", said))
+        found.append(Limit("noise", f"twice the samples at {at_least:.0f} or above", said))
     return found
 
 
