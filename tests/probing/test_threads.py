@@ -27,7 +27,7 @@ def step(model, batch):
     threads = torch.get_num_threads()
     with Path(__file__).with_name("threads").open("a") as file:
         file.write(f"{threads}\\n")
-    time.sleep(0.01 * threads if SHARING_COSTS else 0.04 / threads)
+    time.sleep(STEP_S * (threads if SHARING_COSTS else 4 / threads))
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 objective = bstune.Supervised(lambda: nn.Linear(4, 3), data, data, training_step=step, epochs=2)
@@ -42,10 +42,10 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def model_in(folder: Path, *, sharing_costs: bool = True) -> str:
-    """Write a model whose steps take longer with more threads, or the opposite."""
+def model_in(folder: Path, *, sharing_costs: bool = True, step_s: float = 0.004) -> str:
+    """Write a model whose steps take longer with more threads, or the opposite; `step_s`: the shortest ones."""
     path = folder / "model.py"
-    path.write_text(MODEL.replace("SHARING_COSTS", str(sharing_costs)))
+    path.write_text(MODEL.replace("SHARING_COSTS", str(sharing_costs)).replace("STEP_S", str(step_s)))
     return str(path)
 
 
@@ -60,7 +60,7 @@ def threads_seen(folder: Path) -> list[int]:
 def test_the_faster_of_one_thread_and_all_is_kept(tmp_path: Path, sharing_costs: bool, threads: int) -> None:
     """It is said in one line, stands in the result, and the rows are of that many threads only."""
     said: list[str] = []
-    with Host(bstune.load(model_in(tmp_path, sharing_costs=sharing_costs)), device="cpu") as host:
+    with Host(bstune.load(model_in(tmp_path, sharing_costs=sharing_costs, step_s=0.01)), device="cpu") as host:
         result = run_probe(host, max_batch=64, on_note=said.append)
 
         assert host.threads == result.device.threads == threads
