@@ -77,6 +77,15 @@ def test_a_picture_says_what_matters() -> None:
     assert any(line.endswith("failed: crashed") for line in lines)
 
 
+def test_the_own_dimensions_of_trials_are_shown() -> None:
+    """Where there is room."""
+    found = scene()
+    found.running = {7: dataclasses.replace(RUNNING, params={"momentum": 0.95})}
+
+    (running,) = [line for line in picture(found, 120, 24) if line.endswith("  runs")]
+    assert running.split()[:5] == [">", "7", "32", "0.05", "0.95"]
+
+
 def test_a_curve_falls_from_rung_to_rung() -> None:
     """Its characters get lower, a rung is a bar, and what was not trained yet is empty."""
     drawn_curve = curve(RUNNING, RUNGS, 0.2, 2.3, BLOCKS)

@@ -122,7 +122,7 @@ def frontier_table(
     columns = [
         Column("batch", [str(row.global_batch_size) for row in shown], 0),
         Column("lr", [f"{row.learning_rate:.3g}" for row in shown], 0),
-        *_param_columns(shown),
+        *param_columns(shown, 2),
         Column("val loss", [m if m.endswith("*") or len(m) == width else f"{m} " for m in marked], 1),
         Column("90 % interval", [interval_text(row.val_loss) or "-" for row in shown], 5),
         Column(f"full run {full_unit}", full_s, 2),
@@ -233,11 +233,11 @@ def _peak(result: SearchResult, row: Candidate) -> int | None:
     return max((peak for peak in peaks if peak is not None), default=None)
 
 
-def _param_columns(rows: Sequence[Candidate]) -> list[Column]:
+def param_columns(rows: Sequence[Candidate | TrialRecord], rank: int) -> list[Column]:
     """Return a column for each of the user's own dimensions: settings that differ in these only look different."""
     names = dict.fromkeys(name for row in rows for name in row.params)
     return [
-        Column(said(name, 14).plain, [_param(row.params.get(name)) for row in rows], 2 + (i > 2), "right")
+        Column(said(name, 14).plain, [_param(row.params.get(name)) for row in rows], rank + (i > 2))
         for i, name in enumerate(names)
     ]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..core.probe_results import Attempt
 from ..core.results import Recommendation, TrialRecord
 from . import wording
-from .answer import interval_text
+from .answer import interval_text, param_columns
 from .trials import outcome, reached
 from .units import duration, gib, given_params, number
 from .view import Column, View, even, said, tabled
@@ -141,6 +141,7 @@ def _trials(
         Column("trial", [str(trial.number) for trial in trials], 1),
         Column("batch", [str(trial.global_batch_size) for trial in trials], 0),
         Column("lr", [f"{trial.learning_rate:.3g}" for trial in trials], 0),
+        *param_columns(trials, 6),
         Column("loss, rung to rung", [curve(trial, rungs, low, high, blocks) for trial in trials], 4, "left"),
         Column("loss", [_last(trial) for trial in trials], 2),
         Column("samples", [reached(trial) for trial in trials], 5),
