@@ -38,6 +38,7 @@ import optuna
 import psutil
 import torch
 from bstune.tuner.core.progress import Progress
+from bstune.tuner.studies import trial_writes
 from bstune.tuner.studies.storage import open_storage
 from bstune.tuner.studies.writer_lock import InUseError
 from bstune.tuner.testing.fake_device import known_probe
@@ -244,16 +245,17 @@ def disturbance(case: Case) -> Iterator[None]:
         real, jumps = time.time, random.Random(case.index)
         time.time = lambda: real() + jumps.choice([0, 86_400, -86_400, 31_536_000])
     if case.fault == "driver_between_writes":
-        original = optuna.storages.RDBStorage.set_trial_state_values
+        original = trial_writes.end_trial
         left = [1 + case.at // 3]
 
-        def dying(*arguments: Any, **keywords: Any) -> bool:
+        def dying(backend: Any, trial_id: int, state: Any, value: Any, attributes: Any) -> None:
             left[0] -= 1
-            if left[0] == 0:
+            if left[0] == 0:  # As on a storage without transactions.
+                trial_writes.write_trial(backend, trial_id, attributes=attributes)
                 os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **keywords)
+            original(backend, trial_id, state, value, attributes)
 
-        optuna.storages.RDBStorage.set_trial_state_values = dying  # type: ignore[method-assign]
+        trial_writes.end_trial = dying
     yield
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import ipaddress
 import os
 import resource
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from .service.tokens import Tokens
 
 MOST_CONNECTIONS = 2000
+SWITCH_S = 0.001
+M_ARENA_MAX, HEAPS = -8, 2
+"""How glibc calls its number of heaps, and what it is set to."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def serve(arguments: ServeArguments) -> None:
         StudyError: The storage cannot be used, or was lost.
         BstuneError: The extra `serve` is not installed, or the port cannot be had.
     """
+    _suit_many_threads()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         # Each study has a thread; several more for each small matrix would only wait for each other.
         os.environ.setdefault(name, "1")
@@ -171,6 +176,14 @@ def _listen(arguments: ServeArguments) -> socket.socket:
             f"--host {arguments.host} --port {arguments.port}: {error.strerror}. Choose another, or end what uses it."
         ) from error
     return sock
+
+
+def _suit_many_threads() -> None:
+    """Let threads take turns often, and share their memory: each study has a thread."""
+    # A thread that comes back from the disk or the network waits so long at most for those that compute.
+    sys.setswitchinterval(SWITCH_S)
+    with contextlib.suppress(OSError, AttributeError):  # Only glibc has it, and one heap for each thread without it.
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, HEAPS)
 
 
 def _is_loopback(host: str) -> bool:

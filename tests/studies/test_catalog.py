@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import optuna
 import pytest
-from bstune.tests.studies.written import AXES, finished, report, run_one, spec
+from bstune.tests.studies.written import AXES, finished, killed_between_the_writes, report, run_one, spec
 from bstune.tuner.core.errors import StudyError
 from bstune.tuner.core.probe_results import DeviceInfo
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts
+from bstune.tuner.studies import trial_writes
 from bstune.tuner.studies.catalog import (
     choose_study,
     find_study,
@@ -118,9 +118,7 @@ def test_a_finished_trial_is_seen_before_a_study_makes_way(url: str, monkeypatch
         record = study.begin(spec(), AXES)
         record = finished(study.report(report(record.number, (640,), 0.25)))
         with monkeypatch.context() as patch:
-            patch.setattr(
-                optuna.storages.RDBStorage, "set_trial_state_values", lambda *_: (_ for _ in ()).throw(SystemExit)
-            )
+            patch.setattr(trial_writes, "end_trial", killed_between_the_writes)
             with pytest.raises(SystemExit):
                 study.finish(record)
     with open_storage(url) as storage:

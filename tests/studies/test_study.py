@@ -8,12 +8,13 @@ import math
 
 import optuna
 import pytest
-from bstune.tests.studies.written import AXES, finished, opened, report, run_one, spec
+from bstune.tests.studies.written import AXES, finished, killed_between_the_writes, opened, report, run_one, spec
 from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.dimension import Dimension
 from bstune.tuner.core.errors import ArgumentError, StudyError
 from bstune.tuner.core.results import NoisePoint
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.studies import trial_writes
 from bstune.tuner.studies.catalog import (
     make_study,
     studies,
@@ -183,9 +184,7 @@ def test_a_trial_whose_result_was_written_is_finished(url: str, monkeypatch: pyt
         record = study.begin(spec(), AXES)
         record = finished(study.report(report(record.number, (640,), 0.25)))
         with monkeypatch.context() as patch:
-            patch.setattr(
-                optuna.storages.RDBStorage, "set_trial_state_values", lambda *_: (_ for _ in ()).throw(SystemExit)
-            )
+            patch.setattr(trial_writes, "end_trial", killed_between_the_writes)
             with pytest.raises(SystemExit):
                 study.finish(record)
     with opened(url) as study:

@@ -119,6 +119,31 @@ class HttpPool:
         self._inbox.put(run)
         return future
 
+    def call_for(self, errand: Callable[[], Future[T]]) -> Future[T]:
+        """Have something done in the thread of the loop that answers later, and return what will come of it."""
+        future: Future[T] = Future()
+
+        def answered(answer: Future[T]) -> None:
+            with contextlib.suppress(InvalidStateError):  # Who asked may have gone.
+                if answer.cancelled():
+                    future.cancel()
+                elif (error := answer.exception()) is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(answer.result())
+
+        def run() -> None:
+            if future.cancelled():
+                return
+            try:
+                errand().add_done_callback(answered)
+            except Exception as error:
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(error)
+
+        self._inbox.put(run)
+        return future
+
     # --- errands: for the thread of the loop ---
 
     def ask(self, client: str, kind: str | None, wait_s: float) -> Future[Lease | None]:

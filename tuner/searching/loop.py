@@ -85,6 +85,7 @@ class Drive:
         self._lasting = lasting
         self._running: dict[int, float] = {}
         """The trials that run, and when each last sent something."""
+        self._checked_s = -math.inf
         self._stopped: set[int] = set()
         """Running trials that were told to stop."""
 
@@ -112,7 +113,9 @@ class Drive:
 
     def _run(self, pool: Pool) -> str:
         while time.monotonic() < self._deadline_s:
-            self._study.check()  # Also where nothing is written for long.
+            if time.monotonic() - self._checked_s > POLL_S:  # Each write does so, too.
+                self._study.check()
+                self._checked_s = time.monotonic()
             while len(self._running) < pool.slots and (proposal := self._strategy.ask()) is not None:
                 self._start(pool, proposal)
             if not self._running:

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import math
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
 
@@ -29,7 +28,7 @@ from ..engines.leases import Lease, NotYoursError
 from . import pages
 from .hub import ANSWER_S, Hub
 from .hub import Request as Offer
-from .metrics import Metrics
+from .metrics import Measured, Metrics
 from .schemas import (
     NAME,
     Ask,
@@ -86,7 +85,7 @@ def make_app(hub: Hub, *, stopping: Callable[[], bool]) -> FastAPI:
     )
     metrics = Metrics(hub)
     _add_errors(app)
-    _add_metrics(app, metrics)
+    app.add_middleware(Measured, metrics=metrics)
     _add_studies(app, hub)
     _add_trials(app, hub, stopping)
     _add_watching(app, hub, metrics, stopping)
@@ -126,17 +125,6 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(AnyHTTPException)
     async def other(_: Request, error: AnyHTTPException) -> Response:
         return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)
-
-
-def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
-    @app.middleware("http")
-    async def measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        start_s = time.perf_counter()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "other")
-        metrics.calls.labels(route, response.status_code).inc()
-        metrics.seconds.labels(route).observe(time.perf_counter() - start_s)
-        return response
 
 
 def _add_studies(app: FastAPI, hub: Hub) -> None:
@@ -222,7 +210,7 @@ def _add_trials(app: FastAPI, hub: Hub, stopping: Callable[[], bool]) -> None:
         """Enter a validation loss, and return whether the trial goes on."""
         served, number = _trial(hub, trial)
         client, said = _client(request, body.client_id), body.said()
-        verdict = await _soon(await _soon(served.pool.call(lambda: served.pool.report(number, client, said))))
+        verdict = await _soon(served.pool.call_for(lambda: served.pool.report(number, client, said)))
         return ReportAnswer(verdict=verdict)
 
     @app.post("/v1/trials/{trial}/finish")
@@ -231,7 +219,7 @@ def _add_trials(app: FastAPI, hub: Hub, stopping: Callable[[], bool]) -> None:
         served, number = _trial(hub, trial)
         client = _client(request, body.client_id)
         event = _ending(number, body, client)
-        await _soon(await _soon(served.pool.call(lambda: served.pool.finish(event, client))))
+        await _soon(served.pool.call_for(lambda: served.pool.finish(event, client)))
         return Done(state=served.state)
 
     @app.post("/v1/trials/{trial}/heartbeat")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ class Feed:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._numbers = itertools.count(1)
         self._kept: dict[str, deque[Happened]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self._coming: list[Happened] = []
+        """What was not handed out yet."""
+        self._lock = threading.Lock()
         self._watchers: dict[asyncio.Queue[Happened | None], str | None] = {}
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -55,17 +59,30 @@ class Feed:
 
     def publish(self, study: str, kind: str, data: dict[str, Any]) -> None:
         """Tell what has happened; from any thread."""
-        if self._loop is not None:
+        if self._loop is None:
+            return
+        with self._lock:
+            event = Happened(next(self._numbers), study, kind, data)
+            self._kept[study].append(event)
+            if kind == "deleted":
+                del self._kept[study]
+            # Nothing is to be done at once where nobody watches, or where the loop was called for an earlier event.
+            called = not self._watchers or bool(self._coming)
+            if self._watchers:
+                self._coming.append(event)
+        if not called:
             with contextlib.suppress(RuntimeError):  # The server has ended.
-                self._loop.call_soon_threadsafe(self._deliver, study, kind, data)
+                self._loop.call_soon_threadsafe(self._deliver)
 
-    def _deliver(self, study: str, kind: str, data: dict[str, Any]) -> None:
-        event = Happened(next(self._numbers), study, kind, data)
-        self._kept[study].append(event)
-        if kind == "deleted":
-            del self._kept[study]
+    def _deliver(self) -> None:
+        with self._lock:
+            coming, self._coming = self._coming, []
+        for event in coming:
+            self._hand_out(event)
+
+    def _hand_out(self, event: Happened) -> None:
         for queue, wanted in list(self._watchers.items()):
-            if wanted in (None, study):
+            if wanted in (None, event.study):
                 if queue.qsize() >= MOST_BEHIND:
                     self._watchers.pop(queue)
                     queue.put_nowait(None)
@@ -75,17 +92,19 @@ class Feed:
     async def watch(self, study: str | None, after: int | None) -> AsyncIterator[Happened]:
         """Yield what happens in a study, or in all; first what was missed since event number `after`."""
         queue: asyncio.Queue[Happened | None] = asyncio.Queue()
-        self._watchers[queue] = study
+        with self._lock:
+            self._watchers[queue] = study
+            kept = [event for name, events in self._kept.items() if study in (None, name) for event in events]
         try:
             if after is not None:
-                kept = [event for name, events in self._kept.items() if study in (None, name) for event in events]
                 for event in sorted(kept, key=lambda event: event.number):
                     if event.number > after:
                         yield event
             while (event_or_end := await queue.get()) is not None:
                 yield event_or_end
         finally:
-            self._watchers.pop(queue, None)
+            with self._lock:
+                self._watchers.pop(queue, None)
 
     def close(self) -> None:
         """Let all watchers go."""

@@ -6,6 +6,7 @@ Whatever is asked of the study is done in that thread, between two events of the
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 import traceback
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 State = Literal["waiting", "running", "ended", "failed"]
 CHECKPOINTS = Path("client")
 """Stands for the folder that each client has for its own."""
+SPENT_S = 0.5
+"""What was spent is counted no more often for reports alone."""
 OURS = "service"
 """The study attribute that says that the service leads a study; it holds the state where that is not in the trials."""
 
@@ -69,8 +72,8 @@ class ServedStudy:
         self.study = study
         self.state: State = "waiting"
         self.message = ""
-        self.records: tuple[TrialRecord, ...] = ()
         self.spent = 0.0
+        self._counted_s = -math.inf
         self.strategy: Strategy | None = None
         self.forecast: Forecast | None = None
         """What the search was expected to cost when its loop began; None before."""
@@ -97,7 +100,11 @@ class ServedStudy:
             self.state = "ended"
         else:
             self.state = "running" if ours.get("ready") else "waiting"
-        self.records = self.study.records
+
+    @property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """Its trials as they are now; for any thread."""
+        return self.study.records
 
     @property
     def name(self) -> str:
@@ -281,7 +288,6 @@ class ServedStudy:
             strategy.adopt(_proposal(lease.spec, record), record)
             drive.adopt(record.number, stopped=lease.stopped_at is not None)
         self.spent = strategy.spent().reference_runs
-        self.records = self.study.records
         return drive
 
     def _spec(self, number: int, stored: Mapping[str, Any]) -> TrialSpec:
@@ -293,8 +299,9 @@ class ServedStudy:
 
     def _tell(self, kind: str, record: TrialRecord) -> None:
         assert self.strategy is not None
-        self.records = self.study.records
-        self.spent = self.strategy.spent().reference_runs
+        now_s = time.monotonic()
+        if kind != "report" or now_s - self._counted_s > SPENT_S:  # It is a sum over all trials.
+            self.spent, self._counted_s = self.strategy.spent().reference_runs, now_s
         self._publish(self, kind, record)
 
 

@@ -24,6 +24,7 @@
 - `study`: The study that remembers a search: settings, probe and trials, written as they happen and read back
   exactly.
 - `trial_logs`: What the runs of a command have printed: a folder beside the storage, with a file for each trial.
+- `trial_writes`: Writes what happens to a trial into Optuna's tables: one short transaction for each event.
 - `trial_rows`: Reads the trials of a study out of Optuna's tables at once: through Optuna's own objects ten thousand
   of them take ten seconds.
 - `writer_lock`: The lock of the one writer of a storage file.

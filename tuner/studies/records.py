@@ -26,8 +26,9 @@ class Records:
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
-        """All trials, also those that run in another process, in the order of their numbers."""
-        return tuple(self._records[number] for number in sorted(self._records))
+        """All trials, also those that run in another process, in the order of their numbers; for any thread."""
+        now = dict(self._records)
+        return tuple(now[number] for number in sorted(now))
 
     @property
     def finished(self) -> tuple[TrialRecord, ...]:

@@ -21,6 +21,7 @@ from ..core.errors import BstuneError, StudyError
 from ..core.probe_results import ProbeResult
 from ..core.results import TrialRecord
 from ..core.trials import ASKED, RESULT, TrialReport, TrialSpec, begun, reported
+from . import trial_writes
 from .optuna_parameters import Axes
 from .records import Records
 from .spec_json import decode_plan, encode_spec
@@ -80,11 +81,6 @@ class Study(Records):
         """The trials as they were when they were first asked for."""
         with self.storage.guard():
             return read_trials(self.storage.backend, self._id)
-
-    @functools.cached_property
-    def _numbers(self) -> set[int]:
-        """The numbers that are taken, also by trials that bstune did not make."""
-        return set(self._trials)
 
     @functools.cached_property
     def _records(self) -> dict[int, TrialRecord]:
@@ -167,8 +163,7 @@ class Study(Records):
         """Store user attributes of a trial that are no part of its record."""
         trial_id = self._ids[number]
         with self.storage.guard():
-            for name, value in attributes.items():
-                self.storage.backend.set_trial_user_attr(trial_id, name, value)
+            trial_writes.write_trial(self.storage.backend, trial_id, attributes=attributes)
 
     def noted(self, name: str) -> dict[int, Any]:
         """Return what was noted under this name of trials when the study was read, by number."""
@@ -190,28 +185,14 @@ class Study(Records):
             intermediate_values=earlier,
         )
         with self.storage.guard():
-            trial_id = self.storage.backend.create_new_trial(self._id, template_trial=trial)
-            number = self._number_of(trial_id)
+            trial_id, number = trial_writes.create_trial(self.storage.backend, self._id, trial)
         self._ids[number] = trial_id
         return self._enter(dataclasses.replace(record, number=number))
-
-    def _number_of(self, trial_id: int) -> int:
-        """Return the number of a new trial: the next one, unless somebody else has added trials to our study."""
-        backend = self.storage.backend
-        number = max(self._numbers, default=-1) + 1
-        try:  # Asking for the number itself would load the whole trial.
-            if backend.get_trial_id_from_study_id_trial_number(self._id, number) != trial_id:
-                raise KeyError(number)
-        except KeyError:
-            number = backend.get_trial_number_from_id(trial_id)
-        self._numbers.add(number)
-        return number
 
     def place(self, number: int, **placed: Any) -> TrialRecord:
         """Enter where a run has landed, and how its batch is split there."""
         with self.storage.guard():
-            for name, value in placed.items():
-                self.storage.backend.set_trial_user_attr(self._ids[number], name, value)
+            trial_writes.write_trial(self.storage.backend, self._ids[number], attributes=placed)
         return super().place(number, **placed)
 
     def report(self, report: TrialReport) -> TrialRecord:
@@ -220,14 +201,14 @@ class Study(Records):
         after = reported(before, report)
         known = {step for step, _ in before.values}
         trial_id = self._ids[report.number]
+        values = {step: report.val_loss for step, _ in after.values if step not in known}
+        attributes: dict[str, Any] = {}
+        if report.noise:  # Not only at the end: an orphan is charged for the samples that were drawn for it, too.
+            attributes["noise"] = [point.to_dict() for point in after.noise]
+        if report.samples != after.values[-1][0]:  # What an orphan is charged, where the curve does not say it.
+            attributes["samples"] = report.samples
         with self.storage.guard():
-            for step, _ in after.values:
-                if step not in known:
-                    self.storage.backend.set_trial_intermediate_value(trial_id, step, report.val_loss)
-            if report.noise:  # Not only at the end: an orphan is charged for the samples that were drawn for it, too.
-                self.storage.backend.set_trial_user_attr(trial_id, "noise", [point.to_dict() for point in after.noise])
-            if report.samples != after.values[-1][0]:  # What an orphan is charged, where the curve does not say it.
-                self.storage.backend.set_trial_user_attr(trial_id, "samples", report.samples)
+            trial_writes.write_trial(self.storage.backend, trial_id, values, attributes)
         return self._enter(after)
 
     def finish(self, record: TrialRecord) -> None:
@@ -242,11 +223,9 @@ class Study(Records):
             if state == TrialState.COMPLETE or (state == TrialState.PRUNED and record.val_loss is not None)
             else None
         )
+        result = {name: data[name] for name in RESULT if data[name] not in (None, [])}
         with self.storage.guard():
-            self.storage.backend.set_trial_user_attr(
-                trial_id, "result", {name: data[name] for name in RESULT if data[name] not in (None, [])}
-            )
-            self.storage.backend.set_trial_state_values(trial_id, state, None if value is None else [value])
+            trial_writes.end_trial(self.storage.backend, trial_id, state, value, {"result": result})
         self._enter(record)
 
 
