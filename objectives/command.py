@@ -247,7 +247,7 @@ class Command:
             ObjectiveError: It ended without a loss, or well before the planned end.
         """
         max_epochs = epochs_of(spec.end_samples, self.samples_per_epoch)
-        log, lines, said = Log(spec.log_to), self._reader(spec.global_batch_size), _Reports(self.samples_per_epoch)
+        log, lines, said = Log(spec.log_to), self._reader(spec.global_batch_size), _Reports(self)
         least_free = 1.0
         try:
             with self._start(self._values(spec, trial.device, max_epochs), log) as run:
@@ -318,7 +318,7 @@ class Command:
         )
         if spec.timed_s:
             return self._time(trial, device, meter)
-        log, lines, said = Log(None), self._reader(batch), _Reports(self.samples_per_epoch)
+        log, lines, said = Log(None), self._reader(batch), _Reports(self)
         steady = Steady()
         meter.phase("train")
         try:
@@ -349,7 +349,7 @@ class Command:
         """Time an epoch: from the first loss to the second, which leaves out what the script takes to start."""
         trial = dataclasses.replace(trial, end_samples=2 * self.samples_per_epoch)
         batch = trial.global_batch_size
-        log, lines, said = Log(None), self._reader(batch), _Reports(self.samples_per_epoch)
+        log, lines, said = Log(None), self._reader(batch), _Reports(self)
         seen: list[tuple[float, int]] = []
 
         def note(losses: Iterable[Said], run: CommandRun) -> None:
@@ -377,15 +377,27 @@ class Command:
 class _Reports:
     """The losses that a script has reported itself; once there is one, what it prints does not count."""
 
-    def __init__(self, samples_per_epoch: int) -> None:
+    def __init__(self, command: Command) -> None:
         self.seen = 0
-        self._samples_per_epoch = samples_per_epoch
+        self._samples_per_epoch = command.samples_per_epoch
+        # A script that is told the global batch divides it by itself.
+        self._ranks = command.world_size if "micro_batch_size" in command.places else None
 
     def of(self, run: CommandRun) -> list[Said]:
-        """Return what has been reported since the last call."""
+        """Return what has been reported since the last call.
+
+        Raises:
+            ObjectiveError: More or fewer processes train than is known.
+        """
         found = []
         for numbers in run.reported():
             self.seen += 1
+            ranks = numbers.get("world_size")
+            if ranks is not None and self._ranks not in (None, ranks):
+                raise ObjectiveError(
+                    f"The command trains in {ranks:g} processes where {self._ranks} were expected, so its global batch "
+                    f"is not the one that is counted: say --world-size {ranks:g} (Command(world_size={ranks:g}))."
+                )
             epochs = numbers.get("epoch", self.seen)
             samples = numbers.get("samples", epochs * self._samples_per_epoch)
             if math.isfinite(samples) and samples >= 0:

@@ -29,6 +29,8 @@ def report(val_loss: Any, *, samples: int | None = None, epoch: float | None = N
     if not path:
         return
     numbers = {"val_loss": val_loss, "samples": samples, "epoch": epoch, **metrics}
+    if (ranks := os.environ.get("WORLD_SIZE", "")).isdigit():  # As torchrun and others set it.
+        numbers["world_size"] = int(ranks)
     line = json.dumps({name: _plain(value) for name, value in numbers.items() if value is not None}) + "\n"
     try:
         file = os.open(path, os.O_WRONLY | os.O_APPEND)

@@ -13,6 +13,8 @@ import pytest
 from bstune.objectives.command_line import places_in, words_of
 from bstune.objectives.command_run import Log
 from bstune.objectives.steady import Steady
+from bstune.tests.objectives.small import run as train
+from bstune.tests.objectives.small import spec_of
 from bstune.tuner.core.command_words import filled
 from bstune.tuner.core.trials import TrialReport, TrialSpec, Verdict
 from bstune.tuner.engines.base import Event, Finished, Lost, Reported
@@ -199,6 +201,21 @@ def test_what_a_script_reports_itself_counts(host: Host) -> None:
     assert [report.samples for report in reports] == [160, 240, 320, 400]
     assert [report.val_loss for report in reports] == [1 / 2, 1 / 3, 1 / 4, 1 / 5]
     assert isinstance(end, Finished)
+
+
+def test_a_script_in_more_processes_than_is_known_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its global batch would not be the one that is counted; where it is told that, it is the script's to divide."""
+    (tmp_path / "train.py").write_text("import bstune\nbstune.report(val_loss=1.0, samples=400)\n")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # As the processes of torchrun have it.
+    words = [sys.executable, str(tmp_path / "train.py"), "{learning_rate}"]
+    spec = spec_of(end_samples=400, points=(400,))
+    with pytest.raises(bstune.ObjectiveError, match=r"trains in 2 processes where 1 were expected.*--world-size 2"):
+        train(bstune.Command([*words, "{micro_batch_size}"], samples_per_epoch=100), spec)
+    for known in (
+        bstune.Command([*words, "{global_batch_size}"], samples_per_epoch=100),
+        bstune.Command([*words, "{micro_batch_size}"], samples_per_epoch=100, world_size=2),
+    ):
+        assert [report.val_loss for report in train(known, spec)] == [1.0]
 
 
 def test_much_output_fills_neither_memory_nor_disk(host: Host, tmp_path: Path) -> None:

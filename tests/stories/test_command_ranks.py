@@ -21,7 +21,7 @@ exec sh "$@"
 SCRIPT = """
 echo "per rank $1, accumulation $2, global $3"
 if [ $1 -gt 8 ]; then echo "RuntimeError: CUDA out of memory. Tried to allocate 20.00 GiB."; exit 1; fi
-for epoch in 1 2; do echo "epoch $epoch val_loss=0.$((9 - 2 * $epoch))"; done
+for epoch in 1 2; do sleep 0.2; echo "epoch $epoch val_loss=0.$((9 - 2 * $epoch))"; done
 """
 PLACES = ["{micro_batch_size}", "{accumulation_steps}", "{global_batch_size}", "{learning_rate}"]
 
@@ -39,19 +39,20 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_global_batch_is_the_product_with_the_ranks(words: list[str], tmp_path: Path) -> None:
     """Exactly, in what the script is told, in the records, and in the answer."""
     command = bstune.Command(words, samples_per_epoch=256, epochs=2)
-    space = {"batch_size": [16, 24, 64], "learning_rate": [0.1]}
+    space = {"batch_size": [24, 64], "learning_rate": [0.1]}
 
     result = bstune.search(command, space=space, budget=4, n_trials=4)
 
     assert result.probe is not None
     assert (result.probe.micro_batch_size, result.limits.memory) == (8, 16)
+    assert 16 in {row.batch_size for row in result.probe.throughput}  # Of both, as the seconds of trials are.
     for record in result.records:
         log = (tmp_path / f"bstune.db.logs-{result.study}/trial-{record.number}.log").read_text()
         micro, accumulation, batch = map(int, re.findall(r"\d+", log.splitlines()[0]))
         assert (micro, accumulation) == (record.micro_batch_size, record.accumulation_steps)
         assert micro <= 8
         assert batch == record.global_batch_size == micro * accumulation * 2
-    assert {record.global_batch_size for record in result.records} == {16, 24, 64}
+        assert accumulation > 1
     best = result.recommendation
     assert best.world_size == 2
     assert best.global_batch_size == best.micro_batch_size * best.accumulation_steps * 2

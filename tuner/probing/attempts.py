@@ -214,10 +214,11 @@ class Attempts:
         if notes.start_s is not None:  # What disturbs it only makes it longer.
             self.start_s = min(notes.start_s, math.inf if self.start_s is None else self.start_s)
         if spec.timed_s and reading.timed_step_s:
-            row = throughput_row(size, reading.timed_step_s)
-            timed, known_s = self._timed.setdefault(self.host.threads, {}), self.step_s(size)
+            row = throughput_row(size * self.host.facts.world_size, reading.timed_step_s)  # Of all processes together.
+            timed, known_s = self._timed.setdefault(self.host.threads, {}), self.step_s(row.batch_size)
             if known_s is None or row.s_per_step < known_s:  # What disturbs a step only makes it longer.
-                timed[size] = row, loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
+                loader = loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
+                timed[row.batch_size] = row, loader
         if not spec.timed_s:
             self.eval_unseen = notes.eval_batch_size is None
             self.warnings.update(dict.fromkeys(notes.warnings))

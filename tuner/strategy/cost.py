@@ -72,7 +72,7 @@ class Cost:
         if self.line is None:
             return None
         micro, accumulation = split or self.split(batch)
-        # Several processes are a command's, and its line, fitted to trials, is of what they train on together.
+        # Of several processes a line is of what they train on together, be it probed or fitted to trials.
         return self.line.step_s(micro * self.facts.world_size, accumulation)
 
     def samples_per_s(self, batch: int, split: tuple[int, int] | None = None) -> float | None:
