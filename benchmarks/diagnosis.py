@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from bstune.tests.diagnosis.made import covers, finding, grid, probe, searched
-from bstune.tests.diagnosis.problems import looked_at, normalised, quadratic, true_noise_scale
+from bstune.tests.diagnosis.problems import classes, looked_at, normalised, quadratic, true_noise_scale
 from bstune.tuner.core.version import versions
 from bstune.tuner.diagnosis.known import Known
 
@@ -186,6 +186,20 @@ CASES = [
         "does not hold",
         lambda s: looked_at(quadratic(curvature=1.0, noise=0.1), ["agreement"], seed=s),
         1.0,
+    ),
+    Case(
+        "stratified-batches",
+        "classes make 60 % of the noise",
+        "holds",
+        lambda s: looked_at(classes(between=0.6), ["strata"], seed=s),
+        60.0,
+    ),
+    Case(
+        "stratified-batches",
+        "classes make 2 % of the noise",
+        "does not hold",
+        lambda s: looked_at(classes(between=0.02), ["strata"], seed=s),
+        2.0,
     ),
     Case(
         "curvature-limit",

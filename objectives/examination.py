@@ -14,6 +14,7 @@ from .gradient_noise import untouched
 from .look_at_curvature import curvature
 from .look_at_gradients import agreement, gradients, layers
 from .look_at_norms import batch_norm, running_statistics
+from .look_at_strata import strata
 from .look_at_structure import structure
 from .look_at_training import at_full_batch, early_losses, grown_batch, step_times
 from .training import Recipe, TrainingRun
@@ -24,6 +25,7 @@ LOOKS: Mapping[str, Callable[[TrainingRun, ExamineSpec], Figures]] = {
     "gradients": gradients,
     "agreement": agreement,
     "layers": layers,
+    "strata": strata,
     "batch_norm": batch_norm,
     "running_statistics": running_statistics,
     "curvature": curvature,
@@ -89,5 +91,7 @@ def _look(name: str, run: TrainingRun, spec: ExamineSpec) -> Look:
                     run.model.train()
     except Exception as error:
         said = str(error).strip().splitlines()
-        failed = f"{type(error).__name__}: {said[0] if said else 'no more is known'}"[:MOST_REASON]
+        # Our own reasons are whole sentences.
+        kind = "" if type(error) is ArithmeticError else f"{type(error).__name__}: "
+        failed = f"{kind}{said[0] if said else 'no more is known'}"[:MOST_REASON]
     return Look(name, at_samples, spec.seed, time.perf_counter() - start_s, values, texts, failed)

@@ -57,6 +57,22 @@ def quadratic(*, curvature: float, noise: float, rate_family: str = "sgd", shift
     )
 
 
+def classes(*, between: float) -> Supervised:
+    """A quadratic whose samples' slopes are those of their class, and noise; `between`: the classes' share of it."""
+    chance = torch.Generator().manual_seed(9)
+    middles = torch.randn(4, WIDTH, generator=chance)
+    middles -= middles.mean(0)
+    middles *= (between / middles.square().sum(1).mean()).sqrt()
+    labels = torch.arange(N_SAMPLES) % 4
+    slopes = middles[labels] + ((1 - between) / WIDTH) ** 0.5 * torch.randn(N_SAMPLES, WIDTH, generator=chance)
+
+    def step(model: Point, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        return 0.5 * (model.at**2).sum() + (batch[0] @ model.at).mean() + 10.0
+
+    data = TensorDataset(slopes, labels)
+    return Supervised(model=Point, train_data=data, val_data=data, training_step=step, optimizer=torch.optim.SGD)
+
+
 def true_noise_scale(*, curvature: float, noise: float) -> float:
     """tr(Sigma) / |G|^2 at the beginning."""
     squared = curvature**2 * (1 + (WIDTH - 1) / 100)

@@ -11,7 +11,7 @@ import torch
 from bstune.objectives.examination import LOOKS, examine
 from bstune.objectives.supervised import Supervised
 from bstune.tests.diagnosis.made import SEEDS, covers, finding
-from bstune.tests.diagnosis.problems import looked_at, normalised, quadratic, true_noise_scale
+from bstune.tests.diagnosis.problems import classes, looked_at, normalised, quadratic, true_noise_scale
 from bstune.tuner.core.examination import ExamineSpec
 from bstune.tuner.diagnosis.claims import CLAIMS, judged
 from torch import nn
@@ -53,6 +53,24 @@ def test_whether_new_data_pull_the_same_way(seed: int) -> None:
     # Through the validation step both see the same valley; the shift is in the samples.
     assert finding("only-a-sample", apart).verdict == "holds"
     assert finding("only-a-sample", along).verdict == "does not hold"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_strata_of_a_data_set(seed: int) -> None:
+    """Classes that make 60 % of the noise are found, and such that make 2 % are told from them."""
+    apart = finding("stratified-batches", looked_at(classes(between=0.6), ["strata"], seed=seed))
+    alike = finding("stratified-batches", looked_at(classes(between=0.02), ["strata"], seed=seed))
+
+    assert (apart.verdict, alike.verdict) == ("holds", "does not hold")
+    assert apart.figure == pytest.approx(60, abs=6)
+    assert alike.figure == pytest.approx(2, abs=6)
+
+
+def test_data_without_strata() -> None:
+    """Nothing is asked of them."""
+    known = looked_at(quadratic(curvature=1.0, noise=1.0), ["strata"])
+
+    assert finding("stratified-batches", known).verdict == "not applicable"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -158,7 +176,12 @@ def pretrained() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [net, pretrained, lambda: nn.Linear(8, 2)])
+def compiled() -> Any:
+    """A model under torch.compile, whose inside is not seen."""
+    return torch.compile(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), backend="eager")
+
+
+@pytest.mark.parametrize("make", [net, pretrained, lambda: nn.Linear(8, 2), compiled])
 def test_any_model_is_looked_at_or_the_reason_is_said(make: Any) -> None:
     """Dropout, frozen layers, groups of parameters, dictionaries, nothing to normalise: a verdict each."""
     objective = Supervised(

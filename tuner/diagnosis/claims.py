@@ -186,6 +186,14 @@ CLAIMS: tuple[Claim, ...] = (
         "agreement",
     ),
     Claim(
+        "stratified-batches",
+        "Batches with the same mix of classes have better gradients.",
+        ANSWER,
+        noise.stratified_batches,
+        ("facts",),
+        "strata",
+    ),
+    Claim(
         "curvature-limit",
         "The learning rate is limited by the curvature of the loss.",
         GOODFELLOW,

@@ -60,6 +60,11 @@ class Known:
         """Return what a measurement has found, at each moment at which it came to an end."""
         return [look for look in self.looks if look.measurement == measurement and look.failed is None]
 
+    @property
+    def measured(self) -> set[str]:
+        """What was tried to measure, in vain or not."""
+        return {look.measurement for look in self.looks} | set(self.unmeasured)
+
     def why_not(self, measurement: str) -> str:
         """Return why a measurement has found nothing."""
         failed = [look.failed for look in self.looks if look.measurement == measurement and look.failed]
@@ -84,6 +89,14 @@ class Ruling:
 def unknown(why: str, advice: str = "") -> Ruling:
     """Return that a claim could not be judged, with the reason and what would help."""
     return Ruling("cannot tell", why, advice)
+
+
+def unmeasured(known: Known, measurement: str) -> Ruling:
+    """Return that a claim could not be judged because a measurement found nothing, with the reason and what to do."""
+    why = known.why_not(measurement)
+    if "budget" in why:
+        return unknown(why, "Give it more: bstune diagnose MODEL --budget 4")
+    return unknown(why, "Measure it: bstune diagnose MODEL" if measurement not in known.measured else "")
 
 
 def beyond(low: float, high: float, bound: float) -> Judgement:

@@ -23,7 +23,7 @@ from .known import Known
 
 WAY = (0.02, 0.08, 0.16, 0.25)
 """Shares of a full run at which a model is looked at: four, so that what is found has an error."""
-ALONG = ("gradients", "agreement", "layers", "batch_norm", "running_statistics", "curvature")
+ALONG = ("gradients", "agreement", "layers", "strata", "batch_norm", "running_statistics", "curvature")
 FULL_BATCH_MOST = 4096
 """Samples of a data set up to which it may be one batch."""
 SHARE, FULL_BATCH_SHARE = 0.25, 0.125
@@ -36,6 +36,7 @@ LOOKS_AT = {
     "gradients": (8, 512),
     "agreement": (256, 1024),
     "layers": (256, 256),
+    "strata": (8, 1536),
     "batch_norm": (32, 2048),
     "running_statistics": (64, 2048),
     "curvature": (256, 15_000),

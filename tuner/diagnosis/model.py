@@ -7,8 +7,8 @@ import statistics
 
 from ..core.diagnosis import Judgement
 from ..theory.scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, SLOPE_PRIOR
-from .known import Known, Ruling, beyond, unknown
-from .noise import AGAIN, mean_interval
+from .known import Known, Ruling, beyond, unknown, unmeasured
+from .noise import mean_interval
 
 GOOD_STATISTICS = 0.1
 """Deviations that the mean of a batch may be off in a channel."""
@@ -39,7 +39,7 @@ def batch_norm_size(known: Known) -> Ruling:
         return NO_NORM
     looks = known.looked("batch_norm")
     if len(looks) < 2:
-        return unknown(known.why_not("batch_norm"), AGAIN)
+        return unmeasured(known, "batch_norm")
     needed: dict[str, list[float]] = {}
     for look in looks:
         sizes = look.values["size"]
@@ -51,7 +51,7 @@ def batch_norm_size(known: Known) -> Ruling:
                 needed.setdefault(name, []).append(sum(found) / len(found) - 2 * math.log(GOOD_STATISTICS))
     whole = {name: found for name, found in needed.items() if len(found) >= 2}
     if not whole:
-        return unknown("no layer's statistics could be told", AGAIN)
+        return unknown("no layer's statistics could be told")
     worst = max(whole, key=lambda name: sum(whole[name]) / len(whole[name]))
     mean, low, high = mean_interval(whole[worst], least_sd=0.1)
     verdict = beyond(low, high, math.log(USUAL_LEAST))
@@ -83,7 +83,7 @@ def running_statistics(known: Known) -> Ruling:
         return NO_NORM
     looks = known.looked("running_statistics")
     if not looks:
-        return unknown(known.why_not("running_statistics"), AGAIN)
+        return unmeasured(known, "running_statistics")
     last = looks[-1].values
     pairs = list(zip(last["running"], last["precise"], strict=True))
     level = abs(sum(b for _, b in pairs) / len(pairs))
@@ -137,7 +137,7 @@ def bias_before_norm(known: Known) -> Ruling:
     """A bias right before BatchNorm has no effect."""
     looks = known.looked("structure")
     if not looks:
-        return unknown(known.why_not("structure"), "")
+        return unmeasured(known, "structure")
     if not looks[0].values["batch_norms"][0]:
         return NO_NORM
     names = looks[0].texts["useless"]
@@ -153,7 +153,7 @@ def norm_on_output(known: Known) -> Ruling:
     """No BatchNorm on the output layer."""
     looks = known.looked("structure")
     if not looks:
-        return unknown(known.why_not("structure"), "")
+        return unmeasured(known, "structure")
     if not looks[0].values["batch_norms"][0]:
         return NO_NORM
     if looks[0].values["on_output"][0]:
@@ -183,8 +183,9 @@ def curvature_limit(known: Known) -> Ruling:
         if look in looks[-LATE:]:  # It moves at first, and what counts is where it comes to stand.
             found += [math.log(look.values["learning_rate"][0] / limit) for limit in allowed]
     if len(found) < 2:
-        why = "the curvature was not above zero" if looks else known.why_not("curvature")
-        return unknown(why, AGAIN)
+        return (
+            unknown("the curvature was not above zero") if known.looked("curvature") else unmeasured(known, "curvature")
+        )
     mean, low, high = mean_interval(found, least_sd=0.1)
     verdict = beyond(low, high, math.log(AT_THE_LIMIT))
     tuned = "recommended" if known.best is not None else "usual"
@@ -219,8 +220,8 @@ def layers_differ(known: Known) -> Ruling:
             spreads.append(math.log(ratios[-1][0] / ratios[0][0]))
             names = ratios[0][1], ratios[-1][1]
     if len(spreads) < 2:
-        why = "the model has a single layer with weights" if known.looked("layers") else known.why_not("layers")
-        return unknown(why, "")
+        single = unknown("the model has a single layer with weights")
+        return single if known.looked("layers") else unmeasured(known, "layers")
     mean, low, high = mean_interval(spreads, least_sd=0.1)
     verdict = beyond(low, high, math.log(SPREAD))
     said = (
@@ -247,7 +248,7 @@ def fine_tuning(known: Known) -> Ruling:
     """Fine-tuning wants a low rate and a small batch."""
     looks = known.looked("structure")
     if not looks:
-        return unknown(known.why_not("structure"), "")
+        return unmeasured(known, "structure")
     same, frozen = looks[0].values["same_share"][0], looks[0].values["frozen_share"][0]
     if same < FINE_TUNED and frozen < FINE_TUNED:
         return Ruling(

@@ -10,9 +10,8 @@ from ..core.examination import Look
 from ..core.results import NoisePoint
 from ..theory.gradient_noise import noise_scale
 from ..theory.intervals import student_quantile
-from .known import Known, Ruling, beyond, unknown
+from .known import Known, Ruling, beyond, unknown, unmeasured
 
-AGAIN = "Look again, with more budget if it was that: bstune diagnose MODEL --budget 4"
 LAW, NEAR_LAW = -0.5, 0.15
 """The power of the batch by which the error of a gradient falls, and how far off it may be."""
 LEAST_PAIRS = 4
@@ -23,6 +22,8 @@ NOISY = 0.05
 """Relative scatter of a batch's loss that counts as noisy."""
 TAILS = 1.5
 """By so much a standard deviation of losses is less sure than that of normal numbers."""
+BETWEEN = 0.2
+"""Share of the gradient noise that is between classes, from which equal mixes are worth it."""
 AGREES = 0.9
 """Cosine from which two gradients point the same way."""
 
@@ -64,7 +65,7 @@ def square_root_law(known: Known) -> Ruling:
     if len(slopes) < 2 and looks:
         return unknown("the data set has too few micro-batches to see it fall", "")
     if len(slopes) < 2:
-        return unknown(known.why_not("gradients"), AGAIN)
+        return unmeasured(known, "gradients")
     mean, low, high = mean_interval(slopes, least_sd=0.02)
     verdict: Judgement = "cannot tell"
     if low > LAW - NEAR_LAW and high < LAW + NEAR_LAW:
@@ -80,7 +81,7 @@ def square_root_law(known: Known) -> Ruling:
         "holds": "Four times the batch halves the error, at four times the cost: more batch buys ever less.",
         "does not hold": "Samples of a batch are not independent here (BatchNorm, a loss over pairs, sorted data): "
         "distrust noise scales.",
-    }.get(verdict, AGAIN)
+    }.get(verdict, "Read noise scales with care: they rest on this law.")
     data = {"batch_size": last["size"], "relative_variance": last["variance"], "slope_by_moment": slopes}
     return Ruling(verdict, found, advice, mean, "(power of the batch)", low, high, data)
 
@@ -106,7 +107,7 @@ def twice_is_half(known: Known) -> Ruling:
     """Twice the batch needs half the steps."""
     scale = _scale(known)
     if scale is None:
-        return unknown(f"the gradient noise scale is not known: {known.why_not('gradients')}", AGAIN)
+        return unmeasured(known, "gradients")
     value, low, high, where = scale
     batch = known.batch
 
@@ -139,7 +140,7 @@ def noisy_loss(known: Known) -> Ruling:
     """The loss of a single mini-batch says little: there are easy and hard ones."""
     looks = known.looked("gradients")
     if not looks:
-        return unknown(known.why_not("gradients"), AGAIN)
+        return unmeasured(known, "gradients")
     batch = known.batch
     found = []
     for look in looks:
@@ -177,8 +178,8 @@ def only_a_sample(known: Known) -> Ruling:
             across = look.values["across"]
             cosines.append(sum(across) / len(across) / math.sqrt(train * val))
     if len(cosines) < 2:
-        why = "gradients drown in noise" if known.looked("agreement") else known.why_not("agreement")
-        return unknown(why, AGAIN)
+        seen = known.looked("agreement")
+        return unknown("gradients drown in noise") if seen else unmeasured(known, "agreement")
     mean, low, high = mean_interval(cosines, least_sd=0.02)
     verdict = beyond(low, high, AGREES)
     verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
@@ -190,5 +191,27 @@ def only_a_sample(known: Known) -> Ruling:
         "holds": "A better estimate of the training gradient helps new data less and less: prefer more data to more "
         "batch.",
         "does not hold": "The two sets pull the same way: a better gradient helps new data as much.",
-    }.get(verdict, AGAIN)
+    }.get(verdict, "There is no reason here to prefer more data to more batch, nor the other way round.")
     return Ruling(verdict, found, advice, mean, "(cosine)", low, min(high, 1.1), {"cosine": cosines})
+
+
+def stratified_batches(known: Known) -> Ruling:
+    """Batches with the same mix of classes have better gradients."""
+    looks = known.looked("strata")
+    shares = [look.values["between"][0] / look.values["whole"][0] for look in looks if look.values["whole"][0] > 0]
+    if len(shares) < 2:
+        why = known.why_not("strata")
+        if "class" in why:
+            return Ruling("not applicable", why)
+        return unmeasured(known, "strata")
+    mean, low, high = mean_interval(shares, least_sd=0.01)
+    verdict = beyond(low, high, BETWEEN)
+    found = f"{mean:.0%} of the gradient noise is between classes, and gone where all batches have the same mix"
+    advice = {
+        "holds": f"Sample each batch with the same mix of classes: as if it were {1 / max(0.05, 1 - mean):.2g} times "
+        "as large.",
+        "does not hold": "Shuffle as you do: an equal mix of classes would change little.",
+    }.get(verdict, "An equal mix of classes in each batch does no harm, and may help a little.")
+    return Ruling(
+        verdict, found, advice, 100 * mean, "% of the noise", 100 * low, 100 * high, {"share_by_moment": shares}
+    )

@@ -7,9 +7,9 @@ import statistics
 
 from ..report.units import number
 from ..theory.intervals import student_quantile
-from .known import Known, Ruling, beyond, unknown
+from .known import Known, Ruling, beyond, unknown, unmeasured
 from .measured import FULL_BATCH_MOST, odd_sizes
-from .noise import AGAIN, mean_interval
+from .noise import mean_interval
 from .tables import seed_sd
 
 MATTERS = 0.03
@@ -57,7 +57,7 @@ def _odd(known: Known, which: int, what: str, name: str) -> Ruling:
     centre = sizes[1 + 3 * which]
     found = _gain(known, centre)
     if found is None:
-        return unknown(known.why_not("step_times"), AGAIN)
+        return unmeasured(known, "step_times")
     mean, low, high, n = found
     verdict = beyond(low, high, math.log(1 + MATTERS))
     more = "less" if mean > 0 else "more"
@@ -78,7 +78,7 @@ def warm_up(known: Known) -> Ruling:
     """Training needs a warm-up, or its start is unstable."""
     looks = known.looked("early_losses")
     if len(looks) < 2:
-        return unknown(known.why_not("early_losses"), AGAIN)
+        return unmeasured(known, "early_losses")
     spikes = [_spike(look.values["loss"]) for look in looks]
     batch, rate = known.setting.global_batch_size, known.setting.learning_rate
     shown = {"loss": [list(look.values["loss"]) for look in looks]}
@@ -124,7 +124,7 @@ def grow_the_batch(known: Known) -> Ruling:
     """Do not decay the learning rate, grow the batch."""
     looks = known.looked("grown_batch")
     if len(looks) < 2:
-        return unknown(known.why_not("grown_batch"), AGAIN)
+        return unmeasured(known, "grown_batch")
     decay, grown = ([look.values[name][0] for look in looks] for name in ("decay", "grown"))
     updates, fewer = (looks[0].values[f"{name}_updates"][0] for name in ("decay", "grown"))
     if not all(math.isfinite(x) and x > 0 for x in (*decay, *grown)):
@@ -142,7 +142,7 @@ def grow_the_batch(known: Known) -> Ruling:
         "holds": f"Let the batch grow with bstune.BatchRamp: {1 - fewer / updates:.0%} fewer updates, where larger "
         "batches are faster a sample.",
         "does not hold": "Let the rate decay: the growing batch costs loss here.",
-    }.get(verdict, AGAIN)
+    }.get(verdict, "Either will do: the growing batch makes fewer updates, the decaying rate is the simpler.")
     return Ruling(
         verdict,
         said,
@@ -163,12 +163,12 @@ def full_batch(known: Known) -> Ruling:
         return Ruling("not applicable", f"there are {n:,} samples, and the advice is for small data sets")
     looks = known.looked("at_full_batch")
     if not looks:
-        return unknown(known.why_not("at_full_batch"), AGAIN)
+        return unmeasured(known, "at_full_batch")
     values = looks[0].values
     own = values["own"][0]
     best, rate = min(zip(values["loss"], values["rate"], strict=True), key=lambda pair: (not pair[0] > 0, pair[0]))
     if not (math.isfinite(own) and own > 0 and math.isfinite(best) and best > 0):
-        return unknown("no training at full batch reached a finite loss", AGAIN)
+        return unknown("no training at full batch reached a finite loss")
     figure = math.log(best / own)
     half = student_quantile(2 + len(known.records)) * math.sqrt(2) * seed_sd(known.records)
     verdict = beyond(figure - half, figure + half, AS_GOOD)
@@ -180,7 +180,7 @@ def full_batch(known: Known) -> Ruling:
     advice = {
         "holds": "Use all samples in each step; then an optimizer such as L-BFGS may do better still.",
         "does not hold": f"Keep to batches of {known.batch}: they learn more in the same time, few samples or not.",
-    }.get(verdict, AGAIN)
+    }.get(verdict, f"Either will do; batches of {known.batch} need less memory.")
     return Ruling(
         verdict,
         said,
