@@ -47,6 +47,28 @@ def test_with_step_times_the_fastest_within_tolerance_is_chosen() -> None:
     assert best.samples_per_s == pytest.approx(best.global_batch_size / step_s)
 
 
+def test_a_run_that_ends_at_the_target_has_reached_it() -> None:
+    """Also where the values before were above it: no sentence says that the target was not reached."""
+    plan = Plan(space=TABLE.space, budget=12)
+    records = replay(Strategy(plan, TABLE.facts(), PROBE), TABLE)
+    best = Strategy(plan, TABLE.facts(), PROBE, records).recommend()
+    assert best.val_loss.mean is not None
+    target = 1.001 * best.val_loss.mean
+    late = [
+        dataclasses.replace(
+            r, values=(*((samples, loss and max(loss, 2 * target)) for samples, loss in r.values[:-1]), r.values[-1])
+        )
+        for r in records
+    ]
+    told = Strategy(dataclasses.replace(plan, target=target), TABLE.facts(), PROBE, late).recommend()
+
+    at_end = [c for c in (told, *told.alternatives) if c.val_loss.mean is not None and c.val_loss.mean <= target]
+    assert at_end
+    for each in at_end:
+        assert each.samples_to_target == pytest.approx(TABLE.facts().full_run_samples, rel=0.05)
+        assert each.seconds_to_target is not None
+
+
 def test_the_interval_holds_the_mean_and_is_wider_with_fewer_seeds() -> None:
     """A 90 % prediction interval for one fresh full run, from the noise pooled over all repeated settings."""
     best = best_of(budget=12)

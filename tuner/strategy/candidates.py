@@ -76,6 +76,8 @@ def _samples_to_target(evidence: Evidence, runs: Sequence[Run], losses: Sequence
     each = []
     for run, loss in zip(runs, losses, strict=True):
         reached = samples_to(target, run)
+        if reached is None and loss <= target:
+            reached = float(run.end_samples)  # An end counts as it is; neighbours are asked on the way only.
         beyond = evidence.worth.full_runs_to(loss, target)
         if reached is None and not 1 <= beyond <= NOT_REACHED:
             return None
