@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from bstune.tuner.core.probe_results import ProbeResult
-from bstune.tuner.core.results import Recommendation
+from bstune.tuner.core.results import Candidate, Recommendation
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe
@@ -62,7 +62,8 @@ def test_a_run_that_ends_at_the_target_has_reached_it() -> None:
     ]
     told = Strategy(dataclasses.replace(plan, target=target), TABLE.facts(), PROBE, late).recommend()
 
-    at_end = [c for c in (told, *told.alternatives) if c.val_loss.mean is not None and c.val_loss.mean <= target]
+    found: list[Recommendation | Candidate] = [told, *told.alternatives]
+    at_end = [c for c in found if c.val_loss.mean is not None and c.val_loss.mean <= target]
     assert at_end
     for each in at_end:
         assert each.samples_to_target == pytest.approx(TABLE.facts().full_run_samples, rel=0.05)

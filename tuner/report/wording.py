@@ -111,6 +111,9 @@ def compared(result: SearchResult, each: Comparison) -> Compared | None:
     loss = None if ratio is None else f"loss {loss_change(ratio)}"
     if result.goal == "time" and factor is not None and factor > 0:
         how = times_sooner(factor)
+        if how.endswith("later") and not each.setting.val_loss.n_seeds:
+            sooner = times_sooner(1 / factor)
+            return Compared(f"{_first_upper(name)} may be sooner", f"{other} may be {sooner}", "")
         than = "as" if how == "as soon" else "than"
         end = "" if loss is None else f"{loss} at the end of a full run"
         return Compared(f"{_first_upper(how)} {than} {name}", f"expected at the target {how} {than} {other}", end)
