@@ -105,9 +105,9 @@ def make_service(tmp_path: Path) -> Iterator[Any]:
         service.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One for all tests of a file, whose leases are short."""
+    """One for all tests that do without one of their own; its leases are short."""
     made = Service(tmp_path_factory.mktemp("service"), "--lease", "1.5", "--rate", "0")
     yield made.start()
     made.close()

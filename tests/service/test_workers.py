@@ -11,15 +11,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import bstune
 import httpx
 import pytest
 from bstune.tests.report.terminals import Terminal
+from bstune.tuner.testing.fake_device import known_probe
 from bstune.tuner.testing.tables import synthetic
 
-from .conftest import Service, new_study
+from .conftest import Service
 
 MODEL = """
 import time
@@ -62,6 +62,13 @@ def bstune_command(*words: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
+def probed(folder: Path) -> tuple[str, str]:
+    """Return the option of a probe that was made before."""
+    file = folder / "probe.json"
+    file.write_text(known_probe(64, step_s=(0.01, 1e-4)).to_json())
+    return "--probe", str(file)
+
+
 def test_a_search_at_the_service_prints_its_result_and_a_late_worker_has_nothing_to_do(
     service: Service, tmp_path: Path
 ) -> None:
@@ -95,8 +102,8 @@ def test_a_search_at_the_service_prints_its_result_and_a_late_worker_has_nothing
 def test_a_search_at_the_service_is_shown_as_one_here(service: Service, tmp_path: Path) -> None:
     """On a terminal: the same screen, with curves, budget and the best so far; then the answer, and lines to paste."""
     (tmp_path / "shown.py").write_text(MODEL.replace("{pause}", "0.2"))
-    words = ["search", "shown.py", "--server", service.url, "--n-trials", "8", "--space", "batch_size=16,32"]
-    command = [sys.executable, "-m", "bstune", *words]
+    words = ["search", "shown.py", "--server", service.url, "--n-trials", "6", "--space", "batch_size=16,32"]
+    command = [sys.executable, "-m", "bstune", *words, *probed(tmp_path)]
     with contextlib.closing(Terminal(command, tmp_path, 100, 30)) as terminal:
         shown = terminal.wait(lambda text: "  runs" in text and "best so far: batch" in text)
         assert terminal.end() == 0
@@ -111,7 +118,7 @@ def test_a_search_at_the_service_is_shown_as_one_here(service: Service, tmp_path
 def test_a_worker_that_is_told_to_end_hands_its_trial_back(service: Service, tmp_path: Path) -> None:
     """SIGTERM: the next client has the trial at once, and the worker ends with 0 and leaves no process behind."""
     (tmp_path / "slow.py").write_text(MODEL.replace("{pause}", "0.1"))
-    worker = bstune_command("worker", service.url, "slow.py", folder=tmp_path)
+    worker = bstune_command("worker", service.url, "slow.py", *probed(tmp_path), folder=tmp_path)
     deadline_s = time.monotonic() + 120
     running: list[int] = []
     with httpx.Client(base_url=service.url, trust_env=False, timeout=30) as calls:
@@ -157,42 +164,3 @@ def test_a_script_trains_the_trials_itself(service: Service) -> None:
     assert pruned == sum(record.state == "pruned" for record in result.records) > 0
     assert result.stopped_by in ("budget", "converged")
     assert table.regret(result.recommendation.global_batch_size, result.recommendation.learning_rate) < 0.5
-
-
-def test_a_worker_stopped_for_longer_than_its_lease_is_told_so(make_service: Any) -> None:
-    """SIGSTOP of a client in a process of its own: another gets the trial, and the first goes on with the next."""
-    service = make_service("--lease", "1").start()
-    table = synthetic()
-    with httpx.Client(base_url=service.url, trust_env=False, timeout=30) as calls:
-        calls.post("/v1/studies", json=new_study(table, "one", n_trials=1, confirm=0, pruner="none", budget=4))
-        code = (
-            f"import bstune, time\n"
-            f"study = bstune.connect({service.url!r}, study='one', n_samples=1024, epochs=16)\n"
-            "for trial in study.trials():\n"
-            "    print('has', trial.number, flush=True)\n"
-            "    time.sleep(3)\n"
-            "    try:\n"
-            "        trial.report(0.5, samples=trial.max_samples)\n"
-            "    except bstune.TrialPruned:\n"
-            "        print('pruned', flush=True)\n"
-            "print('over', flush=True)\n"
-        )
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as client:
-            try:
-                assert client.stdout is not None
-                assert client.stdout.readline() == "has 0\n"
-                client.send_signal(signal.SIGSTOP)
-                heir = calls.post("/v1/studies/one/ask", json={"client_id": "heir", "wait_s": 20}).json()["trial"]
-                path, end = f"/v1/trials/{heir['id']}", heir["end_samples"]
-                calls.post(f"{path}/report", json={"client_id": "heir", "samples": end, "val_loss": 0.25})
-                finished = calls.post(f"{path}/finish", json={"client_id": "heir", "samples": end})
-                assert finished.status_code == 200
-                client.send_signal(signal.SIGCONT)
-                assert client.stdout.readline() == "pruned\n"
-                assert client.stdout.readline() == "over\n"
-            finally:
-                client.kill()
-        [record] = calls.get("/v1/studies/one").json()["trials"]
-
-    assert record["state"] == "complete"
-    assert record["val_loss"] == 0.25
