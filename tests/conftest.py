@@ -23,6 +23,7 @@ DEAREST = [
     "test_probe",
     "test_page",
     "test_worker",
+    "test_workers",
     "test_scenarios",
     "test_cli",
     "test_trace",
