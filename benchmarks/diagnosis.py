@@ -1,6 +1,6 @@
 """Are the findings of a diagnosis right? On problems whose answers are known, over 20 seeds.
 
-    python benchmarks/diagnosis.py            # under two minutes; writes benchmarks/results/diagnosis.md
+    python benchmarks/diagnosis.py            # two minutes on an idle machine; writes benchmarks/results/diagnosis.md
     python benchmarks/diagnosis.py --seeds 3  # a quick look; writes nothing
 
 Each row is a claim on one problem: how often the verdict was the right one, how often `cannot tell` (which is never

@@ -53,13 +53,13 @@ def gradient_of(run: TrainingRun, batch: Any) -> tuple[torch.Tensor, float]:
 
     parameters = trained(run)
     run.optimizer.zero_grad(set_to_none=True)
-    loss = run.training_loss(batch).reshape(())
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    loss, scale = run.training_loss(batch).reshape(()), run.loss_scale
+    found = torch.autograd.grad(loss * scale, parameters, allow_unused=True)
     flat = [
         torch.zeros_like(parameter).reshape(-1) if part is None else part.detach().reshape(-1)
         for parameter, part in zip(parameters, found, strict=True)
     ]
-    return torch.cat([part.float() for part in flat]), float(loss.detach())
+    return torch.cat([part.float() for part in flat]) / scale, float(loss.detach())
 
 
 def mean_gradient(run: TrainingRun, batches: Iterator[Any]) -> torch.Tensor:

@@ -182,9 +182,14 @@ class TrainingRun:
             return n_samples
         raise AssertionError("validation data is never empty")
 
+    @property
+    def loss_scale(self) -> float:
+        """The factor on the loss that keeps small gradients from vanishing in half precision."""
+        return float(self._scaler.get_scale()) if self._scaler else 1.0
+
     def measure_noise(self, noise: NoiseDesign) -> NoisePoint:
         """Measure gradient noise here, on samples drawn beside the training stream."""
-        data, scale = self.objective.train_data, self._scaler.get_scale() if self._scaler else 1.0
+        data, scale = self.objective.train_data, self.loss_scale
         drawn = noise_batches(
             data,
             noise.microbatch_size,

@@ -90,7 +90,7 @@ def diagnose(
         name, found = own_study(opened, name, identity, named=study is not None)
         kept = found or make_study(opened, name)
         known = stored(kept, host.facts)
-        warnings = list(_warnings(kept, host.facts, known))
+        warnings = [*host.warnings, *_warnings(kept, host.facts, known)]
         if known.probe is None and _needs_probe(claims, host.facts):
             known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
         trained = 0.0

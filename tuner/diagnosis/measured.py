@@ -30,8 +30,8 @@ SHARE, FULL_BATCH_SHARE = 0.25, 0.125
 """Of a full run, which a training takes in which the batch grows, or is the whole data set."""
 SEEDS = 3
 PATIENCE = 20.0
-"""So many times as long as foreseen, and a minute more, a process may take."""
-LEAST_S = 60.0
+"""So many times as long as foreseen, and five minutes more, a process may take."""
+LEAST_S = 300.0
 LOOKS_AT = {
     "gradients": (8, 512),
     "agreement": (256, 1024),

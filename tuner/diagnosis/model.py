@@ -222,7 +222,7 @@ def layers_differ(known: Known) -> Ruling:
     if len(spreads) < 2:
         single = unknown("the model has a single layer with weights")
         return single if known.looked("layers") else unmeasured(known, "layers")
-    mean, low, high = mean_interval(spreads, least_sd=0.1)
+    mean, low, high = (max(x, 0.0) for x in mean_interval(spreads, least_sd=0.1))
     verdict = beyond(low, high, math.log(SPREAD))
     said = (
         f"|weight| / |gradient| differs {math.exp(mean):.3g} times between layers (most in {names[1]}, least in "

@@ -180,7 +180,7 @@ def only_a_sample(known: Known) -> Ruling:
     if len(cosines) < 2:
         seen = known.looked("agreement")
         return unknown("gradients drown in noise") if seen else unmeasured(known, "agreement")
-    mean, low, high = mean_interval(cosines, least_sd=0.02)
+    mean, low, high = (min(x, 1.0) for x in mean_interval(cosines, least_sd=0.02))
     verdict = beyond(low, high, AGREES)
     verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
     found = (
@@ -192,7 +192,7 @@ def only_a_sample(known: Known) -> Ruling:
         "batch.",
         "does not hold": "The two sets pull the same way: a better gradient helps new data as much.",
     }.get(verdict, "There is no reason here to prefer more data to more batch, nor the other way round.")
-    return Ruling(verdict, found, advice, mean, "(cosine)", low, min(high, 1.1), {"cosine": cosines})
+    return Ruling(verdict, found, advice, mean, "(cosine)", low, high, {"cosine": cosines})
 
 
 def stratified_batches(known: Known) -> Ruling:
