@@ -198,7 +198,7 @@ def option_defaults(command: str) -> dict[str, Any]:
         found = main.get_command(ctx, command)
     assert found is not None
     own = {"model", "as_json", "plot", "dry_run", "yes", "debug", "verbose", "metric", "epochs", "samples_per_epoch"}
-    own |= {"server", "token_file"}
+    own |= {"server", "token_file", "world_size"}
     options = {
         name: value
         for name, value in found.make_context(command, ["model.py"], parent=ctx).params.items()
