@@ -68,7 +68,7 @@ def test_limits_claim_no_more_than_is_known(change: dict[str, Any], part: str) -
 
 FIGURES: dict[CautionCode, dict[str, float]] = {
     "no_accumulation": {"batch": 48},
-    "budget_below_2": {"budget": 1.5},
+    "budget_below_2": {"budget": 1.5, "needed": 2},
     "no_trial_left": {"n_trials": 2, "needed": 3},
     "cut_off": {"needed": 3},
     "no_full_run_left": {"needed": 13},

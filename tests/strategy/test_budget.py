@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from bstune.tests.strategy.replayed import KINDS, TABLE, make, settings_of
 from bstune.tuner.core.specs import Plan
@@ -106,6 +108,16 @@ def test_the_forecast_is_of_what_is_left_in_seconds() -> None:
     )
     same = Strategy(Plan(budget_s=8 * whole_s, space=TABLE.space), TABLE.facts(), probe).forecast()
     assert same.reference_runs == pytest.approx(8, rel=1e-3)
+
+
+def test_what_would_have_been_enough_is_said_in_the_unit_of_the_budget() -> None:
+    """Who gave seconds is told seconds."""
+    probe = known_probe(step_s=(0.01, 0.0001))
+    strategy = Strategy(Plan(budget_s=3.0, space=TABLE.space, goal="time"), TABLE.facts(), probe)
+    replay(strategy, TABLE)
+
+    (said,) = [text for text in strategy.recommend().warnings if text.startswith("Not verified")]
+    assert re.search(r"a budget of 3 s leaves no full run on a fresh seed; a budget of [\d.]+ s would", said), said
 
 
 def test_nothing_is_foreseen_of_a_duration_before_a_step_was_timed() -> None:

@@ -18,7 +18,9 @@ _REASONS: dict[ReasonCode, str] = {
 
 _CAUTIONS: dict[CautionCode, str] = {
     "confirmation_off": "Not verified: confirmation is switched off (confirm=0).",
-    "budget_below_2": "Not verified: a budget of {budget:g} leaves no full run on a fresh seed; a budget of 2 would.",
+    "budget_below_2": (
+        "Not verified: a budget of {budget} leaves no full run on a fresh seed; a budget of {needed} would."
+    ),
     "no_trial_left": "Not verified yet: n_trials={n_trials} left no full run on a fresh seed; n_trials={needed} would.",
     "still_to_come": "Not verified yet: the full run on a fresh seed is still to come.",
     "cut_off": "Not verified yet: the full run on a fresh seed was cut off; a budget of {needed} would give one.",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ..core.remarks import Caution
 from ..core.results import Candidate
+from ..report.units import duration
 from ..theory.scaling import LEARNING_RATE_RANGE
 from .candidates import key_of_candidate, spoilt
 from .evidence import Evidence
@@ -56,7 +57,9 @@ def _not_verified(evidence: Evidence, chosen: Candidate) -> Caution:
     if plan.confirm < 1:
         return Caution("confirmation_off")
     if not evidence.confirms:
-        return Caution("budget_below_2", {"budget": evidence.whole})
+        return Caution(
+            "budget_below_2", {"budget": _budget(evidence, evidence.whole), "needed": _budget(evidence, 2.0)}
+        )
     key = key_of_candidate(chosen)
     if plan.n_trials is not None and len(ledger) >= plan.n_trials and not ledger.running:
         return Caution("no_trial_left", {"n_trials": plan.n_trials, "needed": len(ledger) + 1})
@@ -66,7 +69,15 @@ def _not_verified(evidence: Evidence, chosen: Candidate) -> Caution:
     if coming or needed <= evidence.whole:
         return Caution("still_to_come")
     lost = any(run.stage == "confirm" and run.key == key and run.state == "failed" for run in ledger)
-    return Caution("cut_off" if lost else "no_full_run_left", {"needed": math.ceil(needed - 1e-6)})
+    return Caution("cut_off" if lost else "no_full_run_left", {"needed": _budget(evidence, math.ceil(needed - 1e-6))})
+
+
+def _budget(evidence: Evidence, reference_runs: float) -> str:
+    """Return a budget in the unit in which the user gave it."""
+    clock = evidence.clock
+    if evidence.plan.budget_s is None or clock.reference_s is None:
+        return f"{reference_runs:.3g}"
+    return duration(reference_runs * clock.reference_s * clock.correction(evidence.ledger))
 
 
 def _range_of_rates(evidence: Evidence) -> tuple[float, float]:
