@@ -94,4 +94,4 @@ class Caution:
     """One thing that a user is warned of."""
 
     code: CautionCode
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float | str] = field(default_factory=dict)
