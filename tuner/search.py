@@ -233,7 +233,8 @@ def _best_so_far(ready: Ready) -> SearchResult | None:
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[Progress], None]]:
     """Show a search below the cell of a notebook; elsewhere its forecast is all that is printed."""
-    from .report.notebook_progress import NotebookProgress, in_notebook
+    from .core.pictures import in_notebook
+    from .report.notebook_progress import NotebookProgress
 
     if not in_notebook():
         yield _print_forecast

@@ -105,9 +105,12 @@ def make_service(tmp_path: Path) -> Iterator[Any]:
         service.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One for all tests that do without one of their own; its leases are short."""
+    """One for all tests of a file that do without one of their own; its leases are short.
+
+    Not for the whole session: other tests see to it that nothing runs any more.
+    """
     made = Service(tmp_path_factory.mktemp("service"), "--lease", "1.5", "--rate", "0")
     yield made.start()
     made.close()

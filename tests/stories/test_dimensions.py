@@ -89,7 +89,7 @@ def test_they_reach_model_and_optimizer_of_a_supervised() -> None:
     width = {"real_width": lambda model, _: float(model[0].out_features)}
     objective = bstune.Supervised(model, data, data, optimizer=make, metrics=width, epochs=4, evals=2, name="small")
     space = {**CELLS, "width": [4, 8], "optimizer": ["adam", "sgd"], "momentum": MOMENTUM}
-    asked = {"space": space, "isolation": "process", "n_trials": 7, "confirm": 1, "device": "cpu"}
+    asked = {"space": space, "isolation": "process", "n_trials": 7, "sampler": "random", "device": "cpu"}
     result = bstune.search(objective, **ARGUMENTS | asked)
 
     assert {record.params["optimizer"] for record in result.records} == {"adam", "sgd"}
@@ -120,7 +120,7 @@ def test_they_reach_a_command_and_what_is_not_there_is_left_out(
     words += ["--optimizer={optimizer}", "--momentum", "{momentum}", "--wd={weight_decay}", "--layers", "{layers}"]
     asked = ["batch_size=16", "learning_rate=0.01,0.1", "optimizer=adam,sgd", "layers=2,3", "weight_decay=1e-5:1e-1"]
     spaces = [part for each in [*asked, "momentum=0.5:0.99 if optimizer=sgd"] for part in ("--space", each)]
-    options = ["--samples-per-epoch", "160", "--epochs", "4", "--budget", "4", "--n-trials", "7", "--confirm", "1"]
+    options = ["--samples-per-epoch", "160", "--epochs", "4", "--budget", "8", "--n-trials", "7", "--sampler", "random"]
     done = CliRunner().invoke(main, ["search", *spaces, *options, "--", sys.executable, "train.py", *words])
 
     assert done.exit_code == 0, done.stderr

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,3 +20,9 @@ def drawn_by(drawer: Callable[[], Any]) -> None:
 def drawn(name: str, result: Any) -> Any:
     """Return what the function of this name in the module that draws makes of a result."""
     return getattr(_DRAWERS[0](), name)(result)
+
+
+def in_notebook() -> bool:
+    """Tell whether this process runs the cells of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None

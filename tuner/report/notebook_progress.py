@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -78,9 +77,3 @@ class NotebookProgress(LiveProgress):
     """Shows a search below the running cell."""
 
     screen = NotebookScreen
-
-
-def in_notebook() -> bool:
-    """Tell whether this process runs the cells of a notebook."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None

@@ -228,16 +228,19 @@ class Clock:
 
     def price_to(self, batch: int, start: int, stop: int) -> float:
         """Return what a run costs from one point of it to another, with its validations on the way, and its start."""
+        return self._price_of_training(batch, start, stop) + (self.price_of_start() if start == 0 else 0.0)
+
+    def full_price(self, batch: int, *, starts: bool = True) -> float:
+        """Return what a full run at this batch size costs, with its start or without."""
+        end = self.rungs.end_of(batch)
+        return self.price_to(batch, 0, end) if starts else self._price_of_training(batch, 0, end)
+
+    def _price_of_training(self, batch: int, start: int, stop: int) -> float:
         asked = (batch, start, stop)
         if asked not in self._prices:
             validations = sum(start < point for point in self.rungs.points(stop, start))
-            begins = self.price_of_start() if start == 0 else 0.0
-            self._prices[asked] = begins + self.price(batch, stop - start, validations)
+            self._prices[asked] = self.price(batch, stop - start, validations)
         return self._prices[asked]
-
-    def full_price(self, batch: int) -> float:
-        """Return what a full run at this batch size costs."""
-        return self.price_to(batch, 0, self.rungs.end_of(batch))
 
     @cached_property
     def _prices(self) -> dict[tuple[int, int, int], float]:

@@ -58,8 +58,7 @@ class Worth:
             return -np.log(np.array(batches, dtype=np.float64))
         if not self.clock.known:
             return np.zeros(len(batches))
-        begins = self.clock.price_of_start()  # The same for all.
-        known = {batch: math.log(self.clock.full_price(batch) - begins) for batch in set(batches)}
+        known = {batch: math.log(self.clock.full_price(batch, starts=False)) for batch in set(batches)}
         return np.array([known[batch] for batch in batches])
 
     def ln_time(self, ln_full: Array, curves: Array, target: float) -> Array:

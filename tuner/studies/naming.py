@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..core.pictures import in_notebook
 from ..core.trials import Facts
 
 
@@ -54,7 +55,7 @@ def is_anothers(stored: Any, identity: str | None) -> bool:
 def script_name() -> str:
     """Return the stem of the running script, or `notebook` where there is none."""
     path = getattr(sys.modules.get("__main__"), "__file__", None)
-    if path is None or "ipykernel" in sys.modules:
+    if path is None or in_notebook():
         return "notebook"
     stem = Path(path).stem
     return Path(path).parent.name if stem == "__main__" else stem
