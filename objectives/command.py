@@ -188,6 +188,7 @@ class Command:
             code_hash=None if code is None else source_hash(self.words, self.metric, code, *ranks),
             structure_hash=source_hash(self.words, content if code is None else code),
             command=self.words,
+            places=tuple(sorted(self._dimensions)),
             accumulates=self.accumulates,
             world_size=self.world_size,
         )

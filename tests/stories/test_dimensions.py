@@ -120,7 +120,20 @@ def test_they_reach_a_command_and_what_is_not_there_is_left_out(
     words += ["--optimizer={optimizer}", "--momentum", "{momentum}", "--wd={weight_decay}", "--layers", "{layers}"]
     asked = ["batch_size=16", "learning_rate=0.01,0.1", "optimizer=adam,sgd", "layers=2,3", "weight_decay=1e-5:1e-1"]
     spaces = [part for each in [*asked, "momentum=0.5:0.99 if optimizer=sgd"] for part in ("--space", each)]
-    options = ["--samples-per-epoch", "160", "--epochs", "4", "--budget", "8", "--n-trials", "7", "--sampler", "random"]
+    options = [
+        "--samples-per-epoch",
+        "160",
+        "--epochs",
+        "4",
+        "--budget",
+        "8",
+        "--n-trials",
+        "7",
+        "--sampler",
+        "random",
+        "--seed",
+        "3",
+    ]
     done = CliRunner().invoke(main, ["search", *spaces, *options, "--", sys.executable, "train.py", *words])
 
     assert done.exit_code == 0, done.stderr

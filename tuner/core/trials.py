@@ -60,6 +60,8 @@ class Facts:
 
     command: tuple[str, ...] = ()
     """The words of the command that is run, with its places."""
+    places: tuple[str, ...] = ()
+    """Those of its places that are dimensions of the space besides batch size and learning rate."""
     accumulates: bool = True
     """A global batch that does not fit can be accumulated."""
     world_size: int = 1

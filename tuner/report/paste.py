@@ -52,7 +52,8 @@ def paste_lines(result: SearchResult, facts: Facts | None = None, *, width: int 
         "eval_batch_size": best.eval_batch_size,
         "learning_rate": best.learning_rate,
     }
-    absent = {name for record in result.records for name in record.params} - best.params.keys()
+    own = {name for record in result.records for name in record.params} | set(() if facts is None else facts.places)
+    absent = own - best.params.keys()
     version = one_line(result.versions.get("bstune", ""))
     reason = without_limits(best.reason, best.global_batch_size, best.learning_rate)
     if best.verified and result.goal == "time" and best.seconds_to_target is not None and result.target is not None:
