@@ -174,10 +174,13 @@ def _as_candidate(best: Recommendation) -> Candidate:
 
 
 def _few(rows: Sequence[Candidate], best: Recommendation, most: int) -> list[Candidate]:
-    """Return the rows of a short table: the answer and what it is compared with, and of the rest the lowest losses."""
+    """Return the rows of a short table: the answer and what it is compared with; of the rest other batches first."""
     known = [each.setting for each in best.compared]
     first = [row for row in rows if _is(best, row) or row in known]
-    rest = sorted((row for row in rows if row not in first), key=lambda row: row.val_loss.mean or 0.0)
+    rest = sorted(
+        (row for row in rows if row not in first),
+        key=lambda row: (row.global_batch_size == best.global_batch_size, row.val_loss.mean or 0.0),
+    )
     kept = [*first, *rest][:most]
     return [row for row in rows if row in kept]
 

@@ -115,8 +115,10 @@ def compared(result: SearchResult, each: Comparison) -> Compared | None:
             sooner = times_sooner(1 / factor)
             return Compared(f"{_first_upper(name)} may be sooner", f"{other} may be {sooner}", "")
         than = "as" if how == "as soon" else "than"
-        end = "" if loss is None else f"{loss} at the end of a full run"
-        return Compared(f"{_first_upper(how)} {than} {name}", f"expected at the target {how} {than} {other}", end)
+        than_it = "as" if loss is not None and loss.endswith("same") else "than"
+        end = "" if loss is None else f"{loss} {than_it} there, at the end of a full run"
+        short = f"expected {how}" if not each.setting.val_loss.n_seeds else how
+        return Compared(f"{_first_upper(short)} {than} {name}", f"expected at the target {how} {than} {other}", end)
     if loss is None:
         return None
     than = "as" if loss.endswith("same") else "than"
