@@ -12,9 +12,12 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext
 
 DEAREST = [
     "test_ray",
@@ -31,6 +34,18 @@ DEAREST = [
     "test_search",
 ]
 """The files that take longest, longest first: begun last, one of them would run on alone at the end."""
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 class _PlainRoot:
@@ -137,3 +152,18 @@ def _close_what_optuna_opens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a probe in this process time each size for a moment: for tests whose subject is not speed."""
     monkeypatch.setattr("bstune.tuner.probing.timing.TIMED_S", 0.02)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+    """A browser without a window, with a profile of its own."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            str(tmp_path_factory.mktemp("profile")), executable_path=CHROMIUM, args=FLAGS, headless=True
+        )
+        yield context
+        context.close()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx
-import pytest
-from bstune.tests.report.test_page import CHROMIUM, FLAGS
 from bstune.tuner.testing.tables import synthetic
 
 from .conftest import Service, new_study
@@ -18,21 +15,6 @@ if TYPE_CHECKING:
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 WITHIN_MS = 60_000
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
-    """A browser without a window, with a profile of its own."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            str(tmp_path_factory.mktemp("profile")), executable_path=CHROMIUM, args=FLAGS, headless=True
-        )
-        yield context
-        context.close()
 
 
 class Watched:

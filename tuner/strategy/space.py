@@ -235,14 +235,7 @@ def make_space(
     if problems:
         raise ArgumentError("; ".join(problems) + ".")
 
-    if plan.baseline is not None:
-        centre_batch, centre = plan.baseline[0], float(plan.baseline[1])
-    elif learned is not None:
-        centre_batch, centre = learned.batch_size, min(max(learned.learning_rate, low), high)
-    elif family in DEFAULT_LEARNING_RATE:
-        centre_batch, centre = ANCHOR_BATCH, min(max(DEFAULT_LEARNING_RATE[family], low), high)
-    else:
-        centre_batch, centre = ANCHOR_BATCH, math.sqrt(math.prod(usual if rate is None else (low, high)))
+    centre_batch, centre = _centre(plan, facts, learned, low, high)
     slope, slope_sd = SLOPE_PRIOR[family]
     if learned is not None and learned.slope is not None:
         slope, slope_sd = learned.slope, min(slope_sd, learned.slope_sd or slope_sd)
@@ -258,6 +251,20 @@ def make_space(
         rates = tuple(sorted({*rates, centre}))
     centre_sd = CENTRE_SD if learned is None or plan.baseline is not None else LEARNED_SD
     return Space(batches, rates, extras, single, centre_batch, centre, slope, slope_sd, centre_sd)
+
+
+def _centre(plan: Plan, facts: Facts, learned: Learned | None, low: float, high: float) -> tuple[int, float]:
+    """Return the batch size and the learning rate where the best is expected, between the ends of the rates."""
+    if plan.baseline is not None:
+        return plan.baseline[0], float(plan.baseline[1])
+    if learned is not None:
+        return learned.batch_size, min(max(learned.learning_rate, low), high)
+    family = facts.optimizer_family
+    if family in DEFAULT_LEARNING_RATE:
+        return ANCHOR_BATCH, min(max(DEFAULT_LEARNING_RATE[family], low), high)
+    if "learning_rate" not in plan.space:  # Rates that were seen widen the range, and do not move its middle.
+        low, high = LEARNING_RATE_RANGE[family]
+    return ANCHOR_BATCH, math.sqrt(low * high)
 
 
 def _rate_grid(low: float, high: float, centre: float) -> tuple[float, ...]:

@@ -45,7 +45,7 @@ def test_options_change_nothing_of_it(folder: Path, option: str) -> None:
     ordinary().set_user_attr("objective", f"{folder}/other.py:objective")
     shutil.copy("model.py", "other.py")
 
-    asks(folder, option)
+    assert f"{folder}/other.py" in asks(folder, option)
 
 
 def test_a_study_says_how_to_search_but_not_where_it_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
