@@ -2,7 +2,9 @@
 
 - `base`: What an objective is to the rest of bstune, and the `Trial` that a training loop sees.
 - `command`: An unmodified training script as an objective.
+- `command_end`: What the end of a command means.
 - `command_line`: A command with places for what a trial sets.
+- `command_probe`: What a probe learns from one run of a command.
 - `command_run`: One run of a command, read while it runs, and ended with all that it has started.
 - `data`: Data sets as bstune wants them: checked, streamed without end in full batches, and moved to the device.
 - `examination`: A model looked at while it trains, without changing anything.
@@ -30,6 +32,7 @@
 - `step_times`: Seconds of an optimizer step that an objective states itself, by global batch size.
 - `steady`: Whether the memory of a command has come to rest: when a probe has seen enough of it.
 - `supervised`: The short form of an objective: a model, a training set and a validation set. bstune owns the loop.
+- `told_losses`: The losses that one run of a command tells.
 - `training`: One model in training, where bstune owns the loop: built from a seed, stepped, validated, saved and
   loaded.
 - `transformers`: A Trainer of Transformers as an objective: it runs each trial itself.

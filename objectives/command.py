@@ -3,57 +3,34 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import os
-import re
 import signal
-import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..tuner.core.command_words import epochs_of, filled, words_without
 from ..tuner.core.errors import ArgumentError, ObjectiveError
-from ..tuner.core.probe_results import Outcome
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from ..tuner.device.memory import cpu_memory, usable_cores
-from ..tuner.device.out_of_memory import classify_exit, first_line
-from ..tuner.device.tree_memory import LOOK_S, TreeMeter
+from ..tuner.device.tree_memory import TreeMeter
 from .base import Meter, Trial
+from .command_end import exit_code, failed, no_metric
 from .command_line import check_program, default_name, flags_of, places_in, script_of, words_of
+from .command_probe import measure
 from .command_run import CommandRun, Log
 from .fingerprint import code_of, optimizer_family, source_hash
 from .loop import ENDED_EARLY
-from .metric_lines import READY_MADE, MetricLines, Said, compiled
+from .metric_lines import Said, compiled
 from .ranks import ranks_in
 from .schedule import SCHEDULES
 from .script_flags import defaults_in, optimizer_in
-from .steady import IDLE_S, Steady
+from .told_losses import ToldLosses
 
 LAST_WORDS_S = 30.0
 """A script that was told where to end has so long, after its last loss, to end by itself: it may save its model."""
 NEAR_FULL = 0.1
 """A script that is killed was killed for memory if less than this share of the machine's was free before."""
-_SAID_WHY = re.compile(r"^(?:\[\w+\]:\s*)?(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*$", re.MULTILINE)
-
-_RANK_KILLED = re.compile(r"^\s*exitcode\s*:\s*-9\b", re.MULTILINE)
-"""What torchrun says of a rank that was killed."""
-_BECAUSE_OF_OTHERS = re.compile(r"ChildFailedError|Connection (?:closed|reset) by peer")
-"""In errors that a rank, or torchrun, has because another rank has failed."""
-
-
-class CommandError(ObjectiveError):
-    """The user's command failed.
-
-    Attributes:
-        outcome: What that means, by its exit code and its last words: `oom`, `limit` or `error`.
-    """
-
-    def __init__(self, message: str, outcome: Outcome, *, output: str | None = None) -> None:
-        """Keep what it means."""
-        super().__init__(message, output=output)
-        self.outcome = outcome
 
 
 class Command:
@@ -213,7 +190,8 @@ class Command:
 
     # --- a run ---
 
-    def _start(self, values: Mapping[str, Any], log: Log) -> CommandRun:
+    def start(self, spec: TrialSpec, device: str, log: Log, *, max_epochs: int) -> CommandRun:
+        """Start the command for one trial."""
         import torch
 
         # Python keeps what it prints to a pipe until there is much of it, and a loss is wanted when it is known.
@@ -221,14 +199,7 @@ class Command:
         threads = torch.get_num_threads()  # As many as this process was given.
         if threads < usable_cores():
             environment.setdefault("OMP_NUM_THREADS", str(threads))
-        words = words_without(self.words, self._dimensions - values.keys())
-        return CommandRun(filled(words, values), environment, log)
-
-    def _reader(self, global_batch_size: int) -> MetricLines:
-        return MetricLines(self.metric, samples_per_epoch=self.samples_per_epoch, batch_size=global_batch_size)
-
-    def _values(self, spec: TrialSpec, device: str, max_epochs: int) -> dict[str, Any]:
-        return {
+        values = {
             **spec.params,
             "micro_batch_size": spec.micro_batch_size,
             "global_batch_size": spec.global_batch_size,
@@ -239,6 +210,23 @@ class Command:
             "max_epochs": max_epochs,
             "device": device,
         }
+        words = words_without(self.words, self._dimensions - values.keys())
+        return CommandRun(filled(words, values), environment, log)
+
+    def losses(self, spec: TrialSpec) -> ToldLosses:
+        """Return the reader of what one trial tells."""
+        return ToldLosses(
+            self.metric,
+            samples_per_epoch=self.samples_per_epoch,
+            batch_size=spec.global_batch_size,
+            # A script that is told the global batch divides it by itself.
+            ranks=self.world_size if "micro_batch_size" in self.places else None,
+        )
+
+    def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
+        """Run the command for a probe; see `command_probe`."""
+        assert isinstance(meter, TreeMeter)
+        return measure(self, spec, device, meter)
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
         """Run one trial.
@@ -247,32 +235,24 @@ class Command:
             CommandError: The command failed.
             ObjectiveError: It ended without a loss, or well before the planned end.
         """
+        log, losses = Log(spec.log_to), self.losses(spec)
         max_epochs = epochs_of(spec.end_samples, self.samples_per_epoch)
-        log, lines, said = Log(spec.log_to), self._reader(spec.global_batch_size), _Reports(self)
         least_free = 1.0
         try:
-            with self._start(self._values(spec, trial.device, max_epochs), log) as run:
+            with self.start(spec, trial.device, log, max_epochs=max_epochs) as run:
                 while run.code is None and trial.stopped_at is None:
-                    data = run.printed()
+                    said = losses.wait(run)
                     trial.look()
                     least_free = min(least_free, _free_share())
-                    self._tell(trial, said.of(run) or ([] if said.seen else lines.feed(data)))
+                    _tell(trial, said)
                 if trial.stopped_at is None:  # It has ended.
-                    for data in run.rest():
-                        self._tell(trial, [] if said.seen else lines.feed(data))
-                    self._tell(trial, said.of(run) or ([] if said.seen else lines.finish()))
+                    _tell(trial, losses.rest(run))
                 run.end(after_s=LAST_WORDS_S if self.told_the_end else 0.0)
             if trial.stopped_at is None:
                 self._judge(run, trial, spec, least_free)
         finally:
             log.show_tail()
             log.close()
-
-    def _tell(self, trial: Trial, said: Any) -> None:
-        for each in said:
-            # A script that prints a loss of long ago once more, as with its best epoch, has not gone back.
-            if each.samples >= trial.last_samples and trial.stopped_at is None:
-                trial.report(each.val_loss, samples=each.samples)
 
     def _judge(self, run: CommandRun, trial: Trial, spec: TrialSpec, least_free: float) -> None:
         """Say why a run that has ended by itself is none, if it is none."""
@@ -293,175 +273,14 @@ class Command:
                 f"{spec.end_samples}, which are {self.epochs:g} epochs of {self.samples_per_epoch}.{told}"
             )
 
-    # --- the probe ---
 
-    def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
-        """Run the command at one size until it has told a loss, has ended, or its memory is steady.
-
-        Raises:
-            CommandError: It failed.
-            ObjectiveError: It does nothing.
-        """
-        assert isinstance(meter, TreeMeter)
-        accumulation = spec.accumulation_steps if self.accumulates else 1
-        batch = spec.micro_batch_size * accumulation * self.world_size
-        trial = TrialSpec(
-            number=-1,
-            stage="probe",
-            global_batch_size=batch,
-            micro_batch_size=spec.micro_batch_size,
-            accumulation_steps=accumulation,
-            learning_rate=1e-6,
-            seed=spec.seed,
-            end_samples=spec.n_steps * batch,
-            points=(),
-            params=spec.params,
-        )
-        if spec.timed_s:
-            return self._time(trial, device, meter)
-        log, lines, said = Log(None), self._reader(batch), _Reports(self)
-        steady = Steady()
-        meter.phase("train")
-        try:
-            with self._start(self._values(trial, device, 1), log) as run:
-                told = False
-                meter.peak.look()  # At once: it may be over when it is looked at next.
-                while run.code is None and not told and not steady.over:
-                    told = any(True for _ in lines.feed(run.printed(LOOK_S))) or bool(said.of(run))
-                    meter.peak.look()
-                    steady.note(time.monotonic() - run.started_s, meter.peak.peak_bytes, meter.peak.cpu_s, lines.trains)
-                run.end()
-        finally:
-            log.show_tail()
-        if not told and not steady.over and run.code != 0:
-            raise failed(run)
-        if steady.idle:
-            raise ObjectiveError(
-                f"The command did nothing for {IDLE_S:.0f} s at micro-batch {spec.micro_batch_size}: it printed "
-                "nothing, and used no processor. Does it wait for something, such as a download or an answer?"
-            )
-        samples = trial.end_samples if "max_samples" in self.places else self.samples_per_epoch
-        whole = told or not steady.over
-        for _ in range(min(samples // batch, spec.n_steps) if whole else 0):
-            meter.step_done()
-        return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady))
-
-    def _time(self, trial: TrialSpec, device: str, meter: TreeMeter) -> MeasureNotes:
-        """Time an epoch: from the first loss to the second, which leaves out what the script takes to start."""
-        trial = dataclasses.replace(trial, end_samples=2 * self.samples_per_epoch)
-        batch = trial.global_batch_size
-        log, lines, said = Log(None), self._reader(batch), _Reports(self)
-        seen: list[tuple[float, int]] = []
-
-        def note(losses: Iterable[Said], run: CommandRun) -> None:
-            for each in losses:
-                if each.samples > (seen[-1][1] if seen else 0):
-                    seen.append((time.monotonic() - run.started_s, each.samples))
-
-        with self._start(self._values(trial, device, 2), log) as run:
-            while run.code is None and len(seen) < 2:
-                data = run.printed(LOOK_S)
-                meter.peak.look()
-                note(said.of(run) or ([] if said.seen else lines.feed(data)), run)
-            for data in run.rest():
-                note([] if said.seen else lines.feed(data), run)
-            note(said.of(run) or ([] if said.seen else lines.finish()), run)
-            run.end()
-        if len(seen) < 2:
-            return MeasureNotes(0, None)
-        (first_s, first), (second_s, second) = seen[:2]
-        sample_s = (second_s - first_s) / (second - first)
-        meter.timed_step_s = (sample_s * batch,)
-        return MeasureNotes(second, None, start_s=max(0.0, first_s - first * sample_s))
-
-
-class _Reports:
-    """The losses that a script has reported itself; once there is one, what it prints does not count."""
-
-    def __init__(self, command: Command) -> None:
-        self.seen = 0
-        self._samples_per_epoch = command.samples_per_epoch
-        # A script that is told the global batch divides it by itself.
-        self._ranks = command.world_size if "micro_batch_size" in command.places else None
-
-    def of(self, run: CommandRun) -> list[Said]:
-        """Return what has been reported since the last call.
-
-        Raises:
-            ObjectiveError: More or fewer processes train than is known.
-        """
-        found = []
-        for numbers in run.reported():
-            self.seen += 1
-            ranks = numbers.get("world_size")
-            if ranks is not None and self._ranks not in (None, ranks):
-                raise ObjectiveError(
-                    f"The command trains in {ranks:g} processes where {self._ranks} were expected, so its global batch "
-                    f"is not the one that is counted: say --world-size {ranks:g} (Command(world_size={ranks:g}))."
-                )
-            epochs = numbers.get("epoch", self.seen)
-            samples = numbers.get("samples", epochs * self._samples_per_epoch)
-            if math.isfinite(samples) and samples >= 0:
-                found.append(Said(numbers["val_loss"], round(samples)))
-        return found
-
-
-def _unseen(told: bool, steady: Steady) -> tuple[str, ...]:
-    """Return what a measurement has not seen."""
-    if told:
-        return ()
-    if not steady.over:
-        return (
-            "The command ended without telling a loss, so it is not known whether the memory of validation is part of "
-            "the answer.",
-        )
-    return (
-        "The command was ended when its memory had been the same for some seconds, and before it told a loss: the "
-        "memory of validation, and what it would have taken later, are not part of the answer. Where the script takes "
-        "a number of samples or epochs, give it {max_samples} or {max_epochs}.",
-    )
+def _tell(trial: Trial, said: Iterable[Said]) -> None:
+    for each in said:
+        # A script that prints a loss of long ago once more, as with its best epoch, has not gone back.
+        if each.samples >= trial.last_samples and trial.stopped_at is None:
+            trial.report(each.val_loss, samples=each.samples)
 
 
 def _free_share() -> float:
     memory = cpu_memory()
     return memory.available_bytes / max(1, memory.total_bytes)
-
-
-def exit_code(run: CommandRun) -> int:
-    """Return the exit code of a command that has ended; under torchrun a rank that was killed counts for all."""
-    assert run.code is not None
-    tail = run.log.tail()
-    killed = run.code == 1 and _RANK_KILLED.search(tail) and classify_exit(run.code, tail) == "error"
-    return -signal.SIGKILL if killed else run.code
-
-
-def failed(run: CommandRun) -> CommandError:
-    """Return the error for a command that ended with a code other than 0."""
-    code, tail = exit_code(run), run.log.tail()
-    whys = _SAID_WHY.findall(tail)
-    whys = [why for why in whys if not _BECAUSE_OF_OTHERS.search(why)] or whys
-    last = whys[-1] if whys else next((line for line in reversed(tail.splitlines()) if line.strip(" =-")), "")
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else None
-    how = f"was ended by {name}" if name else f"ended with exit code {code}"
-    said = f": {first_line(last)}" if last.strip() else ""
-    return CommandError(f"the command {how}{said}{_shadowed(tail)}", classify_exit(code, tail))
-
-
-def _shadowed(tail: str) -> str:
-    """Name the file that a script has imported in place of this package, where there is one."""
-    found = re.search(r"module 'bstune' (?:\(consider renaming '([^']+)'|from '([^']+)'|has no attribute)", tail)
-    beside = [Path(path).parent / "bstune.py" for path in re.findall(r'File "([^"]+\.py)"', tail)]
-    path = next((path for path in (*beside, Path("bstune.py")) if path.is_file()), None)
-    if found is None or path is None:
-        return ""
-    return f". The script has imported the file {path} in place of the package bstune: rename that file"
-
-
-def no_metric(metric: str | None) -> str:
-    """Return what to say of a command that has ended well, and told no loss."""
-    looked = f"what matches {metric!r}" if metric is not None else f"the ready-made patterns ({', '.join(READY_MADE)})"
-    return (
-        f"The command ended (exit code 0) without a validation loss: looked in all that it printed for {looked}. Say "
-        r"how it prints it, such as --metric 'val_loss=([\d.eE+-]+)', or add bstune.report(val_loss=..., samples=...) "
-        "to the script."
-    )

@@ -166,7 +166,8 @@ def test_a_probe_finds_the_size_that_really_trains(folder: Path) -> None:
     """By the memory of the process: within the budget, with the validation, and with room for a little more later."""
     asked = command("--mib", "1")
     found = bstune.probe(asked, memory="200MiB", max_batch=512, device="cpu")
-    small = bstune.probe(command("--mib", "1", "--mib-validation", "2"), memory="200MiB", max_batch=512, device="cpu")
+    validates = command("--mib", "1", "--mib-validation", "2", "--epoch-s", "0.2")
+    small = bstune.probe(validates, memory="200MiB", max_batch=512, device="cpu")
 
     assert found.limited_by == "memory"
     assert found.peak_bytes <= found.budget_bytes

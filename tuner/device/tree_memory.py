@@ -73,10 +73,10 @@ class TreePeak:
         self.peak_bytes = 0
         self.cpu_s = 0.0
 
-    def look(self) -> None:
-        """Look at what they hold now."""
+    def look(self, *, again: bool = False) -> None:
+        """Look at what they hold now; soon after the last look only where it is asked for `again`."""
         now_s = time.monotonic()
-        if now_s - self._looked_s < LOOK_S:
+        if now_s - self._looked_s < LOOK_S and not again:
             return
         self._looked_s = now_s
         below = _descendants()

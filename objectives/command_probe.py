@@ -1,0 +1,126 @@
+"""What a probe learns from one run of a command: the memory of its processes, and the seconds of an epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Protocol
+
+from ..tuner.core.errors import ObjectiveError
+from ..tuner.core.trials import MeasureNotes, MeasureSpec, TrialSpec
+from ..tuner.device.tree_memory import LOOK_S, TreeMeter
+from .command_end import failed
+from .command_run import CommandRun, Log
+from .steady import IDLE_S, Steady
+from .told_losses import ToldLosses
+
+
+class Measured(Protocol):
+    """What is asked of a command here; see `command.Command`."""
+
+    places: set[str]
+    samples_per_epoch: int
+    world_size: int
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether it can make a step of several micro-batches."""
+
+    def start(self, spec: TrialSpec, device: str, log: Log, *, max_epochs: int) -> CommandRun:
+        """Start it for one trial."""
+
+    def losses(self, spec: TrialSpec) -> ToldLosses:
+        """Return the reader of what one trial tells."""
+
+
+def measure(command: Measured, spec: MeasureSpec, device: str, meter: TreeMeter) -> MeasureNotes:
+    """Run the command at one size until it has told a loss, has ended, or its memory is steady; or time an epoch.
+
+    Raises:
+        CommandError: It failed.
+        ObjectiveError: It does nothing.
+    """
+    accumulation = spec.accumulation_steps if command.accumulates else 1
+    batch = spec.micro_batch_size * accumulation * command.world_size
+    trial = TrialSpec(
+        number=-1,
+        stage="probe",
+        global_batch_size=batch,
+        micro_batch_size=spec.micro_batch_size,
+        accumulation_steps=accumulation,
+        learning_rate=1e-6,
+        seed=spec.seed,
+        end_samples=spec.n_steps * batch,
+        points=(),
+        params=spec.params,
+    )
+    return _time(command, trial, device, meter) if spec.timed_s else _weigh(command, trial, device, meter)
+
+
+def _weigh(command: Measured, trial: TrialSpec, device: str, meter: TreeMeter) -> MeasureNotes:
+    log, losses = Log(None), command.losses(trial)
+    steady = Steady()
+    meter.phase("train")
+    try:
+        # A second epoch: what the validation of the first took is read while the process still lives.
+        with command.start(trial, device, log, max_epochs=2) as run:
+            told = False
+            meter.peak.look()  # At once: it may be over when it is looked at next.
+            while run.code is None and not told and not steady.over:
+                told = bool(losses.wait(run, LOOK_S))
+                meter.peak.look(again=told)
+                steady.note(time.monotonic() - run.started_s, meter.peak.peak_bytes, meter.peak.cpu_s, losses.trains)
+            run.end()
+    finally:
+        log.show_tail()
+    if not told and not steady.over and run.code != 0:
+        raise failed(run)
+    if steady.idle:
+        raise ObjectiveError(
+            f"The command did nothing for {IDLE_S:.0f} s at micro-batch {trial.micro_batch_size}: it printed "
+            "nothing, and used no processor. Does it wait for something, such as a download or an answer?"
+        )
+    samples = trial.end_samples if "max_samples" in command.places else command.samples_per_epoch
+    whole = told or not steady.over
+    for _ in range(min(samples, trial.end_samples) // trial.global_batch_size if whole else 0):
+        meter.step_done()
+    return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady))
+
+
+def _time(command: Measured, trial: TrialSpec, device: str, meter: TreeMeter) -> MeasureNotes:
+    """Time an epoch: from the first loss to the second, which leaves out what the script takes to start."""
+    trial = dataclasses.replace(trial, end_samples=2 * command.samples_per_epoch)
+    losses = command.losses(trial)
+    seen: list[tuple[float, int]] = []
+    with command.start(trial, device, Log(None), max_epochs=2) as run:
+        while len(seen) < 2:
+            over = run.code is not None
+            for each in losses.rest(run) if over else losses.wait(run, LOOK_S):
+                if each.samples > (seen[-1][1] if seen else 0):
+                    seen.append((time.monotonic() - run.started_s, each.samples))
+            meter.peak.look()
+            if over:
+                break
+        run.end()
+    if len(seen) < 2:
+        return MeasureNotes(0, None)
+    (first_s, first), (second_s, second) = seen[:2]
+    sample_s = (second_s - first_s) / (second - first)
+    meter.timed_step_s = (sample_s * trial.global_batch_size,)
+    return MeasureNotes(second, None, start_s=max(0.0, first_s - first * sample_s))
+
+
+def _unseen(told: bool, steady: Steady) -> tuple[str, ...]:
+    """Return what a measurement has not seen."""
+    if told:
+        return ()
+    if not steady.over:
+        return (
+            "The command ended without telling a loss, so it is not known whether the memory of validation is part of "
+            "the answer.",
+        )
+    return (
+        "The command was ended when its memory had been the same for some seconds, and before it told a loss: the "
+        "memory of validation, and what it would have taken later, are not part of the answer. Where the script takes "
+        "a number of samples or epochs, give it {max_samples} or {max_epochs}.",
+    )
