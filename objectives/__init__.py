@@ -11,6 +11,7 @@
 - `fingerprint`: What an objective's code is, as a hash, and which family its optimizer belongs to.
 - `gradient_noise`: Gradient noise of a model in training, measured so that training goes on bit for bit as if nothing
   had happened.
+- `keywords`: What the user's classes and functions can be called with, by their signatures.
 - `lightning`: A LightningModule and its data as an objective: Lightning's own Trainer runs each trial.
 - `lightning_package`: Lightning itself: which of its two packages a module is of, its callbacks, and its advice.
 - `load`: A reference to an objective in a file or module; the file is executed only in workers.
@@ -24,6 +25,7 @@
 - `look_at_training`: Short trainings that answer one question each.
 - `loop`: The user's own training loop as an objective.
 - `metric_lines`: Losses in what a training script prints.
+- `ranked_run`: One model that several processes train together on this machine.
 - `ranks`: How many processes a command starts that train together: its ranks.
 - `reporting`: `bstune.report`, one line in a script of the user's.
 - `schedule`: Learning-rate schedules as functions of progress: samples seen over the planned end of the run.

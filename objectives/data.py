@@ -61,8 +61,15 @@ def is_factory(data: Any) -> bool:
 class MicroBatches:
     """The indices of micro-batches, without end and always full: a partial batch carries into the next epoch."""
 
-    def __init__(self, n_samples: int, size: int, *, seed: int, start_samples: int = 0) -> None:
-        """Shuffle `n_samples` each epoch and cut the endless stream, from `start_samples`, into pieces of `size`."""
+    def __init__(
+        self, n_samples: int, size: int, *, seed: int, start_samples: int = 0, rank: int = 0, n_ranks: int = 1
+    ) -> None:
+        """Shuffle `n_samples` each epoch and cut the endless stream, from `start_samples`, into pieces of `size`.
+
+        They are dealt out in turn to `n_ranks`; these are those of `rank`.
+        """
+        self._rank = rank
+        self._n_ranks = n_ranks
         self._n_samples = n_samples
         self._size = size
         self._seed = seed
@@ -73,14 +80,16 @@ class MicroBatches:
 
         epoch, offset = divmod(self._start_samples, self._n_samples)
         batch: list[int] = []
+        turn = 0
         while True:
             shuffle = torch.Generator().manual_seed(self._seed * EPOCH_SEED_STRIDE + epoch)
             order = torch.randperm(self._n_samples, generator=shuffle).tolist()[offset:]
             for index in order:
                 batch.append(index)
                 if len(batch) == self._size:
-                    yield batch
-                    batch = []
+                    if turn == self._rank:
+                        yield batch
+                    batch, turn = [], (turn + 1) % self._n_ranks
             epoch, offset = epoch + 1, 0
 
 
@@ -93,13 +102,16 @@ def training_batches(
     collate_fn: Callable[[list[Any]], Any] | None,
     num_workers: int,
     pin_memory: bool,
+    rank: int = 0,
+    n_ranks: int = 1,
 ) -> Iterator[Any]:
-    """Return the endless stream of training micro-batches, from `start_samples` on."""
+    """Return the endless stream of training micro-batches, from `start_samples` on, or the part of one rank of it."""
     import torch
 
+    indices = MicroBatches(len(data), size, seed=seed, start_samples=start_samples, rank=rank, n_ranks=n_ranks)
     loader: DataLoader[Any] = torch.utils.data.DataLoader(
         data,
-        batch_sampler=cast(Any, MicroBatches(len(data), size, seed=seed, start_samples=start_samples)),
+        batch_sampler=cast(Any, indices),
         collate_fn=collate_fn,
         num_workers=num_workers,
         pin_memory=pin_memory,

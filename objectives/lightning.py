@@ -13,10 +13,11 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
+from .keywords import keywords_for
 from .lightning_package import kept, package_of, quiet
 from .loop import Enough, MeasuredRun, check_ended
 from .schedule import SCHEDULES
-from .supervised import has_batch_norm, keywords_for
+from .supervised import has_batch_norm
 from .training import FINITE_CHECK_STEPS, seed_everything
 
 OURS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 import time
@@ -17,7 +16,9 @@ from .base import Meter, Trial, run_problems
 from .data import check_data, is_factory
 from .fingerprint import code_hash, optimizer_family, source_hash
 from .gradient_noise import moments
+from .keywords import keywords_for, takes_two
 from .longest import LongestFirst
+from .ranked_run import RankedRun
 from .schedule import SCHEDULES
 from .training import TrainingRun, seed_everything
 
@@ -59,6 +60,8 @@ class Supervised:
             `train_data.lengths` if it has that, or with a `collate_fn` the sizes of some samples.
         worst_batch: `(n) -> batch`: the n samples that take the most memory, where length does not tell.
         clip_grad_norm: Largest norm of the gradient, or None.
+        world_size: Processes on this machine that train one model together, on CPU: each has micro-batches of its own,
+            and gradients are averaged. A micro-batch size is that of one of them.
         name: Name of the study; default: the name of the file.
 
     Raises:
@@ -94,10 +97,13 @@ class Supervised:
         length: Callable[[Any], float] | None = None,
         worst_batch: Callable[[int], Any] | None = None,
         clip_grad_norm: float | None = None,
+        world_size: int = 1,
         name: str | None = None,
     ) -> None:
         """Check what can be checked without running anything."""
         wrong = _problems(model, training_step, loss, optimizer, epochs, evals, schedule, precision)
+        if not (isinstance(world_size, int) and world_size >= 1):
+            wrong.append(f"world_size={world_size!r}: expected the number of processes that train together, 1 or more")
         if wrong:
             raise ArgumentError("Supervised: " + "; ".join(wrong) + ".")
         for data, role in ((train_data, "train_data"), (val_data, "val_data")):
@@ -121,9 +127,11 @@ class Supervised:
         self.worst_batch = worst_batch
         self._longest = LongestFirst()
         self.clip_grad_norm = clip_grad_norm
+        self.world_size = world_size
         self.name = name
         parts = (model, training_step, validation_step, loss, optimizer, schedule, collate_fn, *self.metrics.values())
-        values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics))
+        ranks = [world_size] if world_size > 1 else []
+        values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics), *ranks)
         self.source_hash, self.code_hash = source_hash(*parts, *values), code_hash(*parts, *values)
 
     def prepare(self) -> None:
@@ -134,7 +142,13 @@ class Supervised:
                 data = data()
                 check_data(data, role)
                 setattr(self, role, data)
+        if len(self.val_data) < self.world_size:
+            raise ObjectiveError(f"val_data has {len(self.val_data)} samples, fewer than world_size={self.world_size}.")
         self._longest.look_at(self)
+
+    def _run(self, **how: Any) -> TrainingRun:
+        """Return a model in training, by one process or several; arguments as those of `TrainingRun`."""
+        return TrainingRun(self, **how) if self.world_size == 1 else RankedRun(self, **how)
 
     def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
         """Build the model and its optimizer once, on CPU, and say what this objective is."""
@@ -155,6 +169,7 @@ class Supervised:
             batch_norm=has_batch_norm(model),
             parameter_bytes=sum(parameter.nbytes for parameter in model.parameters()),
             can_continue=self.schedule == "constant",
+            world_size=self.world_size,
             metrics=tuple(self.metrics),
             source_hash=self.source_hash,
             code_hash=self.code_hash,
@@ -172,8 +187,8 @@ class Supervised:
         meter.phase("build")
         # What is timed are the batches of training, and what is to fit are the worst of them.
         objective = self if spec.timed_s > 0 else self._longest.of(self)
-        run = TrainingRun(
-            objective, device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None, params=spec.params
+        run = objective._run(
+            device=device, learning_rate=1e-6, seed=spec.seed, horizon_samples=None, params=spec.params
         )
         meter.phase("data")
         run.open_stream(spec.micro_batch_size, spec.accumulation_steps, worst_batch=objective.worst_batch)
@@ -220,8 +235,7 @@ class Supervised:
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
         """Run one trial to its planned end, or until it is told to stop; then write the checkpoint if one is wanted."""
-        run = TrainingRun(
-            self,
+        run = self._run(
             device=trial.device,
             learning_rate=trial.learning_rate,
             seed=trial.seed,
@@ -326,7 +340,7 @@ def _validation_s(run: TrainingRun, eval_batch_size: int) -> float:
         start_s = time.perf_counter()
         n_samples = run.validate_once(eval_batch_size)  # It reads the loss, and so waits for the device.
         seconds.append(time.perf_counter() - start_s)
-    return min(seconds) / n_samples
+    return min(seconds) / (n_samples * run.world_size)
 
 
 def default_loss(output: Any, target: Any) -> Any:
@@ -355,39 +369,6 @@ def _shape(value: Any) -> str:
         if hasattr(value, "dtype") and hasattr(value, "shape")
         else type(value).__name__
     )
-
-
-def keywords_for(makers: Sequence[Callable[..., Any]], params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return which keywords each of several classes or functions takes.
-
-    Each takes what it names; what none names goes to the first that takes any.
-    """
-    found: list[dict[str, Any]] = []
-    takes_any = []
-    for make in makers:
-        try:
-            signature = list(inspect.signature(make).parameters.values())
-        except ValueError:  # Some that are written in C have none.
-            signature = []
-        names = {one.name for one in signature if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
-        found.append({name: value for name, value in params.items() if name in names})
-        takes_any.append(any(one.kind is one.VAR_KEYWORD for one in signature))
-    if True in takes_any:
-        found[takes_any.index(True)] |= {
-            name: value for name, value in params.items() if not any(name in each for each in found)
-        }
-    return found
-
-
-def _takes_two(make: Any) -> bool:
-    """Tell whether something can be called with two positional arguments, as far as its signature says."""
-    try:
-        inspect.signature(make).bind(None, None)
-    except ValueError:  # Some that are written in C have none.
-        return True
-    except TypeError:
-        return False
-    return True
 
 
 def shapes(sample: Any) -> Any:
@@ -428,7 +409,7 @@ def _problems(
         )
     elif not callable(model):
         wrong.append(f"model={model!r}: expected a class or function without arguments that returns a module")
-    if optimizer is not None and not _takes_two(optimizer):
+    if optimizer is not None and not takes_two(optimizer):
         wrong.append("optimizer: expected a class or function (parameters, lr) that returns a torch.optim.Optimizer")
     wrong += run_problems(epochs, evals)
     if not callable(schedule) and schedule not in SCHEDULES:

@@ -50,7 +50,15 @@ class Recipe(Protocol):
 
 
 class TrainingRun:
-    """One model in training: built from a seed, stepped, validated, saved and loaded."""
+    """One model in training: built from a seed, stepped, validated, saved and loaded.
+
+    Attributes:
+        rank: Place of this process among those that train the model together.
+        world_size: How many these are; see `ranked_run`.
+    """
+
+    rank = 0
+    world_size = 1
 
     def __init__(
         self,
@@ -102,6 +110,8 @@ class TrainingRun:
             collate_fn=self.objective.collate_fn,
             num_workers=self.objective.num_workers,
             pin_memory=self.cuda,
+            rank=self.rank,
+            n_ranks=self.world_size,
         )
 
     def step(self) -> None:
@@ -113,6 +123,7 @@ class TrainingRun:
             batch = next(self._batches)
             self.wait_s += time.perf_counter() - start_s
             self._backward(to_device(batch, self.device))
+        self._share_gradients()
         if self._scaler:
             self._scaler.unscale_(self.optimizer)
         if self.objective.clip_grad_norm is not None:
@@ -125,7 +136,10 @@ class TrainingRun:
         else:
             self.optimizer.step()
         self.steps += 1
-        self.samples += self._micro_batch_size * self.accumulation_steps
+        self.samples += self._micro_batch_size * self.accumulation_steps * self.world_size
+
+    def _share_gradients(self) -> None:
+        """Average them over the processes that train the model together."""
 
     def hold_batch(self, batch: Any = None) -> None:
         """Train on one batch from here on, already loaded: this one, or the next of the stream."""
@@ -172,7 +186,12 @@ class TrainingRun:
             for name, value in self.validate_batch(batch).items():
                 sums[name] += n_samples * value
         self.model.train()
-        return {name: value / total for name, value in sums.items()}
+        n_all, *of_all = self._sum_over_ranks([float(total), *sums.values()])
+        return {name: value / n_all for name, value in zip(sums, of_all, strict=True)}
+
+    def _sum_over_ranks(self, numbers: list[float]) -> list[float]:
+        """Add up numbers over the processes that train the model together."""
+        return numbers
 
     def validate_once(self, eval_batch_size: int) -> int:
         """Run one validation batch, as the probe wants it; return its size."""

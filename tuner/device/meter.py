@@ -15,6 +15,8 @@ from pathlib import Path
 from .cuda import open_context
 
 STATUS = Path("/proc/self/status")
+RANKS: set[int] = set()
+"""Processes below this one that train with it: each counts with its own peak, as this one does."""
 MOST_BESIDE_BYTES = 1 << 30
 """More than this beside context and allocator counts as another process's.
 
@@ -43,9 +45,9 @@ class Reading:
     alloc_retries: int = 0
 
 
-def _status_bytes(*names: str) -> dict[str, int]:
+def _status_bytes(*names: str, status: Path = STATUS) -> dict[str, int]:
     values = dict.fromkeys(names, 0)
-    for line in STATUS.read_text().splitlines():
+    for line in status.read_text().splitlines():
         name, _, rest = line.partition(":")
         if name in values:
             values[name] = int(rest.split()[0]) * 1024
@@ -60,10 +62,10 @@ def reset_peak_rss() -> None:
         return
 
 
-def peak_rss_bytes() -> int:
+def peak_rss_bytes(status: Path = STATUS) -> int:
     """Return the peak resident memory of this process since the last reset, without shared file pages."""
-    if STATUS.exists():
-        rows = _status_bytes("VmHWM", "RssFile")
+    if status.exists():
+        rows = _status_bytes("VmHWM", "RssFile", status=status)
         return rows["VmHWM"] - rows["RssFile"]
     import resource
 
@@ -77,12 +79,15 @@ def data_segment_bytes() -> int:
 
 
 def children_bytes() -> int:
-    """Return the anonymous memory that is proportionally this process's children's: its loader workers'."""
+    """Return the anonymous memory that is proportionally this process's children's, and the peaks of its ranks."""
     import psutil
 
     total = 0
     for child in psutil.Process().children(recursive=True):
         try:
+            if child.pid in RANKS:
+                total += peak_rss_bytes(Path(f"/proc/{child.pid}/status"))
+                continue
             lines = Path(f"/proc/{child.pid}/smaps_rollup").read_text().splitlines()
         except OSError:  # It has ended, or this is not Linux.
             continue

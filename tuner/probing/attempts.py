@@ -123,7 +123,10 @@ class Attempts:
         fluke: str | None = None
         while True:
             both = not timed_s and (facts.kind == "supervised" or 2 * size * facts.world_size <= facts.n_samples)
-            traced = self.foresight.wants_trace and not timed_s and not self.is_command
+            # A trace sees one process.
+            traced = (
+                self.foresight.wants_trace and not timed_s and not self.is_command and self.host.facts.world_size == 1
+            )
             # With the answer; where that was traced, with the first size that is timed.
             validates = not traced and (final or (timed_s > 0 and not self.validation_s))
             spec = MeasureSpec(

@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from dataclasses import replace
@@ -31,6 +30,7 @@ from ..core.trials import MeasureSpec, TrialReport, TrialSpec, Verdict
 from ..device.cuda import limit_cuda_memory, near_capacity, open_context, try_cuda
 from ..device.meter import PeakMemory, ProcessMeter, data_segment_bytes
 from ..device.out_of_memory import classify
+from ..device.threads import threads_that_fork_loses
 from ..device.tree_memory import TreeMeter, TreePeak
 from . import messages, wire
 from .answers import MOST_MESSAGE, MOST_NAME, MOST_TRACEBACK, told
@@ -55,11 +55,6 @@ machine: measured here with a load of 2 on 2 cores, a training step of 2 ms took
 CUDA_UNTOUCHED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 """`torch.cuda.is_available()` at the top of a user's file then asks NVML; otherwise it starts the driver, and no
 process that is forked afterwards can use the card.
-"""
-FORK_SAFE_THREADS = {"jemalloc_bg_thd"}
-"""Pyarrow's allocator starts this thread when it is imported, as scikit-learn and pandas do where it is installed.
-jemalloc prepares for a fork and starts the thread again in the child (`background_thread_postfork_child` in its
-sources).
 """
 PACKAGE_FOLDERS = tuple(
     str(home / room)
@@ -137,7 +132,7 @@ def _ready(may_fork: bool) -> messages.Ready:
     import torch
 
     reason = None
-    n_threads = _threads_that_fork_loses()
+    n_threads = threads_that_fork_loses()
     if not may_fork or not sys.platform.startswith("linux"):
         reason = "forking was not asked for on this platform"
     elif torch.cuda.is_initialized():
@@ -145,15 +140,6 @@ def _ready(may_fork: bool) -> messages.Ready:
     elif n_threads > 1:
         reason = f"the objective's file left {n_threads} threads running when it was loaded"
     return messages.Ready(reason is None, reason, str(torch.__version__), torch.version.cuda)
-
-
-def _threads_that_fork_loses() -> int:
-    """Return how many threads of this process, the main one counted, a forked child would miss."""
-    try:
-        names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-    except OSError:  # Not Linux; or a thread ended while we looked.
-        return threading.active_count()
-    return sum(name not in FORK_SAFE_THREADS for name in names)
 
 
 class _Template:
