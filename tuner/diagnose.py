@@ -51,7 +51,7 @@ def diagnose(
     Args:
         objective: A `Supervised`, a function under `@bstune.objective`, a `Command`, or what `bstune.load` returns.
         only: Names of findings; by default all. `bstune diagnose --list` shows them.
-        budget: Reference runs of training that may be spent (a full run at the smallest batch of half the peak speed);
+        budget: Reference runs of training that may be spent (a full run at the smallest batch of half the top speed);
             0 for none. The probe, and looks at the model beside its training, do not count.
         study: Name of the study; by default the objective's own.
         storage: Where it is kept; by default `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.

@@ -87,7 +87,7 @@ def search(
         target: Validation loss to reach, with `goal="time"`; by default chosen from the first run.
         tolerance: Share of the best loss that counts as equal.
         budget: Total training of the study, confirmation included and the probe not: a number of reference runs (full
-            runs at the smallest batch that trains at half of the peak speed or more), or a duration such as `"20min"`
+            runs at the smallest batch that trains at half of the top speed or more), or a duration such as `"20min"`
             or `"1.5h"`.
         n_trials: Most trials of the study.
         timeout: Most seconds of this call.

@@ -50,7 +50,7 @@ def test_a_reason_tells_what_else_is_known() -> None:
     assert "a tie with the other within" in reason_text(of_two)
     assert "is the fastest within 2% of the lowest" in reason_text(REASON)
     soonest = reason_text(dataclasses.replace(REASON, code="soonest"))
-    assert "reach the target loss of 0.125 first of 9 settings tried, after 1.6 min" in soonest
+    assert "reach the target loss of 0.125 soonest of 9 settings tried, after 1.6 min" in soonest
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
             CALM,
             True,
             {"budget": 2, "goal": "time"},
-            "Batch 32 at learning rate 0.12 is expected to reach the target loss of 0.1289 first of 8 settings tried, "
-            "after 5.82 s.",
+            "Batch 32 at learning rate 0.12 is expected to reach the target loss of 0.1289 soonest of "
+            "8 settings tried, after 5.82 s.",
             (),
             {"not run to the end"},
         ),
@@ -54,8 +54,8 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
             CALM,
             True,
             {"budget": 12, "goal": "time"},
-            "Batch 32 at learning rate 0.03 is expected to reach the target loss of 0.1059 first of 24 settings tried, "
-            "after 5.6 s; memory allows 48, hardware reaches half its speed at 100, "
+            "Batch 32 at learning rate 0.03 is expected to reach the target loss of 0.1059 soonest of "
+            "24 settings tried, after 5.6 s; memory allows 48, hardware reaches half its speed at 100, "
             "gradient noise has its critical batch at "
             "1722 (470 or more).",
             (),

@@ -52,7 +52,7 @@ class Diagnosis(Record):
     seconds: Amount = 0.0
     """That were spent; what was recorded before costs nothing."""
     reference_runs: Amount = 0.0
-    """Training that was spent, in full runs at the smallest batch of half the peak speed."""
+    """Training that was spent, in full runs at the smallest batch of half the top speed."""
     warnings: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Finding:

@@ -94,7 +94,10 @@ class Comparison(Record):
     """`your present setting`, or `batch 32`."""
     setting: Candidate
     times_sooner: Amount | None
-    """By what factor the recommended setting reaches the target sooner; None where no step time is known."""
+    """By what factor the recommended setting reaches the target sooner.
+
+    None where no step time is known, or where the other one is not expected at the target within two full runs.
+    """
     loss_ratio: Amount | None
     """Loss expected of a full run of the recommended setting, over that of this one; None unless both are above 0."""
 

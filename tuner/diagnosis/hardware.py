@@ -186,15 +186,17 @@ def below_32(known: Known) -> Ruling:
     at = {batch: share(line, batch) for batch in (8, 16, 32, 64)}
     verdict = beyond(low, high, WASTE)
     verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
-    found = "of its best speed this device reaches " + ", ".join(f"{part:.0%} at {n}" for n, part in at.items())
+    found = "of its top speed this device reaches " + ", ".join(f"{part:.0%} at batch {n}" for n, part in at.items())
     half = _saturation(line)
     half_text = "any size that fits" if half == math.inf else f"a batch of {max(1, round(half)):,}"
     advice = {
-        "holds": f"Small batches are slow here; half of the best speed takes {half_text}. They may still need fewer "
-        "samples: see largest-fastest.",
+        "holds": f"Small batches are slow here; half of the top speed takes {half_text}. They may still need fewer "
+        "samples.",
         "does not hold": "Batches of 16 lose little speed here: do not rule them out for the hardware's sake.",
     }.get(verdict, "Probe again on an idle machine: bstune probe MODEL --fresh")
-    return Ruling(verdict, found, advice, 100 * at[16], "% of peak speed at 16", 100 * low, 100 * high, _plot(rows))
+    return Ruling(
+        verdict, found, advice, 100 * at[16], "% of top speed at batch 16", 100 * low, 100 * high, _plot(rows)
+    )
 
 
 def loader(known: Known) -> Ruling:
@@ -262,7 +264,7 @@ def updates_per_epoch(known: Known) -> Ruling:
     )
     twice = n // (2 * batch)
     found = f"batch {batch:,} makes {whole:,} full updates in an epoch of {n:,}{left}; {2 * batch:,} makes {twice:,}"
-    advice = "The learning rate must make up for the updates that are missing: see coupling."
+    advice = "The learning rate must make up for the updates that are missing."
     if rest == 1:
         advice = "Drop the last batch: it has a single sample."
     return Ruling("holds", found, advice, float(whole), "updates an epoch", data={"waste": [rest]})

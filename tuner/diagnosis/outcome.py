@@ -298,6 +298,13 @@ def start_with_32(known: Known) -> Ruling:
         return Ruling("holds", "the search recommends 32 itself", "Train with 32.", 1.0, "times as soon with 32")
     beside = next((c for c in known.best.compared if c.name == f"batch {USUAL_BATCH}"), None)
     low, high = known.best.batch_interval[0], known.best.batch_interval[-1]
+    if beside is not None and beside.times_sooner is None and known.best.seconds_to_target is not None:
+        return Ruling(
+            "does not hold",
+            f"batch {known.best.global_batch_size} reaches the target; batch 32 at its best rate is not expected "
+            "there within two full runs",
+            f"Train with {known.best.global_batch_size}.",
+        )
     if beside is None or beside.times_sooner is None:
         return unknown(
             f"batch 32 was not run to its end; {low} to {high} cannot be told from the best",
@@ -315,10 +322,10 @@ def start_with_32(known: Known) -> Ruling:
     verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
     best = known.best.global_batch_size
     advice = {
-        "does not hold": f"Train with {best}: it is there {beside.times_sooner:.2f} times as soon.",
+        "does not hold": f"Train with {best}: it is there {beside.times_sooner:.3g} times as soon.",
         "holds": "32 is as good a start as any here.",
     }.get(verdict, f"Train with {best}; 32 may be as good.")
-    found = f"batch {best} reaches the target {beside.times_sooner:.2f} times as soon as batch 32 at its best rate"
+    found = f"batch {best} reaches the target {beside.times_sooner:.3g} times as soon as batch 32 at its best rate"
     return Ruling(
         verdict,
         found,

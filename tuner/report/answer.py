@@ -38,7 +38,9 @@ def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[R
         rows += [("soon", beside.whole) for each in best.compared if (beside := wording.compared(result, each))]
         if not best.compared and best.global_batch_size != USUAL_BATCH:
             rows.append(("soon", f"batch {USUAL_BATCH} was not tried, so it is not compared"))
-    rows.append(("loss", "; ".join(filter(None, [wording.measured_loss(best), wording.new_runs(best)]))))
+    source = wording.interval_source(result)
+    interval = f"{wording.new_runs(best)}{f', if they differ as much {source}' if source else ''}"
+    rows.append(("loss", "; ".join(filter(None, [wording.measured_loss(best), interval]))))
     if held:
         why = without_limits(best.reason, best.global_batch_size, best.learning_rate)
         rows.append(("why", "; ".join(filter(None, [why, wording.chance(result)]))))
@@ -77,10 +79,12 @@ def _title(best: Recommendation, view: View) -> Text:
 
 
 def _split(result: SearchResult) -> list[str]:
-    """Return how a step is split; for each kind of device, where a cluster has several."""
+    """Return how a step is split, where it is; for each kind of device, where a cluster has several."""
     best = result.recommendation
     if best.by_device:
         return [_split_on(each) for each in best.by_device]
+    if best.accumulation_steps == best.world_size == 1:
+        return []
     peak = "" if best.peak_bytes is None else f", peak {gib(best.peak_bytes)}"
     return [f"{wording.split_text(best)}{peak}"]
 

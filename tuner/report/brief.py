@@ -99,9 +99,13 @@ def _sure(result: SearchResult) -> Part:
     short = "No full run yet" if loss.mean is None else f"Loss {loss.mean:.3g}"
     if loss.low is not None and loss.high is not None:
         short = f"Expect a loss of {two_digits(loss.low)} to {two_digits(loss.high)} in 9 of 10 new runs"
-    measured = wording.measured_loss(best)
-    said = sentences(measured if loss.mean is None else f"measured: loss {measured}", wording.chance(result))
-    return Part("How sure is it?", short, f"{said} {wording.as_good(best)}".strip())
+    measured, source = wording.measured_loss(best), wording.interval_source(result)
+    said = sentences(
+        measured if loss.mean is None else f"measured: loss {measured}",
+        source and f"that range holds if new runs differ as much {source}",
+        wording.chance(result),
+    )
+    return Part("How sure is it?", short, f"{said} {wording.as_good(result)}".strip())
 
 
 def two_digits(value: float) -> str:

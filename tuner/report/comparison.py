@@ -146,7 +146,10 @@ def _curves(both: tuple[Told, Told]) -> Section:
         chart
         for i, (told, name) in enumerate(zip(both, _names(both), strict=True))
         for chart in drawn(
-            curves(told.records, told.probe, "seconds"), f"c-curves-{i}", name, f"Learning curves by seconds, {name}."
+            curves(told.records, told.probe, "seconds", result=told.result),
+            f"c-curves-{i}",
+            name,
+            f"Learning curves by seconds, {name}.",
         )
     )
     return Section("curves-two", "Learning curves by seconds", "The axes may differ.", charts)

@@ -77,8 +77,8 @@ def _trades(result: SearchResult) -> Iterator[tuple[str, str]]:
             best.learning_rate,
         ):
             yield label, _setting(other)
-    if wording.as_good(best):
-        yield "as good as", wording.as_good(best)
+    if alike := wording.as_good(result):
+        yield "as good as", alike
     if best.lr_rule is not None:
         yield "rule", f"double the batch, multiply the learning rate by {2**best.lr_rule.alpha:.2f}"
 

@@ -75,7 +75,9 @@ def measured(finding: Finding) -> str:
 
     Example:
         >>> measured(Finding("a", "", "", "holds", "", 0.5, "(slope)", (0.4, 0.6)))
-        '0.5 (slope), 90 %: 0.4 to 0.6'
+        '0.5 (slope), in 9 of 10 cases 0.4 to 0.6'
+        >>> measured(Finding("a", "", "", "holds", "", 50.0, "% of runs", (None, 60.0)))
+        '50 % of runs, in 9 of 10 cases below 60 %'
     """
     if finding.figure is None:
         return ""
@@ -86,8 +88,11 @@ def measured(finding: Finding) -> str:
     )
     if finding.interval is None:
         return figure.strip()
-    low, high = (("any" if each is None else _short(each)) for each in finding.interval)
-    return f"{figure}, 90 %: {low} to {high}"
+    unit = " %" if finding.unit.startswith("%") else ""
+    low, high = (None if each is None else f"{_short(each)}{unit}" for each in finding.interval)
+    if low is None or high is None:
+        return f"{figure}, in 9 of 10 cases {'below' if low is None else 'above'} {low or high or 'any'}"
+    return f"{figure}, in 9 of 10 cases {low} to {high}"
 
 
 def _short(value: float) -> str:

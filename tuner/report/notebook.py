@@ -11,7 +11,7 @@ from ..core.results import Recommendation, SearchResult
 from . import wording
 from .brief import brief, sentences
 from .page_told import device_name
-from .units import duration, gib, number, per_second, rate_text
+from .units import duration, gib, limited_text, number, per_second, rate_text
 
 _BOX = "border-left:4px solid {colour};padding:4px 14px;max-width:860px"
 _GOOD, _DOUBT = "#2c9a5b", "#d07014"
@@ -57,7 +57,7 @@ def probe_html(probe: ProbeResult) -> str:
     """Return a probe: what fits, how that is known, and what was timed."""
     rows = [
         ("device", device_name(probe.device)),
-        ("limited by", f"{probe.limited_by} (proof: {probe.proof})"),
+        ("limited by", f"{limited_text(probe)} (proof: {probe.proof})"),
         ("peak memory", f"{gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed"),
         *((f"speed at {row.batch_size}", per_second(row.samples_per_s)) for row in probe.throughput),
         *(("warning", warning) for warning in probe.warnings[:5]),

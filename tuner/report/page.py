@@ -11,7 +11,7 @@ from ..core.plain_text import hide_secrets, one_line
 from ..core.results import TrialRecord
 from ..core.version import __version__, versions
 from .brief import brief, not_tested
-from .charts.frame import require_charts
+from .charts.frame import STATES, require_charts
 from .diagnosis_text import page_findings
 from .page_charts import Section, sections
 from .page_told import Told, device_text
@@ -144,17 +144,17 @@ def _about(told: Told) -> list[tuple[str, str]]:
 
 _COLUMNS: tuple[dict[str, Any], ...] = (
     {"title": "trial", "whole": True},
-    {"title": "stage", "text": True, "brief": True},
-    {"title": "state", "text": True, "brief": True},
     {"title": "batch", "whole": True, "brief": True},
-    {"title": "micro-batch", "whole": True},
-    {"title": "steps", "whole": True},
     {"title": "learning rate", "brief": True},
-    {"title": "seed", "whole": True},
     {"title": "samples", "whole": True, "brief": True},
     {"title": "loss", "brief": True},
-    {"title": "seconds"},
+    {"title": "state", "text": True, "brief": True},
+    {"title": "stage", "text": True, "brief": True},
+    {"title": "seconds, measured"},
     {"title": "peak MiB", "whole": True},
+    {"title": "micro-batch", "whole": True},
+    {"title": "accumulation", "whole": True},
+    {"title": "seed", "whole": True},
 )
 
 
@@ -169,17 +169,17 @@ def _table(records: Sequence[TrialRecord]) -> tuple[list[dict[str, Any]], list[l
         rows.append(
             [
                 record.number,
-                one_line(record.stage, 40),
-                record.state,
                 record.global_batch_size,
-                record.micro_batch_size,
-                record.accumulation_steps,
                 record.learning_rate,
-                record.seed,
                 record.samples,
                 record.val_loss,
+                STATES.get(record.state, record.state),
+                one_line(record.stage, 40),
                 record.seconds,
                 None if record.peak_bytes is None else round(record.peak_bytes / 2**20),
+                record.micro_batch_size,
+                record.accumulation_steps,
+                record.seed,
                 *(_plain(given.get(name)) for name in own),
                 one_line(record.reason, 300),
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,12 @@ from .charts.curves import MOST_CURVES, curve_records, curves
 from .charts.landscape import MOST_POINTS, landscape, landscape_records
 from .charts.probe_lines import memory, throughput
 from .charts.reach import reach
-from .charts.search_lines import limits, noise, spending
+from .charts.search_lines import STAGES, limits, noise, spending
 from .charts.settings import confirmations, frontier
-from .units import gib, number, per_second
+from .units import gib, limited_text, number, per_second
+
+VISIBLE = 0.1
+"""A point that lies off its line by more than this share is seen to, and needs a word."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def sections(
     made = [
         _why(result),
         _landscape(records, result),
-        _curves(records, probe),
+        _curves(records, probe, result),
         _frontier(result),
         _probe(probe),
         _reach(result),
@@ -89,7 +93,7 @@ def _landscape(records: Sequence[TrialRecord], result: SearchResult | None) -> _
     shown = landscape_records(records)
     said = (
         "Each mark is a setting: its colour is the loss where it ended, blue the lowest; small marks were stopped "
-        "early, squares are confirmations, crosses failed."
+        "before their end, squares are full runs on a fresh seed, crosses failed."
     )
     if rule is not None:
         said += f" Along the dashed ridge, twice the batch goes with {2**rule.alpha:.2f} times the learning rate."
@@ -104,15 +108,16 @@ def _landscape(records: Sequence[TrialRecord], result: SearchResult | None) -> _
     )
 
 
-def _curves(records: Sequence[TrialRecord], probe: ProbeResult | None) -> _Made:
+def _curves(records: Sequence[TrialRecord], probe: ProbeResult | None, result: SearchResult | None) -> _Made:
     n, most = len(curve_records(records)), MOST_CURVES
     said = "Every trial, by the samples it has seen and by the seconds that takes."
     if n == most:
         said = f"The {most} trials that came furthest, by the samples they have seen and by the seconds that takes."
     label = f"Validation loss of {n} trials along their training."
+    by_samples, by_seconds = (curves(records, probe, by, result=result) for by in ("samples", "seconds"))
     charts = (
-        *drawn(curves(records, probe), "c-samples", "By samples", f"{label} By samples.", picks=True),
-        *drawn(curves(records, probe, "seconds"), "c-seconds", "By seconds", f"{label} By seconds.", picks=True),
+        *drawn(by_samples, "c-samples", "By samples", f"{label} By samples.", picks=True),
+        *drawn(by_seconds, "c-seconds", "By seconds", f"{label} By seconds.", picks=True),
     )
     return Section("curves", "Learning curves", said, charts), "Learning curves: no trial has reported a loss yet."
 
@@ -126,7 +131,8 @@ def _frontier(result: SearchResult | None) -> _Made:
     )
     said = (
         "Settings that were run to the end, each with the interval in which 9 of 10 new runs end. No setting beats "
-        "those on the dashed line both in loss and in time."
+        "those on the dashed line both in loss and in time. Seconds are by the step times of the probe, validation "
+        "included."
     )
     if result is not None and second is None:
         said += " No run on a fresh seed has been finished."
@@ -140,13 +146,14 @@ def _probe(probe: ProbeResult | None) -> _Made:
         return Section("probe", "", "", ()), "Memory and throughput: no probe is stored in this study."
     said = (
         f"Measured on real steps: micro-batches of up to {probe.micro_batch_size} fit, with a peak of "
-        f"{gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed (limited by {probe.limited_by})."
+        f"{gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed (limited by {limited_text(probe)})."
     )
     if probe.budget_bytes > 4 * max((a.peak_bytes or 0 for a in probe.attempts), default=0):
         said += " The budget lies far above what is drawn."
     if probe.throughput:
         fastest = max(probe.throughput, key=lambda row: row.samples_per_s)
-        said += f" The most measured is {per_second(fastest.samples_per_s)} at {fastest.batch_size}."
+        said += f" The fastest measured is {per_second(fastest.samples_per_s)} at micro-batch {fastest.batch_size}."
+        said += _off_the_line(probe)
     charts = (
         *drawn(memory(probe), "c-memory", "Memory", "Peak memory by micro-batch size, with the line through it."),
         *drawn(throughput(probe), "c-speed", "Throughput", "Samples per second by micro-batch size."),
@@ -156,29 +163,52 @@ def _probe(probe: ProbeResult | None) -> _Made:
     ), "Memory and throughput: nothing was measured."
 
 
+def _off_the_line(probe: ProbeResult) -> str:
+    """Return what the line in the chart of throughput is, and how far and why measured points lie off it."""
+    line = probe.step_time_line
+    if line is None:
+        return ""
+    said = " The grey line is the one that seconds are counted with, t = a + c n for a step of n samples."
+    worst = max(probe.throughput, key=lambda row: abs(math.log(row.s_per_step / line.step_s(row.batch_size))))
+    off = worst.samples_per_s * line.step_s(worst.batch_size) / worst.batch_size - 1
+    if abs(off) < VISIBLE:
+        return said
+    spread = max(row.spread for row in probe.throughput)
+    why = f"single steps of one size differed by up to {spread:.0%}, so the machine may have been busy"
+    if spread < abs(off):
+        why = "this device does not follow a line at all sizes"
+    return f"{said} At {worst.batch_size}, {abs(off):.0%} {'more' if off > 0 else 'less'} was measured: {why}."
+
+
 def _reach(result: SearchResult | None) -> _Made:
     missing = "Seconds to a loss by batch size: too few batch sizes have come down to the same loss."
     answer = None if result is None else result.batch_answer
     if result is None or answer is None or not any(reach(result, what) for what in ("samples", "seconds")):
         return Section("reach", "", "", ()), missing
     loss, time = number(answer.target), None if result.probe is None else result.probe.step_time_line
-    said = f"To a loss of {loss}: samples needed, times seconds for a sample, are seconds."
-    if result.target is not None and answer.target is not None and answer.target > result.target:
+    said = (
+        f"What each batch size takes to come to a loss of {loss}: samples, seconds of a step, and from these two the "
+        "seconds, without validation."
+    )
+    on_the_way = result.target is not None and answer.target is not None and answer.target > result.target
+    if on_the_way:
         said += (
-            f" That is above the target of {number(result.target)}: too few batch sizes have come down to the target "
-            "to draw a line there, so seconds to the target are longer than these."
+            f" This loss is on the way to the target of {number(result.target)}, to which too few batch sizes have "
+            "come. The batch that is soonest here need not be soonest at the target: the answer is for the target."
         )
+    said += " A point is what a batch size took with the best of its learning rates."
     if answer.e_min_samples is not None and answer.s_min_steps is not None:
-        said += f" E(B) = {answer.e_min_samples:,.0f} + {answer.s_min_steps:,.3g} B samples."
-    if time is not None:
-        said += f" t(B) = {step_time(time.a_s)} + {step_time(time.c_s_per_sample)} B for a step."
-    said += " A point is what a batch size needed with the best of its learning rates; the lines are these formulas."
+        said += f" The lines are E(B) = {answer.e_min_samples:,.0f} + {answer.s_min_steps:,.3g} B samples"
+        if time is not None:
+            said += f" and t(B) = {step_time(time.a_s)} + {step_time(time.c_s_per_sample)} B for a step"
+        said += "."
     if answer.worst_residual is not None:
         said += f" Points lie up to {answer.worst_residual:.0%} off the line."
+    loss = f"{loss}, on the way to the target" if on_the_way else loss
     if not all(each.reached for each in answer.reaches):
         said += " A triangle needs more than that: a full run did not get there."
     titles = {
-        "samples": f"Samples to a loss of {loss}, E(B)",
+        "samples": f"Samples E(B) to a loss of {loss}",
         "step": "Seconds of a step, t(B)",
         "seconds": f"Seconds to a loss of {loss}",
     }
@@ -214,7 +244,10 @@ def _noise(records: Sequence[TrialRecord]) -> _Made:
 
 
 def _spending(records: Sequence[TrialRecord], probe: ProbeResult | None) -> _Made:
-    said = "Seconds by what they were for, and how the runs ended. Runs that promise little are stopped early."
+    stages = dict.fromkeys(record.stage for record in records)
+    what = "; ".join(f"{stage}: {STAGES[stage]}" for stage in STAGES if stage in stages)
+    said = "Seconds by what they were for, and how the runs ended. Runs that promise little are stopped."
+    said = f"{said} {what[:1].upper()}{what[1:]}." if what else said
     charts = drawn(spending(records, probe), "c-spending", "", said)
     return Section("spending", "Where the seconds of the search went", said, charts), (
         "Where the seconds went: no seconds were measured."

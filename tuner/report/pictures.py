@@ -50,8 +50,10 @@ def plot_curves(result: SearchResult) -> Any:
     require_charts()
     import altair
 
-    by_samples = _drawn(curves(result.records, result.probe, alone=True), "no trial has reported a loss yet")
-    by_seconds = curves(result.records, result.probe, "seconds", alone=True)
+    by_samples = _drawn(
+        curves(result.records, result.probe, result=result, alone=True), "no trial has reported a loss yet"
+    )
+    by_seconds = curves(result.records, result.probe, "seconds", result=result, alone=True)
     shown = [chart.properties(width=WIDTH) for chart in (by_samples, by_seconds) if chart is not None]
     with warnings.catch_warnings():  # Altair warns that the two share what is picked; they should.
         warnings.filterwarnings("ignore", message="Automatically deduplicated")

@@ -9,7 +9,7 @@ from .units import duration
 
 _REASONS: dict[ReasonCode, str] = {
     "lowest": "is expected to end a full run lowest of {r.n_tried} settings tried",
-    "soonest": "is expected to reach the target first of {r.n_tried} settings tried",
+    "soonest": "is expected to reach the target soonest of {r.n_tried} settings tried",
     "largest": "is the largest batch without measurable loss of {r.n_tried} settings tried",
     "fastest": "is the fastest within {r.tolerance:.0%} of the lowest validation loss, of {r.n_tried} settings tried",
     "unconfirmed": "is expected to be best by the trials so far; it was not confirmed",
@@ -75,7 +75,7 @@ def reason_text(reason: Reason) -> str:
     if reason.code == "soonest" and reason.target is not None:
         said = said.replace("the target", f"the target loss of {reason.target:.4g}")
         if reason.seconds_to_target is None:
-            said = said.replace("to reach", "to come nearest in its time to").replace(" first of", " of")
+            said = said.replace("to reach", "to come nearest in its time to").replace(" soonest of", " of")
         else:
             seconds = duration(reason.seconds_to_target)
             said += f", after about {seconds}, {PAST_THE_END}" if reason.past_end else f", after {seconds}"

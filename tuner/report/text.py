@@ -13,7 +13,7 @@ from .details import details
 from .paste import paste_lines
 from .reasons import no_advice
 from .trials import trial_line, trials_table
-from .units import duration, gib, given_params, number, per_second, plain_rows
+from .units import duration, gib, given_params, limited_text, number, per_second, plain_rows
 from .view import Column, View, labelled, laid_out, said, tabled
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def probe_text(probe: ProbeResult, view: View | None = None) -> str:
     view = view or View()
     title = f"Micro-batches of up to {probe.micro_batch_size} samples fit on {one_line(probe.device.name, 200)}"
     rows = labelled([(label, said(text)) for label, text in _probe_rows(probe)], least=10)
-    head = laid_out([said(f"{title} (limited by {probe.limited_by})", style="bold"), rows], view)
+    head = laid_out([said(f"{title} (limited by {limited_text(probe)})", style="bold"), rows], view)
     return f"{head}\n\n{laid_out([_attempts(probe.attempts, view)], view)}"
 
 
@@ -79,7 +79,7 @@ def _speed_rows(probe: ProbeResult) -> Iterator[tuple[str, str]]:
         yield "samples/s", rates
     if probe.knee_batch_size is not None:
         saturation = probe.step_time_line and probe.step_time_line.saturation_batch
-        half = "" if saturation is None else f"; half of the peak speed at {saturation:.0f}"
+        half = "" if saturation is None else f"; half of the top speed at {saturation:.0f}"
         yield "knee", f"{probe.knee_batch_size}: larger ones are hardly faster{half}"
     if probe.loader is not None:
         without = per_second(probe.loader.samples_per_s_without)

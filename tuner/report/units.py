@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.plain_text import one_line, printable
 
 if TYPE_CHECKING:
+    from ..core.probe_results import ProbeResult
     from ..core.results import Candidate, TrialRecord
 
 REFERENCE_RUN = "a full run at the smallest batch that reaches half of the top speed"
@@ -70,6 +71,18 @@ def given_params(params: Mapping[str, Any], between: str) -> str:
 def number(value: float | None) -> str:
     """Return a number with four significant digits, or `-`."""
     return "-" if value is None else f"{value:.4g}"
+
+
+_LIMITS = {
+    "dataset": "the size of the data set",
+    "plateau": "speed, which no longer rises",
+    "timeout": "the time that the probe had",
+}
+
+
+def limited_text(probe: ProbeResult) -> str:
+    """Return what keeps a micro-batch from being larger."""
+    return _LIMITS.get(probe.limited_by, probe.limited_by)
 
 
 def setting_text(setting: Candidate | TrialRecord) -> str:

@@ -6,19 +6,20 @@ A function returns a phrase or a sentence about one fact. How much of that is sh
 from __future__ import annotations
 
 import math
+from collections import Counter
 from statistics import NormalDist
 from typing import NamedTuple
 
 from ..core.plain_text import one_line
-from ..core.results import Candidate, Comparison, LossEstimate, Recommendation, SearchResult
-from .charts.frame import candidates
+from ..core.results import Candidate, Comparison, LossEstimate, Recommendation, SearchResult, TrialRecord
+from .charts.frame import candidates, full_samples, only_stopped
 from .reasons import PAST_THE_END, no_advice
 from .units import duration, number, setting_text
 from .view import even
 
 _ENDS = {
     "interrupted": "not finished",
-    "converged": "no other run was worth it",
+    "converged": "ended as more runs would not pay off",
     "budget": "the budget is used up",
     "timeout": "ended by timeout",
     "n_trials": "ended by n_trials",
@@ -58,8 +59,7 @@ def split_text(best: Recommendation, times: str = "x") -> str:
 
 def past_end(result: SearchResult, setting: Candidate | Recommendation) -> bool:
     """Tell whether the samples to the target of a setting are more than its runs have trained."""
-    longest = max((record.end_samples or record.samples for record in result.records), default=0)
-    return setting.samples_to_target is not None and 0 < longest < setting.samples_to_target
+    return setting.samples_to_target is not None and 0 < full_samples(result) < setting.samples_to_target
 
 
 def to_target(result: SearchResult, setting: Candidate | Recommendation) -> str:
@@ -107,8 +107,13 @@ def compared(result: SearchResult, each: Comparison) -> Compared | None:
     setting = setting_text(each.setting)
     if name.startswith("batch"):
         setting = setting.partition(", ")[2]
-    other = f"{name} ({setting}{'' if each.setting.val_loss.n_seeds else ', not run to its end'})"
+    far = "" if each.setting.val_loss.n_seeds else f", {how_far(result, each.setting)}"
+    other = f"{name} ({setting}{far})"
     loss = None if ratio is None else f"loss {loss_change(ratio)}"
+    if result.goal == "time" and factor is None and result.recommendation.seconds_to_target is not None:
+        end = "" if loss is None else f"expected {loss} than there, at the end of a full run"
+        short = f"{_first_upper(name)} comes nowhere near the target"
+        return Compared(short, f"{other} is not expected at the target within two full runs", end)
     if result.goal == "time" and factor is not None and factor > 0:
         how = times_sooner(factor)
         if how.endswith("later") and not each.setting.val_loss.n_seeds:
@@ -116,7 +121,7 @@ def compared(result: SearchResult, each: Comparison) -> Compared | None:
             return Compared(f"{_first_upper(name)} may be sooner", f"{other} may be {sooner}", "")
         than = "as" if how == "as soon" else "than"
         than_it = "as" if loss is not None and loss.endswith("same") else "than"
-        end = "" if loss is None else f"{loss} {than_it} there, at the end of a full run"
+        end = "" if loss is None else f"expected {loss} {than_it} there, at the end of a full run"
         short = f"expected {how}" if not each.setting.val_loss.n_seeds else how
         return Compared(f"{_first_upper(short)} {than} {name}", f"expected at the target {how} {than} {other}", end)
     if loss is None:
@@ -124,6 +129,22 @@ def compared(result: SearchResult, each: Comparison) -> Compared | None:
     than = "as" if loss.endswith("same") else "than"
     took = "" if not factor else f"; a full run takes {1 / factor:.0%} of its time"
     return Compared(f"{_first_upper(loss)} {than} {name}", f"expected {loss} {than} {other}{took}", "")
+
+
+def how_far(result: SearchResult, setting: Candidate) -> str:
+    """Return how far a setting was run that has no full run."""
+    runs = [record for record in result.records if _same(record, setting) and record.samples]
+    if not runs:
+        return "a rate that was not run"
+    return f"run to {max(record.samples for record in runs):,} of {full_samples(result):,} samples"
+
+
+def _same(record: TrialRecord, setting: Candidate | Recommendation) -> bool:
+    return (record.global_batch_size, record.learning_rate, record.params) == (
+        setting.global_batch_size,
+        setting.learning_rate,
+        setting.params,
+    )
 
 
 def _first_upper(text: str) -> str:
@@ -157,11 +178,15 @@ def larger(result: SearchResult) -> tuple[str, str]:
     if (first.seconds_to_target or 0.0) < best.seconds_to_target:
         short_said = "A larger batch may be sooner"
     elif best.batch_interval and best.batch_interval[-1] > batch:
-        short_said = "Larger ones may be as good; none was sooner"
+        short_said = "Larger ones are expected later, perhaps by chance"
     else:
         short_said = "Larger batches reach the target later"
-    reached = f"batch {first.global_batch_size} is expected at the target after {to_target(result, first)}"
+    reached = f"batch {first.global_batch_size} is expected at {_the_target(result)} after {to_target(result, first)}"
     return short_said, f"{reached}; this one after {to_target(result, best)}"
+
+
+def _the_target(result: SearchResult) -> str:
+    return "the target" if result.target is None else f"the target loss of {number(result.target)}"
 
 
 def tried_larger(result: SearchResult) -> str:
@@ -192,7 +217,7 @@ def limits(result: SearchResult) -> list[Limit]:
         fits = f"{known.memory}{more}"
         least = result.recommendation.global_batch_size < known.memory
         said = f"Memory is not the limit: {fits} fit." if least else f"Memory fits {fits} at once."
-        found.append(Limit("memory", f"memory {fits}", said))
+        found.append(Limit("memory", f"memory fits {fits}", said))
     if known.hardware is not None:
         at = f"{known.hardware:.0f}" if known.hardware >= 1 else "below 1"
         said = f"The hardware reaches half of its top speed at batch {at}; beyond it, gains shrink."
@@ -234,6 +259,22 @@ def new_runs(best: Recommendation) -> str:
     return "9 of 10 new runs end at {} to {}".format(*even([loss.low, loss.high]))
 
 
+def interval_source(result: SearchResult) -> str:
+    """Return how much runs are taken to differ, where a single one gives an interval; nothing where there are more."""
+    loss = result.recommendation.val_loss
+    if loss.n_seeds != 1 or loss.low is None:
+        return ""
+    whole = 0.9 * full_samples(result)
+    ends = Counter(
+        (record.global_batch_size, record.learning_rate, repr(record.params))
+        for record in result.records
+        if record.state == "complete" and record.samples > whole
+    )
+    if any(n > 1 for n in ends.values()):
+        return "as runs of one setting did here"
+    return "as is usual"
+
+
 def chance(result: SearchResult) -> str:
     """Return how many new runs reach the target; nothing where that is not known, or not the goal."""
     many = reached_by(result.recommendation.val_loss, result.target) if result.goal == "time" else None
@@ -255,14 +296,19 @@ def reached_by(loss: LossEstimate, target: float | None) -> str | None:
     return {0: "hardly any", 10: "nearly all"}.get(tenths, f"about {tenths} of 10")
 
 
-def as_good(best: Recommendation) -> str:
-    """Return which other batch sizes may be as good; nothing where that is not known."""
+def as_good(result: SearchResult) -> str:
+    """Return which other batch sizes may be as good, and which of them on short runs only; nothing if not known."""
+    best = result.recommendation
     if not best.batch_interval:
         return ""
     low, high = best.batch_interval[0], best.batch_interval[-1]
     if low == high:
         return "No other batch size that was run is as good."
-    return f"Batch sizes {low} to {high} may be as good: the runs do not tell them apart for certain."
+    said = f"Batch sizes {low} to {high} may be as good: the runs do not tell them apart for certain."
+    if short := only_stopped(result):
+        sizes = f"{', '.join(map(str, short[:-1]))} or {short[-1]}" if len(short) > 1 else str(short[0])
+        said += f" No run at batch {sizes} went to its end."
+    return said
 
 
 # --- what it cost -------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float]) 
         val_loss=_estimate(losses, noise),
         seconds_per_full_run=cost.full_run_s(batch),
         samples_per_s=cost.samples_per_s(batch),
-        seconds_to_target=None if samples is None else cost.seconds(batch, samples),
+        seconds_to_target=None if samples is None else cost.seconds_to(batch, samples),
         samples_to_target=samples,
         verified=bool(fresh) and not diverged,
         note=candidate_note(note, is_baseline=key_of(setting) == evidence.baseline),

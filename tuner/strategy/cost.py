@@ -100,6 +100,11 @@ class Cost:
         end = rungs.end_of(batch)
         return self.seconds(batch, end, validations=len(rungs.points(end)))
 
+    def seconds_to(self, batch: int, samples: float) -> float | None:
+        """Return the seconds after which a run has trained so many samples: that share of a full run."""
+        whole = self.full_run_s(batch)
+        return None if whole is None else samples * whole / Rungs.of(self.facts).end_of(batch)
+
 
 def _validation_s(facts: Facts, probe: ProbeResult) -> float:
     each = getattr(probe, "validation_s_per_sample", None)

@@ -10,9 +10,12 @@ import numpy as np
 from ..core.results import Candidate, Comparison, Setting
 from .candidates import candidate, full_value, key_of_candidate, seed_noise, setting_of, spoilt
 from .evidence import Evidence
+from .worth import NOT_REACHED
 
 USUAL_BATCH = 32
 """What many frameworks begin with."""
+CLEARLY_SOONER = 1.5
+"""A setting that is expected to be sooner by this factor than one that ran to its end is compared in its place."""
 
 
 def _ended(evidence: Evidence, found: Sequence[Candidate]) -> list[Candidate]:
@@ -96,17 +99,22 @@ def comparisons(evidence: Evidence, found: Sequence[Candidate], chosen: Candidat
 
 
 def _best_at_usual(evidence: Evidence, found: Sequence[Candidate], chosen: Candidate) -> Candidate | None:
-    """Return the soonest at batch 32 that ran to its end; where none did, the one that is expected to be soonest.
+    """Return the soonest at batch 32 that ran to its end, or another that is expected to be clearly sooner than that.
 
     Where nothing ran at that batch size, nothing is expected either.
     """
     tried = [c for c in found if c.global_batch_size == USUAL_BATCH]
-    ended = _soonest_of(evidence, _ended(evidence, tried))
-    if ended is not None or not tried:
-        return ended
+    if not tried:
+        return None
     space = evidence.context.space
     settings = [Setting(USUAL_BATCH, rate, dict(chosen.params)) for rate in space.learning_rates]
-    return candidate(evidence, settings[int(np.argmin(evidence.ln_times(settings)))], seed_noise(evidence))
+    times = evidence.ln_times(settings)
+    ended = _soonest_of(evidence, _ended(evidence, tried))
+    if ended is not None:
+        (its,) = evidence.ln_times([setting_of(ended)])
+        if its - times.min() < math.log(CLEARLY_SOONER):
+            return ended
+    return candidate(evidence, settings[int(np.argmin(times))], seed_noise(evidence))
 
 
 def _soonest_of(evidence: Evidence, found: Sequence[Candidate]) -> Candidate | None:
@@ -129,4 +137,6 @@ def _comparison(evidence: Evidence, name: str, other: Candidate, chosen: Candida
         # Both were seen to reach it on fresh seeds, and these seconds stand beside the answer.
         return Comparison(name, other, other.seconds_to_target / chosen.seconds_to_target, ratio)
     soonest, later = evidence.ln_times(settings)
-    return Comparison(name, other, math.exp(later - soonest), ratio)
+    whole, its_whole = evidence.worth.ln_full([chosen.global_batch_size, other.global_batch_size])
+    far = later - its_whole > math.log(NOT_REACHED) > soonest - whole
+    return Comparison(name, other, None if far else math.exp(later - soonest), ratio)

@@ -119,7 +119,7 @@ def _on_device(evidence: Evidence, chosen: Candidate, device: str, probe: ProbeR
         eval_batch_size=probe.eval_batch_size,
         samples_per_s=cost.samples_per_s(batch),
         seconds_per_full_run=cost.full_run_s(batch),
-        seconds_to_target=None if samples is None else cost.seconds(batch, samples),
+        seconds_to_target=None if samples is None else cost.seconds_to(batch, samples),
     )
 
 

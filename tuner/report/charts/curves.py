@@ -6,8 +6,20 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ...core.probe_results import ProbeResult
-from ...core.results import TrialRecord
-from .frame import HEIGHT, Row, amount_axis, batch_colour, last_of_each, loss_scale, picked, rows, trial_row
+from ...core.results import SearchResult, TrialRecord
+from .frame import (
+    HEIGHT,
+    Row,
+    amount_axis,
+    batch_colour,
+    full_samples,
+    last_of_each,
+    loss_scale,
+    picked,
+    rows,
+    target_line,
+    trial_row,
+)
 
 MOST_CURVES = 200
 MOST_REPORTS = 60
@@ -25,22 +37,33 @@ def curves(
     probe: ProbeResult | None = None,
     by: Literal["samples", "seconds"] = "samples",
     *,
+    result: SearchResult | None = None,
     alone: bool = False,
 ) -> Any:
-    """Return the learning curves over samples or over seconds of training; None where there are none."""
+    """Return the learning curves over samples or over seconds; None where there are none.
+
+    With a result, seconds are those of `seconds_per_full_run`, validation included, and the target is marked.
+    """
     import altair
 
-    points = [
-        point for record in curve_records(records) for point in _points(record, seconds_per_sample(record, probe))
-    ]
+    validating = 0.0 if result is None else validation_s_per_sample(result)
+    points = []
+    for record in curve_records(records):
+        training = seconds_per_sample(record, probe)
+        points += _points(record, None if training is None else training + validating)
     points = [point for point in points if point[by] is not None]
     if not points:
         return None
     parameter, is_picked = picked(alone)
-    title = "training samples" if by == "samples" else "seconds of training, by the step times"
+    how = "without validation" if result is None else "validation included"
+    title = "training samples" if by == "samples" else f"seconds by the step times, {how}"
+    losses = [point["loss"] for point in points]
+    if result is not None and result.target is not None:
+        losses.append(result.target)
+    y = altair.Y("loss:Q", title="validation loss", scale=loss_scale(losses))
     chart = altair.Chart(rows(points)).encode(
         x=altair.X(f"{by}:Q", title=title, axis=amount_axis(max(point[by] for point in points))),
-        y=altair.Y("loss:Q", title="validation loss", scale=loss_scale([point["loss"] for point in points])),
+        y=y,
         color=batch_colour([point["batch"] for point in points]),
         detail="trial:N",
         opacity=altair.condition(is_picked, altair.value(0.85), altair.value(0.07)),
@@ -55,7 +78,15 @@ def curves(
     )
     lines = chart.mark_line(strokeWidth=1.6, clip=True)
     dots = chart.mark_point(filled=True, size=22, clip=True).add_params(parameter)
-    return altair.layer(lines, dots).properties(height=HEIGHT)
+    return altair.layer(*target_line(result, y), lines, dots).properties(height=HEIGHT)
+
+
+def validation_s_per_sample(result: SearchResult) -> float:
+    """Return what the validations of a full run of the answer take, shared out over its training samples."""
+    best, whole = result.recommendation, full_samples(result)
+    if not best.seconds_per_full_run or not best.samples_per_s or not whole:
+        return 0.0
+    return max(0.0, best.seconds_per_full_run / whole - 1 / best.samples_per_s)
 
 
 def seconds_per_sample(record: TrialRecord, probe: ProbeResult | None) -> float | None:

@@ -17,6 +17,10 @@ BATCH_COLOURS = ("#c2563c", "#c9851f", "#8f9a1e", "#2c9a5b", "#2496a8", "#2f7bea
 LOSS_COLOURS = ("#1f6fe0", "#2c9a8a", "#c99a1f", "#c2563c")
 """From the lowest loss to the highest."""
 HEIGHT = 300
+STATES = {"pruned": "stopped"}
+"""States in the words of people, where these are others than in the storage."""
+CONFIRMED = "complete, confirm"
+"""A full run on a fresh seed."""
 WIDTH = 460
 MISSING = "Charts need Altair, vl-convert and Jinja2, which are not installed: pip install 'bstune[report]'."
 
@@ -134,10 +138,39 @@ def candidates(result: SearchResult) -> list[Candidate]:
     return list(found.values())
 
 
+def full_samples(result: SearchResult) -> int:
+    """Return the training samples of the longest run that was asked for: those of a full run; 0 without a run."""
+    return max((record.end_samples or record.samples for record in result.records), default=0)
+
+
+def only_stopped(result: SearchResult) -> list[int]:
+    """Return the batch sizes of those that may be as good of which every run was stopped before its end."""
+    best = result.recommendation
+    low, high = best.batch_interval[0], best.batch_interval[-1]
+    tried = {record.global_batch_size for record in result.records if low <= record.global_batch_size <= high}
+    whole = 0.9 * full_samples(result)
+    ended = {record.global_batch_size for record in result.records if record.samples > whole}
+    return sorted(tried - ended)
+
+
 def last_of_each(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Return the trials that no other trial went on from: the curve of each is whole."""
     gone_on = {record.continues for record in records if record.continues is not None}
     return [record for record in records if record.number not in gone_on]
+
+
+def target_line(result: SearchResult | None, y: altair.Y) -> list[Any]:
+    """Return the line of the target loss with its name at its left end; nothing where no target is asked for."""
+    import altair
+
+    if result is None or result.target is None or result.goal != "time":
+        return []
+    here = altair.Chart(rows([{"loss": result.target, "said": f"target {result.target:.3g}"}]))
+    word = here.mark_text(align="left", dx=4, dy=-7, fontWeight="bold")
+    return [
+        here.mark_rule(color=PURPLE, strokeDash=[2, 3], strokeWidth=1.5).encode(y=y),
+        word.encode(y=y, x=altair.value(0), text="said:N"),
+    ]
 
 
 def positive(value: float | None) -> bool:
@@ -147,10 +180,10 @@ def positive(value: float | None) -> bool:
 
 def trial_row(record: TrialRecord) -> Row:
     """Return what each mark of a trial says of it."""
-    state = "confirmation" if record.stage == "confirm" and record.state == "complete" else record.state
+    state = CONFIRMED if record.stage == "confirm" and record.state == "complete" else record.state
     return {
         "trial": record.number,
-        "state": {"complete": "run to the end", "pruned": "stopped early"}.get(state, state),
+        "state": STATES.get(state, state),
         "batch": record.global_batch_size,
         "rate": record.learning_rate,
         "loss": record.val_loss,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...core.results import SearchResult, TrialRecord
 from .frame import (
+    CONFIRMED,
     GREY,
     HEIGHT,
     LOSS_COLOURS,
@@ -84,7 +85,7 @@ def landscape(
             "state:N",
             title=None,
             scale=altair.Scale(
-                domain=["run to the end", "confirmation", "stopped early", "failed", "running"],
+                domain=["complete", CONFIRMED, "stopped", "failed", "running"],
                 range=["circle", "square", "circle", "cross", "triangle-up"],
             ),
             legend=None,

@@ -121,7 +121,7 @@ def throughput(probe: ProbeResult) -> Any:
         layers.insert(0, altair.Chart(rows(line)).mark_line(color=GREY, strokeWidth=2).encode(x=x, y=y))
     half = None if time is None else time.saturation_batch
     if half is not None and low <= half <= high:
-        here = rows([{"batch": half, "said": "half of the peak speed"}])
+        here = rows([{"batch": half, "said": "half of the top speed"}])
         layers.append(altair.Chart(here).mark_rule(color=PURPLE, strokeDash=[3, 3]).encode(x=x))
         layers.append(altair.Chart(here).mark_text(align="left", dx=6).encode(x=x, y=altair.value(10), text="said:N"))
     return altair.layer(*layers).properties(height=HEIGHT)

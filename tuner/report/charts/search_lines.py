@@ -8,9 +8,30 @@ from typing import Any
 
 from ...core.probe_results import ProbeResult
 from ...core.results import SearchResult, TrialRecord
-from .frame import BLUE, GREEN, GREY, HEIGHT, ORANGE, PURPLE, RED, Row, amount_axis, batch_axis, batch_colour, rows
+from .frame import (
+    BLUE,
+    GREEN,
+    GREY,
+    HEIGHT,
+    ORANGE,
+    PURPLE,
+    RED,
+    STATES,
+    Row,
+    amount_axis,
+    batch_axis,
+    batch_colour,
+    only_stopped,
+    rows,
+)
 
-STAGES = {"anchor": "finding the rate", "search": "search", "confirm": "confirmation", "baseline": "your setting"}
+STAGES = {
+    "anchor": "the first runs, which find a learning rate to begin with",
+    "search": "runs of other settings",
+    "confirm": "full runs on fresh seeds",
+    "baseline": "a full run of your present setting",
+}
+"""What trials are run for."""
 
 
 def limits(result: SearchResult) -> Any:
@@ -45,7 +66,7 @@ def limits(result: SearchResult) -> Any:
     return altair.layer(*layers).properties(height=52 * len(order))
 
 
-_COLOURS = {"memory": BLUE, "hardware": GREEN, "noise": ORANGE, "searched": GREY, "as good": PURPLE}
+_COLOURS = {"memory": BLUE, "hardware": GREEN, "noise": ORANGE, "searched": GREY, "may be as good": PURPLE}
 
 
 def _limit_rows(result: SearchResult) -> tuple[list[Row], list[Row]]:
@@ -68,19 +89,24 @@ def _limit_rows(result: SearchResult) -> tuple[list[Row], list[Row]]:
             19 * known.hardware,
             f"half of top speed at {known.hardware:.0f}, 95 % at {19 * known.hardware:.0f}",
         )
-        dots.append(
-            {"what": "hardware", "batch": known.hardware, "said": f"half of peak speed at {known.hardware:.0f}"}
-        )
+        dots.append({"what": "hardware", "batch": known.hardware, "said": f"half of top speed at {known.hardware:.0f}"})
     if known.noise is not None and answer is not None and answer.b_crit_low is not None:
         high = answer.b_crit_high
         until = f"{answer.b_crit_low:.0f} {'or more' if high is None else f'to {high:.0f}'}"
-        bar("noise", answer.b_crit_low, high or 8 * known.noise, f"twice the samples at {known.noise:.0f} ({until})")
+        bar(
+            "noise",
+            answer.b_crit_low,
+            high or 8 * known.noise,
+            f"twice the samples at {known.noise:.0f} ({until})",
+        )
         dots.append({"what": "noise", "batch": known.noise, "said": f"critical batch {known.noise:.0f}"})
     if batches:
         bar("searched", min(batches), max(batches), f"tried {min(batches)} to {max(batches)}")
     if best.batch_interval and best.batch_interval[0] != best.batch_interval[-1]:
         low, last = best.batch_interval[0], best.batch_interval[-1]
-        bar("as good", low, last, f"{low} to {last} cannot be told apart")
+        short = only_stopped(result)
+        sizes = ", ".join(map(str, short)) if len(short) <= 3 else f"{len(short)} of these"
+        bar("may be as good", low, last, f"{low} to {last}{f' ({sizes}: stopped runs only)' if short else ''}")
     return bars, dots
 
 
@@ -111,7 +137,7 @@ def noise(records: Sequence[TrialRecord]) -> Any:
             scale=altair.Scale(type="log", domain=[ordered[0] / 1.3, ordered[-1] * 1.3], nice=False),
             axis=altair.Axis(format="~g", tickCount=4),
         ),
-        color=batch_colour([row["batch"] for row in points], "measured along batch size", "circle"),
+        color=batch_colour([row["batch"] for row in points], "in runs at batch size", "circle"),
         tooltip=[
             altair.Tooltip("trial:Q", title="trial"),
             altair.Tooltip("samples:Q", title="samples", format=","),
@@ -127,25 +153,24 @@ def spending(records: Sequence[TrialRecord], probe: ProbeResult | None = None) -
     took: dict[tuple[str, str], list[float]] = defaultdict(list)
     if probe is not None and probe.seconds > 0:
         took["probe", "probe"].append(probe.seconds)
-    ends = {"complete": "run to the end", "pruned": "stopped early"}
     for record in records:
         if record.seconds:
-            took[STAGES.get(record.stage, record.stage), ends.get(record.state, record.state)].append(record.seconds)
+            took[record.stage, STATES.get(record.state, record.state)].append(record.seconds)
     if not took:
         return None
     found: list[Row] = [
         {"stage": stage, "ended": ended, "seconds": sum(seconds), "runs": len(seconds)}
         for (stage, ended), seconds in took.items()
     ]
-    order = [name for name in ["probe", *STAGES.values()] if any(row["stage"] == name for row in found)]
+    order = [name for name in ["probe", *STAGES] if any(row["stage"] == name for row in found)]
     order += sorted({row["stage"] for row in found} - set(order))
-    domain = ["probe", "run to the end", "stopped early", "failed", "running"]
+    domain = ["probe", "complete", "stopped", "failed", "running"]
     kept = [name for name in domain if any(row["ended"] == name for row in found)]
     colours = dict(zip(domain, [GREY, BLUE, ORANGE, RED, GREEN], strict=True))
     chart = altair.Chart(rows(found)).mark_bar(height=18)
     return chart.encode(
         x=altair.X(
-            "sum(seconds):Q", title="seconds of training", axis=amount_axis(sum(row["seconds"] for row in found))
+            "sum(seconds):Q", title="seconds, as measured", axis=amount_axis(sum(row["seconds"] for row in found))
         ),
         y=altair.Y("stage:N", title=None, sort=order, axis=altair.Axis(labelLimit=140)),
         color=altair.Color(

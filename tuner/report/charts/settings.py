@@ -24,7 +24,7 @@ def frontier(result: SearchResult) -> Any:
     ends = [row[end] for row in shown for end in ("low", "loss", "high") if row[end] is not None]
     x = altair.X(
         "seconds:Q",
-        title="seconds of a full run",
+        title="seconds of a full run, validation included",
         scale=altair.Scale(type="log", nice=False, padding=30),
         axis=altair.Axis(format="~g", tickCount=5),
     )
@@ -48,18 +48,22 @@ def frontier(result: SearchResult) -> Any:
         for dx, dy, some in _labels(shown)
     ]
     words = [text.encode(x=x, y=y, text="said:N") for text in words]
-    return altair.layer(line, spread.encode(x=x, y="low:Q", y2="high:Q"), points, *words).properties(height=HEIGHT)
+    layers = [line, spread.encode(x=x, y="low:Q", y2="high:Q"), points, *words]
+    return altair.layer(*layers).properties(height=HEIGHT)
 
 
 def _labels(shown: list[Row]) -> Iterator[tuple[int, int, list[Row]]]:
-    """Yield the labels by where they stand: beside a point towards the middle, above and below it in turn."""
+    """Yield the labels by where they stand: beside a point towards the middle, and off the line of the unbeaten.
+
+    That line falls from left to right: what is above it on the right or below it on the left of a point is clear of it.
+    """
     batches = Counter(row["batch"] for row in shown)
     middle = math.sqrt(min(row["seconds"] for row in shown) * max(row["seconds"] for row in shown))
     found: dict[tuple[int, int], list[Row]] = {}
-    for i, row in enumerate(sorted(shown, key=lambda row: row["seconds"])):
+    for row in shown:
         if batches[row["batch"]] > 1:  # The batch does not tell one from the other.
             row["said"] += f", lr {row['rate']:.3g}"
-        place = (10 if row["seconds"] <= middle else -10, -8 if i % 2 else 12)
+        place = (9, -11) if row["seconds"] <= middle else (-9, 14)
         found.setdefault(place, []).append(row)
     yield from ((dx, dy, some) for (dx, dy), some in found.items())
 
