@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .objectives.loop import objective as objective
     from .objectives.reporting import report as report
     from .objectives.supervised import Supervised as Supervised
+    from .objectives.token_batches import TokenBatches as TokenBatches
     from .tuner.batch_ramp import BatchRamp as BatchRamp
     from .tuner.connect import connect as connect
     from .tuner.core.diagnosis import Diagnosis as Diagnosis
@@ -69,6 +70,7 @@ _HOME = {
     "SearchResult": "tuner.core.results",
     "StudyError": "tuner.core.errors",
     "Supervised": "objectives.supervised",
+    "TokenBatches": "objectives.token_batches",
     "TrainResult": "tuner.core.take_home",
     "Trial": "objectives.base",
     "TrialPruned": "tuner.core.errors",

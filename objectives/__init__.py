@@ -35,6 +35,7 @@
 - `steady`: Whether the memory of a command has come to rest: when a probe has seen enough of it.
 - `supervised`: The short form of an objective: a model, a training set and a validation set. bstune owns the loop.
 - `told_losses`: The losses that one run of a command tells.
+- `token_batches`: Batches of samples of varying length, each filled up to a number of tokens.
 - `training`: One model in training, where bstune owns the loop: built from a seed, stepped, validated, saved and
   loaded.
 - `transformers`: A Trainer of Transformers as an objective: it runs each trial itself.

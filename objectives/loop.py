@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
@@ -15,6 +15,7 @@ from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
 from .schedule import SCHEDULES
 from .step_times import StepTimes, stated_step_times
+from .token_batches import largest_only
 from .training import optimizer_bytes, seed_everything
 
 ENDED_EARLY = 0.9
@@ -296,7 +297,8 @@ class StepWatch:
 
         handles = (register_optimizer_step_pre_hook(self._before), register_optimizer_step_post_hook(self._after))
         try:
-            yield
+            with nullcontext() if self._timed_s else largest_only():  # What is timed are the batches of training.
+                yield
         finally:
             for handle in handles:
                 handle.remove()
