@@ -91,5 +91,6 @@ def test_the_page_says_to_which_loss(searched: Any) -> None:
     (section,) = [each for each in sections(result.records, None, result)[0] if each.id == "reach"]
 
     assert f"to a loss of {result.batch_answer.target:.4g}" in section.text
-    assert "above the target of 0.6" in section.text
-    assert [chart.title for chart in section.charts][-1] == f"Seconds to a loss of {result.batch_answer.target:.4g}"
+    assert "on the way to the target of 0.6" in section.text
+    title = f"Seconds to a loss of {result.batch_answer.target:.4g}, on the way to the target"
+    assert [chart.title for chart in section.charts][-1] == title
