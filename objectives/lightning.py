@@ -16,6 +16,7 @@ from .fingerprint import code_hash, optimizer_family, source_hash
 from .keywords import keywords_for
 from .lightning_package import kept, package_of, quiet
 from .loop import Enough, MeasuredRun, check_ended
+from .ranks import SEVERAL, refuse_launcher
 from .schedule import SCHEDULES
 from .supervised import has_batch_norm
 from .training import FINITE_CHECK_STEPS, seed_everything
@@ -137,6 +138,7 @@ class LightningObjective:
         Raises:
             ObjectiveError: They cannot be counted.
         """
+        refuse_launcher("Lightning")
         if self.datamodule_factory is None:
             return  # A module may start threads when it is built, and a process with threads cannot be copied safely.
         data = self.datamodule_factory(**_settings(self.datamodule_factory, 1, 1e-3, 1))
@@ -363,8 +365,8 @@ def _problems(module_factory: Any, datamodule_factory: Any, schedule: str, train
     many = len(devices) > 1 if isinstance(devices, (list, tuple)) else str(devices) not in ("1", "auto", "-1")
     if many or trainer_kwargs.get("num_nodes", 1) != 1 or strategy != "auto":
         wrong.append(
-            f"devices={devices!r}, strategy={strategy!r}: a trial runs on one device. Leave them out here; a script "
-            "that starts several processes can be searched as a command"
+            f"devices={devices!r}, strategy={strategy!r}: a trial runs on one device. Leave them out here; to train "
+            f"with several, {SEVERAL}"
         )
     return wrong
 

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Sequence
 
-from ..tuner.core.errors import ArgumentError
+from ..tuner.core.errors import ArgumentError, ObjectiveError
 
 LAUNCHERS = {
     "torchrun": ("--nproc-per-node", "--nnodes"),
@@ -18,6 +18,22 @@ LAUNCHERS = {
     "mpiexec": ("-np", "-n"),
 }
 """Programs that start ranks, with their options for it: the product of these, where they are given."""
+
+
+SEVERAL = "put the training into a script and search that: bstune search -- torchrun --nproc-per-node N train.py ..."
+
+
+def refuse_launcher(who: str) -> None:
+    """Pass, unless a launcher has started this process as one of several, for which a framework would wait.
+
+    Raises:
+        ObjectiveError: It has; says what to do.
+    """
+    if (n := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ObjectiveError(
+            f"A launcher has started bstune as one of {n} processes (WORLD_SIZE={n}), and {who} would wait for the "
+            f"others: a trial is one process. Start bstune without it. To train with several, {SEVERAL}"
+        )
 
 
 def ranks_in(words: Sequence[str]) -> int:

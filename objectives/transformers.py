@@ -15,6 +15,7 @@ from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
 from .loop import Enough, MeasuredRun, check_ended
+from .ranks import SEVERAL, refuse_launcher
 from .schedule import SCHEDULES
 from .supervised import has_batch_norm
 from .training import seed_everything
@@ -108,7 +109,12 @@ class TrainerObjective:
         self.source_hash, self.code_hash = source_hash(*parts), code_hash(*parts)
 
     def prepare(self) -> None:
-        """Nothing to load: the function makes its data, or its file has done so."""
+        """Load nothing: the function makes its data, or its file has done so.
+
+        Raises:
+            ObjectiveError: A launcher has started this process as one of several.
+        """
+        refuse_launcher("the Trainer")
 
     def describe(self, batch_sizes: Sequence[int] | None = ()) -> Facts:
         """Build the Trainer once, on CPU, and say what this objective is.
@@ -167,8 +173,8 @@ class TrainerObjective:
             )
         if trainer.args.world_size > 1:
             raise ObjectiveError(
-                f"The Trainer sees {trainer.args.world_size} processes: a trial is one. A script under torchrun can be "
-                "searched as a command."
+                f"The Trainer sees {trainer.args.world_size} processes: a trial is one. To train with several, "
+                f"{SEVERAL}"
             )
         # The first would end trials, which bstune does itself; the other prints each evaluation.
         for kind in (transformers.EarlyStoppingCallback, transformers.PrinterCallback):

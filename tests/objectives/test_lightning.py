@@ -298,8 +298,16 @@ def test_wrong_arguments_are_named_at_once() -> None:
     assert "module_factory is a Net that was already built" in said
     assert "datamodule_factory is a Data that was already built" in said
     assert "devices=2, strategy='ddp': a trial runs on one device" in said
+    assert "bstune search -- torchrun --nproc-per-node N train.py" in said
     assert "schedule='step'" in said
     assert "max_epochs is missing" in said
+
+
+def test_one_of_several_processes_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a launcher has started bstune itself, this is said at once."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(bstune.ObjectiveError, match=r"one of 2 processes .* Lightning would wait .* Start bstune wi"):
+        objective()
 
 
 def test_without_lightning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

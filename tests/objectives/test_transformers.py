@@ -195,6 +195,16 @@ def test_a_probe_makes_the_steps_that_are_wanted() -> None:
     assert (notes.samples, notes.eval_batch_size, notes.optimizer) == (48, 16, "AdamW")
 
 
+def test_one_of_several_processes_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a launcher has started bstune itself this is said at once, and so is a Trainer of several processes."""
+    monkeypatch.setattr(transformers.TrainingArguments, "world_size", 2)
+    with pytest.raises(bstune.ObjectiveError, match=r"sees 2 processes.*bstune search -- torchrun --nproc-per-node N"):
+        objective().describe()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(bstune.ObjectiveError, match=r"one of 2 processes .* the Trainer would wait .* Start bstune wi"):
+        objective().prepare()
+
+
 def test_wrong_arguments_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Trainer that was already made, a schedule that is none; without the package the extra is named."""
     with pytest.raises(bstune.ArgumentError, match=r"make_trainer is a Trainer: expected a function.*schedule='step'"):
