@@ -14,6 +14,7 @@ from .core.plain_text import one_line
 from .core.probe_results import ProbeResult
 from .core.results import SearchResult, TrialRecord
 from .core.trials import Facts
+from .report.wording import ended
 from .studies.catalog import find_study, newest_study
 from .studies.spec_json import decode_facts, decode_plan
 from .studies.storage import Storage, read_storage
@@ -94,7 +95,7 @@ def _shown(study: Study, storage: Storage) -> Shown:
     is_running = writer is not None and not stopped_by
     begun = bool(study.records)
     state = (
-        f"ended by {stopped_by}"
+        ended(stopped_by)
         if stopped_by
         else writer or ("not finished; the same search goes on from here" if begun else "no search")
     )

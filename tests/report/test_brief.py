@@ -6,9 +6,15 @@ import dataclasses
 
 import pytest
 from bstune.tests.report.test_answer import BARE, FACTS, VERIFIED, candidate, changed, trial
+from bstune.tests.report.told import FACTS as DEMO
+from bstune.tests.report.told import demo_result
+from bstune.tuner.core.results import Comparison
+from bstune.tuner.core.specs import Plan
 from bstune.tuner.report.brief import brief
+from bstune.tuner.report.charts.curves import curves
 from bstune.tuner.report.paste import paste_lines
 from bstune.tuner.report.text import search_text
+from bstune.tuner.strategy.strategy import Strategy
 
 
 @pytest.mark.parametrize(
@@ -77,3 +83,50 @@ def test_the_own_dimensions_stand_in_the_table() -> None:
     assert head[2:4] == ["momentum", "weight_decay"]
     assert [row[2:4] for row in rows] == [["0.9", "0.0001"], ["0.5", "0.0001"]]
     assert "momentum=momentum" in " ".join(lines)
+
+
+def test_what_a_comparison_rests_on_is_said() -> None:
+    """How far the other rate was run, or that it was not; and no factor where the other never gets there."""
+    usual = candidate(32, 0.0125, None, 2.9)
+    for rate, said in ((0.0125, "run to 768 of 20,480 samples"), (0.3, "a rate that was not run")):
+        other = dataclasses.replace(usual, learning_rate=rate)
+        text = " ".join(search_text(changed(compared=(Comparison("batch 32", other, 1.3, 0.8),)), FACTS).split())
+        assert f"1.3 times sooner than batch 32 (lr {rate}, {said})" in text
+
+    far = brief(changed(compared=(Comparison("batch 32", usual, None, 0.05),))).parts[0]
+    assert far.short == "Batch 32 takes more than two full runs"
+    assert "times sooner" not in far.detail
+
+
+def test_a_range_that_rests_on_stopped_runs_says_so() -> None:
+    """No run at 128 went to its end, and no setting was run to its end twice."""
+    once = dataclasses.replace(changed(batch_interval=(32, 128)), records=VERIFIED.records[2:6])
+    sure = next(part.detail for part in brief(once).parts if part.question == "How sure is it?")
+
+    assert sure.endswith("No run at batch 128 went to its end.")
+    assert "That range holds if new runs differ as much as is usual." in sure
+
+
+def test_the_curve_of_a_full_run_ends_at_its_seconds() -> None:
+    """Text, table and chart count seconds alike, validation included."""
+    result = demo_result()
+    best = result.recommendation
+    chart = curves(result.records, result.probe, "seconds", result=result).to_dict()
+    points = next(layer["data"]["values"] for layer in chart["layer"] if len(layer["data"]["values"]) > 1)
+
+    last = max(p["seconds"] for p in points if p["batch"] == best.global_batch_size)
+    assert last == pytest.approx(best.seconds_per_full_run, rel=0.01)
+
+
+def test_the_answer_is_not_compared_with_a_run_that_went_wrong() -> None:
+    """A full run at batch 32 that ended far off: another rate there is expected to be better, and takes its place."""
+    result = demo_result()
+    ended = [r for r in result.records if r.global_batch_size == 32 and r.state == "complete"]
+    wrong = {record.number: dataclasses.replace(record, val_loss=2.0, values=((20480, 2.0),)) for record in ended}
+    records = [wrong.get(record.number, record) for record in result.records]
+
+    (usual,) = Strategy(Plan(), DEMO, result.probe, records).recommend().compared
+
+    assert ended
+    assert usual.setting.learning_rate not in {record.learning_rate for record in ended}
+    assert (usual.times_sooner or 0.0) < 20

@@ -298,11 +298,12 @@ def start_with_32(known: Known) -> Ruling:
         return Ruling("holds", "the search recommends 32 itself", "Train with 32.", 1.0, "times as soon with 32")
     beside = next((c for c in known.best.compared if c.name == f"batch {USUAL_BATCH}"), None)
     low, high = known.best.batch_interval[0], known.best.batch_interval[-1]
-    if beside is not None and beside.times_sooner is None and known.best.seconds_to_target is not None:
+    ran = beside is not None and beside.setting.val_loss.mean is not None
+    if beside is not None and beside.times_sooner is None and ran and known.best.seconds_to_target is not None:
         return Ruling(
             "does not hold",
-            f"batch {known.best.global_batch_size} reaches the target; batch 32 at its best rate is not expected "
-            "there within two full runs",
+            f"batch {known.best.global_batch_size} reaches the target; batch 32 at its best rate is expected to "
+            "take more than two full runs to it",
             f"Train with {known.best.global_batch_size}.",
         )
     if beside is None or beside.times_sooner is None:

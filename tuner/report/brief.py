@@ -74,7 +74,7 @@ def _split(best: Recommendation) -> str:
     if best.peak_bytes is not None:
         said.append(f", peak memory {gib(best.peak_bytes)}")
     if best.seconds_per_full_run is not None:
-        said.append(f", a full run takes {duration(best.seconds_per_full_run)}")
+        said.append(f", a full run takes {duration(best.seconds_per_full_run)} with validation")
     return f"{''.join(said)}."
 
 

@@ -134,7 +134,7 @@ def _about(told: Told) -> list[tuple[str, str]]:
         (
             "Cost",
             spent
-            and f"{duration(spent.seconds)} of training, {spent.samples:,} samples, "
+            and f"{duration(spent.seconds)} of training (measured), {spent.samples:,} samples, "
             f"{spent.reference_runs:.2f} reference runs ({REFERENCE_RUN})",
         ),
         ("Versions", ", ".join(f"{name} {value}" for name, value in made_with.items())),

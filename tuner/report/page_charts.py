@@ -149,7 +149,7 @@ def _probe(probe: ProbeResult | None) -> _Made:
         f"{gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed (limited by {limited_text(probe)})."
     )
     if probe.budget_bytes > 4 * max((a.peak_bytes or 0 for a in probe.attempts), default=0):
-        said += " The budget lies far above what is drawn."
+        said += " What is allowed lies far above what is drawn."
     if probe.throughput:
         fastest = max(probe.throughput, key=lambda row: row.samples_per_s)
         said += f" The fastest measured is {per_second(fastest.samples_per_s)} at micro-batch {fastest.batch_size}."

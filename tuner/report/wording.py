@@ -112,8 +112,8 @@ def compared(result: SearchResult, each: Comparison) -> Compared | None:
     loss = None if ratio is None else f"loss {loss_change(ratio)}"
     if result.goal == "time" and factor is None and result.recommendation.seconds_to_target is not None:
         end = "" if loss is None else f"expected {loss} than there, at the end of a full run"
-        short = f"{_first_upper(name)} comes nowhere near the target"
-        return Compared(short, f"{other} is not expected at the target within two full runs", end)
+        short = f"{_first_upper(name)} takes more than two full runs"
+        return Compared(short, f"{other} is expected to take more than two full runs to the target", end)
     if result.goal == "time" and factor is not None and factor > 0:
         how = times_sooner(factor)
         if how.endswith("later") and not each.setting.val_loss.n_seeds:
@@ -323,4 +323,14 @@ def spent_text(result: SearchResult) -> str:
 
 def why_ended(result: SearchResult) -> str:
     """Return why the search has ended."""
-    return _ENDS.get(result.stopped_by, f"ended by {result.stopped_by}")
+    return ended(result.stopped_by)
+
+
+def ended(stopped_by: str) -> str:
+    """Return what ended a search, in words.
+
+    Example:
+        >>> ended("converged"), ended("a signal")
+        ('ended as more runs would not pay off', 'ended by a signal')
+    """
+    return _ENDS.get(stopped_by, f"ended by {stopped_by}")

@@ -165,7 +165,7 @@ def target_line(result: SearchResult | None, y: altair.Y) -> list[Any]:
 
     if result is None or result.target is None or result.goal != "time":
         return []
-    here = altair.Chart(rows([{"loss": result.target, "said": f"target {result.target:.3g}"}]))
+    here = altair.Chart(rows([{"loss": result.target, "said": f"target {result.target:.4g}"}]))
     word = here.mark_text(align="left", dx=4, dy=-7, fontWeight="bold")
     return [
         here.mark_rule(color=PURPLE, strokeDash=[2, 3], strokeWidth=1.5).encode(y=y),
