@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bstune.tests.warm_start import WarmPopen
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
@@ -84,6 +85,22 @@ def pytest_configure(config: pytest.Config) -> None:
     # Several tests run at once, and threads that wait for a core that another has waste both.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     config.add_cleanup(lambda: shutil.rmtree(state, ignore_errors=True))
+
+
+@pytest.fixture(scope="session")
+def _warm_program() -> Iterator[None]:
+    yield
+    if WarmPopen.program is not None:
+        WarmPopen.program.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _start_warm(_warm_program: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the workers of searches in this process begin with torch loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform.startswith("linux") and request.node.get_closest_marker("cold_start") is None:
+            patch.setattr("bstune.tuner.workers.template.Popen", WarmPopen)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,6 +13,7 @@ import bstune
 import psutil
 import pytest
 from bstune.cli import main
+from bstune.tests.warm_start import others_below
 from bstune.tuner.core.progress import Progress
 from bstune.tuner.device.out_of_memory import classify_exit
 from click.testing import CliRunner, Result
@@ -94,7 +95,7 @@ def test_from_a_script_to_an_applied_recommendation(folder: Path) -> None:
     assert cli("show", "--log", "0").stdout.count("val_loss") >= 1
     assert "has no trial 99" in cli("show", "--log", "99").stderr
     assert sorted(path.name for path in folder.iterdir()) == ["bstune.db", "bstune.db.logs-train", "train.py"]
-    assert [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert others_below() == []
 
     named = cli("list")
     assert "train" in named.stdout

@@ -19,6 +19,7 @@ import bstune
 import psutil
 import pytest
 from bstune.tests.stories.faulty import PROBE, command, records, search
+from bstune.tests.warm_start import others_below
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import TrialSpec, Verdict
 from bstune.tuner.engines.base import Event, Finished, Lost, Reported
@@ -57,7 +58,7 @@ def test_whatever_a_trial_does_the_search_goes_on(folder: Path, monkeypatch: pyt
     assert result.recommendation.learning_rate == 0.01
     assert result.recommendation.verified
     assert result.spent.full_runs <= 4 + 1 / 4
-    assert psutil.Process().children(recursive=True) == []
+    assert others_below() == []
     assert not any(process.info["cmdline"] == sleep for process in psutil.process_iter(["cmdline"]))
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["bstune.db", "model.py"]
 

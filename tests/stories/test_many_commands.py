@@ -9,6 +9,7 @@ from pathlib import Path
 
 import bstune
 import psutil
+from bstune.tests.warm_start import others_below
 from bstune.tuner.core.trials import TrialSpec
 from bstune.tuner.engines.base import Event, Finished, Lost, Reported
 from bstune.tuner.engines.local import LocalPool
@@ -45,11 +46,11 @@ def held(process: psutil.Process) -> tuple[int, int, int]:
 
 def at_rest(us: psutil.Process) -> list[psutil.Process]:
     """Return this process and those below it, once runs that have ended are gone, which takes a moment."""
-    deadline_s, below = time.monotonic() + 20, us.children(recursive=True)
+    deadline_s, below = time.monotonic() + 20, others_below()
     while len(below) > 2:  # The template, and the process that forks for it.
         assert time.monotonic() < deadline_s, below
         time.sleep(0.05)
-        below = us.children(recursive=True)
+        below = others_below()
     return [us, *below]
 
 

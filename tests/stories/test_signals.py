@@ -17,6 +17,7 @@ import bstune
 import psutil
 import pytest
 from bstune.tests.stories.faulty import command, records
+from bstune.tests.warm_start import others_below
 from bstune.tuner.core.interrupts import uninterrupted
 from bstune.tuner.core.results import TrialRecord
 from bstune.tuner.core.specs import Plan
@@ -167,7 +168,7 @@ def test_a_signal_waits_for_the_end_of_a_message(folder: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             host.start(messages.Describe())
         assert host.facts.n_samples == 320
-    assert psutil.Process().children(recursive=True) == []
+    assert others_below() == []
 
 
 def test_a_terminal_that_goes_ends_the_search_in_order(folder: Path) -> None:

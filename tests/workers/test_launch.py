@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from bstune.tuner.workers import launch
 
+pytestmark = pytest.mark.cold_start
+
 PROGRAM = Path(sys.executable).parent / "bstune"
 TRAPS = [
     *(

@@ -22,7 +22,10 @@ from bstune.tuner.engines.local import LocalPool
 from bstune.tuner.workers import leftovers
 from bstune.tuner.workers.fork_server import Host
 
-pytestmark = pytest.mark.skipif(not leftovers.can_adopt(), reason="orphans can be adopted on Linux only")
+pytestmark = [
+    pytest.mark.cold_start,
+    pytest.mark.skipif(not leftovers.can_adopt(), reason="orphans can be adopted on Linux only"),
+]
 
 MODEL = """
 import os, signal, subprocess, sys, time

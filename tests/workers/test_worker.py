@@ -16,6 +16,7 @@ import numpy
 import psutil
 import pytest
 import torch
+from bstune.tests.warm_start import others_below
 from bstune.tuner.core.trials import MeasureSpec, TrialSpec, Verdict
 from bstune.tuner.engines.base import Event, Finished, Lost, Reported
 from bstune.tuner.engines.local import LocalPool
@@ -199,12 +200,12 @@ def gone(pids: set[int], within_s: float = 8.0) -> bool:
 
 def test_closing_ends_a_hung_child(model: Path) -> None:
     """No process of ours is left after the host is closed in the middle of a trial."""
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    before = others_below()
     host = Host(bstune.load(model), device="cpu")
     pool = LocalPool(host)
     pool.submit(spec_of("hang"))
     time.sleep(0.5)
-    pids = {child.pid for child in psutil.Process().children(recursive=True)} - before
+    pids = {child.pid for child in others_below() if child not in before}
 
     host.close()
 

@@ -13,12 +13,12 @@ import math
 import os
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import IO, Any
 
 from ..core.errors import BstuneError
@@ -168,9 +168,9 @@ class Template:
         # Closed in `close`. It has no name, so nothing is left even after SIGKILL.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
-            self._process = subprocess.Popen(
+            self._process = Popen(
                 command("bstune.tuner.workers.worker", str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
+                stdin=DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 cwd=folder,
@@ -287,7 +287,7 @@ class Template:
             if process.poll() is None:
                 if act is not None:
                     act()
-                with contextlib.suppress(subprocess.TimeoutExpired):
+                with contextlib.suppress(TimeoutExpired):
                     process.wait(within_s)
         self._control.await_end(
             CLOSE_S / 2

@@ -1,0 +1,171 @@
+"""Worker programs that begin with torch loaded: forked from one that has loaded it once, in place of seconds for each.
+
+Only how such a program begins differs from what users have. It is a child of the process that starts it, leads a
+session of its own, gets the same descriptors and the same environment, and runs the same `main`. Tests whose subject is
+that beginning are marked `cold_start`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import IO, Any
+
+import psutil
+from bstune.tuner.workers.launch import command, safe_environment
+from bstune.tuner.workers.leftovers import PR_SET_CHILD_SUBREAPER
+from bstune.tuner.workers.worker import CUDA_UNTOUCHED, ONE_THREAD, PATIENT_THREADS
+
+PR_GET_CHILD_SUBREAPER = 37
+READ_WHEN_LOADED = ("PYTHON", "OMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "TORCH", "PYTORCH_", "CUDA_", "LD_")
+"""How the variables begin that Python, torch and its libraries read when they are loaded."""
+REQUEST_BYTES = 1 << 18
+
+
+def _read_when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(READ_WHEN_LOADED) and name != "PYTHONPATH"  # A worker sets its path itself.
+    }
+
+
+class WarmProgram:
+    """The program that has torch loaded, as the tests see it."""
+
+    def __init__(self) -> None:
+        """Start it."""
+        self._lock = threading.Lock()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            environment = {**os.environ, **PATIENT_THREADS, **ONE_THREAD, **CUDA_UNTOUCHED}
+            self._loaded_with = _read_when_loaded(safe_environment(environment))
+            self._process = subprocess.Popen(
+                command("bstune.tests.warm_start", str(theirs.fileno())),
+                stdin=subprocess.DEVNULL,
+                env=safe_environment(environment),
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    def serves(self, environment: Mapping[str, str]) -> bool:
+        """Whether a program with this environment would have loaded the same."""
+        return self._process.poll() is None and _read_when_loaded(environment) == self._loaded_with
+
+    def fork(self, module: str, fd: int, log_fd: int, folder: str | None, environment: Mapping[str, str]) -> int:
+        """Start `main()` of a module with one descriptor, and return its process ID: a child of this process."""
+        prctl = ctypes.CDLL(None).prctl
+        before = ctypes.c_int()
+        with self._lock:
+            # What the program's child leaves behind when it ends becomes a child of this process.
+            prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+            prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            try:
+                request = {
+                    "parent": os.getpid(),
+                    "module": module,
+                    "folder": folder or os.getcwd(),
+                    "environment": dict(environment),
+                }
+                socket.send_fds(self._socket, [json.dumps(request).encode()], [fd, log_fd])
+                return int(self._socket.recv(64))
+            finally:
+                prctl(PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
+
+    def close(self) -> None:
+        """End it."""
+        self._socket.close()
+        self._process.wait(30)
+
+
+class WarmPopen(subprocess.Popen[bytes]):
+    """`subprocess.Popen` as `tuner/workers/template.py` uses it."""
+
+    program: WarmProgram | None = None
+
+    def __init__(
+        self,
+        words: list[str],
+        *,
+        stdout: IO[bytes],
+        env: dict[str, str],
+        cwd: str | None,
+        pass_fds: tuple[int],
+        **rest: Any,
+    ) -> None:
+        """Fork a worker from the program, if it would have loaded the same; else start one."""
+        if WarmPopen.program is None:
+            WarmPopen.program = WarmProgram()
+        if not WarmPopen.program.serves(env):
+            super().__init__(words, stdout=stdout, env=env, cwd=cwd, pass_fds=pass_fds, **rest)
+            return
+        self.args, self.returncode = words, None
+        self.stdin = self.stdout = self.stderr = None
+        self._waitpid_lock = threading.Lock()
+        self.pid = WarmPopen.program.fork(words[-2], pass_fds[0], stdout.fileno(), cwd, env)
+        self._child_created = True
+
+
+def others_below() -> list[psutil.Process]:
+    """Return the processes below this one that run, without the warm program."""
+    kept = None if WarmPopen.program is None else WarmPopen.program.pid
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.pid != kept and process.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+# --- the program itself -----------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Load torch, then fork a process for each request, until the tests are over."""
+    import torch
+    from bstune.objectives import training  # noqa: F401
+    from bstune.tuner.workers import worker
+
+    requests = socket.socket(fileno=int(sys.argv.pop()))
+    os.set_inheritable(requests.fileno(), False)
+    torch.set_num_threads(1)
+    worker._warm_up()
+    gc.collect()
+    gc.freeze()
+    while True:
+        body, fds, _, _ = socket.recv_fds(requests, REQUEST_BYTES, 2)
+        if not body:
+            return
+        if (between := os.fork()) == 0:
+            if os.fork() != 0:
+                os._exit(0)
+            _begin(json.loads(body), fds[0], fds[1], requests)
+            return
+        os.waitpid(between, 0)
+        for fd in fds:
+            os.close(fd)
+
+
+def _begin(request: dict[str, Any], fd: int, log_fd: int, requests: socket.socket) -> None:
+    while os.getppid() != request["parent"]:  # Until the one between has ended.
+        os.sched_yield()
+    os.setsid()
+    requests.send(str(os.getpid()).encode())
+    requests.close()
+    os.chdir(request["folder"])
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    gc.unfreeze()
+    sys.argv.append(str(fd))
+    module = sys.modules[request["module"]]
+    module.main()
