@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEAREST = [
     "test_ray",
+    "test_ray_cluster",
     "test_faults",
     "test_signals",
     "test_probe",

@@ -25,14 +25,14 @@ def objective(trial):
     hoard = []
     held.append(torch.ones(1 << 20))  # Nothing that a trial keeps is there in the next.
     assert len(held) == 1
+    if trial.number >= 0 and "MEET" in os.environ:
+        meet(os.environ["MEET"], f"{trial.number} {os.environ['NODE']}", "* 0", "* 1")
     mark = os.environ.get("HOARD")  # Takes host memory without end, once.
-    if trial.number == 1 and mark and not os.path.exists(mark):
+    if trial.number >= 0 and mark and not os.path.exists(mark):
         open(mark, "w").close()
         while True:
             hoard.append(torch.ones(50 << 20))
             time.sleep(0.02)  # A moment for Ray to look.
-    if trial.number >= 0 and "MEET" in os.environ:
-        meet(os.environ["MEET"], f"{trial.number} {os.environ['NODE']}", "* 0", "* 1")
     weight = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=trial.learning_rate)  # The probe counts its steps.
     for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
@@ -137,7 +137,8 @@ def node_arguments(n_cpus: int) -> dict[str, Any]:
 
 
 def watchful() -> dict[str, str]:
-    """Have Ray kill when a quarter of what is free now is used as well: far from what other programs need."""
+    """Have Ray kill when 8 GiB more are used than now, or most of what is free: far from what other programs need."""
     memory = psutil.virtual_memory()
-    threshold = (memory.total - memory.available / 4) / memory.total
+    more = min(8 << 30, memory.available * 3 / 4)
+    threshold = (memory.total - memory.available + more) / memory.total
     return {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
