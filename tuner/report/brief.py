@@ -100,9 +100,12 @@ def _sure(result: SearchResult) -> Part:
     if loss.low is not None and loss.high is not None:
         short = f"Expect a loss of {two_digits(loss.low)} to {two_digits(loss.high)} in 9 of 10 new runs"
     measured, source = wording.measured_loss(best), wording.interval_source(result)
+    range_holds = source and f"that range holds if new runs differ as much {source}"
+    if source and not best.verified:
+        range_holds = "so is the range"
     said = sentences(
         measured if loss.mean is None else f"measured: loss {measured}",
-        source and f"that range holds if new runs differ as much {source}",
+        range_holds,
         wording.chance(result),
     )
     return Part("How sure is it?", short, f"{said} {wording.as_good(result)}".strip())

@@ -43,7 +43,10 @@ def _names(both: tuple[Told, Told]) -> list[str]:
 
 _FIGURES: tuple[tuple[str, Callable[[SearchResult], str]], ...] = (
     ("batch size", lambda r: f"{r.recommendation.global_batch_size}"),
-    ("micro-batch × steps", lambda r: f"{r.recommendation.micro_batch_size} × {r.recommendation.accumulation_steps}"),
+    (
+        "micro-batch × accumulation",
+        lambda r: f"{r.recommendation.micro_batch_size} × {r.recommendation.accumulation_steps}",
+    ),
     ("learning rate", lambda r: f"{r.recommendation.learning_rate:.3g}"),
     ("confirmed", lambda r: wording.confirmed(r.recommendation)),
     ("loss", lambda r: number(r.recommendation.val_loss.mean)),

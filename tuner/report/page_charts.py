@@ -10,6 +10,7 @@ from typing import Any
 from ..core.probe_results import ProbeResult
 from ..core.results import SearchResult, TrialRecord
 from .charts.curves import MOST_CURVES, curve_records, curves
+from .charts.frame import candidates
 from .charts.landscape import MOST_POINTS, landscape, landscape_records
 from .charts.probe_lines import memory, throughput
 from .charts.reach import reach
@@ -134,6 +135,8 @@ def _frontier(result: SearchResult | None) -> _Made:
         "those on the dashed line both in loss and in time. Seconds are by the step times of the probe, validation "
         "included."
     )
+    if result is not None and any(c.val_loss.mean is not None and not c.verified for c in candidates(result)):
+        said += " A hollow point is the run that the setting was chosen by, so its loss is likely too low."
     if result is not None and second is None:
         said += " No run on a fresh seed has been finished."
     return Section("frontier", "Loss against time, and how sure it is", said, charts), (

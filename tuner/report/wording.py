@@ -302,6 +302,8 @@ def as_good(result: SearchResult) -> str:
     if not best.batch_interval:
         return ""
     low, high = best.batch_interval[0], best.batch_interval[-1]
+    if len({record.global_batch_size for record in result.records}) == 1:
+        return "No other batch size was tried."
     if low == high:
         return "No other batch size that was run is as good."
     said = f"Batch sizes {low} to {high} may be as good: the runs do not tell them apart for certain."

@@ -166,7 +166,7 @@ def _answer(result: SearchResult | None, x: Any, y: Any) -> list[Any]:
     ring = altair.Chart(here).mark_point(filled=False, stroke=PURPLE, strokeWidth=3, size=520).encode(x=x, y=y)
     word = (
         altair.Chart(here)
-        .mark_text(align="left", dx=17, dy=-1, fontSize=13, fontWeight="bold")
+        .mark_text(align="left", dx=13, dy=17, fontSize=13, fontWeight="bold")
         .encode(x=x, y=y, text="said:N")
     )
     return [ring, word]

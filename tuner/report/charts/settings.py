@@ -13,7 +13,10 @@ from .frame import BLUE, GREY, HEIGHT, PURPLE, Row, candidates, loss_scale, posi
 
 
 def frontier(result: SearchResult) -> Any:
-    """Return loss against seconds of a full run, with those that nothing beats joined; None where neither is known."""
+    """Return loss against seconds of a full run, with those that nothing beats joined; None where neither is known.
+
+    What was not run on a fresh seed is hollow.
+    """
     import altair
 
     shown = [row for each in candidates(result) if (row := _setting_row(each)) and positive(row["seconds"])]
@@ -32,23 +35,21 @@ def frontier(result: SearchResult) -> Any:
     line = altair.Chart(rows(unbeaten)).mark_line(color=GREY, strokeDash=[4, 4]).encode(x=x, y=y)
     base = altair.Chart(rows(shown))
     spread = base.transform_filter("datum.low != null && datum.high != null").mark_rule(color=GREY, strokeWidth=2)
-    points = base.mark_point(filled=True, size=130, opacity=1).encode(
-        x=x,
-        y=y,
-        color=altair.Color(
-            "kind:N",
-            title=None,
-            scale=altair.Scale(domain=["answer", "other setting"], range=[PURPLE, BLUE]),
-            legend=altair.Legend(orient="top"),
-        ),
-        tooltip=_tooltip(),
+    colour = altair.Color(
+        "kind:N",
+        title=None,
+        scale=altair.Scale(domain=["answer", "other setting"], range=[PURPLE, BLUE]),
+        legend=altair.Legend(orient="top", symbolType="circle"),
     )
+    fresh = base.transform_filter("datum.fresh").mark_point(filled=True, size=130, opacity=1)
+    chosen_by = base.transform_filter("!datum.fresh").mark_point(size=120, strokeWidth=2.5, opacity=1)
+    points = [marks.encode(x=x, y=y, color=colour, tooltip=_tooltip()) for marks in (fresh, chosen_by)]
     words = [
         altair.Chart(rows(some)).mark_text(align="right" if dx < 0 else "left", dx=dx, dy=dy)
         for dx, dy, some in _labels(shown)
     ]
     words = [text.encode(x=x, y=y, text="said:N") for text in words]
-    layers = [line, spread.encode(x=x, y="low:Q", y2="high:Q"), points, *words]
+    layers = [line, spread.encode(x=x, y="low:Q", y2="high:Q"), *points, *words]
     return altair.layer(*layers).properties(height=HEIGHT)
 
 
@@ -93,6 +94,7 @@ def _setting_row(each: Candidate) -> Row | None:
         "seconds": each.seconds_per_full_run,
         "to_target": each.seconds_to_target,
         "said": f"batch {each.global_batch_size}",
+        "fresh": each.verified,
         "kind": "other setting",
     }
 
