@@ -41,9 +41,13 @@ def frontier(result: SearchResult) -> Any:
         scale=altair.Scale(domain=["answer", "other setting"], range=[PURPLE, BLUE]),
         legend=altair.Legend(orient="top", symbolType="circle"),
     )
-    fresh = base.transform_filter("datum.fresh").mark_point(filled=True, size=130, opacity=1)
-    chosen_by = base.transform_filter("!datum.fresh").mark_point(size=120, strokeWidth=2.5, opacity=1)
-    points = [marks.encode(x=x, y=y, color=colour, tooltip=_tooltip()) for marks in (fresh, chosen_by)]
+    points = [
+        altair.Chart(rows(some))
+        .mark_point(filled=fresh, size=130, strokeWidth=2.5, opacity=1)
+        .encode(x=x, y=y, color=colour, tooltip=_tooltip())
+        for fresh in (True, False)
+        if (some := [row for row in shown if row["fresh"] == fresh])
+    ]
     words = [
         altair.Chart(rows(some)).mark_text(align="right" if dx < 0 else "left", dx=dx, dy=dy)
         for dx, dy, some in _labels(shown)
