@@ -85,17 +85,11 @@ def measure_noise(
 
 
 @contextmanager
-def untouched(model: torch.nn.Module) -> Iterator[None]:
-    """Put every generator and the model's buffers back as they were, whatever the block does."""
+def same_draws() -> Iterator[None]:
+    """Put every generator back as it was, whatever the block does."""
     import numpy
     import torch
 
-    buffers = [
-        (module, name, tensor, tensor.detach().clone())
-        for module in model.modules()
-        for name, tensor in module._buffers.items()
-        if tensor is not None
-    ]
     states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     try:
@@ -106,6 +100,23 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
         torch.set_rng_state(states[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def untouched(model: torch.nn.Module) -> Iterator[None]:
+    """Put every generator and the model's buffers back as they were, whatever the block does."""
+    import torch
+
+    buffers = [
+        (module, name, tensor, tensor.detach().clone())
+        for module in model.modules()
+        for name, tensor in module._buffers.items()
+        if tensor is not None
+    ]
+    try:
+        with same_draws():
+            yield
+    finally:
         with torch.no_grad():
             for module, name, tensor, copy in buffers:
                 tensor.copy_(copy)

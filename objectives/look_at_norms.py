@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..tuner.core.examination import ExamineSpec
 from .look_at_gradients import drawn, has_batch_norm, short
+from .precise_norms import make_precise
 from .training import TrainingRun
 
 if TYPE_CHECKING:
@@ -90,29 +91,12 @@ def running_statistics(
     run: TrainingRun, spec: ExamineSpec
 ) -> tuple[Mapping[str, tuple[float, ...]], Mapping[str, Any]]:
     """Measure the validation loss with the running statistics, and with ones made afresh from training samples."""
-    import torch
-
-    kind = torch.nn.modules.batchnorm._BatchNorm
-    norms = [module for module in run.model.modules() if isinstance(module, kind) and module.track_running_stats]
-    if not norms:
-        raise ArithmeticError(NONE)
     n_val = len(run.objective.val_data)
     size = max(1, min(spec.eval_batch_size, math.ceil(n_val / VALIDATIONS)))
     before = _losses(run, size)
-    momenta = [module.momentum for module in norms]
-    try:
-        for module in norms:
-            module.reset_running_stats()
-            module.momentum = None  # Their mean over all batches that follow.
-        run.model.train()
-        n = min(SAMPLES, len(run.objective.train_data)) // spec.micro_batch_size
-        with torch.no_grad():
-            for batch in drawn(run, spec.micro_batch_size, max(1, n)):
-                run.training_loss(batch, needs_grad=False)
-        after = _losses(run, size)
-    finally:
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
+    if not make_precise(run, spec.micro_batch_size):
+        raise ArithmeticError(NONE)
+    after = _losses(run, size)
     return {"running": tuple(before), "precise": tuple(after), "updates": (float(run.steps),)}, {}
 
 

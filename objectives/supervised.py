@@ -60,6 +60,8 @@ class Supervised:
             `train_data.lengths` if it has that, or with a `collate_fn` the sizes of some samples.
         worst_batch: `(n) -> batch`: the n samples that take the most memory, where length does not tell.
         clip_grad_norm: Largest norm of the gradient, or None.
+        precise_batch_norm: Make BatchNorm's running statistics afresh before each validation, from 1,024 training
+            samples: those of a few updates, as a large batch makes in short runs, say little about the weights.
         world_size: Processes on this machine that train one model together, on CPU: each has micro-batches of its own,
             and gradients are averaged. A micro-batch size is that of one of them.
         name: Name of the study; default: the name of the file.
@@ -97,6 +99,7 @@ class Supervised:
         length: Callable[[Any], float] | None = None,
         worst_batch: Callable[[int], Any] | None = None,
         clip_grad_norm: float | None = None,
+        precise_batch_norm: bool = False,
         world_size: int = 1,
         name: str | None = None,
     ) -> None:
@@ -127,11 +130,13 @@ class Supervised:
         self.worst_batch = worst_batch
         self._longest = LongestFirst()
         self.clip_grad_norm = clip_grad_norm
+        self.precise_batch_norm = precise_batch_norm
         self.world_size = world_size
         self.name = name
         parts = (model, training_step, validation_step, loss, optimizer, schedule, collate_fn, *self.metrics.values())
         ranks = [world_size] if world_size > 1 else []
-        values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics), *ranks)
+        precise = ["precise_batch_norm"] if precise_batch_norm else []
+        values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics), *ranks, *precise)
         self.source_hash, self.code_hash = source_hash(*parts, *values), code_hash(*parts, *values)
 
     def prepare(self) -> None:
@@ -340,7 +345,10 @@ def _validation_s(run: TrainingRun, eval_batch_size: int) -> float:
         start_s = time.perf_counter()
         n_samples = run.validate_once(eval_batch_size)  # It reads the loss, and so waits for the device.
         seconds.append(time.perf_counter() - start_s)
-    return min(seconds) / (n_samples * run.world_size)
+    start_s = time.perf_counter()
+    run.make_norms_precise()
+    norms_s = time.perf_counter() - start_s
+    return min(seconds) / (n_samples * run.world_size) + norms_s / len(run.objective.val_data)
 
 
 def default_loss(output: Any, target: Any) -> Any:

@@ -17,6 +17,7 @@ from ..tuner.core.results import NoisePoint
 from ..tuner.theory.gradient_noise import NoiseDesign
 from .data import noise_batches, to_device, training_batches, validation_batches
 from .gradient_noise import measure_noise
+from .precise_norms import make_precise
 from .schedule import learning_rate_factor
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Recipe(Protocol):
     collate_fn: Callable[[list[Any]], Any] | None
     num_workers: int
     clip_grad_norm: float | None
+    precise_batch_norm: bool
 
     def build_model(self, params: Mapping[str, Any]) -> torch.nn.Module:
         """Return a fresh model."""
@@ -180,6 +182,7 @@ class TrainingRun:
 
     def validate(self, eval_batch_size: int) -> dict[str, float]:
         """Return the mean loss (key `val_loss`) and metrics over all validation data, weighted by samples."""
+        self.make_norms_precise()
         total, sums = 0, dict.fromkeys(("val_loss", *self.objective.metrics), 0.0)
         for n_samples, batch in self.validation(eval_batch_size):
             total += n_samples
@@ -192,6 +195,11 @@ class TrainingRun:
     def _sum_over_ranks(self, numbers: list[float]) -> list[float]:
         """Add up numbers over the processes that train the model together."""
         return numbers
+
+    def make_norms_precise(self) -> None:
+        """Make the running statistics of BatchNorm afresh, where that is asked for."""
+        if self.objective.precise_batch_norm:
+            make_precise(self, self._micro_batch_size)
 
     def validate_once(self, eval_batch_size: int) -> int:
         """Run one validation batch, as the probe wants it; return its size."""
