@@ -24,7 +24,20 @@ from bstune.tuner.workers.leftovers import PR_SET_CHILD_SUBREAPER
 from bstune.tuner.workers.worker import CUDA_UNTOUCHED, ONE_THREAD, PATIENT_THREADS
 
 PR_GET_CHILD_SUBREAPER = 37
-READ_WHEN_LOADED = ("PYTHON", "OMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "TORCH", "PYTORCH_", "CUDA_", "LD_")
+READ_WHEN_LOADED = (
+    "PYTHON",
+    "OMP_",
+    "KMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "NUMEXPR_",
+    "TORCH",
+    "PYTORCH_",
+    "CUDA_",
+    "LD_",
+    "MALLOC_",
+    "GLIBC_",
+)
 """How the variables begin that Python, torch and its libraries read when they are loaded."""
 REQUEST_BYTES = 1 << 18
 
