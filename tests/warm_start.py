@@ -56,6 +56,7 @@ class WarmProgram:
     def __init__(self) -> None:
         """Start it."""
         self._lock = threading.Lock()
+        self._owner = os.getpid()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             environment = {**os.environ, **PATIENT_THREADS, **ONE_THREAD, **CUDA_UNTOUCHED}
@@ -70,8 +71,8 @@ class WarmProgram:
         self.pid = self._process.pid
 
     def serves(self, environment: Mapping[str, str]) -> bool:
-        """Whether a program with this environment would have loaded the same."""
-        return self._process.poll() is None and _read_when_loaded(environment) == self._loaded_with
+        """Whether a program with this environment would have loaded the same, and can have a child here."""
+        return os.getpid() == self._owner and _read_when_loaded(environment) == self._loaded_with
 
     def fork(self, module: str, fd: int, log_fd: int, folder: str | None, environment: Mapping[str, str]) -> int:
         """Start `main()` of a module with one descriptor, and return its process ID: a child of this process."""

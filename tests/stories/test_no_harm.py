@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ OTHERS: tuple[tuple[str, ...], ...] = (
     ("search", "--yes"),
 )
 VERBS = [FULL] * 10 + [*OTHERS, *OTHERS, ("seal",), PROBE]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_patience() -> Iterator[None]:
+    """A lock of a journal that nobody gives back is not waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bstune.tuner.studies.journal.PATIENCE_S", 0.2)
+        yield
 
 
 @pytest.fixture(scope="module")
