@@ -16,6 +16,7 @@ import pytest
 from bstune.tests.objectives import small
 from bstune.tests.objectives.small import N, spec_of, supervised
 from bstune.tuner.core.trials import MeasureSpec, TrialReport, TrialSpec, Verdict
+from bstune.tuner.report.text import search_text
 from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
 from bstune.tuner.workers.template import Died
@@ -200,6 +201,7 @@ def test_a_search_takes_what_fits_in_every_rank(path: Path, tmp_path: Path) -> N
         (48, 8, 3),
     }
     assert all(each.state in ("complete", "pruned") for each in result.records)
+    assert "# In each of 2 processes, with DistributedDataParallel(model)" in search_text(result)
 
 
 def test_where_it_cannot_be_done_it_is_said() -> None:

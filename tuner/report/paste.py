@@ -117,6 +117,10 @@ def _steps(best: Recommendation, facts: Facts | None, absent: set[str], device: 
         "# DataLoader(train_data, micro_batch_size, shuffle=True, drop_last=True)",
         f"# {made_by}(model.parameters(), lr=learning_rate{own}, ...)",
     ]
+    if best.world_size > 1:
+        steps.insert(
+            0, f"# In each of {best.world_size} processes, with DistributedDataParallel(model) and DistributedSampler:"
+        )
     if best.accumulation_steps > 1:
         steps.append(
             "# (loss / accumulation_steps).backward(); optimizer.step() once every accumulation_steps micro-batches"

@@ -163,6 +163,8 @@ def train_text(result: TrainResult) -> str:
     batch, rate = result.setting.global_batch_size, result.setting.learning_rate
     params = "".join(f", {given_params({name: value}, '')}" for name, value in result.setting.params.items())
     split = f"micro-batch {result.micro_batch_size} x {result.accumulation_steps} accumulation steps"
+    if (ranks := batch // (result.micro_batch_size * result.accumulation_steps)) > 1:
+        split += f" x {ranks} ranks"
     return "\n".join(
         [
             f"Saved {one_line(result.path)}: validation loss {number(result.val_loss)}{expected}",
