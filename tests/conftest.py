@@ -5,6 +5,7 @@ The checkout is itself the package, and pytest must not import it a second time.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -113,6 +114,12 @@ def _start_warm(_warm_program: None, request: pytest.FixtureRequest) -> Iterator
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slowest files."""
     items.sort(key=lambda item: DEAREST.index(item.path.stem) if item.path.stem in DEAREST else len(DEAREST))
+
+
+def pytest_collection_finish() -> None:
+    """Hide what the imports have made from the garbage collector, which would look at it for a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # The outermost: whatever else may skip a test has done so.

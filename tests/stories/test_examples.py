@@ -10,15 +10,18 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import bstune
 import pytest
 import torch
+from bstune.cli import main
 from bstune.objectives.base import Trial
 from bstune.tuner.core.trials import TrialReport, TrialSpec, Verdict
+from bstune.tuner.testing.fake_device import known_probe
+from click.testing import CliRunner
 
 
 def train(objective: Any, *, seed: int = 0) -> list[TrialReport]:
@@ -88,17 +91,25 @@ def test_a_transformer_learns_to_sort(root: Path) -> None:
     assert lengths[-1] > 4 * lengths[len(lengths) // 2]
 
 
-def test_the_ramp_takes_fewer_updates(root: Path) -> None:
-    """In a short form, of two epochs: a third fewer than the cosine schedule beside it."""
-    result = subprocess.run(
-        [sys.executable, root / "examples" / "batch_ramp.py", "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+@pytest.fixture
+def run_script(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """What runs a script among the examples with arguments, in this process, and returns its names."""
 
-    said = re.findall(r"^(\w+): (\d+) updates, validation loss ([\d.]+)$", result.stdout, re.MULTILINE)
+    def run(name: str, *arguments: str) -> dict[str, Any]:
+        path = str(root / "examples" / name)
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        return runpy.run_path(path, run_name="__main__")
+
+    return run
+
+
+def test_the_ramp_takes_fewer_updates(
+    run_script: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a short form, of two epochs: a third fewer than the cosine schedule beside it."""
+    run_script("batch_ramp.py", "2")
+
+    said = re.findall(r"^(\w+): (\d+) updates, validation loss ([\d.]+)$", capsys.readouterr().out, re.MULTILINE)
     assert [(name, int(updates)) for name, updates, _ in said] == [("cosine", 64), ("ramp", 42)]
     assert all(float(loss) < math.log(10) for _, _, loss in said)
 
@@ -119,42 +130,31 @@ def test_the_notebook_was_run_as_it_stands(root: Path) -> None:
     assert re.search(r"^validation accuracy 9\d", "".join(cells[-2].outputs[0].text), re.MULTILINE)
 
 
-def test_an_optuna_study(root: Path) -> None:
+def test_an_optuna_study(run_script: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     """In a short form, of three trials: the best one has learned, and each trial had the rates of the race."""
-    result = subprocess.run(
-        [sys.executable, root / "examples" / "optuna_study.py", "3"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    study = run_script("optuna_study.py", "3")["study"]
 
-    [(loss, params)] = re.findall(r"^([\d.]+) with (\{.*\})$", result.stdout, re.MULTILINE)
+    [(loss, params)] = re.findall(r"^([\d.]+) with (\{.*\})$", capsys.readouterr().out, re.MULTILINE)
     assert float(loss) < 1.0
     assert "'batch_size': 64" in params
-    assert result.stderr.count("Trial ") == 3
+    assert len(study.trials) == 3
 
 
-def test_a_script_with_flags_is_searched_as_it_is(root: Path, tmp_path: Path) -> None:
+def test_a_script_with_flags_is_searched_as_it_is(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unmodified script: from one command line to its own command line with the answer, which trains on."""
     script = root / "examples" / "script_flags" / "train.py"
     words = ["--batch-size", "{micro_batch_size}", "--lr", "{learning_rate}", "--epochs", "{max_epochs}"]
-    options = ["--samples-per-epoch=1500", "--epochs=2", "--n-trials=2", "--space", "batch_size=32"]
-    asked = [sys.executable, "-m", "bstune", "search", *options, "--space", "learning_rate=0.05"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*asked, "--", sys.executable, str(script), *words],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    probe = tmp_path / "probe.json"  # How a script is probed is the subject of other tests.
+    probe.write_text(known_probe(64, step_s=(0.001, 1e-5), n_train_samples=1500).to_json())
+    options = ["--samples-per-epoch=1500", "--epochs=2", "--n-trials=1", "--confirm=0", "--probe", str(probe)]
+    space = ["--space", "batch_size=32", "--space", "learning_rate=0.05"]
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["search", *options, *space, "--", sys.executable, str(script), *words])
 
-    assert result.returncode == 0, result.stderr
+    assert result.exit_code == 0, result.stderr
     applied = shlex.split(result.stdout.strip().splitlines()[-1].removeprefix("# "))
     assert applied == [sys.executable, str(script), "--batch-size", "32", "--lr", "0.05", "--epochs", "2"]
-    trained = subprocess.check_output(applied, cwd=tmp_path, env=environment, text=True)
+    trained = subprocess.check_output(applied, text=True)
     assert float(re.findall(r"accuracy: ([\d.]+)%", trained)[-1]) > 70
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,20 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from bstune.cli import main; main()", *arguments]
 
 
-def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(command(*arguments), check=False, capture_output=True, text=True, timeout=timeout)
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """What runs a command to its end in this process; what it and its workers write to the descriptors is caught."""
+
+    def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(arguments, prog_name="bstune")
+        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), *capfd.readouterr())
+
+    return run_here
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def invoke(*arguments: str) -> Result:
@@ -203,7 +215,7 @@ def test_debug_adds_our_own_traceback(folder: Path) -> None:
     assert "Traceback" in invoke("search", "missing.py", "--debug").stderr
 
 
-def test_the_users_exception_comes_with_the_users_traceback(folder: Path) -> None:
+def test_the_users_exception_comes_with_the_users_traceback(folder: Path, run: Run) -> None:
     """And with the exit code of a bstune error."""
     (folder / "broken.py").write_text("def load():\n    raise KeyError('my file')\n\nload()\n")
     done = run("search", "broken.py")
@@ -216,7 +228,7 @@ def test_the_users_exception_comes_with_the_users_traceback(folder: Path) -> Non
 # --- the main job -------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_search_with_a_model_that_prints(folder: Path) -> None:
+def test_a_whole_search_with_a_model_that_prints(folder: Path, run: Run) -> None:
     """Probe, search and show of a loud model print one JSON document each; also resumed, and without a model."""
     probed = run("probe", "loud.py", "--max-batch", "64", "--json")
     assert probed.returncode == 0, probed.stderr
@@ -274,7 +286,7 @@ def assert_can_be_pasted(text: str, result: bstune.SearchResult) -> None:
     assert values["learning_rate"] == best.learning_rate
 
 
-def test_ctrl_c_and_two_at_once_and_show(folder: Path) -> None:
+def test_ctrl_c_and_two_at_once_and_show(folder: Path, run: Run) -> None:
     """While one search runs a second is refused and show works; Ctrl-C shows the best, exits 130, leaves no process."""
     write_model(folder, step_s=0.02)
     options = ["--space", "batch_size=4,8", "--budget", "60"]
@@ -297,7 +309,7 @@ def test_ctrl_c_and_two_at_once_and_show(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["bstune.db", "loud.py"]
 
 
-def test_a_killed_search_leaves_no_process_and_goes_on(folder: Path) -> None:
+def test_a_killed_search_leaves_no_process_and_goes_on(folder: Path, run: Run) -> None:
     """SIGKILL in the middle of a trial: its workers end with it, and the next search brings the result."""
     options = ["--space", "batch_size=8", "--space", "learning_rate=0.01,0.1", "--budget", "2"]
     first = start("search", "loud.py", *options)
@@ -331,7 +343,7 @@ def gone(pids: list[int], within_s: float = 10.0) -> bool:
     return True
 
 
-def test_a_dry_run_trains_nothing(folder: Path) -> None:
+def test_a_dry_run_trains_nothing(folder: Path, run: Run) -> None:
     """It prints the forecast on stdout and no more."""
     done = run("search", "loud.py", "--dry-run", "--budget", "3")
     assert done.returncode == 0, done.stderr
@@ -340,10 +352,25 @@ def test_a_dry_run_trains_nothing(folder: Path) -> None:
     assert "trial " not in done.stderr
 
 
-def test_a_timeout_is_a_partial_answer(folder: Path) -> None:
+SLOW = """
+import time
+import bstune
+
+@bstune.objective(n_samples=96, epochs=4, evals=4)
+def objective(trial):
+    for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
+        time.sleep(0.02)
+        if samples >= trial.next_report:
+            trial.report(val_loss=1.0, samples=samples)
+"""
+
+
+def test_a_timeout_is_a_partial_answer(folder: Path, run: Run) -> None:
     """Exit 0, and `verified: false` in the first line."""
-    write_model(folder, step_s=0.02)
-    done = run("search", "loud.py", "--timeout", "15", "--budget", "60", "--space", "batch_size=4,8,16")
+    (folder / "slow.py").write_text(SLOW)
+    # In this process, so that the time does not go by while workers start.
+    options = ["--isolation", "none", "--budget", "60", "--space", "batch_size=4,8,16"]
+    done = run("search", "slow.py", "--timeout", "4", *options)
     assert done.returncode == 0, done.stderr
     assert "verified: false" in done.stdout.splitlines()[0]
     assert "ended by timeout" in done.stdout
