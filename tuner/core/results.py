@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Goal = Literal["loss", "time", "largest"]
 Decider = Literal["memory", "hardware", "noise", "data set", "space"]
+USUAL_BATCH = 32
+"""What many frameworks begin with."""
 
 
 @dataclass(frozen=True)

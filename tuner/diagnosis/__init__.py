@@ -1,6 +1,7 @@
 """Claims about batch size and learning rate, and what judges them: the probe, the trials of a search, the model itself.
 
 - `claims`: All claims that are diagnosed, with who makes them; a new one is a function and an entry there.
+- `course`: Claims about the course of a run, from the trials.
 - `hardware`: Claims about what the hardware does with a batch, from the probe.
 - `kept`: Findings that a study keeps.
 - `known`: What a finding may rest on.

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..core.diagnosis import Finding
 from ..core.errors import ArgumentError
-from . import hardware, learning_rate, model, noise, outcome, trained
+from . import course, hardware, learning_rate, model, noise, outcome, trained
 from .known import Known, Ruling, unknown
 
 Need = Literal["facts", "probe", "search"]
@@ -135,21 +135,21 @@ CLAIMS: tuple[Claim, ...] = (
         "best-checkpoint",
         "Keep the best checkpoint, not the last.",
         ANSWER,
-        outcome.best_checkpoint,
+        course.best_checkpoint,
         ("facts", "search"),
     ),
     Claim(
         "first-rise",
         "The loss oscillates: do not stop at its first rise.",
         ANSWER,
-        outcome.first_rise,
+        course.first_rise,
         ("facts", "search"),
     ),
     Claim(
         "short-runs-tell",
         "Short runs on a part of the samples show which setting is best.",
         ANSWER,
-        outcome.short_runs_tell,
+        course.short_runs_tell,
         ("facts", "search"),
     ),
     Claim(

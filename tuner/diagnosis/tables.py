@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -197,3 +198,12 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def loss_after(record: TrialRecord, samples: float) -> float | None:
+    """Return the loss of a run after so many samples, between its reports if need be; None where it is not known."""
+    points = [(at, loss) for at, loss in record.values if loss is not None]
+    for (at, loss), (later, its) in itertools.pairwise(points):
+        if at <= samples <= later:
+            return loss + (samples - at) / (later - at) * (its - loss)
+    return points[-1][1] if points and samples >= points[-1][0] else None

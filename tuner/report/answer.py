@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.plain_text import one_line
-from ..core.results import Candidate, LossEstimate, OnDevice, Recommendation, SearchResult, TrialRecord
+from ..core.results import USUAL_BATCH, Candidate, LossEstimate, OnDevice, Recommendation, SearchResult, TrialRecord
 from . import wording
 from .reasons import PAST_THE_END, no_advice, without_limits
 from .units import duration, gib, given_params
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-USUAL_BATCH = 32
-"""What many frameworks begin with."""
 MOST_ROWS = 5
 """Of the frontier, without --verbose."""
 MOST_METRICS = 2

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.results import Candidate, Comparison, Setting
+from ..core.results import USUAL_BATCH, Candidate, Comparison, Setting
 from .candidates import candidate, full_value, key_of_candidate, seed_noise, setting_of, spoilt
 from .evidence import Evidence
 from .worth import NOT_REACHED
 
-USUAL_BATCH = 32
-"""What many frameworks begin with."""
 CLEARLY_SOONER = 1.5
 """A setting that is expected to be sooner by this factor than one that ran to its end is compared in its place."""
 
