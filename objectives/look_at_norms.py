@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..tuner.core.examination import ExamineSpec
 from .look_at_gradients import drawn, has_batch_norm, short
-from .precise_norms import make_precise
 from .training import TrainingRun
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def running_statistics(
     n_val = len(run.objective.val_data)
     size = max(1, min(spec.eval_batch_size, math.ceil(n_val / VALIDATIONS)))
     before = _losses(run, size)
-    if not make_precise(run, spec.micro_batch_size):
+    if not run.make_norms_precise(spec.micro_batch_size):
         raise ArithmeticError(NONE)
     after = _losses(run, size)
     return {"running": tuple(before), "precise": tuple(after), "updates": (float(run.steps),)}, {}

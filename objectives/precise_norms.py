@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .data import noise_batches, to_device
 from .gradient_noise import same_draws
 
 if TYPE_CHECKING:
-    from .training import TrainingRun
+    import torch
 
 SAMPLES = 1024
 """Training samples whose statistics count as the true ones."""
 
 
-def make_precise(run: TrainingRun, size: int) -> bool:
-    """Replace the running statistics by the means over training batches of this size, at the weights as they are.
+def make_precise(model: torch.nn.Module, loss_of: Callable[[Any], object], batches: Iterable[Any]) -> bool:
+    """Replace the running statistics by the means over training batches, at the weights as they are.
 
     Training goes on as if nothing had happened: it does not use them, and every generator is put back.
+
+    Args:
+        model: In whichever mode; it stays in it.
+        loss_of: The training loss of a batch, for what the model does on the way to it.
+        batches: On the device. They are drawn only where they are needed.
 
     Returns:
         Whether the model has any.
@@ -27,29 +32,20 @@ def make_precise(run: TrainingRun, size: int) -> bool:
     import torch
 
     kind = torch.nn.modules.batchnorm._BatchNorm
-    norms = [module for module in run.model.modules() if isinstance(module, kind) and module.track_running_stats]
+    norms = [module for module in model.modules() if isinstance(module, kind) and module.track_running_stats]
     if not norms:
         return False
-    momenta = [module.momentum for module in norms]
-    data, was_training = run.objective.train_data, run.model.training
-    batches: Any = noise_batches(
-        data,
-        size,
-        max(1, min(SAMPLES, len(data)) // size),
-        seed=run.seed,
-        at_samples=run.samples,
-        collate_fn=run.objective.collate_fn,
-    )
+    momenta, was_training = [module.momentum for module in norms], model.training
     try:
         for module in norms:
             module.reset_running_stats()
             module.momentum = None  # Their mean over all batches that follow.
-        run.model.train()
+        model.train()
         with same_draws(), torch.no_grad():
             for batch in batches:
-                run.training_loss(to_device(batch, run.device), needs_grad=False)
+                loss_of(batch)
     finally:
-        run.model.train(was_training)
+        model.train(was_training)
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
     return True

@@ -346,7 +346,7 @@ def _validation_s(run: TrainingRun, eval_batch_size: int) -> float:
         n_samples = run.validate_once(eval_batch_size)  # It reads the loss, and so waits for the device.
         seconds.append(time.perf_counter() - start_s)
     start_s = time.perf_counter()
-    run.make_norms_precise()
+    run.prepare_validation()
     norms_s = time.perf_counter() - start_s
     return min(seconds) / (n_samples * run.world_size) + norms_s / len(run.objective.val_data)
 

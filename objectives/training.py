@@ -17,7 +17,7 @@ from ..tuner.core.results import NoisePoint
 from ..tuner.theory.gradient_noise import NoiseDesign
 from .data import noise_batches, to_device, training_batches, validation_batches
 from .gradient_noise import measure_noise
-from .precise_norms import make_precise
+from .precise_norms import SAMPLES, make_precise
 from .schedule import learning_rate_factor
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class TrainingRun:
 
     def validate(self, eval_batch_size: int) -> dict[str, float]:
         """Return the mean loss (key `val_loss`) and metrics over all validation data, weighted by samples."""
-        self.make_norms_precise()
+        self.prepare_validation()
         total, sums = 0, dict.fromkeys(("val_loss", *self.objective.metrics), 0.0)
         for n_samples, batch in self.validation(eval_batch_size):
             total += n_samples
@@ -196,10 +196,27 @@ class TrainingRun:
         """Add up numbers over the processes that train the model together."""
         return numbers
 
-    def make_norms_precise(self) -> None:
-        """Make the running statistics of BatchNorm afresh, where that is asked for."""
+    def prepare_validation(self) -> None:
+        """Do what comes before each validation: make the statistics of BatchNorm afresh, where that is asked for."""
         if self.objective.precise_batch_norm:
-            make_precise(self, self._micro_batch_size)
+            self.make_norms_precise(self._micro_batch_size)
+
+    def make_norms_precise(self, size: int) -> bool:
+        """Make the running statistics of BatchNorm afresh from batches of this size; return whether there are any."""
+        data = self.objective.train_data
+        batches: Any = noise_batches(
+            data,
+            size,
+            max(1, min(SAMPLES, len(data)) // size),
+            seed=self.seed,
+            at_samples=self.samples,
+            collate_fn=self.objective.collate_fn,
+        )
+        return make_precise(
+            self.model,
+            lambda batch: self.training_loss(batch, needs_grad=False),
+            (to_device(batch, self.device) for batch in batches),
+        )
 
     def validate_once(self, eval_batch_size: int) -> int:
         """Run one validation batch, as the probe wants it; return its size."""
