@@ -99,9 +99,12 @@ def test_full_batch(ratio: float, verdict: str, seed: int) -> None:
     assert finding("full-batch", large).verdict == "not applicable"
 
 
-def test_what_trainings_cost(seed: int) -> None:
-    """All of the demo's together take at most three reference runs."""
-    tasks = Tasks(searched(), seed)
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_what_trainings_cost(seed: int, ranks: int) -> None:
+    """All of the demo's together take at most three reference runs; one process looks, where several train."""
+    known = searched()
+    assert known.facts is not None
+    tasks = Tasks(dataclasses.replace(known, facts=dataclasses.replace(known.facts, world_size=ranks)), seed)
     names = ("gradients", "step_times", "early_losses", "grown_batch", "at_full_batch", "structure")
 
     prices = {name: sum(task.reference_runs for task in tasks.of(name)) for name in names}

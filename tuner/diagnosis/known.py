@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..core.diagnosis import Judgement
@@ -30,6 +30,11 @@ class Known:
     """By measurement: why it was not made."""
     cost_s: Mapping[str, float] = field(default_factory=dict)
     """By measurement: seconds that it took."""
+
+    def __post_init__(self) -> None:
+        """Take several processes for one: it trains as they do, with more accumulation, and is looked at alone."""
+        if self.facts is not None and self.facts.world_size > 1:
+            object.__setattr__(self, "facts", replace(self.facts, world_size=1))
 
     @property
     def best(self) -> Recommendation | None:
