@@ -2,6 +2,7 @@
 
 - `claims`: All claims that are diagnosed, with who makes them; a new one is a function and an entry there.
 - `course`: Claims about the course of a run, from the trials.
+- `dimensions`: Claims about what a search may have as a dimension: the optimizer, momentum.
 - `hardware`: Claims about what the hardware does with a batch, from the probe.
 - `kept`: Findings that a study keeps.
 - `known`: What a finding may rest on.

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..core.diagnosis import Finding
 from ..core.errors import ArgumentError
-from . import course, hardware, learning_rate, model, noise, outcome, trained
+from . import course, dimensions, hardware, learning_rate, model, noise, outcome, trained
 from .known import Known, Ruling, unknown
 
 Need = Literal["facts", "probe", "search"]
@@ -287,7 +287,7 @@ CLAIMS: tuple[Claim, ...] = (
         "adam-or-sgd",
         "Adam learns faster than SGD.",
         BLOG,
-        outcome.adam_or_sgd,
+        dimensions.adam_or_sgd,
         ("facts",),
     ),
     Claim(
@@ -301,7 +301,7 @@ CLAIMS: tuple[Claim, ...] = (
         "momentum-for-batch",
         "More momentum does what a smaller batch would undo: keep the noise temperature.",
         "Smith et al. 2018, arXiv:1711.00489",
-        outcome.momentum_for_batch,
+        dimensions.momentum_for_batch,
         ("facts",),
     ),
 )

@@ -325,28 +325,9 @@ def start_with_32(known: Known) -> Ruling:
     )
 
 
-def adam_or_sgd(known: Known) -> Ruling:
-    """Adam learns faster than SGD."""
-    assert known.facts is not None
-    return unknown(
-        f"it takes a search of both, and this one has {known.facts.optimizer or 'an optimizer of its own'} alone",
-        "Let the optimizer be a dimension, with as many trials each: optimizer=lambda p, lr, kind: ..., then bstune "
-        "search MODEL --space kind=sgd,adam",
-    )
-
-
 def sharp_minima(known: Known) -> Ruling:
     """Large batches end in sharp minima, which generalise worse."""
     return unknown(
         "sharpness depends on how the weights are scaled, and no search keeps the weights of several batch sizes",
         "Look at what it is about: large-is-worse compares the losses themselves.",
-    )
-
-
-def momentum_for_batch(known: Known) -> Ruling:
-    """More momentum does what a smaller batch would undo."""
-    return unknown(
-        "it takes trials at several values of momentum",
-        "Make it a dimension: optimizer=lambda p, lr, momentum: ..., then bstune search MODEL --space "
-        "momentum=0.8:0.99",
     )

@@ -79,6 +79,17 @@ def table_of(records: Sequence[TrialRecord], full_samples: float, *, least_batch
 
     Where no such moment is, the one with the most tuned batch sizes; None where no two batch sizes can be compared.
     """
+    usable = [table for table in tables_of(records, full_samples) if len(table.best) >= 2]
+    if not usable:
+        return None
+    enough = [table for table in usable if len(table.tuned) >= least_batches]
+    if enough:
+        return max(enough, key=lambda table: table.samples)
+    return max(usable, key=lambda table: (len(table.tuned), table.samples))
+
+
+def tables_of(records: Sequence[TrialRecord], full_samples: float) -> list[EqualSamples]:
+    """Return losses at each number of samples at which one was recorded, the mean of those of one setting."""
     at: dict[int, dict[int, dict[float, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     points = sorted({samples for record in records for samples, _ in record.values})
     for record in records:
@@ -89,7 +100,7 @@ def table_of(records: Sequence[TrialRecord], full_samples: float, *, least_batch
                 at[point][record.global_batch_size][record.learning_rate].append(math.inf)
             elif point in known:
                 at[point][record.global_batch_size][record.learning_rate].append(known[point])
-    tables = [
+    return [
         EqualSamples(
             point,
             full_samples,
@@ -97,13 +108,6 @@ def table_of(records: Sequence[TrialRecord], full_samples: float, *, least_batch
         )
         for point, rows in at.items()
     ]
-    usable = [table for table in tables if len(table.best) >= 2]
-    if not usable:
-        return None
-    enough = [table for table in usable if len(table.tuned) >= least_batches]
-    if enough:
-        return max(enough, key=lambda table: table.samples)
-    return max(usable, key=lambda table: (len(table.tuned), table.samples))
 
 
 def _mean(values: Sequence[float]) -> float:
