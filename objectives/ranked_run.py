@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import sys
 import tempfile
 import threading
 import traceback
@@ -235,6 +236,8 @@ def _check(device: str, world_size: int) -> None:
             f"world_size={world_size} trains on CPU, and the device is {device}. Use --device cpu, or search a script "
             "that torchrun starts (bstune search -- torchrun --nproc-per-node N train.py ...)."
         )
+    if not sys.platform.startswith("linux"):
+        raise ObjectiveError(f"world_size={world_size} works on Linux only; elsewhere leave it out.")
     if (n_threads := threads_that_fork_loses()) > 1:
         raise ObjectiveError(
             f"world_size={world_size} forks a process for each rank, which is not safe: the objective's file left "
