@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,8 +14,9 @@ from .core.checks import Checks
 from .core.diagnosis import Diagnosis
 from .core.errors import NoSignalError
 from .core.probe_results import Attempt, ProbeResult
+from .core.version import __version__
 from .diagnosis.claims import Claim, chosen, judged
-from .diagnosis.kept import keep
+from .diagnosis.kept import keep, measured_before
 from .diagnosis.known import Known
 from .diagnosis.measured import cost_of, measure
 from .probing.run import run_probe
@@ -40,13 +42,16 @@ def diagnose(
     device: str = "auto",
     threads: int | Literal["auto"] = "auto",
     seed: int = 0,
+    fresh: bool = False,
     on_attempt: Callable[[Attempt], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Diagnosis:
     """Say which claims about batch size and learning rate hold for a model, and what to do.
 
     What a probe and a search have recorded is not run again. Without a probe one is made first. What must be measured
-    on the model is, in worker processes, on fresh models that are then forgotten.
+    on the model is, in worker processes, on fresh models that are then forgotten. An earlier call's measurements are
+    used again where they would be made alike: of the same source, setting and seed, on the same device, by the same
+    versions of bstune and torch.
 
     Args:
         objective: A `Supervised`, a function under `@bstune.objective`, a `Command`, or what `bstune.load` returns.
@@ -58,6 +63,7 @@ def diagnose(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads; by default those of the study's probe.
         seed: Of model and data.
+        fresh: Measure anew what an earlier call has measured.
         on_attempt: Called with each attempt of a probe.
         on_note: Called with what was decided on the way, in words.
 
@@ -93,21 +99,28 @@ def diagnose(
         warnings = [*host.warnings, *_warnings(kept, host.facts, known)]
         if known.probe is None and _needs_probe(claims, host.facts):
             known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
+        by = _measured_by(host, known, seed)
+        before = {} if fresh or host.facts.kind != "supervised" else measured_before(kept, by)
+        open_claims = _open(claims, known)
+        reused = {claim.name: replace(before[claim.name], cost_s=0.0) for claim in open_claims if claim.name in before}
+        wanted = _measurements(claim for claim in open_claims if claim.name not in reused)
         trained = 0.0
-        wanted = _measurements(claims, known)
         if wanted and host.facts.kind == "supervised":
             if host.chooses_threads and known.probe is not None and known.probe.device.threads:
                 host.use_threads(known.probe.device.threads)
             known, trained = measure(wanted, known, host, budget=budget, seed=seed, on_note=on_note or _silent)
         result = Diagnosis(
-            findings=judged(claims, known),
+            findings=tuple(reused.get(finding.name, finding) for finding in judged(claims, known)),
             study=name,
             device=host.device_info.name,
             seconds=time.monotonic() - began_s if trained or wanted else 0.0,
             reference_runs=trained,
             warnings=tuple(warnings),
+            reused=tuple(reused),
         )
-        keep(kept, result.findings)
+        done = {look.measurement for look in known.looks if look.failed is None} - set(known.unmeasured)
+        measured = [claim.name for claim in open_claims if claim.name not in reused and claim.measurement in done]
+        keep(kept, [finding for finding in result.findings if finding.name not in reused], measured, by)
         kept.set(identity=identity)
         touch(kept)
     return result
@@ -125,12 +138,27 @@ def _silent(text: str) -> None:
     """Say nothing."""
 
 
-def _measurements(claims: Iterable[Claim], known: Known) -> list[str]:
-    """Return what must be measured for claims of which the record does not tell."""
-    open_claims = [claim for claim in claims if claim.measurement is not None]
-    verdicts = {finding.name: finding.verdict for finding in judged(open_claims, known)}
-    wanted = [claim.measurement for claim in open_claims if verdicts[claim.name] == "cannot tell"]
-    return list(dict.fromkeys(name for name in wanted if name is not None))
+def _measured_by(host: Host, known: Known, seed: int) -> dict[str, Any]:
+    """Return what measurements depend on, as JSON: what a probe does, and the setting that is looked at."""
+    key = probe_key(host.facts, host.device_info, seed=seed, chooses_threads=host.chooses_threads)
+    setting = known.setting
+    return {
+        **key,
+        "bstune": __version__,
+        "setting": [setting.global_batch_size, setting.learning_rate, json.loads(json.dumps(dict(setting.params)))],
+    }
+
+
+def _open(claims: Iterable[Claim], known: Known) -> list[Claim]:
+    """Return the claims of which the record does not tell, and a measurement may."""
+    measurable = [claim for claim in claims if claim.measurement is not None]
+    verdicts = {finding.name: finding.verdict for finding in judged(measurable, known)}
+    return [claim for claim in measurable if verdicts[claim.name] == "cannot tell"]
+
+
+def _measurements(claims: Iterable[Claim]) -> list[str]:
+    """Return the names of what these claims need, each once."""
+    return list(dict.fromkeys(claim.measurement for claim in claims if claim.measurement is not None))
 
 
 def costs(
@@ -159,7 +187,7 @@ def costs(
                 name = study_name(study, objective, host.facts)
                 _, found = own_study(opened, name, objective_identity(objective), named=study is not None)
                 known = known if found is None else stored(found, host.facts)
-    wanted = _measurements(claims, known)
+    wanted = _measurements(_open(claims, known))
     return [
         (claim.name, claim.text, 0.0 if claim.measurement not in wanted else cost_of(str(claim.measurement), known))
         for claim in claims

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -55,8 +56,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_model_is_probed_looked_at_and_remembered(folder: Path, brief_timing: None) -> None:
-    """One finding for each claim; what was found is kept in the study."""
+def test_a_model_is_probed_looked_at_and_remembered(
+    folder: Path, brief_timing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One finding for each claim; what was found is kept in the study, and a second call measures nothing of it."""
+    # Runs cost their share of samples, whatever else the machine does.
+    monkeypatch.setattr("bstune.tuner.diagnosis.measured.reference_run_s", lambda known: None)
     result = bstune.diagnose(bstune.load("model.py"), budget=0.5)
 
     assert tuple(finding.name for finding in result.findings) == NAMES
@@ -72,6 +77,17 @@ def test_a_model_is_probed_looked_at_and_remembered(folder: Path, brief_timing: 
         assert study is not None
         assert kept_findings(study) == result.findings
         assert study.probe is not None
+
+    again = bstune.diagnose(bstune.load("model.py"), budget=0.0)
+    assert again.reference_runs == 0
+    assert "noisy-loss" in again.reused
+    assert "grow-the-batch" not in again.reused
+    assert again["noisy-loss"] == dataclasses.replace(result["noisy-loss"], cost_s=0.0)
+    assert all(name in str(again) for name in ("an earlier call: ", "--fresh"))
+    other = bstune.diagnose(bstune.load("model.py"), only=["noisy-loss"], budget=0.0, seed=1)
+    fresh = bstune.diagnose(bstune.load("model.py"), only=["norm-on-output"], fresh=True)
+    assert (other.reused, fresh.reused) == ((), ())
+    assert fresh["norm-on-output"].cost_s > 0
 
 
 def test_trainings_that_a_budget_allows(folder: Path, brief_timing: None) -> None:

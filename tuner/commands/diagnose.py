@@ -52,6 +52,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]  # Generic in newer rele
 @device_option
 @threads_option
 @click.option("--seed", type=int, default=0, help="Seed of model and data.")
+@click.option("--fresh", is_flag=True, help="Measure anew what an earlier call has measured.")
 @command_options
 @study_option
 @storage_option

@@ -54,6 +54,8 @@ class Diagnosis(Record):
     reference_runs: Amount = 0.0
     """Training that was spent, in full runs at the smallest batch of half the top speed."""
     warnings: tuple[str, ...] = ()
+    reused: tuple[str, ...] = ()
+    """Names of findings whose measurements an earlier call has made."""
 
     def __getitem__(self, name: str) -> Finding:
         """Return the finding of this name.

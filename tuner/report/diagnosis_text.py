@@ -37,6 +37,8 @@ def diagnosis_text(diagnosis: Diagnosis, view: View | None = None) -> str:
         for alike in _alike(found):
             parts += [_claim(finding) for finding in alike]
             parts.append(labelled(_rows(alike[0]), least=7))
+    if diagnosis.reused:
+        parts += [said(""), said(f"{reused_sentence(diagnosis)}.")]
     if diagnosis.warnings:
         parts += [said(""), labelled([("warning", said(text)) for text in diagnosis.warnings])]
     return laid_out(parts, view)
@@ -68,6 +70,13 @@ def headline(diagnosis: Diagnosis) -> str:
         else f"{duration(diagnosis.seconds)}, {diagnosis.reference_runs:.2g} reference runs of training"
     )
     return f"{of} ({cost})"
+
+
+def reused_sentence(diagnosis: Diagnosis) -> str:
+    """Return what was not measured again, and how to do so."""
+    n = len(diagnosis.reused)
+    what = "1 finding rests" if n == 1 else f"{n} findings rest"
+    return f"{what} on measurements of an earlier call: {', '.join(diagnosis.reused)}. To measure again: --fresh"
 
 
 def measured(finding: Finding) -> str:
@@ -129,7 +138,8 @@ def diagnosis_html(diagnosis: Diagnosis) -> str:
         for each in order
     )
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"<p><strong>{_safe(headline(diagnosis))}</strong></p>{table}"
+    reused = f"<p>{_safe(reused_sentence(diagnosis))} (fresh=True).</p>" if diagnosis.reused else ""
+    return f"<p><strong>{_safe(headline(diagnosis))}</strong></p>{table}{reused}"
 
 
 def _safe(text: str) -> str:
