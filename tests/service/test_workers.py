@@ -15,9 +15,11 @@ from pathlib import Path
 import bstune
 import httpx
 import pytest
+from bstune.cli import main
 from bstune.tests.report.terminals import Terminal
 from bstune.tuner.testing.fake_device import known_probe
 from bstune.tuner.testing.tables import synthetic
+from click.testing import CliRunner
 
 from .conftest import Service
 
@@ -70,18 +72,18 @@ def probed(folder: Path) -> tuple[str, str]:
 
 
 def test_a_search_at_the_service_prints_its_result_and_a_late_worker_has_nothing_to_do(
-    service: Service, tmp_path: Path
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The search creates the study and is its worker; another finds it ended, needs no probe, and ends with 0."""
     (tmp_path / "small.py").write_text(MODEL.replace("{pause}", "0"))
     space = ("--space", "batch_size=16,32", "--space", "learning_rate=0.01:0.1")
 
-    search = bstune_command(
-        "search", "small.py", "--server", service.url, "--n-trials", "3", *space, "--json", folder=tmp_path
-    )
-    found, said = search.communicate(timeout=180)
+    monkeypatch.chdir(tmp_path)
+    words = ["search", "small.py", "--server", service.url, "--n-trials", "3", *space, "--json"]
+    search = CliRunner().invoke(main, words)
+    found, said = search.stdout, search.stderr
 
-    assert search.returncode == 0, said
+    assert search.exit_code == 0, said
     result = bstune.SearchResult.from_dict(json.loads(found))
     assert result.stopped_by == "n_trials"
     assert result.study == "small"
@@ -91,9 +93,9 @@ def test_a_search_at_the_service_prints_its_result_and_a_late_worker_has_nothing
     assert "Forecast: about" in said
     assert len([line for line in said.splitlines() if line.startswith("trial ") and " runs]" in line]) == 3
 
-    worker = bstune_command("worker", service.url, "small.py", folder=tmp_path)
-    _, late = worker.communicate(timeout=120)
-    assert worker.returncode == 0, late
+    worker = CliRunner().invoke(main, ["worker", service.url, "small.py"])
+    late = worker.stderr
+    assert worker.exit_code == 0, late
     assert "Study small has ended: n_trials." in late
     assert "probe  micro-batch" not in late
     assert not list(tmp_path.glob("*.db"))

@@ -194,7 +194,7 @@ def test_a_terminal_that_goes_ends_the_search_in_order(folder: Path) -> None:
         os.set_blocking(master, False)
         with contextlib.suppress(BlockingIOError):
             os.read(master, 65536)
-        time.sleep(0.2)
+        time.sleep(0.5)
     children = psutil.Process(process.pid).children(recursive=True)
     os.close(master)
     assert process.wait(30) != 0
@@ -212,22 +212,16 @@ def try_records(folder: Path) -> list[TrialRecord]:
     return []
 
 
-def test_a_terminal_that_goes_changes_nothing_under_nohup(folder: Path) -> None:
-    """Who asked for the search to stay gets its result."""
+def test_a_terminal_and_a_reader_that_go_change_nothing_under_nohup(folder: Path) -> None:
+    """Who asked for the search to stay gets its result, also as in `nohup bstune search model.py 2>&1 | head`.
+
+    Progress is for whoever reads it.
+    """
     process = start("--budget", "3", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     read_until(process, "trial 0")
-    process.send_signal(signal.SIGHUP)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
-    assert "confirmed by" in stdout.splitlines()[0]
-
-
-def test_a_reader_that_goes_does_not_end_the_search(folder: Path) -> None:
-    """`bstune search model.py 2>&1 | head`: progress is for whoever reads it; the result is stored either way."""
-    process = start("--budget", "3")
-    read_until(process, "Forecast")
     assert process.stderr is not None
     process.stderr.close()
+    process.send_signal(signal.SIGHUP)
     assert process.stdout is not None
     with process.stdout as pipe:
         stdout = pipe.read()
