@@ -186,7 +186,7 @@ def compiled(metric: str | None) -> dict[str, re.Pattern[str]]:
     """Return the patterns to try, by name: all ready-made ones, the one of this name, or the user's own expression.
 
     Raises:
-        ArgumentError: It is no regular expression, or has no group with the value.
+        ArgumentError: It is not a regular expression, or has no group with the value.
     """
     if metric is None:
         return {name: re.compile(pattern) for name, pattern in READY_MADE.items()}
@@ -196,7 +196,7 @@ def compiled(metric: str | None) -> dict[str, re.Pattern[str]]:
         pattern = re.compile(metric)
     except re.error as error:
         raise ArgumentError(
-            f"metric={metric!r} is no regular expression ({error}): expected one with the value in parentheses, such "
+            f"metric={metric!r} is not a regular expression ({error}): expected the value in parentheses, such "
             rf"as 'val_loss=([\d.eE+-]+)', or one of {', '.join(READY_MADE)}."
         ) from error
     if pattern.groups == 0 or (pattern.groupindex and not {"value", "accuracy"} & set(pattern.groupindex)):

@@ -112,7 +112,7 @@ def test_the_samples_may_stand_on_the_line() -> None:
     assert read(b"seen 250 loss 0.5\n", r"seen (?P<samples>\d+) loss (?P<value>[\d.]+)") == [(0.5, 250)]
 
 
-@pytest.mark.parametrize(("metric", "said"), [("loss=(", "no regular expression"), ("loss=[0-9]+", "which part is")])
+@pytest.mark.parametrize(("metric", "said"), [("loss=(", "not a regular expression"), ("loss=[0-9]+", "which part is")])
 def test_a_pattern_without_a_value_is_refused(metric: str, said: str) -> None:
     """Before anything is run."""
     with pytest.raises(bstune.ArgumentError, match=said):

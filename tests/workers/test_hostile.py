@@ -1,4 +1,4 @@
-"""Model files that send to the search what is no message, for real."""
+"""Model files that send to the search something that is not a message, for real."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_a_search_survives_what_its_trials_send(model: Path, monkeypatch: pytest
         "half": "hung"
     }
     assert "announced a message of 2,147,483,648 bytes" in said["2 GiB"]
-    assert "no message" in said["pickle"]
-    assert "no message" in said["garbage"]
+    assert "not a message" in said["pickle"]
+    assert "not a message" in said["garbage"]
     assert "closed its connection" in said["close"]
     assert any(words in said["flood"] for words in ("before the answer", "does not read", "after it was told to stop"))
     assert all(reason.isprintable() and len(reason) < 400 for reason in said.values())
@@ -200,5 +200,5 @@ def test_a_template_that_says_rubbish_is_ended(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(hostile + LIAR)
     with Host(bstune.load(tmp_path / "model.py"), device="cpu") as host:
         time.sleep(0.6)
-        with pytest.raises(bstune.BstuneError, match=r"template process died.*no message.*rubbish"):
+        with pytest.raises(bstune.BstuneError, match=r"template process died.*not a message.*rubbish"):
             host.start(messages.Describe())

@@ -94,11 +94,11 @@ def changed(message: Any, **changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"", "no message"),
-        (b"\x80\x04\x95garbage", "no message"),
-        (b"\xff\xfe\x00", "no message"),
-        (b"[" * 200_000, "no message"),
-        (b'{"type":"TrialReport","samples":' + b"9" * 10_000 + b"}", "no message"),
+        (b"", "not a message"),
+        (b"\x80\x04\x95garbage", "not a message"),
+        (b"\xff\xfe\x00", "not a message"),
+        (b"[" * 200_000, "not a message"),
+        (b'{"type":"TrialReport","samples":' + b"9" * 10_000 + b"}", "not a message"),
         (b"17", "is a int"),
         (b'{"type":"Facts\\u001b[2J"}', r"Facts\\x1b\[2J"),
         (b'{"type":["TrialReport"]}', "not asked for"),

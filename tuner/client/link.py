@@ -116,14 +116,14 @@ class Link:
                 away = str(error) or type(error).__name__
                 if "CERTIFICATE_VERIFY_FAILED" in away:  # It will not be another in a minute.
                     raise RefusedError(
-                        f"The certificate of {self.url} is not to be trusted: {one_line(away)[:300]}. Name its "
+                        f"The certificate of {self.url} is not trusted: {one_line(away)[:300]}. Name its "
                         "authority with SSL_CERT_FILE.",
                         495,
                     ) from error
             if self._clock() - start_s > patience_s or self.stopped.is_set():
-                raise AwayError(f"The service at {self.url} is away: {one_line(away)[:300]}.")
+                raise AwayError(f"The service at {self.url} cannot be reached: {one_line(away)[:300]}.")
             if wait == FIRST_WAIT_S and patience_s > 1:
-                self._say(f"The service at {self.url} is away ({one_line(away)[:200]}); trying again.")
+                self._say(f"The service at {self.url} cannot be reached ({one_line(away)[:200]}); trying again.")
             self.stopped.wait(wait * random.uniform(0.5, 1.0))
             wait = min(2 * wait, LONGEST_WAIT_S)
 
@@ -137,9 +137,11 @@ class Link:
         try:
             answer = self._client.get(path)
         except self._httpx.TransportError as error:
-            raise AwayError(f"The service at {self.url} is away: {one_line(str(error))[:300]}.") from error
+            raise AwayError(f"The service at {self.url} cannot be reached: {one_line(str(error))[:300]}.") from error
         if answer.status_code in AGAIN:
-            raise AwayError(f"The service at {self.url} is away: it answers {answer.status_code}: {_detail(answer)}.")
+            raise AwayError(
+                f"The service at {self.url} does not work: it answers {answer.status_code}: {_detail(answer)}."
+            )
         return _content(answer)
 
     def events(self, path: str, after: str | None = None) -> Iterator[tuple[str, str | None, Any]]:
@@ -168,7 +170,7 @@ class Link:
                         yield event["event"], event.get("id"), _read(event.get("data", ""))
                         event = {}
         except self._httpx.TransportError as error:
-            raise AwayError(f"The service at {self.url} is away: {one_line(str(error))[:300]}.") from error
+            raise AwayError(f"The service at {self.url} cannot be reached: {one_line(str(error))[:300]}.") from error
 
 
 def study_path(name: str, what: str = "") -> str:
@@ -187,7 +189,9 @@ def _content(answer: Any) -> Any:
     try:
         return answer.json() if answer.content else None
     except ValueError as error:
-        raise RefusedError(f"The service at {answer.url} answers what is no JSON: is it bstune's?", 502) from error
+        raise RefusedError(
+            f"The service at {answer.url} answers something that is not JSON: is it a service of bstune?", 502
+        ) from error
 
 
 def _read(data: str) -> Any:

@@ -51,7 +51,9 @@ def assignment(trial: Mapping[str, Any], folder: Path | None) -> Assignment:
         spec = decode_spec(trial)
         found = Assignment(str(trial["id"]), spec, float(trial["lease_s"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BstuneError(f"The service has sent what is no trial ({type(error).__name__}: {error}).") from error
+        raise BstuneError(
+            f"The service has sent something that is not a trial ({type(error).__name__}: {error})."
+        ) from error
     resume = None if spec.resume_from is None or folder is None else folder / Path(spec.resume_from).name
     if resume is None or not resume.is_file():  # It is gone, or another's: from the beginning, then.
         resume = None

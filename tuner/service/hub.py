@@ -241,7 +241,7 @@ def _decoded(search: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a search as `check_search` takes them; what else they may be is for it to say."""
     unknown = sorted(set(search) - ASKED)
     if unknown:
-        raise ArgumentError(f"Not for a service to know: {', '.join(unknown)}. Known are {', '.join(sorted(ASKED))}.")
+        raise ArgumentError(f"Unknown to a service: {', '.join(unknown)}. Known are {', '.join(sorted(ASKED))}.")
     space = search.get("space")
     if not isinstance(space, dict):
         return search

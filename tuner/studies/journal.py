@@ -72,7 +72,7 @@ def check_journal(path: Path) -> None:
         fd = open_plain(path, os.O_RDONLY)
     except NotPlainError as error:
         raise StudyError(
-            f"The storage {path} is no plain file: expected a journal of Optuna. Name another with --storage."
+            f"The storage {path} is not a plain file: expected a journal of Optuna. Name another with --storage."
         ) from error
     with open(fd, "rb") as file:
         if not _is_entry(file.readline(MOST_LINE_BYTES)):

@@ -92,7 +92,7 @@ def locate(url: str | None) -> Location:
         secrets = (*secrets_in(text), *filter(None, [parsed.password and str(parsed.password)]))
         return Location(hide_secrets(parsed.render_as_string(hide_password=True)), None, "server", parsed, secrets)
     if backend != "sqlite":
-        raise StudyError(f"The storage {shown} is of a kind that is not known: expected {EXPECTED}.")
+        raise StudyError(f"The storage {shown} is of an unknown kind: expected {EXPECTED}.")
     if parsed.host:  # What follows two slashes is one.
         raise StudyError(f"{shown!r} names no file: expected sqlite:///FILE, with three slashes.")
     name = parsed.database or ":memory:"

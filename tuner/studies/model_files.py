@@ -81,7 +81,7 @@ def read_header(path: Path) -> ModelHeader | None:
     """Return what a kept model says of itself; None where bstune did not write the file.
 
     Raises:
-        OSError: It is no plain file, or cannot be read.
+        OSError: It is not a plain file, or cannot be read.
     """
     with open(open_plain(path, os.O_RDONLY), "rb") as file:
         try:

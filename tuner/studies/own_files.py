@@ -89,11 +89,11 @@ def open_plain(path: Path, flags: int) -> int:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO):
-            raise NotPlainError(error.errno, "it is no plain file", str(path)) from error
+            raise NotPlainError(error.errno, "it is not a plain file", str(path)) from error
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise NotPlainError(errno.EINVAL, "it is no plain file", str(path))
+        raise NotPlainError(errno.EINVAL, "it is not a plain file", str(path))
     return fd
 
 

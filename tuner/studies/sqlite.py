@@ -107,7 +107,7 @@ def check_database(path: Path) -> None:
         sqlite3.Error: It is no database, or a damaged one.
     """
     if not is_plain(path):
-        raise StudyError(f"The storage {path} is no plain file: expected a database. Name another with --storage.")
+        raise StudyError(f"The storage {path} is not a plain file: expected a database. Name another with --storage.")
     if path.stat().st_size == 0:
         raise StudyError(
             f"{path} is empty, and bstune makes no empty file: it is left alone. Remove it, or name another with "
@@ -160,7 +160,7 @@ def _check_beside(path: Path) -> None:
 
 
 def _head(path: Path) -> bytes | None:
-    """Return the first bytes of a file; None where it is no plain file."""
+    """Return the first bytes of a file; None where it is not a plain file."""
     try:
         fd = open_plain(path, os.O_RDONLY)
     except NotPlainError:

@@ -27,7 +27,7 @@ def log_folder(study: Study) -> Path | None:
         found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise StudyError(
-            f"{path} has the name of the folder for this study's logs, and is no folder of yours: it is left alone. "
+            f"{path} has the name of the folder for this study's logs, and is not your folder: it is left alone. "
             "Move it away, or choose another name with --study."
         )
     return path
@@ -58,5 +58,5 @@ def read_log(study: Study, number: int) -> str:
         ) from None
     with open(file, "rb") as log:
         if not stat.S_ISREG(os.fstat(log.fileno()).st_mode):
-            raise StudyError(f"{folder}/{log_name(number)} is no plain file, so it is not read.")
+            raise StudyError(f"{folder}/{log_name(number)} is not a plain file, so it is not read.")
         return log.read(MOST_BYTES).decode(errors="replace")

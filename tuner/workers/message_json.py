@@ -64,7 +64,7 @@ def decode(body: bytes, *allowed: type[Any]) -> Any:
     try:
         data = json.loads(body.decode("ascii"))
     except Exception:  # What a parser says of bytes that anybody may have written is of no use.
-        raise MalformedError(f"sent bstune what is no message: {_said(repr(bytes(body[:40])))}") from None
+        raise MalformedError(f"sent bstune something that is not a message: {_said(repr(bytes(body[:40])))}") from None
     kind = next((kind for kind in allowed if isinstance(data, dict) and data.get("type") == kind.__name__), None)
     if kind is None:
         found = f"of type {data.get('type')!r}" if isinstance(data, dict) else f"that is a {type(data).__name__}"
