@@ -104,11 +104,19 @@ def diagnose(
         open_claims = _open(claims, known)
         reused = {claim.name: replace(before[claim.name], cost_s=0.0) for claim in open_claims if claim.name in before}
         wanted = _measurements(claim for claim in open_claims if claim.name not in reused)
+
+        def save(known: Known) -> None:
+            done = {look.measurement for look in known.looks if look.failed is None} - set(known.unmeasured)
+            measured = [claim for claim in open_claims if claim.name not in reused and claim.measurement in done]
+            keep(kept, judged(measured, known), [claim.name for claim in measured], by)
+
         trained = 0.0
         if wanted and host.facts.kind == "supervised":
             if host.chooses_threads and known.probe is not None and known.probe.device.threads:
                 host.use_threads(known.probe.device.threads)
-            known, trained = measure(wanted, known, host, budget=budget, seed=seed, on_note=on_note or _silent)
+            known, trained = measure(
+                wanted, known, host, budget=budget, seed=seed, on_note=on_note or _silent, on_known=save
+            )
         result = Diagnosis(
             findings=tuple(reused.get(finding.name, finding) for finding in judged(claims, known)),
             study=name,
@@ -118,9 +126,8 @@ def diagnose(
             warnings=tuple(warnings),
             reused=tuple(reused),
         )
-        done = {look.measurement for look in known.looks if look.failed is None} - set(known.unmeasured)
-        measured = [claim.name for claim in open_claims if claim.name not in reused and claim.measurement in done]
-        keep(kept, [finding for finding in result.findings if finding.name not in reused], measured, by)
+        keep(kept, [finding for finding in result.findings if finding.name not in reused])
+        save(known)
         kept.set(identity=identity)
         touch(kept)
     return result

@@ -91,10 +91,20 @@ def test_a_model_is_probed_looked_at_and_remembered(
 
 
 def test_trainings_that_a_budget_allows(folder: Path, brief_timing: None) -> None:
-    """Each has a verdict with what it rests on, or says why not."""
+    """Each has a verdict with what it rests on; after an interruption what was finished is not measured again."""
     names = ("warm-up", "grow-the-batch", "full-batch", "powers-of-two")
+    notes: list[str] = []
+
+    def interrupt(text: str) -> None:
+        notes.append(text)
+        if sum("reference runs" in note for note in notes) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bstune.diagnose(bstune.load("model.py"), only=names, budget=100, on_note=interrupt)
     result = bstune.diagnose(bstune.load("model.py"), only=names, budget=100)
 
+    assert len(result.reused) == 1
     for name in names:
         finding = result[name]
         assert finding.figure is not None, finding.found
@@ -114,6 +124,8 @@ def test_a_loop_and_a_command_are_answered_as_far_as_they_can_be_seen(folder: Pa
                 assert result[claim.name].verdict == "not applicable"
                 assert "bstune.Supervised" in result[claim.name].found
         assert result["updates-per-epoch"].verdict == "holds"
+        assert result["twice-is-half"].verdict == "cannot tell"
+        assert "bstune search" in result["twice-is-half"].advice  # Another diagnosis would not tell.
         assert result.reference_runs == 0
 
 

@@ -342,9 +342,12 @@ def _ruling(claim: Claim, known: Known) -> Ruling:
         if there[need] is None:
             return unknown(*MISSING[need])
     seen = known.facts is None or known.facts.kind == "supervised"
-    if claim.measurement is not None and not claim.recorded and not seen:
+    if claim.measurement is None or seen:
+        return claim.judge(known)
+    if not claim.recorded:
         return Ruling("not applicable", OWN_LOOP)
-    return claim.judge(known)
+    ruling = claim.judge(known)
+    return ruling if ruling.figure is not None else unknown("no search has told it", "Search: bstune search MODEL")
 
 
 def _finding(claim: Claim, known: Known, ruling: Ruling) -> Finding:

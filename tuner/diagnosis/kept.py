@@ -37,7 +37,8 @@ def keep(study: Study, findings: Iterable[Finding], measured: Iterable[str] = ()
         whole[finding.name] = finding
         marks.pop(finding.name, None)
     marks.update({name: dict(by) for name in measured})
-    study.set(diagnosis=[finding.to_dict() for finding in whole.values()], measured_by=marks)
+    ordered = [whole[claim.name].to_dict() for claim in CLAIMS if claim.name in whole]
+    study.set(diagnosis=ordered, measured_by=marks)
 
 
 def measured_before(study: Study, by: Mapping[str, Any]) -> dict[str, Finding]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ...objectives.look_at_training import ROUNDS, early_steps
 from ..core.errors import BstuneError, NothingFitsError
-from ..core.examination import Examined, ExamineSpec, Look
+from ..core.examination import Examined, ExamineSpec
 from ..core.trials import Facts
 from ..strategy.cost import Cost
 from ..strategy.rungs import Rungs
@@ -178,6 +178,7 @@ def measure(
     budget: float,
     seed: int,
     on_note: Callable[[str], None] = lambda text: None,
+    on_known: Callable[[Known], None] = lambda known: None,
 ) -> tuple[Known, float]:
     """Make measurements, the cheapest first, as far as the budget goes.
 
@@ -188,36 +189,34 @@ def measure(
         budget: Reference runs that may be trained.
         seed: Of the first model and its data.
         on_note: Called with what is done.
+        on_known: Called with what is known after each group of processes: what is found is not lost if one stops here.
 
     Returns:
         What is known with them, and the reference runs that they took.
     """
     tasks, whole = Tasks(known, seed), budget
-    looks: list[Look] = list(known.looks)
-    unmeasured: dict[str, str] = dict(known.unmeasured)
-    cost_s: dict[str, float] = dict(known.cost_s)
+    found = known
     for names, group in _grouped({name: tasks.of(name) for name in wanted}):
         price = sum(task.reference_runs for task in group)
         if price > budget:
-            for name in names:
-                unmeasured[name] = (
-                    f"it takes {price:.2g} reference runs of training, and {max(budget, 0):.2g} of the budget are left"
-                )
+            why = f"it takes {price:.2g} reference runs of training, and {max(budget, 0):.2g} of the budget are left"
+            found = replace(found, unmeasured={**found.unmeasured, **dict.fromkeys(names, why)})
             continue
         on_note(f"{', '.join(names)}: {price:.2g} reference runs")
         for task in group:
-            seen, why = _examined(host, task, known)
+            seen, failed = _examined(host, task, known)
             budget -= task.reference_runs
-            if why is not None:
-                unmeasured.update(dict.fromkeys(names, why))
+            if failed is not None:
+                found = replace(found, unmeasured={**found.unmeasured, **dict.fromkeys(names, failed)})
                 break
             assert seen is not None
-            looks += seen.looks
+            cost_s = dict(found.cost_s)
             training_s = seen.seconds - sum(look.seconds for look in seen.looks)
             for name in names:
                 own_s = sum(look.seconds for look in seen.looks if look.measurement == name)
                 cost_s[name] = cost_s.get(name, 0.0) + own_s + training_s / len(names)
-    found = replace(known, looks=tuple(looks), unmeasured=unmeasured, cost_s=cost_s)
+            found = replace(found, looks=(*found.looks, *seen.looks), cost_s=cost_s)
+        on_known(found)
     return found, whole - budget
 
 
