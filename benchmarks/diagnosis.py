@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bstune.tests.diagnosis.made import covers, finding, grid, probe, searched
+from bstune.tests.diagnosis.made import covers, finding, grid, known_of, momenta, of_kind, probe, searched
 from bstune.tests.diagnosis.problems import classes, looked_at, normalised, quadratic, true_noise_scale
 from bstune.tuner.core.version import versions
 from bstune.tuner.diagnosis.known import Known
@@ -57,6 +57,22 @@ def _rates(slope: float) -> list[Case]:
         Case(name, problem, "holds" if holds else "does not hold", lambda s: searched(grid(slope=slope, seed=s)), slope)
         for name, holds in verdicts.items()
     ]
+
+
+def _kinds(adam: float, sgd: float, right: str) -> Case:
+    problem = f"5 settings each, the best at {adam:g} with Adam and {sgd:g} with SGD, 1 % noise"
+    return Case(
+        "adam-or-sgd",
+        problem,
+        right,
+        lambda s: known_of(of_kind("adam", adam, 5, seed=s), of_kind("sgd", sgd, 5, seed=s)),
+        sgd / adam,
+    )
+
+
+def _momenta(slope: float, right: str) -> Case:
+    problem = f"75 full runs, best 1 / (1 - momentum) proportional to batch^{slope:g}, 1 % noise"
+    return Case("momentum-for-batch", problem, right, lambda s: momenta(slope, seed=s), slope)
 
 
 CASES = [
@@ -247,6 +263,10 @@ CASES = [
         "does not hold",
         lambda s: looked_at(normalised(pixels=4, last=True), ["structure"], seed=s),
     ),
+    _kinds(0.10, 0.15, "holds"),
+    _kinds(0.15, 0.10, "does not hold"),
+    _momenta(0.5, "holds"),
+    _momenta(0.0, "does not hold"),
 ]
 
 

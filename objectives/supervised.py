@@ -418,7 +418,10 @@ def _problems(
     elif not callable(model):
         wrong.append(f"model={model!r}: expected a class or function without arguments that returns a module")
     if optimizer is not None and not takes_two(optimizer):
-        wrong.append("optimizer: expected a class or function (parameters, lr) that returns a torch.optim.Optimizer")
+        wrong.append(
+            "optimizer: expected a class or function (parameters, lr) that returns a torch.optim.Optimizer; parameters "
+            "beside these need a default, such as momentum=0.9"
+        )
     wrong += run_problems(epochs, evals)
     if not callable(schedule) and schedule not in SCHEDULES:
         wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)} or a function of progress")

@@ -94,6 +94,40 @@ def searched(
     return Known(FACTS, of or result.probe, result, records)
 
 
+def of_kind(
+    kind: str, best: float, n: int, *, middle: float = 0.0, seed: int = 0, end: int = FULL
+) -> list[TrialRecord]:
+    """Runs of an optimizer at rates an octave apart, the best of them at 0.01 * 2 ** middle."""
+    chance = random.Random(f"{kind} {seed}")
+    made = []
+    for i in range(n):
+        octave = (i + 1) // 2 * (1 if i % 2 else -1)
+        last = best * math.exp(0.2 * (octave - middle) ** 2 + chance.gauss(0, 0.01))
+        values = [(at, last * (at / FULL) ** -0.5) for at in (FULL // 9, FULL // 3, FULL) if at <= end]
+        made.append(dataclasses.replace(record(i, 32, 0.01 * 2.0**octave, values), params={"kind": kind}))
+    return made
+
+
+def known_of(*groups: list[TrialRecord]) -> Known:
+    """What is known after a search that tried these in turns."""
+    records = sorted((each for group in groups for each in group), key=lambda each: each.number)
+    return searched(tuple(dataclasses.replace(each, number=i) for i, each in enumerate(records)))
+
+
+def momenta(slope: float, *, sharp: float = 0.3, seed: int = 0, name: str = "momentum") -> Known:
+    """Full runs at five momenta an octave of 1 / (1 - momentum) apart; the best is at 2 + slope * log2(batch / 8)."""
+    chance = random.Random(seed)
+    made: list[TrialRecord] = []
+    for batch in BATCHES:
+        for octave in range(1, 6):
+            for step in (-1, 0, 1):
+                off = octave - 2 - slope * math.log2(batch / 8)
+                loss = 0.1 * math.exp(sharp * off**2 + 0.2 * step**2 + chance.gauss(0, 0.01))
+                run = record(len(made), batch, 0.01 * 2.0 ** (step - octave), [(FULL // 3, 2 * loss), (FULL, loss)])
+                made.append(dataclasses.replace(run, params={name: 1 - 2.0**-octave}))
+    return searched(tuple(made))
+
+
 def finding(name: str, known: Known) -> Finding:
     """The one finding."""
     return judged(chosen([name]), known)[0]

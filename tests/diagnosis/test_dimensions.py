@@ -3,36 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import random
 
 import pytest
-from bstune.tests.diagnosis.made import BATCHES, FULL, SEEDS, covers, finding, record, searched
-from bstune.tuner.core.results import TrialRecord
-from bstune.tuner.diagnosis.known import Known
+from bstune.tests.diagnosis.made import FULL, SEEDS, covers, finding, known_of, momenta, of_kind, record, searched
 
 pytestmark = pytest.mark.parametrize("seed", SEEDS)
-THIRD = FULL // 3
-
-
-def of_kind(
-    kind: str, best: float, n: int, *, middle: float = 0.0, seed: int = 0, end: int = FULL
-) -> list[TrialRecord]:
-    """Runs of an optimizer at rates an octave apart, the best of them at 0.01 * 2 ** middle."""
-    chance = random.Random(f"{kind} {seed}")
-    made = []
-    for i in range(n):
-        octave = (i + 1) // 2 * (1 if i % 2 else -1)
-        last = best * math.exp(0.2 * (octave - middle) ** 2 + chance.gauss(0, 0.01))
-        values = [(at, last * (at / FULL) ** -0.5) for at in (FULL // 9, THIRD, FULL) if at <= end]
-        made.append(dataclasses.replace(record(i, 32, 0.01 * 2.0**octave, values), params={"kind": kind}))
-    return made
-
-
-def known_of(*groups: list[TrialRecord]) -> Known:
-    """What is known after a search that tried these in turns."""
-    records = sorted((each for group in groups for each in group), key=lambda each: each.number)
-    return searched(tuple(dataclasses.replace(each, number=i) for i, each in enumerate(records)))
 
 
 def test_adam_or_sgd(seed: int) -> None:
@@ -50,7 +25,7 @@ def test_adam_or_sgd(seed: int) -> None:
 
 def test_optimizers_are_compared_at_equal_samples_and_settings(seed: int) -> None:
     """What only one of them was given more of does not count: trials, or samples."""
-    adam, sgd = of_kind("adam", 0.10, 5, seed=seed), of_kind("sgd", 0.10, 5, seed=seed, end=THIRD)
+    adam, sgd = of_kind("adam", 0.10, 5, seed=seed), of_kind("sgd", 0.10, 5, seed=seed, end=FULL // 3)
     longer = finding("adam-or-sgd", known_of(adam, sgd))
     lucky = dataclasses.replace(record(99, 32, 0.03, [(FULL, 0.01)]), params={"kind": "adam"})
     more = finding("adam-or-sgd", known_of(adam, of_kind("sgd", 0.10, 5, seed=seed), [lucky]))
@@ -69,20 +44,6 @@ def test_optimizers_that_cannot_be_compared(seed: int) -> None:
     assert "3 settings of SGD and 5 of Adam" in few.found
     assert "SGD" in edge.found
     assert "last one tried" in edge.found
-
-
-def momenta(slope: float, *, sharp: float = 0.3, seed: int = 0, name: str = "momentum") -> Known:
-    """Full runs at five momenta an octave of 1 / (1 - momentum) apart; the best is at 2 + slope * log2(batch / 8)."""
-    chance = random.Random(seed)
-    made: list[TrialRecord] = []
-    for batch in BATCHES:
-        for octave in range(1, 6):
-            for step in (-1, 0, 1):
-                off = octave - 2 - slope * math.log2(batch / 8)
-                loss = 0.1 * math.exp(sharp * off**2 + 0.2 * step**2 + chance.gauss(0, 0.01))
-                run = record(len(made), batch, 0.01 * 2.0 ** (step - octave), [(THIRD, 2 * loss), (FULL, loss)])
-                made.append(dataclasses.replace(run, params={name: 1 - 2.0**-octave}))
-    return searched(tuple(made))
 
 
 @pytest.mark.parametrize(("slope", "name", "verdict"), [(0.5, "momentum", "holds"), (0.0, "beta1", "does not hold")])

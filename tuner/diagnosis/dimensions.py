@@ -18,12 +18,12 @@ LEAST_SETTINGS = 4
 """Settings of an optimizer from which its best says something."""
 MOMENTUM = ("momentum", "beta1", "beta_1", "b1")
 BOTH = (
-    "Let the optimizer be a dimension, with as many trials each: optimizer=lambda p, lr, kind: ..., then bstune search "
-    "MODEL --space kind=sgd,adam"
+    "Let the optimizer be a dimension, with as many trials each: optimizer=lambda p, lr, kind='sgd': ..., then bstune "
+    "search MODEL --space kind=sgd,adam"
 )
 MOMENTA = (
-    "Make it a dimension, with enough trials: optimizer=lambda p, lr, momentum: ..., then bstune search MODEL --space "
-    "momentum=0.5,0.75,0.9,0.95,0.98 --space batch_size={sizes} --sampler random --n-trials 60"
+    "Make it a dimension, with enough trials: optimizer=lambda p, lr, momentum=0.9: ..., then bstune search MODEL "
+    "--space momentum=0.5,0.75,0.9,0.95,0.98 --space batch_size={sizes} --sampler random --n-trials 60"
 )
 Key = tuple[int, float, str]
 
