@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from bstune.tests.stories.bowl import BUDGET, SPACE, failing, formula, search
 from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.progress import Progress
 from bstune.tuner.search import SearchInterrupted, run_forecast
+from bstune.tuner.studies import trial_writes
 from bstune.tuner.studies.catalog import find_study
 from bstune.tuner.studies.storage import read_storage
 
@@ -209,39 +208,40 @@ def test_the_caller_is_left_as_it_was(url: str, tmp_path: Path, monkeypatch: pyt
 
 # --- killed at any moment -----------------------------------------------------------------------------------------
 
-VICTIM = """
-    import os, signal, sys
-    sys.path.insert(0, {tests!r})
-    import test_search
-    from test_search import Listener, search
 
-    def die():
-        os.kill(os.getpid(), signal.SIGKILL)
+def die() -> None:
+    """End this process as the kernel does when memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    if {moment!r} == "between the writes":
-        from bstune.tuner.studies import trial_writes
+
+def searches_until(moment: str, url: str) -> None:
+    """Search, and die at this moment."""
+    listener: Any = Listener()
+    if moment == "between the writes":
         original, calls = trial_writes.end_trial, []
-        def second(backend, trial_id, state, value, attributes):
+
+        def second(backend: Any, trial_id: int, state: Any, value: Any, attributes: Any) -> Any:
             calls.append(1)
             if len(calls) == 3:  # As a journal has it, or an older bstune.
                 trial_writes.write_trial(backend, trial_id, attributes=attributes)
                 die()
             return original(backend, trial_id, state, value, attributes)
+
         trial_writes.end_trial = second
-        listener = Listener()
-    elif {moment!r} == "confirmation":
-        listener = Listener()
-        def hear(progress):
-            if progress.kind == "report" and progress.trial.stage == "confirm" and progress.trial.samples > 300:
+    elif moment == "confirmation":
+
+        def listener(progress: Progress) -> None:
+            trial = progress.trial
+            if progress.kind == "report" and trial is not None and trial.stage == "confirm" and trial.samples > 300:
                 die()
-        listener = hear
+
     else:
-        kind, nth = {moment!r}.split()
+        kind, nth = moment.split()
         listener = Listener(die, at=kind, nth=int(nth))
-    search(storage={url!r}, callbacks=[listener])
-"""
+    search(storage=url, callbacks=[listener])
 
 
+@pytest.mark.filterwarnings(r"ignore:.*multi-threaded, use of fork\(\):DeprecationWarning")
 @pytest.mark.parametrize(
     "moment",
     [
@@ -259,9 +259,10 @@ VICTIM = """
 )
 def test_sigkill_loses_nothing(moment: str, url: str) -> None:
     """Killed and run again: no finished trial is lost or run twice, both halves are charged, and the result comes."""
-    code = textwrap.dedent(VICTIM).format(moment=moment, url=url, tests=str(Path(__file__).parent))
-    killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = multiprocessing.get_context("fork").Process(target=searches_until, args=(moment, url))
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
     with read_storage(url) as storage:
         study = find_study(storage, "formula")
         before = () if study is None else study.records
