@@ -302,11 +302,17 @@ def answer(command: tuple[str, ...]) -> str:
     theirs.close()
     try:
         assert ours.poll(BLOCKED_S), f"{typed} still runs after {BLOCKED_S:g} s"
-        exit_code, stdout, stderr, exception = ours.recv()
+        outcome = ours.recv()
     finally:
         process.kill()
         process.join()
         ours.close()
+    return checked(command, *outcome)
+
+
+def checked(command: tuple[str, ...], exit_code: int, stdout: str, stderr: str, exception: str) -> str:
+    """Return what a command says, which is success, or one message and its exit code."""
+    typed = " ".join(command)
     said = f"exit {exit_code}, {stdout!r}, {stderr!r} {exception}"
     assert not exception, f"{typed}: {exception}"
     assert exit_code in (0, 1, 2), f"{typed}: {said}"
@@ -318,19 +324,17 @@ def answer(command: tuple[str, ...]) -> str:
 
 
 def answer_here(command: tuple[str, ...], connection: Any) -> None:
-    """Send what a command says: exit code, stdout, stderr, and the traceback of what it should have caught."""
+    """Send what a command says."""
+    connection.send(outcome_here(command))
+
+
+def outcome_here(command: tuple[str, ...]) -> tuple[int, str, str, str]:
+    """Return what a command says: exit code, stdout, stderr, and the traceback of what it should have caught."""
     if command == ("seal",):  # What every search of a file does first.
         with contextlib.suppress(seal._NoKeyError):
             seal._make_key()
-        connection.send((0, "", "", ""))
-        return
+        return 0, "", "", ""
     result = CliRunner().invoke(main, command)
     unforeseen = result.exception is not None and not isinstance(result.exception, SystemExit)
-    connection.send(
-        (
-            result.exit_code,
-            result.stdout,
-            result.stderr,
-            "".join(traceback.format_exception(result.exception)) if unforeseen else "",
-        )
-    )
+    trace = "".join(traceback.format_exception(result.exception)) if unforeseen else ""
+    return result.exit_code, result.stdout, result.stderr, trace
