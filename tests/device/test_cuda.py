@@ -262,6 +262,7 @@ def test_a_meter_counts_what_this_process_took(monkeypatch: pytest.MonkeyPatch) 
 def test_the_peak_on_cpu_counts_loader_workers_of_any_depth() -> None:
     """What a grandchild held when it was looked at stays in the peak after it has ended."""
     peak = meter.PeakMemory("cpu")
+    peak.look()
     alone = peak.read()
     hold = "held = bytearray(b'x') * (96 << 20); print('ready', flush=True); input()"
     between = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"

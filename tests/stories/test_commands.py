@@ -156,7 +156,7 @@ def test_what_an_epoch_takes_is_told_from_what_the_script_takes_to_start(folder:
     assert probe.start_s is not None
     assert 0.5 <= probe.start_s < 5
     assert probe.step_time_line is not None
-    assert 0.1 / 50 <= probe.step_time_line.step_s(32) < 1.0 / 50
+    assert 0.05 / 50 <= probe.step_time_line.step_s(32) < 1.0 / 50
     (forecast,) = [each.forecast for each in told if each.forecast is not None]
     assert forecast.seconds is not None
     assert forecast.seconds >= 2 * (0.5 + 10 * 0.1)
