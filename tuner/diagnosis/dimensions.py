@@ -23,7 +23,7 @@ BOTH = (
 )
 MOMENTA = (
     "Make it a dimension, with enough trials: optimizer=lambda p, lr, momentum=0.9: ..., then bstune search MODEL "
-    "--space momentum=0.5,0.75,0.9,0.95,0.98 --space batch_size={sizes} --sampler random --n-trials 60"
+    "--space momentum=0.5,0.75,0.9,0.95,0.98 --space batch_size={sizes} --sampler random --n-trials {n} --budget {n}"
 )
 Key = tuple[int, float, str]
 
@@ -119,16 +119,16 @@ def momentum_for_batch(known: Known) -> Ruling:
     assert known.facts is not None
     tried = sorted({record.global_batch_size for record in known.records}) or [8, 32, 128]
     sizes = sorted({tried[0], tried[len(tried) // 2], tried[-1]})
-    advice = MOMENTA.format(sizes=",".join(map(str, sizes)))
+    advice = MOMENTA.format(sizes=",".join(map(str, sizes)), n=max(60, 2 * len(known.records)))
     name, records = _with_momentum(known.records)
     if len({record.params[name] for record in records}) < 2:
         return unknown("it takes trials at several values of momentum", advice)
     found = _best_momenta(records, name, known.facts.full_run_samples, seed_sd(known.records))
     if len(found) < 2:
         return unknown(
-            f"of {len(found)} batch size{'' if len(found) == 1 else 's'} one {name} is better than smaller and larger "
-            "ones by more than seeds differ, each with its best rate between worse ones; two are needed",
-            advice,
+            f"two batch sizes are needed at which one {name} is better than smaller and larger ones by more than seeds "
+            f"differ, each with its best rate between worse ones; the trials show {len(found) or 'none'}",
+            f"Keep the {name}, and tune the rate: that may matter more here. To know, {advice[0].lower()}{advice[1:]}",
         )
     xs = [math.log2(batch) for batch in found]
     slope = slope_of(xs, [best for best, _ in found.values()], [error for _, error in found.values()])

@@ -328,6 +328,6 @@ def start_with_32(known: Known) -> Ruling:
 def sharp_minima(known: Known) -> Ruling:
     """Large batches end in sharp minima, which generalise worse."""
     return unknown(
-        "sharpness depends on how the weights are scaled, and no search keeps the weights of several batch sizes",
+        "sharpness depends on how the weights are scaled, which tells nothing of new data, so it is not measured",
         "Look at what it is about: large-is-worse compares the losses themselves.",
     )
