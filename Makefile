@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BARE := $(VENV)/.bare
 INSTALLED := $(VENV)/.installed
-WORKERS ?= 2
+WORKERS ?= 3
 TYPING := .typing/bstune
 
 .DEFAULT_GOAL := help
@@ -50,7 +50,7 @@ type: $(INSTALLED) $(TYPING) ## Check types, strictly, tests and examples includ
 
 # A file stays on one worker: its tests share what they start, such as servers and templates. The slowest files come
 # first (tests/conftest.py).
-test: $(INSTALLED) ## Run the tests, two files at a time; WORKERS=4 for four.
+test: $(INSTALLED) ## Run the tests, three files at a time; WORKERS=4 for four.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: lint type test ## All that CI runs.

@@ -180,14 +180,16 @@ def test_the_answer_fits_and_its_successors_do_not(tight: tuple[Host, ProbeResul
 
 
 def test_every_size_marked_ok_was_trained(tight: tuple[Host, ProbeResult, list[Attempt]]) -> None:
-    """Two steps at least for each, three for the answer, and no failed size below it, or the proof speaks of noise."""
+    """Two steps at least for each, three for the answer, and no failed size below it.
+
+    A size at the very edge may fail once and fit when it is run again.
+    """
     _, result, seen = tight
 
     assert tuple(seen) == result.attempts
     assert all(attempt.steps >= 2 for attempt in result.attempts if attempt.outcome == "ok")
     assert max(attempt.steps for attempt in result.attempts if attempt.size == result.micro_batch_size) >= 3
-    too_large = [attempt.size > result.micro_batch_size for attempt in result.attempts if attempt.outcome == "oom"]
-    assert all(too_large) or result.proof == "noise"
+    assert all(attempt.size >= result.micro_batch_size for attempt in result.attempts if attempt.outcome == "oom")
 
 
 def test_memory_line_finds_the_slope(tight: tuple[Host, ProbeResult, list[Attempt]]) -> None:

@@ -125,7 +125,7 @@ def test_a_read_only_storage(url: str, tmp_path: Path) -> None:
     [
         ("sqlite:///{tmp}/missing/bstune.db", "its folder does not exist"),
         ("sqlite:///{tmp}", "is a folder"),
-        ("oracle://localhost/db", "of a kind that is not known: expected sqlite:///FILE"),
+        ("oracle://localhost/db", "of an unknown kind: expected sqlite:///FILE"),
         ("runs.db", r"is not a storage URL: expected sqlite:///FILE.*; for a file, sqlite:///runs\.db"),
         ("journal:", "names no file"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import struct
 from pathlib import Path
@@ -48,14 +49,16 @@ def test_tensorboard_shows_the_curve_of_each_trial(root: Path, tmp_path: Path) -
             samples += trial.global_batch_size
             trial.report(val_loss=1 / (1 + trial.learning_rate * samples), samples=samples)
 
+    tell = example(root, "to_tensorboard")(str(tmp_path / "runs"))
     result = bstune.search(
         train,
         isolation="none",
         budget=1,
         n_trials=3,
         storage="sqlite:///:memory:",
-        callbacks=[example(root, "to_tensorboard")(str(tmp_path / "runs"))],
+        callbacks=[tell],
     )
+    inspect.getclosurevars(tell).nonlocals["writer"].close()  # As the end of the program does.
 
     shown = scalars(tmp_path / "runs")
     assert len(shown) == len(result.records) == 3
