@@ -70,6 +70,8 @@ def _weigh(command: Measured, trial: TrialSpec, device: str, meter: TreeMeter) -
                 told = bool(losses.wait(run, LOOK_S))
                 meter.peak.look(again=told)
                 steady.note(time.monotonic() - run.started_s, meter.peak.peak_bytes, meter.peak.cpu_s, losses.trains)
+            if run.code is not None:
+                told = told or bool(losses.rest(run))
             run.end()
     finally:
         log.show_tail()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .gradient_noise import same_draws
+from .gradient_noise import untouched
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ SAMPLES = 1024
 def make_precise(model: torch.nn.Module, loss_of: Callable[[Any], object], batches: Iterable[Any]) -> bool:
     """Replace the running statistics by the means over training batches, at the weights as they are.
 
-    Training goes on as if nothing had happened: it does not use them, and every generator is put back.
+    Training goes on as if nothing had happened: it does not use them, and every generator and other buffer is put back.
 
     Args:
         model: In whichever mode; it stays in it.
@@ -36,16 +36,21 @@ def make_precise(model: torch.nn.Module, loss_of: Callable[[Any], object], batch
     if not norms:
         return False
     momenta, was_training = [module.momentum for module in norms], model.training
+    made = {}
     try:
-        for module in norms:
-            module.reset_running_stats()
-            module.momentum = None  # Their mean over all batches that follow.
         model.train()
-        with same_draws(), torch.no_grad():
+        with untouched(model), torch.no_grad():
+            for module in norms:
+                module.reset_running_stats()
+                module.momentum = None  # Their mean over all batches that follow.
             for batch in batches:
                 loss_of(batch)
+            made = {buffer: buffer.clone() for module in norms for buffer in module.buffers(recurse=False)}
     finally:
         model.train(was_training)
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
+    with torch.no_grad():
+        for buffer, value in made.items():
+            buffer.copy_(value)
     return True

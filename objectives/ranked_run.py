@@ -60,6 +60,7 @@ class RankedRun(TrainingRun):
                 theirs.close()
                 self._followers[pid] = ours
                 RANKS.add(pid)
+            for pid in self._followers:  # After the last fork, which would lose them.
                 threading.Thread(target=_end_as, args=(pid,), daemon=True).start()
             self._join(folder)
         super().__init__(objective, **how)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import random
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ _largest_only = False
 
 @contextmanager
 def largest_only() -> Iterator[None]:
-    """Have all TokenBatches yield nothing but their largest batch while the block runs: what a probe measures."""
+    """Have all TokenBatches yield nothing but their largest batches while the block runs: what a probe measures."""
     global _largest_only
     _largest_only = True
     try:
@@ -30,15 +31,16 @@ class TokenBatches:
     """Lists of indices, for `DataLoader(batch_sampler=...)`: samples of like lengths, as many as a token budget holds.
 
     A batch that is padded to its longest sample has `len(batch) * longest` tokens; that is at most `max_tokens`. Each
-    pass over it is an epoch: every sample comes once, in batches that are drawn anew. When bstune probes a loop, each
-    batch is the largest there can be, so that what fits there fits in any order.
+    pass over it is an epoch: every sample comes once, in batches that are drawn anew. When bstune probes a loop, the
+    batches are the largest that there can be: the longest samples, and the most tokens.
 
     Args:
         lengths: Tokens of each sample of the data set.
         max_tokens: Tokens of a batch, padding included. A sample that is longer is a batch of its own.
         max_samples: Samples of a batch, or None.
         seed: Of the order; with the number of the epoch it decides it.
-        longest_first: So many batches with the longest samples begin the first epoch: what does not fit fails at once.
+        longest_first: So many batches begin the first epoch, that with most tokens and those with the longest samples:
+            what does not fit fails at once.
         rank: Place of this process among those that train together, for its part of the batches.
         world_size: How many these are. Each gets as many batches; what is left of an epoch is left out.
 
@@ -95,13 +97,23 @@ class TokenBatches:
         """Yield the batches of an epoch."""
         planned = self._planned(self.epoch)
         self.epoch += 1
-        return iter([self.largest] * len(planned) if _largest_only else planned)
+        return itertools.islice(itertools.cycle(self.largest), len(planned)) if _largest_only else iter(planned)
 
     @property
-    def largest(self) -> list[int]:
-        """The longest samples, as many as may be in a batch."""
+    def largest(self) -> tuple[list[int], list[int]]:
+        """The longest samples, as many as may be in a batch, and the batch with most tokens, padding included.
+
+        The first has the longest sequences, the second may have more of everything else: 1 sample of 700 and 2 of 512,
+        where 1,024 tokens are allowed.
+        """
         order = sorted(range(len(self.lengths)), key=lambda index: -self.lengths[index])
-        return order[: max(1, min(self.max_tokens // self.lengths[order[0]], self.max_samples or len(order)))]
+        most = self.max_samples or len(order)
+
+        def beginning_at(place: int) -> list[int]:
+            return order[place : place + max(1, min(self.max_tokens // self.lengths[order[place]], most))]
+
+        batches = map(beginning_at, range(len(order)))
+        return beginning_at(0), max(batches, key=lambda batch: self.lengths[batch[0]] * len(batch))
 
     def _planned(self, epoch: int) -> list[list[int]]:
         draw = random.Random(f"{self.seed} {epoch}")
@@ -116,7 +128,9 @@ class TokenBatches:
         if epoch == 0 and self.longest_first:
             # It is sorted within a batch, so its last sample is its longest.
             place = {self._rank_of(batch): batch for batch in batches}
-            first = sorted(place, reverse=True)[: self.longest_first]
+            fullest = max(place, key=lambda key: key[1])
+            longest = [key for key in sorted(place, reverse=True) if key != fullest]
+            first = [fullest, *longest][: self.longest_first]
             batches = [place[key] for key in first] + [each for each in batches if self._rank_of(each) not in first]
         share = len(batches) // self.world_size
         return batches[self.rank :: self.world_size][:share]

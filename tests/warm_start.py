@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -75,7 +76,7 @@ class WarmProgram:
         return os.getpid() == self._owner and _read_when_loaded(environment) == self._loaded_with
 
     def fork(self, module: str, fd: int, log_fd: int, folder: str | None, environment: Mapping[str, str]) -> int:
-        """Start `main()` of a module with one descriptor, and return its process ID: a child of this process."""
+        """Start `main()` of a module with one descriptor, and return its ID as a child; 0 if the program is gone."""
         prctl = ctypes.CDLL(None).prctl
         before = ctypes.c_int()
         with self._lock:
@@ -90,7 +91,9 @@ class WarmProgram:
                     "environment": dict(environment),
                 }
                 socket.send_fds(self._socket, [json.dumps(request).encode()], [fd, log_fd])
-                return int(self._socket.recv(64))
+                return int(self._socket.recv(64) or 0)
+            except OSError:
+                return 0
             finally:
                 prctl(PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
 
@@ -118,13 +121,16 @@ class WarmPopen(subprocess.Popen[bytes]):
         """Fork a worker from the program, if it would have loaded the same; else start one."""
         if WarmPopen.program is None:
             WarmPopen.program = WarmProgram()
-        if not WarmPopen.program.serves(env):
+        pid = 0
+        if WarmPopen.program.serves(env):
+            pid = WarmPopen.program.fork(words[-2], pass_fds[0], stdout.fileno(), cwd, env)
+        if not pid:
             super().__init__(words, stdout=stdout, env=env, cwd=cwd, pass_fds=pass_fds, **rest)
             return
         self.args, self.returncode = words, None
         self.stdin = self.stdout = self.stderr = None
         self._waitpid_lock = threading.Lock()
-        self.pid = WarmPopen.program.fork(words[-2], pass_fds[0], stdout.fileno(), cwd, env)
+        self.pid = pid
         self._child_created = True
 
 
@@ -168,7 +174,10 @@ def main() -> None:
 
 
 def _begin(request: dict[str, Any], fd: int, log_fd: int, requests: socket.socket) -> None:
+    deadline_s = time.monotonic() + 30
     while os.getppid() != request["parent"]:  # Until the one between has ended.
+        if time.monotonic() > deadline_s:
+            return  # The tests are gone.
         os.sched_yield()
     os.setsid()
     requests.send(str(os.getpid()).encode())

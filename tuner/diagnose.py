@@ -96,10 +96,12 @@ def diagnose(
         name, found = own_study(opened, name, identity, named=study is not None)
         kept = found or make_study(opened, name)
         known = stored(kept, host.facts)
+        # Before a probe, which may choose the threads.
+        key = probe_key(host.facts, host.device_info, seed=seed, chooses_threads=host.chooses_threads)
         warnings = [*host.warnings, *_warnings(kept, host.facts, known)]
         if known.probe is None and _needs_probe(claims, host.facts):
             known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
-        by = _measured_by(host, known, seed)
+        by = {**key, "bstune": __version__, "setting": _setting_of(known)}
         before = {} if fresh or host.facts.kind != "supervised" else measured_before(kept, by)
         open_claims = _open(claims, known)
         reused = {claim.name: replace(before[claim.name], cost_s=0.0) for claim in open_claims if claim.name in before}
@@ -145,15 +147,10 @@ def _silent(text: str) -> None:
     """Say nothing."""
 
 
-def _measured_by(host: Host, known: Known, seed: int) -> dict[str, Any]:
-    """Return what measurements depend on, as JSON: what a probe does, and the setting that is looked at."""
-    key = probe_key(host.facts, host.device_info, seed=seed, chooses_threads=host.chooses_threads)
+def _setting_of(known: Known) -> list[Any]:
+    """Return the setting that is looked at, as JSON."""
     setting = known.setting
-    return {
-        **key,
-        "bstune": __version__,
-        "setting": [setting.global_batch_size, setting.learning_rate, json.loads(json.dumps(dict(setting.params)))],
-    }
+    return [setting.global_batch_size, setting.learning_rate, json.loads(json.dumps(dict(setting.params)))]
 
 
 def _open(claims: Iterable[Claim], known: Known) -> list[Claim]:

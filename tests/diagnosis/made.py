@@ -114,17 +114,22 @@ def known_of(*groups: list[TrialRecord]) -> Known:
     return searched(tuple(dataclasses.replace(each, number=i) for i, each in enumerate(records)))
 
 
-def momenta(slope: float, *, sharp: float = 0.3, seed: int = 0, name: str = "momentum") -> Known:
-    """Full runs at five momenta an octave of 1 / (1 - momentum) apart; the best is at 2 + slope * log2(batch / 8)."""
+OCTAVES_APART = tuple(1 - 2.0**-octave for octave in range(1, 6))
+
+
+def momenta(
+    slope: float, *, sharp: float = 0.3, seed: int = 0, name: str = "momentum", tried: tuple[float, ...] = OCTAVES_APART
+) -> Known:
+    """Full runs at these momenta; the best 1 / (1 - momentum) is at 2 + slope * log2(batch / 8) octaves."""
     chance = random.Random(seed)
     made: list[TrialRecord] = []
     for batch in BATCHES:
-        for octave in range(1, 6):
+        for octave, momentum in ((-math.log2(1 - each), each) for each in tried):
             for step in (-1, 0, 1):
                 off = octave - 2 - slope * math.log2(batch / 8)
                 loss = 0.1 * math.exp(sharp * off**2 + 0.2 * step**2 + chance.gauss(0, 0.01))
                 run = record(len(made), batch, 0.01 * 2.0 ** (step - octave), [(FULL // 3, 2 * loss), (FULL, loss)])
-                made.append(dataclasses.replace(run, params={name: 1 - 2.0**-octave}))
+                made.append(dataclasses.replace(run, params={name: momentum}))
     return searched(tuple(made))
 
 

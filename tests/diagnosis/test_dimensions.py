@@ -55,6 +55,14 @@ def test_momentum_for_the_batch(slope: float, name: str, verdict: str, seed: int
     assert found.verdict == verdict
 
 
+def test_momenta_that_are_usual_are_no_whole_octaves_apart(seed: int) -> None:
+    """The grid that the advice names: what is found is by the values that were tried."""
+    found = finding("momentum-for-batch", momenta(0.5, seed=seed, tried=(0.5, 0.75, 0.9, 0.95, 0.98)))
+
+    assert covers(found, 0.5)
+    assert found.figure == pytest.approx(0.5, abs=0.2)
+
+
 def test_momenta_that_cannot_be_told_apart(seed: int) -> None:
     """Where losses differ by no more than seeds do, or one momentum was tried alone, the reason is said."""
     flat = finding("momentum-for-batch", momenta(0.0, sharp=0.0, seed=seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bstune.objectives.precise_norms import make_precise
 from bstune.tests.objectives.small import run, spec_of, supervised
 from bstune.tuner.core.trials import MeasureSpec
 from torch import nn
@@ -52,6 +53,20 @@ def test_a_large_batch_of_few_updates_is_not_misjudged() -> None:
     assert large > 3 * small
     assert large_precise < small_precise
     assert small_precise == pytest.approx(small, abs=0.02)  # After 256 updates both say the same.
+
+
+def test_other_buffers_stay_as_they_are() -> None:
+    """Such as the vectors of spectral norm, which a pass in training mode moves on."""
+    norm = nn.BatchNorm1d(32)
+    model = nn.Sequential(norm, nn.utils.parametrizations.spectral_norm(nn.Linear(32, 8)))
+    before = {name: value.clone() for name, value in model.named_buffers()}
+
+    assert make_precise(model, model, [INPUTS[:64], INPUTS[64:128]])
+
+    changed = {name for name, value in model.named_buffers() if not torch.equal(value, before[name])}
+    assert changed == {"0.running_mean", "0.running_var", "0.num_batches_tracked"}
+    assert norm.running_mean is not None
+    assert norm.running_mean.allclose(INPUTS[:128].mean(0), atol=1e-5)
 
 
 def test_its_seconds_are_those_of_a_validation() -> None:

@@ -67,7 +67,7 @@ def ranks(n):
         Net, data, data, training_step=step, epochs=4, world_size=n, optimizer=lambda p, lr: torch.optim.SGD(p, lr)
     )
 
-one, two = ranks(1), ranks(2)
+one, two, three = ranks(1), ranks(2), ranks(3)
 """
 
 
@@ -122,6 +122,17 @@ def test_two_ranks_learn_what_one_does_with_twice_the_accumulation(path: Path, h
     assert whole == pytest.approx([report.val_loss for report in alone], rel=1e-5)
     assert len(begun) == 1
     assert begun + rest == pytest.approx(whole, rel=1e-9)
+
+
+def test_so_do_three(path: Path) -> None:
+    """All are forked before a thread is started, which a fork would lose."""
+    sizes = {"global_batch_size": 12, "micro_batch_size": 4}
+    alone = small.run(runpy.run_path(str(path))["one"], spec_of(**sizes, accumulation_steps=3))
+
+    with Host(bstune.load(f"{path}:three"), device="cpu") as host:
+        assert losses(host, spec_of(**sizes, accumulation_steps=1, world_size=3)) == pytest.approx(
+            [report.val_loss for report in alone], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize(

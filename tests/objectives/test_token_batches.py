@@ -11,6 +11,7 @@ from typing import Any
 import bstune
 import pytest
 import torch
+from bstune.objectives.token_batches import largest_only
 from bstune.tests.objectives.small import run, spec_of
 from bstune.tuner.core.trials import MeasureSpec
 from hypothesis import given
@@ -47,6 +48,20 @@ def test_every_sample_comes_once_and_no_batch_is_over(
         assert sorted(index for batch in epoch for index in batch) == list(range(len(lengths)))
         assert all(n <= budget or len(batch) == 1 for n, batch in zip(padded(epoch, lengths), epoch, strict=True))
         assert max(map(len, epoch)) <= (most or len(lengths))
+
+
+def test_the_largest_are_the_longest_and_the_fullest() -> None:
+    """Where the longest does not divide the budget, two shorter ones are more tokens; a probe sees both."""
+    lengths = [5, 700, 500, 512, 300, 3]
+    batches = bstune.TokenBatches(lengths, 1024, max_samples=3)
+
+    assert batches.largest == ([1], [3, 2])
+    with largest_only():
+        seen = list(batches)
+    assert seen[:2] == [[1], [3, 2]]
+    assert set(map(tuple, seen)) == {(1,), (3, 2)}
+    first, *_ = bstune.TokenBatches(LENGTHS, 250)
+    assert padded([first]) == [max(padded(list(bstune.TokenBatches(LENGTHS, 250, longest_first=0))))]
 
 
 def test_padding_is_little_and_order_is_random() -> None:

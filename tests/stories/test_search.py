@@ -262,7 +262,10 @@ def test_sigkill_loses_nothing(moment: str, url: str) -> None:
     killed = multiprocessing.get_context("fork").Process(target=searches_until, args=(moment, url))
     killed.start()
     killed.join(60)
-    assert killed.exitcode == -signal.SIGKILL
+    died_by = killed.exitcode
+    killed.kill()
+    killed.join()
+    assert died_by == -signal.SIGKILL
     with read_storage(url) as storage:
         study = find_study(storage, "formula")
         before = () if study is None else study.records

@@ -62,6 +62,11 @@ def test_a_model_is_probed_looked_at_and_remembered(
     """One finding for each claim; what was found is kept in the study, and a second call measures nothing of it."""
     # Runs cost their share of samples, whatever else the machine does.
     monkeypatch.setattr("bstune.tuner.diagnosis.measured.reference_run_s", lambda known: None)
+    # The probe chooses one thread of four; the second call does not probe.
+    monkeypatch.setattr("bstune.tuner.workers.fork_server.usable_cores", lambda: 4)
+    monkeypatch.setattr("bstune.tuner.probing.timing.AS_FAST", 1e9)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     result = bstune.diagnose(bstune.load("model.py"), budget=0.5)
 
     assert tuple(finding.name for finding in result.findings) == NAMES

@@ -18,8 +18,9 @@ LEAST_RUNS = 4
 
 def _ended(known: Known) -> list[TrialRecord]:
     assert known.facts is not None
-    whole = 0.9 * known.facts.full_run_samples
-    return [r for r in known.records if r.state == "complete" and r.val_loss is not None and r.samples >= whole]
+    whole = known.facts.full_run_samples
+    ended = [r for r in known.records if r.state == "complete" and r.samples + r.global_batch_size > whole]
+    return [r for r in ended if r.val_loss is not None]
 
 
 def best_checkpoint(known: Known) -> Ruling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -50,7 +51,7 @@ def adam_or_sgd(known: Known) -> Ruling:
         return unknown(f"{counted}, but none of both has a finite loss above 0 at the same samples", BOTH)
     samples, best = found
     loser = max(best, key=lambda kind: best[kind][0])
-    rates = [rate for _, rate, _ in equal[loser]]
+    rates = [rate for batch, rate, _ in equal[loser] if batch == best[loser][2]]
     figure = math.log(best["sgd"][0] / best["adam"][0])
     half = student_quantile(2 + _repeats(known.records)) * math.sqrt(2) * seed_sd(known.records)
     verdict = beyond(figure - half, figure + half, 0.0)
@@ -59,12 +60,12 @@ def adam_or_sgd(known: Known) -> Ruling:
         f"the best of the first {n} settings of each {when}: Adam {number(best['adam'][0])}, SGD "
         f"{number(best['sgd'][0])}"
     )
-    again = "Search on, with more trials of each: bstune search MODEL --space kind=sgd,adam --n-trials 40"
+    again = "Search on, with more trials of each: the same bstune search with a larger --budget and --n-trials."
     if verdict != "cannot tell" and best[loser][1] in (min(rates), max(rates)):
         name = {"adam": "Adam", "sgd": "SGD"}[loser]
         return unknown(f"{said}; but the best rate of {name} is the last one tried on its side", again)
     advice = {"holds": "Use Adam here.", "does not hold": "Use SGD here: it learns faster."}.get(verdict, again)
-    data = {"optimizer": list(best), "loss": [loss for loss, _ in best.values()], "settings": [n, n]}
+    data = {"optimizer": list(best), "loss": [loss for loss, *_ in best.values()], "settings": [n, n]}
     ratio, low, high = (math.exp(x) for x in (figure, figure - half, figure + half))
     return Ruling(verdict, said, advice, ratio, "times the loss of Adam, with SGD", low, high, data)
 
@@ -94,15 +95,15 @@ def _settings(records: Sequence[TrialRecord]) -> dict[Key, dict[int, float]]:
 
 def _best_at_equal_samples(
     curves: dict[str, dict[Key, dict[int, float]]],
-) -> tuple[int, dict[str, tuple[float, float]]] | None:
-    """Return the latest samples that a setting of each optimizer has reached, and the best loss with its rate."""
+) -> tuple[int, dict[str, tuple[float, float, int]]] | None:
+    """Return the latest samples that a setting of each optimizer has reached, and the best loss, its rate and batch."""
     points = {at for settings in curves.values() for curve in settings.values() for at in curve}
     for at in sorted(points, reverse=True):
         best = {}
         for kind, settings in curves.items():
-            losses = [(curve[at], rate) for (_, rate, _), curve in settings.items() if at in curve]
-            best[kind] = min(losses, default=(math.inf, 0.0))
-        if all(0 < loss < math.inf for loss, _ in best.values()):
+            losses = [(curve[at], rate, batch) for (batch, rate, _), curve in settings.items() if at in curve]
+            best[kind] = min(losses, default=(math.inf, 0.0, 0))
+        if all(0 < loss < math.inf for loss, *_ in best.values()):
             return at, best
     return None
 
@@ -171,10 +172,11 @@ def _best_momenta(
     for record in records:
         by_octave[round(-math.log2(1 - record.params[name]))].append(record)
     losses: dict[int, dict[int, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
-    for octave, group in by_octave.items():
+    for group in by_octave.values():
+        memory = statistics.mean(1 / (1 - record.params[name]) for record in group)
         for table in tables_of(group, full_samples):
             for batch, (_, loss) in table.tuned.items():
-                losses[table.samples][batch][2.0**octave] = loss
+                losses[table.samples][batch][memory] = loss
     told: dict[int, dict[int, tuple[float, float]]] = {}
     for samples, rows in losses.items():
         table, told[samples] = EqualSamples(samples, full_samples, rows), {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from ..core.plain_text import one_line
 from ..core.results import Recommendation, SearchResult
 from . import wording
+from .reasons import no_advice
 from .units import duration, gib, given_params, number, per_second
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _sure(result: SearchResult) -> Part:
         short = f"Expect a loss of {two_digits(loss.low)} to {two_digits(loss.high)} in 9 of 10 new runs"
     measured, source = wording.measured_loss(best), wording.interval_source(result)
     range_holds = source and f"that range holds if new runs differ as much {source}"
-    if source and not best.verified:
+    if source and not best.verified and no_advice(best.warnings) is None:
         range_holds = "so is the range"
     said = sentences(
         measured if loss.mean is None else f"measured: loss {measured}",

@@ -155,11 +155,11 @@ def _probe(probe: ProbeResult | None) -> _Made:
         said += " What is allowed lies far above what is drawn."
     if probe.throughput:
         fastest = max(probe.throughput, key=lambda row: row.samples_per_s)
-        said += f" The fastest measured is {per_second(fastest.samples_per_s)} at micro-batch {fastest.batch_size}."
+        said += f" The fastest measured is {per_second(fastest.samples_per_s)} at batch {fastest.batch_size}."
         said += _off_the_line(probe)
     charts = (
         *drawn(memory(probe), "c-memory", "Memory", "Peak memory by micro-batch size, with the line through it."),
-        *drawn(throughput(probe), "c-speed", "Throughput", "Samples per second by micro-batch size."),
+        *drawn(throughput(probe), "c-speed", "Throughput", "Samples per second by the samples of a step."),
     )
     return Section(
         "probe", "What fits, and how fast it is", said, charts

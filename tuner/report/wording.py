@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..core.plain_text import one_line
 from ..core.results import Candidate, Comparison, LossEstimate, Recommendation, SearchResult, TrialRecord
-from .charts.frame import candidates, full_samples, only_stopped
+from .charts.frame import candidates, full_samples, only_stopped, ran_in_full
 from .reasons import PAST_THE_END, no_advice
 from .units import duration, number, setting_text
 from .view import even
@@ -264,11 +264,11 @@ def interval_source(result: SearchResult) -> str:
     loss = result.recommendation.val_loss
     if loss.n_seeds != 1 or loss.low is None:
         return ""
-    whole = 0.9 * full_samples(result)
+    samples = full_samples(result)
     ends = Counter(
         (record.global_batch_size, record.learning_rate, repr(record.params))
         for record in result.records
-        if record.state == "complete" and record.samples > whole
+        if record.state == "complete" and ran_in_full(record, samples)
     )
     if any(n > 1 for n in ends.values()):
         return "as runs of one setting did here"

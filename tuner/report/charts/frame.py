@@ -143,13 +143,18 @@ def full_samples(result: SearchResult) -> int:
     return max((record.end_samples or record.samples for record in result.records), default=0)
 
 
+def ran_in_full(record: TrialRecord, samples: int) -> bool:
+    """Tell whether a trial came to the end of a full run of so many samples: its last step may end before that."""
+    return record.samples + record.global_batch_size > samples
+
+
 def only_stopped(result: SearchResult) -> list[int]:
     """Return the batch sizes of those that may be as good of which every run was stopped before its end."""
     best = result.recommendation
     low, high = best.batch_interval[0], best.batch_interval[-1]
     tried = {record.global_batch_size for record in result.records if low <= record.global_batch_size <= high}
-    whole = 0.9 * full_samples(result)
-    ended = {record.global_batch_size for record in result.records if record.samples > whole}
+    samples = full_samples(result)
+    ended = {record.global_batch_size for record in result.records if ran_in_full(record, samples)}
     return sorted(tried - ended)
 
 

@@ -97,7 +97,7 @@ def throughput(probe: ProbeResult) -> Any:
     ]
     if not measured:
         return None
-    x = batch_axis([row["batch"] for row in measured], title="micro-batch (samples)")
+    x = batch_axis([row["batch"] for row in measured], title="samples in a step")
     title = "samples per second"
     y = altair.Y("rate:Q", title=title, scale=altair.Scale(zero=True), axis=altair.Axis(format=",~f", tickCount=5))
     base = altair.Chart(rows(measured))
@@ -107,7 +107,7 @@ def throughput(probe: ProbeResult) -> Any:
         x=x,
         y=y,
         tooltip=[
-            altair.Tooltip("batch:Q", title="micro-batch"),
+            altair.Tooltip("batch:Q", title="samples in a step"),
             altair.Tooltip("rate:Q", title="samples/s", format=",.0f"),
         ],
     )
