@@ -25,6 +25,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
         "bs",
         "b",
     ),
+    "global_batch_size": ("global_batch_size", "total_batch_size", "effective_batch_size"),
     "accumulation_steps": (
         "gradient_accumulation_steps",
         "grad_accumulation_steps",
@@ -185,25 +186,30 @@ def refusal(content: bytes, name: str, place: str) -> str | None:
     if tree is None or flags is None or binds(tree, name):
         return None
     found = {role: flag for role in ROLES if (flag := flags.of(role)) is not None}
-    if not {"micro_batch_size", "learning_rate"} & set(found):
+    needed = ("micro_batch_size", "learning_rate")
+    if "micro_batch_size" not in found and "global_batch_size" in found:
+        needed = ("global_batch_size", "learning_rate")
+    if not set(needed) & set(found):
         return None
     words = [place, *(["fit"] if flags.parser == "LightningCLI" else [])]
-    for role in ("micro_batch_size", "accumulation_steps", "learning_rate", "max_epochs", "seed"):
+    for role in ROLES:
         flag = found.get(role)
-        if flag is None and role in ("micro_batch_size", "learning_rate"):
+        if flag is None and role in needed:
             flag = "--YOUR-FLAG"
         if flag is not None:
             words.append(f"{flag} {{{role}}}")
     epochs = flags.flags.get(found.get("max_epochs", ""))
     own = f" --epochs {epochs}" if isinstance(epochs, int) and not isinstance(epochs, bool) else ""
+    ranks = any(isinstance(node, ast.Call) and _called(node) == "init_process_group" for node in ast.walk(tree))
+    start = "torchrun --standalone --nproc-per-node 2" if ranks else "python"
     line = " ".join([shlex.quote(words[0]), *words[1:]])
     lines = [
         f"{place} defines no {name!r}, and is a script that reads its command line ({flags.parser}). Nothing of it was "
         "run. It can be searched as it is:",
-        f"  bstune search --samples-per-epoch N{own} -- python {line}",
+        f"  bstune search --samples-per-epoch N{own} -- {start} {line}",
         "N is the number of samples in its training data. bstune fills in what stands in braces.",
     ]
-    if len(missing := [role for role in ("micro_batch_size", "learning_rate") if role not in found]):
+    if len(missing := [role for role in needed if role not in found]):
         lines.append(
             f"No flag was recognised for {' and '.join(missing)}; it has {', '.join(flags.flags) or 'none'}. Put yours "
             "in place of --YOUR-FLAG."

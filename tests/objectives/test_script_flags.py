@@ -39,8 +39,17 @@ parser.add_argument("--epochs", type=int, default=14)
             "-- python model.py fit --data.batch_size {micro_batch_size} "
             "--trainer.accumulate_grad_batches {accumulation_steps} --model.learning_rate {learning_rate}",
         ),
+        (
+            "p.add_argument('--total-batch-size'); p.add_argument('--lr'); dist.init_process_group('gloo')",
+            "-- torchrun --standalone --nproc-per-node 2 model.py --total-batch-size {global_batch_size} "
+            "--lr {learning_rate}",
+        ),
+        (
+            "p.add_argument('--device-batch-size'); p.add_argument('--total-batch-size'); p.add_argument('--lr')",
+            "--device-batch-size {micro_batch_size} --total-batch-size {global_batch_size} --lr {learning_rate}",
+        ),
     ],
-    ids=["argparse", "click", "transformers", "lightning"],
+    ids=["argparse", "click", "transformers", "lightning", "ranks", "both sizes"],
 )
 def test_a_script_in_place_of_a_model_is_told_its_line(text: str, line: str) -> None:
     """By the flags that it has, whatever reads them."""
