@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..core.results import TrialRecord
 from ..theory.intervals import student_quantile
-from .known import Known, Ruling, beyond, unknown
+from .known import Known, Ruling, beyond, percent_above, ratio_ruling, unknown
 from .learning_rate import search_again
 from .tables import loss_after, spearman, wilson
 
@@ -42,16 +42,8 @@ def best_checkpoint(known: Known) -> Ruling:
         "holds": "Keep the best checkpoint, and judge it on data that did not choose it: it looks better than it is.",
         "does not hold": "The last weights are as good: no need to keep others.",
     }.get(verdict, "Keeping the best checkpoint does no harm.")
-    return Ruling(
-        verdict,
-        found,
-        advice,
-        100 * math.expm1(mean),
-        "%",
-        100 * math.expm1(mean - half),
-        100 * math.expm1(mean + half),
-        {"log_ratio": ratios},
-    )
+    logs = mean, mean - half, mean + half
+    return ratio_ruling(verdict, found, advice, logs, "%", {"log_ratio": ratios}, shown=percent_above)
 
 
 def first_rise(known: Known) -> Ruling:

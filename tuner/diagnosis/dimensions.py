@@ -11,7 +11,7 @@ from ..core.diagnosis import Judgement
 from ..core.results import TrialRecord
 from ..report.units import number
 from ..theory.intervals import student_quantile
-from .known import Known, Ruling, beyond, unknown
+from .known import Known, Ruling, beyond, ratio_ruling, unknown
 from .learning_rate import GROWS, STAYS
 from .tables import EqualSamples, seed_sd, slope_of, tables_of
 
@@ -66,8 +66,8 @@ def adam_or_sgd(known: Known) -> Ruling:
         return unknown(f"{said}; but the best rate of {name} is the last one tried on its side", again)
     advice = {"holds": "Use Adam here.", "does not hold": "Use SGD here: it learns faster."}.get(verdict, again)
     data = {"optimizer": list(best), "loss": [loss for loss, *_ in best.values()], "settings": [n, n]}
-    ratio, low, high = (math.exp(x) for x in (figure, figure - half, figure + half))
-    return Ruling(verdict, said, advice, ratio, "times the loss of Adam, with SGD", low, high, data)
+    logs = figure, figure - half, figure + half
+    return ratio_ruling(verdict, said, advice, logs, "times the loss of Adam, with SGD", data)
 
 
 def _kind(record: TrialRecord) -> str | None:

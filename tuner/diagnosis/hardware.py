@@ -10,7 +10,7 @@ from ..core.probe_results import StepTimeLine, ThroughputRow
 from ..report.units import gib, per_second
 from ..theory.intervals import student_quantile
 from ..theory.step_time import LINE_KNOWN, fit_step_time, worst_error
-from .known import Known, Ruling, beyond, unknown
+from .known import Known, Ruling, below, beyond, unknown
 
 FLAT = 1.33
 """Steps of the largest size that take no more than so many times those of the smallest count as equally long."""
@@ -25,6 +25,7 @@ MEDIAN_ERROR = 0.2
 MOST_WAIT = 0.1
 """Share of a step that may be waiting."""
 DRAWS = 400
+PROBE_AGAIN = "Probe again on an idle machine: bstune probe MODEL --fresh"
 
 
 def _lines(rows: Sequence[ThroughputRow]) -> list[StepTimeLine]:
@@ -96,16 +97,15 @@ def flat_step_time(known: Known) -> Ruling:
         if 1 <= half < math.inf
         else f"a step of {large:,} takes {figure:.3g} times as long as one of {small:,}"
     )
-    holds = beyond(low, high, FLAT)
-    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(holds, holds)
+    verdict = below(low, high, FLAT)
     advice = f"Up to about {free:.0f} samples a larger batch costs next to no time; beyond, count seconds, not steps."
     if free < 2:
         advice = "Even small batches take as much longer as they are larger: count seconds, not steps."
     if verdict == "cannot tell":
-        advice = "Probe again on an idle machine: bstune probe MODEL --fresh"
+        advice = PROBE_AGAIN
     if verdict == "holds":
         advice = f"Batches up to {large:,} cost next to no time here: let the gradient noise decide, not the step time."
-    return Ruling(verdict, found, advice, figure, "times", low, high, _plot(rows))  # type: ignore[arg-type]
+    return Ruling(verdict, found, advice, figure, "times", low, high, _plot(rows))
 
 
 def step_time_line(known: Known) -> Ruling:
@@ -128,7 +128,7 @@ def step_time_line(known: Known) -> Ruling:
         return Ruling(
             "cannot tell",
             f"{found}, so steps and noise cannot be told apart",
-            "Probe again on an idle machine: bstune probe MODEL --fresh",
+            PROBE_AGAIN,
             100 * worst,
             "%",
             data=data,
@@ -161,13 +161,10 @@ def better_use(known: Known) -> Ruling:
         f"twice the batch would train {figure - 1:+.0%}"
     )
     verdict = beyond(low, high, GAIN)
-    advice = (
-        "A larger batch still uses the device better: let the gradient noise decide how far to go."
-        if verdict == "holds"
-        else "The device is busy at this size: a larger batch takes as much longer as it is larger."
-        if verdict == "does not hold"
-        else "Probe again on an idle machine: bstune probe MODEL --fresh"
-    )
+    advice = {
+        "holds": "A larger batch still uses the device better: let the gradient noise decide how far to go.",
+        "does not hold": "The device is busy at this size: a larger batch takes as much longer as it is larger.",
+    }.get(verdict, PROBE_AGAIN)
     return Ruling(
         verdict, found, advice, 100 * (figure - 1), "% samples/s", 100 * (low - 1), 100 * (high - 1), _plot(rows)
     )
@@ -184,8 +181,7 @@ def below_32(known: Known) -> Ruling:
 
     low, high = _interval(_lines(rows), share)
     at = {batch: share(line, batch) for batch in (8, 16, 32, 64)}
-    verdict = beyond(low, high, WASTE)
-    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    verdict = below(low, high, WASTE)
     found = "of its top speed this device reaches " + ", ".join(f"{part:.0%} at batch {n}" for n, part in at.items())
     half = _saturation(line)
     half_text = "any size that fits" if half == math.inf else f"a batch of {max(1, round(half)):,}"
@@ -193,7 +189,7 @@ def below_32(known: Known) -> Ruling:
         "holds": f"Small batches are slow here; half of the top speed takes {half_text}. They may still need fewer "
         "samples.",
         "does not hold": "Batches of 16 lose little speed here: do not rule them out for the hardware's sake.",
-    }.get(verdict, "Probe again on an idle machine: bstune probe MODEL --fresh")
+    }.get(verdict, PROBE_AGAIN)
     return Ruling(
         verdict, found, advice, 100 * at[16], "% of top speed at batch 16", 100 * low, 100 * high, _plot(rows)
     )
@@ -224,7 +220,7 @@ def loader(known: Known) -> Ruling:
         return Ruling(
             "cannot tell",
             f"{said}, which is no more",
-            "Probe again on an idle machine: bstune probe MODEL --fresh",
+            PROBE_AGAIN,
             share,
             "% of a step",
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,6 +91,29 @@ class Ruling:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
+def ratio_ruling(
+    verdict: Judgement,
+    found: str,
+    advice: str,
+    logs: tuple[float, float, float],
+    unit: str,
+    data: Mapping[str, Any] | None = None,
+    *,
+    shown: Callable[[float], float] = math.exp,
+) -> Ruling:
+    """Return a ruling on a ratio: `logs` are the logarithms of the figure and the ends of its 90 % interval.
+
+    `shown` makes of each what people read.
+    """
+    figure, low, high = map(shown, logs)
+    return Ruling(verdict, found, advice, figure, unit, low, high, data or {})
+
+
+def percent_above(log_ratio: float) -> float:
+    """Return by how many percent a ratio is above 1, given its logarithm."""
+    return 100 * math.expm1(log_ratio)
+
+
 def unknown(why: str, advice: str = "") -> Ruling:
     """Return that a claim could not be judged, with the reason and what would help."""
     return Ruling("cannot tell", why, advice)
@@ -106,6 +130,11 @@ def unmeasured(known: Known, measurement: str) -> Ruling:
 def beyond(low: float, high: float, bound: float) -> Judgement:
     """Return `holds` where an interval lies above a bound, `does not hold` where it lies below, else `cannot tell`."""
     return "holds" if low > bound else "does not hold" if high < bound else "cannot tell"
+
+
+def below(low: float, high: float, bound: float) -> Judgement:
+    """Return `holds` where an interval lies below a bound, `does not hold` where it lies above, else `cannot tell`."""
+    return beyond(-high, -low, -bound)
 
 
 def sizes_of(values: Sequence[int]) -> str:

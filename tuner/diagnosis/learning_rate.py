@@ -6,7 +6,7 @@ import math
 
 from ..core.diagnosis import Judgement
 from ..theory.intervals import student_quantile
-from .known import Known, Ruling, beyond, unknown
+from .known import Known, Ruling, beyond, ratio_ruling, unknown
 from .tables import EqualSamples, Slope, seed_sd, slope_of, table_of
 
 LINEAR, ROOT = 1.0, 0.5
@@ -134,17 +134,9 @@ def too_large_too_small(known: Known) -> Ruling:
         + ("low." if up[0] > down[0] else "high."),
         "does not hold": "The rate matters little here over a factor of 4: spend the trials elsewhere.",
     }.get(verdict, search_again(known))
-    figure = min(up[0], down[0])
-    return Ruling(
-        verdict,
-        said,
-        advice,
-        math.exp(min(figure, 50.0)),
-        "times the best loss, at the better of the two",
-        math.exp(min(low, 50.0)),
-        math.exp(min(high, 50.0)),
-        {"octaves_off": [x for x, _ in (*below, *above)], "log_loss_ratio": [y for _, y in (*below, *above)]},
-    )
+    logs = min(up[0], down[0], 50.0), min(low, 50.0), min(high, 50.0)
+    data = {"octaves_off": [x for x, _ in (*below, *above)], "log_loss_ratio": [y for _, y in (*below, *above)]}
+    return ratio_ruling(verdict, said, advice, logs, "times the best loss, at the better of the two", data)
 
 
 DIVERGED = 3.0

@@ -7,7 +7,7 @@ import statistics
 
 from ..core.diagnosis import Judgement
 from ..theory.scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, SLOPE_PRIOR
-from .known import Known, Ruling, beyond, unknown, unmeasured
+from .known import Known, Ruling, below, beyond, ratio_ruling, unknown, unmeasured
 from .noise import mean_interval
 
 GOOD_STATISTICS = 0.1
@@ -74,7 +74,7 @@ def batch_norm_size(known: Known) -> Ruling:
     sizes = looks[-1].values["size"]
     index = looks[-1].texts["layer"].index(worst)
     data = {"batch_size": sizes, "error": looks[-1].values[f"error_{index}"]}
-    return Ruling(verdict, said, advice, figure, "samples", math.exp(low), math.exp(high), data)
+    return ratio_ruling(verdict, said, advice, (mean, low, high), "samples", data)
 
 
 def running_statistics(known: Known) -> Ruling:
@@ -197,16 +197,8 @@ def curvature_limit(known: Known) -> Ruling:
         "holds": "A larger batch will not allow a larger rate; warm-up, momentum or a better conditioned model may.",
         "does not hold": "Noise, not curvature, bounds the rate: a larger batch allows a larger one.",
     }.get(verdict, "Let a search try rates around it.")
-    return Ruling(
-        verdict,
-        said,
-        advice,
-        math.exp(mean),
-        "of the largest stable rate",
-        math.exp(low),
-        math.exp(high),
-        {"at_samples": [look.at_samples for look in looks], "largest_rate": limits},
-    )
+    data = {"at_samples": [look.at_samples for look in looks], "largest_rate": limits}
+    return ratio_ruling(verdict, said, advice, (mean, low, high), "of the largest stable rate", data)
 
 
 def layers_differ(known: Known) -> Ruling:
@@ -232,16 +224,7 @@ def layers_differ(known: Known) -> Ruling:
         "holds": "Try LARS or LAMB, or param groups with rates of their own, once the batch is several times critical.",
         "does not hold": "One rate for all layers is fine.",
     }.get(verdict, "One rate for all layers is the simpler start.")
-    return Ruling(
-        verdict,
-        said,
-        advice,
-        math.exp(mean),
-        "times between layers",
-        math.exp(low),
-        math.exp(high),
-        {"spread": spreads},
-    )
+    return ratio_ruling(verdict, said, advice, (mean, low, high), "times between layers", {"spread": spreads})
 
 
 def fine_tuning(known: Known) -> Ruling:
@@ -264,8 +247,7 @@ def fine_tuning(known: Known) -> Ruling:
     usual *= (known.best.global_batch_size / ANCHOR_BATCH) ** SLOPE_PRIOR[family][0]
     ratio = known.best.learning_rate / usual
     # A search finds the best rate to within about an octave.
-    verdict = beyond(ratio / 2, ratio * 2, 1 / 3)
-    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    verdict = below(ratio / 2, ratio * 2, 1 / 3)
     batch = known.best.global_batch_size
     said += f"; the recommended rate is {ratio:.2g} times a usual one from scratch at its batch of {batch}"
     advice = {

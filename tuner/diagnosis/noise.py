@@ -10,7 +10,7 @@ from ..core.examination import Look
 from ..core.results import NoisePoint
 from ..theory.gradient_noise import noise_scale
 from ..theory.intervals import student_quantile
-from .known import Known, Ruling, beyond, unknown, unmeasured
+from .known import Known, Ruling, below, beyond, unknown, unmeasured
 
 LAW, NEAR_LAW = -0.5, 0.15
 """The power of the batch by which the error of a gradient falls, and how far off it may be."""
@@ -116,8 +116,7 @@ def twice_is_half(known: Known) -> Ruling:
 
     least, most = share(high), share(low)
     figure = share(value)
-    verdict = beyond(least, most, HALF)
-    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    verdict = below(least, most, HALF)
     size = f"at least {low:,.0f}" if value is None else f"{value:,.0f}"
     found = f"at batch {batch:,}, doubling it leaves {figure:.0%} of the steps; the {where} is {size} samples"
     advice = {
@@ -181,8 +180,7 @@ def only_a_sample(known: Known) -> Ruling:
         seen = known.looked("agreement")
         return unknown("gradients drown in noise") if seen else unmeasured(known, "agreement")
     mean, low, high = (min(x, 1.0) for x in mean_interval(cosines, least_sd=0.02))
-    verdict = beyond(low, high, AGREES)
-    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    verdict = below(low, high, AGREES)
     found = (
         f"in the first quarter of a run the gradients of training and validation data have a cosine of {mean:.2f} (1: "
         "the same way)"

@@ -10,7 +10,7 @@ from ..core.results import USUAL_BATCH, TrialRecord
 from ..report.units import duration, number
 from ..strategy.cost import Cost
 from ..theory.intervals import student_quantile
-from .known import Known, Ruling, beyond, sizes_of, unknown
+from .known import Known, Ruling, below, beyond, percent_above, ratio_ruling, sizes_of, unknown
 from .learning_rate import equal_samples, search_again
 from .tables import SEED_SD, EqualSamples, loss_after, seed_sd, slope_of
 
@@ -51,16 +51,8 @@ def large_is_worse(known: Known) -> Ruling:
         "holds": "A larger batch must earn its speed: compare at equal seconds." + short,
         "does not hold": "Choose the batch for speed: with its own rate, a large one learns as much." + short,
     }.get(verdict, search_again(known))
-    return Ruling(
-        verdict,
-        found,
-        advice,
-        100 * math.expm1(slope.value),
-        "% loss a doubling",
-        100 * math.expm1(slope.low),
-        100 * math.expm1(slope.high),
-        {"batch_size": sizes, "loss": losses},
-    )
+    logs, data = (slope.value, slope.low, slope.high), {"batch_size": sizes, "loss": losses}
+    return ratio_ruling(verdict, found, advice, logs, "% loss a doubling", data, shown=percent_above)
 
 
 def shared_rate(known: Known) -> Ruling:
@@ -82,8 +74,7 @@ def shared_rate(known: Known) -> Ruling:
     regret = math.log(table.tuned[chosen][1] / table.tuned[really][1])
     middle = math.log(min(ratios[worst], FAR_ABOVE))
     half = student_quantile(SEED_SD[1] + len(known.records)) * math.sqrt(2) * seed_sd(known.records)
-    verdict = beyond(middle - half, middle + half, math.log(MISLED))
-    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    verdict = below(middle - half, middle + half, math.log(MISLED))
     named = f"at rate {rate:.3g} batch {worst} ends at {_ratio(ratios[worst])} the loss of its own best rate"
     picked = (
         f"; that rate makes batch {chosen} look best, and with their own rates {really} is, by {math.expm1(regret):.0%}"
@@ -94,21 +85,15 @@ def shared_rate(known: Known) -> Ruling:
         "does not hold": "Compare batch sizes with a rate of their own each; distrust tables made with one rate.",
         "holds": "Over these sizes one rate does.",
     }.get(verdict, search_again(known))
-    return Ruling(
-        verdict,
-        f"{named}, {table.when}{picked}",
-        advice,
-        math.exp(middle),
-        "times the loss of its own rate",
-        math.exp(middle - half),
-        math.exp(middle + half),
-        {
-            "batch_size": list(ratios),
-            "shared_rate_loss": [table.losses[n][rate] for n in ratios],
-            "own_rate_loss": [table.tuned[n][1] for n in ratios],
-            "own_rate": [table.tuned[n][0] for n in ratios],
-        },
-    )
+    data = {
+        "batch_size": list(ratios),
+        "shared_rate_loss": [table.losses[n][rate] for n in ratios],
+        "own_rate_loss": [table.tuned[n][1] for n in ratios],
+        "own_rate": [table.tuned[n][0] for n in ratios],
+    }
+    found = f"{named}, {table.when}{picked}"
+    logs = middle, middle - half, middle + half
+    return ratio_ruling(verdict, found, advice, logs, "times the loss of its own rate", data)
 
 
 def _ratio(value: float) -> str:
@@ -190,23 +175,16 @@ def largest_is_fastest(known: Known) -> Ruling:
     other = min((n for n in seconds if n != largest), key=lambda n: seconds[n])
     figure = math.log(seconds[largest] / seconds[other])
     half = student_quantile(1e6) * math.sqrt(2) * SCATTER
-    verdict = beyond(figure - half, figure + half, 0.0)
-    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    verdict = below(figure - half, figure + half, 0.0)
     each = ", ".join(f"{duration(value)} at {n}" for n, value in seconds.items())
     advice = {
         "holds": f"Train with {largest}; try larger ones, as far as they fit and make enough updates.",
         "does not hold": f"Train with {other}: {largest} takes {math.exp(figure):.2f} times as long.",
     }.get(verdict, f"Take {other}: it is as soon there, and needs less memory.")
-    return Ruling(
-        verdict,
-        f"seconds to the target loss of {target}: {each}",
-        advice,
-        math.exp(figure),
-        "times the seconds of the best other",
-        math.exp(figure - half),
-        math.exp(figure + half),
-        {"batch_size": list(seconds), "seconds": list(seconds.values())},
-    )
+    found = f"seconds to the target loss of {target}: {each}"
+    logs = figure, figure - half, figure + half
+    data = {"batch_size": list(seconds), "seconds": list(seconds.values())}
+    return ratio_ruling(verdict, found, advice, logs, "times the seconds of the best other", data)
 
 
 def small_at_equal_seconds(known: Known) -> Ruling:
@@ -240,16 +218,10 @@ def small_at_equal_seconds(known: Known) -> Ruling:
         "holds": f"With little time, train with {smaller}.",
         "does not hold": f"With little time, still train with {largest}.",
     }.get(verdict, "Either will do for a short run.")
-    return Ruling(
-        verdict,
-        f"losses after {duration(seconds)}: {each}",
-        advice,
-        math.exp(figure),
-        f"times the loss of {largest}",
-        math.exp(figure - half),
-        math.exp(figure + half),
-        {"batch_size": list(best), "loss": list(best.values())},
-    )
+    found = f"losses after {duration(seconds)}: {each}"
+    logs = figure, figure - half, figure + half
+    data = {"batch_size": list(best), "loss": list(best.values())}
+    return ratio_ruling(verdict, found, advice, logs, f"times the loss of {largest}", data)
 
 
 def fill_memory(known: Known) -> Ruling:
@@ -306,8 +278,7 @@ def start_with_32(known: Known) -> Ruling:
         )
     half = student_quantile(1e6) * math.sqrt(2) * SCATTER
     figure = math.log(beside.times_sooner)
-    verdict = beyond(figure - half, figure + half, math.log(1.25))
-    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    verdict = below(figure - half, figure + half, math.log(1.25))
     best = known.best.global_batch_size
     advice = {
         "does not hold": f"Train with {best}: it is there {beside.times_sooner:.3g} times as soon.",

@@ -7,7 +7,7 @@ import statistics
 
 from ..report.units import number
 from ..theory.intervals import student_quantile
-from .known import Known, Ruling, beyond, unknown, unmeasured
+from .known import Known, Ruling, below, beyond, percent_above, ratio_ruling, unknown, unmeasured
 from .measured import FULL_BATCH_MOST, odd_sizes
 from .noise import mean_interval
 from .tables import seed_sd
@@ -70,8 +70,7 @@ def _odd(known: Known, which: int, what: str, name: str) -> Ruling:
         "does not hold": "Any size will do: take the one that the loss asks for.",
     }.get(verdict, f"Keep to a {what} until an idle machine says otherwise: bstune diagnose MODEL --only {name}")
     data = {"batch_size": [centre - 1, centre, centre + 1], "rounds": [n]}
-    figure, least, most = (100 * math.expm1(x) for x in (mean, low, high))
-    return Ruling(verdict, said, advice, figure, "% faster a sample", least, most, data)
+    return ratio_ruling(verdict, said, advice, (mean, low, high), "% faster a sample", data, shown=percent_above)
 
 
 def warm_up(known: Known) -> Ruling:
@@ -100,16 +99,7 @@ def warm_up(known: Known) -> Ruling:
         "holds": f"Let the rate rise over the first {tenth:,} samples (5 % of a run), as LinearLR of PyTorch does.",
         "does not hold": "Start at the full rate: no warm-up is needed for stability.",
     }.get(verdict, f"A warm-up of {tenth:,} samples does no harm.")
-    return Ruling(
-        verdict,
-        said,
-        advice,
-        math.exp(mean),
-        "times the first loss",
-        math.exp(low),
-        math.exp(high),
-        shown,
-    )
+    return ratio_ruling(verdict, said, advice, (mean, low, high), "times the first loss", shown)
 
 
 def _spike(losses: tuple[float, ...]) -> float:
@@ -131,8 +121,7 @@ def grow_the_batch(known: Known) -> Ruling:
         return unknown("one of the trainings diverged, or ended at a loss of zero", "Search for a rate first.")
     ratios = [math.log(b / a) for a, b in zip(decay, grown, strict=True)]
     mean, low, high = mean_interval(ratios, least_sd=math.sqrt(2) * 0.02)
-    verdict = beyond(low, high, AS_GOOD)
-    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    verdict = below(low, high, AS_GOOD)
     said = (
         f"over {len(looks)} seeds of a quarter of a full run, a batch that grows up to 8 times ends at "
         f"{number(statistics.mean(grown))} after {fewer:,.0f} updates, a rate that decays by a cosine at "
@@ -143,16 +132,8 @@ def grow_the_batch(known: Known) -> Ruling:
         "batches are faster a sample.",
         "does not hold": "Let the rate decay: the growing batch costs loss here.",
     }.get(verdict, "Either will do: the growing batch makes fewer updates, the decaying rate is the simpler.")
-    return Ruling(
-        verdict,
-        said,
-        advice,
-        math.exp(mean),
-        "times the loss of decay",
-        math.exp(low),
-        math.exp(high),
-        {"decay": decay, "grown": grown},
-    )
+    data = {"decay": decay, "grown": grown}
+    return ratio_ruling(verdict, said, advice, (mean, low, high), "times the loss of decay", data)
 
 
 def full_batch(known: Known) -> Ruling:
@@ -171,8 +152,7 @@ def full_batch(known: Known) -> Ruling:
         return unknown("no training at full batch reached a finite loss")
     figure = math.log(best / own)
     half = student_quantile(2 + len(known.records)) * math.sqrt(2) * seed_sd(known.records)
-    verdict = beyond(figure - half, figure + half, AS_GOOD)
-    verdict = {"holds": "does not hold", "does not hold": "holds"}.get(verdict, verdict)  # type: ignore[assignment]
+    verdict = below(figure - half, figure + half, AS_GOOD)
     said = (
         f"after as many seconds, all {n:,} samples in each step end at {number(best)} (best of {len(values['rate'])} "
         f"rates, {rate:.3g}), batches of {known.batch} at {number(own)}"
@@ -181,13 +161,6 @@ def full_batch(known: Known) -> Ruling:
         "holds": "Use all samples in each step; then an optimizer such as L-BFGS may do better still.",
         "does not hold": f"Keep to batches of {known.batch}: they learn more in the same time, few samples or not.",
     }.get(verdict, f"Either will do; batches of {known.batch} need less memory.")
-    return Ruling(
-        verdict,
-        said,
-        advice,
-        math.exp(figure),
-        f"times the loss of {known.batch}",
-        math.exp(figure - half),
-        math.exp(figure + half),
-        {"learning_rate": list(values["rate"]), "loss": list(values["loss"]), "own_loss": [own]},
-    )
+    logs = figure, figure - half, figure + half
+    data = {"learning_rate": list(values["rate"]), "loss": list(values["loss"]), "own_loss": [own]}
+    return ratio_ruling(verdict, said, advice, logs, f"times the loss of {known.batch}", data)
