@@ -40,20 +40,7 @@ def measure(command: Measured, spec: MeasureSpec, device: str, meter: TreeMeter)
         CommandError: It failed.
         ObjectiveError: It does nothing.
     """
-    accumulation = spec.accumulation_steps if command.accumulates else 1
-    batch = spec.micro_batch_size * accumulation * command.world_size
-    trial = TrialSpec(
-        number=-1,
-        stage="probe",
-        global_batch_size=batch,
-        micro_batch_size=spec.micro_batch_size,
-        accumulation_steps=accumulation,
-        learning_rate=1e-6,
-        seed=spec.seed,
-        end_samples=spec.n_steps * batch,
-        points=(),
-        params=spec.params,
-    )
+    trial = spec.as_trial(spec.n_steps, accumulates=command.accumulates, world_size=command.world_size)
     return _time(command, trial, device, meter) if spec.timed_s else _weigh(command, trial, device, meter)
 
 

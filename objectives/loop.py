@@ -236,21 +236,7 @@ class MeasuredRun:
     def __init__(self, asked: MeasureSpec, device: str, meter: Meter, *, accumulates: bool = True) -> None:
         """Plan the steps that are asked for, with those that are timed; a trial says `go` to every report."""
         n_steps = asked.n_steps + (asked.max_timed_steps if asked.timed_s > 0 else 0)
-        accumulation_steps = asked.accumulation_steps if accumulates else 1
-        batch = asked.micro_batch_size * accumulation_steps
-        self.spec = TrialSpec(
-            number=-1,
-            stage="probe",
-            global_batch_size=batch,
-            micro_batch_size=asked.micro_batch_size,
-            accumulation_steps=accumulation_steps,
-            learning_rate=1e-6,
-            seed=asked.seed,
-            end_samples=n_steps * batch,
-            points=(n_steps * batch,),
-            params=asked.params,
-            eval_batch_size=asked.eval_batch_size,
-        )
+        self.spec = asked.as_trial(n_steps, accumulates=accumulates)
         self.reports: list[TrialReport] = []
         self.trial = Trial(self.spec, device=device, send=self._hear, clock=time.perf_counter)
         self.watch = StepWatch(meter, n_steps=asked.n_steps, timed_s=asked.timed_s, max_steps=n_steps)

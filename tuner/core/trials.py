@@ -259,6 +259,25 @@ class MeasureSpec:
     params: Mapping[str, Any] = field(default_factory=dict)
     """Values of the extra dimensions that a search begins with."""
 
+    def as_trial(self, n_steps: int, *, accumulates: bool = True, world_size: int = 1) -> TrialSpec:
+        """Return so many of these steps as a run, for a loop that is the user's own; it is to report at its end."""
+        accumulation_steps = self.accumulation_steps if accumulates else 1
+        batch = self.micro_batch_size * accumulation_steps * world_size
+        return TrialSpec(
+            number=-1,
+            stage="probe",
+            global_batch_size=batch,
+            micro_batch_size=self.micro_batch_size,
+            accumulation_steps=accumulation_steps,
+            learning_rate=1e-6,
+            seed=self.seed,
+            end_samples=n_steps * batch,
+            points=(n_steps * batch,),
+            params=self.params,
+            eval_batch_size=self.eval_batch_size,
+            world_size=world_size,
+        )
+
 
 @dataclass(frozen=True)
 class MeasureNotes:

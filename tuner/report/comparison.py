@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ..core.plain_text import hide_secrets, one_line
 from ..core.results import SearchResult
@@ -14,7 +15,7 @@ from .charts.landscape import landscape, reaches
 from .charts.probe_lines import throughput
 from .charts.settings import frontier
 from .page import rendered
-from .page_charts import Section, drawn
+from .page_charts import Drawn, Section, drawn
 from .page_told import Told, device_text
 from .units import duration, gib, number, per_second
 
@@ -114,55 +115,54 @@ def _difference(both: tuple[Told, Told]) -> str:
     return " ".join(said)
 
 
+def _drawn_of(both: tuple[Told, Told], what: str, chart: Callable[[Told], Any], label: str) -> tuple[Drawn, ...]:
+    """Return the charts of the two, ready for the page, as far as there are any; `label` has a place for a name."""
+    return tuple(
+        each
+        for i, (told, name) in enumerate(zip(both, _names(both), strict=True))
+        for each in drawn(chart(told), f"c-{what}-{i}", name, label.format(name))
+    )
+
+
 def _landscapes(both: tuple[Told, Told]) -> Section:
     found = [reach for told in both if (reach := reaches(told.records)) is not None]
     domain = None
     if found:
         domain = ([b for batches, _ in found for b in batches], [r for _, rates in found for r in rates])
-    charts = tuple(
-        chart
-        for i, (told, name) in enumerate(zip(both, _names(both), strict=True))
-        for chart in drawn(
-            landscape(told.records, told.result, domain=domain),
-            f"c-landscape-{i}",
-            name,
-            f"Settings of {name} by batch size and learning rate, with the loss as colour.",
-        )
+    charts = _drawn_of(
+        both,
+        "landscape",
+        lambda told: landscape(told.records, told.result, domain=domain),
+        "Settings of {} by batch size and learning rate, with the loss as colour.",
     )
     return Section("landscape", "Batch size and learning rate together", "The axes of the two are the same.", charts)
 
 
 def _frontiers(both: tuple[Told, Told]) -> Section:
-    charts = tuple(
-        chart
-        for i, (told, name) in enumerate(zip(both, _names(both), strict=True))
-        if told.result is not None
-        for chart in drawn(
-            frontier(told.result), f"c-frontier-{i}", name, f"Loss against seconds of a full run, {name}."
-        )
+    charts = _drawn_of(
+        both,
+        "frontier",
+        lambda told: None if told.result is None else frontier(told.result),
+        "Loss against seconds of a full run, {}.",
     )
     return Section("frontier", "Loss against time", "Settings that were run to the end; the axes may differ.", charts)
 
 
 def _curves(both: tuple[Told, Told]) -> Section:
-    charts = tuple(
-        chart
-        for i, (told, name) in enumerate(zip(both, _names(both), strict=True))
-        for chart in drawn(
-            curves(told.records, told.probe, "seconds", result=told.result),
-            f"c-curves-{i}",
-            name,
-            f"Learning curves by seconds, {name}.",
-        )
+    charts = _drawn_of(
+        both,
+        "curves",
+        lambda told: curves(told.records, told.probe, "seconds", result=told.result),
+        "Learning curves by seconds, {}.",
     )
     return Section("curves-two", "Learning curves by seconds", "The axes may differ.", charts)
 
 
 def _speeds(both: tuple[Told, Told]) -> Section:
-    charts = tuple(
-        chart
-        for i, (told, name) in enumerate(zip(both, _names(both), strict=True))
-        if told.probe is not None
-        for chart in drawn(throughput(told.probe), f"c-speed-{i}", name, f"Throughput by micro-batch size, {name}.")
+    charts = _drawn_of(
+        both,
+        "speed",
+        lambda told: None if told.probe is None else throughput(told.probe),
+        "Throughput by micro-batch size, {}.",
     )
     return Section("probe", "Throughput", "Measured on real steps; the axes may differ.", charts)

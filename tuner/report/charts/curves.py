@@ -19,6 +19,7 @@ from .frame import (
     rows,
     target_line,
     trial_row,
+    trial_tooltip,
 )
 
 MOST_CURVES = 200
@@ -67,14 +68,7 @@ def curves(
         color=batch_colour([point["batch"] for point in points]),
         detail="trial:N",
         opacity=altair.condition(is_picked, altair.value(0.85), altair.value(0.07)),
-        tooltip=[
-            altair.Tooltip("trial:Q", title="trial"),
-            altair.Tooltip("state:N", title="state"),
-            altair.Tooltip("batch:Q", title="batch"),
-            altair.Tooltip("rate:Q", title="learning rate", format=".3g"),
-            altair.Tooltip("loss:Q", title="loss", format=".4g"),
-            altair.Tooltip("samples:Q", title="samples", format=","),
-        ],
+        tooltip=trial_tooltip(),
     )
     lines = chart.mark_line(strokeWidth=1.6, clip=True)
     dots = chart.mark_point(filled=True, size=22, clip=True).add_params(parameter)

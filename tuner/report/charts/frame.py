@@ -196,6 +196,20 @@ def trial_row(record: TrialRecord) -> Row:
     }
 
 
+def trial_tooltip() -> list[altair.Tooltip]:
+    """Return what is shown of a trial where the pointer is: the fields of its row."""
+    import altair
+
+    return [
+        altair.Tooltip("trial:Q", title="trial"),
+        altair.Tooltip("state:N", title="state"),
+        altair.Tooltip("batch:Q", title="batch"),
+        altair.Tooltip("rate:Q", title="learning rate", format=".3g"),
+        altair.Tooltip("loss:Q", title="loss", format=".4g"),
+        altair.Tooltip("samples:Q", title="samples", format=","),
+    ]
+
+
 def picked(standalone: bool) -> tuple[Any, Any]:
     """Return how a trial is picked: the parameter, and the condition that this one is picked or none is.
 

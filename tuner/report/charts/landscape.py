@@ -21,6 +21,7 @@ from .frame import (
     positive,
     rows,
     trial_row,
+    trial_tooltip,
 )
 
 MOST_POINTS = 1500
@@ -92,7 +93,7 @@ def landscape(
         ),
         size=altair.Size("share:Q", scale=altair.Scale(domain=[0, 1], range=_sizes(len(shown))), legend=None),
         opacity=altair.condition(is_picked, altair.value(1), altair.value(0.12)),
-        tooltip=_tooltip(),
+        tooltip=trial_tooltip(),
     )
     # The marks come last, so that nothing lies above what can be clicked.
     layers = [*_ridge(result, batches, rates, x, y), *_answer(result, x, y), marks.add_params(parameter)]
@@ -121,19 +122,6 @@ def _loss_colour(losses: Sequence[float]) -> Any:
         scale=scale,
         legend=altair.Legend(orient="top", format="~g", gradientLength=220, titleLimit=240, tickCount=4),
     )
-
-
-def _tooltip() -> list[Any]:
-    import altair
-
-    return [
-        altair.Tooltip("trial:Q", title="trial"),
-        altair.Tooltip("state:N", title="state"),
-        altair.Tooltip("batch:Q", title="batch"),
-        altair.Tooltip("rate:Q", title="learning rate", format=".3g"),
-        altair.Tooltip("loss:Q", title="loss", format=".4g"),
-        altair.Tooltip("samples:Q", title="samples", format=","),
-    ]
 
 
 def _ridge(result: SearchResult | None, batches: Sequence[int], rates: Sequence[float], x: Any, y: Any) -> list[Any]:
