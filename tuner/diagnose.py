@@ -15,8 +15,8 @@ from .core.diagnosis import Diagnosis
 from .core.errors import NoSignalError
 from .core.probe_results import Attempt, ProbeResult
 from .core.version import __version__
-from .diagnosis.claims import Claim, chosen, judged
-from .diagnosis.kept import keep, measured_before
+from .diagnosis.claims import Claim, chosen, judged, measurements_of, untold
+from .diagnosis.kept import MeasuredClaims, keep
 from .diagnosis.known import Known
 from .diagnosis.measured import cost_of, measure
 from .probing.run import run_probe
@@ -76,6 +76,60 @@ def diagnose(
         NothingFitsError: Even a single sample needs more memory than there is.
         StudyError: The study cannot be read or written.
     """
+    n_threads = _checked_threads(study, storage, device, threads, seed, budget)
+    claims = chosen(only)
+    objective = check_objective(objective)
+    began_s = time.monotonic()
+    with open_storage(storage) as opened, Host(objective, device=device, threads=n_threads) as host:
+        identity = objective_identity(objective)
+        name, found = own_study(opened, study_name(study, objective, host.facts), identity, named=study is not None)
+        kept = found or make_study(opened, name)
+        known = stored(kept, host.facts)
+        # Before a probe, which may choose the threads.
+        key = probe_key(host.facts, host.device_info, seed=seed, chooses_threads=host.chooses_threads)
+        warnings = (*host.warnings, *_warnings(kept, host.facts, known))
+        if known.probe is None and _needs_probe(claims, host.facts):
+            known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
+        by = {**key, "bstune": __version__, "setting": _setting_of(known)}
+        own_loop = host.facts.kind != "supervised"
+        measured = MeasuredClaims(kept, untold(claims, known), by, fresh=fresh or own_loop)
+        trained = 0.0
+        if measured.wanted and not own_loop:
+            if host.chooses_threads and known.probe is not None and known.probe.device.threads:
+                host.use_threads(known.probe.device.threads)
+            known, trained = measure(
+                measured.wanted,
+                known,
+                host,
+                budget=budget,
+                seed=seed,
+                on_note=on_note or (lambda text: None),
+                on_known=measured.save,
+            )
+        result = Diagnosis(
+            findings=measured.among(judged(claims, known)),
+            study=name,
+            device=host.device_info.name,
+            seconds=time.monotonic() - began_s if measured.wanted else 0.0,
+            reference_runs=trained,
+            warnings=warnings,
+            reused=tuple(measured.reused),
+        )
+        keep(kept, [finding for finding in result.findings if finding.name not in measured.reused])
+        measured.save(known)
+        kept.set(identity=identity)
+        touch(kept)
+    return result
+
+
+def _checked_threads(
+    study: str | None, storage: str | None, device: str, threads: int | Literal["auto"], seed: int, budget: float
+) -> int | None:
+    """Check the arguments, and return the threads; None where they are chosen.
+
+    Raises:
+        ArgumentError: One is wrong on its face; all that are get named.
+    """
     checks = Checks()
     checks.study(study)
     for name, text in (("device", device), ("storage", storage)):
@@ -84,55 +138,7 @@ def diagnose(
     checks.real("budget", budget, lambda x: 0 <= x <= 1e9, "reference runs, 0 or more")
     n_threads = checks.integer_or_auto("threads", threads, MOST_THREADS)
     checks.done()
-    claims = chosen(only)
-    objective = check_objective(objective)
-    began_s = time.monotonic()
-    with (
-        open_storage(storage) as opened,
-        Host(objective, device=device, threads=None if n_threads == "auto" else n_threads) as host,
-    ):
-        name = study_name(study, objective, host.facts)
-        identity = objective_identity(objective)
-        name, found = own_study(opened, name, identity, named=study is not None)
-        kept = found or make_study(opened, name)
-        known = stored(kept, host.facts)
-        # Before a probe, which may choose the threads.
-        key = probe_key(host.facts, host.device_info, seed=seed, chooses_threads=host.chooses_threads)
-        warnings = [*host.warnings, *_warnings(kept, host.facts, known)]
-        if known.probe is None and _needs_probe(claims, host.facts):
-            known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
-        by = {**key, "bstune": __version__, "setting": _setting_of(known)}
-        before = {} if fresh or host.facts.kind != "supervised" else measured_before(kept, by)
-        open_claims = _open(claims, known)
-        reused = {claim.name: replace(before[claim.name], cost_s=0.0) for claim in open_claims if claim.name in before}
-        wanted = _measurements(claim for claim in open_claims if claim.name not in reused)
-
-        def save(known: Known) -> None:
-            done = {look.measurement for look in known.looks if look.failed is None} - set(known.unmeasured)
-            measured = [claim for claim in open_claims if claim.name not in reused and claim.measurement in done]
-            keep(kept, judged(measured, known), [claim.name for claim in measured], by)
-
-        trained = 0.0
-        if wanted and host.facts.kind == "supervised":
-            if host.chooses_threads and known.probe is not None and known.probe.device.threads:
-                host.use_threads(known.probe.device.threads)
-            known, trained = measure(
-                wanted, known, host, budget=budget, seed=seed, on_note=on_note or _silent, on_known=save
-            )
-        result = Diagnosis(
-            findings=tuple(reused.get(finding.name, finding) for finding in judged(claims, known)),
-            study=name,
-            device=host.device_info.name,
-            seconds=time.monotonic() - began_s if trained or wanted else 0.0,
-            reference_runs=trained,
-            warnings=tuple(warnings),
-            reused=tuple(reused),
-        )
-        keep(kept, [finding for finding in result.findings if finding.name not in reused])
-        save(known)
-        kept.set(identity=identity)
-        touch(kept)
-    return result
+    return None if n_threads == "auto" else n_threads
 
 
 def _needs_probe(claims: Iterable[Claim], facts: Facts) -> bool:
@@ -143,26 +149,10 @@ def _needs_probe(claims: Iterable[Claim], facts: Facts) -> bool:
     )
 
 
-def _silent(text: str) -> None:
-    """Say nothing."""
-
-
 def _setting_of(known: Known) -> list[Any]:
     """Return the setting that is looked at, as JSON."""
     setting = known.setting
     return [setting.global_batch_size, setting.learning_rate, json.loads(json.dumps(dict(setting.params)))]
-
-
-def _open(claims: Iterable[Claim], known: Known) -> list[Claim]:
-    """Return the claims of which the record does not tell, and a measurement may."""
-    measurable = [claim for claim in claims if claim.measurement is not None]
-    verdicts = {finding.name: finding.verdict for finding in judged(measurable, known)}
-    return [claim for claim in measurable if verdicts[claim.name] == "cannot tell"]
-
-
-def _measurements(claims: Iterable[Claim]) -> list[str]:
-    """Return the names of what these claims need, each once."""
-    return list(dict.fromkeys(claim.measurement for claim in claims if claim.measurement is not None))
 
 
 def costs(
@@ -191,7 +181,7 @@ def costs(
                 name = study_name(study, objective, host.facts)
                 _, found = own_study(opened, name, objective_identity(objective), named=study is not None)
                 known = known if found is None else stored(found, host.facts)
-    wanted = _measurements(_open(claims, known))
+    wanted = measurements_of(untold(claims, known))
     return [
         (claim.name, claim.text, 0.0 if claim.measurement not in wanted else cost_of(str(claim.measurement), known))
         for claim in claims

@@ -336,6 +336,18 @@ def judged(claims: Sequence[Claim], known: Known) -> tuple[Finding, ...]:
     return tuple(_finding(claim, known, _ruling(claim, known)) for claim in claims)
 
 
+def untold(claims: Iterable[Claim], known: Known) -> list[Claim]:
+    """Return the claims of which the record does not tell, and a measurement may."""
+    measurable = [claim for claim in claims if claim.measurement is not None]
+    verdicts = {finding.name: finding.verdict for finding in judged(measurable, known)}
+    return [claim for claim in measurable if verdicts[claim.name] == "cannot tell"]
+
+
+def measurements_of(claims: Iterable[Claim]) -> list[str]:
+    """Return the names of what these claims need, each once."""
+    return list(dict.fromkeys(claim.measurement for claim in claims if claim.measurement is not None))
+
+
 def _ruling(claim: Claim, known: Known) -> Ruling:
     there = {"facts": known.facts, "probe": known.probe, "search": known.result}
     for need in claim.needs:

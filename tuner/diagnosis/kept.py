@@ -1,16 +1,17 @@
-"""Findings that a study keeps, and what a report tells of them: what the record says now, what was measured once."""
+"""Findings that a study keeps, which of them need not be measured again, and what a report tells of them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..core.diagnosis import Finding
 from ..core.errors import BstuneError
 from ..studies.catalog import same_probe
 from ..studies.study import Study
-from .claims import CLAIMS, judged
+from .claims import CLAIMS, Claim, judged, measurements_of
 from .known import Known
 
 
@@ -41,15 +42,45 @@ def keep(study: Study, findings: Iterable[Finding], measured: Iterable[str] = ()
     study.set(diagnosis=ordered, measured_by=marks)
 
 
-def measured_before(study: Study, by: Mapping[str, Any]) -> dict[str, Finding]:
-    """Return by name the findings whose measurements an earlier call has made, and would be made alike today.
-
-    Args:
-        study: Where they are stored.
-        by: What measurements depend on today, as `probe_key` tells it and more.
-    """
+def _measured_before(study: Study, by: Mapping[str, Any]) -> dict[str, Finding]:
+    """Return by name the findings whose measurements an earlier call has made, and would be made alike today."""
     marks = study.attributes.get("measured_by", {})
     return {each.name: each for each in kept_findings(study) if same_probe(marks.get(each.name), by)}
+
+
+class MeasuredClaims:
+    """The claims that take a measurement: those that an earlier call has measured, and those that are to be now.
+
+    Attributes:
+        reused: By name, the findings of an earlier call.
+        wanted: The measurements that the others need.
+    """
+
+    def __init__(self, study: Study, claims: Iterable[Claim], by: Mapping[str, Any], *, fresh: bool) -> None:
+        """Take over what a study keeps.
+
+        Args:
+            study: Where findings are stored.
+            claims: Those that take a measurement.
+            by: What measurements depend on today, as `probe_key` tells it and more.
+            fresh: Nothing is taken over.
+        """
+        claims = list(claims)
+        before = {} if fresh else _measured_before(study, by)
+        self.reused = {claim.name: replace(before[claim.name], cost_s=0.0) for claim in claims if claim.name in before}
+        self._new = [claim for claim in claims if claim.name not in self.reused]
+        self.wanted = measurements_of(self._new)
+        self._study, self._by = study, by
+
+    def save(self, known: Known) -> None:
+        """Store what the measurements that were made have found, so that it can be taken over."""
+        done = {look.measurement for look in known.looks if look.failed is None} - set(known.unmeasured)
+        told = [claim for claim in self._new if claim.measurement in done]
+        keep(self._study, judged(told, known), [claim.name for claim in told], self._by)
+
+    def among(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+        """Return findings with those of the earlier call in their places."""
+        return tuple(self.reused.get(finding.name, finding) for finding in findings)
 
 
 def findings_of(known: Known, kept: tuple[Finding, ...]) -> tuple[Finding, ...]:
