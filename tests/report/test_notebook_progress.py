@@ -23,3 +23,15 @@ def test_a_notebook_shows_the_search_in_one_output() -> None:
     assert len(shown) == 1
     assert shown[0]["text/html"].startswith("<pre")
     assert "best so far: batch" in shown[0]["text/html"]
+
+
+def test_optuna_s_progress_bar_is_not_missed_in_a_notebook() -> None:
+    """Its warning stood in red above the first probe of everybody who has no ipywidgets."""
+    cell = nbformat.v4.new_code_cell(
+        "from bstune.tuner.studies.storage import open_storage\nopen_storage('sqlite://').close()"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+
+    nbclient.NotebookClient(notebook, timeout=120).execute()
+
+    assert cell.outputs == []

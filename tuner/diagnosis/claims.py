@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..core.checks import nearest
 from ..core.diagnosis import Finding
 from ..core.errors import ArgumentError
 from . import course, dimensions, hardware, learning_rate, model, noise, outcome, trained
@@ -327,7 +328,9 @@ def chosen(only: Iterable[str] | None) -> tuple[Claim, ...]:
     wanted = list(only)
     wrong = [name for name in wanted if name not in NAMES]
     if wrong:
-        raise ArgumentError(f"No finding is called {', '.join(map(repr, wrong))}. Names: {', '.join(NAMES)}.")
+        meant = nearest(wrong[0], NAMES)
+        hint = "" if meant is None else f" Did you mean {meant}?"
+        raise ArgumentError(f"No finding is called {', '.join(map(repr, wrong))}. Names: {', '.join(NAMES)}.{hint}")
     return tuple(claim for claim in CLAIMS if claim.name in wanted)
 
 

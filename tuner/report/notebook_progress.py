@@ -12,7 +12,7 @@ from typing import Any
 from .live import LiveProgress
 from .scene import Scene, drawn
 
-COLUMNS, LINES = 100, 24
+COLUMNS, LINES = 80, 24
 LEAST_S = 0.5
 """Between two pictures: each is a message to the browser."""
 
@@ -70,7 +70,8 @@ class NotebookScreen:
                 force_jupyter=False,
             )
             console.print(Group(*drawn(self._scene(), COLUMNS, LINES)))
-        return f'<pre style="line-height: 1.2">{html.escape(text.getvalue())}</pre>'
+        style = "line-height: 1.2; white-space: pre; overflow-x: auto"  # Notebooks would wrap its lines.
+        return f'<pre style="{style}">{html.escape(text.getvalue())}</pre>'
 
 
 class NotebookProgress(LiveProgress):

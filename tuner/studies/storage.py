@@ -14,6 +14,7 @@ import sqlite3
 import stat
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -202,7 +203,8 @@ def open_storage(url: str | None) -> Storage:
     """
     location = locate(url)
     if location.kind == "memory":
-        from optuna.storages import InMemoryStorage
+        with _quiet():
+            from optuna.storages import InMemoryStorage
 
         return Storage(location, InMemoryStorage())
     if location.server is not None:
@@ -303,7 +305,10 @@ def _open_file(location: Location, *, write: bool) -> BaseStorage:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Optuna's "A new study created" to itself."""
+    """Keep to themselves what Optuna logs of a new study, and what its progress bar lacks in a notebook."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import optuna  # noqa: F401 - The first import warns.
     logger = logging.getLogger("optuna.storages")
     level = logger.level
     logger.setLevel(logging.WARNING)
