@@ -101,9 +101,8 @@ def _exit_code(run: Callable[[], int | None]) -> int:
     except click.Abort:  # Ctrl-C before a command has begun.
         return INTERRUPTED
     except Exception as error:
-        if (
-            isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo"
-        ):  # What click prints, such as --help.
+        # What click prints, such as --help.
+        if isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo":
             note(f"Error: {_unprinted(error)}")
         else:
             note(
@@ -172,9 +171,8 @@ def terminable() -> Iterator[None]:
     """End on SIGTERM, and when the terminal goes, as on Ctrl-C: what was finished is shown, nothing is left behind."""
 
     def terminate(*_: object) -> None:
-        for (
-            number
-        ) in numbers:  # To close a window sends it twice, and the second must not interrupt what the first began.
+        # To close a window sends it twice, and the second must not interrupt what the first began.
+        for number in numbers:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 

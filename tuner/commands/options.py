@@ -72,6 +72,12 @@ token_option = click.option(
     type=click.Path(path_type=Path),
     help="A file that holds the token for the service.  [default: $BSTUNE_TOKEN]",
 )
+probe_file_option = click.option(
+    "--probe",
+    "probe_file",
+    type=click.Path(path_type=Path),
+    help="A file that `bstune probe --json` wrote.  [default: probe if needed]",
+)
 device_option = click.option("--device", default="auto", help="auto (CUDA when it works), cpu, cuda or cuda:N.")
 
 

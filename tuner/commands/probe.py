@@ -15,10 +15,48 @@ from .options import (
     command_options,
     device_option,
     output_options,
+    several,
     space_option,
     storage_option,
     study_option,
     threads_option,
+)
+
+# What may be used, and which answers are of use.
+_bounds = several(
+    device_option,
+    click.option(
+        "--memory",
+        help="Most memory to use, such as 12GiB or 800MB.  [default: all that the device and the container leave]",
+    ),
+    click.option("--headroom", type=float, default=0.05, help="Share of the usable memory that is left free."),
+    click.option("--min-batch", type=int, default=1, help="Smallest micro-batch that is of use, in samples."),
+    threads_option,
+    click.option("--max-batch", type=int, help="Largest micro-batch to try, in samples.  [default: the data set]"),
+    click.option("--multiple-of", type=int, default=1, help="The answer is a multiple of this many samples."),
+    click.option(
+        "--timeout", type=float, help="Seconds after which the best size so far is returned.  [default: none]"
+    ),
+)
+# How sizes are tried, and what becomes of the answer.
+_trying = several(
+    click.option("--seed", type=int, default=0, help="Seed of model and data in each attempt."),
+    space_option,
+    click.option(
+        "--malloc",
+        default="default",
+        help="On CPU: default, or stable (resident memory that repeats, for slower steps; see the result).",
+    ),
+    click.option("--fresh", is_flag=True, help="Probe anew, also where the same probe is stored."),
+    click.option(
+        "--plot",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Draw memory and throughput to this file, such as probe.png.",
+    ),
+    command_options,
+    study_option,
+    storage_option,
+    output_options,
 )
 
 
@@ -29,34 +67,8 @@ from .options import (
     "  bstune probe --max-batch 512 -- python train.py --batch-size {micro_batch_size}",
 )
 @click.argument("model", required=False)
-@device_option
-@click.option(
-    "--memory",
-    help="Most memory to use, such as 12GiB or 800MB.  [default: all that the device and the container leave]",
-)
-@click.option("--headroom", type=float, default=0.05, help="Share of the usable memory that is left free.")
-@click.option("--min-batch", type=int, default=1, help="Smallest micro-batch that is of use, in samples.")
-@threads_option
-@click.option("--max-batch", type=int, help="Largest micro-batch to try, in samples.  [default: the data set]")
-@click.option("--multiple-of", type=int, default=1, help="The answer is a multiple of this many samples.")
-@click.option("--timeout", type=float, help="Seconds after which the best size so far is returned.  [default: none]")
-@click.option("--seed", type=int, default=0, help="Seed of model and data in each attempt.")
-@space_option
-@click.option(
-    "--malloc",
-    default="default",
-    help="On CPU: default, or stable (resident memory that repeats, for slower steps; see the result).",
-)
-@click.option("--fresh", is_flag=True, help="Probe anew, also where the same probe is stored.")
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw memory and throughput to this file, such as probe.png.",
-)
-@command_options
-@study_option
-@storage_option
-@output_options
+@_bounds
+@_trying
 @click.pass_context
 def probe_command(ctx: click.Context, /, model: str | None, as_json: bool, plot: Path | None, **options: Any) -> None:
     """Find the largest micro-batch that fits, and what a step costs.

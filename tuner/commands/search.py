@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,8 @@ from .options import (
     command_options,
     device_option,
     output_options,
+    probe_file_option,
+    several,
     space_option,
     storage_option,
     study_option,
@@ -35,105 +40,125 @@ from .options import (
 if TYPE_CHECKING:
     from ..core.arguments import SearchArguments
     from ..core.results import SearchResult
-    from ..core.trials import Facts
+    from ..core.specs import Forecast
     from ..report.progress import PlainProgress
+
+
+_EXAMPLES = (
+    "\b\nExample:\n  bstune search model.py --budget 8\n"
+    "  bstune search model.py --space batch_size=32,64,128 --space learning_rate=1e-4:1e-1\n"
+    "  bstune search --samples-per-epoch 50000 -- python train.py --batch-size {micro_batch_size} --lr {learning_rate}"
+)
+
+# What the search is to find, and for how much.
+_aims = several(
+    click.option(
+        "--budget",
+        type=RunsOrTime(),
+        default=12.0,
+        help="Total training of the study, confirmation included: reference runs, such as 8, or a duration, such as "
+        "20min or 1.5h.",
+    ),
+    click.option("--n-trials", type=int, help="Most trials of the study.  [default: none]"),
+    click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]"),
+    click.option(
+        "--goal",
+        default="time",
+        help="time (fewest seconds to --target), loss (lowest at equal samples), or largest (batch without loss).",
+    ),
+    click.option(
+        "--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]"
+    ),
+    click.option("--tolerance", type=float, default=0.02, help="Share of the best loss that counts as equal."),
+    space_option,
+    click.option(
+        "--baseline",
+        type=BatchAndRate(),
+        metavar="BATCH,LR",
+        help="Your present setting; it is measured beside the rest.  [default: none]",
+    ),
+    click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist."),
+)
+# How trials are run, and by whom.
+_ways = several(
+    click.option(
+        "--jobs",
+        type=AutoOrNumber(),
+        default=1,
+        help="Trials that run side by side, or auto: on CPU as many as have cores and memory, at most 8; elsewhere "
+        "one.",
+    ),
+    click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation uses those that follow."),
+    click.option("--pruner", default="auto", help="auto, or none to let every trial run to its end."),
+    click.option("--sampler", default="auto", help="auto, or random and tpe for comparison."),
+    click.option(
+        "--trial-timeout",
+        type=float,
+        help="Seconds of silence after which a trial has hung.  [default: 20 times what it should take]",
+    ),
+    click.option(
+        "--engine",
+        default="optuna",
+        help="Who runs the trials: optuna (this machine), or ray (Ray Tune, here or on a cluster).",
+    ),
+    click.option(
+        "--ray-address",
+        help="With --engine ray: auto or HOST:PORT of a cluster to join.  [default: start Ray here, on loopback]",
+    ),
+    click.option(
+        "--isolation", default="process", help="process, or none to run a cheap, trusted function without one."
+    ),
+    probe_file_option,
+)
+# Where the search is led, and what it is of.
+_places = several(
+    click.option(
+        "--server",
+        metavar="URL",
+        help="Have a service lead the search (`bstune serve`), and be its first worker.  [default: search here]",
+    ),
+    token_option,
+    command_options,
+    device_option,
+    threads_option,
+    study_option,
+)
+# What is taken over, kept and shown.
+_keeping = several(
+    click.option("--fresh", is_flag=True, help="Keep the old study and make a new one, NAME-2."),
+    click.option(
+        "--fresh-prior",
+        is_flag=True,
+        help="Let a new study begin as if nothing was known of its model.  [default: where another study, of other "
+        "data, has found its best]",
+    ),
+    click.option(
+        "--save-model",
+        metavar="FILE",
+        help="Keep the best model of the confirmation runs, which are full runs.  [default: keep none]",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the forecast and train nothing."),
+    click.option(
+        "--yes",
+        is_flag=True,
+        help="Without MODEL: run what the study stores, also where it is not certain that you chose it.",
+    ),
+    storage_option,
+    verbose_option,
+    output_options,
+)
 
 
 @click.command(
     "search",
     cls=WithCommand,
-    epilog="\b\nExample:\n  bstune search model.py --budget 8\n"
-    "  bstune search model.py --space batch_size=32,64,128 --space learning_rate=1e-4:1e-1\n"
-    "  bstune search --samples-per-epoch 50000 -- python train.py --batch-size {micro_batch_size} --lr {learning_rate}",
+    epilog=_EXAMPLES,
 )
 @click.argument("model", required=False)
-@click.option(
-    "--budget",
-    type=RunsOrTime(),
-    default=12.0,
-    help="Total training of the study, confirmation included: reference runs, such as 8, or a duration, such as 20min "
-    "or 1.5h.",
-)
-@click.option("--n-trials", type=int, help="Most trials of the study.  [default: none]")
-@click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]")
-@click.option(
-    "--goal",
-    default="time",
-    help="time (fewest seconds to --target), loss (lowest at equal samples), or largest (batch without loss).",
-)
-@click.option(
-    "--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]"
-)
-@click.option("--tolerance", type=float, default=0.02, help="Share of the best loss that counts as equal.")
-@space_option
-@click.option(
-    "--baseline",
-    type=BatchAndRate(),
-    metavar="BATCH,LR",
-    help="Your present setting; it is measured beside the rest.  [default: none]",
-)
-@click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist.")
-@click.option(
-    "--jobs",
-    type=AutoOrNumber(),
-    default=1,
-    help="Trials that run side by side, or auto: on CPU as many as have cores and memory, at most 8; elsewhere one.",
-)
-@click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation uses those that follow.")
-@click.option("--pruner", default="auto", help="auto, or none to let every trial run to its end.")
-@click.option("--sampler", default="auto", help="auto, or random and tpe for comparison.")
-@click.option(
-    "--trial-timeout",
-    type=float,
-    help="Seconds of silence after which a trial has hung.  [default: 20 times what it should take]",
-)
-@click.option(
-    "--engine",
-    default="optuna",
-    help="Who runs the trials: optuna (this machine), or ray (Ray Tune, here or on a cluster).",
-)
-@click.option(
-    "--ray-address",
-    help="With --engine ray: auto or HOST:PORT of a cluster to join.  [default: start Ray here, on loopback]",
-)
-@click.option("--isolation", default="process", help="process, or none to run a cheap, trusted function without one.")
-@click.option(
-    "--probe",
-    "probe_file",
-    type=click.Path(path_type=Path),
-    help="A file that `bstune probe --json` wrote.  [default: probe if needed]",
-)
-@click.option(
-    "--server",
-    metavar="URL",
-    help="Have a service lead the search (`bstune serve`), and be its first worker.  [default: search here]",
-)
-@token_option
-@command_options
-@device_option
-@threads_option
-@study_option
-@click.option("--fresh", is_flag=True, help="Keep the old study and make a new one, NAME-2.")
-@click.option(
-    "--fresh-prior",
-    is_flag=True,
-    help="Let a new study begin as if nothing was known of its model.  [default: where another study, of other data, "
-    "has found its best]",
-)
-@click.option(
-    "--save-model",
-    metavar="FILE",
-    help="Keep the best model of the confirmation runs, which are full runs.  [default: keep none]",
-)
-@click.option("--dry-run", is_flag=True, help="Print the forecast and train nothing.")
-@click.option(
-    "--yes",
-    is_flag=True,
-    help="Without MODEL: run what the study stores, also where it is not certain that you chose it.",
-)
-@storage_option
-@verbose_option
-@output_options
+@_aims
+@_ways
+@_places
+@_keeping
 @click.pass_context
 def search_command(
     ctx: click.Context,
@@ -171,39 +196,36 @@ def search_command(
         model, options = _stored(options, given, yes=yes)
         arguments = _arguments(options, progress)
     objective = command or load(str(model))
+    show = functools.partial(_show, progress, as_json=as_json, verbose=verbose, storage=arguments.storage)
     if server is not None:
         from .worker import search_at_server
 
         asked = {name: options[name] for name in given}
-        result = search_at_server(server, token_file, objective, asked, arguments, progress)
-        _show(result, progress.facts, as_json=as_json, verbose=verbose, storage=arguments.storage)
+        show(search_at_server(server, token_file, objective, asked, arguments, progress))
+        return
+    if dry_run:
+        with _undisturbed(progress):
+            forecast = run_forecast(objective, arguments)
+        _show_forecast(forecast, as_json=as_json)
         return
     try:
-        with (
-            progress,
-            terminable(),
-            contextlib.redirect_stdout(sys.stderr),
-        ):  # With isolation="none" the user's prints are ours.
-            if dry_run:
-                forecast = run_forecast(objective, arguments)
-            else:
-                result = run_search(objective, arguments)
+        with _undisturbed(progress):
+            result = run_search(objective, arguments)
     except SearchInterrupted as error:
         if error.result is not None:
             try:
-                _show(error.result, progress.facts, as_json=as_json, verbose=verbose, storage=arguments.storage)
+                show(error.result)
             except click.ClickException as unprinted:
                 note(unprinted.message)
         raise
-    if dry_run:
-        from dataclasses import asdict
+    show(result)
 
-        from ..core.record import json_text
-        from ..report.progress import forecast_line
 
-        print_answer(json_text(asdict(forecast)) if as_json else forecast_line(forecast), as_json=as_json)
-    else:
-        _show(result, progress.facts, as_json=as_json, verbose=verbose, storage=arguments.storage)
+@contextlib.contextmanager
+def _undisturbed(progress: PlainProgress) -> Iterator[None]:
+    """Show progress; with isolation="none" the user's prints are ours, and must not stand in the answer."""
+    with progress, terminable(), contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def _arguments(options: dict[str, Any], progress: PlainProgress) -> SearchArguments:
@@ -212,7 +234,15 @@ def _arguments(options: dict[str, Any], progress: PlainProgress) -> SearchArgume
     return check_search(**options, callbacks=[progress])
 
 
-def _show(result: SearchResult, facts: Facts | None, *, as_json: bool, verbose: bool, storage: str | None) -> None:
+def _show_forecast(forecast: Forecast, *, as_json: bool) -> None:
+    from ..core.record import json_text
+    from ..report.progress import forecast_line
+
+    text = json_text(dataclasses.asdict(forecast)) if as_json else forecast_line(forecast)
+    print_answer(text, as_json=as_json)
+
+
+def _show(progress: PlainProgress, result: SearchResult, *, as_json: bool, verbose: bool, storage: str | None) -> None:
     from ..report.text import search_text
     from ..report.view import view_of
 
@@ -224,7 +254,7 @@ def _show(result: SearchResult, facts: Facts | None, *, as_json: bool, verbose: 
         print_answer(result.to_json(), as_json=True, kept=kept)
         return
     view = view_of(sys.stdout)
-    print_answer(search_text(result, facts, view=view, verbose=verbose), styled=view.colour, kept=kept)
+    print_answer(search_text(result, progress.facts, view=view, verbose=verbose), styled=view.colour, kept=kept)
 
 
 def _stored(options: dict[str, Any], given: set[str], *, yes: bool) -> tuple[str, dict[str, Any]]:

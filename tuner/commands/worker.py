@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..report.terminal import note
-from .options import device_option, study_option, threads_option, token_option
+from .options import device_option, probe_file_option, study_option, threads_option, token_option
 
 if TYPE_CHECKING:
     from ..client.link import Link
@@ -32,12 +32,7 @@ OF_WORKER = ("device", "threads", "study", "fresh", "probe")
 @threads_option
 @study_option
 @token_option
-@click.option(
-    "--probe",
-    "probe_file",
-    type=click.Path(path_type=Path),
-    help="A file that `bstune probe --json` wrote.  [default: probe if needed]",
-)
+@probe_file_option
 @click.option("--give-up", "give_up_s", type=float, default=3600.0, help="Seconds that the service may be away.")
 def worker_command(url: str, model: str, token_file: Path | None, probe_file: Path | None, **options: Any) -> None:
     """Run trials of MODEL for the service at URL, until its study has ended.

@@ -14,7 +14,6 @@ from fastapi import FastAPI, Header, HTTPException, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException as AnyHTTPException
 
@@ -63,6 +62,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     429: {"description": "Too many calls."},
     503: {"description": "Busy, or about to start again: call again."},
 }
+STATUS: dict[type[Exception], int] = {NotYoursError: 409, NoSignalError: 404, StudyError: 409, BstuneError: 422}
+"""What an error answers, by the nearest of these classes that it is of."""
 
 
 def make_app(hub: Hub, *, stopping: Callable[[], bool]) -> FastAPI:
@@ -81,33 +82,24 @@ def make_app(hub: Hub, *, stopping: Callable[[], bool]) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         responses=REFUSALS,
-        dependencies=[],
     )
     metrics = Metrics(hub)
     _add_errors(app)
     app.add_middleware(Measured, metrics=metrics)
     _add_studies(app, hub)
     _add_trials(app, hub, stopping)
-    _add_watching(app, hub, metrics, stopping)
+    _add_events(app, hub)
+    _add_health(app, metrics, stopping)
+    _add_pages(app, hub)
     return app
 
 
 def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(NotYoursError)
-    async def not_yours(_: Request, error: NotYoursError) -> Response:
-        return JSONResponse({"detail": str(error)}, 409)
+    def answered(status: int) -> Callable[[Request, Exception], Response]:
+        return lambda _, error: JSONResponse({"detail": str(error)}, status)
 
-    @app.exception_handler(NoSignalError)
-    async def nothing_yet(_: Request, error: NoSignalError) -> Response:
-        return JSONResponse({"detail": str(error)}, 404)
-
-    @app.exception_handler(StudyError)
-    async def other_settings(_: Request, error: StudyError) -> Response:
-        return JSONResponse({"detail": str(error)}, 409)
-
-    @app.exception_handler(BstuneError)
-    async def wrong(_: Request, error: BstuneError) -> Response:
-        return JSONResponse({"detail": str(error)}, 422)
+    for kind, status in STATUS.items():
+        app.add_exception_handler(kind, answered(status))
 
     @app.exception_handler(TimeoutError)
     async def busy(_: Request, __: TimeoutError) -> Response:
@@ -128,9 +120,6 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_studies(app: FastAPI, hub: Hub) -> None:
-    bearer = HTTPBearer(auto_error=False)
-    del bearer
-
     @app.post("/v1/studies")
     async def create_study(body: NewStudy) -> StudyAnswer:
         """Find or make a study; the same again changes nothing."""
@@ -239,7 +228,7 @@ def _add_trials(app: FastAPI, hub: Hub, stopping: Callable[[], bool]) -> None:
         return Done(state=served.state)
 
 
-def _add_watching(app: FastAPI, hub: Hub, metrics: Metrics, stopping: Callable[[], bool]) -> None:
+def _add_events(app: FastAPI, hub: Hub) -> None:
     @app.get("/v1/studies/{name}/events", response_class=EventSourceResponse)
     async def events(
         name: StudyName, last_event_id: Annotated[str | None, Header(max_length=20)] = None
@@ -260,6 +249,8 @@ def _add_watching(app: FastAPI, hub: Hub, metrics: Metrics, stopping: Callable[[
         async for event in _stream(hub, None, last_event_id):
             yield event
 
+
+def _add_health(app: FastAPI, metrics: Metrics, stopping: Callable[[], bool]) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Tell whether the service is there."""
@@ -272,6 +263,8 @@ def _add_watching(app: FastAPI, hub: Hub, metrics: Metrics, stopping: Callable[[
         """Return what the service measures of itself, in Prometheus's format."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+
+def _add_pages(app: FastAPI, hub: Hub) -> None:
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> str:
         return pages.routes_page(app.openapi())
