@@ -20,7 +20,7 @@ import bstune
 from bstune.tests.diagnosis.made import record
 from bstune.tests.report.told import FACTS, demo_result
 from bstune.tuner.core.diagnosis import Finding
-from bstune.tuner.core.results import TrialRecord
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.diagnosis.claims import CLAIMS, chosen, judged
 from bstune.tuner.diagnosis.known import Known
 from bstune.tuner.diagnosis.measured import measure

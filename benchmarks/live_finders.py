@@ -24,8 +24,8 @@ import optuna
 from bstune.objectives.base import Trial
 from bstune.tuner.core.errors import NoSignalError
 from bstune.tuner.core.progress import Progress
-from bstune.tuner.core.results import TrialRecord
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import Facts, TrialReport, TrialSpec, Verdict
 from bstune.tuner.strategy.strategy import Strategy
 

@@ -14,8 +14,7 @@ from numbers import Real
 from typing import Any, Protocol
 
 from ..tuner.core.errors import ObjectiveError, TrialPruned
-from ..tuner.core.results import NoisePoint
-from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
+from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, NoisePoint, TrialReport, TrialSpec, Verdict
 
 MOST_SAMPLES = 2**53
 MOST_METRICS = 100

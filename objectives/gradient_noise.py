@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..tuner.core.results import NoisePoint
+from ..tuner.core.trials import NoisePoint
 from ..tuner.theory.gradient_noise import NoiseDesign, estimate
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..tuner.core.errors import ObjectiveError
-from ..tuner.core.results import NoisePoint
+from ..tuner.core.trials import NoisePoint
 from ..tuner.theory.gradient_noise import NoiseDesign
 from .data import noise_batches, to_device, training_batches, validation_batches
 from .gradient_noise import measure_noise

@@ -13,8 +13,8 @@ from typing import Any
 
 from .core.arguments import SearchArguments
 from .core.errors import ArgumentError
-from .core.results import TRIAL_COLUMNS
 from .core.specs import Plan
+from .core.trial_record import TRIAL_COLUMNS
 from .diagnosis.kept import findings_of, kept_findings
 from .diagnosis.known import Known
 from .report.output_file import check_output, write_output

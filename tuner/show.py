@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from .core.errors import NoSignalError, StudyError
 from .core.plain_text import one_line
 from .core.probe_results import ProbeResult
-from .core.results import SearchResult, TrialRecord
+from .core.results import SearchResult
+from .core.trial_record import TrialRecord
 from .core.trials import Facts
 from .report.wording import ended
 from .studies.catalog import find_study, newest_study

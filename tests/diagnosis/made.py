@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from bstune.tests.report.told import FACTS, demo_result
 from bstune.tuner.core.diagnosis import Finding
 from bstune.tuner.core.probe_results import ProbeResult, ThroughputRow
-from bstune.tuner.core.results import TrialRecord
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.diagnosis.claims import chosen, judged
 from bstune.tuner.diagnosis.known import Known
 from bstune.tuner.theory.step_time import fit_step_time

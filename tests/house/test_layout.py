@@ -36,13 +36,16 @@ ALLOWED = {
         "bstune.tuner.core.pictures",
         "bstune.tuner.core.record",
     },
+    "bstune.tuner.core.trials": {"bstune.tuner.core.errors", "bstune.tuner.core.record"},
+    "bstune.tuner.core.trial_record": {"bstune.tuner.core.record", "bstune.tuner.core.trials"},
     "bstune.tuner.core.results": {
         "bstune.tuner.core.attributes",
         "bstune.tuner.core.pictures",
         "bstune.tuner.core.probe_results",
         "bstune.tuner.core.record",
+        "bstune.tuner.core.trial_record",
     },
-    "bstune.objectives.base": {"bstune.tuner.core.errors", "bstune.tuner.core.results", "bstune.tuner.core.trials"},
+    "bstune.objectives.base": {"bstune.tuner.core.errors", "bstune.tuner.core.trials"},
 }
 
 

@@ -13,16 +13,8 @@ from typing import Any
 
 import pytest
 from bstune.tuner.core.probe_results import Attempt, DeviceInfo, ProbeResult
-from bstune.tuner.core.results import (
-    Candidate,
-    Comparison,
-    Limits,
-    LossEstimate,
-    Recommendation,
-    SearchResult,
-    Spent,
-    TrialRecord,
-)
+from bstune.tuner.core.results import Candidate, Comparison, Limits, LossEstimate, Recommendation, SearchResult, Spent
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.report.reasons import caution_text
 from bstune.tuner.report.study_text import study_text

@@ -20,8 +20,8 @@ from bstune.tuner.core.results import (
     Recommendation,
     SearchResult,
     Spent,
-    TrialRecord,
 )
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.report.paste import paste_lines
 from bstune.tuner.report.progress import attempt_line, progress_line

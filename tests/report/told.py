@@ -11,8 +11,9 @@ from typing import Any
 
 from bstune.tuner.core.diagnosis import Finding
 from bstune.tuner.core.probe_results import DeviceInfo
-from bstune.tuner.core.results import SearchResult, TrialRecord
+from bstune.tuner.core.results import SearchResult
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.report.page_told import Told
 from bstune.tuner.strategy.strategy import Strategy

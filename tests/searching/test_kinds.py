@@ -15,8 +15,8 @@ import pytest
 from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.probe_results import DeviceInfo, ProbeResult
 from bstune.tuner.core.progress import Progress
-from bstune.tuner.core.results import TrialRecord
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import Facts, Split, TrialSpec
 from bstune.tuner.engines.base import Engine
 from bstune.tuner.engines.ray_cluster import Cluster

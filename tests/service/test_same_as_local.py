@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from bstune.tuner.core.arguments import check_search
-from bstune.tuner.core.results import TrialRecord
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.replay import replay
 from bstune.tuner.testing.tables import Table, synthetic

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import bstune
-from bstune.tuner.core.results import TrialRecord
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.studies.catalog import find_study
 from bstune.tuner.studies.storage import read_storage
 from bstune.tuner.testing.fake_device import known_probe

@@ -19,8 +19,8 @@ import pytest
 from bstune.tests.stories.faulty import command, records
 from bstune.tests.warm_start import others_below
 from bstune.tuner.core.interrupts import uninterrupted
-from bstune.tuner.core.results import TrialRecord
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.searching.loop import Drive
 from bstune.tuner.searching.result import make_strategy
 from bstune.tuner.studies.catalog import find_study, make_study

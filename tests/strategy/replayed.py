@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bstune.tuner.core.results import TrialRecord
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.tables import Table, synthetic
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 from bstune.tuner.core.probe_results import ProbeResult
-from bstune.tuner.core.results import Setting, TrialRecord
+from bstune.tuner.core.results import Setting
 from bstune.tuner.core.specs import Proposal
-from bstune.tuner.core.trials import Facts, begun
+from bstune.tuner.core.trial_record import TrialRecord, begun
+from bstune.tuner.core.trials import Facts
 from bstune.tuner.strategy.cost import Cost, fitted_line
 from bstune.tuner.strategy.ledger import Ledger
 from bstune.tuner.testing.fake_device import known_probe

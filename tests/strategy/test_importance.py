@@ -10,8 +10,8 @@ from typing import Any
 import bstune
 import numpy as np
 import pytest
-from bstune.tuner.core.results import TrialRecord
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.strategy.strategy import Strategy
 

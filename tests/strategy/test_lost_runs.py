@@ -10,7 +10,8 @@ import bstune
 import pytest
 from bstune.tests.strategy.replayed import TABLE, make
 from bstune.tuner.core.errors import NoSignalError
-from bstune.tuner.core.results import Setting, TrialRecord
+from bstune.tuner.core.results import Setting
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.testing.replay import replay
 
 

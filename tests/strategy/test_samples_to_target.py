@@ -10,9 +10,10 @@ import math
 from typing import Any
 
 import pytest
-from bstune.tuner.core.results import NoisePoint, Setting, TrialRecord
+from bstune.tuner.core.results import Setting
 from bstune.tuner.core.specs import Plan, Proposal
-from bstune.tuner.core.trials import TrialReport
+from bstune.tuner.core.trial_record import TrialRecord
+from bstune.tuner.core.trials import NoisePoint, TrialReport
 from bstune.tuner.strategy.ledger import Ledger
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe

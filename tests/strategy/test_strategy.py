@@ -12,9 +12,10 @@ from unittest import mock
 import bstune
 import pytest
 from bstune.tests.strategy.replayed import KINDS, TABLE, make, settings_of
-from bstune.tuner.core.results import NoisePoint, Recommendation, Setting, TrialRecord
+from bstune.tuner.core.results import Recommendation, Setting
 from bstune.tuner.core.specs import Plan, Proposal
-from bstune.tuner.core.trials import TrialReport
+from bstune.tuner.core.trial_record import TrialRecord
+from bstune.tuner.core.trials import NoisePoint, TrialReport
 from bstune.tuner.strategy.race import Race
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe

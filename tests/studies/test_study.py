@@ -12,8 +12,8 @@ from bstune.tests.studies.written import AXES, finished, killed_between_the_writ
 from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.dimension import Dimension
 from bstune.tuner.core.errors import ArgumentError, StudyError
-from bstune.tuner.core.results import NoisePoint
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trials import NoisePoint
 from bstune.tuner.studies import trial_writes
 from bstune.tuner.studies.catalog import (
     make_study,

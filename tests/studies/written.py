@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from bstune.tuner.core.results import TrialRecord
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import TrialReport, TrialSpec
 from bstune.tuner.studies import trial_writes
 from bstune.tuner.studies.catalog import (

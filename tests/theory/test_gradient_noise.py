@@ -10,7 +10,7 @@ import math
 import bstune
 import numpy as np
 import pytest
-from bstune.tuner.core.results import NoisePoint
+from bstune.tuner.core.trials import NoisePoint
 from bstune.tuner.theory.gradient_noise import NoiseScale, NoiseSums, design, estimate, noise_scale
 
 RNG = np.random.default_rng

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bstune.tests.workers.sent import REPORT, SPEC
-from bstune.tuner.core.results import NoisePoint
-from bstune.tuner.core.trials import Facts, MeasureNotes, MeasureSpec, Split, TrialReport
+from bstune.tuner.core.trials import Facts, MeasureNotes, MeasureSpec, NoisePoint, Split, TrialReport
 from bstune.tuner.device.meter import Reading
 from bstune.tuner.memory.trace import Trace
 from bstune.tuner.workers import messages

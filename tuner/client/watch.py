@@ -12,8 +12,9 @@ from typing import Any
 
 from ..core.errors import BstuneError
 from ..core.progress import Progress
-from ..core.results import Recommendation, SearchResult, TrialRecord
+from ..core.results import Recommendation, SearchResult
 from ..core.specs import Forecast
+from ..core.trial_record import TrialRecord
 from ..core.trials import Facts
 from .link import Link, study_path
 

@@ -27,6 +27,8 @@
 - `symptoms`: What a check of the machine finds, and how much it matters.
 - `take_home`: What users take home from a search: a setting at another batch size, the price of a ramp, a trained
   model.
+- `trial_record`: One trial as it is remembered: what was asked, what was reached, and how a record grows with each
+  report.
 - `trials`: What travels to and from a trial: the facts of an objective, what to run, what to measure, and the
   reports.
 - `version`: Which version this is, and those of the packages that an answer may depend on.

@@ -14,8 +14,8 @@ from .amounts import TIME, brief, is_time
 from .checks import MOST_NAME, Checks, nearest
 from .dimension import Dimension, When, distribution
 from .probe_results import ProbeResult
-from .results import TRIAL_COLUMNS
 from .specs import Plan
+from .trial_record import TRIAL_COLUMNS
 
 MOST_THREADS = 1024
 MOST_SEED = 2**43

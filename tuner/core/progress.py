@@ -8,8 +8,9 @@ from typing import Literal
 
 from .arguments import SearchArguments
 from .probe_results import Attempt
-from .results import Recommendation, TrialRecord
+from .results import Recommendation
 from .specs import Forecast
+from .trial_record import TrialRecord
 from .trials import Facts
 
 

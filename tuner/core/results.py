@@ -14,6 +14,7 @@ from .attributes import apply_setting, training_arguments
 from .pictures import drawn
 from .probe_results import ProbeResult
 from .record import Amount, Bytes, Count, Positive, Record, Size
+from .trial_record import TRIAL_COLUMNS, TrialRecord
 
 if TYPE_CHECKING:
     import altair
@@ -275,100 +276,6 @@ class BatchAnswer(Record):
     """What E(B) was fitted to."""
     step_times: tuple[tuple[Size, Amount], ...] = ()
     """Batch sizes that are searched, ascending, with the seconds of an optimizer step; accumulated beyond memory."""
-
-
-TRIAL_COLUMNS = (
-    "number",
-    "stage",
-    "state",
-    "reason",
-    "global_batch_size",
-    "micro_batch_size",
-    "accumulation_steps",
-    "learning_rate",
-    "seed",
-    "samples",
-    "val_loss",
-    "best_val_loss",
-    "seconds",
-    "samples_per_s",
-    "peak_bytes",
-)
-
-
-@dataclass(frozen=True)
-class NoisePoint(Record):
-    """Gradient noise at one moment of a run, from several micro-batches at the same weights, before clipping."""
-
-    at_samples: Count
-    """Training samples of the run so far."""
-    n_microbatches: Size
-    microbatch_size: Size
-    """Samples in each."""
-    gradient_squared: float | None
-    """Unbiased estimate of the squared norm of the true gradient.
-
-    It may be negative by chance; None where a gradient was not finite.
-    """
-    covariance_trace: float | None
-    """The same of the trace of the covariance of single samples' gradients.
-
-    Divided by the former, it is the noise scale in samples.
-    """
-
-    @property
-    def n_samples(self) -> int:
-        """Samples drawn for it, which the search is charged for."""
-        return self.n_microbatches * self.microbatch_size
-
-
-@dataclass(frozen=True)
-class TrialRecord(Record):
-    """One trial, as one row of `SearchResult.trials`."""
-
-    number: Count
-    stage: str
-    state: str
-    """`complete`, `pruned`, `failed` or `running`."""
-    reason: str
-    global_batch_size: Size
-    micro_batch_size: Size
-    accumulation_steps: Size
-    learning_rate: Positive
-    seed: Count
-    samples: Count
-    """Training samples at its end, with those of the run that it continues."""
-    val_loss: float | None
-    best_val_loss: float | None
-    seconds: Amount | None
-    samples_per_s: Amount | None
-    peak_bytes: Bytes | None
-    params: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    values: tuple[tuple[Count, float | None], ...] = ()
-    """The learning curve: (samples, validation loss)."""
-    end_samples: Count | None = None
-    """Where the run was planned to end."""
-    start_samples: Count = 0
-    """Samples that it took over from the run that it continues; the search is charged for `samples - start_samples`."""
-    continues: Count | None = None
-    """Number of the trial that it went on from; the values of that trial come first in `values`."""
-    cause: str | None = None
-    """Of a failed trial: `oom`, `killed`, `crashed`, `hung`, `error`, `no_report` or `orphan`.
-
-    `orphan` means that the search itself was killed.
-    """
-    checkpoint: str | None = None
-    """A checkpoint that a new trial can continue from; None when there is none (any more)."""
-    noise: tuple[NoisePoint, ...] = ()
-    """Gradient noise measured along this run itself; its samples are charged beside `samples`."""
-    report_interval: Count = 0
-    """Samples from one report to the next, at most."""
-    device: str | None = None
-    """The kind of device that it ran on, where a cluster has several.
-
-    Micro-batch, accumulation and seconds are those of this kind.
-    """
 
 
 @dataclass(frozen=True)

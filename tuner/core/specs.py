@@ -8,7 +8,8 @@ from typing import Any
 
 from .dimension import Dimension, params_of
 from .probe_results import StepTimeLine
-from .results import Goal, Setting, TrialRecord
+from .results import Goal, Setting
+from .trial_record import TrialRecord
 from .trials import TrialSpec
 
 MOST_TRIED = 16

@@ -1,17 +1,14 @@
-"""What travels to and from a trial: the facts of an objective, what to run, what to measure, and the reports.
-
-A record of a trial has two parts: what was asked, and what was reached. Both, and how a record grows, are here.
-"""
+"""What travels to and from a trial: the facts of an objective, what to run, what to measure, and the reports."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .errors import ObjectiveError
-from .results import NoisePoint, TrialRecord
+from .record import Count, Record, Size
 
 Verdict = Literal["go", "stop"]
 OptimizerFamily = Literal["sgd", "adam", "other"]
@@ -162,6 +159,32 @@ class TrialSpec:
 
 
 @dataclass(frozen=True)
+class NoisePoint(Record):
+    """Gradient noise at one moment of a run, from several micro-batches at the same weights, before clipping."""
+
+    at_samples: Count
+    """Training samples of the run so far."""
+    n_microbatches: Size
+    microbatch_size: Size
+    """Samples in each."""
+    gradient_squared: float | None
+    """Unbiased estimate of the squared norm of the true gradient.
+
+    It may be negative by chance; None where a gradient was not finite.
+    """
+    covariance_trace: float | None
+    """The same of the trace of the covariance of single samples' gradients.
+
+    Divided by the former, it is the noise scale in samples.
+    """
+
+    @property
+    def n_samples(self) -> int:
+        """Samples drawn for it, which the search is charged for."""
+        return self.n_microbatches * self.microbatch_size
+
+
+@dataclass(frozen=True)
 class TrialReport:
     """A validation loss that a worker reports."""
 
@@ -177,65 +200,6 @@ class TrialReport:
     """Gradient noise measured since the last report; the samples drawn for it are charged beside `samples`."""
     interval: int = 0
     """Samples from one call of `trial.report` to the next, at most, since the report before this one."""
-
-
-ASKED = (
-    "stage",
-    "seed",
-    "global_batch_size",
-    "micro_batch_size",
-    "accumulation_steps",
-    "learning_rate",
-    "end_samples",
-    "start_samples",
-    "continues",
-    "device",
-)
-"""What a record says of what was asked, besides its `number` and `params`."""
-RESULT = tuple(item.name for item in fields(TrialRecord) if item.name not in {"number", "params", "values", *ASKED})
-"""What a record says of what was reached, besides the curve, which is `values`."""
-
-
-def begun(spec: TrialSpec, earlier: TrialRecord | None = None) -> TrialRecord:
-    """Return the record of a run that begins now, and goes on from `earlier` if there is one."""
-    values = () if earlier is None else earlier.values
-    start = 0 if earlier is None else spec.start_samples
-    return TrialRecord(
-        number=spec.number,
-        stage=spec.stage,
-        state="running",
-        reason="",
-        global_batch_size=spec.global_batch_size,
-        micro_batch_size=spec.micro_batch_size,
-        accumulation_steps=spec.accumulation_steps,
-        learning_rate=float(spec.learning_rate),
-        seed=spec.seed,
-        samples=max([start, *(samples for samples, _ in values)]),
-        val_loss=None,
-        best_val_loss=None,
-        seconds=None,
-        samples_per_s=None,
-        peak_bytes=None,
-        params=dict(spec.params),
-        values=values,
-        end_samples=spec.end_samples,
-        start_samples=start,
-        continues=None if earlier is None else earlier.number,
-    )
-
-
-def reported(record: TrialRecord, report: TrialReport) -> TrialRecord:
-    """Return the record of a run after a report, which counts under the points that it is the first to reach."""
-    known = {step: report.val_loss for step in report.points or (report.samples,)} | dict(record.values)
-    return replace(
-        record,
-        values=tuple(sorted(known.items())),
-        samples=max(report.samples, record.samples),
-        metrics={**record.metrics, **report.metrics},
-        seconds=report.seconds,
-        noise=(*record.noise, *report.noise),
-        report_interval=max(record.report_interval, report.interval),
-    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..core.results import TrialRecord
+from ..core.trial_record import TrialRecord
 from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, percent_above, ratio_ruling, unknown
 from .learning_rate import search_again

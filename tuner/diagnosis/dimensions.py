@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from ..core.diagnosis import Judgement
-from ..core.results import TrialRecord
+from ..core.trial_record import TrialRecord
 from ..report.units import number
 from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, ratio_ruling, unknown

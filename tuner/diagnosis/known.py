@@ -10,7 +10,8 @@ from typing import Any
 from ..core.diagnosis import Judgement
 from ..core.examination import Look
 from ..core.probe_results import ProbeResult
-from ..core.results import USUAL_BATCH, Recommendation, SearchResult, Setting, TrialRecord
+from ..core.results import USUAL_BATCH, Recommendation, SearchResult, Setting
+from ..core.trial_record import TrialRecord
 from ..core.trials import Facts
 from ..theory.scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, SLOPE_PRIOR
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..core.diagnosis import Judgement
 from ..core.examination import Look
-from ..core.results import NoisePoint
+from ..core.trials import NoisePoint
 from ..theory.gradient_noise import noise_scale
 from ..theory.intervals import student_quantile
 from .known import Known, Ruling, below, beyond, unknown, unmeasured

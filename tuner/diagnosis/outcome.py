@@ -6,7 +6,8 @@ import math
 import statistics
 from collections import defaultdict
 
-from ..core.results import USUAL_BATCH, TrialRecord
+from ..core.results import USUAL_BATCH
+from ..core.trial_record import TrialRecord
 from ..report.units import duration, number
 from ..strategy.cost import Cost
 from ..theory.intervals import student_quantile

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..core.results import TrialRecord
+from ..core.trial_record import TrialRecord
 from ..theory.intervals import student_quantile
 
 SEED_SD = (0.05, 2.0)

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.errors import ArgumentError
-from ..core.results import NoisePoint
-from ..core.trials import TrialReport, TrialSpec, Verdict
+from ..core.trials import NoisePoint, TrialReport, TrialSpec, Verdict
 from .base import Event, Finished, LossCause, Lost, Placed, Reported
 from .leases import MOST_LOST, Lease, LeaseBook, NotYoursError, told
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.dimension import Dimension
 from ..core.errors import ArgumentError
-from ..core.results import Setting, TrialRecord
+from ..core.results import Setting
 from ..core.specs import Plan, Proposal
+from ..core.trial_record import TrialRecord
 from ..core.trials import Facts, TrialReport
 from ..strategy.cost import Clock, Cost, fitted_line
 from ..strategy.improvement import ImprovementSampler

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.plain_text import one_line
-from ..core.results import USUAL_BATCH, Candidate, LossEstimate, OnDevice, Recommendation, SearchResult, TrialRecord
+from ..core.results import USUAL_BATCH, Candidate, LossEstimate, OnDevice, Recommendation, SearchResult
+from ..core.trial_record import TrialRecord
 from . import wording
 from .reasons import PAST_THE_END, no_advice, without_limits
 from .units import duration, gib, given_params

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.plain_text import hide_secrets, one_line
-from ..core.results import TrialRecord
+from ..core.trial_record import TrialRecord
 from ..core.version import __version__, versions
 from .brief import brief, not_tested
 from .charts.frame import STATES, require_charts

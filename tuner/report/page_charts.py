@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.probe_results import ProbeResult
-from ..core.results import SearchResult, TrialRecord
+from ..core.results import SearchResult
+from ..core.trial_record import TrialRecord
 from .charts.curves import MOST_CURVES, curve_records, curves
 from .charts.frame import candidates
 from .charts.landscape import MOST_POINTS, landscape, landscape_records

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ..core.diagnosis import Finding
 from ..core.plain_text import one_line
 from ..core.probe_results import DeviceInfo, ProbeResult
-from ..core.results import SearchResult, TrialRecord
+from ..core.results import SearchResult
+from ..core.trial_record import TrialRecord
 
 if TYPE_CHECKING:
     from ..core.trials import Facts

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..core.probe_results import Attempt
-from ..core.results import Recommendation, TrialRecord
+from ..core.results import Recommendation
+from ..core.trial_record import TrialRecord
 from . import wording
 from .answer import interval_text, param_columns
 from .trials import outcome, reached

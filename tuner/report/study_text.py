@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..core.probe_results import ProbeResult
-from ..core.results import SearchResult, TrialRecord
+from ..core.results import SearchResult
+from ..core.trial_record import TrialRecord
 from .text import probe_text, search_text
 from .trials import trials_table
 from .view import View, laid_out, said

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..core.plain_text import one_line
 from ..core.probe_results import Attempt, ProbeResult
-from ..core.results import SearchResult, TrialRecord
+from ..core.results import SearchResult
+from ..core.trial_record import TrialRecord
 from .answer import answer, frontier_table
 from .details import details
 from .paste import paste_lines

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..core.plain_text import one_line
-from ..core.results import TrialRecord
+from ..core.trial_record import TrialRecord
 from .units import duration, given_params, number, plain_row
 from .view import Column, View, even, said, tabled
 

@@ -9,7 +9,8 @@ from ..core.plain_text import one_line, printable
 
 if TYPE_CHECKING:
     from ..core.probe_results import ProbeResult
-    from ..core.results import Candidate, TrialRecord
+    from ..core.results import Candidate
+    from ..core.trial_record import TrialRecord
 
 REFERENCE_RUN = "a full run at the smallest batch that reaches half of the top speed"
 """The unit of a budget, in words."""

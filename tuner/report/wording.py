@@ -11,7 +11,8 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from ..core.plain_text import one_line
-from ..core.results import Candidate, Comparison, LossEstimate, Recommendation, SearchResult, TrialRecord
+from ..core.results import Candidate, Comparison, LossEstimate, Recommendation, SearchResult
+from ..core.trial_record import TrialRecord
 from .charts.frame import candidates, full_samples, only_stopped, ran_in_full
 from .reasons import PAST_THE_END, no_advice
 from .units import duration, number, setting_text

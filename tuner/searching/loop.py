@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from ..core.errors import ObjectiveError, StudyError
 from ..core.interrupts import uninterrupted
 from ..core.probe_results import ProbeResult
-from ..core.results import TrialRecord
 from ..core.specs import Proposal
+from ..core.trial_record import TrialRecord
 from ..core.trials import Split, TrialReport, TrialSpec, Verdict
 from ..engines.base import Event, Finished, Lost, Placed, Pool, Reported
 from ..strategy.cost import Cost

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..core.arguments import SearchArguments
 from ..core.probe_results import Attempt, ProbeResult
 from ..core.progress import Progress, tell
-from ..core.results import TrialRecord
+from ..core.trial_record import TrialRecord
 from ..core.trials import Facts
 from ..engines.base import Engine
 from ..studies.catalog import probe_key, same_probe, studies

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ..core.errors import BstuneError, NoSignalError, StudyError
 from ..core.plain_text import one_line
-from ..core.results import TrialRecord
+from ..core.trial_record import TrialRecord
 from ..core.version import __version__
 from ..engines.base import Finished, Lost
 from ..engines.http import checkpoint_of

@@ -11,8 +11,8 @@ from ..core.arguments import SearchArguments, check_search
 from ..core.dimension import When
 from ..core.errors import ArgumentError, StudyError
 from ..core.probe_results import DeviceInfo, ProbeResult
-from ..core.results import TrialRecord
 from ..core.specs import Plan
+from ..core.trial_record import TrialRecord
 from ..core.trials import Facts
 from ..searching.learned import remember
 from ..studies.catalog import (

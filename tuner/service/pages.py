@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..core.plain_text import one_line
-from ..core.results import TrialRecord
+from ..core.trial_record import TrialRecord
 from ..report.page_told import Told
 
 STYLE = """\

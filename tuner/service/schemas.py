@@ -12,8 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from ..core.errors import BstuneError
 from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.record import Record
-from ..core.results import NoisePoint
-from ..core.trials import Facts
+from ..core.trials import Facts, NoisePoint
 from ..engines.base import LossCause
 from ..engines.http import Said, checkpoint_file, holds
 from ..engines.leases import Lease

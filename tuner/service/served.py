@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..core.errors import BstuneError, NoSignalError, StudyError
 from ..core.plain_text import one_line
 from ..core.probe_results import ProbeResult
-from ..core.results import SearchResult, TrialRecord
+from ..core.results import SearchResult
 from ..core.specs import Forecast, Plan, Proposal
+from ..core.trial_record import TrialRecord
 from ..engines.http import HttpPool, SuspendedError, adopted
 from ..engines.leases import LeaseBook
 from ..report.page_told import Told

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..core.results import NoisePoint, Setting, TrialRecord
+from ..core.results import Setting
 from ..core.specs import Proposal
-from ..core.trials import TrialReport
+from ..core.trial_record import TrialRecord
+from ..core.trials import NoisePoint, TrialReport
 
 Key = tuple[object, ...]
 

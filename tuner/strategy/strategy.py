@@ -15,8 +15,9 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ..core.probe_results import ProbeResult
-from ..core.results import BatchAnswer, Limits, Recommendation, Setting, Spent, TrialRecord
+from ..core.results import BatchAnswer, Limits, Recommendation, Setting, Spent
 from ..core.specs import Forecast, Learned, Plan, Proposal
+from ..core.trial_record import TrialRecord
 from ..core.trials import Facts, TrialReport, Verdict
 from ..theory.gradient_noise import noise_scale
 from .baseline_samplers import Sampler, make_sampler

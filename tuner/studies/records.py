@@ -7,8 +7,8 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-from ..core.results import TrialRecord
-from ..core.trials import TrialReport, TrialSpec, begun, reported
+from ..core.trial_record import TrialRecord, begun, reported
+from ..core.trials import TrialReport, TrialSpec
 from .optuna_parameters import Axes
 
 

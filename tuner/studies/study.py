@@ -19,8 +19,8 @@ from typing import Any
 
 from ..core.errors import BstuneError, StudyError
 from ..core.probe_results import ProbeResult
-from ..core.results import TrialRecord
-from ..core.trials import ASKED, RESULT, TrialReport, TrialSpec, begun, reported
+from ..core.trial_record import ASKED, RESULT, TrialRecord, begun, reported
+from ..core.trials import TrialReport, TrialSpec
 from . import trial_writes
 from .optuna_parameters import Axes
 from .records import Records

@@ -12,8 +12,8 @@ from pathlib import Path
 from ...objectives.base import Trial
 from ...objectives.gradient_noise import moments
 from ..core.errors import TrialPruned
-from ..core.results import NoisePoint, TrialRecord
-from ..core.trials import TrialReport, TrialSpec, Verdict
+from ..core.trial_record import TrialRecord
+from ..core.trials import NoisePoint, TrialReport, TrialSpec, Verdict
 from ..engines.base import Event, Finished, Reported
 from ..searching.loop import Drive
 from ..strategy.strategy import Strategy

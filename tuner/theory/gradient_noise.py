@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import BstuneError
-from ..core.results import NoisePoint
+from ..core.trials import NoisePoint
 from .intervals import stratified_error, student_quantile
 
 SHARE = 0.03

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ...core.probe_results import ProbeResult
-from ...core.results import SearchResult, TrialRecord
+from ...core.results import SearchResult
+from ...core.trial_record import TrialRecord
 from .frame import (
     HEIGHT,
     Row,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BstuneError
-from ...core.results import Candidate, SearchResult, TrialRecord
+from ...core.results import Candidate, SearchResult
+from ...core.trial_record import TrialRecord
 
 if TYPE_CHECKING:
     import altair

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ...core.results import SearchResult, TrialRecord
+from ...core.results import SearchResult
+from ...core.trial_record import TrialRecord
 from .frame import (
     CONFIRMED,
     GREY,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...core.probe_results import ProbeResult
-from ...core.results import SearchResult, TrialRecord
+from ...core.results import SearchResult
+from ...core.trial_record import TrialRecord
 from .frame import (
     BLUE,
     GREEN,
