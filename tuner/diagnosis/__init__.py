@@ -4,7 +4,7 @@
 - `course`: Claims about the course of a run, from the trials.
 - `dimensions`: Claims about what a search may have as a dimension: the optimizer, momentum.
 - `hardware`: Claims about what the hardware does with a batch, from the probe.
-- `kept`: Findings that a study keeps.
+- `kept`: Findings that a study keeps, and which of them need not be measured again.
 - `known`: What a finding may rest on.
 - `learning_rate`: Claims about the learning rate and how it moves with the batch, from the trials.
 - `measured`: Measurements on the model itself: what each costs, and making them.
