@@ -232,10 +232,10 @@ class Supervised:
         run.hold_batch()
         cached_step_s: list[float] = []
         while len(cached_step_s) < CACHED_STEPS and sum(cached_step_s) < spec.timed_s:
-            start_s = time.perf_counter()
+            start_s = run.clock()
             run.step()
             run.synchronize()
-            cached_step_s.append(time.perf_counter() - start_s)
+            cached_step_s.append(run.clock() - start_s)
         return waited_s, tuple(cached_step_s)
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
@@ -342,12 +342,12 @@ def _validation_s(run: TrainingRun, eval_batch_size: int) -> float:
     """Return the seconds that a validation batch takes, over its samples: the fewer of two where it is quick."""
     seconds: list[float] = []
     while not seconds or (len(seconds) < 2 and seconds[0] < QUICK_S):
-        start_s = time.perf_counter()
+        start_s = run.clock()
         n_samples = run.validate_once(eval_batch_size)  # It reads the loss, and so waits for the device.
-        seconds.append(time.perf_counter() - start_s)
-    start_s = time.perf_counter()
+        seconds.append(run.clock() - start_s)
+    start_s = run.clock()
     run.prepare_validation()
-    norms_s = time.perf_counter() - start_s
+    norms_s = run.clock() - start_s
     return min(seconds) / (n_samples * run.world_size) + norms_s / len(run.objective.val_data)
 
 

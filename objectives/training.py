@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..tuner.core.errors import ObjectiveError
 from ..tuner.core.trials import NoisePoint
+from ..tuner.device.run_clock import RunClock
 from ..tuner.theory.gradient_noise import NoiseDesign
 from .data import noise_batches, to_device, training_batches, validation_batches
 from .gradient_noise import measure_noise
@@ -91,6 +91,7 @@ class TrainingRun:
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._scaler = torch.amp.GradScaler("cuda") if objective.precision == "fp16" and self.cuda else None
         self.last_loss: torch.Tensor | None = None
+        self.clock = RunClock(device)
         self.wait_s = 0.0
         """Seconds spent waiting for training batches."""
         self.model.train()
@@ -121,9 +122,9 @@ class TrainingRun:
         self._set_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(self.accumulation_steps):
-            start_s = time.perf_counter()
+            start_s = self.clock()
             batch = next(self._batches)
-            self.wait_s += time.perf_counter() - start_s
+            self.wait_s += self.clock() - start_s
             self._backward(to_device(batch, self.device))
         self._share_gradients()
         if self._scaler:

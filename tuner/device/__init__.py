@@ -6,6 +6,7 @@
 - `meter`: What a step took: peak memory and time, read inside the process that took it.
 - `nvml`: CUDA cards as NVML sees them: any process may ask, because NVML makes no context.
 - `out_of_memory`: Which error messages mean that a device ran out of memory.
+- `run_clock`: A clock that stands still while its thread could run but has no core.
 - `threads`: The threads of this process that a process forked from it would miss.
 - `tree_memory`: The memory of the processes below this one: what a command of the user's takes.
 """

@@ -8,11 +8,11 @@ both: kernels that are loaded when they are first used, and what libraries take 
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .cuda import open_context
+from .run_clock import RunClock
 
 STATUS = Path("/proc/self/status")
 RANKS: set[int] = set()
@@ -154,7 +154,8 @@ class ProcessMeter:
         self._peak = PeakMemory(device)
         self._retries_before = self._retries()
         self._start_bytes = self._peak.context_bytes if self._cuda else peak_rss_bytes()
-        self._last_s = time.perf_counter()
+        self._clock = RunClock(device)
+        self._last_s = self._clock()
 
     @property
     def steps(self) -> int:
@@ -165,7 +166,7 @@ class ProcessMeter:
         """Close the phase before, and begin this one."""
         self._close_phase()
         self._phase = name
-        self._last_s = time.perf_counter()
+        self._last_s = self._clock()
 
     def _close_phase(self) -> None:
         self._synchronize()
@@ -175,13 +176,13 @@ class ProcessMeter:
     def step_done(self) -> None:
         """End one optimizer step."""
         self._synchronize()
-        now_s = time.perf_counter()
+        now_s = self._clock()
         if self._phase == "timing":  # To look takes milliseconds in which a loader would work ahead: done at the end.
             self._timed_s.append(now_s - self._last_s)
         else:
             self._step_s.append(now_s - self._last_s)
             self._peak.look()
-        self._last_s = time.perf_counter()
+        self._last_s = self._clock()
 
     def holds(self, *, parameters_bytes: int, gradients_bytes: int, optimizer_state_bytes: int) -> None:
         """Keep what the objective says of its tensors."""

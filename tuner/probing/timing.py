@@ -8,6 +8,7 @@ import time
 
 from ..core.probe_results import Attempt
 from ..device.memory import usable_cores
+from ..device.run_clock import RunClock
 from ..theory.step_time import LINE_KNOWN, fit_step_time, next_size_to_time, worst_error
 from .attempts import Attempts, TimeUp
 from .size_search import Bounds
@@ -49,7 +50,7 @@ def time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:
                 break
     except TimeUp:
         pass
-    if attempts.rows and _busy():
+    if attempts.rows and _busy() and (attempts.host.threads != 1 or not RunClock("cpu").leaves_out_waiting):
         attempts.warn(
             "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is "
             "idle."

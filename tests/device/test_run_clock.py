@@ -1,0 +1,74 @@
+"""The clock of steps: waiting for a core is left out, all else counts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from bstune.tuner.device import run_clock
+from bstune.tuner.device.run_clock import RunClock
+
+
+@pytest.fixture
+def _shared_core() -> Iterator[None]:
+    """One core for this process and two that never rest."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    others = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+@pytest.mark.usefixtures("_shared_core")
+def test_waiting_for_a_core_does_not_count() -> None:
+    """A step costs what it would cost on an idle machine, however many others want the core."""
+    clock = RunClock("cpu")
+    start_s, own_start_s, core_start_s = time.perf_counter(), clock(), time.thread_time()
+
+    while time.thread_time() - core_start_s < 0.3:
+        pass
+
+    wall_s, own_s = time.perf_counter() - start_s, clock() - own_start_s
+    assert wall_s > 0.45
+    assert 0.29 < own_s < (0.4 if clock.leaves_out_waiting else wall_s + 0.01)
+
+
+def test_a_wait_of_its_own_counts() -> None:
+    """Such as that of a loader for the disk."""
+    clock = RunClock("cpu")
+    start_s = clock()
+
+    time.sleep(0.05)
+
+    assert clock() - start_s >= 0.05
+
+
+@pytest.mark.parametrize("content", [None, "", "0 x 1"])
+def test_a_system_that_does_not_say_has_a_plain_clock(
+    content: str | None, tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a missing file nor one of other content is an error."""
+    path = os.path.join(tmp_path, "schedstat")
+    if content is not None:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(content)
+    monkeypatch.setattr(run_clock, "WAITED", path)
+
+    clock = RunClock("cpu")
+
+    assert not clock.leaves_out_waiting
+    assert time.perf_counter() <= clock() <= time.perf_counter()
+
+
+def test_a_card_goes_on_while_its_process_waits() -> None:
+    """So its steps are timed by the plain clock."""
+    assert not RunClock("cuda:0").leaves_out_waiting
