@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import IO
 
 from ..tuner.core.errors import ObjectiveError
@@ -68,9 +67,7 @@ class CommandRun:
     def __enter__(self) -> CommandRun:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.end()
         self._reports.close()
 

@@ -9,13 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 from ..tuner.core.attributes import BATCH_SIZE, EVAL_BATCH_SIZE, LEARNING_RATE, no_place, set_attributes
-from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
+from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
 from .keywords import keywords_for
 from .lightning_package import kept, package_of, quiet
-from .loop import Enough, MeasuredRun, check_ended
+from .loop import Enough, FrameworkWatch, MeasuredRun, check_ended
 from .ranks import SEVERAL, refuse_launcher
 from .schedule import SCHEDULES
 from .supervised import has_batch_norm
@@ -207,7 +207,7 @@ class LightningObjective:
         for params in tried:
             self.build(micro_batch_size=1, learning_rate=1e-3, eval_batch_size=1, params=dict(params))
 
-    def _trainer(self, module: Any, watch: _TrialWatch, spec: TrialSpec, device: str, **options: Any) -> Any:
+    def _trainer(self, module: Any, watch: LightningWatch, spec: TrialSpec, device: str, **options: Any) -> Any:
         """Return the user's Trainer, with what a trial needs in it."""
         pl = package_of(module)
         # An epoch has whole steps only, so that each is of the global batch size; the rest is as with drop_last.
@@ -251,7 +251,7 @@ class LightningObjective:
             eval_batch_size=trial.eval_batch_size,
             params=dict(trial.params),
         )
-        watch = _TrialWatch(trial, spec, self.metric)
+        watch = LightningWatch(trial, spec, self.metric)
         with quiet():
             trainer = self._trainer(module, watch, spec, trial.device)
             trainer.fit(module, datamodule=data)
@@ -281,7 +281,7 @@ class LightningObjective:
             params=dict(spec.params),
         )
         run = MeasuredRun(spec, device, meter, accumulates=module.automatic_optimization)
-        watch = _TrialWatch(run.trial, run.spec, self.metric)
+        watch = LightningWatch(run.trial, run.spec, self.metric)
         with quiet(), run.watch.hooked(), suppress(Enough):
             trainer = self._trainer(module, watch, run.spec, device, limit_val_batches=1)
             meter.phase("train")
@@ -295,20 +295,8 @@ class LightningObjective:
         )
 
 
-class _TrialWatch:
+class LightningWatch(FrameworkWatch):
     """What Lightning calls in a trial: counts samples, has it validate where a report is due, and carries reports."""
-
-    def __init__(self, trial: Trial, spec: TrialSpec, metric: str) -> None:
-        self._trial = trial
-        self._spec = spec
-        self._metric = metric
-        self._batches = 0
-        self.pruned: TrialPruned | None = None
-
-    @property
-    def samples(self) -> int:
-        """Training samples so far."""
-        return self._batches * self._spec.micro_batch_size
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
         """Leave out the callbacks that the module itself adds, as those that it was given."""
@@ -316,11 +304,11 @@ class _TrialWatch:
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count, and see whether a validation is due after this batch."""
-        if self._batches == 0:
+        if self._micro_batches == 0:
             _check_size(trainer.train_dataloader, self._spec.micro_batch_size)
-        self._batches += 1
-        steps, rest = divmod(self._batches, self._spec.accumulation_steps)
-        due = not rest and self.samples >= self._trial.next_report
+        self._micro_batches += 1
+        steps, rest = divmod(self._micro_batches, self._spec.accumulation_steps)
+        due = not rest and self._is_due
         trainer.val_check_batch = 1 if due else NEVER
         if not due and not rest and (module.device.type == "cpu" or steps % FINITE_CHECK_STEPS == 0):
             loss: Any = outputs.get("loss") if isinstance(outputs, dict) else outputs
@@ -339,15 +327,12 @@ class _TrialWatch:
         value = logged.pop(self._metric)
         others = {name: float(each) for name, each in logged.items() if name not in ("val_loss", "samples")}
         self._report(trainer, value, others)
-        if self.samples >= self._spec.end_samples:
+        if self._is_over:
             trainer.should_stop = True
 
     def _report(self, trainer: Any, value: Any, metrics: dict[str, float]) -> None:
-        try:
-            self._trial.report(value, samples=self.samples, **metrics)
-        except TrialPruned as pruned:
-            # Lightning ends by itself, with the hooks of the user's at its end.
-            self.pruned, trainer.should_stop = pruned, True
+        if not self._reported(value, metrics):
+            trainer.should_stop = True  # Lightning ends by itself, with the hooks of the user's at its end.
 
 
 def _problems(module_factory: Any, datamodule_factory: Any, schedule: str, trainer_kwargs: dict[str, Any]) -> list[str]:

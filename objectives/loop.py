@@ -262,6 +262,43 @@ class MeasuredRun:
             raise ObjectiveError(unreported)
 
 
+class FrameworkWatch:
+    """What a framework calls in a trial, where it runs the loop: counts micro-batches, and carries reports.
+
+    Attributes:
+        pruned: What ends the trial, where it was told to stop: to be raised when the framework is back.
+    """
+
+    def __init__(self, trial: Trial, spec: TrialSpec, metric: str) -> None:
+        """Count for this trial, and report this metric."""
+        self.pruned: TrialPruned | None = None
+        self._trial = trial
+        self._spec = spec
+        self._metric = metric
+        self._micro_batches = 0
+
+    @property
+    def samples(self) -> int:
+        """Training samples so far."""
+        return self._micro_batches * self._spec.micro_batch_size
+
+    @property
+    def _is_due(self) -> bool:
+        return self.samples >= self._trial.next_report
+
+    @property
+    def _is_over(self) -> bool:
+        return self.samples >= self._spec.end_samples
+
+    def _reported(self, value: Any, metrics: Mapping[str, Any]) -> bool:
+        """Report a validation, and return whether the trial goes on."""
+        try:
+            self._trial.report(value, samples=self.samples, **metrics)
+        except TrialPruned as pruned:
+            self.pruned = pruned
+        return self.pruned is None
+
+
 class StepWatch:
     """Counts the optimizer steps of a loop that bstune does not own, and ends it once enough were seen."""
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..tuner.core.attributes import training_arguments
-from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
+from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
-from .loop import Enough, MeasuredRun, check_ended
+from .loop import Enough, FrameworkWatch, MeasuredRun, check_ended
 from .ranks import SEVERAL, refuse_launcher
 from .schedule import SCHEDULES
 from .supervised import has_batch_norm
@@ -192,7 +192,7 @@ class TrainerObjective:
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._made({**trial.params, **_fields(spec, trial.device, folder, trial.eval_batch_size)})
             trainer.args.max_steps = _steps(spec, self.n_samples or _count_samples(trainer))
-            watch = _TrialWatch(trial, spec, self.metric)
+            watch = TrainerWatch(trial, spec, self.metric)
             trainer.add_callback(watch.as_callback())
             trainer.train()
         if watch.pruned is not None:
@@ -218,7 +218,7 @@ class TrainerObjective:
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._made({**spec.params, **_fields(run.spec, device, folder, spec.eval_batch_size)})
             trainer.args.max_steps = run.spec.n_steps
-            trainer.add_callback(_TrialWatch(run.trial, run.spec, self.metric).as_callback())
+            trainer.add_callback(TrainerWatch(run.trial, run.spec, self.metric).as_callback())
             trainer.eval_dataset = _first(trainer.eval_dataset, spec.eval_batch_size)
             meter.phase("train")
             with run.watch.hooked(), suppress(Enough):
@@ -229,20 +229,8 @@ class TrainerObjective:
         )
 
 
-class _TrialWatch:
+class TrainerWatch(FrameworkWatch):
     """What the Trainer calls in a trial: counts samples, has it evaluate where a report is due, and carries reports."""
-
-    def __init__(self, trial: Trial, spec: TrialSpec, metric: str) -> None:
-        self._trial = trial
-        self._spec = spec
-        self._metric = metric
-        self._micro_batches = 0
-        self.pruned: TrialPruned | None = None
-
-    @property
-    def samples(self) -> int:
-        """Training samples so far."""
-        return self._micro_batches * self._spec.micro_batch_size
 
     def as_callback(self) -> Any:
         """Return a TrainerCallback, made here as its base is not there to be named before it is needed."""
@@ -263,8 +251,8 @@ class _TrialWatch:
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Count one with a step, and see whether an evaluation is due."""
         self._micro_batches += 1
-        control.should_evaluate = self.samples >= self._trial.next_report
-        if self.samples >= self._spec.end_samples:
+        control.should_evaluate = self._is_due
+        if self._is_over:
             control.should_training_stop = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **others: Any) -> None:
@@ -276,10 +264,8 @@ class _TrialWatch:
         numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
         kept = {name: value for name, value in numbers.items() if name not in (self._metric, "val_loss", "samples")}
         shown = {name: value for name, value in kept.items() if not name.endswith(_NO_METRIC)}
-        try:
-            self._trial.report(metrics[self._metric], samples=self.samples, **shown)
-        except TrialPruned as pruned:
-            self.pruned, control.should_training_stop = pruned, True
+        if not self._reported(metrics[self._metric], shown):
+            control.should_training_stop = True
 
 
 _NO_METRIC = ("epoch", "_runtime", "_per_second", "_preparation_time")

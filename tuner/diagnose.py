@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from .core.arguments import MOST_SEED, MOST_THREADS
 from .core.checks import Checks
 from .core.diagnosis import Diagnosis
-from .core.errors import NoSignalError
 from .core.probe_results import Attempt, ProbeResult
 from .core.version import __version__
 from .diagnosis.claims import Claim, chosen, judged, measurements_of, untold
@@ -20,11 +18,10 @@ from .diagnosis.kept import MeasuredClaims, keep
 from .diagnosis.known import Known
 from .diagnosis.measured import cost_of, measure
 from .probing.run import run_probe
-from .studies.catalog import make_study, own_study, probe_key, touch
-from .studies.naming import objective_identity, study_name
-from .studies.spec_json import decode_facts, decode_plan
+from .studies.catalog import make_study, probe_key, same_source, source_of, study_of, touch
+from .studies.naming import objective_identity
 from .studies.storage import NoStudiesError, open_storage, read_storage
-from .studies.study import Study, intact
+from .studies.study import Study, has_search, intact
 from .workers.fork_server import Host
 from .workers.resolve import check_objective
 
@@ -81,8 +78,7 @@ def diagnose(
     objective = check_objective(objective)
     began_s = time.monotonic()
     with open_storage(storage) as opened, Host(objective, device=device, threads=n_threads) as host:
-        identity = objective_identity(objective)
-        name, found = own_study(opened, study_name(study, objective, host.facts), identity, named=study is not None)
+        name, found = study_of(opened, objective, host.facts, given=study)
         kept = found or make_study(opened, name)
         known = stored(kept, host.facts)
         # Before a probe, which may choose the threads.
@@ -117,7 +113,7 @@ def diagnose(
         )
         keep(kept, [finding for finding in result.findings if finding.name not in measured.reused])
         measured.save(known)
-        kept.set(identity=identity)
+        kept.set(identity=objective_identity(objective))
         touch(kept)
     return result
 
@@ -131,12 +127,10 @@ def _checked_threads(
         ArgumentError: One is wrong on its face; all that are get named.
     """
     checks = Checks()
-    checks.study(study)
-    for name, text in (("device", device), ("storage", storage)):
-        checks.text(name, text)
-    checks.integer("seed", seed, 0, MOST_SEED - 10)
+    checks.place(device=device, study=study, storage=storage)
+    checks.seed(seed, following=10)
     checks.real("budget", budget, lambda x: 0 <= x <= 1e9, "reference runs, 0 or more")
-    n_threads = checks.integer_or_auto("threads", threads, MOST_THREADS)
+    n_threads = checks.threads(threads)
     checks.done()
     return None if n_threads == "auto" else n_threads
 
@@ -178,8 +172,7 @@ def costs(
         with Host(objective, device="cpu") as host:
             known = Known(host.facts)
             with contextlib.suppress(NoStudiesError), read_storage(storage) as opened:
-                name = study_name(study, objective, host.facts)
-                _, found = own_study(opened, name, objective_identity(objective), named=study is not None)
+                _, found = study_of(opened, objective, host.facts, given=study)
                 known = known if found is None else stored(found, host.facts)
     wanted = measurements_of(untold(claims, known))
     return [
@@ -190,26 +183,21 @@ def costs(
 
 def stored(study: Study, facts: Facts | None = None) -> Known:
     """Return what a study knows, for findings to rest on; `facts` where the study has none."""
-    if not {"plan", "facts"} <= study.attributes.keys():
+    if not has_search(study):
         return Known(facts, study.probe, None, study.records)
-    from .searching.result import make_result, make_strategy
+    from .searching.result import result_so_far, stored_strategy
 
     with intact(study.name):
-        told = decode_facts(study.attributes["facts"])
-        strategy = make_strategy(decode_plan(study.attributes["plan"]), told, study.probe, study)
-        try:
-            result = make_result(study, strategy, study.probe, "interrupted")
-        except NoSignalError:
-            result = None
-    return Known(told, study.probe, result, study.records)
+        strategy = stored_strategy(study)
+        result = result_so_far(study, strategy)
+    return Known(strategy.facts, study.probe, result, study.records)
 
 
 def _warnings(study: Study, facts: Facts, known: Known) -> Iterable[str]:
     fingerprint = study.attributes.get("fingerprint")
     if known.result is None or not isinstance(fingerprint, dict):
         return
-    same_text = fingerprint.get("source") == facts.source_hash
-    if not same_text and not (facts.code_hash is not None and fingerprint.get("code") == facts.code_hash):
+    if not same_source(fingerprint, source_of(facts)):
         yield "The objective has changed since it was searched: what rests on its trials may no longer hold."
 
 

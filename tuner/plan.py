@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .core.arguments import MOST_SEED, listed
+from .core.arguments import listed
 from .core.checks import Checks
 from .core.errors import ArgumentError, BstuneError, ObjectiveError
 from .core.probe_results import DeviceInfo, MemoryByCategory, Outlook, PlanResult
@@ -219,7 +219,7 @@ def check_plan(
     checks.text("device", device)
     checks.real("headroom", headroom, lambda x: 0 <= x < 1, "a share of memory from 0 up to, but below, 1")
     checks.integer("multiple_of", multiple_of, 1)
-    checks.integer("seed", seed, 0, MOST_SEED)
+    checks.seed(seed)
     if not listed(gpu) and not listed(memory):
         checks.wrong("gpu and memory are empty: expected a card such as 'H100 80GB', or a size such as 24GiB.")
     cards = []

@@ -93,8 +93,8 @@ def probe_checked(
     objective: Any, arguments: ProbeArguments, *, on_attempt: OnAttempt | None = None, on_note: OnNote | None = None
 ) -> ProbeResult:
     """Probe with checked arguments; `on_note` hears what was decided on the way, in words."""
-    from .studies.catalog import make_study, own_study, probe_key, same_probe, touch
-    from .studies.naming import objective_identity, study_name
+    from .studies.catalog import make_study, probe_key, same_probe, study_of, touch
+    from .studies.naming import objective_identity
     from .studies.storage import open_storage
     from .workers.resolve import check_objective, with_places
 
@@ -113,9 +113,7 @@ def probe_checked(
             params=params,
         ) as host,
     ):
-        name = study_name(arguments.study, objective, host.facts)
-        identity = objective_identity(objective)
-        name, found = own_study(opened, name, identity, named=arguments.study is not None)
+        name, found = study_of(opened, objective, host.facts, given=arguments.study)
         kept = found or make_study(opened, name)
         key = probe_key(
             host.facts,
@@ -140,6 +138,6 @@ def probe_checked(
             on_attempt=on_attempt,
             on_note=on_note,
         )
-        kept.set(probe=result.to_dict(), probe_key=key, identity=identity)
+        kept.set(probe=result.to_dict(), probe_key=key, identity=objective_identity(objective))
         touch(kept)
     return result

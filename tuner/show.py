@@ -17,9 +17,8 @@ from .core.trial_record import TrialRecord
 from .core.trials import Facts
 from .report.wording import ended
 from .studies.catalog import find_study, newest_study
-from .studies.spec_json import decode_facts, decode_plan
 from .studies.storage import Storage, read_storage
-from .studies.study import Study, intact
+from .studies.study import Study, has_search, intact
 from .studies.trial_logs import read_log
 
 if TYPE_CHECKING:
@@ -103,18 +102,14 @@ def _shown(study: Study, storage: Storage) -> Shown:
     n = len(study.finished)
     where = f"Study {one_line(study.name)} in {one_line(storage.location.url)}"
     headline = f"{where}: {n} trial{'s' if n != 1 else ''}, {one_line(state)}"
-    if "plan" not in study.attributes or "facts" not in study.attributes:
+    if not has_search(study):
         return Shown(headline, study.records, study.probe, None, None, is_running, study.name)
-    from .searching.result import make_result, make_strategy
+    from .searching.result import result_so_far, stored_strategy
 
-    facts = decode_facts(study.attributes["facts"])
-    strategy = make_strategy(decode_plan(study.attributes["plan"]), facts, study.probe, study)
-    try:
-        result = make_result(study, strategy, study.probe, stopped_by or "interrupted")
-    except NoSignalError:
-        result = None
+    strategy = stored_strategy(study)
+    result = result_so_far(study, strategy, stopped_by or "interrupted")
     budget, rungs = strategy.whole, strategy.rungs.samples
-    return Shown(headline, study.records, study.probe, result, facts, is_running, study.name, budget, rungs)
+    return Shown(headline, study.records, study.probe, result, strategy.facts, is_running, study.name, budget, rungs)
 
 
 PAUSE_S = 2.0

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .core.arguments import MOST_SEED, MOST_THREADS
 from .core.checks import Checks
 from .core.command_words import recommended_words
 from .core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError, StudyError
@@ -21,13 +20,11 @@ from .core.take_home import TrainResult
 from .core.trials import Facts, TrialReport, TrialSpec
 from .engines.base import Finished, Lost, Reported
 from .engines.local import LocalPool
-from .searching.result import make_result, make_strategy
-from .studies.catalog import own_study
+from .searching.result import make_result, stored_strategy
+from .studies.catalog import same_source, source_of, study_of
 from .studies.model_files import ModelKeeper, check_model_path
-from .studies.naming import objective_identity, study_name
-from .studies.spec_json import decode_facts, decode_plan
 from .studies.storage import read_storage
-from .studies.study import Study, intact
+from .studies.study import Study, has_search, intact
 from .workers.fork_server import Host
 from .workers.resolve import check_objective
 
@@ -76,11 +73,10 @@ def train(
         BstuneError: The file is somebody else's.
     """
     checks = Checks()
-    checks.study(study)
-    for name, text in (("device", device), ("storage", storage), ("output", os.fspath(output))):
-        checks.text(name, text)
-    checks.integer("seed", seed, 0, MOST_SEED)
-    n_threads = checks.integer_or_auto("threads", threads, MOST_THREADS)
+    checks.place(device=device, study=study, storage=storage)
+    checks.text("output", os.fspath(output))
+    checks.seed(seed)
+    n_threads = checks.threads(threads)
     checks.done()
     check_model_path(output)
     with read_storage(storage):  # Without one there is no need to load anything.
@@ -166,11 +162,9 @@ def recommended_command(
         ObjectiveError: There is no such program.
     """
     checks = Checks()
-    checks.study(study)
-    for name, text in (("device", device), ("storage", storage)):
-        checks.text(name, text)
-    checks.integer("seed", seed, 0, MOST_SEED)
-    n_threads = checks.integer_or_auto("threads", threads, MOST_THREADS)
+    checks.place(device=device, study=study, storage=storage)
+    checks.seed(seed)
+    n_threads = checks.threads(threads)
     checks.done()
     command.prepare()
     found = _recommended(command, command.describe(), study, storage)
@@ -213,27 +207,22 @@ def _recommended(objective: Any, facts: Facts, name: str | None, storage: str | 
         NoSignalError: It has learned nothing yet.
     """
     with read_storage(storage) as opened:
-        wanted = study_name(name, objective, facts)
-        wanted, study = own_study(opened, wanted, objective_identity(objective), named=name is not None)
-        if study is None or not {"plan", "facts"} <= study.attributes.keys():
+        wanted, study = study_of(opened, objective, facts, given=name)
+        if study is None or not has_search(study):
             raise StudyError(
                 f"{opened.location.path or opened.location.url} holds no search of this objective (study {wanted!r}). "
                 f"Search first: bstune search {'... -- COMMAND...' if facts.kind == 'command' else 'model.py'}"
             )
         with intact(study.name):
-            stored, plan = decode_facts(study.attributes["facts"]), decode_plan(study.attributes["plan"])
-            strategy = make_strategy(plan, stored, study.probe, study)
+            strategy = stored_strategy(study)
             result = make_result(study, strategy, study.probe, "interrupted")
-        return _Found(result, plan, stored, _has_changed(study, stored, facts))
+        return _Found(result, strategy.plan, strategy.facts, _has_changed(study, strategy.facts, facts))
 
 
 def _has_changed(study: Study, stored: Facts, facts: Facts) -> bool:
     if facts.kind == "command":  # How its losses are read belongs to its source as well, and is of no matter here.
         return stored.structure_hash != facts.structure_hash
-    known = study.attributes.get("fingerprint", {})
-    same_text = known.get("source") == facts.source_hash
-    same_code = facts.code_hash is not None and known.get("code") == facts.code_hash
-    return not same_text and not same_code
+    return not same_source(study.attributes.get("fingerprint", {}), source_of(facts))
 
 
 def _spec(best: Recommendation, facts: Facts, seed: int) -> TrialSpec:

@@ -17,8 +17,6 @@ from .probe_results import ProbeResult
 from .specs import Plan
 from .trial_record import TRIAL_COLUMNS
 
-MOST_THREADS = 1024
-MOST_SEED = 2**43
 """The order of an epoch is drawn from a seed of 64 bits, which is this one times a million (`objectives/data.py`)."""
 
 _RATES = "a number from 1e-15 to 1e15"
@@ -92,9 +90,7 @@ def check_probe(**asked: Any) -> ProbeArguments:
         ArgumentError: One or more are wrong; all are listed.
     """
     checks, given = Checks(), _filled(asked, ProbeArguments)
-    checks.text("device", given.device)
-    checks.study(given.study)
-    checks.text("storage", given.storage)
+    checks.place(device=given.device, study=given.study, storage=given.storage)
     arguments = ProbeArguments(
         device=given.device,
         memory=checks.size("memory", given.memory),
@@ -105,8 +101,8 @@ def check_probe(**asked: Any) -> ProbeArguments:
         max_batch=None if given.max_batch is None else checks.integer("max_batch", given.max_batch, 1),
         multiple_of=checks.integer("multiple_of", given.multiple_of, 1),
         timeout=None if given.timeout is None else checks.real("timeout", given.timeout, is_time, TIME),
-        seed=checks.integer("seed", given.seed, 0, MOST_SEED),
-        threads=checks.integer_or_auto("threads", given.threads, MOST_THREADS),
+        seed=checks.seed(given.seed),
+        threads=checks.threads(given.threads),
         malloc=given.malloc,
         fresh=given.fresh,
         study=given.study,
@@ -170,7 +166,7 @@ def check_search(**asked: Any) -> SearchArguments:
     _check_together(checks, given)
     jobs = checks.integer_or_auto("jobs", given.jobs, 2**53)
     n_jobs = 1 if jobs == "auto" else jobs
-    threads = checks.integer_or_auto("threads", given.threads, MOST_THREADS)
+    threads = checks.threads(given.threads)
     if given.isolation == "none":
         if n_jobs > 1:
             checks.wrong(f"jobs={n_jobs}: with isolation='none' trials run one after another, in this process.")
@@ -211,9 +207,9 @@ def _check_names(checks: Checks, given: SimpleNamespace) -> None:
     checks.choice("pruner", given.pruner, ("auto", "none"))
     checks.choice("sampler", given.sampler, ("auto", "random", "tpe"))
     checks.choice("isolation", given.isolation, ("process", "none"))
-    for name in ("device", "storage", "ray_address", "save_model"):
+    checks.place(device=given.device, study=given.study, storage=given.storage)
+    for name in ("ray_address", "save_model"):
         checks.text(name, getattr(given, name))
-    checks.study(given.study)
 
 
 def _check_together(checks: Checks, given: SimpleNamespace) -> None:
@@ -251,7 +247,7 @@ def _plan(checks: Checks, given: SimpleNamespace, jobs: int) -> Plan:
         sampler=given.sampler,
         confirm=checks.integer("confirm", given.confirm, 0),
         baseline=_baseline(checks, given.baseline),
-        seed=checks.integer("seed", given.seed, 0, MOST_SEED),
+        seed=checks.seed(given.seed),
     )
 
 

@@ -30,6 +30,10 @@ def nearest(value: Any, valid: Sequence[str], cutoff: float = 0.6) -> str | None
     return found[0] if found else None
 
 
+MOST_THREADS = 1024
+MOST_SEED = 2**43
+
+
 class Checks:
     """Collects what is wrong; `done` raises it all at once."""
 
@@ -81,6 +85,20 @@ class Checks:
                 self.wrong(f"{name}={brief(value)}: expected auto or a whole number of at least 1.")
             return "auto"
         return self.integer(name, value, 1, maximum)
+
+    def threads(self, value: Any) -> int | Literal["auto"]:
+        """Return `auto` or the CPU threads of a process; on a problem note it."""
+        return self.integer_or_auto("threads", value, MOST_THREADS)
+
+    def seed(self, value: Any, *, following: int = 0) -> int:
+        """Return a seed, after which so many others are to follow; on a problem note it."""
+        return self.integer("seed", value, 0, MOST_SEED - following)
+
+    def place(self, *, device: Any, study: Any, storage: Any) -> None:
+        """Note a problem with where something runs, and where it is kept."""
+        self.text("device", device)
+        self.study(study)
+        self.text("storage", storage)
 
     def size(self, name: str, value: str | int | None) -> int | None:
         """Return a size in bytes; on a problem note it and return None."""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 from ..core.interrupts import uninterrupted
@@ -178,9 +178,7 @@ class LiveProgress(PlainProgress):
         self._foreseen: tuple[float, float] | None = None
         """Reference runs that were left when the search began, and their seconds."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._screen.close()
         kept, self._kept = self._kept, []
         for line in kept:

@@ -10,10 +10,9 @@ from ..core.probe_results import DeviceInfo
 from ..core.results import LrRule
 from ..core.specs import Learned
 from ..core.trials import Facts
-from ..studies.catalog import same_source, studies
-from ..studies.spec_json import decode_facts, decode_plan
+from ..studies.catalog import same_source, source_of, studies
 from ..studies.study import Study, intact
-from .result import make_strategy
+from .result import stored_strategy
 
 HALF_WIDTH = 1.645
 """Standard deviations in half of a 90 % interval."""
@@ -50,9 +49,7 @@ def _learned(other: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
         return None
     try:
         with intact(other.name):
-            found = make_strategy(
-                decode_plan(other.attributes["plan"]), decode_facts(stored), other.probe, other
-            ).recommend()
+            found = stored_strategy(other).recommend()
             line = None if other.probe is None or not _same_device(other, device) else other.probe.step_time_line
     except BstuneError:
         return None
@@ -64,8 +61,8 @@ def _learned(other: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
 
 def _same_training(stored: dict[str, Any], facts: Facts) -> bool:
     old = {"source": stored.get("source_hash"), "code": stored.get("code_hash")}
-    same = same_source(old, {"source": facts.source_hash, "code": facts.code_hash})
-    return same and (stored.get("n_samples"), stored.get("epochs")) == (facts.n_samples, facts.epochs)
+    same_length = (stored.get("n_samples"), stored.get("epochs")) == (facts.n_samples, facts.epochs)
+    return same_length and same_source(old, source_of(facts))
 
 
 def _same_device(other: Study, device: DeviceInfo) -> bool:

@@ -66,15 +66,8 @@ class GainSampler:
         model = Model.of(self._context, ledger)
         if model is None:
             return self._race.untried(ledger)
-        busy = {run.key for run in ledger.running}
         points = self._points(ledger, model)
-        options = [
-            option
-            for point in points
-            if point.key not in busy
-            for option in self._options(ledger, model, point)
-            if option.price <= self._left
-        ]
+        options = self._affordable(ledger, model, points)
         best = (
             self._neighbour(ledger, model, points, options)
             or self._most_gain(model, points, options)
@@ -85,7 +78,7 @@ class GainSampler:
     def goes_on(self, ledger: Ledger, run: Run, point: int) -> bool:
         """Return whether a running trial passes the rung at `point`: nothing else brings more for its price."""
         rungs, batch = self._context.rungs, run.setting.global_batch_size
-        following = next((rung for rung in rungs.counted(batch) if rung > point), None)
+        following = rungs.after(point, batch)
         if following is None:
             return True
         if self._race.next(ledger) is not None:
@@ -95,19 +88,12 @@ class GainSampler:
             return True
         if run.number in model.lost or not self._evidence.affordable(batch):
             return False
-        busy = {other.key for other in ledger.running}
         points = self._points(ledger, model)
         own = self._context.space.point(run.setting)
         if own.key not in {each.key for each in points}:
             points.append(own)
         price = self._clock.price_to(batch, run.samples, rungs.reach(following, batch, run.end_samples))
-        others = [
-            option
-            for each in points
-            if each.key not in busy
-            for option in self._options(ledger, model, each)
-            if option.price <= self._left
-        ]
+        others = self._affordable(ledger, model, points)
         best = self._most_gain(model, points, [_Option(own, following, price, None), *others])
         if best is None:
             return run.key in {point.key for point in self._beside(ledger, model)}
@@ -132,6 +118,14 @@ class GainSampler:
             :MOST_WEIGHED
         ]
         return [points[i] for i in sorted(hopeful)]
+
+    def _affordable(self, ledger: Ledger, model: Model, points: Sequence[Point]) -> list[_Option]:
+        """Return what could be run next of those points that are not running, for what is left."""
+        busy = {run.key for run in ledger.running}
+        options = [
+            option for point in points if point.key not in busy for option in self._options(ledger, model, point)
+        ]
+        return [option for option in options if option.price <= self._left]
 
     def _options(self, ledger: Ledger, model: Model, point: Point) -> list[_Option]:
         """Return how far a setting could be run next."""

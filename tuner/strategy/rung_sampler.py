@@ -50,7 +50,7 @@ class RungSampler:
     def goes_on(self, ledger: Ledger, run: Run, point: int) -> bool:
         """Return whether a running trial passes the rung at `point`: the next has room, and nothing better waits."""
         rungs = self._context.rungs
-        following = next((rung for rung in rungs.counted(run.setting.global_batch_size) if rung > point), None)
+        following = rungs.after(point, run.setting.global_batch_size)
         if following is None:
             return True
         if self._race.next(ledger) is not None:

@@ -57,6 +57,10 @@ class Rungs:
         """Return the rungs at which a batch size has made enough steps to be judged; always the last."""
         return _counted(self.samples, batch)
 
+    def after(self, point: int, batch: int) -> int | None:
+        """Return the rung that counts next after `point`; None where that is the last."""
+        return next((rung for rung in self.counted(batch) if rung > point), None)
+
 
 @cache
 def _counted(rungs: tuple[int, ...], batch: int) -> tuple[int, ...]:

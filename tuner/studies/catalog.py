@@ -17,7 +17,7 @@ from ..core.plain_text import one_line
 from ..core.probe_results import DeviceInfo
 from ..core.specs import Plan
 from ..core.trials import Facts
-from .naming import is_anothers
+from .naming import is_anothers, objective_identity, study_name
 from .spec_json import encode_space
 from .storage import Storage
 from .storage_errors import reading
@@ -36,11 +36,15 @@ _FINGERPRINT_WORDS = {
 }
 
 
+def source_of(facts: Facts) -> dict[str, str | None]:
+    """Return what `same_source` compares of an objective."""
+    return {"source": facts.source_hash, "code": facts.code_hash}
+
+
 def fingerprint(facts: Facts, plan: Plan, device: DeviceInfo) -> dict[str, Any]:
     """Return what must stay the same for the trials of a study to be comparable."""
     return {
-        "source": facts.source_hash,
-        "code": facts.code_hash,
+        **source_of(facts),
         "n_samples": facts.n_samples,
         "epochs": facts.epochs,
         "optimizer": facts.optimizer,
@@ -86,6 +90,12 @@ def make_study(storage: Storage, name: str) -> Study:
         study = Study(storage, storage.backend.create_new_study([StudyDirection.MINIMIZE], name), name)
     study.set(bstune_schema=SCHEMA, bstune_version=__version__)
     return study
+
+
+def study_of(storage: Storage, objective: Any, facts: Facts, *, given: str | None) -> tuple[str, Study | None]:
+    """Return the name of an objective's study, and the study if there is one; `given`: the name that the user gave."""
+    name = study_name(given, objective, facts)
+    return own_study(storage, name, objective_identity(objective), named=given is not None)
 
 
 def own_study(storage: Storage, name: str, identity: str | None, *, named: bool) -> tuple[str, Study | None]:
@@ -289,8 +299,7 @@ def probe_key(
     asked = {name: value for name, value in (settings or {}).items() if name in defaults and value != defaults[name]}
     asked = {name: value for name, value in asked.items() if name not in ("device", "timeout", "seed", "threads")}
     return {
-        "source": facts.source_hash,
-        "code": facts.code_hash,
+        **source_of(facts),
         "structure": facts.structure_hash,
         "n_samples": facts.n_samples,
         "precision": facts.precision,

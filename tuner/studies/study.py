@@ -278,6 +278,11 @@ def _record(trial: StoredTrial, result: Mapping[str, Any]) -> TrialRecord:
     return record
 
 
+def has_search(study: Study) -> bool:
+    """Tell whether a search has begun in a study: a probe or a diagnosis alone may have made it."""
+    return {"plan", "facts"} <= study.attributes.keys()
+
+
 @contextlib.contextmanager
 def intact(name: str) -> Iterator[None]:
     """Say in one sentence that what is stored of a study is not what bstune has written."""

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 from ..core.errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
@@ -113,9 +112,7 @@ class Host:
     def __enter__(self) -> Host:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _pickle(self, objective: Any) -> None:
