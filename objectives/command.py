@@ -21,7 +21,7 @@ from .command_probe import measure
 from .command_run import CommandRun, Log
 from .fingerprint import code_of, optimizer_family, source_hash
 from .loop import ENDED_EARLY
-from .metric_lines import Said, compiled
+from .metric_lines import SaidLoss, compiled
 from .ranks import ranks_in
 from .schedule import SCHEDULES
 from .script_flags import defaults_in, optimizer_in
@@ -274,7 +274,7 @@ class Command:
             )
 
 
-def _tell(trial: Trial, said: Iterable[Said]) -> None:
+def _tell(trial: Trial, said: Iterable[SaidLoss]) -> None:
     for each in said:
         # A script that prints a loss of long ago once more, as with its best epoch, has not gone back.
         if each.samples >= trial.last_samples and trial.stopped_at is None:

@@ -15,7 +15,7 @@ from .steady import IDLE_S, Steady
 from .told_losses import ToldLosses
 
 
-class Measured(Protocol):
+class MeasuredCommand(Protocol):
     """What is asked of a command here; see `command.Command`."""
 
     places: set[str]
@@ -33,7 +33,7 @@ class Measured(Protocol):
         """Return the reader of what one trial tells."""
 
 
-def measure(command: Measured, spec: MeasureSpec, device: str, meter: TreeMeter) -> MeasureNotes:
+def measure(command: MeasuredCommand, spec: MeasureSpec, device: str, meter: TreeMeter) -> MeasureNotes:
     """Run the command at one size until it has told a loss, has ended, or its memory is steady; or time an epoch.
 
     Raises:
@@ -44,7 +44,7 @@ def measure(command: Measured, spec: MeasureSpec, device: str, meter: TreeMeter)
     return _time(command, trial, device, meter) if spec.timed_s else _weigh(command, trial, device, meter)
 
 
-def _weigh(command: Measured, trial: TrialSpec, device: str, meter: TreeMeter) -> MeasureNotes:
+def _weigh(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeMeter) -> MeasureNotes:
     log, losses = Log(None), command.losses(trial)
     steady = Steady()
     meter.phase("train")
@@ -76,7 +76,7 @@ def _weigh(command: Measured, trial: TrialSpec, device: str, meter: TreeMeter) -
     return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady))
 
 
-def _time(command: Measured, trial: TrialSpec, device: str, meter: TreeMeter) -> MeasureNotes:
+def _time(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeMeter) -> MeasureNotes:
     """Time an epoch: from the first loss to the second, which leaves out what the script takes to start."""
     trial = dataclasses.replace(trial, end_samples=2 * command.samples_per_epoch)
     losses = command.losses(trial)

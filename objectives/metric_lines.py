@@ -53,7 +53,7 @@ MOST_LINE = 10_000
 
 
 @dataclass(frozen=True)
-class Said:
+class SaidLoss:
     """A loss that a script has told, and the training samples that it had seen."""
 
     val_loss: float
@@ -92,7 +92,7 @@ class MetricLines:
         self._told_epoch: int | None = None
         self._n_told = 0
 
-    def feed(self, data: bytes) -> Iterator[Said]:
+    def feed(self, data: bytes) -> Iterator[SaidLoss]:
         """Yield the losses in what was printed now."""
         if self._waiting is None and not self._may_tell(self._rest + data):
             last = max(data.rfind(b"\n"), data.rfind(b"\r"))
@@ -104,7 +104,7 @@ class MetricLines:
         for text, end in zip(parts[0:-1:2], parts[1::2], strict=True):
             yield from self._line(text, redrawn=end == b"\r")
 
-    def finish(self) -> Iterator[Said]:
+    def finish(self) -> Iterator[SaidLoss]:
         """Yield the losses that stood on a line without an end."""
         text, self._rest = self._rest, b""
         yield from self._line(text, redrawn=False)
@@ -118,7 +118,7 @@ class MetricLines:
             or (not self.trains and any(word in lower for word in _WORDS_OF_TRAINING))
         )
 
-    def _line(self, text: bytes, *, redrawn: bool) -> Iterator[Said]:
+    def _line(self, text: bytes, *, redrawn: bool) -> Iterator[SaidLoss]:
         drawn_over, self._redrawn = self._redrawn or redrawn, redrawn
         found = self._read(text) if self._may_tell(text) else None
         if self._waiting is not None and self._waiting[0] != self._epoch:
@@ -127,7 +127,7 @@ class MetricLines:
             loss, told = found
             samples = self._stated(told)
             if samples is not None:
-                yield Said(loss, samples)
+                yield SaidLoss(loss, samples)
                 return
             self._waiting = (self._epoch, loss)
         # What is drawn over and over repeats the loss of the epoch before, until there is a new one.
@@ -169,17 +169,17 @@ class MetricLines:
             self._note_epoch(int(_number(told["epoch"])))
         return None
 
-    def _settle(self) -> Iterator[Said]:
+    def _settle(self) -> Iterator[SaidLoss]:
         """Yield the loss that waits; the first of an epoch counts, and a second one is a repetition."""
         if self._waiting is None:
             return
         (epoch, loss), self._waiting = self._waiting, None
         if epoch is None:
             self._n_told += 1
-            yield Said(loss, self._n_told * self._samples_per_epoch)
+            yield SaidLoss(loss, self._n_told * self._samples_per_epoch)
         elif self._told_epoch is None or epoch > self._told_epoch:
             self._told_epoch = epoch
-            yield Said(loss, (epoch - self._first_epoch + 1) * self._samples_per_epoch)
+            yield SaidLoss(loss, (epoch - self._first_epoch + 1) * self._samples_per_epoch)
 
 
 def compiled(metric: str | None) -> dict[str, re.Pattern[str]]:

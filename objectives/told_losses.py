@@ -6,7 +6,7 @@ import math
 
 from ..tuner.core.errors import ObjectiveError
 from .command_run import LOOK_S, CommandRun
-from .metric_lines import MetricLines, Said
+from .metric_lines import MetricLines, SaidLoss
 
 
 class ToldLosses:
@@ -24,7 +24,7 @@ class ToldLosses:
         """Whether something was printed that speaks of training."""
         return self._lines.trains
 
-    def wait(self, run: CommandRun, within_s: float = LOOK_S) -> list[Said]:
+    def wait(self, run: CommandRun, within_s: float = LOOK_S) -> list[SaidLoss]:
         """Wait at most this long for output, and return the losses told since the last call.
 
         Raises:
@@ -32,7 +32,7 @@ class ToldLosses:
         """
         return self._told(run, run.printed(within_s))
 
-    def rest(self, run: CommandRun) -> list[Said]:
+    def rest(self, run: CommandRun) -> list[SaidLoss]:
         """Return what is unread of a run that has ended.
 
         Raises:
@@ -42,11 +42,11 @@ class ToldLosses:
         told += self._told(run, b"")
         return told if self._n_reports else [*told, *self._lines.finish()]
 
-    def _told(self, run: CommandRun, printed: bytes) -> list[Said]:
+    def _told(self, run: CommandRun, printed: bytes) -> list[SaidLoss]:
         reported = self._reported(run)
         return reported if self._n_reports else list(self._lines.feed(printed))
 
-    def _reported(self, run: CommandRun) -> list[Said]:
+    def _reported(self, run: CommandRun) -> list[SaidLoss]:
         found = []
         for numbers in run.reported():
             self._n_reports += 1
@@ -59,5 +59,5 @@ class ToldLosses:
             epochs = numbers.get("epoch", self._n_reports)
             samples = numbers.get("samples", epochs * self._samples_per_epoch)
             if math.isfinite(samples) and samples >= 0:
-                found.append(Said(numbers["val_loss"], round(samples)))
+                found.append(SaidLoss(numbers["val_loss"], round(samples)))
         return found

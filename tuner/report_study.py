@@ -30,7 +30,7 @@ TEXTS = ("md", "json", "csv")
 
 
 @dataclass(frozen=True)
-class Report:
+class WrittenReport:
     """What was made of a study: a text to print, or a file that was written."""
 
     text: str | None
@@ -39,7 +39,7 @@ class Report:
 
 def report(
     studies: Sequence[str] = (), *, storage: str | None = None, output: Path | None = None, kind: str | None = None
-) -> Report:
+) -> WrittenReport:
     """Write a report of a study, or of two side by side.
 
     Args:
@@ -70,9 +70,9 @@ def report(
     told = [told_of(name, storage=storage) for name in (studies or (None,))]
     content = _content(told, kind)
     if output is None:
-        return Report(content.decode(), None)
+        return WrittenReport(content.decode(), None)
     write_output(output, content, "--output")
-    return Report(None, output)
+    return WrittenReport(None, output)
 
 
 def told_of(name: str | None, *, storage: str | None = None) -> Told:

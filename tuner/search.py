@@ -22,7 +22,7 @@ from .core.results import SearchResult
 from .core.specs import Forecast
 from .searching.kept import kept_models, with_model
 from .searching.loop import Drive
-from .searching.prepare import Ready, make_pool, prepared
+from .searching.prepare import Prepared, make_pool, prepared
 from .searching.result import make_result
 from .studies.catalog import forget_study
 from .studies.checkpoints import checkpoint_folder
@@ -224,7 +224,7 @@ def _check_model_path(arguments: SearchArguments) -> None:
         check_model_path(arguments.save_model)
 
 
-def _best_so_far(ready: Ready) -> SearchResult | None:
+def _best_so_far(ready: Prepared) -> SearchResult | None:
     with contextlib.suppress(NoSignalError):
         return make_result(ready.study, ready.strategy, ready.probe, "interrupted")
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bstune.tuner.core.trials import Split, TrialSpec
 from bstune.tuner.engines.base import Event, Finished, Lost, Placed, Reported
-from bstune.tuner.engines.http import HttpPool, Said
+from bstune.tuner.engines.http import HttpPool, SaidReport
 from bstune.tuner.engines.leases import LeaseBook, NotYoursError
 
 
@@ -75,7 +75,7 @@ def test_a_lost_client_whose_trial_had_nothing_more_to_do_has_finished_it() -> N
     loop = Loop()
     loop.pool.submit(spec(0))
     loop.ask("a")
-    answer = loop.pool.report(0, "a", Said(100, 0.5, {}, 7.0))
+    answer = loop.pool.report(0, "a", SaidReport(100, 0.5, {}, 7.0))
     loop.turn()
     assert answer.result(0) == "go"
 

@@ -10,7 +10,7 @@ import pytest
 from bstune.tuner.core.trials import Split, TrialSpec
 from bstune.tuner.device.memory import Memory
 from bstune.tuner.engines import ray_actor
-from bstune.tuner.engines.ray_actor import KIND_LABEL, Carried, Task, decode_spec, encode_spec
+from bstune.tuner.engines.ray_actor import KIND_LABEL, ActorTask, Carried, decode_spec, encode_spec
 from bstune.tuner.engines.ray_layout import Slots, lay_out
 from bstune.tuner.engines.ray_source import pack
 from bstune.tuner.workers.messages import Pickled
@@ -74,7 +74,7 @@ def test_a_kind_of_device_is_what_a_trial_gets_on_a_node(
     monkeypatch.setattr("bstune.tuner.device.memory.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
     monkeypatch.setattr("bstune.tuner.device.cuda.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
     monkeypatch.setattr("bstune.tuner.device.memory._cpu_name", lambda: "a CPU")
-    task = Task(Pickled(b""), device, 4, None, None)
+    task = ActorTask(Pickled(b""), device, 4, None, None)
 
     assert task.kind() == kind
     assert task.sharing(here) == (4 if kind == "a CPU, 4 GiB" else 1)

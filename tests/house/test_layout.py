@@ -108,6 +108,17 @@ def test_imports_point_one_way() -> None:
     assert {module: sorted(imports[module] - placed) for module in imports if module not in placed} == {}
 
 
+def test_a_class_name_is_used_once() -> None:
+    """Whoever reads a name knows which class it is, with or without the underscore of a private one."""
+    places = defaultdict(list)
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places[node.name.lstrip("_")].append(module)
+
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 @pytest.mark.parametrize("module", ALLOWED)
 def test_the_lowest_modules_stay_low(module: str) -> None:
     """Errors, results and the objective's protocol can be imported by all because they import next to nothing."""

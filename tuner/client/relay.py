@@ -163,7 +163,7 @@ class Relay:
 
     def _train(self, pool: Pool, given: Assignment) -> None:
         self._tell("start", given.spec, None)
-        run = _Run(self._link, self._client, pool, given, self._tell)
+        run = _RelayedRun(self._link, self._client, pool, given, self._tell)
         try:
             ended = run.to_its_end()
         except RefusedError as error:
@@ -180,7 +180,7 @@ class Relay:
             self._say(f"Trial {given.spec.number} is handed back.")
 
 
-class _Run:
+class _RelayedRun:
     """One trial, from its start to what is known of its end."""
 
     def __init__(

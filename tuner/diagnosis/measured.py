@@ -47,7 +47,7 @@ SIZES = (4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
-class Task:
+class LookTask:
     """One process: looks that share a run, its price and what it is to do."""
 
     measurements: tuple[str, ...]
@@ -75,7 +75,7 @@ class Tasks:
         self._at_once = max(self._micro, min(MOST_AT_ONCE, fits))
         self.reference_s = reference_run_s(known)
 
-    def of(self, measurement: str) -> list[Task]:
+    def of(self, measurement: str) -> list[LookTask]:
         """Return the processes of a measurement."""
         makers = {
             "structure": self._structure,
@@ -86,7 +86,7 @@ class Tasks:
         }
         return makers.get(measurement, self._along)(measurement)
 
-    def _task(self, measurement: str, samples: float, *, batch: int | None = None, **changed: object) -> Task:
+    def _task(self, measurement: str, samples: float, *, batch: int | None = None, **changed: object) -> LookTask:
         seconds = self._cost.seconds(batch or self._batch, samples)
         full = self._facts.full_run_samples
         runs = samples / full if seconds is None or not self.reference_s else seconds / self.reference_s
@@ -102,12 +102,12 @@ class Tasks:
             params=self._params,
             look_batch_size=self._at_once,
         )
-        return Task((measurement,), replace(spec, **changed), runs, seconds or 0.0)  # type: ignore[arg-type]
+        return LookTask((measurement,), replace(spec, **changed), runs, seconds or 0.0)  # type: ignore[arg-type]
 
-    def _structure(self, measurement: str) -> list[Task]:
+    def _structure(self, measurement: str) -> list[LookTask]:
         return [self._task(measurement, 0)]
 
-    def _along(self, measurement: str) -> list[Task]:
+    def _along(self, measurement: str) -> list[LookTask]:
         full = self._facts.full_run_samples
         points = sorted({max(self._batch, math.floor(full * share / self._batch) * self._batch) for share in WAY})
         sizes = tuple(n for n in SIZES if n <= self._at_once)
@@ -116,23 +116,23 @@ class Tasks:
         task = self._task(measurement, points[-1], points=tuple(points), sizes=sizes)
         return [replace(task, seconds=task.seconds + len(points) * look_s)]
 
-    def _step_times(self, measurement: str) -> list[Task]:
+    def _step_times(self, measurement: str) -> list[LookTask]:
         sizes = odd_sizes(self._known)
         seconds = sum(self._cost.step_s(n) or 0.0 for n in sizes) * (ROUNDS + 3)
         runs = 0.0 if not self.reference_s else seconds / self.reference_s
         task = self._task(measurement, 0, sizes=sizes, micro_batch_size=self._micro, accumulation_steps=1)
         return [replace(task, seconds=seconds, reference_runs=runs)]
 
-    def _early(self, measurement: str) -> list[Task]:
+    def _early(self, measurement: str) -> list[LookTask]:
         steps = early_steps(self._facts.full_run_samples, self._batch)
         return [self._task(measurement, steps * self._batch, seed=self._seed + i, points=(0,)) for i in range(SEEDS)]
 
-    def _grown(self, measurement: str) -> list[Task]:
+    def _grown(self, measurement: str) -> list[LookTask]:
         total = self._facts.full_run_samples * SHARE
         samples = math.ceil(total / self._batch) * self._batch
         return [self._task(measurement, 2 * samples, sizes=(samples,), seed=self._seed + i) for i in range(SEEDS)]
 
-    def _full(self, measurement: str) -> list[Task]:
+    def _full(self, measurement: str) -> list[LookTask]:
         n = self._facts.n_samples
         fits = n if self._known.probe is None else min(n, self._known.probe.micro_batch_size)
         whole = n // fits * fits
@@ -220,9 +220,9 @@ def measure(
     return found, whole - budget
 
 
-def _grouped(tasks: Mapping[str, list[Task]]) -> list[tuple[tuple[str, ...], list[Task]]]:
+def _grouped(tasks: Mapping[str, list[LookTask]]) -> list[tuple[tuple[str, ...], list[LookTask]]]:
     """Return measurements with their processes, the cheapest first; looks on the way of one run share it."""
-    groups: list[tuple[tuple[str, ...], list[Task]]] = []
+    groups: list[tuple[tuple[str, ...], list[LookTask]]] = []
     along = tuple(name for name in ALONG if name in tasks)
     if along:
         task = tasks[along[0]][0]
@@ -233,7 +233,7 @@ def _grouped(tasks: Mapping[str, list[Task]]) -> list[tuple[tuple[str, ...], lis
     return sorted(groups, key=lambda group: sum(task.reference_runs for task in group[1]))
 
 
-def _examined(host: Host, task: Task, known: Known) -> tuple[Examined | None, str | None]:
+def _examined(host: Host, task: LookTask, known: Known) -> tuple[Examined | None, str | None]:
     """Have a process look at the model; return what it saw, or why it saw nothing."""
     fence = None if known.probe is None else known.probe.usable_bytes
     limit_s = LEAST_S + PATIENCE * task.seconds

@@ -30,7 +30,7 @@ class SuspendedError(Exception):
 
 
 @dataclass(frozen=True)
-class Said:
+class SaidReport:
     """What a client says of a run: a report, checked in form only."""
 
     samples: int
@@ -160,7 +160,7 @@ class HttpPool:
         self._match()
         return asked.answer
 
-    def report(self, number: int, client: str, said: Said) -> Future[Verdict]:
+    def report(self, number: int, client: str, said: SaidReport) -> Future[Verdict]:
         """Return the verdict on a report; one that says nothing new gets the answer that was given before.
 
         Raises:

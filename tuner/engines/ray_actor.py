@@ -38,7 +38,7 @@ KIND_LABEL = "bstune/kind"
 
 
 @dataclass(frozen=True)
-class Task:
+class ActorTask:
     """What every actor of a search is told."""
 
     objective: Pickled
@@ -107,7 +107,7 @@ def this_node() -> Mapping[str, Any]:
     return next(node for node in ray.nodes() if node["NodeID"] == here)
 
 
-def kind_here(task: Task) -> str:
+def kind_here(task: ActorTask) -> str:
     """Return the kind of device of this node."""
     return task.kind()
 
@@ -151,7 +151,7 @@ class Carried:
 class Surveyor:
     """An actor that describes the objective and probes it where the trials will run."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: ActorTask) -> None:
         """Take a task; nothing is started yet."""
         self._task = task
         self._host: Host | None = None
@@ -186,7 +186,9 @@ class Surveyor:
 class RayTrial(tune.Trainable):  # type: ignore[misc]  # Ray is not followed by the type checker.
     """A slot: runs the trial that its configuration names, and is then given the next one."""
 
-    def setup(self, config: dict[str, Any], task: Task | None = None, fences: Mapping[str, int] | None = None) -> None:
+    def setup(
+        self, config: dict[str, Any], task: ActorTask | None = None, fences: Mapping[str, int] | None = None
+    ) -> None:
         """Take the first trial; the template process starts with its first step."""
         assert task is not None
         self._task, self._fences = task, fences or {}

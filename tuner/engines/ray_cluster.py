@@ -37,7 +37,7 @@ from .ray_start import (
 )
 
 if TYPE_CHECKING:
-    from .ray_actor import Task
+    from .ray_actor import ActorTask
 
 PLACE_S = 120.0
 """The first look at an objective waits this long for a place on a cluster where others work too."""
@@ -126,9 +126,9 @@ class Cluster:
         threads: int | None,
         batch_sizes: tuple[int, ...],
         params: tuple[dict[str, Any], ...],
-    ) -> Task:
+    ) -> ActorTask:
         """Return what each node needs to know of the objective and of its share of the cores."""
-        from .ray_actor import Task
+        from .ray_actor import ActorTask
 
         like_driver = None if address else (os.getcwd(), path_of_caller())
         # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
@@ -137,7 +137,7 @@ class Cluster:
         data = pickled(objective, source, travels=like_driver is None)
         kind = "cuda" if self.slots.gpus else "cpu"
         unpacked = None if source is None else source.name
-        return Task(data, kind, self.slots.cpus, threads, like_driver, unpacked, batch_sizes, params)
+        return ActorTask(data, kind, self.slots.cpus, threads, like_driver, unpacked, batch_sizes, params)
 
     def __enter__(self) -> Cluster:
         return self

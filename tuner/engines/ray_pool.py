@@ -56,7 +56,7 @@ class RayPool:
         self._fences = dict(fences)
         self._slots = cluster.slots.n
         self._looked_s = time.monotonic()
-        self._link = _Link()
+        self._link = _Exchange()
         self._samples: dict[int, int] = {}
         self._started_s: dict[int, float] = {}
         self._broken: Exception | None = None
@@ -195,7 +195,7 @@ class RayPool:
         )
 
 
-class _Link:
+class _Exchange:
     """What passes between the thread of the drive and that of Tune."""
 
     def __init__(self) -> None:
@@ -210,11 +210,11 @@ class _Link:
         """Tune's trial by our number; None until Tune has made one."""
         self._cancelled: set[int] = set()
 
-    def __reduce__(self) -> tuple[type[_Link], tuple[()]]:
+    def __reduce__(self) -> tuple[type[_Exchange], tuple[()]]:
         """Pickle as an empty object: Tune writes its searcher to disk, and nobody reads it."""
-        return _Link, ()
+        return _Exchange, ()
 
-    def __deepcopy__(self, memo: object) -> _Link:
+    def __deepcopy__(self, memo: object) -> _Exchange:
         return self
 
     @property
@@ -309,7 +309,7 @@ def _kill(trial: Any) -> None:
 class _LinkSearcher(Searcher):  # type: ignore[misc]  # Ray is not followed by the type checker.
     """Gives Tune the runs that the drive submits."""
 
-    def __init__(self, link: _Link) -> None:
+    def __init__(self, link: _Exchange) -> None:
         super().__init__()
         self._link = link
 
@@ -338,7 +338,7 @@ class _LinkSearcher(Searcher):  # type: ignore[misc]  # Ray is not followed by t
 class _LinkScheduler(FIFOScheduler):  # type: ignore[misc]
     """Carries Tune's news of its trials to the drive, and its verdicts to the trials."""
 
-    def __init__(self, link: _Link) -> None:
+    def __init__(self, link: _Exchange) -> None:
         super().__init__()
         self._link = link
 
@@ -375,7 +375,7 @@ class _LinkScheduler(FIFOScheduler):  # type: ignore[misc]
 class _LinkStopper(Stopper):  # type: ignore[misc]
     """Ends everything when the pool is closed."""
 
-    def __init__(self, link: _Link) -> None:
+    def __init__(self, link: _Exchange) -> None:
         self._link = link
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from ..core.errors import ArgumentError
 from .meaning import Meaning, Steps
-from .reading import Reading, read, refuse_several, search_space
+from .reading import StudyReading, read, refuse_several, search_space
 from .sampler import Sampler
 
 VERDICT = "bstune:goes_on:"
@@ -91,7 +91,7 @@ class Pruner(BasePruner):
             return not goes_on
         return not trial.system_attrs[key]
 
-    def _goes_on(self, study: Study, meaning: Meaning, reading: Reading, number: int, rung: int) -> bool:
+    def _goes_on(self, study: Study, meaning: Meaning, reading: StudyReading, number: int, rung: int) -> bool:
         """Return whether a trial passes a rung."""
         found = reading.strategy(search_space(study, meaning))
         if found is not None:

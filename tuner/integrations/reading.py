@@ -48,7 +48,7 @@ FIRST_SHARE, LAST_SHARE, FACTOR = 1 / 27, 0.7, 3
 """Rungs, in shares of a full run: from where the first reports are, by this factor, and the end."""
 
 
-class Reading:
+class StudyReading:
     """What the trials of a study say, in samples and losses.
 
     Attributes:
@@ -112,7 +112,7 @@ class Reading:
         return ImprovementSampler(context, clock), ledger
 
 
-def read(study: Study, meaning: Meaning, seed: int = 0, trial: FrozenTrial | None = None) -> Reading:
+def read(study: Study, meaning: Meaning, seed: int = 0, trial: FrozenTrial | None = None) -> StudyReading:
     """Return what the trials of a study say; `trial` is one that runs, as it is now.
 
     Raises:
@@ -124,7 +124,7 @@ def read(study: Study, meaning: Meaning, seed: int = 0, trial: FrozenTrial | Non
     trials = study.get_trials(deepcopy=False)
     if trial is not None:
         trials = [trial if each.number == trial.number else each for each in trials]
-    return Reading(meaning, trials, maximise=study.direction == StudyDirection.MAXIMIZE, seed=seed)
+    return StudyReading(meaning, trials, maximise=study.direction == StudyDirection.MAXIMIZE, seed=seed)
 
 
 def search_space(study: Study, meaning: Meaning) -> dict[str, BaseDistribution]:

@@ -37,7 +37,7 @@ class SizeTried:
     outcome: Outcome
 
 
-class Line(NamedTuple):
+class PeakLine(NamedTuple):
     """Predicted peak: `peak + slope * (shape(size) - shape(anchor))`."""
 
     anchor: int
@@ -139,7 +139,7 @@ class MemoryFit:
         fitting = [(size, peak) for size, peak in self.points() if self.fits(size)]
         return len(fitting) >= 2 and fitting[-1][1] - fitting[-2][1] <= max(self.noise_bytes, 0.002 * fitting[-1][1])
 
-    def line(self) -> Line | None:
+    def line(self) -> PeakLine | None:
         """Return the line through the largest fit, or None where too little was measured for one."""
         low, high = self.largest_fit, self.smallest_failure
         if low is None or (peak := self.peak(low)) is None:
@@ -153,7 +153,7 @@ class MemoryFit:
 
     def _line_in(
         self, shape: Callable[[int], float], from_predictor: bool, low: int, peak: float, high: int | None
-    ) -> Line | None:
+    ) -> PeakLine | None:
         base = shape(low)
         below = [(shape(size), p) for size, p in self.points() if size < low]
         below = [(x, p) for x, p in below if math.isfinite(x)]
@@ -189,7 +189,7 @@ class MemoryFit:
                     came_true and rise > SIGNIFICANT * noise
                 )
                 slope, floor = upper, min(slope, upper)
-        return Line(low, peak, shape, slope, floor, from_predictor, proven, error, measured_rise)
+        return PeakLine(low, peak, shape, slope, floor, from_predictor, proven, error, measured_rise)
 
     def _slope(
         self, at: tuple[float, float], below: list[tuple[float, float]], from_predictor: bool

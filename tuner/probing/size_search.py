@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 from ..core.errors import ArgumentError
 from ..core.probe_results import LimitedBy, Proof
-from .memory_fit import Line, MemoryFit, SizeTried
+from .memory_fit import MemoryFit, PeakLine, SizeTried
 
 SECANT_GROWTH_LIMIT = 8
 """Largest jump without a predictor. A line through small sizes under-predicts (peak memory is convex in the batch)."""
@@ -334,7 +334,7 @@ class Growth:
                 return _Choice(size, by_line=True)
         return _Choice(low + step, by_line=True)  # The line, not proven, says that not even the next size fits: see.
 
-    def _excluded(self, line: Line, low: int, high: int | None) -> Proof | None:
+    def _excluded(self, line: PeakLine, low: int, high: int | None) -> Proof | None:
         """Return the proof that the successor of `low` does not fit or cannot be told from it, if there is one."""
         successor, noise = low + self.bounds.multiple_of, self.fit.noise_bytes
         indistinct = 0 < line.at(successor) - line.peak <= noise

@@ -11,11 +11,11 @@ from ..core.errors import ArgumentError
 from ..core.plain_text import one_line
 from ..core.results import SearchResult
 from ..studies.model_files import ModelKeeper
-from .prepare import Ready
+from .prepare import Prepared
 
 
 @contextlib.contextmanager
-def kept_models(ready: Ready) -> Iterator[ModelKeeper | None]:
+def kept_models(ready: Prepared) -> Iterator[ModelKeeper | None]:
     """Yield who keeps the models of a search; None where nobody wants them.
 
     Raises:
@@ -39,7 +39,7 @@ def kept_models(ready: Ready) -> Iterator[ModelKeeper | None]:
         yield models
 
 
-def with_model(result: SearchResult, models: ModelKeeper, ready: Ready) -> SearchResult:
+def with_model(result: SearchResult, models: ModelKeeper, ready: Prepared) -> SearchResult:
     """Return the result with the file of its model, and tell what is in it."""
     header, best = models.best, result.recommendation
     if header is None:

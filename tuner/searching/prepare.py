@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ready:
+class Prepared:
     """Everything that a search needs before it trains."""
 
     objective: Any
@@ -66,7 +66,7 @@ class Ready:
 
 
 @contextlib.contextmanager
-def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, dry: bool = False) -> Iterator[Ready]:
+def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, dry: bool = False) -> Iterator[Prepared]:
     """Open the storage, describe the objective, find its study, probe, and take up the search where it stands.
 
     `dry`: nothing is to be trained, and a study that has trials keeps what it says of its search.
@@ -117,7 +117,7 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
             forget_checkpoints(study)
         strategy = make_strategy(arguments.plan, facts, probe, study)
         strategy.stopped_by = taken_up.ended_by
-        yield Ready(objective, arguments, facts, study, probe, strategy, engine)
+        yield Prepared(objective, arguments, facts, study, probe, strategy, engine)
 
 
 def _with_present_setting(objective: Any, arguments: SearchArguments) -> tuple[SearchArguments, str]:
@@ -228,6 +228,6 @@ def _shared(
     return dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=jobs)), probe
 
 
-def make_pool(ready: Ready, drive: Drive) -> Pool:
+def make_pool(ready: Prepared, drive: Drive) -> Pool:
     """Return who runs the trials of this search."""
     return ready.engine.make_pool(drive.decide, ready.probe, ready.study.probes)

@@ -25,9 +25,8 @@ from ..engines.base import Finished, Lost
 from ..engines.http import checkpoint_of
 from ..engines.leases import Lease, NotYoursError
 from . import pages
-from .hub import ANSWER_S, Hub
-from .hub import Request as Offer
-from .metrics import Measured, Metrics
+from .hub import ANSWER_S, Hub, Offer
+from .metrics import MeasuredCalls, Metrics
 from .schemas import (
     NAME,
     Ask,
@@ -85,7 +84,7 @@ def make_app(hub: Hub, *, stopping: Callable[[], bool]) -> FastAPI:
     )
     metrics = Metrics(hub)
     _add_errors(app)
-    app.add_middleware(Measured, metrics=metrics)
+    app.add_middleware(MeasuredCalls, metrics=metrics)
     _add_studies(app, hub)
     _add_trials(app, hub, stopping)
     _add_events(app, hub)

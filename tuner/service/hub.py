@@ -44,7 +44,7 @@ ANSWER_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class Offer:
     """What a client wants searched.
 
     Attributes:
@@ -73,7 +73,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class OfferAnswer:
     """What has become of a request.
 
     Attributes:
@@ -120,7 +120,7 @@ class Hub:
         """Return the study of this name, or None."""
         return self._studies.get(name)
 
-    def offer(self, request: Request) -> Answer:
+    def offer(self, request: Offer) -> OfferAnswer:
         """Find or make the study that a client is about to search; the same request again changes nothing.
 
         Raises:
@@ -141,7 +141,7 @@ class Hub:
             offer = served.pool.call(lambda: served.offer(request.kind, probe, key, plan, go=not request.waits))
             offer.result(ANSWER_S)
             known = {kind: its for kind, _, its in served.known_probes()}
-        return Answer(served, known.get(request.kind), source)
+        return OfferAnswer(served, known.get(request.kind), source)
 
     def _stored_probe(
         self, served: ServedStudy, kind: str, key: dict[str, Any]
@@ -153,7 +153,7 @@ class Hub:
                     return probe, None if other is served else other.name
         return None, None
 
-    def _chosen(self, request: Request, arguments: SearchArguments | None) -> ServedStudy:
+    def _chosen(self, request: Offer, arguments: SearchArguments | None) -> ServedStudy:
         name, served = request.name, self._studies.get(request.name)
         if served is None or request.fresh:
             if request.fresh and name in self.storage.names():
@@ -182,13 +182,13 @@ class Hub:
             )
         )
 
-    def _wanted(self, served: ServedStudy, request: Request, arguments: SearchArguments | None) -> dict[str, Any]:
+    def _wanted(self, served: ServedStudy, request: Offer, arguments: SearchArguments | None) -> dict[str, Any]:
         """Return the fingerprint of a request; several kinds of device may search one study."""
         plan = served.plan if arguments is None else arguments.plan
         stored = served.study.attributes.get("fingerprint") or {}
         return {**fingerprint(request.facts, plan, request.device), "device": stored.get("device")}
 
-    def _made(self, name: str, request: Request, arguments: SearchArguments | None) -> ServedStudy:
+    def _made(self, name: str, request: Offer, arguments: SearchArguments | None) -> ServedStudy:
         if len(self._studies) >= self.most_studies:
             raise StudyError(
                 f"This service has {self.most_studies} studies already, and takes no more: delete one, or start it "

@@ -49,7 +49,7 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class Measured:
+class MeasuredCalls:
     """Counts the calls of an application, and their seconds, by route."""
 
     def __init__(self, app: App, metrics: Metrics) -> None:

@@ -14,7 +14,7 @@ from ..core.probe_results import DeviceInfo, ProbeResult
 from ..core.record import Record
 from ..core.trials import Facts, NoisePoint
 from ..engines.base import LossCause
-from ..engines.http import Said, checkpoint_file, holds
+from ..engines.http import SaidReport, checkpoint_file, holds
 from ..engines.leases import Lease
 
 MOST = 1 << 53
@@ -136,10 +136,10 @@ class Report(Strict):
     noise: Annotated[list[NoiseJson], Field(max_length=1000)] = []
     interval: Count = 0
 
-    def said(self) -> Said:
+    def said(self) -> SaidReport:
         """Return it as the pool takes it."""
         nan = float("nan")
-        return Said(
+        return SaidReport(
             samples=self.samples,
             val_loss=nan if self.val_loss is None else self.val_loss,
             metrics={name: nan if value is None else value for name, value in self.metrics.items()},

@@ -271,7 +271,7 @@ class _Posterior:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _RunSummary:
     """What a run says: its value at each rung, which is in octaves of a full run, and how it went."""
 
     rows: tuple[tuple[float, float], ...]
@@ -288,7 +288,7 @@ class Fits:
         self._model: Model | None = None
         self._fitted_to: tuple[Ledger, int] | None = None
         """The ledger, and its version."""
-        self._said: dict[int, tuple[Run, int, _Said]] = {}
+        self._said: dict[int, tuple[Run, int, _RunSummary]] = {}
         """By number: the run, how many values it had, and what it said."""
 
     def model(self, context: Context, ledger: Ledger) -> Model | None:
@@ -298,7 +298,7 @@ class Fits:
             self._fitted_to = (ledger, ledger.version)
         return self._model
 
-    def said(self, run: Run, context: Context) -> _Said:
+    def said(self, run: Run, context: Context) -> _RunSummary:
         """Return what a run says: a run that ends is another object, and one that goes on only gets more values."""
         known, n_values, said = self._said.get(run.number, (None, 0, None))
         if said is None or known is not run or n_values != len(run.values):
@@ -306,7 +306,7 @@ class Fits:
             values = [(rung, _value_at(run, rung, rungs, context.planned)) for rung in rungs.samples]
             found = [(rung, value) for rung, value in values if value is not None]
             rows = tuple((math.log2(min(rung / rungs.full_samples, 1.0)), value) for rung, value in found)
-            said = _Said(rows, run.diverged, min(run.values.values()), run.values[max(run.values)])
+            said = _RunSummary(rows, run.diverged, min(run.values.values()), run.values[max(run.values)])
             self._said[run.number] = (run, len(run.values), said)
         return said
 
@@ -315,7 +315,7 @@ class Fits:
         self._model = self._fitted_to = None
 
 
-def _most_telling(runs: list[Run], said: Mapping[int, _Said]) -> list[Run]:
+def _most_telling(runs: list[Run], said: Mapping[int, _RunSummary]) -> list[Run]:
     """Return the runs to fit: of too many, what still runs, and of each depth the best and some from the middle."""
     if sum(len(said[run.number].rows) for run in runs) <= MOST_ROWS:
         return runs

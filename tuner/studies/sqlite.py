@@ -48,7 +48,7 @@ _OPEN: Counter[Path] = Counter()
 """The databases that this process has open."""
 
 
-class _Connection(sqlite3.Connection):
+class _StudyConnection(sqlite3.Connection):
     """A connection whose statements are interrupted when they take too long."""
 
     deadline_s = math.inf
@@ -240,12 +240,12 @@ def abandon_database(backend: Any, path: Path) -> None:
             beside.unlink()
 
 
-def _connect(path: Path, *, write: bool) -> _Connection:
+def _connect(path: Path, *, write: bool) -> _StudyConnection:
     """Connect to a file that is there."""
     as_it_stands = "&immutable=1" if not write and _is_at_rest(path) else ""
     address = f"file:{quote(os.fsencode(path))}?mode={'rw' if write else 'ro'}{as_it_stands}"
     connection = sqlite3.connect(
-        address, uri=True, timeout=BUSY_S if write else 10.0, check_same_thread=False, factory=_Connection
+        address, uri=True, timeout=BUSY_S if write else 10.0, check_same_thread=False, factory=_StudyConnection
     )
     connection.watch()
     connection.execute("PRAGMA trusted_schema=OFF")

@@ -37,7 +37,7 @@ class TablePool:
         self.places = False
         self._exact = exact
         self._table = table
-        self._running: dict[int, _Replay] = {}
+        self._running: dict[int, _ReplayedRun] = {}
 
     def submit(self, spec: TrialSpec) -> None:
         """Start a run: all its reports are known at once."""
@@ -59,7 +59,7 @@ class TablePool:
                 self._table.train_exactly(trial)
             else:
                 self._table.train(trial, spec.start_samples)
-        self._running[spec.number] = _Replay(spec, reports)
+        self._running[spec.number] = _ReplayedRun(spec, reports)
 
     def events(self, timeout_s: float) -> Iterator[Event]:
         """Yield the next report, or the end, of each running trial that does not wait for a verdict."""
@@ -89,7 +89,7 @@ class TablePool:
 
 
 @dataclass
-class _Replay:
+class _ReplayedRun:
     spec: TrialSpec
     reports: deque[TrialReport]
     samples: int = 0

@@ -53,7 +53,7 @@ class Listener:
         }
         self.most_bytes = MOST_BYTES if isinstance(work, messages.Measure) else SMALL_BYTES
         self._expected = (*answers[type(work)], messages.Failure)
-        self._trial = _Trial(work.spec) if isinstance(work, messages.Train) else None
+        self._trial = _TrialProgress(work.spec) if isinstance(work, messages.Train) else None
 
     def take(self, body: bytes) -> messages.Answer:
         """Return the answer in a message.
@@ -83,7 +83,7 @@ class Listener:
             self._trial.waits, self._trial.stopped = False, verdict == "stop"
 
 
-class _Trial:
+class _TrialProgress:
     """How far a trial has come, by what it has said."""
 
     def __init__(self, spec: TrialSpec) -> None:

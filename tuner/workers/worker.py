@@ -80,7 +80,7 @@ def main() -> None:
     except BaseException as error:
         _send(control, failure_of(error))
         return
-    _Template(control, objective, hello.environment).serve()
+    _TemplateLoop(control, objective, hello.environment).serve()
 
 
 def _send(host: socket.socket, message: Any) -> None:
@@ -142,7 +142,7 @@ def _ready(may_fork: bool) -> messages.Ready:
     return messages.Ready(reason is None, reason, str(torch.__version__), torch.version.cuda)
 
 
-class _Template:
+class _TemplateLoop:
     """Takes jobs from the host, forks a process for each, and tells how each of them ended."""
 
     def __init__(self, control: socket.socket, objective: Objective, environment: dict[str, str]) -> None:
