@@ -34,10 +34,9 @@ READY_MADE = {
 }
 """By name; the first that matches a line of a script is the one for all that follow. Lightning's and Keras's
 progress bars (`val_loss=0.31`, `val_loss: 0.31`) are read by `validation`.
-"""
-GROUPS = ("value", "accuracy", "epoch", "passed", "step", "samples")
-"""What a named group of a pattern says: the loss; an accuracy, of which the complement is the loss; the number of the
-epoch; epochs passed, also a part of one; optimizer steps passed; samples passed.
+
+What their named groups say: `value`: the loss; `accuracy`: its complement is the loss; `epoch`: the number of the
+epoch; `passed`: epochs passed, also a part of one; `step` and `samples`: optimizer steps and samples passed.
 """
 _EPOCH = re.compile(r"(?i)\bepoch\b[\s:=#\[(]*(\d+)|^\s*(\d+)/\d+\s+[\d.]+G\b|^Train: (\d+) \[")
 """Such as `Epoch 3/10`, `Train Epoch: 3 [0/60000]`, Ultralytics' `3/100  2.1G`, timm's `Train: 3 [`."""

@@ -21,7 +21,8 @@ from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.errors import BstuneError
 from bstune.tuner.core.results import SearchResult
 from bstune.tuner.core.specs import Plan
-from bstune.tuner.report.text import probe_text, search_text, trials_text
+from bstune.tuner.report.text import probe_text, search_text
+from bstune.tuner.report.trials import trial_line
 from bstune.tuner.show import Shown, show
 from bstune.tuner.strategy.space import make_space
 from bstune.tuner.studies.catalog import find_study, make_study
@@ -233,7 +234,7 @@ def shown_and_continued(path: Path) -> tuple[Shown | str, SearchResult | str]:
         assert shown.headline.isprintable()
         assert shown.result is None or (search_text(shown.result, shown.facts) and shown.result.to_json())
         assert shown.probe is None or probe_text(shown.probe)
-        assert shown.records == () or trials_text(shown.records)
+        assert all(trial_line(record) for record in shown.records)
     return shown, answer_or_message(
         lambda: bstune.search(formula, isolation="none", space=SPACE, budget=3, storage=url)
     )

@@ -11,7 +11,7 @@ import bstune
 import numpy as np
 import pytest
 from bstune.tuner.core.trials import NoisePoint
-from bstune.tuner.theory.gradient_noise import NoiseScale, NoiseSums, design, estimate, noise_scale
+from bstune.tuner.theory.gradient_noise import NoiseSums, design, estimate, noise_scale
 
 RNG = np.random.default_rng
 
@@ -92,7 +92,7 @@ def test_a_gradient_lost_in_noise_gives_a_bound_and_no_number() -> None:
     truth = (21 * squared + 80) / squared
     scales = [noise_scale([measured(gradients(offset, 16, rng), 4, i) for i in range(4)]) for _ in range(200)]
 
-    dominated = [scale for scale in scales if scale is not None and scale.noise_dominated]
+    dominated = [scale for scale in scales if scale is not None and scale.value is None]
     assert len(dominated) > 160
     assert all(scale.high is None for scale in dominated)
     assert sum(scale.low <= truth for scale in dominated) > 0.9 * len(dominated)
@@ -139,9 +139,3 @@ def test_a_design_stays_within_its_allowance(allowance: int, micro: int, batch_n
     assert plan.n_microbatches >= 2
     assert plan.microbatch_size <= micro
     assert not batch_norm or plan.microbatch_size == min(32, micro)
-
-
-def test_no_number_is_a_state_of_its_own() -> None:
-    """What is noise-dominated has no value."""
-    assert NoiseScale(None, 50.0, None, 4).noise_dominated
-    assert not NoiseScale(60.0, 50.0, 70.0, 4).noise_dominated

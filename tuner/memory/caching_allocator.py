@@ -81,12 +81,6 @@ class CachingAllocator:
         self._blocks: dict[int, _Block] = {}
         self._next_address = 1 << 20
 
-    @property
-    def inactive_split_bytes(self) -> int:
-        """Free, but stuck in a segment of which another part is in use: fragmentation."""
-        blocks = (self._blocks[address] for pool in self._free.values() for _, address in pool)
-        return sum(block.nbytes for block in blocks if block.is_split)
-
     def allocate(self, nbytes: int) -> int:
         """Return the address of a block for a request.
 
@@ -200,7 +194,6 @@ class Replay:
     allocated_bytes: int
     """Peak."""
     retries: int
-    failed_request_bytes: int | None = None
 
 
 def replay(
@@ -225,14 +218,8 @@ def replay(
             continue
         try:
             addresses[storage] = allocator.allocate(nbytes[storage])
-        except OutOfReserveError as error:
-            return Replay(
-                False,
-                allocator.reserved_bytes,
-                allocator.peak_allocated_bytes,
-                allocator.retries,
-                error.requested_bytes,
-            )
+        except OutOfReserveError:
+            return Replay(False, allocator.reserved_bytes, allocator.peak_allocated_bytes, allocator.retries)
     return Replay(True, allocator.peak_reserved_bytes, allocator.peak_allocated_bytes, allocator.retries)
 
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from ..core.plain_text import one_line
 from ..core.probe_results import Attempt, ProbeResult
 from ..core.results import SearchResult
-from ..core.trial_record import TrialRecord
 from .answer import answer, frontier_table
 from .details import details
 from .paste import paste_lines
 from .reasons import no_advice
-from .trials import trial_line, trials_table
+from .trials import trials_table
 from .units import duration, gib, given_params, limited_text, number, per_second, plain_rows
 from .view import Column, View, labelled, laid_out, said, tabled
 
@@ -175,8 +174,3 @@ def train_text(result: TrainResult) -> str:
             f'  load it:  model.load_state_dict(torch.load({result.path!r}, weights_only=True)["model"])',
         ]
     )
-
-
-def trials_text(records: Sequence[TrialRecord]) -> str:
-    """Return one line for each trial."""
-    return "\n".join(trial_line(record) for record in records)

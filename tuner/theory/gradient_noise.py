@@ -153,17 +153,12 @@ class NoiseScale:
     """A noise scale with what is known of its error, in samples."""
 
     value: float | None
-    """None when noise dominates: then only `low` is known."""
+    """None when noise dominates: the gradient could not be told from zero, and only `low` is known."""
     low: float
     high: float | None
     """With `low` a 90 % interval; None when noise dominates."""
     n: int
     """Measurements."""
-
-    @property
-    def noise_dominated(self) -> bool:
-        """Whether the gradient could not be told from zero, so that there is a lower bound and no number."""
-        return self.value is None
 
 
 def noise_scale(points: Sequence[NoisePoint]) -> NoiseScale | None:
@@ -178,9 +173,9 @@ def noise_scale(points: Sequence[NoisePoint]) -> NoiseScale | None:
 
     Example:
         >>> scale = noise_scale([NoisePoint(i, 4, 8, g, 100.0) for i, g in enumerate((0.9, 1.1, 1.0, 1.0))])
-        >>> scale.value, scale.noise_dominated
-        (100.0, False)
-        >>> noise_scale([NoisePoint(i, 4, 8, g, 100.0) for i, g in enumerate((0.9, -1.1, 1.0, -0.5))]).noise_dominated
+        >>> scale.value
+        100.0
+        >>> noise_scale([NoisePoint(i, 4, 8, g, 100.0) for i, g in enumerate((0.9, -1.1, 1.0, -0.5))]).value is None
         True
     """
     ordered = sorted(

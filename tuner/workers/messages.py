@@ -49,7 +49,6 @@ class Ready:
 
     fork_safe: bool
     fork_unsafe_because: str | None
-    torch_version: str
     torch_cuda: str | None
 
 

@@ -139,7 +139,7 @@ def _ready(may_fork: bool) -> messages.Ready:
         reason = "the objective's file touched CUDA when it was loaded"
     elif n_threads > 1:
         reason = f"the objective's file left {n_threads} threads running when it was loaded"
-    return messages.Ready(reason is None, reason, str(torch.__version__), torch.version.cuda)
+    return messages.Ready(reason is None, reason, torch.version.cuda)
 
 
 class _TemplateLoop:
