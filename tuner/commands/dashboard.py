@@ -10,7 +10,7 @@ from .options import debug_option, storage_option
 
 @click.command("dashboard", epilog="\b\nExample:\n  bstune dashboard --port 8080")
 @storage_option
-@click.option("--port", type=int, default=8080, help="Of this machine; it cannot be reached from others.")
+@click.option("--port", type=int, default=8080, help="Port on this machine; other machines cannot reach it.")
 @debug_option
 def dashboard_command(storage: str | None, port: int) -> None:
     """Show the studies of a storage in a browser, with optuna-dashboard, until Ctrl-C.

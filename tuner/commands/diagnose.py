@@ -41,13 +41,13 @@ class Names(click.ParamType):  # type: ignore[type-arg]  # Generic in newer rele
     "--budget",
     type=float,
     default=2.0,
-    help="Reference runs of training that may be spent on measurements; 0 for none.",
+    help="Training that may be spent on measurements, in reference runs; 0 for none.",
 )
 @click.option(
     "--list",
     "lists",
     is_flag=True,
-    help="Show all findings with the seconds that each costs (MODEL: by its probe); nothing is run.",
+    help="List all findings with the seconds that each costs (by the probe of MODEL); nothing is run.",
 )
 @device_option
 @threads_option
@@ -63,8 +63,7 @@ def diagnose_command(ctx: click.Context, /, model: str | None, lists: bool, as_j
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`. What a probe and a search have
     recorded is not run again: search first, and most findings cost nothing. What is left is measured on fresh models of
-    yours, in worker processes. In place of MODEL a COMMAND after `--` runs
-    a script as it is.
+    yours, in worker processes. In place of MODEL a COMMAND after `--` runs a script as it is.
     """
     from ...objectives.load import load
     from ..diagnose import diagnose

@@ -62,7 +62,7 @@ output_options = several(
 
 
 verbose_option = click.option(
-    "-v", "--verbose", is_flag=True, help="Show all trials, all limits and what was not tested as well."
+    "-v", "--verbose", is_flag=True, help="Also show all trials, all limits and what was not tested."
 )
 
 
@@ -78,7 +78,7 @@ probe_file_option = click.option(
     type=click.Path(path_type=Path),
     help="A file that `bstune probe --json` wrote.  [default: probe if needed]",
 )
-device_option = click.option("--device", default="auto", help="auto (CUDA when it works), cpu, cuda or cuda:N.")
+device_option = click.option("--device", default="auto", help="auto (CUDA if it works, else CPU), cpu, cuda or cuda:N.")
 
 
 class AutoOrNumber(click.ParamType):  # type: ignore[type-arg]
@@ -95,7 +95,8 @@ threads_option = click.option(
     "--threads",
     type=AutoOrNumber(),
     default="auto",
-    help="CPU threads of each process: auto (what OMP_NUM_THREADS says, else one or all, as is faster) or a number.",
+    help="CPU threads of each process: a number, or auto (OMP_NUM_THREADS if it is set, else one or all, whichever is "
+    "faster).",
 )
 
 
@@ -132,8 +133,8 @@ command_options = several(
         "--world-size",
         type=int,
         metavar="N",
-        help="With a COMMAND: processes that it starts to train together.  [default: as torchrun, accelerate, "
-        "deepspeed or mpirun in it are told, else 1]",
+        help="With a COMMAND: processes that it starts and that train together.  [default: what its torchrun, "
+        "accelerate, deepspeed or mpirun says, else 1]",
     ),
 )
 
@@ -213,8 +214,8 @@ space_option = click.option(
     type=NamedValues(),
     multiple=True,
     metavar="NAME=VALUES",
-    help="Fix a dimension (x), list it (x,y,z) or give its log range (lo:hi, of whole numbers if both are); "
-    "with ` if OTHER=VALUE` behind it, only where another dimension has that value; repeatable.",
+    help="One value (x), a list (x,y,z) or a range on a log scale (lo:hi; of whole numbers if both ends are); with "
+    "` if OTHER=VALUE` after it, only where another dimension has that value. May be given several times.",
 )
 
 

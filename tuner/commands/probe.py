@@ -30,7 +30,7 @@ _bounds = several(
         help="Most memory to use, such as 12GiB or 800MB.  [default: all that the device and the container leave]",
     ),
     click.option("--headroom", type=float, default=0.05, help="Share of the usable memory that is left free."),
-    click.option("--min-batch", type=int, default=1, help="Smallest micro-batch that is of use, in samples."),
+    click.option("--min-batch", type=int, default=1, help="Smallest micro-batch that is useful to you, in samples."),
     threads_option,
     click.option("--max-batch", type=int, help="Largest micro-batch to try, in samples.  [default: the data set]"),
     click.option("--multiple-of", type=int, default=1, help="The answer is a multiple of this many samples."),
@@ -45,9 +45,9 @@ _trying = several(
     click.option(
         "--malloc",
         default="default",
-        help="On CPU: default, or stable (resident memory that repeats, for slower steps; see the result).",
+        help="On CPU: default, or stable (memory use repeats from run to run, but steps are slower).",
     ),
-    click.option("--fresh", is_flag=True, help="Probe anew, also where the same probe is stored."),
+    click.option("--fresh", is_flag=True, help="Probe again, even if the same probe is stored."),
     click.option(
         "--plot",
         type=click.Path(dir_okay=False, path_type=Path),
@@ -74,8 +74,8 @@ def probe_command(ctx: click.Context, /, model: str | None, as_json: bool, plot:
     """Find the largest micro-batch that fits, and what a step costs.
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`. In its place a COMMAND after `--`
-    runs a script as it is, with {micro_batch_size} where the script takes its batch size. Dimensions of your own that
-    --space names have the middle of their values, as in a search.
+    runs a script as it is, with {micro_batch_size} where the script takes its batch size. Dimensions of your own in
+    --space are set to the middle of their values, as in the probe of a search.
     """
     from ...objectives.load import load
     from ..core.arguments import check_probe

@@ -35,9 +35,9 @@ _KINDS = ("html", "png", "svg", "md", "json", "csv")
 @storage_option
 @debug_option
 def report_command(studies: tuple[str, ...], output: Path | None, kind: str | None, storage: str | None) -> None:
-    """Write a report of a study that one can look at and pass on, also while a search runs.
+    """Write a report of a study, to look at and to pass on, also while a search runs.
 
-    STUDY is its name; without one the newest is taken. With OTHER, both stand side by side in one page. A page is one
+    STUDY is its name; without one the newest is taken. With OTHER, one page shows both side by side. A page is one
     file that needs no network.
     """
     from ..report_study import report

@@ -59,12 +59,13 @@ _aims = several(
         help="Total training of the study, confirmation included: reference runs, such as 8, or a duration, such as "
         "20min or 1.5h.",
     ),
-    click.option("--n-trials", type=int, help="Most trials of the study.  [default: none]"),
+    click.option("--n-trials", type=int, help="Largest number of trials in the study.  [default: none]"),
     click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]"),
     click.option(
         "--goal",
         default="time",
-        help="time (fewest seconds to --target), loss (lowest at equal samples), or largest (batch without loss).",
+        help="time (fewest seconds to --target), loss (lowest at equal samples), or largest (the largest batch that "
+        "costs no loss).",
     ),
     click.option(
         "--target", type=float, help="Validation loss to reach, with --goal time.  [default: chosen from the first run]"
@@ -75,9 +76,9 @@ _aims = several(
         "--baseline",
         type=BatchAndRate(),
         metavar="BATCH,LR",
-        help="Your present setting; it is measured beside the rest.  [default: none]",
+        help="Your present setting, to be measured as well.  [default: none]",
     ),
-    click.option("--confirm", type=int, default=3, help="Most fresh seeds per finalist."),
+    click.option("--confirm", type=int, default=3, help="Largest number of fresh seeds for each finalist."),
 )
 # How trials are run, and by whom.
 _ways = several(
@@ -85,16 +86,16 @@ _ways = several(
         "--jobs",
         type=AutoOrNumber(),
         default=1,
-        help="Trials that run side by side, or auto: on CPU as many as have cores and memory, at most 8; elsewhere "
-        "one.",
+        help="Trials that run at the same time, or auto: on CPU as many as cores and memory allow, at most 8; "
+        "elsewhere one.",
     ),
-    click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation uses those that follow."),
+    click.option("--seed", type=int, default=0, help="Seed of all trials; confirmation runs use the seeds after it."),
     click.option("--pruner", default="auto", help="auto, or none to let every trial run to its end."),
-    click.option("--sampler", default="auto", help="auto, or random and tpe for comparison."),
+    click.option("--sampler", default="auto", help="auto; for comparison, random or tpe."),
     click.option(
         "--trial-timeout",
         type=float,
-        help="Seconds of silence after which a trial has hung.  [default: 20 times what it should take]",
+        help="Seconds of silence after which a trial counts as hung.  [default: 20 times the expected time]",
     ),
     click.option(
         "--engine",
@@ -106,7 +107,7 @@ _ways = several(
         help="With --engine ray: auto or HOST:PORT of a cluster to join.  [default: start Ray here, on loopback]",
     ),
     click.option(
-        "--isolation", default="process", help="process, or none to run a cheap, trusted function without one."
+        "--isolation", default="process", help="process, or none to run a cheap, trusted function in this process."
     ),
     probe_file_option,
 )
@@ -129,8 +130,8 @@ _keeping = several(
     click.option(
         "--fresh-prior",
         is_flag=True,
-        help="Let a new study begin as if nothing was known of its model.  [default: where another study, of other "
-        "data, has found its best]",
+        help="Begin a new study as if nothing were known about its model.  [default: begin at the best setting of an "
+        "earlier study of the same model on other data]",
     ),
     click.option(
         "--save-model",
@@ -141,7 +142,7 @@ _keeping = several(
     click.option(
         "--yes",
         is_flag=True,
-        help="Without MODEL: run what the study stores, also where it is not certain that you chose it.",
+        help="Without MODEL: run the file that the study stores, even if bstune cannot be sure that you chose it.",
     ),
     storage_option,
     verbose_option,
@@ -176,9 +177,10 @@ def search_command(
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`. In its place a COMMAND after `--`
     runs a script as it is, with {micro_batch_size} and {learning_rate} where the script takes them, and, where it can,
-    {accumulation_steps}, {global_batch_size}, {max_epochs}, {max_samples} and {seed}. Without both, the newest study
-    that stores a file goes on, if you started it, here, and the file is as it was; otherwise it says why not, and runs
-    nothing without --yes. Running the same command again resumes: nothing that was finished is run again.
+    {accumulation_steps}, {global_batch_size}, {max_epochs}, {max_samples} and {seed}. Without MODEL and COMMAND, the
+    newest study that stores a file is continued, provided that you started it on this machine and the file has not
+    changed; otherwise bstune says why not, and runs it only with --yes. Running the same command again resumes: nothing
+    that was finished is run again.
     """
     from ...objectives.load import load
     from ..core.document import read_probe

@@ -11,23 +11,27 @@ from .options import storage_option
 
 
 @click.command("serve", epilog="\b\nExample:\n  bstune serve --port 8080")
-@click.option("--host", default="127.0.0.1", help="Address to listen at; any but a loopback address needs tokens.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="Port to listen at; 0 takes a free one.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; any but a loopback address needs tokens.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="Port to listen on; 0 takes a free one.")
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
-    help="Who may call: one client a line, NAME read|write TOKEN.  [default: $BSTUNE_TOKENS, else everybody]",
+    help="A file that says who may call: one client per line, NAME read|write TOKEN.  "
+    "[default: $BSTUNE_TOKENS, else everybody]",
 )
 @click.option(
     "--lease",
     "lease_s",
     type=click.FloatRange(1, 86400),
     default=60.0,
-    help="Seconds of silence after which a worker has lost its trial to another.",
+    help="Seconds of silence after which the trial of a worker is given to another one.",
 )
-@click.option("--max-studies", type=click.IntRange(1, 10_000), default=200, help="Most studies.")
+@click.option("--max-studies", type=click.IntRange(1, 10_000), default=200, help="Largest number of studies.")
 @click.option(
-    "--rate", type=click.FloatRange(0, 1e6), default=200.0, help="Most calls a second of one client; 0: any number."
+    "--rate",
+    type=click.FloatRange(0, 1e6),
+    default=200.0,
+    help="Largest number of calls per second from one client; 0: no limit.",
 )
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Private key for HTTPS.  [default: HTTP]")
 @click.option("--tls-certificate", type=click.Path(path_type=Path), help="Its certificate, for HTTPS.")
@@ -35,7 +39,7 @@ from .options import storage_option
 def serve_command(**options: Any) -> None:
     """Lead studies for a team: workers on any machine ask for trials, run them and report.
 
-    Nobody's code runs here. A service that was killed goes on where it was when it is started again.
+    The service runs nobody's code. One that was killed continues where it was when it is started again.
     """
     from ..serve import ServeArguments, serve
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--watch",
     is_flag=True,
-    help="Follow a search until it ends, then show what it found. Ctrl-C ends the watching alone, with exit code 130.",
+    help="Follow a search until it ends, then show what it found. Ctrl-C stops only the watching, with exit code 130.",
 )
 @click.option("--log", type=int, metavar="TRIAL", help="Print what this trial of a command has printed.")
 @storage_option

@@ -31,7 +31,7 @@ from .options import WithCommand, device_option, output_options, storage_option,
     help="Where the model is saved; a file that bstune did not write for this study is left alone.  "
     "[default: model.pt]",
 )
-@click.option("--study", help="Name of the study.  [default: the one of this objective]")
+@click.option("--study", help="Name of the study.  [default: the study of this objective]")
 @click.option("--seed", type=int, default=0, help="Seed of initialisation, data order and dropout.")
 @device_option
 @threads_option
@@ -43,7 +43,7 @@ def train_command(ctx: click.Context, /, model: str | None, as_json: bool, outpu
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`, which `bstune search` has
     searched. In its place a COMMAND after `--`, the one that was searched, is run with the recommended values in its
-    places, as if you had called it: bstune is gone by then, and the exit code is the command's.
+    places, as if you had called it: it replaces the process of bstune, and the exit code is the command's.
     """
     words = words_after(ctx, model)
     if words is not None:

@@ -33,11 +33,18 @@ OF_WORKER = ("device", "threads", "study", "fresh", "probe")
 @study_option
 @token_option
 @probe_file_option
-@click.option("--give-up", "give_up_s", type=float, default=3600.0, help="Seconds that the service may be away.")
+@click.option(
+    "--give-up",
+    "give_up_s",
+    type=float,
+    default=3600.0,
+    help="Seconds to go on trying while the service does not answer.",
+)
 def worker_command(url: str, model: str, token_file: Path | None, probe_file: Path | None, **options: Any) -> None:
     """Run trials of MODEL for the service at URL, until its study has ended.
 
-    A service that does not know the study begins it. On SIGTERM the trial is handed back, for another worker to run.
+    If the service does not know the study, it begins one. On SIGTERM the trial is handed back, for another worker to
+    run.
     """
     from ...objectives.load import load
     from ..client.link import Link
