@@ -13,6 +13,7 @@ from .options import (
     command_of,
     command_options,
     device_option,
+    no_model,
     output_options,
     storage_option,
     study_option,
@@ -76,7 +77,7 @@ def diagnose_command(ctx: click.Context, /, model: str | None, lists: bool, as_j
         _list(None if command or model is None else load(str(model)), options)
         return
     if model is None and command is None:
-        raise click.UsageError("Missing argument 'MODEL': expected model.py, or -- COMMAND...")
+        raise no_model()
     progress = make_progress()
     with progress, terminable():
         result = diagnose(

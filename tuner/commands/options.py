@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,16 @@ command_options = several(
 )
 
 
+def flags_of(names: Iterable[str]) -> str:
+    """Return the flags of options, by their names in Python."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def no_model() -> click.UsageError:
+    """Return the error of a call with neither MODEL nor COMMAND."""
+    return click.UsageError("Missing argument 'MODEL': expected model.py, or -- COMMAND...")
+
+
 def words_after(ctx: click.Context, model: str | None) -> tuple[str, ...] | None:
     """Return the program and its arguments after `--`, or None where there is none.
 
@@ -162,9 +172,8 @@ def command_of(ctx: click.Context, model: str | None, options: dict[str, Any]) -
     words = words_after(ctx, model)
     if words is None:
         if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ArgumentError(
-                f"{names}: only for a command after --, such as -- python train.py --lr {{learning_rate}}."
+                f"{flags_of(given)}: only for a command after --, such as -- python train.py --lr {{learning_rate}}."
             )
         return None
     if options.get("max_batch") is not None:

@@ -14,6 +14,7 @@ from .options import (
     command_of,
     command_options,
     device_option,
+    no_model,
     output_options,
     several,
     space_option,
@@ -86,7 +87,7 @@ def probe_command(ctx: click.Context, /, model: str | None, as_json: bool, plot:
 
     command = command_of(ctx, model, options)
     if model is None and command is None:
-        raise click.UsageError("Missing argument 'MODEL': expected model.py, or -- COMMAND...")
+        raise no_model()
     options["space"] = dict(options["space"])
     arguments = check_probe(**options)
     if plot is not None:

@@ -14,7 +14,7 @@ import click
 from ..core.errors import ArgumentError, BstuneError
 from ..report.terminal import note
 from .group import print_answer, print_warnings, terminable
-from .options import WithCommand, device_option, output_options, storage_option, threads_option, words_after
+from .options import WithCommand, device_option, no_model, output_options, storage_option, threads_option, words_after
 
 
 @click.command(
@@ -51,7 +51,7 @@ def train_command(ctx: click.Context, /, model: str | None, as_json: bool, outpu
             raise ArgumentError("--json, --output: not with a command, which prints and saves by itself.")
         _run(words, **options)
     if model is None:
-        raise click.UsageError("Missing argument 'MODEL': expected model.py, or -- COMMAND...")
+        raise no_model()
     from ...objectives.load import load
     from ..report.live import make_progress
     from ..report.text import train_text

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..report.terminal import note
-from .options import device_option, probe_file_option, study_option, threads_option, token_option
+from .options import device_option, flags_of, probe_file_option, study_option, threads_option, token_option
 
 if TYPE_CHECKING:
     from ..client.link import Link
@@ -124,9 +124,9 @@ def search_at_server(
     from ..core.errors import ArgumentError, BstuneError
     from ..work import WorkArguments, work
 
-    wrong = [f"--{name.replace('_', '-')}" for name in HERE_ONLY if name in asked]
+    wrong = [name for name in HERE_ONLY if name in asked]
     if wrong:
-        raise ArgumentError(f"{', '.join(wrong)}: not with --server, where the service leads the search.")
+        raise ArgumentError(f"{flags_of(wrong)}: not with --server, where the service leads the search.")
     token = read_token(token_file)
     link = Link(url, token, say=progress.print)
     search = {name: value for name, value in asked.items() if name not in OF_WORKER}
