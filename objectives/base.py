@@ -13,6 +13,7 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any, Protocol
 
+from ..tuner.core.amounts import brief
 from ..tuner.core.errors import ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, NoisePoint, TrialReport, TrialSpec, Verdict
 
@@ -122,12 +123,12 @@ class Trial:
         loss, samples = _number(val_loss, "val_loss"), _whole_number(samples, "samples")
         if samples < self._last_samples:
             raise ObjectiveError(
-                f"trial.report got samples={_shown(samples)} after {self._last_samples}: expected the cumulative "
+                f"trial.report got samples={brief(samples, 100)} after {self._last_samples}: expected the cumulative "
                 "number of training samples of this trial, which never goes down."
             )
         if self.stopped_at is None and samples > (self._spec.most_samples or MOST_SAMPLES):
             raise ObjectiveError(
-                f"trial.report got samples={_shown(samples)} in a trial that ends at {self._spec.end_samples}: "
+                f"trial.report got samples={brief(samples, 100)} in a trial that ends at {self._spec.end_samples}: "
                 "expected the number of training samples that this trial has seen, not of tokens or steps."
             )
         self._interval = max(self._interval, samples - self._last_samples)
@@ -201,7 +202,7 @@ def _number(value: Any, name: str) -> float:
         except OverflowError:
             pass
     raise ObjectiveError(
-        f"trial.report got {name}={_shown(value)}: expected one number, or a tensor of one without dimensions."
+        f"trial.report got {name}={brief(value, 100)}: expected one number, or a tensor of one without dimensions."
     )
 
 
@@ -209,7 +210,7 @@ def _whole_number(value: Any, name: str) -> int:
     """Return a number as an int, exactly."""
     number = _number(value, name)
     if not number.is_integer():  # Numbers that are not finite are refused too.
-        raise ObjectiveError(f"trial.report got {name}={_shown(value)}: expected a whole number.")
+        raise ObjectiveError(f"trial.report got {name}={brief(value, 100)}: expected a whole number.")
     return int(value)
 
 
@@ -219,18 +220,9 @@ def _metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     for name in metrics:
         if len(name) > MOST_NAME:
             raise ObjectiveError(
-                f"trial.report got a metric {_shown(name)}: expected a name of at most {MOST_NAME} characters."
+                f"trial.report got a metric {brief(name, 100)}: expected a name of at most {MOST_NAME} characters."
             )
     return {name: _number(value, name) for name, value in metrics.items()}
-
-
-def _shown(value: Any) -> str:
-    """Return a value for a message, cut short."""
-    try:
-        text = repr(value)
-    except Exception:  # Such as a whole number of many thousand digits, which Python does not write.
-        text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= 100 else f"{text[:96]} ..."
 
 
 class Meter(Protocol):

@@ -45,7 +45,11 @@ ALLOWED = {
         "bstune.tuner.core.record",
         "bstune.tuner.core.trial_record",
     },
-    "bstune.objectives.base": {"bstune.tuner.core.errors", "bstune.tuner.core.trials"},
+    "bstune.objectives.base": {
+        "bstune.tuner.core.amounts",
+        "bstune.tuner.core.errors",
+        "bstune.tuner.core.trials",
+    },
 }
 
 

@@ -37,13 +37,13 @@ def is_time(value: float) -> bool:
     return 0 < value <= 1e9
 
 
-def brief(value: Any) -> str:
-    """Return a value for a message, cut short."""
+def brief(value: Any, most: int = 200) -> str:
+    """Return a value for a message, cut short to so many characters."""
     try:
         text = repr(value)
     except Exception:  # Such as a whole number of many thousand digits, which Python does not write.
         text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= 200 else f"{text[:196]} ..."
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def parse_size(text: str | int) -> int:

@@ -196,16 +196,15 @@ def _add_trials(app: FastAPI, hub: Hub, stopping: Callable[[], bool]) -> None:
     @app.post("/v1/trials/{trial}/report")
     async def report(trial: TrialId, body: Report, request: Request) -> ReportAnswer:
         """Enter a validation loss, and return whether the trial goes on."""
-        served, number = _trial(hub, trial)
-        client, said = _client(request, body.client_id), body.said()
+        served, number, client = _called(hub, trial, request, body.client_id)
+        said = body.said()
         verdict = await _soon(served.pool.call_for(lambda: served.pool.report(number, client, said)))
         return ReportAnswer(verdict=verdict)
 
     @app.post("/v1/trials/{trial}/finish")
     async def finish(trial: TrialId, body: Finish, request: Request) -> Done:
         """Enter how a trial has ended."""
-        served, number = _trial(hub, trial)
-        client = _client(request, body.client_id)
+        served, number, client = _called(hub, trial, request, body.client_id)
         event = _ending(number, body, client)
         await _soon(served.pool.call_for(lambda: served.pool.finish(event, client)))
         return Done(state=served.state)
@@ -213,16 +212,14 @@ def _add_trials(app: FastAPI, hub: Hub, stopping: Callable[[], bool]) -> None:
     @app.post("/v1/trials/{trial}/heartbeat")
     async def heartbeat(trial: TrialId, body: Beat, request: Request) -> Done:
         """Renew the lease of a trial that is silent for long."""
-        served, number = _trial(hub, trial)
-        client = _client(request, body.client_id)
+        served, number, client = _called(hub, trial, request, body.client_id)
         await _soon(served.pool.call(lambda: served.pool.heartbeat(number, client)))
         return Done(state=served.state)
 
     @app.post("/v1/trials/{trial}/release")
     async def release(trial: TrialId, body: Beat, request: Request) -> Done:
         """Hand a trial back, for another client to run."""
-        served, number = _trial(hub, trial)
-        client = _client(request, body.client_id)
+        served, number, client = _called(hub, trial, request, body.client_id)
         await _soon(served.pool.call(lambda: served.pool.release(number, client)))
         return Done(state=served.state)
 
@@ -346,9 +343,10 @@ def _find(hub: Hub, name: str) -> ServedStudy:
     return served
 
 
-def _trial(hub: Hub, trial: str) -> tuple[ServedStudy, int]:
+def _called(hub: Hub, trial: str, request: Request, client_id: str) -> tuple[ServedStudy, int, str]:
+    """Return study and number of a trial, and who calls for it."""
     name, _, number = trial.rpartition(":")
-    return _find(hub, name), int(number)
+    return _find(hub, name), int(number), _client(request, client_id)
 
 
 def _plain(text: str) -> str:
