@@ -210,22 +210,12 @@ def make_space(
     fits = math.inf if probe is None or facts.accumulates else probe.micro_batch_size * facts.world_size
     # Where nothing of the space fits, its smallest batch shows it.
     batches = tuple(batch for batch in batches if batch <= fits) or batches[:1]
-    family = facts.optimizer_family
-    usual = LEARNING_RATE_RANGE[family]
-    if plan.baseline is not None:  # Whoever trains so has a reason: the best is not far.
-        usual = min(usual[0], plan.baseline[1] / AROUND), max(usual[1], plan.baseline[1] * AROUND)
-    if rate is None:
-        low = min([usual[0], *(seen / ROUNDED for seen in rates_seen)])
-        high = max([usual[1], *(seen * ROUNDED for seen in rates_seen)])
-    elif rate.kind == "range":
-        low, high = float(rate.low), float(rate.high)
-    else:
-        low, high = float(min(rate.values)), float(max(rate.values))
+    low, high = _reach_of_rates(rate, plan, facts, rates_seen)
     if facts.ignores_rate and low < high:
         problems.append(
             "optimizer(parameters, lr) has the same learning rates whatever lr is, so there are none to search: "
-            "expected lr in the "
-            "optimizer that it returns, as in torch.optim.SGD(parameters, lr), or one learning_rate in the space"
+            "expected lr in the optimizer that it returns, as in torch.optim.SGD(parameters, lr), or one learning_rate "
+            "in the space"
         )
     most, whose = _most_samples(facts)
     if plan.baseline is not None and plan.baseline[0] % facts.world_size:
@@ -236,7 +226,7 @@ def make_space(
         raise ArgumentError("; ".join(problems) + ".")
 
     centre_batch, centre = _centre(plan, facts, learned, low, high)
-    slope, slope_sd = SLOPE_PRIOR[family]
+    slope, slope_sd = SLOPE_PRIOR[facts.optimizer_family]
     if learned is not None and learned.slope is not None:
         slope, slope_sd = learned.slope, min(slope_sd, learned.slope_sd or slope_sd)
     if rate is None or rate.kind == "range":
@@ -251,6 +241,20 @@ def make_space(
         rates = tuple(sorted({*rates, centre}))
     centre_sd = CENTRE_SD if learned is None or plan.baseline is not None else LEARNED_SD
     return Space(batches, rates, extras, single, centre_batch, centre, slope, slope_sd, centre_sd)
+
+
+def _reach_of_rates(
+    rate: Dimension | None, plan: Plan, facts: Facts, rates_seen: Sequence[float]
+) -> tuple[float, float]:
+    """Return the ends of the learning rates: those that the user names, else the usual ones and what was seen."""
+    if rate is not None and rate.kind == "range":
+        return float(rate.low), float(rate.high)
+    if rate is not None:
+        return float(min(rate.values)), float(max(rate.values))
+    low, high = LEARNING_RATE_RANGE[facts.optimizer_family]
+    if plan.baseline is not None:  # Whoever trains so has a reason: the best is not far.
+        low, high = min(low, plan.baseline[1] / AROUND), max(high, plan.baseline[1] * AROUND)
+    return min([low, *(seen / ROUNDED for seen in rates_seen)]), max([high, *(seen * ROUNDED for seen in rates_seen)])
 
 
 def _centre(plan: Plan, facts: Facts, learned: Learned | None, low: float, high: float) -> tuple[int, float]:
