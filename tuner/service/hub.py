@@ -135,7 +135,7 @@ class Hub:
             probe, source = request.probe, None
             key = request.probe_key
             if probe is None and key is not None:
-                stored, source = self._stored_probe(served, request.kind, key)
+                stored, source = self._stored_probe(served, key)
                 probe = None if stored is None else ProbeResult.from_dict(stored)
             plan = None if arguments is None else arguments.plan
             offer = served.pool.call(lambda: served.offer(request.kind, probe, key, plan, go=not request.waits))
@@ -143,9 +143,7 @@ class Hub:
             known = {kind: its for kind, _, its in served.known_probes()}
         return OfferAnswer(served, known.get(request.kind), source)
 
-    def _stored_probe(
-        self, served: ServedStudy, kind: str, key: dict[str, Any]
-    ) -> tuple[dict[str, Any] | None, str | None]:
+    def _stored_probe(self, served: ServedStudy, key: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
         """Return what some study knows of the same objective on the same device, and which one, if it is another."""
         for other in [served, *self.studies]:
             for _, its_key, probe in other.known_probes():

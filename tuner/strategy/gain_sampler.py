@@ -96,7 +96,7 @@ class GainSampler:
         others = self._affordable(ledger, model, points)
         best = self._most_gain(model, points, [_Option(own, following, price, None), *others])
         if best is None:
-            return run.key in {point.key for point in self._beside(ledger, model)}
+            return run.key in {point.key for point in self._beside(model)}
         return best.point.key == run.key
 
     # --- what could be run ---
@@ -122,12 +122,10 @@ class GainSampler:
     def _affordable(self, ledger: Ledger, model: Model, points: Sequence[Point]) -> list[_Option]:
         """Return what could be run next of those points that are not running, for what is left."""
         busy = {run.key for run in ledger.running}
-        options = [
-            option for point in points if point.key not in busy for option in self._options(ledger, model, point)
-        ]
+        options = [option for point in points if point.key not in busy for option in self._options(model, point)]
         return [option for option in options if option.price <= self._left]
 
-    def _options(self, ledger: Ledger, model: Model, point: Point) -> list[_Option]:
+    def _options(self, model: Model, point: Point) -> list[_Option]:
         """Return how far a setting could be run next."""
         context, rungs, batch = self._context, self._context.rungs, point.setting.global_batch_size
         if not context.allowed(point.key, batch) or model.closed(point.key):
@@ -173,17 +171,10 @@ class GainSampler:
 
     def _unproven(self, ledger: Ledger, model: Model) -> _Option | None:
         """Return a run at a rate beside the best that was not run deep enough to tell; None where there is none."""
-        busy = {run.key for run in ledger.running}
-        options = [
-            option
-            for point in self._beside(ledger, model)
-            if point.key not in busy
-            for option in self._options(ledger, model, point)
-            if option.price <= self._left
-        ]
+        options = self._affordable(ledger, model, self._beside(model))
         return min(options, key=lambda option: (option.price, option.point.setting.learning_rate), default=None)
 
-    def _beside(self, ledger: Ledger, model: Model) -> list[Point]:
+    def _beside(self, model: Model) -> list[Point]:
         """Return the settings at the rates beside the best that were not run to the rung before the last."""
         best, space, rungs = self._evidence.best_run, self._context.space, self._context.rungs
         if best is None or self._worth.goal != "time":  # Measured for this goal only.
