@@ -40,6 +40,8 @@ READ_WHEN_LOADED = (
     "GLIBC_",
 )
 """How the variables begin that Python, torch and its libraries read when they are loaded."""
+READ_LATER = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}
+"""A worker sets its path itself; torch's compiler names its folder in the process of the tests when it is imported."""
 REQUEST_BYTES = 1 << 18
 
 
@@ -47,7 +49,7 @@ def _read_when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(READ_WHEN_LOADED) and name != "PYTHONPATH"  # A worker sets its path itself.
+        if name.startswith(READ_WHEN_LOADED) and name not in READ_LATER
     }
 
 
