@@ -43,6 +43,8 @@ READ_WHEN_LOADED = (
 READ_LATER = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}
 """A worker sets its path itself; torch's compiler names its folder in the process of the tests when it is imported."""
 REQUEST_BYTES = 1 << 18
+PLAIN = dict(os.environ)
+"""Before a test changes it: the program is for all tests, also where one that changes it is the first to need it."""
 
 
 def _read_when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
@@ -62,7 +64,7 @@ class WarmProgram:
         self._owner = os.getpid()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            environment = {**os.environ, **PATIENT_THREADS, **ONE_THREAD, **CUDA_UNTOUCHED}
+            environment = {**PATIENT_THREADS, **PLAIN, **ONE_THREAD, **CUDA_UNTOUCHED}
             self._loaded_with = _read_when_loaded(safe_environment(environment))
             self._process = subprocess.Popen(
                 command("bstune.tests.warm_start", str(theirs.fileno())),
