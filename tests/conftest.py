@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEAREST = [
     "test_ray",
     "test_ray_cluster",
+    "test_ray_command",
     "test_faults",
     "test_signals",
     "test_probe",

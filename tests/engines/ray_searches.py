@@ -14,7 +14,7 @@ import psutil
 from bstune.tuner.core.progress import Progress
 
 MODEL = """
-import os, time
+import mmap, os, time
 import bstune, torch
 from shape import bowl, meet  # A neighbour of this file, which has to travel with it.
 
@@ -31,7 +31,7 @@ def objective(trial):
     if trial.number >= 0 and mark and not os.path.exists(mark):
         open(mark, "w").close()
         while True:
-            hoard.append(torch.ones(50 << 20))
+            hoard.append(mmap.mmap(-1, 200 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE))
             time.sleep(0.02)  # A moment for Ray to look.
     weight = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=trial.learning_rate)  # The probe counts its steps.
@@ -62,6 +62,24 @@ def meet(folder, name, *others):
         time.sleep(0.02)
 '''
 SPACE = {"batch_size": [16, 32], "learning_rate": [0.001, 0.01, 0.1]}
+TRAP = "open({mark!r}, 'w').close()\nraise ImportError('a trap')\n"
+TRAPS = ("socket", "json", "base64", "numpy", "cloudpickle", "psutil", "torch", "optuna", "bstune", "sitecustomize")
+
+
+def lay_traps(folder: Path) -> Path:
+    """Make a folder of modules that leave a mark when they are run, with names of Python's, of others', and bstune's.
+
+    Ray would put the current folder first in the path of its workers, and these would hide those of the same name.
+    """
+    folder.mkdir()
+    for name in TRAPS:
+        (folder / f"{name}.py").write_text(TRAP.format(mark=str(folder / f"executed-{name}")))
+    return folder
+
+
+def executed(folder: Path) -> list[Path]:
+    """Return the marks of those that were run."""
+    return list(folder.glob("executed-*"))
 
 
 def search(model: Path, url: str, **changes: Any) -> bstune.SearchResult:

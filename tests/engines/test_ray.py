@@ -1,15 +1,10 @@
-"""The engine `ray`: the same search as on this machine, on a real Ray.
-
-And what is left of it when processes are killed.
-"""
+"""The engine `ray`: the same search as on this machine, on a real Ray, also when processes of it are killed."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,18 +14,16 @@ import optuna
 import psutil
 import pytest
 from bstune.tests.engines.ray_searches import (
-    SPACE,
     Once,
     asked,
+    executed,
     gone,
+    lay_traps,
     ray_processes,
     reported,
     search,
     trial_actors,
-    users_of,
 )
-from bstune.tuner.studies.catalog import find_study
-from bstune.tuner.studies.storage import read_storage
 
 pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
 
@@ -41,9 +34,11 @@ def test_ray_asks_for_the_same_and_answers_the_same_whatever_goes_wrong(
 ) -> None:
     """The first `jobs` settings, what becomes of faults and the recommendation are the local engine's.
 
-    Nothing is printed or left behind. A trial whose process is killed costs just that trial.
+    Nothing is printed or left behind, and nothing of the current folder runs. A trial whose process is killed costs
+    just that trial.
     """
     monkeypatch.setenv("MISBEHAVE", "1")
+    monkeypatch.chdir(lay_traps(here := tmp_path / "here"))
     local = search(model, f"sqlite:///{tmp_path}/local.db", engine="optuna", jobs=2, budget=6)
     listening: list[str] = []
 
@@ -68,7 +63,8 @@ def test_ray_asks_for_the_same_and_answers_the_same_whatever_goes_wrong(
     assert all(line.startswith("Forecast:") for line in printed.err.splitlines())
     assert not threading.current_thread().daemon
     assert gone(ray_processes)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db", "local.db", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db", "here", "local.db", "model"]
+    assert executed(here) == []
     assert listening
     assert {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
 
@@ -95,54 +91,6 @@ def check_faults(result: bstune.SearchResult) -> None:
     assert failed[1].reason == "RuntimeError: mat1 and mat2 shapes cannot be multiplied (64x10 and 20x30)"
     cells = [(record.global_batch_size, record.learning_rate) for record in result.records]
     assert not {cells[1], cells[2]} & set(cells[3:])
-
-
-TRAP = "open({mark!r}, 'w').close()\nraise ImportError('a trap')\n"
-TRAPS = ("socket", "json", "base64", "numpy", "cloudpickle", "psutil", "torch", "optuna", "bstune", "sitecustomize")
-VICTIM = """
-import os, signal
-import bstune
-
-def hear(progress):
-    if progress.kind == "report" and progress.trial.number >= 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-objective = bstune.load({model!r})
-bstune.search(objective, engine="ray", device="cpu", space={space!r}, budget=3, storage={url!r}, callbacks=[hear])
-"""
-
-
-def test_a_killed_driver_goes_on_where_it_was(model: Path, url: str, short: Path, tmp_path: Path) -> None:
-    """SIGKILL of the search itself: no process of it is left, no finished trial is run again, and the answer comes.
-
-    Ray's processes ran nothing of the current folder: Ray would put that first in the path of its workers, and its
-    modules would hide those of others.
-    """
-    here = tmp_path / "here"
-    here.mkdir()
-    for name in TRAPS:
-        (here / f"{name}.py").write_text(TRAP.format(mark=str(here / f"executed-{name}")))
-    script = tmp_path / "script.py"
-    script.write_text(VICTIM.format(model=str(model), space=SPACE, url=url))
-    killed = subprocess.run([sys.executable, str(script)], cwd=here, check=False, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert list(here.glob("executed-*")) == []
-    assert list(short.glob("bstune-ray-*"))
-    with read_storage(url) as storage:
-        study = find_study(storage, "model")
-        assert study is not None
-        ended = [record for record in study.records if record.state != "running"]
-    assert ended
-
-    result = search(model, url)
-
-    assert result.records[: len(ended)] == tuple(ended)
-    assert [record.cause for record in result.records if record.state == "failed"] == ["orphan"]
-    assert result.recommendation.learning_rate == 0.01
-    assert gone(
-        lambda: users_of(short)
-    )  # Among them what the killed one left: two agents of Ray that would stay for minutes.
-    assert gone(lambda: list(short.glob("bstune-ray-*")))
 
 
 def test_absent_resources_are_an_error_at_once(model: Path, url: str) -> None:

@@ -11,7 +11,7 @@ import bstune
 import pytest
 from bstune.tests.engines.ray_searches import Once, node_arguments, search, watchful
 from bstune.tuner.core.progress import Progress
-from bstune.tuner.engines.ray_actor import KIND_LABEL
+from bstune.tuner.engines.ray_survey import KIND_LABEL
 from bstune.tuner.report.text import search_text
 
 pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")

@@ -9,10 +9,11 @@ import bstune
 import pytest
 from bstune.tuner.core.trials import Split, TrialSpec
 from bstune.tuner.device.memory import Memory
-from bstune.tuner.engines import ray_actor
-from bstune.tuner.engines.ray_actor import KIND_LABEL, ActorTask, Carried, decode_spec, encode_spec
+from bstune.tuner.engines import ray_survey
+from bstune.tuner.engines.ray_actor import decode_spec, encode_spec
 from bstune.tuner.engines.ray_layout import Slots, lay_out
 from bstune.tuner.engines.ray_source import pack
+from bstune.tuner.engines.ray_survey import KIND_LABEL, ActorTask, Carried
 from bstune.tuner.workers.messages import Pickled
 
 pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
@@ -67,9 +68,9 @@ def test_a_kind_of_device_is_what_a_trial_gets_on_a_node(
 ) -> None:
     """Name and memory; a label comes first. Trials share the memory of a node without GPUs, and none shares a card."""
     here: dict[str, Any] = {"Resources": node, "Labels": {"ray.io/node-id": "1"}}
-    monkeypatch.setattr(ray_actor, "this_node", lambda: here)
+    monkeypatch.setattr(ray_survey, "this_node", lambda: here)
     monkeypatch.setattr(
-        ray_actor, "nvml_devices", lambda: [{"name": name, "total_bytes": total} for name, total in cards]
+        ray_survey, "nvml_devices", lambda: [{"name": name, "total_bytes": total} for name, total in cards]
     )
     monkeypatch.setattr("bstune.tuner.device.memory.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))
     monkeypatch.setattr("bstune.tuner.device.cuda.cpu_memory", lambda: Memory(16 * GIB, 8 * GIB, "ram"))

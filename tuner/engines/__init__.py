@@ -7,7 +7,7 @@
   formula.
 - `leases`: Who has which trial, and until when: the books of trials that run on machines of others.
 - `local`: Runs trials in worker processes on this machine.
-- `ray_actor`: What runs on the nodes of a Ray cluster: an actor with a template process, and trials forked from
+- `ray_actor`: What runs trials on the nodes of a Ray cluster: an actor with a template process, and trials forked from
   it.
 - `ray_cluster`: A Ray cluster as the place where trials run: what its nodes are, and how the objective and the probe go
   there.
@@ -18,5 +18,7 @@
 - `ray_source`: The user's code on its way to a Ray cluster: source code and the pickled objective travel, data does
   not.
 - `ray_start`: Starts Ray on this machine, or joins a cluster, and leaves the process as it was.
+- `ray_survey`: What a search asks of the nodes of a Ray cluster before its trials: their kind of device, the objective,
+  a probe.
 - `sharing`: How many trials run side by side on this machine with `jobs="auto"`: as many as have cores and memory.
 """

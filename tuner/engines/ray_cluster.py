@@ -37,7 +37,7 @@ from .ray_start import (
 )
 
 if TYPE_CHECKING:
-    from .ray_actor import ActorTask
+    from .ray_survey import ActorTask
 
 PLACE_S = 120.0
 """The first look at an objective waits this long for a place on a cluster where others work too."""
@@ -128,7 +128,7 @@ class Cluster:
         params: tuple[dict[str, Any], ...],
     ) -> ActorTask:
         """Return what each node needs to know of the objective and of its share of the cores."""
-        from .ray_actor import ActorTask
+        from .ray_survey import ActorTask
 
         like_driver = None if address else (os.getcwd(), path_of_caller())
         # The cores of this machine are the driver's to share; elsewhere a trial has those that Ray gives it.
@@ -149,7 +149,7 @@ class Cluster:
         """Ask each node that can take a trial what kind of device it has."""
         import ray
 
-        from .ray_actor import kind_here
+        from .ray_survey import kind_here
 
         nodes = self._places()
         if not nodes:
@@ -157,6 +157,8 @@ class Cluster:
                 "No node of the Ray cluster has both a GPU and a CPU, and a trial needs one of each. Check `ray "
                 "status`."
             )
+        if self.task.like_driver is not None:  # This machine: no process need start to look at it.
+            return {self.task.kind(): nodes[0]}
         ask = ray.remote(num_cpus=0)(kind_here)
         task = dataclasses.replace(self.task, objective=Pickled(b""))  # The data need not travel for this.
         found = self._get([ask.options(scheduling_strategy=on_node(node)).remote(task) for node in nodes])
@@ -173,7 +175,7 @@ class Cluster:
         """Describe the objective in an actor that gets what a trial gets, on this node."""
         import ray
 
-        from .ray_actor import Surveyor
+        from .ray_survey import Surveyor
 
         remote = ray.remote(
             num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, max_restarts=0, scheduling_strategy=on_node(node)
@@ -218,7 +220,7 @@ class Cluster:
         """Tell whether all nodes that can take a trial see a folder of this machine: checkpoints can then lie there."""
         import ray
 
-        from .ray_actor import text_here
+        from .ray_survey import text_here
 
         if folder is None:
             return False
@@ -251,7 +253,7 @@ class Cluster:
         """Wait for an answer of the surveyor and raise what it carries."""
         import ray
 
-        from .ray_actor import Carried
+        from .ray_survey import Carried
 
         try:
             answer = ray.get(reference)
