@@ -8,127 +8,20 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import bstune
 import psutil
 import pytest
-from bstune.tuner.core.trials import TrialSpec
-from bstune.tuner.engines.base import Event, Finished, Lost, Reported
+from bstune.tests.workers.strays import MODEL, alive, is_end, left_behind, spec_of, until
+from bstune.tuner.engines.base import Lost, Reported
 from bstune.tuner.engines.local import LocalPool
 from bstune.tuner.workers import leftovers
 from bstune.tuner.workers.fork_server import Host
 
-pytestmark = [
-    pytest.mark.cold_start,
-    pytest.mark.skipif(not leftovers.can_adopt(), reason="orphans can be adopted on Linux only"),
-]
-
-MODEL = """
-import os, signal, subprocess, sys, time
-from pathlib import Path
-import bstune, torch
-
-HERE = Path(__file__).parent
-
-def note(pid, what):
-    (HERE / "pids").mkdir(exist_ok=True)
-    (HERE / "pids" / f"{pid} {what}").touch()
-
-def daemon():
-    if os.fork() == 0:
-        os.setsid()
-        if os.fork() == 0:  # Holds every socket and file that the trial has.
-            note(os.getpid(), "daemon")
-            time.sleep(1000)
-        os._exit(0)
-
-def start_all(number):
-    sleep = ["sleep", "1000"]
-    note(subprocess.Popen(sleep).pid, f"child-of-{number}")
-    note(subprocess.Popen(sleep, start_new_session=True).pid, "session")
-    note(subprocess.Popen(sleep, start_new_session=True, env={}, close_fds=False).pid, "bare")
-    # A shell in a session of its own, whose child starts another session and outlives it.
-    deep = f"import subprocess as s; p = s.Popen({sleep}, start_new_session=True, stdout=s.DEVNULL); "
-    deep += "print(p.pid, flush=True)"
-    said = subprocess.run(["setsid", sys.executable, "-c", deep], stdout=subprocess.PIPE, text=True)
-    note(int(said.stdout), "grandchild")
-    daemon()
-    while len(list((HERE / "pids").iterdir())) < 5:
-        time.sleep(0.01)
-
-@bstune.objective(n_samples=1000, epochs=1)
-def objective(trial):
-    does = trial.params["does"]
-    start_all(trial.number)
-    trial.report(0.5, samples=500)
-    if does == "raise":
-        raise KeyError("a mistake")
-    if does == "exit":
-        os._exit(3)
-    if does == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if does == "hang":
-        time.sleep(1000)
-    trial.report(0.4, samples=1000)
-"""
-
-
-def left_behind(folder: Path, wanted: int = 5, within_s: float = 20.0) -> dict[str, psutil.Process | None]:
-    """Return the processes that a trial has noted, by what they are, once there are so many; None for an ended one."""
-    deadline_s = time.monotonic() + within_s
-    while not (folder / "pids").exists() or len(list((folder / "pids").iterdir())) < wanted:
-        assert time.monotonic() < deadline_s, "the trial has not started its processes"
-        time.sleep(0.02)
-    found: dict[str, psutil.Process | None] = {}
-    for path in (folder / "pids").iterdir():
-        pid, _, what = path.name.partition(" ")
-        found[what] = psutil.Process(int(pid)) if psutil.pid_exists(int(pid)) else None
-        path.unlink()
-    return found
-
-
-def alive(processes: Mapping[str, psutil.Process | None], within_s: float = 3.0) -> list[str]:
-    """Return those that have not ended within a time."""
-    deadline_s = time.monotonic() + within_s
-    while left := [what for what, process in processes.items() if process is not None and runs(process)]:
-        if time.monotonic() > deadline_s:
-            return left
-        time.sleep(0.02)
-    return []
-
-
-def runs(process: psutil.Process) -> bool:
-    """Tell whether a process has not ended."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def spec_of(does: str, number: int = 0) -> TrialSpec:
-    """Return a run that reports at half of it and at its end."""
-    return TrialSpec(number, "search", 100, 100, 1, 0.1, 0, 1000, (500, 1000), params={"does": does})
-
-
-def until(pool: LocalPool, is_it: Callable[[Event], bool], within_s: float = 10.0) -> Event:
-    """Answer reports until an event comes, and return it."""
-    deadline_s = time.monotonic() + within_s
-    while time.monotonic() < deadline_s:
-        for event in pool.events(0.5):
-            if isinstance(event, Reported):
-                pool.reply(event.report.number, "go")
-            if is_it(event):
-                return event
-    raise AssertionError("nothing came")
-
-
-def is_end(event: Event) -> bool:
-    """Tell the end of a trial."""
-    return isinstance(event, (Finished, Lost))
+pytestmark = pytest.mark.skipif(not leftovers.can_adopt(), reason="orphans can be adopted on Linux only")
 
 
 @pytest.fixture(scope="module")
@@ -215,77 +108,6 @@ def test_what_a_file_starts_when_it_is_loaded_serves_all_trials(tmp_path: Path) 
         assert sorted(alive(own, within_s=0)) == ["helper", "late"]
 
     assert alive(own) == []
-
-
-A_THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
-
-
-@pytest.mark.parametrize("victim", ["template", "above it", "both"])
-@pytest.mark.parametrize("forks", [True, False], ids=["forked", "program"])
-def test_nothing_is_left_when_bstunes_own_processes_are_killed(tmp_path: Path, forks: bool, victim: str) -> None:
-    """The template, the process above it that only waits for its end, or both; also where each trial is a program."""
-    path = tmp_path / "model.py"
-    path.write_text(MODEL if forks else A_THREAD + MODEL)
-    with Host(bstune.load(path), device="cpu") as host:
-        assert host.fork == forks
-        pool = LocalPool(host)
-        pool.submit(spec_of("hang"))
-        until(pool, lambda event: isinstance(event, Reported))
-        processes = left_behind(tmp_path)
-        above = psutil.Process(host._first._process.pid)
-        (template,) = above.children()
-        for ours in {"template": [template], "above it": [above], "both": [above, template]}[victim]:
-            ours.kill()
-
-        assert isinstance(until(pool, is_end), Lost)
-        if victim == "template":
-            assert alive(processes) == []
-    # A process that left its session and its environment leads nowhere once all above it are killed at the same moment.
-    lost = {"bare"} if victim == "both" or (victim == "above it" and not forks) else set()
-    found = set(alive(processes, within_s=1.0))
-    for what in found:
-        process = processes[what]
-        assert process is not None
-        process.kill()
-    assert found <= lost
-
-
-CALLER = """
-import sys, time
-import bstune
-from bstune.tuner.core.trials import TrialSpec
-from bstune.tuner.workers.fork_server import Host
-from bstune.tuner.engines.local import LocalPool
-
-pool = LocalPool(Host(bstune.load("model.py"), device="cpu"))
-pool.submit(TrialSpec(0, "search", 100, 100, 1, 0.1, 0, 1000, (500, 1000), params={"does": "hang"}))
-for event in pool.events(60):
-    pool.reply(0, "go")
-print("ready", flush=True)
-time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("forks", [True, False], ids=["forked", "program"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_nothing_is_left_when_the_search_is_killed(tmp_path: Path, number: signal.Signals, forks: bool) -> None:
-    """By SIGKILL too, which gives it no time to clear up."""
-    (tmp_path / "model.py").write_text(MODEL if forks else A_THREAD + MODEL)
-    (tmp_path / "caller.py").write_text(CALLER)
-    caller = subprocess.Popen(
-        [sys.executable, "caller.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert caller.stdout is not None
-    with caller.stdout as said:
-        assert said.readline() == "ready\n"
-    processes = left_behind(tmp_path)
-    processes |= {f"ours {child.pid}": child for child in psutil.Process(caller.pid).children(recursive=True)}
-
-    caller.send_signal(number)
-    caller.wait(10)
-
-    assert len(processes) >= 8
-    assert alive(processes) == []
 
 
 def test_a_process_is_ended_only_if_it_bears_the_word() -> None:
