@@ -31,7 +31,7 @@ def _shared_core() -> Iterator[None]:
 @pytest.mark.usefixtures("_shared_core")
 def test_waiting_for_a_core_does_not_count() -> None:
     """A step costs what it would cost on an idle machine, however many others want the core."""
-    clock = RunClock("cpu")
+    clock = RunClock(alone=True)
     start_s, own_start_s, core_start_s = time.perf_counter(), clock(), time.thread_time()
 
     while time.thread_time() - core_start_s < 0.3:
@@ -44,7 +44,7 @@ def test_waiting_for_a_core_does_not_count() -> None:
 
 def test_a_wait_of_its_own_counts() -> None:
     """Such as that of a loader for the disk."""
-    clock = RunClock("cpu")
+    clock = RunClock(alone=True)
     start_s = clock()
 
     time.sleep(0.05)
@@ -63,12 +63,12 @@ def test_a_system_that_does_not_say_has_a_plain_clock(
             file.write(content)
     monkeypatch.setattr(run_clock, "WAITED", path)
 
-    clock = RunClock("cpu")
+    clock = RunClock(alone=True)
 
     assert not clock.leaves_out_waiting
     assert time.perf_counter() <= clock() <= time.perf_counter()
 
 
-def test_a_card_goes_on_while_its_process_waits() -> None:
-    """So its steps are timed by the plain clock."""
-    assert not RunClock("cuda:0").leaves_out_waiting
+def test_what_others_of_ours_do_meanwhile_counts() -> None:
+    """A card, loader workers and ranks go on while the thread waits, perhaps for a core that they have."""
+    assert not RunClock(alone=False).leaves_out_waiting

@@ -121,6 +121,11 @@ class PeakMemory:
         if not self._cuda:
             self._children_bytes = max(self._children_bytes, children_bytes())
 
+    @property
+    def has_children(self) -> bool:
+        """Whether loader workers or ranks were seen."""
+        return self._children_bytes > 0
+
     def read(self) -> int:
         """Return the peak in bytes: process and loader workers; on CUDA context, allocator and what grows beside it."""
         if not self._cuda:
@@ -154,7 +159,7 @@ class ProcessMeter:
         self._peak = PeakMemory(device)
         self._retries_before = self._retries()
         self._start_bytes = self._peak.context_bytes if self._cuda else peak_rss_bytes()
-        self._clock = RunClock(device)
+        self._clock = RunClock(alone=not self._cuda)
         self._last_s = self._clock()
 
     @property
@@ -166,6 +171,7 @@ class ProcessMeter:
         """Close the phase before, and begin this one."""
         self._close_phase()
         self._phase = name
+        self._clock = RunClock(alone=not self._cuda and not self._peak.has_children)
         self._last_s = self._clock()
 
     def _close_phase(self) -> None:

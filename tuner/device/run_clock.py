@@ -13,14 +13,18 @@ WAITED = "/proc/thread-self/schedstat"
 class RunClock:
     """Seconds that the thread it is made in has run, slept or waited for others than the scheduler.
 
-    Where the system does not say how long a thread waited for a core, it is a plain clock, and so on CUDA: a card goes
-    on while the thread waits.
+    Where the system does not say how long a thread waited for a core, it is a plain clock.
     """
 
-    def __init__(self, device: str) -> None:
-        """Begin."""
+    def __init__(self, *, alone: bool) -> None:
+        """Begin.
+
+        Args:
+            alone: All work is done here, so who has the core meanwhile is a stranger. Else it is a plain clock: loader
+                workers, ranks and a card go on while the thread waits.
+        """
         self._fd: int | None = None
-        if not device.startswith("cuda"):
+        if alone:
             try:
                 self._fd = os.open(WAITED, os.O_RDONLY | os.O_CLOEXEC)
                 self()

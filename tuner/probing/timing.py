@@ -50,7 +50,7 @@ def time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:
                 break
     except TimeUp:
         pass
-    if attempts.rows and _busy() and (attempts.host.threads != 1 or not RunClock("cpu").leaves_out_waiting):
+    if attempts.rows and _busy() and (attempts.host.threads != 1 or not RunClock(alone=True).leaves_out_waiting):
         attempts.warn(
             "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is "
             "idle."
