@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
+MOST_SURPRISE = 2.0
+"""In standard deviations: a setting that would be chosen only after a greater surprise is not worth a full run.
+
+How rare such outcomes are, the surrogate cannot know, and where little is known they are all that speaks for a run.
+"""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -62,7 +67,11 @@ def gains_of_confirming(
     now = int(np.argmin(np.where(confirmed, worth.ln_time(ln_full, curves, target), np.inf)))
     among = np.where(confirmed[None, None, :], times, np.inf).min(axis=2)
     own = np.take_along_axis(times, each[:, None, None], axis=2)[:, :, 0]
-    return np.asarray((times[:, :, now] - np.minimum(among, own)) @ _WEIGHTS, dtype=np.float64)
+    gain = np.asarray((times[:, :, now] - np.minimum(among, own)) @ _WEIGHTS, dtype=np.float64)
+    surprise = MOST_SURPRISE * np.abs(shifts[np.arange(len(each)), each])
+    hoped = worth.ln_time(ln_full[each], curves[each] - surprise, target)
+    gain[~confirmed[each] & (hoped > worth.ln_time(ln_full[now], curves[now], target))] = 0.0
+    return gain
 
 
 def _times(worth: Worth, ln_full: Array, curves: Array, shifts: Array, target: float) -> Array:
