@@ -1,8 +1,8 @@
 """Worker programs that begin with torch loaded: forked from one that has loaded it once, in place of seconds for each.
 
 Only how such a program begins differs from what users have. It is a child of the process that starts it, leads a
-session of its own, gets the same descriptors and the same environment, and runs the same `main`. Tests whose subject is
-that beginning are marked `cold_start`.
+session of its own, gets the same descriptors and the same environment, bears the same mark of its search, and runs the
+same `main`. Tests whose subject is that beginning are marked `cold_start`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import psutil
 from bstune.tuner.workers.launch import command, safe_environment
-from bstune.tuner.workers.leftovers import PR_SET_CHILD_SUBREAPER
+from bstune.tuner.workers.leftovers import MARK, PR_SET_CHILD_SUBREAPER
 from bstune.tuner.workers.worker import CUDA_UNTOUCHED, ONE_THREAD, PATIENT_THREADS
 
 PR_GET_CHILD_SUBREAPER = 37
@@ -43,6 +44,10 @@ READ_WHEN_LOADED = (
 READ_LATER = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}
 """A worker sets its path itself; torch's compiler names its folder in the process of the tests when it is imported."""
 REQUEST_BYTES = 1 << 18
+PLACE = "-" * 32
+"""In the program's environment: the place for the mark of a search, which is as long."""
+ENV_START = 47
+"""Which word it is in `/proc/PID/stat` after the name: where in memory the environment begins that others see."""
 PLAIN = dict(os.environ)
 """Before a test changes it: the program is for all tests, also where one that changes it is the first to need it."""
 
@@ -69,7 +74,7 @@ class WarmProgram:
             self._process = subprocess.Popen(
                 command("bstune.tests.warm_start", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
-                env=safe_environment(environment),
+                env=safe_environment(environment) | {MARK: PLACE},
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
@@ -184,6 +189,7 @@ def _begin(request: dict[str, Any], fd: int, log_fd: int, requests: socket.socke
             return  # The tests are gone.
         os.sched_yield()
     os.setsid()
+    _bear(request["environment"].get(MARK, ""))
     requests.send(str(os.getpid()).encode())
     requests.close()
     os.chdir(request["folder"])
@@ -196,3 +202,11 @@ def _begin(request: dict[str, Any], fd: int, log_fd: int, requests: socket.socke
     sys.argv.append(str(fd))
     module = sys.modules[request["module"]]
     module.main()
+
+
+def _bear(mark: str) -> None:
+    """Show the mark where others look for it: a program that had been started with it would."""
+    begin = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[ENV_START])
+    place = Path("/proc/self/environ").read_bytes().index(PLACE.encode())
+    word = mark.encode()[-len(PLACE) :]  # The last of several is that of the search itself.
+    ctypes.memmove(begin + place, word, len(word))

@@ -1,7 +1,4 @@
-"""Nothing survives a search whose own processes are killed, or that is killed itself.
-
-How each process of bstune's began can be told from outside, and that is how what is left of it is found.
-"""
+"""Nothing survives a search whose own processes are killed, or that is killed itself."""
 
 from __future__ import annotations
 
@@ -19,10 +16,7 @@ from bstune.tuner.engines.local import LocalPool
 from bstune.tuner.workers import leftovers
 from bstune.tuner.workers.fork_server import Host
 
-pytestmark = [
-    pytest.mark.cold_start,
-    pytest.mark.skipif(not leftovers.can_adopt(), reason="orphans can be adopted on Linux only"),
-]
+pytestmark = pytest.mark.skipif(not leftovers.can_adopt(), reason="orphans can be adopted on Linux only")
 
 A_THREAD = "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
 
