@@ -171,3 +171,12 @@ def test_a_duration_is_a_budget() -> None:
 
     assert settings_of([*whole[: len(whole) // 2], *rest]) == settings_of(whole)
     assert 10 < (again.spent().predicted_seconds or 0.0) <= 20 * 1.05
+
+
+def test_a_forecast_names_no_more_trials_than_the_rest_of_the_budget_pays() -> None:
+    """Of a study that goes on with little left: each trial runs to the first rung at least."""
+    facts = TABLE.facts(step_times=tuple((batch, 1e-4 * (64 + batch)) for batch in TABLE.batches))
+
+    said = [Strategy(Plan(space=TABLE.space, budget=budget), facts, None).forecast().n_trials for budget in (0.1, 0.2)]
+
+    assert said == [3, 5]
