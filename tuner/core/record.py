@@ -101,10 +101,10 @@ def _hints(record: type[Any]) -> dict[str, Any]:
 def _finite(value: Any) -> Any:
     if type(value) in _PLAIN:  # Most are, and a search makes thousands of settings for each choice.
         return value
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
-        return tuple(_finite(item) for item in value)
+        return tuple(map(_finite, value))
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     return value

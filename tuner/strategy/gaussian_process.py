@@ -152,6 +152,7 @@ class Surrogate:
         """Condition on the observations; slope, height and noise are chosen by marginal likelihood in turn."""
         self._seen = seen
         base = replace(hyper or Hyper(), slope=slope)
+        self._noise = _noise(base, seen)  # The same with all that is chosen below.
         parts = _Parts.of(base, seen, seen)
         best = self._fit(base, parts, 0.0)
         for k in (-1.5, 1.5):
@@ -213,7 +214,7 @@ class Surrogate:
     def _fit(self, hyper: Hyper, parts: _Parts, prior: float) -> _Fitted:
         seen = self._seen
         k = parts.kernel(hyper)
-        k[np.diag_indices_from(k)] += _noise(hyper, seen)
+        k[np.diag_indices_from(k)] += self._noise
         chol = np.asarray(np.linalg.cholesky(k), dtype=np.float64)
         valleys = np.array(VALLEYS)
         residuals = (seen.y - hyper.growth * seen.x[:, 0])[:, None] - _rise(

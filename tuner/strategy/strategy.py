@@ -82,6 +82,7 @@ class Strategy:
         self.ledger = Ledger(history)
         self._fits = Fits()
         self._known_clock: Clock | None = None
+        self._known_budget: tuple[object, Budget] | None = None
         self._known_evidence: tuple[object, Evidence] | None = None
         if history:
             self._widen()
@@ -342,7 +343,11 @@ class Strategy:
 
     @property
     def _budget(self) -> Budget:
-        return Budget(self.plan, self.facts, self.rungs, self.ledger, self._clock)
+        """The budget as it is now, read off the ledger once for each state of it: each report asks several times."""
+        state = (self.ledger.version, self.space, self.probe, self.probes, self.plan)
+        if self._known_budget is None or self._known_budget[0] != state:
+            self._known_budget = state, Budget(self.plan, self.facts, self.rungs, self.ledger, self._clock)
+        return self._known_budget[1]
 
     def _sampler(self) -> Sampler:
         return make_sampler(self._evidence(), self._search_left(self._budget))
