@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bstune
 import pytest
@@ -18,57 +18,17 @@ from bstune.tests.objectives.told import Phases
 from bstune.tuner.core.trials import MeasureSpec
 from torch.utils.data import DataLoader
 
+if TYPE_CHECKING:
+    from bstune.tests.objectives.lightning_small import Data, Net, lightning, made
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on loaders, and what it imports.
-lightning = pytest.importorskip("lightning", reason="needs the extra: pip install 'bstune[lightning]'")
 
 
-class Data(lightning.LightningDataModule):  # type: ignore[misc, name-defined]
-    """The small data set, with the batch size as an attribute."""
-
-    def __init__(self) -> None:
-        """Have sizes that a trial replaces."""
-        super().__init__()
-        self.batch_size = 1
-        self.val_batch_size = 1
-
-    def train_dataloader(self) -> Any:
-        """Return batches of the size in the attribute."""
-        return DataLoader(DATA, batch_size=self.batch_size, shuffle=True)
-
-    def val_dataloader(self) -> Any:
-        """Return batches of their own size."""
-        return DataLoader(DATA, batch_size=self.val_batch_size)
-
-
-class Net(lightning.LightningModule):  # type: ignore[misc, name-defined]
-    """The small classifier, with the learning rate in `hparams`."""
-
-    def __init__(self, lr: float = 0.1) -> None:
-        """Build it, and note that it was."""
-        super().__init__()
-        self.save_hyperparameters()
-        self.net = net()
-        self.sizes: list[int] = []
-        self.val_sizes: list[int] = []
-        made.append(self)
-
-    def training_step(self, batch: Any, index: int) -> Any:
-        """Return the loss."""
-        self.sizes.append(len(batch[0]))
-        return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def validation_step(self, batch: Any, index: int) -> None:
-        """Log the loss."""
-        self.val_sizes.append(len(batch[0]))
-        self.log("val_loss", torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
-
-    def configure_optimizers(self) -> Any:
-        """Return SGD."""
-        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
-
-
-made: list[Any] = []
-"""The modules that were built, to see what became of them."""
+@pytest.fixture(scope="module", autouse=True)
+def _lightning() -> None:
+    """Import it for the first test: this file is collected in several processes, and runs in one of them."""
+    global Data, Net, lightning, made
+    from bstune.tests.objectives.lightning_small import Data, Net, lightning, made
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +36,9 @@ def _forget_modules() -> None:
     made.clear()
 
 
-def objective(module: Callable[..., Any] = Net, data: Any = Data, **options: Any) -> LightningObjective:
+def objective(module: Callable[..., Any] | None = None, **options: Any) -> LightningObjective:
     """Return an objective of four epochs that is prepared."""
-    one = from_module(module, data, **{"max_epochs": 4, **options})
+    one = from_module(module or Net, **{"datamodule_factory": Data, "max_epochs": 4, **options})
     one.prepare()
     return one
 
@@ -198,7 +158,7 @@ def test_a_loader_that_ignores_the_batch_size_is_found() -> None:
             return DataLoader(DATA, batch_size=32)
 
     with pytest.raises(bstune.ObjectiveError, match="batches of 32 where 16 was set"):
-        run(objective(data=Fixed), spec_of())
+        run(objective(datamodule_factory=Fixed), spec_of())
 
 
 def test_a_metric_that_is_not_logged_is_named_with_those_that_are() -> None:
@@ -283,7 +243,7 @@ def test_pytorch_lightning_is_served_as_well() -> None:
 
         val_dataloader = train_dataloader
 
-    one = objective(Old, None)
+    one = objective(Old, datamodule_factory=None)
 
     assert one.describe().n_samples == N
     assert [report.samples for report in run(one, spec_of())] == [2 * N, 4 * N]

@@ -19,8 +19,16 @@ from torch import nn
 from torch.utils.data import Dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # What Transformers and Accelerate import.
-pytest.importorskip("accelerate", reason="needs the extra: pip install 'bstune[transformers]'")
-transformers: Any = pytest.importorskip("transformers", reason="needs the extra: pip install 'bstune[transformers]'")
+
+transformers: Any
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _transformers() -> None:
+    """Import it for the first test: this file is collected in several processes, and runs in one of them."""
+    global transformers
+    pytest.importorskip("accelerate", reason="needs the extra: pip install 'bstune[transformers]'")
+    transformers = pytest.importorskip("transformers", reason="needs the extra: pip install 'bstune[transformers]'")
 
 
 class Rows(Dataset[dict[str, Any]]):
