@@ -99,8 +99,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def _warm_program() -> Iterator[None]:
     yield
-    if WarmPopen.program is not None:
-        WarmPopen.program.close()
+    for program in WarmPopen.programs:
+        program.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,6 +110,16 @@ def _start_warm(_warm_program: None, request: pytest.FixtureRequest) -> Iterator
         if sys.platform.startswith("linux") and request.node.get_closest_marker("cold_start") is None:
             patch.setattr("bstune.tuner.workers.template.Popen", WarmPopen)
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Keep the garbage collector from what the imports make: all of it stays."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,12 +18,11 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import psutil
 from bstune.tuner.workers.launch import command, safe_environment
 from bstune.tuner.workers.leftovers import MARK, PR_SET_CHILD_SUBREAPER
-from bstune.tuner.workers.worker import CUDA_UNTOUCHED, ONE_THREAD, PATIENT_THREADS
 
 PR_GET_CHILD_SUBREAPER = 37
 READ_WHEN_LOADED = (
@@ -49,7 +48,9 @@ PLACE = "-" * 32
 ENV_START = 47
 """Which word it is in `/proc/PID/stat` after the name: where in memory the environment begins that others see."""
 PLAIN = dict(os.environ)
-"""Before a test changes it: the program is for all tests, also where one that changes it is the first to need it."""
+"""Before a test changes it: a program is for all tests, also where one that changes it is the first to need it."""
+MOST_PROGRAMS = 2
+"""Each holds what torch takes, some 200 MB."""
 
 
 def _read_when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
@@ -63,26 +64,32 @@ def _read_when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
 class WarmProgram:
     """The program that has torch loaded, as the tests see it."""
 
-    def __init__(self) -> None:
-        """Start it."""
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Start it, to load what a worker with this environment would load."""
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            environment = {**PATIENT_THREADS, **PLAIN, **ONE_THREAD, **CUDA_UNTOUCHED}
-            self._loaded_with = _read_when_loaded(safe_environment(environment))
+            self._loaded_with = _read_when_loaded(environment)
+            # The rest is that of the tests: a search ends whatever bears a mark of its own.
+            rest = {name: value for name, value in PLAIN.items() if name not in _read_when_loaded(PLAIN)}
             self._process = subprocess.Popen(
                 command("bstune.tests.warm_start", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
-                env=safe_environment(environment) | {MARK: PLACE},
+                env=safe_environment({**rest, **self._loaded_with}) | {MARK: PLACE},
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
         self.pid = self._process.pid
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has started it, and not one that this process was forked from."""
+        return os.getpid() == self._owner
+
     def serves(self, environment: Mapping[str, str]) -> bool:
-        """Whether a program with this environment would have loaded the same, and can have a child here."""
-        return os.getpid() == self._owner and _read_when_loaded(environment) == self._loaded_with
+        """Whether a program with this environment would have loaded the same."""
+        return _read_when_loaded(environment) == self._loaded_with
 
     def fork(self, module: str, fd: int, log_fd: int, folder: str | None, environment: Mapping[str, str]) -> int:
         """Start `main()` of a module with one descriptor, and return its ID as a child; 0 if the program is gone."""
@@ -115,7 +122,9 @@ class WarmProgram:
 class WarmPopen(subprocess.Popen[bytes]):
     """`subprocess.Popen` as `tuner/workers/template.py` uses it."""
 
-    program: WarmProgram | None = None
+    programs: ClassVar[list[WarmProgram]] = []
+    """The last that were used: one as Python, torch and malloc are by default, and one as a test has set them."""
+    _choosing: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(
         self,
@@ -127,12 +136,9 @@ class WarmPopen(subprocess.Popen[bytes]):
         pass_fds: tuple[int],
         **rest: Any,
     ) -> None:
-        """Fork a worker from the program, if it would have loaded the same; else start one."""
-        if WarmPopen.program is None:
-            WarmPopen.program = WarmProgram()
-        pid = 0
-        if WarmPopen.program.serves(env):
-            pid = WarmPopen.program.fork(words[-2], pass_fds[0], stdout.fileno(), cwd, env)
+        """Fork a worker from a program that has loaded the same; start that first, if there is none."""
+        program = WarmPopen._program(env)
+        pid = 0 if program is None else program.fork(words[-2], pass_fds[0], stdout.fileno(), cwd, env)
         if not pid:
             super().__init__(words, stdout=stdout, env=env, cwd=cwd, pass_fds=pass_fds, **rest)
             return
@@ -142,14 +148,29 @@ class WarmPopen(subprocess.Popen[bytes]):
         self.pid = pid
         self._child_created = True
 
+    @classmethod
+    def _program(cls, environment: Mapping[str, str]) -> WarmProgram | None:
+        """Return the program for this environment, started if need be; None in a process that cannot have its child."""
+        with cls._choosing:
+            programs = cls.programs
+            if not all(program.is_ours for program in programs):
+                return None
+            found = next((program for program in programs if program.serves(environment)), None)
+            if found is not None:
+                programs.remove(found)
+            elif len(programs) == MOST_PROGRAMS:
+                programs.pop(0).close()
+            programs.append(found or WarmProgram(environment))
+            return programs[-1]
+
 
 def others_below() -> list[psutil.Process]:
-    """Return the processes below this one that run, without the warm program."""
-    kept = None if WarmPopen.program is None else WarmPopen.program.pid
+    """Return the processes below this one that run, without the warm programs."""
+    kept = {program.pid for program in WarmPopen.programs}
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        if process.pid != kept and process.status() != psutil.STATUS_ZOMBIE
+        if process.pid not in kept and process.status() != psutil.STATUS_ZOMBIE
     ]
 
 
