@@ -38,6 +38,8 @@ def objective(trial):
 SEARCH = (
     "search loop.py --isolation none --study mine --space batch_size=16 --space learning_rate=0.001,0.01 --budget 2"
 )
+JOURNAL = "--storage journal:///mine.journal"
+"""A process that reads a journal needs no database; where a study is kept changes nothing of what is printed."""
 EVIL = "x\nimport os; os.system('id')\r\n\x1b[2J\x1b]0;title\x07\u202e postgresql://me:s3cret@h/d?sslpassword=s3cret"
 
 
@@ -49,6 +51,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = shell(folder, SEARCH)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("said by the model") >= 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert CliRunner().invoke(main, [*SEARCH.split(), *JOURNAL.split()]).exit_code == 0
     return folder
 
 
@@ -56,7 +61,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same, to work in."""
     monkeypatch.chdir(tmp_path)
-    for name in ("loop.py", "bstune.db"):
+    for name in ("loop.py", "bstune.db", "mine.journal"):
         shutil.copy(stored / name, tmp_path)
     return tmp_path
 
@@ -103,7 +108,7 @@ def test_help_that_nobody_reads(tmp_path: Path, redirected: str, unbuffered: str
 @pytest.mark.parametrize("redirected", [*UNPRINTED, *UNHEARD, *SILENT])
 def test_a_study_that_nobody_reads(folder: Path, redirected: str) -> None:
     """The same of `bstune show`."""
-    done = shell(folder, "show", redirected)
+    done = shell(folder, f"show {JOURNAL}", redirected)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("Warning: ")]
     said = (
         []
@@ -153,7 +158,7 @@ def test_a_mistake_that_nobody_hears_of(tmp_path: Path, redirected: str) -> None
 
 def test_a_terminal_that_knows_few_letters(folder: Path) -> None:
     """A letter that it has not is shown as an escape."""
-    done = shell(folder, "show", PYTHONIOENCODING="ascii", LC_ALL="C")
+    done = shell(folder, f"show {JOURNAL}", PYTHONIOENCODING="ascii", LC_ALL="C")
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
 

@@ -16,7 +16,7 @@ from typing import Any
 import bstune
 import pytest
 
-N_SAMPLES, EPOCHS, EVALS = 2048, 10, 20
+N_SAMPLES, EPOCHS, EVALS = 2048, 10, 10
 FULL = N_SAMPLES * EPOCHS
 
 
@@ -167,7 +167,7 @@ def test_a_batch_beyond_memory_is_accumulated_exactly(path: Path) -> None:
 
 def test_a_data_set_of_twenty_is_searched_within_its_size(path: Path) -> None:
     """No batch is larger than the data, none is dropped as incomplete, and there is an answer."""
-    result = bstune.search(bstune.load(f"{path}:twenty"), device="cpu", budget=4, storage="sqlite:///:memory:")
+    result = bstune.search(bstune.load(f"{path}:twenty"), device="cpu", budget=2, storage="sqlite:///:memory:")
 
     assert result.trials["global_batch_size"].max() <= 20
     assert result.recommendation.val_loss.mean is not None
