@@ -173,6 +173,14 @@ def binds(tree: ast.Module, name: str) -> bool:
     return False
 
 
+def _needs_torchrun(tree: ast.Module) -> bool:
+    """Tell whether others start a script, as one of several processes; one that says its rank starts them itself."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    joins = [node for node in calls if _called(node) == "init_process_group"]
+    told = any(keyword.arg in ("rank", "world_size") for node in joins for keyword in node.keywords)
+    return bool(joins) and not told and not any(_called(node) in ("spawn", "Process") for node in calls)
+
+
 def refusal(content: bytes, name: str, place: str) -> str | None:
     """Return what to say of a file that reads a command line and defines no objective; None where it is another one.
 
@@ -200,8 +208,7 @@ def refusal(content: bytes, name: str, place: str) -> str | None:
             words.append(f"{flag} {{{role}}}")
     epochs = flags.flags.get(found.get("max_epochs", ""))
     own = f" --epochs {epochs}" if isinstance(epochs, int) and not isinstance(epochs, bool) else ""
-    ranks = any(isinstance(node, ast.Call) and _called(node) == "init_process_group" for node in ast.walk(tree))
-    start = "torchrun --standalone --nproc-per-node 2" if ranks else "python"
+    start = "torchrun --standalone --nproc-per-node 2" if _needs_torchrun(tree) else "python"
     line = " ".join([shlex.quote(words[0]), *words[1:]])
     lines = [
         f"{place} defines no {name!r}, and is a script that reads its command line ({flags.parser}). Nothing of it was "

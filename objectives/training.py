@@ -91,7 +91,7 @@ class TrainingRun:
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._scaler = torch.amp.GradScaler("cuda") if objective.precision == "fp16" and self.cuda else None
         self.last_loss: torch.Tensor | None = None
-        self.clock = RunClock(alone=not self.cuda and not objective.num_workers)
+        self.clock = RunClock(alone=not (self.cuda or objective.num_workers or self.world_size > 1))
         self.wait_s = 0.0
         """Seconds spent waiting for training batches."""
         self.model.train()

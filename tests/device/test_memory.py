@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from pathlib import Path
 
@@ -73,6 +74,24 @@ def test_inside_a_container_the_path_may_be_the_hosts(tmp_path: Path) -> None:
 def test_a_machine_without_cgroups_has_no_limits(tmp_path: Path) -> None:
     """As on macOS."""
     assert memory.cgroup_limits(tmp_path / "absent", tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 0.5),
+        ("0::/of/the/host\n", {"cpu.max": "300000 100000"}, 3.0),
+        ("3:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "20000", "cpu/a/cpu.cfs_period_us": "10000"}, 2.0),
+        ("3:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "10000"}, math.inf),
+        ("0::/a\n", {"a/cpu.max": "garbage"}, math.inf),
+    ],
+    ids=["an ancestor", "a container", "version 1", "version 1 without", "garbage"],
+)
+def test_a_limit_of_processor_time_is_found(tmp_path: Path, groups: str, files: dict[str, str], cores: float) -> None:
+    """As a number of cores; without a limit it is infinite."""
+    (tmp_path / "cgroup").write_text(groups)
+
+    assert memory.core_quota(tmp_path / "cgroup", tree(tmp_path / "fs", files)) == cores
 
 
 def test_memory_is_the_least_that_anyone_leaves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,11 +45,16 @@ parser.add_argument("--epochs", type=int, default=14)
             "--lr {learning_rate}",
         ),
         (
+            "p.add_argument('--batch-size'); p.add_argument('--lr')\n"
+            "def work(i): dist.init_process_group('gloo', rank=i, world_size=2)\nmp.spawn(work)",
+            "-- python model.py --batch-size {micro_batch_size} --lr {learning_rate}",
+        ),
+        (
             "p.add_argument('--device-batch-size'); p.add_argument('--total-batch-size'); p.add_argument('--lr')",
             "--device-batch-size {micro_batch_size} --total-batch-size {global_batch_size} --lr {learning_rate}",
         ),
     ],
-    ids=["argparse", "click", "transformers", "lightning", "ranks", "both sizes"],
+    ids=["argparse", "click", "transformers", "lightning", "ranks", "own ranks", "both sizes"],
 )
 def test_a_script_in_place_of_a_model_is_told_its_line(text: str, line: str) -> None:
     """By the flags that it has, whatever reads them."""

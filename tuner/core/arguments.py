@@ -17,8 +17,6 @@ from .probe_results import ProbeResult
 from .specs import Plan
 from .trial_record import TRIAL_COLUMNS
 
-"""The order of an epoch is drawn from a seed of 64 bits, which is this one times a million (`objectives/data.py`)."""
-
 _RATES = "a number from 1e-15 to 1e15"
 
 

@@ -15,6 +15,9 @@ from .specs import Plan
 
 MOST_NAME = 200
 """Characters in the name of a study, and of a dimension."""
+MOST_THREADS = 1024
+MOST_SEED = 2**43
+"""The order of an epoch is drawn from a seed of 64 bits, which is this one times a million (`objectives/data.py`)."""
 
 
 def nearest(value: Any, valid: Sequence[str], cutoff: float = 0.6) -> str | None:
@@ -28,10 +31,6 @@ def nearest(value: Any, valid: Sequence[str], cutoff: float = 0.6) -> str | None
         return None
     found = get_close_matches(value[:MOST_NAME].strip().lower(), valid, 1, cutoff)
     return found[0] if found else None
-
-
-MOST_THREADS = 1024
-MOST_SEED = 2**43
 
 
 class Checks:

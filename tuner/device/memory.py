@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..core.probe_results import DeviceInfo
 
@@ -65,33 +67,49 @@ def cgroup_limits(
     Used memory leaves out inactive file pages: the kernel gives those back before it kills anyone. psutil knows nothing
     of cgroups (giampaolo/psutil#2100), so they are read here, version 2 and version 1.
     """
+    found = []
+    for folder, version in _cgroups("memory", proc_cgroup, root):
+        names = ["memory.max", "memory.high"] if version == 2 else ["memory.limit_in_bytes"]
+        limits = [value for name in names if (value := _read_number(folder / name)) is not None]
+        limits = [value for value in limits if value < NO_CGROUP_LIMIT]
+        used = _read_number(folder / ("memory.current" if version == 2 else "memory.usage_in_bytes"))
+        if limits and used is not None:
+            found.append((min(limits), max(0, used - _inactive_file_bytes(folder))))
+    return found
+
+
+def core_quota(proc_cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return how many cores' worth of time this process's cgroup and its ancestors allow; infinite without a limit."""
+    found = [math.inf]
+    for folder, version in _cgroups("cpu", proc_cgroup, root):
+        try:
+            if version == 2:
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            found += [int(quota) / int(period)] if int(quota) > 0 else []
+        except (OSError, ValueError, ZeroDivisionError):  # There is none, or it is `max`.
+            continue
+    return min(found)
+
+
+def _cgroups(controller: str, proc_cgroup: Path, root: Path) -> Iterator[tuple[Path, Literal[1, 2]]]:
+    """Yield the folder of this process's cgroup and of each of its ancestors, with the version of cgroups."""
     try:
         lines = proc_cgroup.read_text().splitlines()
     except OSError:
-        return []
-    found = []
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit_names, used_name = root, ["memory.max", "memory.high"], "memory.current"
-        elif "memory" in controllers.split(","):
-            base, limit_names, used_name = root / "memory", ["memory.limit_in_bytes"], "memory.usage_in_bytes"
-        else:
+        if controllers and controller not in controllers.split(","):
             continue
+        base = root / controller if controllers else root
         here = base / path.lstrip("/")
         # Inside a container the path is often that of the host and does not exist here; the root then has the limit.
         for folder in (here, *here.parents):
-            limits = [
-                value
-                for name in limit_names
-                if (value := _read_number(folder / name)) is not None and value < NO_CGROUP_LIMIT
-            ]
-            used = _read_number(folder / used_name)
-            if limits and used is not None:
-                found.append((min(limits), max(0, used - _inactive_file_bytes(folder))))
+            yield folder, 1 if controllers else 2
             if folder == base:
                 break
-    return found
 
 
 def _read_number(path: Path) -> int | None:

@@ -43,6 +43,8 @@ class Reading:
     gradients_bytes: int | None = None
     optimizer_state_bytes: int | None = None
     alloc_retries: int = 0
+    waiting_counts: bool = True
+    """Whether what the timed steps waited for a core is in their seconds."""
 
 
 def _status_bytes(*names: str, status: Path = STATUS) -> dict[str, int]:
@@ -210,6 +212,7 @@ class ProcessMeter:
             gradients_bytes=held[1],
             optimizer_state_bytes=held[2],
             alloc_retries=self._retries() - self._retries_before,
+            waiting_counts=not self._clock.leaves_out_waiting,
         )
 
     def _retries(self) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
 import weakref
+
+from .memory import core_quota
 
 WAITED = "/proc/thread-self/schedstat"
 """Of a thread of Linux: nanoseconds on a core, nanoseconds of waiting for one, and how often it got one."""
@@ -13,7 +17,8 @@ WAITED = "/proc/thread-self/schedstat"
 class RunClock:
     """Seconds that the thread it is made in has run, slept or waited for others than the scheduler.
 
-    Where the system does not say how long a thread waited for a core, it is a plain clock.
+    It is a plain clock where the system does not say how long a thread waited for a core, and where the thread waits
+    for what is its own: with less than a core by a limit of its container, or beside threads that work with it.
     """
 
     def __init__(self, *, alone: bool) -> None:
@@ -24,14 +29,16 @@ class RunClock:
                 workers, ranks and a card go on while the thread waits.
         """
         self._fd: int | None = None
-        if alone:
-            try:
-                self._fd = os.open(WAITED, os.O_RDONLY | os.O_CLOEXEC)
-                self()
-            except (OSError, ValueError, IndexError):
-                self._fd = None
-            else:
-                weakref.finalize(self, os.close, self._fd)
+        if not alone or _threads() > 1 or core_quota() < 1:
+            return
+        try:
+            fd = os.open(WAITED, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        weakref.finalize(self, os.close, fd)
+        with contextlib.suppress(ValueError, IndexError):
+            ran, _, _ = map(int, os.pread(fd, 64, 0).split())
+            self._fd = fd if ran else None  # A system that does not count says 0.
 
     @property
     def leaves_out_waiting(self) -> bool:
@@ -40,5 +47,21 @@ class RunClock:
 
     def __call__(self) -> float:
         """Return seconds since some moment."""
-        now_s = time.perf_counter()
-        return now_s if self._fd is None else now_s - int(os.pread(self._fd, 64, 0).split()[1]) / 1e9
+        if self._fd is None:
+            return time.perf_counter()
+        waited_ns = self._waited_ns(self._fd)
+        while True:  # Until the core was not lost between the two clocks.
+            now_s, before_ns = time.perf_counter(), waited_ns
+            waited_ns = self._waited_ns(self._fd)
+            if waited_ns == before_ns:
+                return now_s - waited_ns / 1e9
+
+    @staticmethod
+    def _waited_ns(fd: int) -> int:
+        return int(os.pread(fd, 64, 0).split()[1])
+
+
+def _threads() -> int:
+    """Return with how many threads torch works here; 1 where nobody has loaded it."""
+    torch = sys.modules.get("torch")
+    return 1 if torch is None else int(torch.get_num_threads())

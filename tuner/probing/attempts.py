@@ -63,6 +63,8 @@ class Attempts:
         self.warnings: dict[str, None] = dict.fromkeys(host.warnings)
         self.optimizer: str | None = None
         self.eval_unseen = False
+        self.waiting_counts = False
+        """Whether a time holds what its steps waited for a core."""
         self._timed: dict[int, dict[int, tuple[ThroughputRow, Loader | None]]] = {}
         """By threads and size."""
         self.last_output: str | None = None
@@ -218,6 +220,7 @@ class Attempts:
             self.start_s = min(notes.start_s, math.inf if self.start_s is None else self.start_s)
         if spec.timed_s and reading.timed_step_s:
             row = throughput_row(size * self.host.facts.world_size, reading.timed_step_s)  # Of all processes together.
+            self.waiting_counts |= reading.waiting_counts
             timed, known_s = self._timed.setdefault(self.host.threads, {}), self.step_s(row.batch_size)
             if known_s is None or row.s_per_step < known_s:  # What disturbs a step only makes it longer.
                 loader = loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)

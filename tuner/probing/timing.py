@@ -8,7 +8,6 @@ import time
 
 from ..core.probe_results import Attempt
 from ..device.memory import usable_cores
-from ..device.run_clock import RunClock
 from ..theory.step_time import LINE_KNOWN, fit_step_time, next_size_to_time, worst_error
 from .attempts import Attempts, TimeUp
 from .size_search import Bounds
@@ -50,7 +49,7 @@ def time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:
                 break
     except TimeUp:
         pass
-    if attempts.rows and _busy() and (attempts.host.threads != 1 or not RunClock(alone=True).leaves_out_waiting):
+    if attempts.rows and _busy() and attempts.waiting_counts:
         attempts.warn(
             "Other processes keep this machine's cores busy, so the step times are too long; probe again when it is "
             "idle."

@@ -67,7 +67,7 @@ def headline(diagnosis: Diagnosis) -> str:
     cost = (
         "nothing was trained"
         if diagnosis.seconds == 0
-        else f"{duration(diagnosis.seconds)}, {diagnosis.reference_runs:.2f} reference runs of training"
+        else f"{duration(diagnosis.seconds)}, {max(0.01, diagnosis.reference_runs):.2f} reference runs of training"
     )
     return f"{of} ({cost})"
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
 
@@ -94,8 +94,11 @@ def make_app(hub: Hub, *, stopping: Callable[[], bool]) -> FastAPI:
 
 
 def _add_errors(app: FastAPI) -> None:
-    def answered(status: int) -> Callable[[Request, Exception], Response]:
-        return lambda _, error: JSONResponse({"detail": str(error)}, status)
+    def answered(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
+        async def answer(_: Request, error: Exception) -> Response:  # In the event loop: it waits for no thread.
+            return JSONResponse({"detail": str(error)}, status)
+
+        return answer
 
     for kind, status in STATUS.items():
         app.add_exception_handler(kind, answered(status))

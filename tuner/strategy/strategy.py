@@ -195,7 +195,7 @@ class Strategy:
                 1.5 if self.facts.can_continue or budget.planned else 1.0
             )
             least = self.rungs.samples[0] / self.rungs.full_samples * clock.full_price(clock.reference_batch)
-            n_trials = round(min(max(1, n_search + budget.kept), max(1, left / least), budget.trials_left))
+            n_trials = round(min(n_search + budget.kept, left / least, budget.trials_left))
         rates, batches = self.space.learning_rates, self.space.batches
         seconds = self.plan.budget_s
         if clock.reference_s is not None and n_trials is not None:

@@ -12,6 +12,7 @@ import logging
 import os
 import sqlite3
 import stat
+import sys
 import tempfile
 import threading
 import warnings
@@ -306,9 +307,10 @@ def _open_file(location: Location, *, write: bool) -> BaseStorage:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep to themselves what Optuna logs of a new study, and what its progress bar lacks in a notebook."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "IProgress not found")
-        import optuna  # noqa: F401 - The first import warns.
+    if "optuna" not in sys.modules:  # Filters are the whole process's, so they are changed once.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")
+            import optuna  # noqa: F401
     logger = logging.getLogger("optuna.storages")
     level = logger.level
     logger.setLevel(logging.WARNING)
