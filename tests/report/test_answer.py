@@ -130,6 +130,7 @@ VERIFIED = SearchResult(
     spent=Spent(6.3, 129_700, 31.87, 7.03, 20.5),
     stopped_by="converged",
     target=0.05411,
+    target_source="the lowest loss expected of any setting + 2 %",
     limits=Limits(1024, 31.4, 362.0),
     study="digits",
     storage="sqlite:///bstune.db",

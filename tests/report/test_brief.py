@@ -47,11 +47,9 @@ def test_seconds_past_the_end_of_a_run_are_marked_wherever_they_stand() -> None:
     text = " ".join(search_text(result, FACTS).split())
     part = next(part for part in brief(result).parts if part.question == "Why not larger?")
     assert "128 0.2 0.0600 0.0348-0.1032 2.00 ~2.50" in text
-    assert "~ past the end of a full run" in text
-    said = (
-        "batch 128 is expected at the target loss of 0.05411 after about 2.5 s, past the end of a full run; this one "
-    )
-    assert f"{said}after 1.1 s" in text
+    assert "~ estimated: its full runs ended above the target" in text
+    said = "batch 128 is expected to reach the target loss of 0.05411 after about 2.5 s, past the end of a full run; "
+    assert f"{said}this one after 1.1 s" in text
     assert said.removeprefix("b") in part.detail
     own = dataclasses.replace(result.recommendation, seconds_to_target=2.5, samples_to_target=25_600.0)
     pasted = " ".join(paste_lines(dataclasses.replace(result, recommendation=own), FACTS))
@@ -63,10 +61,46 @@ def test_no_setting_is_said_to_reach_what_its_interval_may_miss() -> None:
     pasted, text = paste_lines(VERIFIED, FACTS)[0], search_text(VERIFIED, FACTS)
 
     assert pasted.endswith("loss 0.05411 after 1.1 s, in about 7 of 10 runs")
-    assert "about 7 of 10 new runs reach the target" in " ".join(text.split())
+    assert "loss 0.05411 after 1.1 s, in about 7 of 10 runs" in text
+    assert "About 7 of 10 new runs reach the target." in brief(VERIFIED).parts[2].detail
     assert "reaches" not in text
     surely = changed(val_loss=dataclasses.replace(VERIFIED.recommendation.val_loss, low=0.04, high=0.05))
-    assert "nearly all new runs reach the target" in " ".join(search_text(surely, FACTS).split())
+    assert "Nearly all new runs reach the target." in brief(surely).parts[2].detail
+    assert "loss 0.05411 after 1.1 s, in nearly all runs" in search_text(surely, FACTS)
+
+
+def test_it_is_said_where_the_target_is_from_and_what_else_may_be_as_good() -> None:
+    """On the terminal in a few words, on the page in a sentence; where it is not known, the target stands alone."""
+    text = " ".join(search_text(VERIFIED, FACTS).split())
+    parts = brief(VERIFIED).parts
+    assert "expected soonest of 28 to the target 0.05411 (lowest expected + 2 %)" in text
+    assert "equal batch sizes 16 to 128 may be as good: the runs do not tell them apart" in text
+    assert "The target is the lowest loss expected of any setting + 2 %." in parts[0].detail
+    assert parts[2].short.endswith("in 9 of 10 new runs; batch sizes 16 to 128 may be as good")
+
+    older = dataclasses.replace(VERIFIED, target_source=None)
+    assert "reach the target loss of 0.05411 soonest" in " ".join(search_text(older, FACTS).split())
+    assert "The target is" not in brief(older).parts[0].detail
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (1.3, "Batch 128, tried to 768 samples, is expected to take 1.3 times as long to the target."),
+        (0.8, "Batch 128, tried to 768 samples, may be 1.2 times sooner."),
+        (None, "Batch 128, tried to 768 samples, is expected to take more than two full runs to the target."),
+    ],
+)
+def test_what_is_expected_of_the_next_larger_batch_is_said(factor: float | None, said: str) -> None:
+    """It answers why the batch is not larger, where none that is larger went to its end."""
+    next_one = Comparison("batch 128", candidate(128, 0.8, None, 2.0), factor, 0.9)
+    ran = trial(90, 128, 0.8, 768, 1.2)
+    result = dataclasses.replace(changed(larger=next_one), records=(*VERIFIED.records, ran))
+    part = next(part for part in brief(result).parts if part.question == "Why not larger?")
+
+    assert part.short == "No larger batch promised enough for a full run"
+    assert part.detail.startswith(said)
+    assert f"{said[0].lower()}{said[1:-1]}" in " ".join(search_text(result, FACTS).split())
 
 
 def test_the_own_dimensions_stand_in_the_table() -> None:
@@ -103,7 +137,7 @@ def test_a_range_that_rests_on_stopped_runs_says_so() -> None:
     once = dataclasses.replace(changed(batch_interval=(32, 128)), records=VERIFIED.records[2:6])
     sure = next(part.detail for part in brief(once).parts if part.question == "How sure is it?")
 
-    assert sure.endswith("No run at batch 128 went to its end.")
+    assert sure.endswith("for certain, and no run at batch 128 went to its end.")
     assert "That range holds if new runs differ as much as is usual." in sure
 
 

@@ -66,7 +66,7 @@ def test_a_picture_says_what_matters() -> None:
     lines = picture(scene(), 80, 24)
 
     assert lines[1].endswith("3.2 of 12 reference runs, 0:42 used, at most 1:15 left")
-    assert lines[2] == "best so far: batch 64, lr 0.1, loss 0.0442 (0.0257-0.0761), confirmed by one run"
+    assert lines[2] == "best so far: batch 64, lr 0.1, loss 0.0442 (0.0257-0.0761), checked by one run"
     assert lines[3].startswith("Warning: something")
     (running,) = [line for line in lines if line.endswith("  runs")]
     assert running.startswith(">     7     32")

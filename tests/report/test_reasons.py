@@ -76,6 +76,8 @@ FIGURES: dict[CautionCode, dict[str, float]] = {
     "rate_ignored": {"rates": 3, "low": 0.001, "high": 0.12},
     "nothing_learned": {"percent": 2.0, "first": 0.6931},
     "rate_at_edge": {"rate": 0.12, "low": 0.001, "high": 0.12},
+    "took_longer": {"times": 5.5},
+    "took_less": {"times": 0.4},
     "largest_by_steps": {"batch": 16, "steps": 100, "samples": 1600.0},
 }
 

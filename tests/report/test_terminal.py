@@ -127,7 +127,7 @@ def test_a_search_that_nobody_reads(folder: Path, redirected: str) -> None:
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     heard = redirected in UNHEARD
-    assert (done.returncode, "confirmed by" in done.stdout) == (0 if heard else 1, heard)
+    assert (done.returncode, "checked by" in done.stdout) == (0 if heard else 1, heard)
     if redirected in UNPRINTED:
         last = (
             f"Error: The answer could not be printed: {UNPRINTED[redirected]}. "
@@ -293,5 +293,5 @@ def test_a_live_display_shows_text_as_it_is(folder: Path) -> None:
     os.close(ours)
     assert process.returncode == 0, said
     assert f"Study {name}: new".encode() in said
-    assert b"confirmed by" in stdout.splitlines()[0]
+    assert b"checked by" in stdout.splitlines()[0]
     assert f"study {name}: ".encode() in stdout

@@ -103,9 +103,9 @@ def test_the_critical_batch_is_told_as_far_as_it_is_known(answer: BatchAnswer | 
     assert (said or "the critical batch size was not measured") in line
 
 
-def test_the_first_line_says_by_how_many_runs_it_is_confirmed() -> None:
+def test_the_first_line_says_by_how_many_runs_it_was_checked() -> None:
     """And by none in the words of the JSON, so that both can be searched for."""
-    assert search_text(RESULT).splitlines()[0] == "Train with batch 64 and learning rate 0.0333  confirmed by 3 runs"
+    assert search_text(RESULT).splitlines()[0] == "Train with batch 64 and learning rate 0.0333  checked by 3 runs"
     assert search_text(changed(verified=False)).splitlines()[0].endswith("verified: false")
 
 

@@ -264,7 +264,7 @@ def test_a_whole_search_with_a_model_that_prints(folder: Path, run: Run) -> None
     again = run("search", *options[:2])
     assert again.returncode == 0, again.stderr
     assert "trial " not in again.stderr
-    assert "confirmed by" in again.stdout.splitlines()[0]
+    assert "checked by" in again.stdout.splitlines()[0]
     assert_can_be_pasted(again.stdout, result)
 
     other = run("search", "loud.py", *options, "--seed", "5")

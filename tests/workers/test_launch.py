@@ -120,7 +120,7 @@ def test_nothing_of_the_current_folder_runs(model: Path, tmp_path: Path, where: 
     done = run([PROGRAM, "search", os.path.relpath(model, here), *OPTIONS], here, PYTHONPATH=path)
 
     assert done.returncode == 0, done.stderr
-    assert "confirmed by" in done.stdout
+    assert "checked by" in done.stdout
     assert executed(here) == []
 
 

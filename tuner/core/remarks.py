@@ -33,8 +33,13 @@ CautionCode = Literal[
     "rate_at_edge",
     "largest_by_steps",
     "no_accumulation",
+    "took_longer",
+    "took_less",
 ]
 """What a user is warned of; the first six say why the recommendation is not verified."""
+
+TargetSource = Literal["yours", "present", "lowest"]
+"""Where a target is from: the user, what the present setting reaches, or the lowest loss expected of any setting."""
 
 NoteCode = Literal["diverged", "selected_by", "not_to_the_end"]
 """Why the loss of a candidate is not one of a confirmed setting."""

@@ -150,6 +150,8 @@ class Recommendation(Record):
     """Settings that no other one beats both in loss and in seconds of a full run, the fastest first."""
     compared: tuple[Comparison, ...] = ()
     """The user's present setting and batch 32, as far as they were run to the end and are not this setting."""
+    larger: Comparison | None = None
+    """The soonest setting of the next larger batch size that was tried; None where no larger one was."""
 
     def apply(self, module: Any, datamodule: Any = None) -> dict[str, Any]:
         """Set batch size and learning rate in a LightningModule and its data module.
@@ -309,6 +311,8 @@ class SearchResult(Record):
     without the others. None where that cannot be told; `no_importance` says why.
     """
     no_importance: str | None = None
+    target_source: str | None = None
+    """Where the target is from: the user, the present setting, or the lowest loss that is expected of any setting."""
 
     @property
     def trials(self) -> pandas.DataFrame:

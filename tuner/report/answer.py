@@ -7,6 +7,7 @@ is said to be expected.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 MOST_ROWS = 5
 """Of the frontier, without --verbose."""
 MOST_METRICS = 2
+_SOONEST = re.compile(
+    rf"expected to reach the target loss of (\S+) soonest of (\d+) settings tried, after [^,]+(, {PAST_THE_END})?"
+)
 
 
 def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[RenderableType]:
@@ -41,8 +45,9 @@ def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[R
     interval = f"{wording.new_runs(best)}{f', if they differ as much {source}' if source else ''}"
     rows.append(("loss", "; ".join(filter(None, [wording.measured_loss(best), interval]))))
     if held:
-        why = without_limits(best.reason, best.global_batch_size, best.learning_rate)
-        rows.append(("why", "; ".join(filter(None, [why, wording.chance(result)]))))
+        rows.append(("why", _why(result)))
+        if equal := wording.as_good(result)[0]:
+            rows.append(("equal", f"{equal}: the runs do not tell them apart"))
         short, ran = wording.larger(result)
         rows.append(("larger", f"{short[0].lower()}{short[1:]}{': ' if ran else ''}{ran}"))
     rows.append(("limits", "; ".join(limit.short for limit in wording.limits(result)) or "not measured"))
@@ -52,6 +57,19 @@ def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[R
     if held and len(best.warnings) > len(shown):
         rows.append(("", f"{len(best.warnings) - len(shown)} more with --verbose"))
     return [_title(best, view), labelled([(label, said(text, 600)) for label, text in rows])]
+
+
+def _why(result: SearchResult) -> str:
+    """Return why it is this setting, and where the target is from.
+
+    In how many seconds and runs it is reached stands in the table and above the lines to paste.
+    """
+    best = result.recommendation
+    why = without_limits(best.reason, best.global_batch_size, best.learning_rate)
+    source = wording.target_source(result).replace("the lowest loss expected of any setting", "lowest expected")
+    if source and (found := _SOONEST.match(why)):
+        return f"expected soonest of {found[2]} to the target {found[1]} ({source}){why[found.end() :]}"
+    return "; ".join(filter(None, [why, wording.chance(result)]))
 
 
 def _short(warnings: Sequence[str]) -> Sequence[str]:
@@ -140,7 +158,7 @@ def frontier_table(
     if any(not row.verified for row in shown):
         notes.append("* on the seed that it was chosen on, so likely too low")
     if any(foreseen):
-        notes.append(f"~ {PAST_THE_END}: no run came so far")
+        notes.append("~ estimated: its full runs ended above the target")
     if len(shown) < len(ran):
         notes.append(f"{len(ran) - len(shown)} more with --verbose")
     return [tabled(kept, view, chosen=chosen), *([said("; ".join(notes), style="dim")] if notes else [])]

@@ -42,7 +42,8 @@ class Brief:
 def brief(result: SearchResult) -> Brief:
     """Return the answer of a search in short parts."""
     best = result.recommendation
-    badge = sentences(f"{wording.confirmed(best)}{' on a fresh seed' if best.val_loss.n_seeds == 1 else ''}")
+    on = " on a fresh seed" if best.val_loss.n_seeds == 1 else ""
+    badge = sentences(f"{wording.confirmed(best).replace('run', 'full run')}{on}")
     if not best.verified:
         badge = "Not confirmed by a run on a fresh seed yet."
     short, ran = wording.larger(result)
@@ -83,15 +84,20 @@ def _sooner(result: SearchResult) -> Part | None:
     """Return how the answer compares with the user's setting and with batch 32, by what is expected of each."""
     best, target = result.recommendation, ""
     if best.seconds_to_target is not None and result.target is not None:
-        target = f"it is expected at the target loss of {number(result.target)} after {wording.to_target(result, best)}"
+        target = f"it is expected to reach the target loss of {number(result.target)} after "
+        target += wording.to_target(result, best)
+    source = wording.target_source(result)
+    origin = f"the target is {source}" if target and source else ""
     compared = [said for each in best.compared if (said := wording.compared(result, each)) is not None]
     if compared:
         return Part(
             "How much sooner?",
             compared[0].short,
-            sentences(*(text for said in compared for text in (said.whole, said.loss)), target),
+            sentences(*(text for said in compared for text in (said.whole, said.loss)), target, origin),
         )
-    return Part("How soon?", f"{wording.to_target(result, best)} to the target", sentences(target)) if target else None
+    if not target:
+        return None
+    return Part("How soon?", f"{wording.to_target(result, best)} to the target", sentences(target, origin))
 
 
 def _sure(result: SearchResult) -> Part:
@@ -100,6 +106,9 @@ def _sure(result: SearchResult) -> Part:
     short = "No full run yet" if loss.mean is None else f"Loss {loss.mean:.3g}"
     if loss.low is not None and loss.high is not None:
         short = f"Expect a loss of {two_digits(loss.low)} to {two_digits(loss.high)} in 9 of 10 new runs"
+    equal, rests_on = wording.as_good(result)
+    if equal and no_advice(best.warnings) is None:
+        short += f"; {equal}"
     measured, source = wording.measured_loss(best), wording.interval_source(result)
     range_holds = source and f"that range holds if new runs differ as much {source}"
     if source and not best.verified and no_advice(best.warnings) is None:
@@ -108,8 +117,9 @@ def _sure(result: SearchResult) -> Part:
         measured if loss.mean is None else f"measured: loss {measured}",
         range_holds,
         wording.chance(result),
+        rests_on.replace("them", "these batch sizes"),
     )
-    return Part("How sure is it?", short, f"{said} {wording.as_good(result)}".strip())
+    return Part("How sure is it?", short, said)
 
 
 def two_digits(value: float) -> str:

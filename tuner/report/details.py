@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..core.plain_text import one_line
 from ..core.results import BatchAnswer, Candidate, LossEstimate, SearchResult
 from . import wording
-from .brief import not_tested
+from .brief import not_tested, sentences
 from .units import REFERENCE_RUN, duration, gib, number, per_second, setting_text
 from .view import labelled, said
 
@@ -77,7 +77,7 @@ def _trades(result: SearchResult) -> Iterator[tuple[str, str]]:
             best.learning_rate,
         ):
             yield label, _setting(other)
-    if alike := wording.as_good(result):
+    if alike := sentences(": ".join(filter(None, wording.as_good(result)))):
         yield "as good as", alike
     if best.lr_rule is not None:
         yield "rule", f"double the batch, multiply the learning rate by {2**best.lr_rule.alpha:.2f}"

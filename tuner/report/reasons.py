@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..core.remarks import BatchLimits, Caution, CautionCode, NoteCode, Reason, ReasonCode
+from ..core.remarks import BatchLimits, Caution, CautionCode, NoteCode, Reason, ReasonCode, TargetSource
 from .units import duration
 
 _REASONS: dict[ReasonCode, str] = {
@@ -49,6 +49,14 @@ _CAUTIONS: dict[CautionCode, str] = {
     "largest_by_steps": (
         "Batch {batch} is the largest that was searched, since a larger one makes under {steps} steps in a full run of "
         "{samples:,.0f} samples. Name larger ones in the space, or train for more epochs."
+    ),
+    "took_longer": (
+        "Full runs really took {times:.2g} times as long as their step times say: the machine was busy, or something "
+        "besides steps takes time. The order of settings goes by step times."
+    ),
+    "took_less": (
+        "Full runs really took {times:.2g} times as long as their step times say: the machine was busy while these "
+        "were measured. The order of settings goes by step times."
     ),
 }
 
@@ -132,6 +140,23 @@ def limits_text(limits: BatchLimits) -> str:
 def caution_text(caution: Caution) -> str:
     """Return a warning as a sentence that says what to do."""
     return _CAUTIONS[caution.code].format(**caution.figures)
+
+
+_SOURCES: dict[TargetSource, str] = {
+    "yours": "yours",
+    "present": "what your present setting reaches",
+    "lowest": "the lowest loss expected of any setting + {tolerance:.2g} %",
+}
+
+
+def target_source_text(source: TargetSource, tolerance: float) -> str:
+    """Return where a target is from.
+
+    Example:
+        >>> target_source_text("lowest", 0.05)
+        'the lowest loss expected of any setting + 5 %'
+    """
+    return _SOURCES[source].format(tolerance=100 * tolerance)
 
 
 def candidate_note(code: NoteCode | None, *, is_baseline: bool) -> str:

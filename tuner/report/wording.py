@@ -38,10 +38,10 @@ def title(best: Recommendation) -> str:
 
 
 def confirmed(best: Recommendation) -> str:
-    """Return on how many fresh seeds the answer was run to its end."""
+    """Return on how many fresh seeds the answer was run to its end: that it is proven best is not said."""
     if not best.verified:
         return "not confirmed yet"
-    return f"confirmed by {_runs(best.val_loss.n_seeds)}"
+    return f"checked by {_runs(best.val_loss.n_seeds)}"
 
 
 def _runs(n: int) -> str:
@@ -124,11 +124,11 @@ def compared(result: SearchResult, each: Comparison) -> Compared | None:
         than_it = "as" if loss is not None and loss.endswith("same") else "than"
         end = "" if loss is None else f"expected {loss} {than_it} there, at the end of a full run"
         short = f"expected {how}" if not each.setting.val_loss.n_seeds else how
-        return Compared(f"{_first_upper(short)} {than} {name}", f"expected at the target {how} {than} {other}", end)
+        return Compared(f"{_first_upper(short)} {than} {name}", f"expected to reach the target {how} {than} {other}", end)
     if loss is None:
         return None
     than = "as" if loss.endswith("same") else "than"
-    took = "" if not factor else f"; a full run takes {1 / factor:.0%} of its time"
+    took = "" if not factor else f", in {1 / factor:.0%} of its time"
     return Compared(f"{_first_upper(loss)} {than} {name}", f"expected {loss} {than} {other}{took}", "")
 
 
@@ -166,7 +166,7 @@ def larger(result: SearchResult) -> tuple[str, str]:
     if not ran:
         if result.stopped_by == "interrupted" or not tried_larger(result):
             return "No larger batch has been run to its end", ""
-        return "No larger batch promised enough for a full run", ""
+        return "No larger batch promised enough for a full run", next_larger(result)
     timed = [each for each in ran if each.seconds_to_target is not None]
     lowest = min(ran, key=lambda each: each.val_loss.mean or 0.0)
     ended = f"batch {lowest.global_batch_size} ended at a loss of {number(lowest.val_loss.mean)}"
@@ -182,12 +182,33 @@ def larger(result: SearchResult) -> tuple[str, str]:
         short_said = "Larger ones are expected later, perhaps by chance"
     else:
         short_said = "Larger batches reach the target later"
-    reached = f"batch {first.global_batch_size} is expected at {_the_target(result)} after {to_target(result, first)}"
+    reached = f"batch {first.global_batch_size} is expected to reach {_the_target(result)} after "
+    reached += to_target(result, first)
     return short_said, f"{reached}; this one after {to_target(result, best)}"
 
 
 def _the_target(result: SearchResult) -> str:
     return "the target" if result.target is None else f"the target loss of {number(result.target)}"
+
+
+def next_larger(result: SearchResult) -> str:
+    """Return what is expected of the next larger batch that was tried; nothing where that is not known."""
+    each = result.recommendation.larger
+    if each is None:
+        return ""
+    samples = max((record.samples for record in result.records if _same(record, each.setting)), default=0)
+    setting = f"{each.name}, tried to {samples:,} samples,"
+    if result.goal == "time" and result.recommendation.seconds_to_target is not None:
+        if each.times_sooner is None:
+            return f"{setting} is expected to take more than two full runs to the target"
+        if each.times_sooner > 1.05:
+            return f"{setting} is expected to take {each.times_sooner:.2g} times as long to the target"
+        if each.times_sooner > 0:
+            how = times_sooner(1 / each.times_sooner)
+            return f"{setting} may be {how}{' to the target' if how == 'as soon' else ''}"
+    if each.loss_ratio is None or each.loss_ratio <= 0:
+        return ""
+    return f"{setting} is expected to end at a loss {loss_change(1 / each.loss_ratio)}".replace("a loss the", "the")
 
 
 def tried_larger(result: SearchResult) -> str:
@@ -276,6 +297,13 @@ def interval_source(result: SearchResult) -> str:
     return "as is usual"
 
 
+def target_source(result: SearchResult) -> str:
+    """Return where the target is from; nothing where there is none, it is not the goal, or that is not known."""
+    if result.goal != "time" or result.target is None or result.target_source is None:
+        return ""
+    return result.target_source
+
+
 def chance(result: SearchResult) -> str:
     """Return how many new runs reach the target; nothing where that is not known, or not the goal."""
     many = reached_by(result.recommendation.val_loss, result.target) if result.goal == "time" else None
@@ -297,21 +325,21 @@ def reached_by(loss: LossEstimate, target: float | None) -> str | None:
     return {0: "hardly any", 10: "nearly all"}.get(tenths, f"about {tenths} of 10")
 
 
-def as_good(result: SearchResult) -> str:
-    """Return which other batch sizes may be as good, and which of them on short runs only; nothing if not known."""
+def as_good(result: SearchResult) -> tuple[str, str]:
+    """Return which other batch sizes may be as good, and what that rests on; two empty texts where it is not known."""
     best = result.recommendation
     if not best.batch_interval:
-        return ""
+        return "", ""
     low, high = best.batch_interval[0], best.batch_interval[-1]
     if len({record.global_batch_size for record in result.records}) == 1:
-        return "No other batch size was tried."
+        return "", "no other batch size was tried"
     if low == high:
-        return "No other batch size that was run is as good."
-    said = f"Batch sizes {low} to {high} may be as good: the runs do not tell them apart for certain."
+        return "", "no other batch size that was run is as good"
+    rests_on = "the runs do not tell them apart for certain"
     if short := only_stopped(result):
         sizes = f"{', '.join(map(str, short[:-1]))} or {short[-1]}" if len(short) > 1 else str(short[0])
-        said += f" No run at batch {sizes} went to its end."
-    return said
+        rests_on += f", and no run at batch {sizes} went to its end"
+    return f"batch sizes {low} to {high} may be as good", rests_on
 
 
 # --- what it cost -------------------------------------------------------------------------------------------------

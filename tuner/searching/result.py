@@ -58,6 +58,7 @@ def make_result(study: Study, strategy: Strategy, probe: ProbeResult | None, sto
         probes=study.probes,
         importance=importance,
         no_importance=no_importance,
+        target_source=strategy.target_source,
     )
 
 

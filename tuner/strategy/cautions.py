@@ -11,9 +11,13 @@ from ..core.results import Candidate
 from ..report.units import duration
 from ..theory.scaling import LEARNING_RATE_RANGE
 from .candidates import key_of_candidate, spoilt
+from .cost import TELLING_S
 from .evidence import Evidence
 from .nothing_learned import nothing_learned
 from .space import STEPS_AT_LEAST, make_space
+
+MISLEADING = 1.5
+"""Measured seconds that differ from those of the step times by more than this factor are told."""
 
 
 def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
@@ -30,6 +34,8 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
         yield Caution("target_not_reached")
     if spoilt(evidence, chosen):
         yield Caution("diverged")
+    if (differ := _seconds_differ(evidence)) is not None:
+        yield differ
     low, high = _range_of_rates(evidence)
     if low < high and chosen.learning_rate in (low, high):
         yield Caution("rate_at_edge", {"rate": chosen.learning_rate, "low": low, "high": high})
@@ -39,6 +45,18 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
     by_steps = largest <= samples / STEPS_AT_LEAST < 2 * largest <= evidence.facts.n_samples
     if "batch_size" not in plan.space and chosen.global_batch_size == largest and by_steps:
         yield Caution("largest_by_steps", {"batch": largest, "steps": STEPS_AT_LEAST, "samples": samples})
+
+
+def _seconds_differ(evidence: Evidence) -> Caution | None:
+    """Return by what factor full runs took longer, or less long, than their step times say; None where they agree."""
+    clock = evidence.clock
+    ended = (run for run in evidence.ledger if run.state == "complete" and (run.seconds or 0.0) >= TELLING_S)
+    device = next(iter(evidence.probes), None)  # On other kinds of device a reference run takes other seconds.
+    here = [run for run in ended if run.record is None or device in (None, run.record.device)]
+    times = clock.correction(here)
+    if 1 / MISLEADING < times < MISLEADING:
+        return None
+    return Caution("took_longer" if times > 1 else "took_less", {"times": times})
 
 
 def _ends_at_micro_batch(evidence: Evidence) -> int | None:

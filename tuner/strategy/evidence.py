@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from ..core.probe_results import ProbeResult
+from ..core.remarks import TargetSource
 from ..core.results import Setting
 from ..core.specs import Plan
 from ..core.trials import Facts
@@ -71,20 +72,29 @@ class Evidence:
         runs = [] if self.baseline is None else self.ledger.of(self.baseline, self.plan.seed)
         return max((run for run in runs if run.finite), key=lambda run: run.samples, default=None)
 
-    @cached_property
+    @property
     def target(self) -> float | None:
         """Validation loss that counts as reached; None while no loss is known.
 
         The user's; else what the user's present setting reaches; else the lowest that is expected of a full run, within
         tolerance.
         """
+        return self._target[0]
+
+    @property
+    def target_source(self) -> TargetSource:
+        """Where the target is from."""
+        return self._target[1]
+
+    @cached_property
+    def _target(self) -> tuple[float | None, TargetSource]:
         if self.plan.target is not None:
-            return self.plan.target
+            return self.plan.target, "yours"
         own = self.baseline_run()
         if own is not None and own.complete:
-            return own.at(own.end_samples)
+            return own.at(own.end_samples), "present"
         best = self.lowest_expected
-        return None if best is None else best + self.plan.tolerance * abs(best)
+        return (None if best is None else best + self.plan.tolerance * abs(best)), "lowest"
 
     @cached_property
     def lowest_expected(self) -> float | None:

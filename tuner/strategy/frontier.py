@@ -115,6 +115,14 @@ def _best_at_usual(evidence: Evidence, found: Sequence[Candidate], chosen: Candi
     return candidate(evidence, settings[int(np.argmin(times))], seed_noise(evidence))
 
 
+def next_larger(evidence: Evidence, found: Sequence[Candidate], chosen: Candidate) -> Comparison | None:
+    """Return the chosen setting beside the soonest of the next larger batch size that was tried; None without one."""
+    larger = [c for c in found if c.global_batch_size > chosen.global_batch_size and not spoilt(evidence, c)]
+    batch = min((c.global_batch_size for c in larger), default=0)
+    other = _soonest_of(evidence, [c for c in larger if c.global_batch_size == batch])
+    return None if other is None else _comparison(evidence, f"batch {batch}", other, chosen)
+
+
 def _soonest_of(evidence: Evidence, found: Sequence[Candidate]) -> Candidate | None:
     if not found:
         return None

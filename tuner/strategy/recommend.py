@@ -19,7 +19,7 @@ from .cautions import cautions
 from .choice import choose, within
 from .cost import Cost
 from .evidence import Evidence
-from .frontier import comparisons, frontier, lowest_at_equal_seconds, lowest_loss, soonest
+from .frontier import comparisons, frontier, lowest_at_equal_seconds, lowest_loss, next_larger, soonest
 from .nothing_learned import nothing_learned
 from .posterior import Model
 
@@ -75,6 +75,7 @@ def recommend(evidence: Evidence) -> Recommendation:
         lowest_loss_at_equal_seconds=_unless(chosen, lowest_at_equal_seconds(evidence, found, chosen)),
         frontier=frontier(evidence, found),
         compared=comparisons(evidence, found, chosen),
+        larger=next_larger(evidence, found, chosen),
     )
 
 

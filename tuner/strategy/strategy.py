@@ -19,6 +19,7 @@ from ..core.results import BatchAnswer, Limits, Recommendation, Setting, Spent
 from ..core.specs import Forecast, Learned, Plan, Proposal
 from ..core.trial_record import TrialRecord
 from ..core.trials import Facts, TrialReport, Verdict
+from ..report.reasons import target_source_text
 from ..theory.gradient_noise import noise_scale
 from .baseline_samplers import Sampler, make_sampler
 from .budget import Budget
@@ -216,6 +217,11 @@ class Strategy:
     def target(self) -> float | None:
         """The validation loss that counts as reached: the user's, or one that is good here; None until one is known."""
         return self._evidence().target
+
+    @property
+    def target_source(self) -> str:
+        """Where the target is from, in words."""
+        return target_source_text(self._evidence().target_source, self.plan.tolerance)
 
     def recommend(self) -> Recommendation:
         """Return what is best by all that is known now; `verified` says whether it was confirmed.

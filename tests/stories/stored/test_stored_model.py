@@ -34,7 +34,7 @@ def test_a_study_of_ones_own_goes_on(folder: Path) -> None:
     result = invoke("search")
 
     assert result.exit_code == 0, result.output
-    assert "confirmed by" in result.stdout.splitlines()[0]
+    assert "checked by" in result.stdout.splitlines()[0]
     assert result.stderr.startswith(f"Going on with study model: runs {folder}/model.py\n")
     assert (folder / "ran").read_text().startswith(f"{folder}/model.py")
 
