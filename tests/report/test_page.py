@@ -190,6 +190,83 @@ def test_a_trial_is_picked_by_mouse_and_by_keyboard(open_page: Any) -> None:
     assert opened.complaints == []
 
 
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_a_trial_that_is_picked_in_the_table_is_seen_in_a_chart(
+    open_page: Any, written: Any, size: tuple[int, int]
+) -> None:
+    """The first chart that has it comes into sight, and the focus stays on its number."""
+    number = str(curve_records(written("demo")[0].records)[-1].number)
+    opened = open_page("demo", size)
+    opened.page.locator(f"#trials tr[data-trial='{number}'] button").focus()
+    opened.page.keyboard.press("Enter")
+
+    assert opened.ask("document.documentElement.dataset.picked") == number
+    specs = json.loads(opened.ask("document.getElementById('bstune-data').textContent"))["charts"]
+    it = re.compile(rf'"trial": {number}\b')
+    (first, *_) = [chart["id"] for chart in specs if chart["picks"] and it.search(json.dumps(chart))]
+    top, bottom = opened.ask(
+        f"(({{top, bottom}}) => [top, bottom])(document.getElementById('{first}').getBoundingClientRect())"
+    )
+    assert 0 <= top < bottom <= size[1]
+    assert opened.ask("document.activeElement.textContent") == number
+
+
+def test_a_table_that_is_cut_says_so(open_page: Any) -> None:
+    """All trials are, on a desk too; the few rows of claims are shown in full, what does not hold first."""
+    opened = open_page("demo")
+    notes = dict(
+        opened.ask(
+            "[...document.querySelectorAll('.scroll')].map(e => [e.getAttribute('aria-label'), "
+            "e.previousElementSibling.hidden ? '' : e.previousElementSibling.textContent])"
+        )
+    )
+    assert notes == {
+        "Table of claims": "",
+        "Table of all trials": "Move the table sideways for more columns, and down for more rows.",
+    }
+
+
+def test_the_runs_of_the_answer_are_drawn_thicker_and_last(open_page: Any, written: Any) -> None:
+    """Among others of its batch size its curve is told by that."""
+    told, _ = written("demo")
+    best = told.result.recommendation
+    own = [
+        record
+        for record in curve_records(told.records)
+        if (record.global_batch_size, record.learning_rate) == (best.global_batch_size, best.learning_rate)
+    ]
+    widths = open_page("demo").ask(
+        "[...document.querySelectorAll('#c-samples .mark-line.role-mark path')]"
+        ".map(p => Number(p.getAttribute('stroke-width')))"
+    )
+
+    assert widths == sorted(widths)
+    assert sum(width > widths[0] for width in widths) == len(own) > 0
+
+
+def test_loss_is_not_drawn_against_time_where_one_batch_size_was_run_to_the_end() -> None:
+    """A sentence says so in place of the chart, and no line is promised."""
+    told = studies.demo()
+    assert told.result is not None
+    best = told.result.recommendation
+    alone = dataclasses.replace(
+        best,
+        fastest=None,
+        smallest_within_tolerance=None,
+        lowest_loss=None,
+        lowest_loss_at_equal_seconds=None,
+        frontier=(),
+        compared=(),
+        alternatives=(),
+    )
+    text = page(dataclasses.replace(told, result=dataclasses.replace(told.result, recommendation=alone)))
+
+    assert 'id="c-frontier"' in page(told)
+    assert 'id="c-frontier"' not in text
+    assert f"of all batch sizes, only {best.global_batch_size} was run to the end" in text
+    assert "dashed line" not in text
+
+
 def test_the_table_is_sorted_by_its_headings(open_page: Any) -> None:
     """Once up, twice down; a screen reader is told."""
     opened = open_page("demo")

@@ -166,8 +166,8 @@ def claims_text(rows: Sequence[tuple[str, str, float | None]], view: View | None
 
 
 def page_findings(findings: Sequence[Finding]) -> list[dict[str, str]]:
-    """Return the rows of a page: what holds, then what does not; what could not be told is left out."""
-    known = [each for verdict in ORDER[:2] for each in findings if each.verdict == verdict]
+    """Return the rows of a page: what does not hold, then what does; what could not be told is left out."""
+    known = [each for verdict in ("does not hold", "holds") for each in findings if each.verdict == verdict]
     return [
         {
             "claim": _plain(each.claim),

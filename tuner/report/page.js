@@ -51,12 +51,29 @@
     document.documentElement.dataset.picked = String(picked);
   };
 
+  // The first chart that shows the picked trial comes into sight; the focus stays where it is.
+  const reveal = () => {
+    const shows = (chart) => chart.picks && (chart.spec.layer || []).some(
+      (layer) => ((layer.data || {}).values || []).some((row) => row.trial === picked));
+    const chart = picked < 0 ? null : data.charts.find(shows);
+    if (chart) find(chart.id).scrollIntoView({ block: "center" });
+  };
+
   // The table: text is text, whatever a study holds.
   const shown = (value, column) => {
     if (value === null || value === undefined) return "";
     if (typeof value !== "number") return String(value);
     return column.whole ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
   };
+  // A table that its box cuts says so.
+  const hint = () => document.querySelectorAll(".scroll").forEach((box) => {
+    const wide = box.scrollWidth > box.clientWidth + 1, long = box.scrollHeight > box.clientHeight + 1;
+    const note = box.previousElementSibling;
+    note.hidden = !wide && !long;
+    note.textContent = `${wide ? "Move the table sideways for more columns" : ""}${wide && long ? ", and " : ""}${
+      long ? `${wide ? "down" : "Move the table down"} for more rows` : ""}.`;
+  });
+  addEventListener("resize", hint);
   const STEP = 250;
   let order = data.trials.slice(), rows = STEP, sorted = { column: 0, down: false };
   const cell = (kind, text, classes) => {
@@ -78,7 +95,7 @@
           button.type = "button";
           button.setAttribute("aria-pressed", String(row[0] === picked));
           button.setAttribute("aria-label", `Show trial ${row[0]}`);
-          button.addEventListener("click", () => pick(row[0] === picked ? -1 : row[0]));
+          button.addEventListener("click", () => { pick(row[0] === picked ? -1 : row[0]); reveal(); });
           made.append(button);
         }
         line.append(made);
@@ -88,6 +105,7 @@
     }
     find("trials").tBodies[0].replaceChildren(made);
     find("more").hidden = rows >= order.length;
+    hint();
     find("more").textContent = `Show more (${Math.max(0, order.length - rows).toLocaleString("en")} left)`;
   };
   const sort = (i) => {
@@ -123,6 +141,7 @@
     find("more").addEventListener("click", () => { rows += 4 * STEP; body(); });
   }
 
+  hint();
   if (find("trial")) {
     find("trial").addEventListener("change", () => pick(find("trial").value === "" ? -1 : Number(find("trial").value)));
     find("previous").addEventListener("click", () => beside(-1));

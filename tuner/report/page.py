@@ -40,6 +40,7 @@ def page(told: Told) -> str:
             "left_out": left_out,
             "findings": page_findings(told.findings),
             "n_trials": len(told.records),
+            "continued": any(record.start_samples for record in told.records),
             "not_tested": [] if told.result is None else not_tested(told.result, told.facts),
             "about": _about(told),
         },
@@ -134,12 +135,19 @@ def _about(told: Told) -> list[tuple[str, str]]:
         (
             "Cost",
             spent
-            and f"{duration(spent.seconds)} of training (measured), {spent.samples:,} samples, "
+            and f"{duration(spent.seconds)} of training (measured), {spent.samples:,} samples{_for_noise(told)}, "
             f"{spent.reference_runs:.2f} reference runs ({REFERENCE_RUN})",
         ),
         ("Versions", ", ".join(f"{name} {value}" for name, value in made_with.items())),
     ]
     return [(name, hide_secrets(one_line(value, 600))) for name, value in found if value]
+
+
+def _for_noise(told: Told) -> str:
+    """Return how many of the samples that a search has cost were drawn beside the training of its trials."""
+    trained = sum(max(0, record.samples - record.start_samples) for record in told.records)
+    drawn = 0 if told.result is None else told.result.spent.samples - trained
+    return f" (of these {drawn:,} to measure gradient noise)" if drawn > 0 else ""
 
 
 _COLUMNS: tuple[dict[str, Any], ...] = (
@@ -161,7 +169,9 @@ _COLUMNS: tuple[dict[str, Any], ...] = (
 def _table(records: Sequence[TrialRecord]) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Return the columns of the table of trials, the user's own among them, and its rows."""
     own = list(dict.fromkeys(name for record in records for name in (*record.params, *record.metrics)))[:12]
-    columns = [*_COLUMNS, *({"title": one_line(name, 60)} for name in own)]
+    continued = any(record.start_samples for record in records)
+    itself = [{"title": "trained itself", "whole": True}] if continued else []
+    columns = [*_COLUMNS[:4], *itself, *_COLUMNS[4:], *({"title": one_line(name, 60)} for name in own)]
     columns.append({"title": "what came of it", "text": True, "reason": True})
     rows = []
     for record in records:
@@ -172,6 +182,7 @@ def _table(records: Sequence[TrialRecord]) -> tuple[list[dict[str, Any]], list[l
                 record.global_batch_size,
                 record.learning_rate,
                 record.samples,
+                *([record.samples - record.start_samples] if continued else []),
                 record.val_loss,
                 STATES.get(record.state, record.state),
                 one_line(record.stage, 40),

@@ -94,8 +94,8 @@ def _landscape(records: Sequence[TrialRecord], result: SearchResult | None) -> _
     rule = None if result is None else result.recommendation.lr_rule
     shown = landscape_records(records)
     said = (
-        "Each mark is a setting: its colour is the loss where it ended, blue the lowest; small marks were stopped "
-        "before their end, squares are full runs on a fresh seed, crosses failed."
+        "Each mark is a setting: its colour is the loss where it ended, blue the lowest; the smaller it is, the "
+        "sooner it was stopped. The ring is about the answer."
     )
     if rule is not None:
         said += f" Along the dashed ridge, twice the batch goes with {2**rule.alpha:.2f} times the learning rate."
@@ -115,6 +115,8 @@ def _curves(records: Sequence[TrialRecord], probe: ProbeResult | None, result: S
     said = "Every trial, by the samples it has seen and by the seconds that takes."
     if n == most:
         said = f"The {most} trials that came furthest, by the samples they have seen and by the seconds that takes."
+    if result is not None:
+        said += " Those of the answer are thicker."
     label = f"Validation loss of {n} trials along their training."
     by_samples, by_seconds = (curves(records, probe, by, result=result) for by in ("samples", "seconds"))
     charts = (
@@ -125,23 +127,28 @@ def _curves(records: Sequence[TrialRecord], probe: ProbeResult | None, result: S
 
 
 def _frontier(result: SearchResult | None) -> _Made:
-    first = None if result is None else frontier(result)
+    ended = [] if result is None else [c for c in candidates(result) if c.val_loss.mean is not None]
+    batches = sorted({c.global_batch_size for c in ended})
+    alone = f"of all batch sizes, only {batches[0]} was run to the end." if len(batches) == 1 else ""
+    first = None if result is None or alone else frontier(result)
     second = None if result is None else confirmations(result)
     charts = (
         *drawn(first, "c-frontier", "Loss against time", "Loss at the end of a full run against its seconds."),
         *drawn(second, "c-confirm", "Runs on fresh seeds", "Losses of the confirmation runs with the 90 % interval."),
     )
-    said = (
-        "Settings that were run to the end, each with the interval in which 9 of 10 new runs end. No setting beats "
-        "those on the dashed line both in loss and in time. Seconds are by the step times of the probe, validation "
-        "included."
-    )
-    if result is not None and any(c.val_loss.mean is not None and not c.verified for c in candidates(result)):
+    said = "Settings that were run to the end, each with the interval in which 9 of 10 new runs end."
+    if first is not None:
+        if result is not None and len(result.recommendation.frontier) > 1:
+            said += " No setting beats those on the dashed line both in loss and in time."
+        said += " Seconds are by the step times of the probe, validation included."
+    elif len(batches) == 1:
+        said += f" Loss is not drawn against time: {alone}"
+    if first is not None and any(not c.verified for c in ended):
         said += " A hollow point is the run that the setting was chosen by, so its loss is likely too low."
-    if result is not None and second is None:
+    if ended and second is None:
         said += " No run on a fresh seed has been finished."
     return Section("frontier", "Loss against time, and how sure it is", said, charts), (
-        "Loss against time: no trial has been run to the end yet."
+        f"Loss against time: {alone or 'no trial has been run to the end yet.'}"
     )
 
 
@@ -213,7 +220,7 @@ def _reach(result: SearchResult | None) -> _Made:
         said += " A triangle needs more than that: a full run did not get there."
     titles = {
         "samples": f"Samples E(B) to a loss of {loss}",
-        "step": "Seconds of a step, t(B)",
+        "step": "Time of a step, t(B)",
         "seconds": f"Seconds to a loss of {loss}",
     }
     charts = tuple(

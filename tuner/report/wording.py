@@ -124,7 +124,9 @@ def compared(result: SearchResult, each: Comparison) -> Compared | None:
         than_it = "as" if loss is not None and loss.endswith("same") else "than"
         end = "" if loss is None else f"expected {loss} {than_it} there, at the end of a full run"
         short = f"expected {how}" if not each.setting.val_loss.n_seeds else how
-        return Compared(f"{_first_upper(short)} {than} {name}", f"expected to reach the target {how} {than} {other}", end)
+        return Compared(
+            f"{_first_upper(short)} {than} {name}", f"expected to reach the target {how} {than} {other}", end
+        )
     if loss is None:
         return None
     than = "as" if loss.endswith("same") else "than"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ...core.probe_results import ProbeResult
-from ...core.results import SearchResult
+from ...core.results import Recommendation, SearchResult
 from ...core.trial_record import TrialRecord
 from .frame import (
     HEIGHT,
@@ -44,7 +44,8 @@ def curves(
 ) -> Any:
     """Return the learning curves over samples or over seconds; None where there are none.
 
-    With a result, seconds are those of `seconds_per_full_run`, validation included, and the target is marked.
+    With a result, seconds are those of `seconds_per_full_run`, validation included, the target is marked, and the runs
+    of the answer are thicker.
     """
     import altair
 
@@ -57,13 +58,17 @@ def curves(
     if not points:
         return None
     parameter, is_picked = picked(alone)
+    best = None if result is None else result.recommendation
+    for point in points:
+        params = point.pop("params")
+        point["own"] = best is not None and _is_of(best, params, point)
     how = "without validation" if result is None else "validation included"
     title = "training samples" if by == "samples" else f"seconds by the step times, {how}"
     losses = [point["loss"] for point in points]
     if result is not None and result.target is not None:
         losses.append(result.target)
     y = altair.Y("loss:Q", title="validation loss", scale=loss_scale(losses))
-    chart = altair.Chart(rows(points)).encode(
+    encoded = dict(
         x=altair.X(f"{by}:Q", title=title, axis=amount_axis(max(point[by] for point in points))),
         y=y,
         color=batch_colour([point["batch"] for point in points]),
@@ -71,9 +76,20 @@ def curves(
         opacity=altair.condition(is_picked, altair.value(0.85), altair.value(0.07)),
         tooltip=trial_tooltip(),
     )
-    lines = chart.mark_line(strokeWidth=1.6, clip=True)
-    dots = chart.mark_point(filled=True, size=22, clip=True).add_params(parameter)
-    return altair.layer(*target_line(result, y), lines, dots).properties(height=HEIGHT)
+    lines = [
+        altair.Chart(rows(some)).mark_line(strokeWidth=width, clip=True).encode(**encoded)
+        for own, width in ((False, 1.6), (True, 4))
+        if (some := [point for point in points if point["own"] == own])
+    ]
+    dots = (
+        altair.Chart(rows(points)).encode(**encoded).mark_point(filled=True, size=22, clip=True).add_params(parameter)
+    )
+    return altair.layer(*target_line(result, y), *lines, dots).properties(height=HEIGHT)
+
+
+def _is_of(best: Recommendation, params: dict[str, Any], row: Row) -> bool:
+    """Tell whether a point is of a run of the answer."""
+    return (row["batch"], row["rate"], params) == (best.global_batch_size, best.learning_rate, best.params)
 
 
 def validation_s_per_sample(result: SearchResult) -> float:
@@ -99,7 +115,7 @@ def _points(record: TrialRecord, each_s: float | None) -> list[Row]:
     known = [(samples, loss) for samples, loss in record.values if loss is not None]
     stride = max(1, -(-len(known) // MOST_REPORTS))
     kept = known[::stride] if (len(known) - 1) % stride == 0 else [*known[::stride], known[-1]]
-    row = trial_row(record)
+    row = {**trial_row(record), "params": record.params}
     return [
         {**row, "samples": samples, "loss": loss, "seconds": None if each_s is None else samples * each_s}
         for samples, loss in kept

@@ -25,6 +25,9 @@ CONFIRMED = "complete, confirm"
 WIDTH = 460
 MISSING = "Charts need Altair, vl-convert and Jinja2, which are not installed: pip install 'bstune[report]'."
 
+NUMBER = ",.4~r"
+"""Numbers where the pointer is: four digits, as everywhere, and no powers of ten."""
+
 Row = dict[str, Any]
 
 
@@ -205,8 +208,8 @@ def trial_tooltip() -> list[altair.Tooltip]:
         altair.Tooltip("trial:Q", title="trial"),
         altair.Tooltip("state:N", title="state"),
         altair.Tooltip("batch:Q", title="batch"),
-        altair.Tooltip("rate:Q", title="learning rate", format=".3g"),
-        altair.Tooltip("loss:Q", title="loss", format=".4g"),
+        altair.Tooltip("rate:Q", title="learning rate", format=NUMBER),
+        altair.Tooltip("loss:Q", title="loss", format=NUMBER),
         altair.Tooltip("samples:Q", title="samples", format=","),
     ]
 

@@ -25,6 +25,14 @@ from .frame import (
     trial_tooltip,
 )
 
+KEY = {
+    CONFIRMED: "full run, fresh seed",
+    "complete": "full run",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "running": "runs",
+}
+"""What the shapes mean."""
 MOST_POINTS = 1500
 """More cannot be told apart, and make a page slow."""
 
@@ -90,7 +98,7 @@ def landscape(
                 domain=["complete", CONFIRMED, "stopped", "failed", "running"],
                 range=["circle", "square", "circle", "cross", "triangle-up"],
             ),
-            legend=None,
+            legend=_key(points),
         ),
         size=altair.Size("share:Q", scale=altair.Scale(domain=[0, 1], range=_sizes(len(shown))), legend=None),
         opacity=altair.condition(is_picked, altair.value(1), altair.value(0.12)),
@@ -106,12 +114,32 @@ def _sizes(n: int) -> list[int]:
     return [45, 260] if n <= 300 else [14, 70]
 
 
+def _key(points: Sequence[Row]) -> Any:
+    """Return the key of the shapes that are there."""
+    import altair
+
+    states = [state for state in KEY if any(row["state"] == state for row in points)]
+    words = " : ".join(f"datum.value == '{state}' ? '{KEY[state]}'" for state in states)
+    return altair.Legend(
+        orient="bottom",
+        direction="horizontal",
+        columns=2,
+        values=states,
+        labelExpr=f"{words} : datum.value",
+        labelLimit=200,
+        symbolFillColor=GREY,
+        symbolStrokeColor=GREY,
+        symbolSize=110,
+    )
+
+
 def _loss_colour(losses: Sequence[float]) -> Any:
     import altair
 
     high = losses[min(len(losses) - 1, int(0.9 * len(losses)))]
     if high == losses[0]:
         return altair.value(LOSS_COLOURS[0])
+    digits = ",.2~r" if losses[0] <= 0 or high > 1.5 * losses[0] else ",.4~r"
     scale = (
         altair.Scale(type="log", domain=[losses[0], high], range=list(LOSS_COLOURS), clamp=True)
         if losses[0] > 0
@@ -121,8 +149,24 @@ def _loss_colour(losses: Sequence[float]) -> Any:
         "loss:Q",
         title="loss where it ended",
         scale=scale,
-        legend=altair.Legend(orient="top", format="~g", gradientLength=220, titleLimit=240, tickCount=4),
+        legend=altair.Legend(
+            orient="top", format=digits, gradientLength=220, titleLimit=240, values=_labelled(losses[0], high)
+        ),
     )
+
+
+def _labelled(low: float, high: float) -> list[float]:
+    """Return the losses that the colour bar names: both ends, and what is clear of them.
+
+    Example:
+        >>> _labelled(0.0354, 2.3), _labelled(0.0, 2.0)
+        ([0.0354, 0.1, 1.0, 2.3], [0.0, 1.0, 2.0])
+    """
+    if low <= 0:
+        return [low, (low + high) / 2, high]
+    clear = (high / low) ** 0.15
+    inner = [tick for tick in decades(low, high) if low * clear <= tick <= high / clear]
+    return [low, *inner[:: max(1, -(-len(inner) // 3))], high]
 
 
 def _ridge(result: SearchResult | None, batches: Sequence[int], rates: Sequence[float], x: Any, y: Any) -> list[Any]:

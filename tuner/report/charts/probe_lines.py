@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...core.probe_results import ProbeResult
-from .frame import BLUE, GREEN, GREY, HEIGHT, ORANGE, PURPLE, RED, Row, batch_axis, rows
+from .frame import BLUE, GREEN, GREY, HEIGHT, NUMBER, ORANGE, PURPLE, RED, Row, batch_axis, rows
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -25,6 +25,7 @@ def memory(probe: ProbeResult) -> Any:
     ]
     x = batch_axis([probe.micro_batch_size, *(row["batch"] for row in points)], title="micro-batch (samples)")
     top = max(row["peak"] for row in points)
+    outcomes = sorted({row["outcome"] for row in points})
     budget = probe.budget_bytes / unit
     near = budget <= 4 * top
     y = altair.Y(
@@ -40,11 +41,11 @@ def memory(probe: ProbeResult) -> Any:
             "outcome:N",
             title=None,
             scale=altair.Scale(domain=["ok", "oom", "limit", "error"], range=[BLUE, RED, ORANGE, GREY]),
-            legend=altair.Legend(orient="top", values=sorted({row["outcome"] for row in points})),
+            legend=altair.Legend(orient="top", values=outcomes) if len(outcomes) > 1 else None,
         ),
         tooltip=[
             altair.Tooltip("batch:Q", title="micro-batch"),
-            altair.Tooltip("peak:Q", title=f"peak ({name})", format=".3g"),
+            altair.Tooltip("peak:Q", title=f"peak ({name})", format=NUMBER),
             altair.Tooltip("outcome:N", title="outcome"),
         ],
     )

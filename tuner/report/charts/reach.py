@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from ...core.results import SearchResult
-from .frame import BLUE, GREY, HEIGHT, Row, batch_axis, rows
+from .frame import BLUE, GREY, HEIGHT, NUMBER, Row, batch_axis, rows
 
 Axis = Literal["samples", "step", "seconds"]
+IN_MS_BELOW_S = 1.0
 
 
 def reach(result: SearchResult, what: Axis) -> Any:
@@ -23,6 +24,9 @@ def reach(result: SearchResult, what: Axis) -> Any:
     if not points and not line:
         return None
     titles = {"samples": "samples to this loss", "step": "seconds of a step", "seconds": "seconds to this loss"}
+    if what != "samples" and max(row["value"] for row in [*points, *line]) < IN_MS_BELOW_S:
+        titles[what] = titles[what].replace("seconds", "milliseconds")
+        points, line = ([{**row, "value": 1e3 * row["value"]} for row in some] for some in (points, line))
     x = batch_axis([row["batch"] for row in [*points, *line]])
     y = altair.Y(
         "value:Q",
@@ -34,7 +38,7 @@ def reach(result: SearchResult, what: Axis) -> Any:
     dots = altair.Chart(rows(points)).mark_point(size=90, color=BLUE, opacity=1)
     tooltip = [
         altair.Tooltip("batch:Q", title="batch"),
-        altair.Tooltip("value:Q", title=titles[what], format=".3g"),
+        altair.Tooltip("value:Q", title=titles[what], format=NUMBER),
         altair.Tooltip("said:N", title="is"),
     ]
     full = altair.condition("datum.reached", altair.value(BLUE), altair.value("transparent"))

@@ -14,6 +14,7 @@ from .frame import (
     GREEN,
     GREY,
     HEIGHT,
+    NUMBER,
     ORANGE,
     PURPLE,
     RED,
@@ -142,7 +143,7 @@ def noise(records: Sequence[TrialRecord]) -> Any:
         tooltip=[
             altair.Tooltip("trial:Q", title="trial"),
             altair.Tooltip("samples:Q", title="samples", format=","),
-            altair.Tooltip("scale:Q", title="noise scale", format=".3g"),
+            altair.Tooltip("scale:Q", title="noise scale", format=NUMBER),
         ],
     ).properties(height=HEIGHT - 60)
 
@@ -183,7 +184,7 @@ def spending(records: Sequence[TrialRecord], probe: ProbeResult | None = None) -
         tooltip=[
             altair.Tooltip("stage:N", title="for"),
             altair.Tooltip("ended:N", title="ended"),
-            altair.Tooltip("seconds:Q", title="seconds", format=".3g"),
+            altair.Tooltip("seconds:Q", title="seconds", format=NUMBER),
             altair.Tooltip("runs:Q", title="runs"),
         ],
     ).properties(height=40 * len(order) + 10)

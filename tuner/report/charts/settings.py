@@ -9,7 +9,7 @@ from typing import Any
 
 from ...core.results import Candidate, SearchResult
 from ..units import given_params, setting_text
-from .frame import BLUE, GREY, HEIGHT, PURPLE, Row, candidates, loss_scale, positive, rows
+from .frame import BLUE, GREY, HEIGHT, NUMBER, PURPLE, Row, candidates, loss_scale, positive, rows
 
 
 def frontier(result: SearchResult) -> Any:
@@ -29,7 +29,7 @@ def frontier(result: SearchResult) -> Any:
         "seconds:Q",
         title="seconds of a full run, validation included",
         scale=altair.Scale(type="log", nice=False, padding=30),
-        axis=altair.Axis(format="~g", tickCount=5),
+        axis=altair.Axis(format=",.3~r", tickCount=5),
     )
     y = altair.Y("loss:Q", title="validation loss at its end", scale=loss_scale(ends))
     line = altair.Chart(rows(unbeaten)).mark_line(color=GREY, strokeDash=[4, 4]).encode(x=x, y=y)
@@ -44,9 +44,8 @@ def frontier(result: SearchResult) -> Any:
     points = [
         altair.Chart(rows(some))
         .mark_point(filled=fresh, size=130, strokeWidth=2.5, opacity=1)
-        .encode(x=x, y=y, color=colour, tooltip=_tooltip())
-        for fresh in (True, False)
-        if (some := [row for row in shown if row["fresh"] == fresh])
+        .encode(x=x, y=y, color=colour, tooltip=_tooltip(known))
+        for (fresh, known), some in _alike(shown).items()
     ]
     words = [
         altair.Chart(rows(some)).mark_text(align="right" if dx < 0 else "left", dx=dx, dy=dy)
@@ -57,15 +56,27 @@ def frontier(result: SearchResult) -> Any:
     return altair.layer(*layers).properties(height=HEIGHT)
 
 
+def _alike(shown: list[Row]) -> dict[tuple[bool, frozenset[str]], list[Row]]:
+    """Return the points by whether they are fresh and by what is known of them: the rest stands in no tooltip."""
+    found: dict[tuple[bool, frozenset[str]], list[Row]] = {}
+    for row in shown:
+        known = frozenset(name for name, value in row.items() if value is not None)
+        found.setdefault((row["fresh"], known), []).append(row)
+    return found
+
+
 def _labels(shown: list[Row]) -> Iterator[tuple[int, int, list[Row]]]:
-    """Yield the labels by where they stand: beside a point towards the middle, and off the line of the unbeaten.
+    """Yield one label for each batch size, at the answer or the lowest, by where it stands.
+
+    That is beside a point, towards the middle, and off the line of the unbeaten.
 
     That line falls from left to right: what is above it on the right or below it on the left of a point is clear of it.
     """
     batches = Counter(row["batch"] for row in shown)
     middle = math.sqrt(min(row["seconds"] for row in shown) * max(row["seconds"] for row in shown))
     found: dict[tuple[int, int], list[Row]] = {}
-    for row in shown:
+    named = {row["batch"]: row for row in sorted(shown, key=lambda row: (row["kind"] != "answer", row["loss"]))[::-1]}
+    for row in named.values():
         if batches[row["batch"]] > 1:  # The batch does not tell one from the other.
             row["said"] += f", lr {row['rate']:.3g}"
         place = (9, -11) if row["seconds"] <= middle else (-9, 14)
@@ -103,20 +114,21 @@ def _setting_row(each: Candidate) -> Row | None:
     }
 
 
-def _tooltip() -> list[Any]:
+def _tooltip(known: frozenset[str]) -> list[Any]:
     import altair
 
-    return [
+    shown = [
         altair.Tooltip("batch:Q", title="batch"),
-        altair.Tooltip("rate:Q", title="learning rate", format=".3g"),
+        altair.Tooltip("rate:Q", title="learning rate", format=NUMBER),
         altair.Tooltip("own:N", title="and"),
-        altair.Tooltip("loss:Q", title="loss", format=".4g"),
-        altair.Tooltip("low:Q", title="90 % from", format=".4g"),
-        altair.Tooltip("high:Q", title="90 % to", format=".4g"),
+        altair.Tooltip("loss:Q", title="loss", format=NUMBER),
+        altair.Tooltip("low:Q", title="90 % from", format=NUMBER),
+        altair.Tooltip("high:Q", title="90 % to", format=NUMBER),
         altair.Tooltip("seeds:Q", title="seeds"),
-        altair.Tooltip("seconds:Q", title="seconds of a full run", format=".3g"),
-        altair.Tooltip("to_target:Q", title="seconds to target", format=".3g"),
+        altair.Tooltip("seconds:Q", title="seconds of a full run", format=NUMBER),
+        altair.Tooltip("to_target:Q", title="seconds to target", format=NUMBER),
     ]
+    return [each for each in shown if each.shorthand.partition(":")[0] in known]
 
 
 def confirmations(result: SearchResult) -> Any:
@@ -149,7 +161,7 @@ def confirmations(result: SearchResult) -> Any:
     tooltip = [
         altair.Tooltip("trial:Q", title="trial"),
         altair.Tooltip("seed:Q", title="seed"),
-        altair.Tooltip("loss:Q", title="loss", format=".4g"),
+        altair.Tooltip("loss:Q", title="loss", format=NUMBER),
     ]
     layers = [bars.encode(y=y, x=altair.X("low:Q", scale=loss_scale(ends)), x2="high:Q")]
     layers.append(points.encode(x=x, y=y, tooltip=tooltip))
