@@ -68,14 +68,14 @@ def curves(
     if result is not None and result.target is not None:
         losses.append(result.target)
     y = altair.Y("loss:Q", title="validation loss", scale=loss_scale(losses))
-    encoded = dict(
-        x=altair.X(f"{by}:Q", title=title, axis=amount_axis(max(point[by] for point in points))),
-        y=y,
-        color=batch_colour([point["batch"] for point in points]),
-        detail="trial:N",
-        opacity=altair.condition(is_picked, altair.value(0.85), altair.value(0.07)),
-        tooltip=trial_tooltip(),
-    )
+    encoded: dict[str, Any] = {
+        "x": altair.X(f"{by}:Q", title=title, axis=amount_axis(max(point[by] for point in points))),
+        "y": y,
+        "color": batch_colour([point["batch"] for point in points]),
+        "detail": "trial:N",
+        "opacity": altair.condition(is_picked, altair.value(0.85), altair.value(0.07)),
+        "tooltip": trial_tooltip(),
+    }
     lines = [
         altair.Chart(rows(some)).mark_line(strokeWidth=width, clip=True).encode(**encoded)
         for own, width in ((False, 1.6), (True, 4))
