@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -81,7 +82,8 @@ def test_points_and_lines_of_the_time_to_a_loss_agree(searched: Any, target: flo
             assert on(line, batch) == pytest.approx(value, rel=0.3)
     points, line = drawn(result, "step")
     assert points == {}
-    assert [on(line, batch) for batch in BATCHES] == pytest.approx([step_s(batch) for batch in BATCHES])
+    assert [on(line, batch) for batch in BATCHES] == pytest.approx([1e3 * step_s(batch) for batch in BATCHES])
+    assert "milliseconds of a step" in json.dumps(reach(result, "step").to_dict())  # All are shorter than a second.
 
 
 def test_the_page_says_to_which_loss(searched: Any) -> None:

@@ -24,8 +24,8 @@ def reach(result: SearchResult, what: Axis) -> Any:
     if not points and not line:
         return None
     titles = {"samples": "samples to this loss", "step": "seconds of a step", "seconds": "seconds to this loss"}
-    if what != "samples" and max(row["value"] for row in [*points, *line]) < IN_MS_BELOW_S:
-        titles[what] = titles[what].replace("seconds", "milliseconds")
+    if what == "step" and max(row["value"] for row in [*points, *line]) < IN_MS_BELOW_S:
+        titles[what] = "milliseconds of a step"
         points, line = ([{**row, "value": 1e3 * row["value"]} for row in some] for some in (points, line))
     x = batch_axis([row["batch"] for row in [*points, *line]])
     y = altair.Y(
