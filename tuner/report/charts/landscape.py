@@ -28,7 +28,7 @@ from .frame import (
 KEY = {
     CONFIRMED: "full run, fresh seed",
     "complete": "full run",
-    "stopped": "stopped early",
+    "stopped": "stopped early (small)",
     "failed": "failed",
     "running": "runs",
 }
