@@ -11,7 +11,7 @@ from ..core.remarks import NoteCode
 from ..core.results import Candidate, LossEstimate, Setting
 from ..report.reasons import candidate_note
 from ..theory.intervals import student_quantile
-from .curves import samples_to
+from .curves import jumps, samples_to
 from .evidence import Evidence
 from .ledger import Key, Run, key_of
 from .posterior import Model
@@ -47,6 +47,8 @@ def candidate(evidence: Evidence, setting: Setting, noise: tuple[float, float]) 
     searched = [run for run in runs if run.seed == evidence.plan.seed and full_value(evidence, run) is not None]
     used = fresh or searched[:1]
     losses = [value for run in used if (value := full_value(evidence, run)) is not None]
+    if not evidence.context.planned:  # Under a falling rate a loss comes to rest, and how it jumped before says little.
+        noise = max(noise, _with_jumps(used))
     micro, accumulation = cost.split(batch)
     samples = _samples_to_target(evidence, used, losses)
     note: NoteCode | None = "selected_by" if searched else "not_to_the_end"
@@ -112,6 +114,16 @@ def seed_noise(evidence: Evidence) -> tuple[float, float]:
         scale = abs(sum(values) / len(values)) or 1.0
         total += sum((value - sum(values) / len(values)) ** 2 for value in values) / scale**2
         freedom += len(values) - 1
+    return math.sqrt(total / freedom), freedom
+
+
+def _with_jumps(runs: Sequence[Run]) -> tuple[float, float]:
+    """Return the noise by how the losses of runs still jump: between seeds it is no less."""
+    prior, weight = NOISE_PRIOR
+    total, freedom = weight * prior**2, weight
+    for variance, free in map(jumps, runs):
+        total += free * variance
+        freedom += free
     return math.sqrt(total / freedom), freedom
 
 
