@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .core.checks import Checks
 from .core.command_words import recommended_words
 from .core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError, StudyError
+from .core.plain_text import one_line
 from .core.results import Recommendation, SearchResult, Setting
 from .core.specs import Plan
 from .core.take_home import TrainResult
@@ -21,9 +23,10 @@ from .core.trials import Facts, TrialReport, TrialSpec
 from .engines.base import Finished, Lost, Reported
 from .engines.local import LocalPool
 from .searching.result import make_result, stored_strategy
-from .studies.catalog import same_source, source_of, study_of
+from .studies.catalog import find_study, same_source, source_of, study_of
 from .studies.model_files import ModelKeeper, check_model_path
-from .studies.storage import read_storage
+from .studies.naming import anothers_place, objective_identity, said_target, study_name
+from .studies.storage import Storage, read_storage
 from .studies.study import Study, has_search, intact
 from .workers.fork_server import Host
 from .workers.resolve import check_objective
@@ -66,7 +69,7 @@ def train(
 
     Raises:
         ArgumentError: An argument is wrong on its face.
-        StudyError: There is no study of the objective.
+        StudyError: There is no study of the objective, or the one that is named is of another.
         NoSignalError: The study recommends nothing yet.
         ObjectiveError: Your code is at fault, or saves no model.
         NothingFitsError: It ran out of memory.
@@ -98,8 +101,9 @@ def train(
             ended, reports = _run(host, spec, None if probe is None else probe.usable_bytes, on_report)
             if models.take(0, always=True) is None:
                 raise ObjectiveError(
-                    "The run came to its end and left no model: a loop of your own calls trial.save(model) at its end; "
-                    "else the file could not be written."
+                    "The run came to its end and left no model: a loop of your own calls trial.save(model) at its end. "
+                    "Add that and train again; the study stays of use. Where your loop does: the file could not be "
+                    "written."
                 )
     best, last = found.recommendation, reports[-1]
     return TrainResult(
@@ -203,20 +207,44 @@ def _recommended(objective: Any, facts: Facts, name: str | None, storage: str | 
     """Return what the study of an objective has found.
 
     Raises:
-        StudyError: There is no such study.
+        StudyError: There is no such study, or it is of another objective.
         NoSignalError: It has learned nothing yet.
     """
     with read_storage(storage) as opened:
-        wanted, study = study_of(opened, objective, facts, given=name)
+        _, study = study_of(opened, objective, facts, given=name)
         if study is None or not has_search(study):
-            raise StudyError(
-                f"{opened.location.path or opened.location.url} holds no search of this objective (study {wanted!r}). "
-                f"Search first: bstune search {'... -- COMMAND...' if facts.kind == 'command' else 'model.py'}"
-            )
+            raise StudyError(_no_search(opened, objective, facts, name))
         with intact(study.name):
             strategy = stored_strategy(study)
             result = make_result(study, strategy, study.probe, "interrupted")
-        return _Found(result, strategy.plan, strategy.facts, _has_changed(study, strategy.facts, facts))
+        changed = _has_changed(study, strategy.facts, facts)
+        others = anothers_place(study.attributes.get("identity"), objective_identity(objective))
+        if changed and others is not None:
+            own = said_target(objective)
+            raise StudyError(
+                f"Study {study.name!r} is of {others}, and {own} is another objective: what is best there need not be "
+                f"best here. Leave out --study for the study of {own}, or search first: bstune search {own}"
+            )
+        return _Found(result, strategy.plan, strategy.facts, changed)
+
+
+def _no_search(opened: Storage, objective: Any, facts: Facts, given: str | None) -> str:
+    """Say that there is no search, and what to do; a folder that was copied still has the study of its old place."""
+    where = opened.location.path or opened.location.url
+    if facts.kind == "command":
+        what, again = "this command", "... -- COMMAND..."
+    else:
+        what = again = said_target(objective)
+    first = f"{where} holds no search of {what}{'' if given is None else f' named {given!r}'}"
+    base = study_name(given, objective, facts)
+    of_name = None if given is not None else find_study(opened, base)
+    if of_name is None or not has_search(of_name):
+        return f"{first}. Search first: bstune search {again}"
+    path = str(of_name.attributes.get("identity")).rpartition(":")[0] or "another objective"
+    return (
+        f"{first}: its study {base!r} is of {one_line(path)}. If that is the same objective, train with its answer: "
+        f"bstune train {again} --study {shlex.quote(base)}. Else search first: bstune search {again}"
+    )
 
 
 def _has_changed(study: Study, stored: Facts, facts: Facts) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,34 @@ def test_train_needs_a_study(folder: Path) -> None:
     """It says what to do first."""
     with pytest.raises(bstune.StudyError):
         bstune.train("model.py")
+
+
+LOOP = """
+import bstune
+
+
+@bstune.objective(n_samples=2000)
+def objective(trial):
+    trial.report(trial.learning_rate, samples=trial.max_samples)
+"""
+
+
+def test_train_takes_no_answer_of_another_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study of another file is refused also by name; in a folder that was copied, the line to go on is said."""
+    here = folder / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (here / "loop.py").write_text(LOOP)
+    (here / "other.py").write_text(LOOP + "    trial.save({})\n")
+    bstune.search(bstune.load("loop.py"), **{**ASKED, "budget": 1, "n_trials": 1})
+    with pytest.raises(bstune.StudyError, match=r"'loop' is of loop\.py, and other\.py is another objective"):
+        bstune.train(bstune.load("other.py"), study="loop", storage=ASKED["storage"])
+    assert not (here / "model.pt").exists()
+
+    there = shutil.copytree(here, folder / "there")
+    monkeypatch.chdir(there)
+    (there / "loop.py").write_text(LOOP + "    trial.save({'weight': 1.0})\n")
+    with pytest.raises(bstune.StudyError, match=rf"is of {here}/loop\.py\. .* bstune train loop\.py --study loop\. "):
+        bstune.train(bstune.load("loop.py"), storage=ASKED["storage"])
+    trained = bstune.train(bstune.load("loop.py"), study="loop", storage=ASKED["storage"])
+    assert "changed" in trained.warnings[0]

@@ -7,6 +7,7 @@ same holds in a script and in a notebook, so that two objectives of one notebook
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,29 @@ def is_anothers(stored: Any, identity: str | None) -> bool:
     if not isinstance(stored, str) or identity is None or stored == identity:
         return False
     return not stored.startswith("/") or os.path.exists(stored.rpartition(":")[0])
+
+
+def anothers_place(stored: Any, identity: str | None) -> str | None:
+    """Return where the other objective of a study is, as `file.py:name`; None where the two may be one that has moved.
+
+    A copied folder has files and names as before; a file that is gone has moved.
+
+    Example:
+        >>> anothers_place("/bin/ls:objective", "/work/model.py:objective")
+        'ls'
+        >>> anothers_place("/bin/ls:objective", "/copy/ls:objective") is None
+        True
+    """
+    if identity is None or not is_anothers(stored, identity) or not stored.startswith("/") or identity[0] != "/":
+        return None
+    its, own = os.path.basename(stored), os.path.basename(identity)
+    return None if its == own else its.removesuffix(":objective")
+
+
+def said_target(objective: Any) -> str:
+    """Return how the user has named an objective, for a line to paste; `MODEL` where it was called from Python."""
+    target = getattr(objective, "target", None)
+    return "MODEL" if not isinstance(target, str) else shlex.quote(target)
 
 
 def script_name() -> str:
