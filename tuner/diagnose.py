@@ -18,7 +18,7 @@ from .diagnosis.kept import MeasuredClaims, keep
 from .diagnosis.known import Known
 from .diagnosis.measured import cost_of, measure
 from .probing.run import run_probe
-from .studies.catalog import make_study, probe_key, same_source, source_of, study_of, touch
+from .studies.catalog import make_study, probe_key, same_source, searched_study, source_of, touch
 from .studies.naming import objective_identity
 from .studies.storage import NoStudiesError, open_storage, read_storage
 from .studies.study import Study, has_search, intact
@@ -55,7 +55,7 @@ def diagnose(
         only: Names of findings; by default all. `bstune diagnose --list` shows them.
         budget: Reference runs of training that may be spent (a full run at the smallest batch of half the top speed);
             0 for none. The probe, and looks at the model beside its training, do not count.
-        study: Name of the study; by default the objective's own.
+        study: Name of the study; by default the objective's own, of several the one that was searched last.
         storage: Where it is kept; by default `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads; by default those of the study's probe.
@@ -78,7 +78,7 @@ def diagnose(
     objective = check_objective(objective)
     began_s = time.monotonic()
     with open_storage(storage) as opened, Host(objective, device=device, threads=n_threads) as host:
-        name, found = study_of(opened, objective, host.facts, given=study)
+        name, found = searched_study(opened, objective, host.facts, given=study)
         kept = found or make_study(opened, name)
         known = stored(kept, host.facts)
         # Before a probe, which may choose the threads.
@@ -157,7 +157,7 @@ def costs(
     Args:
         objective: Whose study has a probe, by which seconds are known; None: what is measured has no known cost.
         only: Names of findings; by default all.
-        study: Name of the study; by default the objective's own.
+        study: Name of the study; by default the objective's own, of several the one that was searched last.
         storage: Where it is kept.
 
     Raises:
@@ -172,7 +172,7 @@ def costs(
         with Host(objective, device="cpu") as host:
             known = Known(host.facts)
             with contextlib.suppress(NoStudiesError), read_storage(storage) as opened:
-                _, found = study_of(opened, objective, host.facts, given=study)
+                _, found = searched_study(opened, objective, host.facts, given=study)
                 known = known if found is None else stored(found, host.facts)
     wanted = measurements_of(untold(claims, known))
     return [

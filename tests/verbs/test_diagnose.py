@@ -134,6 +134,23 @@ def test_a_loop_and_a_command_are_answered_as_far_as_they_can_be_seen(folder: Pa
         assert result.reference_runs == 0
 
 
+def test_the_search_that_was_made_last_is_read(folder: Path, brief_timing: None) -> None:
+    """Its study is named, and lines to paste have the name of the file."""
+    asked = ["search", "model.py:loop", "--n-trials", "2", "--space", "batch_size=16", "--space", "learning_rate=0.1"]
+    asked += ["--isolation", "none"]
+    for options in ([], ["--fresh"]):
+        searched = CliRunner().invoke(main, [*asked, *options])
+        assert searched.exit_code == 0, searched.stderr
+
+    shown = CliRunner().invoke(main, ["diagnose", "model.py:loop", "--only", "coupling"])
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout.startswith("Study loop-2: ")
+    assert "bstune search model.py:loop " in " ".join(shown.stdout.split())
+    assert "MODEL" not in shown.stdout
+    first = CliRunner().invoke(main, ["diagnose", "model.py:loop", "--only", "coupling", "--study", "loop"])
+    assert first.stdout.startswith("Study loop: ")
+
+
 def test_the_command_line(folder: Path, brief_timing: None) -> None:
     """A list with costs, text, one JSON document, and an error that names what there is."""
     run = CliRunner().invoke

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
@@ -87,8 +88,9 @@ def diagnose_command(ctx: click.Context, /, model: str | None, lists: bool, as_j
             on_note=lambda text: progress.print(f"diagnose  {text}"),
         )
     kept = "What was found is stored: run the same command again." if is_kept(options["storage"]) else None
+    named = "MODEL" if model is None else shlex.quote(model)
     view = view_of(sys.stdout)
-    text = result.to_json() if as_json else diagnosis_text(result, view)
+    text = result.to_json() if as_json else diagnosis_text(result, view, model=named)
     print_answer(text, as_json=as_json, styled=view.colour, kept=kept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -25,10 +26,16 @@ HEADS = {
 STYLES = {"holds": "bold green", "does not hold": "bold red", "cannot tell": "bold yellow", "not applicable": "bold"}
 
 
-def diagnosis_text(diagnosis: Diagnosis, view: View | None = None) -> str:
-    """Return a diagnosis as text: each claim with what was found here, and what to do."""
+def diagnosis_text(diagnosis: Diagnosis, view: View | None = None, *, model: str = "MODEL") -> str:
+    """Return a diagnosis as text: each claim with what was found here, and what to do.
+
+    Args:
+        diagnosis: What was found.
+        view: Of whom it is for.
+        model: Stands in the lines to paste where findings have MODEL.
+    """
     view = view or View()
-    parts: list[RenderableType] = [said(headline(diagnosis), style="bold")]
+    parts: list[RenderableType] = [said(f"Study {one_line(diagnosis.study)}: {headline(diagnosis)}", style="bold")]
     for verdict in ORDER:
         found = [finding for finding in diagnosis.findings if finding.verdict == verdict]
         if not found:
@@ -36,7 +43,7 @@ def diagnosis_text(diagnosis: Diagnosis, view: View | None = None) -> str:
         parts += [said(""), said(HEADS[verdict], style=STYLES[verdict])]
         for alike in _alike(found):
             parts += [_claim(finding) for finding in alike]
-            parts.append(labelled(_rows(alike[0]), least=7))
+            parts.append(labelled(_rows(alike[0], model), least=7))
     if diagnosis.reused:
         parts += [said(""), said(f"{reused_sentence(diagnosis)}.")]
     if diagnosis.warnings:
@@ -108,7 +115,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _rows(finding: Finding) -> list[tuple[str, RenderableType]]:
+def _rows(finding: Finding, model: str = "MODEL") -> list[tuple[str, RenderableType]]:
     because = "because" if finding.verdict in ("cannot tell", "not applicable") else "found"
     unclear = finding.verdict == "cannot tell" and finding.interval is not None
     found = f"{finding.found}; that is too close, or too uncertain, to tell" if unclear else finding.found
@@ -116,7 +123,7 @@ def _rows(finding: Finding) -> list[tuple[str, RenderableType]]:
     if figure := measured(finding):
         rows.append(("figure", said(figure)))
     if finding.advice:
-        rows.append(("do", said(finding.advice)))
+        rows.append(("do", said(re.sub(r"(bstune \w+) MODEL\b", lambda line: f"{line[1]} {model}", finding.advice))))
     return rows
 
 

@@ -21,7 +21,7 @@ from .naming import is_anothers, objective_identity, study_name
 from .spec_json import encode_space
 from .storage import Storage
 from .storage_errors import reading
-from .study import SCHEMA, Study
+from .study import SCHEMA, Study, has_search
 
 _FINGERPRINT_WORDS = {
     "source": "source of the objective",
@@ -96,6 +96,22 @@ def study_of(storage: Storage, objective: Any, facts: Facts, *, given: str | Non
     """Return the name of an objective's study, and the study if there is one; `given`: the name that the user gave."""
     name = study_name(given, objective, facts)
     return own_study(storage, name, objective_identity(objective), named=given is not None)
+
+
+def searched_study(storage: Storage, objective: Any, facts: Facts, *, given: str | None) -> tuple[str, Study | None]:
+    """Return what `study_of` does; of several that an objective has, the one with a search that was used last."""
+    name, study = study_of(storage, objective, facts, given=given)
+    if given is not None or study is None:
+        return name, study
+    identity, source = objective_identity(objective), source_of(facts)
+    base = study_name(None, objective, facts)
+    names = {name, base, *_siblings(storage, base)}
+    for other in studies(storage, readable=True):
+        its, made_of = other.attributes.get("identity"), other.attributes.get("fingerprint")
+        is_own = its == identity if identity is not None else isinstance(made_of, dict) and same_source(made_of, source)
+        if other.name in names and is_own and has_search(other):
+            return other.name, other
+    return name, study
 
 
 def own_study(storage: Storage, name: str, identity: str | None, *, named: bool) -> tuple[str, Study | None]:
