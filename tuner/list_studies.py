@@ -9,7 +9,7 @@ from .core.errors import StudyError
 from .core.plain_text import one_line
 from .core.record import Record
 from .show import show
-from .studies.catalog import studies
+from .studies.catalog import only_foreign, studies
 from .studies.storage import read_storage
 
 
@@ -41,6 +41,16 @@ def list_studies(*, storage: str | None = None) -> list[Listed]:
     with read_storage(storage) as opened:
         found = [(study.name, dict(study.attributes)) for study in studies(opened, readable=True)]
     return [_listed(name, attributes, storage) for name, attributes in found]
+
+
+def unlisted(*, storage: str | None = None) -> str | None:
+    """Return in words why nothing is listed of a storage that holds studies; None where something is, or it is empty.
+
+    Raises:
+        StudyError: There is no such storage.
+    """
+    with read_storage(storage) as opened:
+        return only_foreign(opened)
 
 
 def _listed(name: str, attributes: dict[str, object], storage: str | None) -> Listed:

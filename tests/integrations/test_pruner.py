@@ -147,8 +147,13 @@ def test_a_study_without_a_batch_size_is_never_stopped_and_that_is_said() -> Non
     """Steps cannot be turned into samples there."""
     study = optuna.create_study(pruner=bstune.Pruner(batch="bs"), sampler=RandomSampler(seed=0))
 
-    with pytest.warns(UserWarning, match="'bs'"):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         assert train(study, 100) is None
+        assert train(study, 50) is None
+    (said,) = [str(each.message) for each in warned if "bstune" in str(each.message)]  # Once, not for each trial.
+    assert "trials have 'batch_size', 'lr', but no batch size 'bs'" in said
+    assert "Did you mean Pruner(batch='batch_size')?" in said
 
 
 def test_several_objectives_are_refused() -> None:

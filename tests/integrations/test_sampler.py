@@ -12,7 +12,9 @@ from typing import Any, Literal
 import bstune
 import optuna
 import pytest
+from bstune.cli import main
 from bstune.tuner.testing.tables import Table, synthetic
+from click.testing import CliRunner
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -238,7 +240,30 @@ def test_a_study_without_the_two_is_left_to_optuna_and_that_is_said_once() -> No
 
     [one] = [str(each.message) for each in said if "bstune" in str(each.message)]
     assert "'learning_rate'" in one
-    assert "'lr'" in one
+    assert "Did you mean Sampler(lr='lr')?" in one
+
+
+def test_all_parameters_are_named_where_none_is_found() -> None:
+    """Also one with a name that bstune itself gives."""
+    study = optuna.create_study(sampler=bstune.Sampler(batch="batch_size", lr="lr"))
+    given = {"bs": DIMENSIONS["batch_size"], "learning_rate": DIMENSIONS["lr"]}
+
+    study.tell(study.ask(given), 1.0)
+    with pytest.warns(UserWarning, match=r"in 'bs', 'learning_rate': .*Sampler\(batch='bs', lr='learning_rate'\)\?"):
+        study.ask(given)
+
+
+def test_a_storage_of_optuna_alone_is_said_to_be_one(tmp_path: Path) -> None:
+    """What shows and lists studies reads none of it, and says why."""
+    url = f"sqlite:///{tmp_path}/bs.db"
+    optuna.create_study(storage=url, study_name="mine")
+
+    shown = CliRunner().invoke(main, ["show", "--storage", url])
+    listed = CliRunner().invoke(main, ["list", "--storage", url])
+
+    assert (shown.exit_code, listed.exit_code) == (1, 0)
+    for said in (shown.stderr, listed.stderr):
+        assert "bs.db holds 1 Optuna study that bstune did not make (mine)" in said
 
 
 def test_wrong_arguments_are_named() -> None:

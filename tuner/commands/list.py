@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..report.terminal import note
 from .group import print_answer
 from .options import output_options, storage_option
 
@@ -17,8 +18,10 @@ def list_command(storage: str | None, as_json: bool) -> None:
     The answer is batch size and learning rate; a question mark says that it is not verified.
     """
     from ..core.record import json_text
-    from ..list_studies import list_studies
+    from ..list_studies import list_studies, unlisted
     from ..report.study_table import study_table
 
     listed = [each.to_dict() for each in list_studies(storage=storage)]
     print_answer(json_text(listed) if as_json else study_table(listed), as_json=as_json)
+    if not listed and (said := unlisted(storage=storage)) is not None:
+        note(said)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,8 @@ MOST_SIZES = 16
 """Batch sizes that are considered of a longer range."""
 RATE_RANGE = 1e5
 """A learning rate that is drawn from 0 is considered from so many times below its highest."""
+BATCH_WORDS = frozenset({"batch", "bs", "batchsize", "bsz"})
+RATE_WORDS = frozenset({"lr", "learning_rate", "learning", "eta"})
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,27 @@ class Meaning:
     def names(self) -> tuple[str, ...]:
         """The parameters that a study must have."""
         return (self.lr,) if isinstance(self.batch, int) else (self.batch, self.lr)
+
+    def did_you_mean(self, names: Iterable[str], who: str) -> str:
+        """Return a question that names parameters of a study which may be the two; what to do where there are none.
+
+        Args:
+            names: Of the study's parameters.
+            who: Whose arguments they are: `Sampler` or `Pruner`.
+
+        Example:
+            >>> Meaning("batch_size", "lr").did_you_mean(["bs", "learning_rate", "depth"], "Sampler")
+            "Did you mean Sampler(batch='bs', lr='learning_rate')?"
+        """
+        names = list(names)
+        said = {}
+        for argument, own, words in (("batch", self.batch, BATCH_WORDS), ("lr", self.lr, RATE_WORDS)):
+            alike = [name for name in names if words & {name.lower(), *re.split("[^a-z]+", name.lower())}]
+            if own not in names and isinstance(own, str) and alike and (argument == "batch" or who == "Sampler"):
+                said[argument] = alike[0]
+        if not said:
+            return f"Name yours: {who}(batch=...{', lr=...' if who == 'Sampler' else ''})."
+        return f"Did you mean {who}({', '.join(f'{argument}={name!r}' for argument, name in said.items())})?"
 
     def batch_of(self, params: Mapping[str, Any]) -> int | None:
         """Return the global batch size of a trial; None where it has none."""

@@ -70,9 +70,10 @@ class Pruner(BasePruner):
         reading = read(study, meaning, trial=trial)
         if trial.number not in reading.curves:
             self._warn(
-                f"bstune.Pruner stops nothing: trial {trial.number} has no batch size {meaning.batch!r}, without which "
-                "steps cannot be turned into samples. Name yours, Pruner(batch=...), or say what your steps are, "
-                "steps='samples' or steps='epochs'."
+                f"bstune.Pruner stops nothing: trials have {', '.join(map(repr, trial.params)) or 'no parameters'}, "
+                f"but no batch size {meaning.batch!r}, without which steps cannot be turned into samples. "
+                f"{meaning.did_you_mean(trial.params, 'Pruner')} Or say what your steps are, steps='samples' or "
+                "steps='epochs'."
             )
             return False
         if reading.same_steps:

@@ -79,10 +79,11 @@ class Sampler(BaseSampler):
         if space and not self._warned:
             self._warned = True
             names = " and ".join(map(repr, self.meaning.names))
+            all_names = sorted({name for each in study.get_trials(deepcopy=False) for name in each.params})
             warnings.warn(
-                f"bstune.Sampler finds no batch size and learning rate in {', '.join(map(repr, space))}: expected "
+                f"bstune.Sampler finds no batch size and learning rate in {', '.join(map(repr, all_names))}: expected "
                 f"{names}, a whole number and a positive one, in every trial. All parameters are left to "
-                f"{self._independent}. Name yours: Sampler(batch=..., lr=...).",
+                f"{self._independent}. {self.meaning.did_you_mean(all_names, 'Sampler')}",
                 stacklevel=2,
             )
         return self._independent.infer_relative_search_space(study, trial)

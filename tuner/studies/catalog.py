@@ -247,10 +247,7 @@ def _siblings(storage: Storage, name: str) -> list[str]:
 
 def studies(storage: Storage, *, readable: bool = False) -> Iterator[Study]:
     """Yield the studies that bstune made, most recently used first; a newer bstune's are an error, or passed over."""
-    storage.check()
-    with reading(storage.location):
-        ids = {study.study_name: study._study_id for study in storage.backend.get_all_studies()}
-        used = {name: storage.backend.get_study_user_attrs(study_id) for name, study_id in ids.items()}
+    used = _attributes(storage)
     schemas = {name: attributes.get("bstune_schema") for name, attributes in used.items()}
     ours = [
         name
@@ -269,6 +266,28 @@ def studies(storage: Storage, *, readable: bool = False) -> Iterator[Study]:
             yield study
 
 
+def _attributes(storage: Storage) -> dict[str, dict[str, Any]]:
+    """Return the attributes of all studies, by name."""
+    storage.check()
+    with reading(storage.location):
+        ids = {study.study_name: study._study_id for study in storage.backend.get_all_studies()}
+        return {name: storage.backend.get_study_user_attrs(study_id) for name, study_id in ids.items()}
+
+
+def only_foreign(storage: Storage) -> str | None:
+    """Return in words which studies there are where bstune made none of them; None where it made one, or none is."""
+    found = _attributes(storage)
+    if not found or any("bstune_schema" in attributes for attributes in found.values()):
+        return None
+    where = storage.location.path or storage.location.url
+    many, them = ("study", "it") if len(found) == 1 else ("studies", "them")
+    names = one_line(", ".join(map(one_line, found)))
+    return (
+        f"{where} holds {len(found)} Optuna {many} that bstune did not make ({names}): show, list and report do not "
+        f"read {them}."
+    )
+
+
 def newest_study(storage: Storage, *, name: str | None = None, with_file: bool = False) -> Study:
     """Return the most recently used study.
 
@@ -284,10 +303,8 @@ def newest_study(storage: Storage, *, name: str | None = None, with_file: bool =
         if name in (None, study.name) and (not with_file or study.attributes.get("objective")):
             return study
     what = f"no study{'' if name is None else f' {name!r}'}{' that stores a file' if with_file else ''}"
-    where = storage.location.path or storage.location.url
-    raise StudyError(
-        f"{where} holds {what}. Give a model: bstune search model.py, or the command line of a script after --."
-    )
+    said = only_foreign(storage) or f"{storage.location.path or storage.location.url} holds {what}."
+    raise StudyError(f"{said} Give a model: bstune search model.py, or the command line of a script after --.")
 
 
 def touch(study: Study) -> None:
