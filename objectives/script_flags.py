@@ -181,8 +181,25 @@ def _needs_torchrun(tree: ast.Module) -> bool:
     return bool(joins) and not told and not any(_called(node) in ("spawn", "Process") for node in calls)
 
 
-def refusal(content: bytes, name: str, place: str) -> str | None:
-    """Return what to say of a file that reads a command line and defines no objective; None where it is another one.
+@dataclass(frozen=True)
+class ScriptLine:
+    """How a script is searched as it is.
+
+    Attributes:
+        flags: What it reads.
+        options: Of `bstune search`, from what is in the script.
+        words: The command after `--`, as it is typed.
+        missing: What no flag was recognised for; `--YOUR-FLAG` stands in its place.
+    """
+
+    flags: Flags
+    options: str
+    words: str
+    missing: tuple[str, ...]
+
+
+def script_line(content: bytes, name: str, place: str) -> ScriptLine | None:
+    """Return the command line for a file that reads one and defines no objective; None where it is another one.
 
     Args:
         content: Of the file.
@@ -199,7 +216,8 @@ def refusal(content: bytes, name: str, place: str) -> str | None:
         needed = ("global_batch_size", "learning_rate")
     if not set(needed) & set(found):
         return None
-    words = [place, *(["fit"] if flags.parser == "LightningCLI" else [])]
+    start = "torchrun --standalone --nproc-per-node 2" if _needs_torchrun(tree) else "python"
+    words = [start, shlex.quote(place), *(["fit"] if flags.parser == "LightningCLI" else [])]
     for role in ROLES:
         flag = found.get(role)
         if flag is None and role in needed:
@@ -208,18 +226,25 @@ def refusal(content: bytes, name: str, place: str) -> str | None:
             words.append(f"{flag} {{{role}}}")
     epochs = flags.flags.get(found.get("max_epochs", ""))
     own = f" --epochs {epochs}" if isinstance(epochs, int) and not isinstance(epochs, bool) else ""
-    start = "torchrun --standalone --nproc-per-node 2" if _needs_torchrun(tree) else "python"
-    line = " ".join([shlex.quote(words[0]), *words[1:]])
+    missing = tuple(role for role in needed if role not in found)
+    return ScriptLine(flags, f"--samples-per-epoch N{own}", " ".join(words), missing)
+
+
+def refusal(content: bytes, name: str, place: str) -> str | None:
+    """Return what to say of a script in place of an objective, or None; arguments as of `script_line`."""
+    line = script_line(content, name, place)
+    if line is None:
+        return None
     lines = [
-        f"{place} defines no {name!r}, and is a script that reads its command line ({flags.parser}). Nothing of it was "
-        "run. It can be searched as it is:",
-        f"  bstune search --samples-per-epoch N{own} -- {start} {line}",
-        "N is the number of samples in its training data. bstune fills in what stands in braces.",
+        f"{place} defines no {name!r}, and is a script that reads its command line ({line.flags.parser}). Nothing of "
+        "it was run. It can be searched as it is:",
+        f"  bstune search {line.options} -- {line.words}",
+        "In place of N put the number of samples in its training data. bstune fills in what stands in braces.",
     ]
-    if len(missing := [role for role in needed if role not in found]):
+    if line.missing:
         lines.append(
-            f"No flag was recognised for {' and '.join(missing)}; it has {', '.join(flags.flags) or 'none'}. Put yours "
-            "in place of --YOUR-FLAG."
+            f"No flag was recognised for {' and '.join(line.missing)}; it has {', '.join(line.flags.flags) or 'none'}. "
+            "Put yours in place of --YOUR-FLAG."
         )
     return "\n".join(lines)
 

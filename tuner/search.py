@@ -169,9 +169,7 @@ def run_search(objective: Any, arguments: SearchArguments) -> SearchResult:
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
     _check_model_path(arguments)
     with prepared(objective, arguments, deadline_s) as ready:
-        ready.tell(
-            "forecast", forecast=ready.strategy.forecast(), facts=ready.facts, rungs=ready.strategy.rungs.samples
-        )
+        ready.tell("forecast", forecast=_forecast(ready), facts=ready.facts, rungs=ready.strategy.rungs.samples)
         with checkpoint_folder(ready.study) as checkpoint_dir, kept_models(ready) as models:
             drive = Drive(
                 ready.study,
@@ -209,13 +207,21 @@ def run_forecast(objective: Any, arguments: SearchArguments) -> Forecast:
     deadline_s = math.inf if arguments.timeout is None else time.monotonic() + arguments.timeout
     _check_model_path(arguments)
     with prepared(objective, arguments, deadline_s, dry=True) as ready, kept_models(ready):
-        forecast = ready.strategy.forecast()
+        forecast = _forecast(ready)
         nothing_to_run = not ready.study.finished and ready.strategy.ask() is None
         if arguments.fresh:
             forget_study(ready.study)
         if nothing_to_run:
             ready.strategy.recommend()  # Which says why.
         return forecast
+
+
+def _forecast(ready: Prepared) -> Forecast:
+    """Return what is left to pay; of a study that goes on, also whether anything is left to run at all."""
+    forecast = ready.strategy.forecast()
+    if not ready.study.finished or ready.strategy.ask() is not None:
+        return forecast
+    return dataclasses.replace(forecast, n_trials=0, seconds=0.0, over=ready.strategy.stopped_by)
 
 
 def _check_model_path(arguments: SearchArguments) -> None:

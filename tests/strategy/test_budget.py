@@ -110,6 +110,16 @@ def test_the_forecast_is_of_what_is_left_in_seconds() -> None:
     assert same.reference_runs == pytest.approx(8, rel=1e-3)
 
 
+def test_one_setting_is_foreseen_as_one() -> None:
+    """It is run and confirmed: the budget for a search among many is not announced."""
+    one = {"batch_size": 128, "learning_rate": 0.1}
+    forecast = Strategy(Plan(budget=12, space=one), TABLE.facts(), None).forecast()
+
+    assert (forecast.n_trials or 99) <= 5
+    assert forecast.reference_runs < 12
+    assert forecast_line(forecast).endswith("batch size 128 only, learning rate 0.1 only.")
+
+
 def test_what_would_have_been_enough_is_said_in_the_unit_of_the_budget() -> None:
     """Who gave seconds is told seconds."""
     probe = known_probe(step_s=(0.01, 0.0001))

@@ -210,6 +210,38 @@ def test_what_is_wrong_is_said_once(folder: Path, arguments: list[str], exit_cod
     assert [path.name for path in folder.iterdir()] == ["loud.py"]
 
 
+READS_FLAGS = "p.add_argument('--batch-size'); p.add_argument('--lr'); p.add_argument('--epochs', default=5)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("search python fit.py", "bstune search --samples-per-epoch N --epochs 5 -- python fit.py --batch-size {micro"),
+        ("search fit.py --batch-size 32", "-- python fit.py --batch-size {micro_batch_size} --lr {learning_rate}"),
+        ("search --budget 8 python fit.py --lr {learning_rate}", "search --budget 8 --samples-per-epoch N --epochs 5"),
+        ("train fit.py --lr 3", "bstune train -- python fit.py --batch-size {micro_batch_size}"),
+        ("probe torchrun other.py --b {micro_batch_size}", "-- torchrun other.py --b '{micro_batch_size}'"),
+        (
+            "search --samples-per-epoch N -- python fit.py",
+            "put the number of samples in the training data in its place",
+        ),
+    ],
+)
+def test_who_names_a_script_without_dashes_is_told_the_line(folder: Path, arguments: str, line: str) -> None:
+    """With the script's own flags where it can be read, and what was given before it."""
+    (folder / "fit.py").write_text(READS_FLAGS)
+
+    result = invoke(*arguments.split())
+
+    assert result.exit_code == 2
+    assert line in result.stderr
+
+
+def test_a_mistyped_option_of_a_model_is_no_script(folder: Path) -> None:
+    """A file that may define an objective is given no advice for scripts."""
+    assert "goes after --" not in invoke("search", "loud.py", "--nonsense").stderr
+
+
 def test_debug_adds_our_own_traceback(folder: Path) -> None:
     """Only when asked for."""
     assert "Traceback" in invoke("search", "missing.py", "--debug").stderr
@@ -264,6 +296,7 @@ def test_a_whole_search_with_a_model_that_prints(folder: Path, run: Run) -> None
     again = run("search", *options[:2])
     assert again.returncode == 0, again.stderr
     assert "trial " not in again.stderr
+    assert "Forecast: nothing is left to run" in again.stderr
     assert "checked by" in again.stdout.splitlines()[0]
     assert_can_be_pasted(again.stdout, result)
 

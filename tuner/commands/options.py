@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,11 +113,59 @@ class WithCommand(click.Command):
             at = args.index("--")
             ctx.meta[_COMMAND] = tuple(args[at + 1 :])
             args = args[:at]
-        return super().parse_args(ctx, args)
+            return super().parse_args(ctx, args)
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if (line := _line_of_script(ctx.info_name, given)) is None:
+                raise
+            said = f"{error.format_message()}\nA script goes after --, with its own options:\n  {line}"
+            raise click.UsageError(said, ctx) from error
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Return the parts of the line `Usage:`."""
         return [*super().collect_usage_pieces(ctx)[:-1], "[MODEL | -- COMMAND...]"]
+
+
+_STARTERS = frozenset({"python", "python3", "torchrun", "accelerate", "deepspeed", "mpirun"})
+
+
+def _line_of_script(verb: str | None, args: list[str]) -> str | None:
+    """Return the line to use where the arguments name a script without `--`, as far as that can be told."""
+    from ...objectives.script_flags import script_line
+
+    at = next((index for index, arg in enumerate(args) if arg in _STARTERS or arg.endswith(".py")), None)
+    if at is None:
+        return None
+    before, words = args[:at], args[at:]
+    script = next((word for word in words if word.endswith(".py")), "")
+    read = None
+    with contextlib.suppress(OSError):
+        read = script_line(Path(script).read_bytes(), "objective", script)
+    own = shlex.join([*([] if words[0] in _STARTERS else ["python"]), *words])
+    options = "--samples-per-epoch N"
+    if read is not None:
+        options = read.options
+        own = own if "{" in own else read.words
+    elif words[0] not in _STARTERS and "{" not in own:  # It may be an objective, and the mistake another one.
+        return None
+    if verb == "train" or any(arg.startswith("--samples-per-epoch") for arg in before):
+        options = ""
+    return " ".join(part for part in ("bstune", verb, shlex.join(before), options, "--", own) if part)
+
+
+class SampleCount(click.ParamType):  # type: ignore[type-arg]  # Generic in newer releases of click only.
+    """A number of samples; the N of a line that was pasted as it is gets a hint."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number: put the number of samples in the training data in its place.")
 
 
 command_options = several(
@@ -126,7 +175,10 @@ command_options = several(
         "parentheses, or the name of a ready-made one.  [default: the first ready-made one that matches]",
     ),
     click.option(
-        "--samples-per-epoch", type=int, metavar="N", help="With a COMMAND: samples in its training data; required."
+        "--samples-per-epoch",
+        type=SampleCount(),
+        metavar="N",
+        help="With a COMMAND: samples in its training data; required.",
     ),
     click.option("--epochs", type=float, help="With a COMMAND: epochs of a full run.  [default: 10]"),
     click.option(

@@ -168,3 +168,5 @@ class Forecast:
     """Global batch sizes that are considered."""
     batch_range: tuple[int, int]
     learning_rate_range: tuple[float, float]
+    over: str | None = None
+    """By what the search has ended (`budget`, `n_trials`, `converged`), where nothing is left to run."""

@@ -11,6 +11,7 @@ from ..core.specs import Forecast
 from .terminal import note
 from .trials import trial_line
 from .units import duration, gib, plain_row
+from .wording import ended
 
 if TYPE_CHECKING:
     from ..core.trials import Facts
@@ -62,8 +63,14 @@ def progress_line(progress: Progress) -> str | None:
     return None
 
 
+_MORE = {"budget": "; a larger --budget goes on", "n_trials": "; a larger --n-trials goes on"}
+
+
 def forecast_line(forecast: Forecast) -> str:
     """Return what a search is expected to cost."""
+    if forecast.over is not None:
+        more = _MORE.get(forecast.over, "")
+        return f"Forecast: nothing is left to run: {ended(forecast.over)}{more}."
     batches, rates = forecast.batch_range, forecast.learning_rate_range
     took = (
         "the seconds are not known" if forecast.seconds is None else f"about {duration(forecast.seconds)} of training"
@@ -73,9 +80,10 @@ def forecast_line(forecast: Forecast) -> str:
         trials = f"about {forecast.n_trials} trials" if forecast.n_trials != 1 else "about 1 trial"
         most = f"at most {forecast.reference_runs:.3g} reference runs (full runs at batch {forecast.reference_batch})"
         said = f"{trials}, {most}, {took}"
-    return (
-        f"Forecast: {said}; batch sizes {batches[0]} to {batches[1]}, learning rates {rates[0]:.3g} to {rates[1]:.3g}."
-    )
+    sizes = f"batch sizes {batches[0]} to {batches[1]}" if batches[0] < batches[1] else f"batch size {batches[0]} only"
+    tried = f"learning rates {rates[0]:.3g} to {rates[1]:.3g}"
+    tried = tried if rates[0] < rates[1] else f"learning rate {rates[0]:.3g} only"
+    return f"Forecast: {said}; {sizes}, {tried}."
 
 
 def _used(progress: Progress) -> str:

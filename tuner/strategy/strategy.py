@@ -188,6 +188,7 @@ class Strategy:
         """Return what the search is still expected to cost."""
         clock, budget = self._clock, self._budget
         left = max(0.0, budget.left)
+        rates, batches = self.space.learning_rates, self.space.batches
         # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as
         # many more.
         n_trials: int | None = None
@@ -196,8 +197,10 @@ class Strategy:
                 1.5 if self.facts.can_continue or budget.planned else 1.0
             )
             least = self.rungs.samples[0] / self.rungs.full_samples * clock.full_price(clock.reference_batch)
+            if len(batches) == len(rates) == 1 and not self.space.extras:  # One setting: it is run, and confirmed.
+                n_search = 1.0
+                left = min(left, (1 + budget.kept) * clock.full_price(batches[0]))
             n_trials = round(min(n_search + budget.kept, left / least, budget.trials_left))
-        rates, batches = self.space.learning_rates, self.space.batches
         seconds = self.plan.budget_s
         if clock.reference_s is not None and n_trials is not None:
             start_s = START_S if self.facts.kind == "supervised" and not len(self.ledger) else 0.0
