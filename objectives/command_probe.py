@@ -9,7 +9,7 @@ from typing import Protocol
 from ..tuner.core.errors import ObjectiveError
 from ..tuner.core.trials import MeasureNotes, MeasureSpec, TrialSpec
 from ..tuner.device.tree_memory import LOOK_S, TreeMeter
-from .command_end import failed
+from .command_end import failed, no_metric
 from .command_run import CommandRun, Log
 from .steady import IDLE_S, Steady
 from .told_losses import ToldLosses
@@ -18,6 +18,7 @@ from .told_losses import ToldLosses
 class MeasuredCommand(Protocol):
     """What is asked of a command here; see `command.Command`."""
 
+    metric: str | None
     places: set[str]
     samples_per_epoch: int
     world_size: int
@@ -25,6 +26,10 @@ class MeasuredCommand(Protocol):
     @property
     def accumulates(self) -> bool:
         """Whether it can make a step of several micro-batches."""
+
+    @property
+    def told_the_end(self) -> bool:
+        """Whether it is told where to end."""
 
     def start(self, spec: TrialSpec, device: str, log: Log, *, max_epochs: int) -> CommandRun:
         """Start it for one trial."""
@@ -71,9 +76,11 @@ def _weigh(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeM
         )
     samples = trial.end_samples if "max_samples" in command.places else command.samples_per_epoch
     whole = told or not steady.over
+    # With fewer samples or epochs than a full run it may end before its first validation.
+    no_loss = "" if told or steady.over or command.told_the_end else no_metric(command.metric)
     for _ in range(min(samples, trial.end_samples) // trial.global_batch_size if whole else 0):
         meter.step_done()
-    return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady))
+    return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady), no_loss=no_loss)
 
 
 def _time(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeMeter) -> MeasureNotes:

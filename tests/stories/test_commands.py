@@ -252,3 +252,16 @@ def test_a_script_in_place_of_a_model_is_told_its_line(folder: Path) -> None:
 def test_what_an_exit_means(code: int, text: str, outcome: str) -> None:
     """The one table of spellings says what is memory, what a limit and what a bug."""
     assert classify_exit(code, text) == outcome
+
+
+def test_a_search_ends_at_the_first_run_that_tells_no_loss(folder: Path) -> None:
+    """In the probe, with the last words of the script; the reason stands there once."""
+    (folder / "silent.py").write_text("import sys\nprint('nothing to say of', sys.argv)\n")
+
+    asked = ["search", "--samples-per-epoch", "100", "--", sys.executable, "silent.py", *PLACES[:4]]
+    ended = cli(*asked)
+
+    assert ended.exit_code == 1
+    assert ended.stderr.count("without a validation loss") == 1
+    assert "nothing to say of" in ended.stderr
+    assert "trial 0" not in ended.stderr

@@ -261,3 +261,5 @@ class MeasureNotes:
     """Seconds of a warm validation batch, over its samples; None where it was not timed."""
     start_s: float | None = None
     """Seconds until a command begins to train; None where they were not timed."""
+    no_loss: str = ""
+    """What to say of a command that ran as it does in a search, to its end, and told no loss; else empty."""

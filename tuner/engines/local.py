@@ -54,7 +54,15 @@ class LocalEngine(Host):
         """Probe the objective."""
         from ..probing.run import run_probe
 
-        return run_probe(self, max_batch=max_batch, timeout=timeout, seed=seed, on_attempt=on_attempt, on_note=on_note)
+        return run_probe(
+            self,
+            max_batch=max_batch,
+            timeout=timeout,
+            seed=seed,
+            on_attempt=on_attempt,
+            on_note=on_note,
+            needs_loss=True,
+        )
 
     def share(
         self, probe: ProbeResult, *, seed: int, on_attempt: Callable[[Attempt], None]

@@ -45,6 +45,7 @@ class Attempts:
         timeout_s: float | None = None,
         on_attempt: OnAttempt | None = None,
         on_note: OnNote | None = None,
+        needs_loss: bool = False,
     ) -> None:
         """Look what memory there is; `timeout_s` counts from now."""
         memory = host.memory()
@@ -80,6 +81,7 @@ class Attempts:
         self.foresight = Foresight(self.eval_size, reserved_bytes=None if on_cpu else self.usable_bytes)
         self._on_attempt = on_attempt
         self._on_note = on_note
+        self._needs_loss = needs_loss
         # On CPU: twice the budget lets a size that is just too large be measured and not killed, where RAM allows it.
         self.fence_bytes = min(2 * self.usable_bytes + GIB, memory.available_bytes) if on_cpu else self.usable_bytes
 
@@ -116,7 +118,7 @@ class Attempts:
             timed_s: Time steps of one micro-batch for about this many seconds.
 
         Raises:
-            ObjectiveError: The user's code failed, or its process crashed twice.
+            ObjectiveError: The user's code failed, its process crashed twice, or it told no loss where one is needed.
             _TimeUp: The probe's time is over.
         """
         facts = self.host.facts
@@ -178,6 +180,8 @@ class Attempts:
         try:
             answer = self.host.answer(worker, left_s)
             self.last_output = worker.tail() if isinstance(answer, (messages.Failure, Died)) else None
+            if self._needs_loss and isinstance(answer, messages.Measured) and answer.notes.no_loss:
+                raise ObjectiveError(answer.notes.no_loss, output=worker.tail())
         finally:
             worker.end()
         if answer is None:

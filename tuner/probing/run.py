@@ -49,8 +49,11 @@ def run_probe(
     seed: int = 0,
     on_attempt: OnAttempt | None = None,
     on_note: OnNote | None = None,
+    needs_loss: bool = False,
 ) -> ProbeResult:
     """Find the largest micro-batch of the host's objective that fits; arguments as in `probe`, already checked.
+
+    `needs_loss`: for a search, which a command that tells no loss ends at its first run.
 
     Raises:
         ArgumentError: No size lies within the bounds.
@@ -64,7 +67,15 @@ def run_probe(
         whose = "the data set has" if host.facts.world_size == 1 else "each process has of the data set"
         raise ArgumentError(f"min_batch={min_batch} is more than {whose}: expected at most {n_samples}.")
     bounds = Bounds(min_batch, highest, multiple_of, "max_batch" if capped else "dataset")
-    attempts = Attempts(host, headroom=headroom, seed=seed, timeout_s=timeout, on_attempt=on_attempt, on_note=on_note)
+    attempts = Attempts(
+        host,
+        headroom=headroom,
+        seed=seed,
+        timeout_s=timeout,
+        on_attempt=on_attempt,
+        on_note=on_note,
+        needs_loss=needs_loss,
+    )
     on_cpu = host.device_info.kind == "cpu"
     growth = Growth(
         bounds,

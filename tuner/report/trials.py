@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+MOST_SAID = 100
+"""Characters of why a trial failed that stand in its line; the study keeps all, and an error that ends all says it."""
+
+
 def reached(trial: TrialRecord) -> str:
     """Return how long a trial ran, in training samples: `768 of 20480`, or one number where it ran to its end."""
     if trial.end_samples is None or trial.samples >= trial.end_samples:
@@ -36,7 +40,9 @@ def trial_line(trial: TrialRecord) -> str:
     loss = "" if trial.val_loss is None else f"  loss {number(trial.val_loss)}"
     setting = f"batch {trial.global_batch_size:<5} lr {trial.learning_rate:<8.3g}{extra}"
     ran = f"{reached(trial)} samples{loss}  {duration(trial.seconds)}"
-    return plain_row(f"trial {trial.number:<3} {one_line(trial.stage):<7} {setting} {ran}  {outcome(trial)}")
+    came = outcome(trial)
+    came = came if len(came) <= MOST_SAID else f"{came[: MOST_SAID - 1]}…"
+    return plain_row(f"trial {trial.number:<3} {one_line(trial.stage):<7} {setting} {ran}  {came}")
 
 
 def trials_table(trials: Sequence[TrialRecord], view: View) -> list[Table]:
