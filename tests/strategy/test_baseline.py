@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import bstune
 import pytest
 from bstune.tests.strategy.replayed import TABLE, make
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.searching.prepare import whether_run
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe
 from bstune.tuner.testing.replay import replay
@@ -58,11 +61,33 @@ def test_a_baseline_outside_of_the_usual_rates_widens_them() -> None:
 def test_a_baseline_that_costs_more_than_half_the_budget_is_left_out() -> None:
     """A full run at batch 8 takes six times as long as at the reference batch."""
     probe = known_probe(step_s=(0.01, 0.0001))
-    records = replay(
-        Strategy(Plan(budget=8, space=TABLE.space, baseline=(8, 0.0075), goal="time"), TABLE.facts(), probe), TABLE
-    )
+    strategy = Strategy(Plan(budget=8, space=TABLE.space, baseline=(8, 0.0075), goal="time"), TABLE.facts(), probe)
 
-    assert not [record for record in records if record.stage == "baseline"]
+    assert "It is not run: a full run takes about " in whether_run(strategy)
+    assert not [record for record in replay(strategy, TABLE) if record.stage == "baseline"]
+    affordable = Strategy(Plan(budget=8, space=TABLE.space, baseline=(128, 0.0075)), TABLE.facts(), probe)
+    assert whether_run(affordable) == "It is run too."
+
+
+def test_the_budget_that_would_verify_holds_the_baseline_too() -> None:
+    """Who gives what is advised gets a verified answer, though the present setting is run first."""
+    probe = known_probe(step_s=(0.01, 0.0001))
+
+    def answer(budget_s: float) -> tuple[Strategy, bool]:
+        strategy = Strategy(
+            Plan(budget_s=budget_s, space=TABLE.space, baseline=(128, 0.0075), goal="time"), TABLE.facts(), probe
+        )
+        replay(strategy, TABLE)
+        return strategy, strategy.recommend().verified
+
+    strategy, verified = answer(3.0)
+    assert not verified
+    (said,) = [text for text in strategy.recommend().warnings if text.startswith("Not verified")]
+    found = re.search(r"a budget of ([\d.]+) s would", said)
+    assert found is not None, said
+    strategy, verified = answer(float(found[1]))
+    assert verified
+    assert any(run.stage == "baseline" for run in strategy.ledger)
 
 
 def test_the_answer_is_compared_with_batch_32_by_what_is_expected_of_it() -> None:

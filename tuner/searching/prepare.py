@@ -20,6 +20,7 @@ from ..engines.base import Engine, Pool
 from ..engines.choose import make_engine
 from ..report.progress import learned_line
 from ..report.units import gib
+from ..strategy.budget import BASELINE_SHARE
 from ..studies.catalog import choose_study, fingerprint, touch
 from ..studies.checkpoints import forget_checkpoints
 from ..studies.naming import objective_identity, study_name
@@ -75,7 +76,7 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
     rate = arguments.plan.space.get("learning_rate")
     objective = with_places(objective, arguments.plan.space, rate_is_fixed=rate is not None and len(rate.values) == 1)
     _check_nearby(getattr(objective, "kind", None), arguments)
-    arguments, note = _with_present_setting(objective, arguments)
+    arguments, present = _with_present_setting(objective, arguments)
     with (
         open_storage(arguments.storage) as storage,
         contextlib.closing(make_engine(objective, arguments)) as engine,
@@ -92,8 +93,6 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
         )
         said = f"{said}; {taken_up.said}" if taken_up.said else said
         tell(arguments, Progress("study", study.name, arguments.plan.budget, message=said if study.finished else "new"))
-        if note:
-            tell(arguments, Progress("note", study.name, arguments.plan.budget, message=note))
         if not study.records:
             anew = arguments.fresh_prior or arguments.plan.baseline is not None  # It knows better.
             learned = None if anew else remember(study, facts, engine.device_info)
@@ -117,6 +116,9 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
             forget_checkpoints(study)
         strategy = make_strategy(arguments.plan, facts, probe, study)
         strategy.stopped_by = taken_up.ended_by
+        if present:
+            said = f"{present} {whether_run(strategy)}"
+            tell(arguments, Progress("note", study.name, arguments.plan.budget, message=said))
         yield Prepared(objective, arguments, facts, study, probe, strategy, engine)
 
 
@@ -133,10 +135,23 @@ def _with_present_setting(objective: Any, arguments: SearchArguments) -> tuple[S
     if present is None or not all(d is None or d.allows(x) for d, x in zip(asked, present, strict=True)):
         return arguments, ""
     batch, rate = present
-    note = (
-        f"Your present setting, by the defaults of the script: batch {batch}, learning rate {rate:.3g}. It is run too."
-    )
+    note = f"Your present setting, by the defaults of the script: batch {batch}, learning rate {rate:.3g}."
     return dataclasses.replace(arguments, plan=dataclasses.replace(plan, baseline=present)), note
+
+
+def whether_run(strategy: Strategy) -> str:
+    """Return whether the present setting is run in full, which takes part of the budget."""
+    share = strategy.baseline_share()
+    if strategy.plan.baseline is not None and strategy.plan.baseline[0] not in strategy.space.batches:
+        return "It is not run: that is none of the batch sizes that are searched."
+    if share is None:
+        return f"It is run too, if that takes at most {BASELINE_SHARE:.0%} of the budget."
+    if share <= BASELINE_SHARE or any(run.stage == "baseline" for run in strategy.ledger):
+        return "It is run too."
+    return (
+        f"It is not run: a full run takes about {share:.0%} of the budget, and at most {BASELINE_SHARE:.0%} go to it. "
+        "The search begins there."
+    )
 
 
 def _check_nearby(kind: str | None, arguments: SearchArguments) -> None:

@@ -18,6 +18,8 @@ from .rungs import SCHEDULED, Rungs
 
 LEAST_CONFIRMED = 1.5
 """A smaller budget has no full run to spare for confirmation."""
+BASELINE_SHARE = 0.5
+"""The user's present setting is run to its end if that takes at most this share of the budget."""
 CONFIRM_SHARE = 4
 """Confirmation is sure of one over this of the budget, and of at least one full run."""
 LEFT_OVER_FROM = 4

@@ -10,6 +10,7 @@ from ..core.remarks import Caution
 from ..core.results import Candidate
 from ..report.units import duration
 from ..theory.scaling import LEARNING_RATE_RANGE
+from .budget import BASELINE_SHARE
 from .candidates import key_of_candidate, spoilt
 from .cost import TELLING_S
 from .evidence import Evidence
@@ -75,27 +76,45 @@ def _not_verified(evidence: Evidence, chosen: Candidate) -> Caution:
     if plan.confirm < 1:
         return Caution("confirmation_off")
     if not evidence.confirms:
+        needed = max(2.0, _needed(evidence, chosen))
         return Caution(
-            "budget_below_2", {"budget": _budget(evidence, evidence.whole), "needed": _budget(evidence, 2.0)}
+            "budget_below_2",
+            {"budget": budget_text(evidence, evidence.whole), "needed": budget_text(evidence, needed, upwards=True)},
         )
     key = key_of_candidate(chosen)
     if plan.n_trials is not None and len(ledger) >= plan.n_trials and not ledger.running:
         return Caution("no_trial_left", {"n_trials": plan.n_trials, "needed": len(ledger) + 1})
-    price = evidence.clock.full_price(chosen.global_batch_size)
-    needed = sum(evidence.clock.price_of(run, run.granted) for run in ledger) + price
+    needed = _needed(evidence, chosen)
     coming = any(run.stage == "confirm" and run.key == key for run in ledger.running)
     if coming or needed <= evidence.whole:
         return Caution("still_to_come")
     lost = any(run.stage == "confirm" and run.key == key and run.state == "failed" for run in ledger)
-    return Caution("cut_off" if lost else "no_full_run_left", {"needed": _budget(evidence, math.ceil(needed - 1e-6))})
+    said = budget_text(evidence, math.ceil(needed - 1e-6), upwards=True)
+    return Caution("cut_off" if lost else "no_full_run_left", {"needed": said})
 
 
-def _budget(evidence: Evidence, reference_runs: float) -> str:
-    """Return a budget in the unit in which the user gave it."""
+def _needed(evidence: Evidence, chosen: Candidate) -> float:
+    """Return the reference runs with which the choice is run in full on a fresh seed, after all that comes first."""
+    clock, plan, ledger = evidence.clock, evidence.plan, evidence.ledger
+    needed = sum(clock.price_of(run, run.granted) for run in ledger) + clock.full_price(chosen.global_batch_size)
+    if plan.baseline is None or plan.baseline[0] not in evidence.context.space.batches:
+        return needed
+    baseline = clock.full_price(plan.baseline[0])
+    owed = not any(run.stage == "baseline" for run in ledger)
+    # A larger budget runs the present setting first, unless that takes too much of it.
+    return needed + baseline if owed and baseline <= BASELINE_SHARE * max(2.0, needed) else needed
+
+
+def budget_text(evidence: Evidence, reference_runs: float, *, upwards: bool = False) -> str:
+    """Return a budget in the unit in which the user gave it; `upwards`: what is shown is enough."""
     clock = evidence.clock
     if evidence.plan.budget_s is None or clock.reference_s is None:
-        return f"{reference_runs:.3g}"
-    return duration(reference_runs * clock.reference_s * clock.correction(evidence.ledger))
+        return f"{math.ceil(reference_runs - 1e-6) if upwards else reference_runs:.3g}"
+    seconds = reference_runs * clock.reference_s * clock.correction(evidence.ledger)
+    if upwards:
+        shown = 0.1 if seconds < 10 else 1.0 if seconds < 90 else 6.0 if seconds < 5400 else 360.0
+        seconds = shown * math.ceil(seconds / shown - 1e-9)
+    return duration(seconds)
 
 
 def _range_of_rates(evidence: Evidence) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from ..core.probe_results import ProbeResult
 from ..core.results import Candidate, LrRule, OnDevice, Recommendation
 from ..report.reasons import caution_text, reason_text
 from .candidates import candidates, key_of_candidate, seed_noise, setting_of, spoilt
-from .cautions import cautions
+from .cautions import budget_text, cautions
 from .choice import choose, within
 from .cost import Cost
 from .evidence import Evidence
@@ -89,6 +89,11 @@ def _full_runs_to(evidence: Evidence, loss: float, lowest: float) -> float | Non
     return runs if math.isfinite(runs) and runs <= FAR else None
 
 
+def _said(evidence: Evidence, reference_runs: float) -> str:
+    unit = " full runs" if evidence.plan.budget_s is None else ""
+    return f"{budget_text(evidence, reference_runs, upwards=reference_runs != evidence.whole)}{unit}"
+
+
 def _no_signal(evidence: Evidence) -> NoSignalError:
     """Return the error that says why there is nothing to recommend."""
     plan, n = evidence.plan, len(evidence.ledger)
@@ -99,8 +104,8 @@ def _no_signal(evidence: Evidence) -> NoSignalError:
         )
     if not evidence.confirms:
         return NoSignalError(
-            f"No trial was run: a budget of {plan.budget:g} full runs is less than the shortest costs. "
-            "Expected 1 or more, and 2 for a verified answer."
+            f"No trial was run: a budget of {_said(evidence, evidence.whole)} is less than the shortest costs. "
+            f"Expected {_said(evidence, 1.0)} or more, and {_said(evidence, 2.0)} for a verified answer."
         )
     trials = "" if plan.n_trials is None else f" and n_trials={plan.n_trials}"
     return NoSignalError(

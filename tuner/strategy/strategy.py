@@ -22,7 +22,7 @@ from ..core.trials import Facts, TrialReport, Verdict
 from ..report.reasons import target_source_text
 from ..theory.gradient_noise import noise_scale
 from .baseline_samplers import Sampler, make_sampler
-from .budget import Budget
+from .budget import BASELINE_SHARE, Budget
 from .confirmation import next_confirmation
 from .cost import Clock, Cost, fitted_line
 from .evidence import Evidence
@@ -42,8 +42,6 @@ BEYOND = 4.0
 """The default range of learning rates reaches this factor beyond a rate that is best so far."""
 FAULTS = frozenset({"error", "no_report"})
 """Of the user's code."""
-BASELINE_SHARE = 0.5
-"""Of the budget, at most, for a full run of the user's present setting."""
 START_S = 0.08
 """Seconds that a trial takes beside its steps: its model, its first batch (measured on two cores, small models)."""
 HOPELESS = 12
@@ -256,6 +254,12 @@ class Strategy:
             return None
         price = self._budget.price_of_starting(proposal)
         return proposal if price <= min(BASELINE_SHARE * self._budget.whole, self._budget.left) else None
+
+    def baseline_share(self) -> float | None:
+        """Return the share of the budget that a full run of the present setting takes; None while it is not known."""
+        if self.plan.baseline is None or math.isinf(self._budget.whole):
+            return None
+        return self._clock.full_price(self.plan.baseline[0]) / self._budget.whole
 
     def _search(self) -> Proposal | None:
         """Return the next run of the search, or None when it is over or waits."""
