@@ -189,7 +189,7 @@ def largest_fitting(fits: Callable[[int], bool], n_samples: int, multiple_of: in
 
 def _rests_on(device: DeviceInfo, sizes: Sequence[int]) -> tuple[str, ...]:
     traced = (
-        f"micro_batch_size, live_bytes: allocations of real steps at {', '.join(map(str, sizes))} samples "
+        f"batch and its parts: allocations of real steps at {', '.join(map(str, sizes))} samples "
         f"on {device.kind}, replayed"
     )
     if device.kind == "cpu":
@@ -199,9 +199,9 @@ def _rests_on(device: DeviceInfo, sizes: Sequence[int]) -> tuple[str, ...]:
         )
     return (
         traced + ".",
-        "reserved_bytes: the same through a model of CUDA's caching allocator (one stream, no expandable segments), "
+        "needs: the same through a model of CUDA's caching allocator (one stream, no expandable segments), "
         "which was not yet compared with a card.",
-        "total_bytes: the driver's figure for such a card; its context is assumed to take "
+        "the card's memory: the driver's figure for such a card; its context is assumed to take "
         f"{CONTEXT_BYTES / 2**30:.2f} GiB (0.3 to 0.6).",
         "Nothing was run at these sizes: probe on the device before you rely on them.",
     )
@@ -221,7 +221,9 @@ def check_plan(
     checks.integer("multiple_of", multiple_of, 1)
     checks.seed(seed)
     if not listed(gpu) and not listed(memory):
-        checks.wrong("gpu and memory are empty: expected a card such as 'H100 80GB', or a size such as 24GiB.")
+        checks.wrong(
+            "neither gpu (--gpu) nor memory (--memory) is given: expected a card such as 'H100 80GB', or 24GiB."
+        )
     cards = []
     for name in listed(gpu):
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import bstune
 import pytest
-from bstune.tuner.core.probe_results import Attempt, DeviceInfo, Outlook, PlanResult, ProbeResult
+from bstune.tuner.core.probe_results import Attempt, DeviceInfo, MemoryByCategory, Outlook, PlanResult, ProbeResult
 from bstune.tuner.core.progress import Progress
 from bstune.tuner.core.results import (
     BatchAnswer,
@@ -248,7 +248,23 @@ def all_texts(text: str) -> list[str]:
     ]
     lines = [attempt_line(attempt), trial_line(record), *map(str, map(progress_line, progress))]
     facts = dataclasses.replace(FACTS, optimizer=text)
-    return [probe_text(probe, WIDE), search_text(result, facts, view=WIDE, verbose=True), plan_text(plan), *lines]
+    return [probe_text(probe, WIDE), search_text(result, facts, view=WIDE, verbose=True), plan_text(plan, WIDE), *lines]
+
+
+def test_a_plan_stays_within_the_width() -> None:
+    """The parts of the memory are the first to go; the batch and what bounds it stay."""
+    parts = MemoryByCategory(1 << 30, 1 << 30, 2 << 30, 30 << 30, 1 << 30)
+    card = Outlook("NVIDIA H100 80GB HBM3", 80 << 30, 75 << 30, 4096, "memory", 70 << 30, 69 << 30, 5 << 30, parts)
+    small = Outlook("16GiB card", 16 << 30, 15 << 30, None, "memory", None, None, None, None)
+    plan = PlanResult((card, small), PROBE.device, (3, 5, 9), "as the micro-batch", 0.01, 8, ("a long note " * 20,))
+
+    narrow, wide = plan_text(plan, View(80)), plan_text(plan, View(130))
+
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "4096" in narrow
+    assert "none" in narrow
+    assert "optimizer" not in narrow
+    assert "optimizer" in wide
 
 
 @settings(deadline=None)  # A loaded machine is no failure.

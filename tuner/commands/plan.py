@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -27,8 +28,10 @@ def plan_command(model: str, as_json: bool, **options: Any) -> None:
     from ...objectives.load import load
     from ..plan import check_plan, plan
     from ..report.text import plan_text
+    from ..report.view import view_of
 
     check_plan(**options)
     with terminable():
         result = plan(load(model), **options)
-    print_answer(result.to_json() if as_json else plan_text(result), as_json=as_json)
+    view = view_of(sys.stdout)
+    print_answer(result.to_json() if as_json else plan_text(result, view), as_json=as_json, styled=view.colour)

@@ -13,7 +13,7 @@ from .details import details
 from .paste import paste_lines
 from .reasons import no_advice
 from .trials import trials_table
-from .units import duration, gib, given_params, limited_text, number, per_second, plain_rows
+from .units import duration, gib, given_params, limited_text, number, per_second
 from .view import Column, View, labelled, laid_out, said, tabled
 
 if TYPE_CHECKING:
@@ -106,33 +106,35 @@ def _threads(probe: ProbeResult) -> str:
     return "" if threads is None or probe.device.kind != "cpu" else f", {threads} thread{'' if threads == 1 else 's'}"
 
 
-def plan_text(plan: PlanResult) -> str:
+def plan_text(plan: PlanResult, view: View | None = None) -> str:
     """Return what is expected to fit devices that are not here, as a table, and how that is known."""
-    lines = [
-        f"{'device':<20} {'batch':>8} {'reserved':>10} {'left':>10} {'parameters':>11} {'gradients':>10} "
-        f"{'optimizer':>10} {'activations':>12}  limited by"
-    ]
-    for outlook in plan.outlooks:
-        parts = outlook.memory_by_category
-        if outlook.micro_batch_size is None or parts is None:
-            lines.append(f"{outlook.device:<20} nothing fits in {gib(outlook.budget_bytes)}")
-            continue
-        lines.append(
-            f"{outlook.device:<20} {outlook.micro_batch_size:>8} {gib(outlook.reserved_bytes):>10} "
-            f"{gib(outlook.free_bytes):>10} {gib(parts.parameters_bytes):>11} {gib(parts.gradients_bytes):>10} "
-            f"{gib(parts.optimizer_state_bytes):>10} {gib(parts.activations_bytes):>12}  {outlook.limited_by}"
-        )
+    view = view or View()
     checked = (
         "no third size to check it by"
         if plan.residual is None
         else f"off by {plan.residual:.2%} at the size it was not fitted to"
     )
-    lines += [
-        "",
-        f"Traced at {', '.join(map(str, plan.traced_sizes))} samples on {one_line(plan.traced_on.name)}; the replay "
-        f"is {checked}.",
+    sizes = ", ".join(map(str, plan.traced_sizes))
+    traced = said(f"Traced at {sizes} samples on {one_line(plan.traced_on.name)}; the replay is {checked}.")
+    notes = labelled([("-", said(text)) for text in plan.rests_on], least=1)
+    return "\n\n".join(laid_out([part], view) for part in (_outlooks(plan, view), traced, notes))
+
+
+def _outlooks(plan: PlanResult, view: View) -> Table:
+    rows = plan.outlooks
+    parts = [row.memory_by_category for row in rows]
+    columns = [
+        Column("device", [said(row.device, 24).plain for row in rows], 0, "left"),
+        Column("batch", ["none" if row.micro_batch_size is None else str(row.micro_batch_size) for row in rows], 0),
+        Column("needs", [gib(row.reserved_bytes) for row in rows], 1),
+        Column("left", [gib(row.free_bytes) for row in rows], 2),
+        Column("limited by", [row.limited_by for row in rows], 3, "left"),
+        Column("activations", [gib(part and part.activations_bytes) for part in parts], 4),
+        Column("parameters", [gib(part and part.parameters_bytes) for part in parts], 5),
+        Column("gradients", [gib(part and part.gradients_bytes) for part in parts], 6),
+        Column("optimizer", [gib(part and part.optimizer_state_bytes) for part in parts], 7),
     ]
-    return plain_rows([*lines, *(f"- {text}" for text in plan.rests_on)])
+    return tabled(columns, view)
 
 
 def search_text(
