@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import bstune
 import pytest
 from bstune.tests.strategy.replayed import TABLE, make
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.searching.prepare import whether_run
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe
@@ -70,23 +72,22 @@ def test_a_baseline_that_costs_more_than_half_the_budget_is_left_out() -> None:
 
 
 def test_the_budget_that_would_verify_holds_the_baseline_too() -> None:
-    """Who gives what is advised gets a verified answer, though the present setting is run first."""
+    """A search that goes on with what was advised is verified, though the present setting is run first."""
     probe = known_probe(step_s=(0.01, 0.0001))
 
-    def answer(budget_s: float) -> tuple[Strategy, bool]:
-        strategy = Strategy(
-            Plan(budget_s=budget_s, space=TABLE.space, baseline=(128, 0.0075), goal="time"), TABLE.facts(), probe
-        )
-        replay(strategy, TABLE)
-        return strategy, strategy.recommend().verified
+    def search(budget_s: float, history: Sequence[TrialRecord] = ()) -> tuple[Strategy, list[TrialRecord]]:
+        plan = Plan(budget_s=budget_s, space=TABLE.space, baseline=(128, 0.0075), goal="time")
+        strategy = Strategy(plan, TABLE.facts(), probe, history)
+        return strategy, replay(strategy, TABLE)
 
-    strategy, verified = answer(3.0)
-    assert not verified
+    strategy, records = search(3.0)
     (said,) = [text for text in strategy.recommend().warnings if text.startswith("Not verified")]
     found = re.search(r"a budget of ([\d.]+) s would", said)
     assert found is not None, said
-    strategy, verified = answer(float(found[1]))
-    assert verified
+
+    strategy, _ = search(float(found[1]), records)
+
+    assert strategy.recommend().verified
     assert any(run.stage == "baseline" for run in strategy.ledger)
 
 
