@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.plain_text import one_line
-from ..core.probe_results import Attempt, ProbeResult
+from ..core.probe_results import Attempt, MemoryByCategory, ProbeResult
 from ..core.results import SearchResult
 from .answer import answer, frontier_table
 from .details import details
@@ -122,17 +122,17 @@ def plan_text(plan: PlanResult, view: View | None = None) -> str:
 
 def _outlooks(plan: PlanResult, view: View) -> Table:
     rows = plan.outlooks
-    parts = [row.memory_by_category for row in rows]
+    parts = [row.memory_by_category or MemoryByCategory(None, None, None, None, None) for row in rows]
     columns = [
         Column("device", [said(row.device, 24).plain for row in rows], 0, "left"),
         Column("batch", ["none" if row.micro_batch_size is None else str(row.micro_batch_size) for row in rows], 0),
         Column("needs", [gib(row.reserved_bytes) for row in rows], 1),
         Column("left", [gib(row.free_bytes) for row in rows], 2),
         Column("limited by", [row.limited_by for row in rows], 3, "left"),
-        Column("activations", [gib(part and part.activations_bytes) for part in parts], 4),
-        Column("parameters", [gib(part and part.parameters_bytes) for part in parts], 5),
-        Column("gradients", [gib(part and part.gradients_bytes) for part in parts], 6),
-        Column("optimizer", [gib(part and part.optimizer_state_bytes) for part in parts], 7),
+        Column("activations", [gib(part.activations_bytes) for part in parts], 4),
+        Column("parameters", [gib(part.parameters_bytes) for part in parts], 5),
+        Column("gradients", [gib(part.gradients_bytes) for part in parts], 6),
+        Column("optimizer", [gib(part.optimizer_state_bytes) for part in parts], 7),
     ]
     return tabled(columns, view)
 
