@@ -295,8 +295,8 @@ def interval_source(result: SearchResult) -> str:
         if record.state == "complete" and ran_in_full(record, samples)
     )
     if any(n > 1 for n in ends.values()):
-        return "as runs of one setting did here"
-    return "as is usual"
+        return "as runs, or losses within one, did here"
+    return "as is usual, or as losses within a run did"
 
 
 def target_source(result: SearchResult) -> str:

@@ -8,7 +8,7 @@ from statistics import median, variance
 
 from .ledger import Run
 
-TAIL = 1 / 3
+LAST = 1 / 3
 """The last part of a curve, of which `jumps` is."""
 LEAST_STEPS = 3
 """Fewer than so many steps from one report to the next say nothing of how a loss jumps."""
@@ -28,7 +28,7 @@ def jumps(run: Run) -> tuple[float, int]:
     steps it is not known: (0, 0).
     """
     end = max(run.values, default=0)
-    tail = [math.log(loss) for samples, loss in sorted(run.values.items()) if samples >= (1 - TAIL) * end and loss > 0]
+    tail = [math.log(loss) for samples, loss in sorted(run.values.items()) if samples >= (1 - LAST) * end and loss > 0]
     steps = [after - before for before, after in pairwise(tail)]
     return (variance(steps) / 2, len(steps) - 1) if len(steps) >= LEAST_STEPS else (0.0, 0)
 

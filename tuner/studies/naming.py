@@ -59,9 +59,9 @@ def anothers_place(stored: Any, identity: str | None) -> str | None:
     A copied folder has files and names as before; a file that is gone has moved.
 
     Example:
-        >>> anothers_place("/bin/ls:objective", "/work/model.py:objective")
-        'ls'
-        >>> anothers_place("/bin/ls:objective", "/copy/ls:objective") is None
+        >>> anothers_place("/dev/null:objective", "/a/model.py:objective")
+        'null'
+        >>> anothers_place("/dev/null:objective", "/copy/null:objective") is None
         True
     """
     if identity is None or not is_anothers(stored, identity) or not stored.startswith("/") or identity[0] != "/":
