@@ -40,6 +40,11 @@ def code_hash(*parts: Any) -> str:
     return _hash(code_of(dedent(text)) or text for text in map(_text, parts))
 
 
+def named_model(name: str | None) -> str | None:
+    """Return what stands for the structure of a model that only its user sees; None where it has no name."""
+    return None if name is None else source_hash("model", name)
+
+
 def code_of(source: str | bytes) -> str | None:
     """Return the code of a source without comments, docstrings and layout; None where it is no Python that can be read.
 

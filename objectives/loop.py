@@ -12,7 +12,7 @@ from typing import Any
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
 from .base import Meter, Trial, run_problems
-from .fingerprint import code_hash, optimizer_family, source_hash
+from .fingerprint import code_hash, named_model, optimizer_family, source_hash
 from .schedule import SCHEDULES
 from .step_times import StepTimes, stated_step_times
 from .token_batches import largest_only
@@ -36,6 +36,7 @@ def objective(
     optimizer: str | None = None,
     schedule: str = "unknown",
     step_time_s: StepTimes | None = None,
+    model: str | None = None,
     name: str | None = None,
 ) -> Callable[[Callable[[Trial], Any]], LoopObjective]:
     """Make an objective of a function that trains a model.
@@ -55,6 +56,9 @@ def objective(
         step_time_s: Seconds of an optimizer step by global batch size, where you know them: a function of the batch
             size, or `{batch size: seconds}`. A search then counts its time by them. It is asked for powers of two and
             the sizes that the search names; sizes that it does not know may raise KeyError or ValueError.
+        model: What you call the model: a new study begins at the best setting of an earlier one, on other data, of a
+            model of this name; `optimizer` is then needed, and it and `schedule` are to be the same.
+            Default: bstune knows it from no other study.
         name: Name of the study; default: the name of the file.
 
     Raises:
@@ -82,6 +86,8 @@ def objective(
             f"step_time_s={step_time_s!r}: expected a function of the batch size that returns seconds, or a mapping "
             "{batch size: seconds}"
         )
+    if model is not None and optimizer is None:
+        wrong.append(f"model={model!r}: expected optimizer= beside it, since the best learning rate depends on both")
     if wrong:
         raise ArgumentError("objective: " + "; ".join(wrong) + ".")
     return lambda function: LoopObjective(
@@ -92,6 +98,7 @@ def objective(
         optimizer=optimizer,
         schedule=schedule,
         step_time_s=step_time_s,
+        model=model,
         name=name,
     )
 
@@ -111,6 +118,7 @@ class LoopObjective:
         optimizer: str | None,
         schedule: str,
         step_time_s: StepTimes | None,
+        model: str | None,
         name: str | None,
     ) -> None:
         """Wrap the function; it can still be called as it is."""
@@ -122,6 +130,7 @@ class LoopObjective:
         self.optimizer = optimizer
         self.schedule = schedule
         self.step_time_s = step_time_s
+        self.model = model
         self.name = name
         parts = (function, n_samples, epochs, evals)
         self.source_hash, self.code_hash = source_hash(*parts), code_hash(*parts)
@@ -144,6 +153,7 @@ class LoopObjective:
             optimizer_family=optimizer_family(self.optimizer),
             source_hash=self.source_hash,
             code_hash=self.code_hash,
+            structure_hash=named_model(self.model),
         )
 
     def prepare(self) -> None:

@@ -30,6 +30,7 @@ def connect(
     evals: int = 16,
     optimizer: str | None = None,
     schedule: str = "unknown",
+    model: str | None = None,
     device: str = "cpu",
     search: dict[str, Any] | None = None,
 ) -> RemoteStudy:
@@ -44,6 +45,9 @@ def connect(
         evals: Equal points of a full run at which a report is wanted.
         optimizer: Name of the optimizer's class, such as `"SGD"`; it sets the range of learning rates.
         schedule: `constant`, `linear`, `cosine` or `wsd`: how your loop changes the learning rate.
+        model: What you call the model: a new study begins at the best setting of an earlier one, on other data, of a
+            model of this name; `optimizer` is then needed, and it and `schedule` are to be the same.
+            Default: the service knows it from no other study.
         device: What `trial.device` says.
         search: Arguments of `bstune.search` that a new study begins with, such as `{"budget": 8}`.
 
@@ -62,7 +66,11 @@ def connect(
         check_search(**search)
     if not (isinstance(n_samples, int) and n_samples >= 1 and epochs > 0):
         raise ArgumentError(f"n_samples={n_samples!r}, epochs={epochs!r}: expected samples and epochs of a full run.")
-    from ..objectives.fingerprint import optimizer_family
+    if model is not None and optimizer is None:
+        raise ArgumentError(
+            f"model={model!r}: expected optimizer= beside it, since the best learning rate depends on both."
+        )
+    from ..objectives.fingerprint import named_model, optimizer_family
 
     facts = Facts(
         name=None,
@@ -73,6 +81,7 @@ def connect(
         optimizer=optimizer,
         optimizer_family=optimizer_family(optimizer),
         schedule=schedule,
+        structure_hash=named_model(model),
     )
     link = Link(url, token)
     body = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ def _new_study(objective: Any, engine: LocalEngine, arguments: WorkArguments, ki
         "name": study_name(arguments.study, objective, facts),
         "named": arguments.study is not None,
         "fresh": arguments.fresh,
+        **({"key": secrets.token_hex(8)} if arguments.fresh else {}),
         "facts": dataclasses.asdict(facts),
         "search": search_json(arguments.search),
         "device": kind,

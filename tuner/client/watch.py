@@ -16,7 +16,7 @@ from ..core.results import Recommendation, SearchResult
 from ..core.specs import Forecast
 from ..core.trial_record import TrialRecord
 from ..core.trials import Facts
-from .link import Link, study_path
+from .link import Link, RefusedError, study_path
 
 BEST_S = 2.0
 """The best so far is asked for no more often."""
@@ -63,9 +63,14 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._over.is_set():
-            with contextlib.suppress(BstuneError):  # Who trains says when the service is away.
+            try:
                 if self._follow():
                     return
+            except RefusedError as error:
+                if error.status == 404:  # It was deleted.
+                    return
+            except BstuneError:
+                pass  # Who trains says when the service is away.
             self._over.wait(AGAIN_S)
 
     def _follow(self) -> bool:
@@ -75,7 +80,7 @@ class Watcher:
             self._after = number or self._after
             if not self._foreseen and self._foresee():
                 return True
-            if self._over.is_set() or kind in ("ended", "failed", "deleted", "unknown"):
+            if self._over.is_set() or kind in ("ended", "failed", "deleted"):
                 return True
             if kind in TOLD and data.get("trial") is not None:
                 self._say(kind, data)

@@ -44,9 +44,9 @@ class Facts:
     code_hash: str | None = None
     """The same without comments, docstrings and layout; None where it could not be told."""
     structure_hash: str | None = None
-    """Shapes of the parameters of the model's modules and of a sample.
+    """Shapes of the parameters of the model's modules and of a sample; of a loop, what its user calls the model.
 
-    Memory depends on them besides the source.
+    Memory depends on them besides the source, and what was learned of a model is found by them.
     """
     ignores_rate: bool = False
     """The optimizer has the same learning rates whatever it is given."""

@@ -168,11 +168,7 @@ class HttpPool:
             ArgumentError: It cannot be a report of this trial.
         """
         lease = self._held(number, client)
-        if said.samples > (lease.spec.most_samples or 1 << 53):
-            raise ArgumentError(
-                f"samples={said.samples} in a trial that ends at {lease.spec.end_samples}: expected the training "
-                "samples that this trial has seen, not tokens or steps."
-            )
+        _check(said.samples, lease.spec)
         self.book.heard(lease)
         if number in self._verdicts:
             return self._verdicts[number]
@@ -199,12 +195,13 @@ class HttpPool:
 
         Raises:
             NotYoursError: The trial is not, or was not, this client's.
+            ArgumentError: It cannot be the end of this trial.
         """
         if event.number not in self._ends and self._ended.get(event.number) == client:
             answer: Future[None] = Future()
             answer.set_result(None)
             return answer
-        self._held(event.number, client)
+        _check(event.samples, self._held(event.number, client).spec)
         if event.number in self._ends:
             return self._ends[event.number]
         return self._end(event, client)
@@ -434,6 +431,14 @@ def adopted(spec: TrialSpec, reported: Mapping[int, float | None], notes: Mappin
         unjudged=unjudged,
         stopped_at=stopped if isinstance(stopped, int) else None,
     )
+
+
+def _check(samples: int, spec: TrialSpec) -> None:
+    if samples > (spec.most_samples or 1 << 53):
+        raise ArgumentError(
+            f"samples={samples} in a trial that ends at {spec.end_samples}: expected the training samples that this "
+            "trial has seen, not tokens or steps."
+        )
 
 
 def _nothing() -> None:

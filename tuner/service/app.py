@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Header, HTTPException, Path, Request, Response
+from fastapi import Depends, FastAPI, Header, HTTPException, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -129,6 +129,7 @@ def _add_studies(app: FastAPI, hub: Hub) -> None:
             name=body.name,
             named=body.named,
             fresh=body.fresh,
+            key=body.key,
             facts=body.facts,
             search=body.search,
             kind=body.device,
@@ -150,12 +151,12 @@ def _add_studies(app: FastAPI, hub: Hub) -> None:
         )
 
     @app.get("/v1/studies")
-    async def list_studies() -> list[dict[str, Any]]:
-        """Return all studies in short."""
+    def list_studies() -> list[dict[str, Any]]:
+        """Return all studies in short."""  # In a thread: there may be many trials.
         return [summary(served) for served in hub.studies]
 
     @app.get("/v1/studies/{name}")
-    async def get_study(name: StudyName) -> dict[str, Any]:
+    def get_study(name: StudyName) -> dict[str, Any]:
         """Return a study with its trials, and what its search was expected to cost when it began."""
         served = _find(hub, name)
         return {**summary(served), **_foreseen(served), "trials": [record.to_dict() for record in served.records]}
@@ -228,19 +229,24 @@ def _add_trials(app: FastAPI, hub: Hub, stopping: Callable[[], bool]) -> None:
 
 
 def _add_events(app: FastAPI, hub: Hub) -> None:
-    @app.get("/v1/studies/{name}/events", response_class=EventSourceResponse)
+    async def there(name: StudyName) -> None:  # Refused before the stream begins.
+        _find(hub, name)
+
+    async def room() -> None:
+        if hub.feed.full:
+            raise HTTPException(503, "Too many watch already: come again later.", {"retry-after": "30"})
+
+    refusals = [Depends(there), Depends(room)]
+
+    @app.get("/v1/studies/{name}/events", response_class=EventSourceResponse, dependencies=refusals)
     async def events(
         name: StudyName, last_event_id: Annotated[str | None, Header(max_length=20)] = None
     ) -> AsyncIterator[ServerSentEvent]:
         """Stream what happens in a study, as server-sent events."""
-        served = hub.find(name)
-        if served is None:
-            yield ServerSentEvent(event="unknown", data={"detail": f"There is no study {name}."})
-            return
         async for event in _stream(hub, name, last_event_id):
             yield event
 
-    @app.get("/v1/events", response_class=EventSourceResponse)
+    @app.get("/v1/events", response_class=EventSourceResponse, dependencies=[Depends(room)])
     async def all_events(
         last_event_id: Annotated[str | None, Header(max_length=20)] = None,
     ) -> AsyncIterator[ServerSentEvent]:
@@ -269,11 +275,11 @@ def _add_pages(app: FastAPI, hub: Hub) -> None:
         return pages.routes_page(app.openapi())
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def index() -> str:
+    def index() -> str:
         return pages.index_page([summary(served) for served in hub.studies])
 
     @app.get("/studies/{name}", response_class=HTMLResponse, include_in_schema=False)
-    async def study_page(name: StudyName) -> str:
+    def study_page(name: StudyName) -> str:
         served = _find(hub, name)
         return pages.study_page(summary(served), served.records)
 
@@ -296,9 +302,6 @@ def _add_pages(app: FastAPI, hub: Hub) -> None:
 
 
 async def _stream(hub: Hub, study: str | None, last: str | None) -> AsyncIterator[ServerSentEvent]:
-    if hub.feed.full:
-        yield ServerSentEvent(event="full", data={"detail": "Too many watch already."}, retry=30_000)
-        return
     yield ServerSentEvent(comment="bstune", retry=2000)
     after = int(last) if last and last.isascii() and last.isdigit() else None
     async for event in hub.feed.watch(study, after):
@@ -394,6 +397,7 @@ def summary(served: ServedStudy) -> dict[str, Any]:
         "trials": len(records),
         "running": sum(record.state == "running" for record in records),
         "best_val_loss": _best(records),
+        "learned": served.study.attributes.get("learned"),
         "workers": [
             {"client": seen.client, "device": seen.kind, "silent_s": round(seen.silent_s, 1), "trial": seen.number}
             for seen in served.pool.seen

@@ -9,11 +9,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST = 2000
 REQUEST_S = 15.0
-"""Seconds in which the head of the first request must have come."""
+"""Seconds in which the head of a request must have come."""
 
 
 class Connection(H11Protocol):
-    """uvicorn's own, which waits for the first request for ever."""
+    """uvicorn's own, which waits for the rest of a request for ever."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -23,14 +23,35 @@ class Connection(H11Protocol):
         if len(self.connections) > MOST:
             transport.close()
             return
-        self._timer = self.loop.call_later(REQUEST_S, self._late)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what came; where it is not yet a whole head, wait no longer for that than for the first."""
+        super().data_received(data)
+        if self._answers:
+            self._stop_waiting()
+        else:
+            self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_waiting()
         super().connection_lost(exc)
 
+    @property
+    def _answers(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _wait(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(REQUEST_S, self._late)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _late(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        self._timer = None
+        if not self._answers and not self.transport.is_closing():
             self.transport.close()

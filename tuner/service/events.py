@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class Feed:
     def __init__(self) -> None:
         """Begin with no watchers."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._numbers = itertools.count(1)
+        # Larger than those of an earlier service: a watcher that comes back is told all that came meanwhile.
+        self._numbers = itertools.count(int(1000 * time.time()))
         self._kept: dict[str, deque[Happened]] = defaultdict(lambda: deque(maxlen=KEPT))
         self._coming: list[Happened] = []
         """What was not handed out yet."""

@@ -51,6 +51,7 @@ class Offer:
         name: The study.
         named: The user gave the name; otherwise `name-2`, `name-3` ... are looked at too.
         fresh: Make a new study beside the old one.
+        key: What a client calls this one wish for a fresh study, so that a repeated call makes no second.
         facts: What the objective is.
         search: Arguments of `bstune.search` by name; None: whatever the study says, else the defaults.
         kind: The client's kind of device.
@@ -63,6 +64,7 @@ class Offer:
     name: str
     named: bool
     fresh: bool
+    key: str | None
     facts: Facts
     search: dict[str, Any] | None
     kind: str
@@ -153,6 +155,10 @@ class Hub:
 
     def _chosen(self, request: Offer, arguments: SearchArguments | None) -> ServedStudy:
         name, served = request.name, self._studies.get(request.name)
+        if request.fresh and request.key is not None:
+            for made in self.studies:
+                if made.study.attributes.get("made_for") == request.key:
+                    return made
         if served is None or request.fresh:
             if request.fresh and name in self.storage.names():
                 name = next_name(self.storage, name)
@@ -204,6 +210,7 @@ class Hub:
             facts=dataclasses.asdict(request.facts),
             objective=None,
             asked={"trial_timeout": arguments.trial_timeout},
+            made_for=request.key,
         )
         if not arguments.fresh_prior and plan.baseline is None:
             remember(study, request.facts, request.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -11,33 +12,56 @@ from urllib.parse import quote
 from ..core.plain_text import one_line
 from ..core.trial_record import TrialRecord
 from ..report.page_told import Told
+from ..report.units import number, setting_text
+from .curves import curves
 
 STYLE = """\
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
-  color: #1b1f24; background: #fff; }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .25rem .7rem .25rem 0;
-  border-bottom: 1px solid #d0d7de; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-a { color: #0550ae; }
-@media (prefers-color-scheme: dark) { body { color: #e6edf3; background: #0d1117; } a { color: #79c0ff; }
-  th, td { border-color: #30363d; } }
+:root { --ground: #ffffff; --ink: #1a1f27; --quiet: #555f6d; --line: #d9dee6; --link: #0550ae; --run: #0969da;
+  --best: #1a7f37; --doubt: #8a4600; --doubt-ground: #fff4e5; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14171c; --ink: #e8ebf0; --quiet: #a8b1bd; --line: #343b45;
+  --link: #79c0ff; --run: #79c0ff; --best: #56d364; --doubt: #ffb86b; --doubt-ground: #33261a; } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 70rem; padding: 0 1rem;
+  color: var(--ink); background: var(--ground); overflow-wrap: anywhere; }
+a { color: var(--link); } h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.1rem; margin: 1.5rem 0 .25rem; }
+#away { padding: .5rem .8rem; color: var(--doubt); background: var(--doubt-ground); border-radius: 6px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; overflow-wrap: normal; }
+th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); }
+th { color: var(--quiet); font-weight: 600; white-space: nowrap; }
+td.long { min-width: 12rem; overflow-wrap: anywhere; }
+.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+svg { display: block; width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--quiet); }
+svg path { fill: none; stroke: var(--quiet); stroke-opacity: .5; stroke-linecap: round; stroke-linejoin: round; }
+svg .axes { stroke: var(--line); stroke-opacity: 1; }
+svg .runs { stroke: var(--run); stroke-opacity: 1; stroke-width: 2; }
+svg .best { stroke: var(--best); stroke-opacity: 1; stroke-width: 3; }
+svg path:hover { stroke: var(--ink); stroke-opacity: 1; stroke-width: 3; }
 """
 SCRIPT = """\
 "use strict";
-const watched = document.body.dataset.events;
+const away = document.getElementById("away");
 let timer = null;
+function say(text) { away.textContent = text; away.hidden = !text; }
 async function refresh() {
   timer = null;
-  const answer = await fetch(location.href, { cache: "no-store" });
-  if (!answer.ok) return;
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const main = fresh.querySelector("main");
-  if (main) document.querySelector("main").replaceWith(main);
+  try {
+    const answer = await fetch(location.href, { cache: "no-store" });
+    if (answer.status === 404) { say("It was deleted. This is what it was."); return; }
+    if (!answer.ok) throw new Error(answer.status);
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
+    if (fresh) document.querySelector("main").replaceWith(fresh);
+    say("");
+  } catch { say("The service does not answer. This is what it said last."); }
 }
 function soon() { if (timer === null) timer = setTimeout(refresh, 500); }
-const source = new EventSource(watched);
-for (const kind of ["created", "start", "report", "finish", "ended", "failed", "deleted"])
-  source.addEventListener(kind, soon);
-setInterval(soon, 15000);
+let source = null;
+function listen() {
+  source = new EventSource(document.body.dataset.events);
+  for (const kind of ["created", "start", "report", "finish", "ended", "failed", "deleted", "error"])
+    source.addEventListener(kind, soon);
+}
+listen();
+setInterval(() => { if (source.readyState === EventSource.CLOSED) listen(); soon(); }, 15000);
 """
 
 
@@ -54,6 +78,16 @@ REPORT_POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """The report has its scripts within, and draws by a library that makes functions; all its text is escaped."""
+MOST_ROWS = 200
+"""Trials of a study that its page lists: it is made anew with each report."""
+NUMBERS = (
+    *("trials", "running", "reference runs", "lowest loss", "s since heard of"),
+    *("trial", "batch size", "learning rate", "samples", "loss"),
+)
+CLASSES = dict.fromkeys(NUMBERS, "n") | dict.fromkeys(("state", "what it does"), "long")
+"""Of the columns of a table that are not plain text."""
+NO_STUDIES = "There are no studies yet. The first worker of a model makes one: bstune worker URL MODEL"
+NO_WORKERS = "No worker was heard of lately."
 
 
 def report_page(told: Told) -> str:
@@ -82,35 +116,72 @@ def index_page(studies: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             f'<a href="/studies/{quote(study["name"], safe="")}">{_text(study["name"])}</a>',
-            _text(study["state"]),
+            _text(_state(study)),
             _text(study["goal"]),
-            *_numbers(study["trials"], study["running"], study["spent"], study["best_val_loss"]),
+            *_numbers(study["trials"], study["running"]),
+            _text(_spent(study)),
+            *_numbers(study["best_val_loss"]),
         ]
         for study in studies
     ]
     workers = [(study["name"], worker) for study in studies for worker in study["workers"]]
-    body = _table(["study", "state", "goal"], ["trials", "running", "reference runs", "best loss"], rows)
-    return _page("Studies", "/v1/events", f"{body}<h2>Workers</h2>{_workers(workers)}")
+    if not studies:
+        return _page("Studies", "/v1/events", f"<p>{_text(NO_STUDIES)}</p>")
+    heads = ["study", "state", "goal", "trials", "running", "reference runs", "lowest loss"]
+    return _page("Studies", "/v1/events", f"{_table(heads, rows)}<h2>Workers</h2>{_workers(workers)}")
 
 
-def study_page(study: Mapping[str, Any], records: Iterable[TrialRecord]) -> str:
+def study_page(study: Mapping[str, Any], records: Sequence[TrialRecord]) -> str:
     """Return the page of one study."""
-    name = study["name"]
-    rows = [
-        [
-            _text(record.stage),
-            _text(f"{record.state} {record.reason}"),
-            *_numbers(record.number, record.global_batch_size, record.learning_rate, record.samples, record.val_loss),
-        ]
-        for record in reversed(list(records))
+    path = quote(study["name"], safe="")
+    best = lowest(records)
+    shown = list(reversed(records[-MOST_ROWS:]))
+    said = [f"{_state(study)}: {_spent(study)} reference runs, goal {study['goal']}. {study['message']}"]
+    if (learned := study["learned"]) is not None:
+        said.append(
+            f"It began at what study {learned['study']} has found: batch {learned['batch_size']}, "
+            f"lr {learned['learning_rate']:.3g}."
+        )
+    if best is not None:
+        said.append(f"Lowest loss so far: {number(best.val_loss)}, {setting_text(best)} (trial {best.number}).")
+    body = "".join(f"<p>{_text(line)}</p>" for line in said)
+    body += f'<p><a href="/studies/{path}/report">The answer and the report</a></p>{curves(records, best)}'
+    body += f"<h2>Workers</h2>{_workers([(study['name'], worker) for worker in study['workers']])}"
+    heads = ["trial", "stage", "batch size", "learning rate", "samples", "loss", "state"]
+    body += f"<h2>Trials</h2>{_table(heads, [_row(record) for record in shown])}"
+    if len(records) > len(shown):
+        body += f'<p>The newest {len(shown)} of {len(records)}; <a href="/v1/studies/{path}">all, for programs</a>.</p>'
+    return _page(study["name"], f"/v1/studies/{path}/events", body)
+
+
+def lowest(records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Return the trial that ended with the lowest loss, of those that came to their end where there are such."""
+    told = [record for record in records if record.val_loss is not None and math.isfinite(record.val_loss)]
+    ended = [record for record in told if record.state == "complete"]
+    return min(ended or told, key=lambda record: record.val_loss or 0.0, default=None)
+
+
+def _row(record: TrialRecord) -> list[str]:
+    state = f"{record.state}: {record.reason}" if record.reason else record.state
+    samples = f"{record.samples} of {record.end_samples}" if record.state == "running" else str(record.samples)
+    loss = record.val_loss if record.state != "running" else record.values[-1][1] if record.values else None
+    return [
+        _text(record.number),
+        _text(record.stage),
+        *_numbers(record.global_batch_size, record.learning_rate),
+        _text(samples),
+        *_numbers(loss),
+        _text(state),
     ]
-    said = f"<p>{_text(study['state'])} {_text(study['stopped_by'] or '')} {_text(study['message'])}</p>"
-    trials = _table(["stage", "state"], ["trial", "batch size", "learning rate", "samples", "loss"], rows)
-    workers = _workers([(name, worker) for worker in study["workers"]])
-    path = quote(name, safe="")
-    events = f"/v1/studies/{path}/events"
-    said += f'<p><a href="/studies/{path}/report">The report, with pictures</a></p>'
-    return _page(name, events, f"{said}<h2>Workers</h2>{workers}<h2>Trials</h2>{trials}")
+
+
+def _state(study: Mapping[str, Any]) -> str:
+    return f"{study['state']} ({study['stopped_by']})" if study["stopped_by"] else str(study["state"])
+
+
+def _spent(study: Mapping[str, Any]) -> str:
+    spent = f"{study['spent']:.3g}"
+    return spent if study["budget_s"] else f"{spent} of {study['budget']:g}"  # Or it is of seconds.
 
 
 def routes_page(openapi: Mapping[str, Any]) -> str:
@@ -121,7 +192,7 @@ def routes_page(openapi: Mapping[str, Any]) -> str:
         for method, route in methods.items()
     ]
     said = '<p>The whole description, for programs: <a href="/openapi.json">openapi.json</a>.</p>'
-    return _page("Calls", "/v1/events", said + _table(["method", "path", "what it does"], [], rows))
+    return _page("Calls", None, said + _table(["method", "path", "what it does"], rows))
 
 
 def _workers(workers: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
@@ -129,26 +200,27 @@ def _workers(workers: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
         [
             _text(worker["client"]),
             _text(worker["device"] or ""),
-            _text(study),
-            *_numbers(worker["trial"], worker["silent_s"]),
+            f'<a href="/studies/{quote(study, safe="")}">{_text(study)}</a>',
+            _text("waits" if worker["trial"] is None else f"trial {worker['trial']}"),
+            *_numbers(worker["silent_s"]),
         ]
         for study, worker in workers
     ]
-    return _table(["worker", "device", "study"], ["trial", "seconds since its last sign of life"], rows)
+    if not rows:
+        return f"<p>{_text(NO_WORKERS)}</p>"
+    return _table(["worker", "device", "study", "does", "s since heard of"], rows)
 
 
-def _table(texts: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose cells are HTML already: first those of text, then those of numbers."""
-    head = "".join(f"<th>{_text(name)}</th>" for name in texts)
-    head += "".join(f'<th class="n">{_text(name)}</th>' for name in numbers)
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose cells are HTML already."""
+    marks = [f' class="{CLASSES[name]}"' if name in CLASSES else "" for name in heads]
+    head = "".join(f"<th{mark}>{_text(name)}</th>" for mark, name in zip(marks, heads, strict=True))
 
     def row(cells: Sequence[str]) -> str:
-        first, rest = cells[: len(texts)], cells[len(texts) :]
-        said = "".join(f"<td>{cell}</td>" for cell in first) + "".join(f'<td class="n">{cell}</td>' for cell in rest)
-        return f"<tr>{said}</tr>"
+        return f"<tr>{''.join(f'<td{mark}>{cell}</td>' for mark, cell in zip(marks, cells, strict=True))}</tr>"
 
     body = "".join(row(cells) for cells in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _numbers(*values: float | None) -> list[str]:
@@ -159,12 +231,14 @@ def _text(value: Any) -> str:
     return escape(one_line(str(value)))
 
 
-def _page(title: str, events: str, body: str) -> str:
+def _page(title: str, events: str | None, body: str) -> str:
+    live = "" if events is None else '<script src="/static/live.js" defer></script>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f'<title>{_text(title)} - bstune</title><link rel="stylesheet" href="/static/page.css">'
-        '<script src="/static/live.js" defer></script></head>'
-        f'<body data-events="{escape(events)}"><p><a href="/">bstune</a> <a href="/docs">calls</a></p>'
+        f"{live}</head>"
+        f'<body data-events="{escape(events or "")}"><p><a href="/">bstune</a> <a href="/docs">calls</a></p>'
+        '<p id="away" role="status" hidden></p>'
         f"<main><h1>{_text(title)}</h1>{body}</main></body></html>"
     )

@@ -102,6 +102,9 @@ class NewStudy(Strict):
     named: bool = True
     """The user chose the name; otherwise another study of the name with `-2`, `-3` ... may be the one."""
     fresh: bool = False
+    """Make a new study beside the one of this name."""
+    key: ClientId | None = None
+    """Chosen by the client for one fresh study: the same call again makes no second."""
     facts: FactsJson
     search: Plain | None = None
     """Arguments of `bstune.search` by name: `goal`, `budget`, `space` and so on."""
