@@ -92,5 +92,5 @@ def connect(
         "device": device,
         "device_info": DeviceInfo(device.partition(":")[0], device).to_dict(),
     }
-    name = str(link.post("/v1/studies", body, patience_s=FIRST_S)["name"])
-    return RemoteStudy(link, name, new_client_id(platform.node()), device, device)
+    answer = link.post("/v1/studies", body, patience_s=FIRST_S)
+    return RemoteStudy(link, str(answer["name"]), new_client_id(platform.node()), device, learned=answer.get("learned"))

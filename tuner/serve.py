@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ def serve(arguments: ServeArguments) -> None:
     """Serve until SIGINT or SIGTERM; what runs at clients then is taken up at the next start.
 
     Raises:
-        ArgumentError: The address is no loopback address and there is no token.
+        ArgumentError: The address is no loopback address and there is no token, or the certificate cannot be used.
         StudyError: The storage cannot be used, or was lost.
         BstuneError: The extra `serve` is not installed, or the port cannot be had.
     """
@@ -87,6 +88,7 @@ def serve(arguments: ServeArguments) -> None:
             f"--host {arguments.host}: on an address that others can reach the service needs tokens. Give "
             "--token-file, or set BSTUNE_TOKENS; or listen at 127.0.0.1."
         )
+    _check_certificate(arguments)
     with contextlib.suppress(ValueError, OSError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2 * MOST_CONNECTIONS)), hard))
@@ -184,6 +186,19 @@ def _suit_many_threads() -> None:
     sys.setswitchinterval(SWITCH_S)
     with contextlib.suppress(OSError, AttributeError):  # Only glibc has it, and one heap for each thread without it.
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, HEAPS)
+
+
+def _check_certificate(arguments: ServeArguments) -> None:
+    if arguments.tls_certificate is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(arguments.tls_certificate, arguments.tls_key, password="")  # Or it would ask for one.
+    except OSError as error:  # Also what OpenSSL says.
+        raise ArgumentError(
+            f"--tls-certificate {arguments.tls_certificate}, --tls-key {arguments.tls_key}: {error}. Expected a "
+            "certificate and its key in PEM, the key without a password."
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

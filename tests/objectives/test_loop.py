@@ -41,6 +41,23 @@ def test_a_loop_says_how_its_learning_rate_changes(schedule: str) -> None:
         loop(schedule="step")
 
 
+def test_a_loop_says_what_its_model_is_called() -> None:
+    """Then it is known again, whatever its code and its data; a name without an optimizer says too little."""
+
+    def train(trial: Trial) -> None:
+        """Nothing."""
+
+    def structure(**options: Any) -> str | None:
+        return bstune.objective(epochs=4, **options)(train).describe().structure_hash
+
+    named = {"optimizer": "SGD", "model": "a model"}
+    assert structure(n_samples=N, **named) == structure(n_samples=2 * N, **named) is not None
+    assert structure(n_samples=N, optimizer="SGD", model="another") != structure(n_samples=N, **named)
+    assert structure(n_samples=N, optimizer="SGD") is None
+    with pytest.raises(bstune.ArgumentError, match="model='a model': expected optimizer= beside it"):
+        loop(model="a model")
+
+
 def test_first_report_at_or_after_a_point_counts_under_it() -> None:
     """A loop that reports every epoch has its reports at 192 and 384 counted under the points 150 and 384."""
 

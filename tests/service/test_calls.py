@@ -100,6 +100,15 @@ def test_each_call_may_be_repeated(calls: httpx.Client, single: str) -> None:
     assert len(calls.get(f"/v1/studies/{study}").json()["trials"]) == 1
 
 
+def test_a_fresh_study_is_made_once(calls: httpx.Client, study: str) -> None:
+    """Also where the answer was lost and the call is repeated; another wish makes another study."""
+    body = {**new_study(TABLE, study, budget=4), "fresh": True}
+
+    names = [calls.post("/v1/studies", json={**body, "key": key}).json()["name"] for key in ("one", "one", "two")]
+
+    assert names == [f"{study}-2", f"{study}-2", f"{study}-3"]
+
+
 def test_a_lost_trial_goes_to_another_and_the_zombie_does_no_harm(calls: httpx.Client, single: str) -> None:
     """The same trial under the same number; what was reported already is answered and not counted again."""
     study = single
@@ -202,6 +211,9 @@ def test_events_stream_and_pages_escape(calls: httpx.Client, service: Service, s
         ("GET", "/v1/studies/..%2f..%2fetc%2fpasswd", None, 404),
         ("GET", "/static/..%2fserve.py", None, 404),
         ("GET", "/static/secret.js", None, 404),
+        ("GET", "/v1/studies/none/events", None, 404),
+        ("GET", "/v2/studies", None, 404),
+        ("POST", "/v2/studies", "{}", 404),
         ("PUT", "/v1/studies", "{}", 405),
     ],
 )
@@ -224,13 +236,18 @@ def test_settings_that_do_not_fit_are_refused(calls: httpx.Client, study: str) -
 
     other = calls.post("/v1/studies", json=new_study(TABLE, study, budget=4, seed=7))
     wrong = calls.post("/v1/studies", json=new_study(TABLE, "wrong", goal="nothing", budget=-1))
+    large = calls.post("/v1/studies", json=new_study(TABLE, "large", n_trials=10_001))
     beyond = say(calls, trial, "report", "one", samples=10**9, val_loss=0.5)
+    past = say(calls, trial, "finish", "one", samples=10**9)
 
     assert other.status_code == 409
     assert "seed: was 0, now 7" in other.json()["detail"]
     assert wrong.status_code == 422
     assert "2 arguments are wrong" in wrong.json()["detail"]
-    assert beyond.status_code == 422
+    assert large.status_code == 422
+    assert "takes at most 10000" in large.json()["detail"]
+    assert beyond.status_code == past.status_code == 422
+    assert record_of(calls, study, trial["number"])["state"] == "running"
 
 
 def test_other_hosts_and_other_types_are_refused(calls: httpx.Client) -> None:

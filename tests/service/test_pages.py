@@ -69,7 +69,7 @@ def test_pages_follow_what_happens(browser: BrowserContext, service: Service, ca
         f"/v1/trials/{trial['id']}/finish",
         json={"client_id": "one", "samples": trial["points"][0], "lost": "crashed", "message": "it went away"},
     )
-    study.wait("failed crashed: it went away")
+    study.wait("failed: crashed: it went away")
     index.wait("live")
 
     assert [each.page.evaluate("window.same") for each in (index, study)] == [True, True]

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from bstune.cli import main
 from bstune.tuner.core.errors import ArgumentError
-from bstune.tuner.service import limits
+from bstune.tuner.service import app, connections, limits
+from bstune.tuner.service.connections import Connection
+from bstune.tuner.service.hub import Hub
 from bstune.tuner.service.limits import Gate, Rates
 from bstune.tuner.service.tokens import Tokens, read_tokens
+from bstune.tuner.studies.storage import open_storage
 from bstune.tuner.testing.tables import synthetic
+from click.testing import CliRunner
 
 from .conftest import new_study
 
@@ -74,6 +82,17 @@ def test_a_token_file_is_for_its_owner(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="Line 2 of the tokens is wrong") as told:
         read_tokens(file)
     assert "secret" not in str(told.value)
+
+
+def test_a_wrong_certificate_is_said(tmp_path: Path) -> None:
+    """Before anything is opened."""
+    (tmp_path / "key").write_text("no key")
+    words = ["serve", "--port", "0", "--tls-key", str(tmp_path / "key"), "--tls-certificate", str(tmp_path / "none")]
+
+    told = CliRunner().invoke(main, words)
+
+    assert told.exit_code == 2
+    assert "--tls-key" in told.stderr
 
 
 class Caller:
@@ -140,3 +159,49 @@ def test_strangers_have_a_rate_too() -> None:
 
     assert [Caller(gate, b"").call(authorization="Bearer guess") for _ in range(4)] == [401] * 3 + [429]
     assert Caller(gate, b"").call(authorization=f"Bearer {WRITES}") == 200
+
+
+async def _half_asked(config: uvicorn.Config) -> bytes:
+    """Call over a connection, then send half of another call, and return what comes until the connection is closed."""
+    state = uvicorn.server.ServerState()
+    make = partial(Connection, config, state, {})
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    first = await reader.readuntil(b"0\r\n\r\n")
+    writer.write(b"GET / HT")
+    rest = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    server.close()
+    return first + rest
+
+
+def test_half_a_call_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a whole one came before it on the same connection."""
+    monkeypatch.setattr(connections, "REQUEST_S", 0.2)
+    config = uvicorn.Config(behind, http=Connection, ws="none", lifespan="off", log_level="warning")
+    config.load()
+
+    assert asyncio.run(_half_asked(config)).count(b"HTTP/1.1 200") == 1
+
+
+def test_studies_and_clients_that_wait_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more of either is told to come later, and nothing is made."""
+    monkeypatch.setattr(app, "MOST_POLLS", 1)
+    table = synthetic()
+
+    async def called(hub: Hub) -> list[int]:
+        gate = Gate(app.make_app(hub, stopping=lambda: False), tokens=Tokens(), hosts=None, rates=Rates(0))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://x") as calls:
+            made = [await calls.post("/v1/studies", json=new_study(table, "one", budget=2) | {"waits": True})]
+            made.append(await calls.post("/v1/studies", json=new_study(table, "two", budget=2)))
+            asks = [calls.post("/v1/studies/one/ask", json={"client_id": name, "wait_s": 0.5}) for name in "ab"]
+            return [answer.status_code for answer in [*made, *await asyncio.gather(*asks)]]
+
+    with open_storage(f"sqlite:///{tmp_path}/one.db") as storage:
+        hub = Hub(storage, lease_s=5, most_studies=1, broken=lambda error: None)
+        with contextlib.closing(hub):
+            *made, first, second = asyncio.run(called(hub))
+            assert [served.name for served in hub.studies] == storage.names() == ["one"]
+    assert made == [200, 409]
+    assert sorted([first, second]) == [200, 503]

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import bstune
 import httpx
@@ -141,13 +142,18 @@ def test_a_worker_that_is_told_to_end_hands_its_trial_back(service: Service, tmp
 
 
 def test_a_script_trains_the_trials_itself(service: Service) -> None:
-    """`bstune.connect` yields the trials of a study until it has ended; a pruned one is the script's to catch."""
+    """`bstune.connect` yields the trials of a study until it has ended; a pruned one is the script's to catch.
+
+    A later study of a model of the same name, on other data, begins at what was found.
+    """
     table = synthetic()
     study = bstune.connect(
         service.url,
         study="script",
         n_samples=table.n_samples,
         epochs=table.epochs,
+        optimizer="SGD",
+        model="a table",
         search={"space": table.space, "budget": 2},
     )
     pruned = trained = 0
@@ -161,8 +167,17 @@ def test_a_script_trains_the_trials_itself(service: Service) -> None:
             pruned += 1
     result = study.result()
     study.close()
+    more: dict[str, Any] = {"n_samples": 2 * table.n_samples, "epochs": table.epochs, "optimizer": "SGD"}
+    known = bstune.connect(service.url, study="script-2", model="a table", **more)
+    other = bstune.connect(service.url, study="script-3", model="another", **more)
+    for each in (known, other):
+        each.close()
 
     assert trained == len(result.records)
     assert pruned == sum(record.state == "pruned" for record in result.records) > 0
     assert result.stopped_by in ("budget", "converged")
     assert table.regret(result.recommendation.global_batch_size, result.recommendation.learning_rate) < 0.5
+    assert result.recommendation.verified
+    assert known.learned is not None
+    assert known.learned["study"] == "script"
+    assert other.learned is None

@@ -1,6 +1,6 @@
 """Storages beside the SQLite file.
 
-A journal for network file systems, a database server, and attributes of another version.
+A journal for network file systems, and a database server.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import bstune
 import optuna
 import pytest
-from bstune.tuner.studies import catalog as catalog_module
+from bstune.tests.studies.written import AXES, finished, opened, report, run_one, spec
 from bstune.tuner.studies import database_server as database_server_module
 from bstune.tuner.studies import journal as journal_module
-from bstune.tuner.studies import study as study_module
+from bstune.tuner.studies import trial_writes
 from bstune.tuner.studies.catalog import find_study, make_study
 from bstune.tuner.studies.journal import cut_torn_line
 from bstune.tuner.studies.location import locate
@@ -320,6 +321,41 @@ def test_a_server_holds_what_a_file_holds(server: Server, tmp_path: Path) -> Non
         assert "s3cret" not in json.dumps(study.attributes)
 
 
+def test_one_transaction_writes_what_optunas_own_calls_write(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a server and in a file: the same trials, once however often they are said, and nothing of one that is over."""
+    for url in (server.url, f"sqlite:///{tmp_path}/bstune.db"):
+        stored = []
+        for databases in (trial_writes.DATABASES, ()):
+            monkeypatch.setattr(trial_writes, "DATABASES", databases)
+            with opened(url, f"written-{len(databases)}") as study:
+                whole, lost = run_one(study), study.begin(spec(learning_rate=0.5), AXES)
+                lost = study.report(report(lost.number, (64, 320), math.nan))
+                backend, trial_id = study.storage.backend, study._ids[lost.number]
+                for loss in (0.5, math.inf, 0.25):
+                    trial_writes.write_trial(backend, trial_id, {640: loss}, {"samples": 640, "noise": [loss > 0.3]})
+                study.finish(finished(lost, state="failed", val_loss=None, cause="killed"))
+                with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+                    trial_writes.write_trial(backend, trial_id, {641: 0.5}, {"late": True})
+                with pytest.raises(KeyError):
+                    trial_writes.write_trial(backend, 10**6, attributes={"nowhere": True})
+                trials = backend.get_all_trials(study._id)
+            names = ("number", "state", "values", "params", "distributions", "user_attrs", "intermediate_values")
+            stored.append([[repr(getattr(trial, name)) for name in names] for trial in trials])
+            assert [trial.number for trial in trials] == [whole.number, lost.number] == [0, 1]
+        assert stored[0] == stored[1]
+
+
+def test_trials_that_are_made_at_the_same_time_have_numbers_of_their_own(server: Server, tmp_path: Path) -> None:
+    """Others may add trials to a study of bstune, such as Optuna's own workers."""
+    new = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
+    for url in (server.url, f"sqlite:///{tmp_path}/bstune.db"):
+        with opened(url, "together") as study, ThreadPoolExecutor(4) as threads:
+            made = [threads.submit(trial_writes.create_trial, study.storage.backend, study._id, new) for _ in range(12)]
+            assert sorted(each.result()[1] for each in made) == list(range(12))
+
+
 def test_a_server_has_one_writer_however_long_it_is_silent(server: Server) -> None:
     """A second search is refused while the first runs, also after the server has ended idle connections."""
     with open_storage(server.url) as storage:
@@ -406,28 +442,3 @@ def test_a_server_that_refuses_is_said(server: Server, old: str, new: str, said:
     for attempt in (open_storage, read_storage):
         with pytest.raises(bstune.StudyError, match=said):
             attempt(server.url.replace(old, new))
-
-
-# --- attributes of another version --------------------------------------------------------------------------------
-
-
-def test_an_older_study_is_upgraded_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version by version, in memory; the writer then stores the new version."""
-    url = f"sqlite:///{tmp_path}/bstune.db"
-    first = search(url)
-
-    def rename(attributes: dict[str, Any]) -> dict[str, Any]:
-        return {**attributes, "renamed": attributes["stopped_by"]}
-
-    monkeypatch.setattr(study_module, "SCHEMA", study_module.SCHEMA + 1)
-    monkeypatch.setattr(catalog_module, "SCHEMA", study_module.SCHEMA)
-    monkeypatch.setattr(study_module, "UPGRADES", {study_module.SCHEMA - 1: rename})
-    with read_storage(url) as storage:
-        study = find_study(storage, "formula")
-        assert study is not None
-        assert study.attributes["renamed"] == first.stopped_by
-        assert study.attributes["bstune_schema"] == study_module.SCHEMA
-    search(url)
-    attributes = optuna.load_study(study_name="formula", storage=url).user_attrs
-    assert attributes["bstune_schema"] == study_module.SCHEMA
-    assert attributes["renamed"] == first.stopped_by

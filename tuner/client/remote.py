@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from ...objectives.base import Trial
 from ..core.errors import BstuneError, ObjectiveError
@@ -22,15 +23,19 @@ class RemoteStudy:
 
     Attributes:
         name: Its name at the service.
+        learned: What another study has found of the same model, where this one began: `study`, `batch_size`,
+            `learning_rate`; None: nothing.
     """
 
-    def __init__(self, link: Link, name: str, client: str, device: str, train_on: str) -> None:
+    def __init__(
+        self, link: Link, name: str, client: str, device: str, *, learned: dict[str, Any] | None = None
+    ) -> None:
         """Take part in a study; use `bstune.connect`."""
         self.name = name
+        self.learned = learned
         self._link = link
         self._client = client
         self._device = device
-        self._train_on = train_on
 
     def trials(self) -> Iterator[Trial]:
         """Yield trials to train until the search has ended.
@@ -67,7 +72,7 @@ class RemoteStudy:
             verdict: Verdict = answer["verdict"]
             return verdict
 
-        trial = Trial(given.spec, device=self._train_on, send=send, clock=time.monotonic)
+        trial = Trial(given.spec, device=self._device, send=send, clock=time.monotonic)
         with self._alive(given):
             try:
                 yield trial

@@ -2,6 +2,7 @@
 
 - `app`: The routes of the service: what is called how.
 - `connections`: Connections of the server: those that send nothing, or too slowly, are closed.
+- `curves`: The learning curves of a study as a picture of plain SVG.
 - `events`: What happens in the studies, as it goes out to those who watch.
 - `hub`: The studies of the service by name: made, found, taken up after a restart, and deleted.
 - `limits`: What stands before every call: who calls, how often, how much it sends and how slowly.
