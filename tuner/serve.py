@@ -106,7 +106,7 @@ def serve(arguments: ServeArguments) -> None:
     with open_storage(arguments.storage) as storage, contextlib.closing(_listen(arguments)) as sock, _ends_well():
         hub = Hub(storage, lease_s=arguments.lease_s, most_studies=arguments.max_studies, broken=fail)
         try:
-            server = uvicorn.Server(_config(arguments, hub, tokens, stopping))
+            server = _server(_config(arguments, hub, tokens, stopping), hub)
             server.should_exit = bool(broken)
             servers.append(server)
             scheme = "http" if arguments.tls_certificate is None else "https"
@@ -134,6 +134,17 @@ def _ends_well() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _server(config: Any, hub: Hub) -> Any:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            hub.feed.close()  # Or streams, which end by themselves never, would be waited for.
+            await super().shutdown(sockets)
+
+    return Server(config)
 
 
 def _config(arguments: ServeArguments, hub: Hub, tokens: Tokens, stopping: Callable[[], bool]) -> Any:

@@ -53,7 +53,10 @@ def asked(calls: httpx.Client, study: str, **body: Any) -> dict[str, Any]:
 
 
 def test_pages_follow_what_happens(browser: BrowserContext, service: Service, calls: httpx.Client) -> None:
-    """The list and the study show a trial that begins, reports and ends without being loaded again."""
+    """The list and the study show a trial that begins, reports and ends without being loaded again.
+
+    They say so where the service is out of reach, or the study is no longer there.
+    """
     calls.post("/v1/studies", json=new_study(synthetic(), "live", n_trials=2, confirm=0, pruner="none", budget=4))
     index, study = Watched(browser, service, "/"), Watched(browser, service, "/studies/live")
     for each in (index, study):
@@ -71,9 +74,21 @@ def test_pages_follow_what_happens(browser: BrowserContext, service: Service, ca
     )
     study.wait("failed: crashed: it went away")
     index.wait("live")
+    study.page.locator("svg path title").first.wait_for(state="attached", timeout=WITHIN_MS)
 
     assert [each.page.evaluate("window.same") for each in (index, study)] == [True, True]
-    assert index.end() == study.end() == []
+    assert (study.page.locator("svg path title").first.text_content() or "").startswith("Trial 0, batch ")
+    assert index.end() == study.complaints == []
+
+    browser.set_offline(True)
+    study.page.evaluate("refresh()")
+    study.wait("The service does not answer")
+    browser.set_offline(False)
+    study.page.evaluate("refresh()")
+    study.page.locator("#away").wait_for(state="hidden", timeout=WITHIN_MS)
+    calls.delete("/v1/studies/live")
+    study.wait("It was deleted")
+    study.page.close()
 
 
 def test_nothing_that_a_client_says_runs(browser: BrowserContext, service: Service, calls: httpx.Client) -> None:

@@ -118,4 +118,8 @@ def test_a_service_that_is_killed_loses_nothing(make_service: Any, tmp_path: Pat
     assert ended
     here = [record.to_dict() for record in locally(TABLE, facts={"can_continue": True}, budget=4)]
     assert told(trials_of(service, "killed")) == told(here)
-    assert service.stop() == 0
+    events = f"{service.url}/v1/events"
+    with httpx.stream("GET", events, trust_env=False, timeout=60) as stream:
+        assert next(stream.iter_lines()) == ": bstune"
+        assert service.stop() == 0  # Nobody who watches holds it up.
+    assert "Cancel" not in service.log()
