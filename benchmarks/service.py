@@ -1,8 +1,9 @@
 """The service under load: many clients, killed and started again, and what its own description promises.
 
 `python benchmarks/service.py load --seconds 60` has 32 clients in 8 studies ask, report and finish as fast as they
-can, on loopback. `--kills 10` ends the service with SIGKILL so many times meanwhile; `--rate 200` limits all clients
-together to so many reports a second. Afterwards each client's own log is compared with what the service has stored.
+can, on loopback; where one has ended its clients make the next, and old ones are deleted. `--kills 10` ends the service
+with SIGKILL so many times meanwhile; `--rate 200` limits all clients together to so many reports a second. Afterwards
+each client's own log is compared with what the service has stored.
 `python benchmarks/service.py idle` opens 1,000 connections that send nothing; `described` has schemathesis call
 whatever the OpenAPI description allows. Clients train by a table, so that all time is the service's.
 """
@@ -20,19 +21,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
-from bstune.tuner.client.link import AwayError, Link, RefusedError, study_path, trial_path
-from bstune.tuner.testing.tables import Table, synthetic
 
-STUDIES = 8
-PROCESSES = 4
+KEPT, READ_S = 24, 5.0
+"""So many studies are left by each look, which comes so often in seconds: those that ended first are deleted."""
 HARM = (
     "finished_but_not_stored",
     "finished_twice",
@@ -45,8 +42,6 @@ HARM = (
     "server_errors",
 )
 """What must be zero."""
-OVER = threading.Event()
-"""In a process of clients: they are to end."""
 
 
 class Server:
@@ -90,83 +85,38 @@ class Server:
         self.process.wait(60)
 
 
-def study_body(table: Table, name: str, seed: int) -> dict[str, Any]:
-    """Return the body that makes a study which does not end while the load lasts."""
-    search = {"space": table.space, "budget": 5000, "seed": seed, "sampler": "random", "pruner": "none"}
-    return {"name": name, "facts": asdict(table.facts(name=None)), "search": search, "device": "table"}
+class Books:
+    """What the service has stored, by trial; studies that have ended are deleted, so that only some are kept."""
 
+    def __init__(self, server: Server) -> None:
+        """Read from a server."""
+        self.server = server
+        self.open()
+        self.records: dict[str, Any] = {}
+        self.n_deleted = 0
 
-class Client:
-    """One client: it runs trials by the table and writes down what the service has answered."""
+    def open(self) -> None:
+        """Begin with a connection of its own, which is kept: to make one takes longer than a call."""
+        self.calls = httpx.Client(trust_env=False, timeout=120)
 
-    def __init__(self, url: str, study: str, name: str, table: Table, per_s: float) -> None:
-        """Take part in a study."""
-        self.link, self.study, self.name, self.table = Link(url, give_up_s=120), study, name, table
-        self.per_s = per_s
-        self.next_s = time.monotonic()
-        self.reported: list[tuple[str, int, float | None]] = []
-        self.finished: list[str] = []
-        self.handed: list[str] = []
-        self.refused: list[str] = []
-        self.latencies: dict[str, list[float]] = collections.defaultdict(list)
-
-    def run(self) -> None:
-        """Run trials until it is told to end."""
-        while not OVER.is_set():
-            with contextlib.suppress(AwayError):
-                answer = self._post("ask", study_path(self.study, "/ask"), {"device": "table", "wait_s": 2.0})
-                if answer["state"] == "trial":
-                    self._train(answer["trial"])
-        self.link.stopped.set()
-
-    def _train(self, trial: dict[str, Any]) -> None:
-        self.handed.append(trial["id"])
-        samples = 0
-        try:
-            for point in trial["points"]:
-                samples = min(point, trial["end_samples"])
-                loss = self.table.loss(trial["global_batch_size"], trial["learning_rate"], trial["seed"], samples)
-                said = loss if loss == loss else None
-                body = {"samples": samples, "val_loss": said, "seconds": 1.0}
-                verdict = self._post("report", trial_path(trial["id"], "report"), body)["verdict"]
-                self.reported.append((trial["id"], samples, said))
-                self._pace()
-                if verdict == "stop":
-                    break
-            self._post("finish", trial_path(trial["id"], "finish"), {"samples": samples, "seconds": 1.0})
-            self.finished.append(trial["id"])
-        except RefusedError as error:
-            self.refused.append(f"{trial['id']}: {error}")
-
-    def _pace(self) -> None:
-        """Wait until the next report is due; what was late for long is not made up for."""
-        if self.per_s:
-            self.next_s = max(self.next_s + 1 / self.per_s, time.monotonic() - 1)
-            time.sleep(max(0.0, self.next_s - time.monotonic()))
-
-    def _post(self, what: str, path: str, body: dict[str, Any]) -> Any:
-        start_s = time.perf_counter()
-        answer = self.link.post(path, {"client_id": self.name, **body}, wait_s=2.0)
-        self.latencies[what].append(time.perf_counter() - start_s)
+    def get(self, path: str) -> httpx.Response:
+        """Return an answer."""
+        answer = self.calls.get(f"{self.server.url}{path}")
+        assert answer.status_code == 200, answer.text
         return answer
 
-
-def clients(url: str, first: int, count: int, per_s: float) -> None:
-    """Run some clients in threads of this process until stdin ends, and print their logs."""
-    table = synthetic()
-    made = [Client(url, f"load-{n % STUDIES}", f"client-{n}", table, per_s) for n in range(first, first + count)]
-    threads = [threading.Thread(target=each.run) for each in made]
-    for thread in threads:
-        thread.start()
-    sys.stdin.read()
-    OVER.set()
-    for thread in threads:
-        thread.join()
-    logs = [
-        {name: getattr(each, name) for name in ("reported", "finished", "handed", "refused", "latencies", "name")}
-        for each in made
-    ]
-    print(json.dumps(logs))
+    def read(self, keep: int) -> None:
+        """Read the studies that have ended but for the latest ones, and delete them; 0: read all, delete none."""
+        studies = self.get("/v1/studies").json()
+        ended = [each["name"] for each in studies if each["state"] == "ended"]
+        ended.sort(key=lambda name: int(name.rpartition("-")[2]))
+        names = ended[: max(0, len(studies) - keep)] if keep else [each["name"] for each in studies]
+        for name in names:
+            for trial in self.get(f"/v1/studies/{name}").json()["trials"]:
+                self.records[f"{name}:{trial['number']}"] = trial
+            if keep:
+                self.calls.delete(f"{self.server.url}/v1/studies/{name}").raise_for_status()
+                self.n_deleted += 1
 
 
 def load(options: argparse.Namespace) -> dict[str, Any]:
@@ -174,75 +124,94 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="bstune-load-"))
     server = Server(folder, options.storage)
     first_start_s = server.start()
-    for n in range(STUDIES):
-        httpx.post(f"{server.url}/v1/studies", json=study_body(synthetic(), f"load-{n}", n), trust_env=False)
+    books = Books(server)
     per_s = options.rate / options.clients if options.rate else 0.0
-    each = options.clients // PROCESSES
-    runs = [
-        subprocess.Popen(
-            [sys.executable, __file__, "clients", server.url, str(n * each), str(each), str(per_s)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for n in range(PROCESSES)
-    ]
-    memory_mb, restarts, alive_s = [], [], []
+    clients = Path(__file__).with_name("service_clients.py")
+    run = subprocess.Popen(
+        [sys.executable, str(clients), str(server.port), str(options.clients), str(per_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert server.process is not None
+    assert run.stdin is not None
     started = psutil.Process(server.process.pid).cpu_times()  # Of which much is imports.
-    begun_s = time.time()
+    watched = Watched(server, books)
+    begun_s = time.monotonic()
     for kill in range(options.kills + 1):
-        kill_s = time.time() + options.seconds / (options.kills + 1)  # So long it is up each time.
-        while time.time() < kill_s:
-            assert server.process is not None
-            memory_mb.append(psutil.Process(server.process.pid).memory_info().rss / 2**20)
-            start_s = time.perf_counter()
-            httpx.get(f"{server.url}/healthz", trust_env=False, timeout=60)
-            alive_s.append(time.perf_counter() - start_s)
-            time.sleep(min(0.5, max(0.01, kill_s - time.time())))
+        watched.look(options.seconds / (options.kills + 1))  # So long it is up each time.
         if kill < options.kills:
             server.stop(signal.SIGKILL)
-            restarts.append(server.start())
-    for run in runs:
-        assert run.stdin is not None
-        run.stdin.close()
-        run.stdin = None
-    loaded_s = time.time() - begun_s
-    logs = [log for run in runs for log in json.loads(run.communicate()[0])]
-    metrics = httpx.get(f"{server.url}/metrics", trust_env=False, timeout=60).text
-    records = {
-        f"load-{n}:{trial['number']}": trial
-        for n in range(STUDIES)
-        for trial in httpx.get(f"{server.url}/v1/studies/load-{n}", trust_env=False, timeout=120).json()["trials"]
-    }
-    assert server.process is not None
+            watched.restarts_s.append(server.start())
+            books.open()
+    clients_cpu = sum(psutil.Process(run.pid).cpu_times()[:2])
+    run.stdin.close()
+    run.stdin = None
+    loaded_s = time.monotonic() - begun_s
+    logs = json.loads(run.communicate()[0])
+    metrics = [line for line in books.get("/metrics").text.splitlines() if line.startswith("bstune_calls_total")]
+    books.read(keep=0)
     cpu = psutil.Process(server.process.pid).cpu_times()
-    calls = sum(
-        float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line.startswith("bstune_calls_total")
-    )
+    cpu_s = cpu.user + cpu.system - started.user - started.system
     server.stop()
+    found = checked(logs, books.records)
     return {
         "storage": "sqlite" if options.storage is None else options.storage.partition(":")[0],
         "clients": options.clients,
         "seconds": options.seconds,
         "kills": options.kills,
         "reports_per_s_asked": options.rate or "as fast as they can",
-        **checked(logs, records),
+        "reports_per_s": round(found["reports_acknowledged"] / loaded_s, 1),
+        **found,
         "wall_s": round(loaded_s, 1),
-        "server_errors": sum(
-            float(line.rpartition(" ")[2])
-            for line in metrics.splitlines()
-            if line.startswith("bstune_calls_total") and 'status="5' in line
-        ),
-        "latency_ms": {what: quantiles(logs, what) for what in ("ask", "report", "finish")},
-        "healthz_ms": {"p50": round(1e3 * sorted(alive_s)[len(alive_s) // 2], 1), "max": round(1e3 * max(alive_s), 1)},
-        "cpu_ms_per_call": None
-        if options.kills
-        else round(1e3 * (cpu.user + cpu.system - started.user - started.system) / max(1.0, calls), 1),
+        "studies_deleted": books.n_deleted,
+        "server_errors": sum(count(line) for line in metrics if 'status="5' in line),
+        "latency_ms": {what: quantiles(logs, what) for what in ("create", "ask", "report", "finish")},
+        **watched.said(),
+        "cpu_ms_per_call": None if options.kills else round(1e3 * cpu_s / max(1.0, sum(map(count, metrics))), 2),
+        "service_cores": None if options.kills else round(cpu_s / loaded_s, 2),
+        "clients_cores": round(clients_cpu / loaded_s, 2),
         "load_average": os.getloadavg()[0],
-        "memory_mb": [round(value) for value in (memory_mb[0], memory_mb[len(memory_mb) // 2], memory_mb[-1])],
         "start_s": round(first_start_s, 1),
-        "restart_s": [round(value, 1) for value in restarts],
     }
+
+
+def count(line: str) -> float:
+    """Return the value of a line of metrics."""
+    return float(line.rpartition(" ")[2])
+
+
+class Watched:
+    """Memory of the service, and how soon it answers a call of another one."""
+
+    def __init__(self, server: Server, books: Books) -> None:
+        """Watch a server from now on."""
+        self.server, self.books = server, books
+        self.memory_mb: list[float] = []
+        self.alive_s: list[float] = []
+        self.restarts_s: list[float] = []
+
+    def look(self, seconds: float) -> None:
+        """Look for so long."""
+        end_s, read_s = time.monotonic() + seconds, time.monotonic()
+        while time.monotonic() < end_s:
+            assert self.server.process is not None
+            self.memory_mb.append(psutil.Process(self.server.process.pid).memory_info().rss / 2**20)
+            start_s = time.perf_counter()
+            self.books.get("/healthz")
+            self.alive_s.append(time.perf_counter() - start_s)
+            if time.monotonic() - read_s > READ_S:
+                self.books.read(keep=KEPT)
+                read_s = time.monotonic()
+            time.sleep(min(0.5, max(0.01, end_s - time.monotonic())))
+
+    def said(self) -> dict[str, Any]:
+        """Return what was seen."""
+        times, memory = sorted(self.alive_s), self.memory_mb
+        return {
+            "healthz_ms": {"p50": round(1e3 * times[len(times) // 2], 1), "max": round(1e3 * times[-1], 1)},
+            "memory_mb": [round(memory[n * (len(memory) - 1) // 10]) for n in range(11)],
+            "restart_s": [round(value, 1) for value in self.restarts_s],
+        }
 
 
 def checked(logs: list[Any], records: dict[str, Any]) -> dict[str, Any]:
@@ -335,13 +304,8 @@ def main() -> None:
     idling.add_argument("--connections", type=int, default=1000)
     describing = commands.add_parser("described")
     describing.add_argument("--examples", type=int, default=50)
-    some = commands.add_parser("clients")
-    for name, kind in (("url", str), ("first", int), ("count", int), ("per_s", float)):
-        some.add_argument(name, type=kind)
     options = parser.parse_args()
-    if options.what == "clients":
-        clients(options.url, options.first, options.count, options.per_s)
-    elif options.what == "described":
+    if options.what == "described":
         sys.exit(described(options))
     else:
         found = (load if options.what == "load" else idle)(options)
