@@ -29,17 +29,19 @@ def create_trial(backend: BaseStorage, study_id: int, trial: FrozenTrial) -> tup
     from optuna.storages._rdb import models
     from sqlalchemy import func, insert, select, update
 
-    table = models.TrialModel
+    table, locks_by_writing = models.TrialModel, backend.engine.name == "sqlite"
     with backend.engine.begin() as connection:
+        # Others may add trials to our study: one after the other, also where a server lets them write at the same time.
+        # There the lock comes first, since an insert takes a weaker one, from which two could not go on.
+        if not locks_by_writing:
+            _require_study(connection, study_id)
         made = connection.execute(
             insert(table).values(study_id=study_id, state=trial.state, datetime_start=trial.datetime_start)
         )
         assert made.inserted_primary_key is not None
         trial_id = int(made.inserted_primary_key[0])
-        # Others may add trials to our study; one after the other, where a server lets them write at the same time.
-        locked = select(models.StudyModel.study_id).where(models.StudyModel.study_id == study_id).with_for_update()
-        if connection.execute(locked).first() is None:
-            raise KeyError(f"The study of id {study_id} is no longer there.")
+        if locks_by_writing:
+            _require_study(connection, study_id)
         earlier = select(func.count()).where(table.study_id == study_id, table.trial_id < trial_id)
         number = int(connection.execute(earlier).scalar_one())
         connection.execute(update(table).where(table.trial_id == trial_id).values(number=number))
@@ -134,8 +136,13 @@ def _write(
 
 def _put(backend: Any, connection: Any, table: Any, rows: list[dict[str, Any]], key: tuple[str, str]) -> None:
     """Insert rows; one that is there already gets the new content."""
+    from sqlalchemy.exc import IntegrityError
+
     names = tuple(name for name in rows[0] if name not in key)
-    connection.execute(_statement(backend.engine.name, table, key, names), rows)
+    try:
+        connection.execute(_statement(backend.engine.name, table, key, names), rows)
+    except IntegrityError as error:  # SQLite leaves it to `_require_running`.
+        raise KeyError("The trial is no longer there.") from error
 
 
 @functools.cache
@@ -146,6 +153,16 @@ def _statement(database: str, table: Any, key: tuple[str, str], names: tuple[str
     insert = (sqlite if database == "sqlite" else postgresql).insert(table)
     content = {name: insert.excluded[name] for name in names}
     return insert.on_conflict_do_update(index_elements=list(key), set_=content)
+
+
+def _require_study(connection: Any, study_id: int) -> None:
+    """Refuse to add to a study that somebody else has removed; where a server can, lock it for this transaction."""
+    from optuna.storages._rdb import models
+    from sqlalchemy import select
+
+    found = select(models.StudyModel.study_id).where(models.StudyModel.study_id == study_id)
+    if connection.execute(found.with_for_update()).first() is None:
+        raise KeyError(f"The study of id {study_id} is no longer there.")
 
 
 def _require_running(connection: Any, trial_id: int) -> None:
