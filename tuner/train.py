@@ -23,7 +23,7 @@ from .core.trials import Facts, TrialReport, TrialSpec
 from .engines.base import Finished, Lost, Reported
 from .engines.local import LocalPool
 from .searching.result import make_result, stored_strategy
-from .studies.catalog import find_study, same_source, source_of, study_of
+from .studies.catalog import find_study, same_source, searched_study, source_of
 from .studies.model_files import ModelKeeper, check_model_path
 from .studies.naming import anothers_place, objective_identity, said_target, study_name
 from .studies.storage import Storage, read_storage
@@ -57,7 +57,7 @@ def train(
         objective: What was searched: a `Supervised`, a loop that calls `trial.save(model)`, or
             `bstune.load("model.py")`.
         output: Where the model is saved. A file that bstune did not write for this study is left alone.
-        study: Name of the study; by default the objective's own.
+        study: Name of the study; by default the objective's own, of several the one that was searched last.
         storage: Where it is kept; by default `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
         seed: Of initialisation, data order and dropout.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -153,7 +153,7 @@ def recommended_command(
 
     Args:
         command: As it was searched; it may have other words besides, such as where to save the model.
-        study: Name of the study; by default the command's own.
+        study: Name of the study; by default the command's own, of several the one that was searched last.
         storage: Where it is kept; by default `$BSTUNE_STORAGE`, else `sqlite:///bstune.db`.
         seed: For `{seed}`.
         device: For `{device}`; `auto`: the kind that was searched on.
@@ -211,7 +211,7 @@ def _recommended(objective: Any, facts: Facts, name: str | None, storage: str | 
         NoSignalError: It has learned nothing yet.
     """
     with read_storage(storage) as opened:
-        _, study = study_of(opened, objective, facts, given=name)
+        _, study = searched_study(opened, objective, facts, given=name)
         if study is None or not has_search(study):
             raise StudyError(_no_search(opened, objective, facts, name))
         with intact(study.name):

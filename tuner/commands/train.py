@@ -31,7 +31,7 @@ from .options import WithCommand, device_option, no_model, output_options, stora
     help="Where the model is saved; a file that bstune did not write for this study is left alone.  "
     "[default: model.pt]",
 )
-@click.option("--study", help="Name of the study.  [default: the study of this objective]")
+@click.option("--study", help="Name of the study.  [default: the one of this objective that was searched last]")
 @click.option("--seed", type=int, default=0, help="Seed of initialisation, data order and dropout.")
 @device_option
 @threads_option

@@ -71,7 +71,7 @@ def curves(
     encoded: dict[str, Any] = {
         "x": altair.X(f"{by}:Q", title=title, axis=amount_axis(max(point[by] for point in points))),
         "y": y,
-        "color": batch_colour([point["batch"] for point in points]),
+        "color": batch_colour([point["batch"] for point in points], [record.global_batch_size for record in records]),
         "detail": "trial:N",
         "opacity": altair.condition(is_picked, altair.value(0.85), altair.value(0.07)),
         "tooltip": trial_tooltip(),

@@ -94,13 +94,15 @@ def loss_scale(losses: Sequence[float]) -> altair.Scale:
     return altair.Scale(domain=[low - margin, high + margin], nice=False, zero=False, clamp=True)
 
 
-def batch_colour(batches: Sequence[int], title: str = "batch size", symbol: str = "stroke") -> altair.Color:
-    """Return a colour for each batch size, along the rainbow."""
+def batch_colour(
+    batches: Sequence[int], tried: Sequence[int], title: str = "batch size", symbol: str = "stroke"
+) -> altair.Color:
+    """Return a colour for each batch size, along the rainbow; the same in all charts of a study, by all that it tried."""
     import altair
 
-    known = sorted(set(batches))
-    last = max(1, len(known) - 1)
-    colours = [BATCH_COLOURS[round(i * (len(BATCH_COLOURS) - 1) / last)] for i in range(len(known))]
+    known, all_tried = sorted(set(batches)), sorted(set(tried))
+    last = max(1, len(all_tried) - 1)
+    colours = [BATCH_COLOURS[round(all_tried.index(batch) * (len(BATCH_COLOURS) - 1) / last)] for batch in known]
     return altair.Color(
         "batch:O",
         title=title,

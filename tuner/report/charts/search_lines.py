@@ -139,7 +139,12 @@ def noise(records: Sequence[TrialRecord]) -> Any:
             scale=altair.Scale(type="log", domain=[ordered[0] / 1.3, ordered[-1] * 1.3], nice=False),
             axis=altair.Axis(format="~g", tickCount=4),
         ),
-        color=batch_colour([row["batch"] for row in points], "in runs at batch size", "circle"),
+        color=batch_colour(
+            [row["batch"] for row in points],
+            [record.global_batch_size for record in records],
+            title="in runs at batch size",
+            symbol="circle",
+        ),
         tooltip=[
             altair.Tooltip("trial:Q", title="trial"),
             altair.Tooltip("samples:Q", title="samples", format=","),
