@@ -97,7 +97,7 @@ def loss_scale(losses: Sequence[float]) -> altair.Scale:
 def batch_colour(
     batches: Sequence[int], tried: Sequence[int], title: str = "batch size", symbol: str = "stroke"
 ) -> altair.Color:
-    """Return a colour for each batch size, along the rainbow; the same in all charts of a study, by all that it tried."""
+    """Return a colour for each batch size, along the rainbow of all that were tried: one in all charts of a study."""
     import altair
 
     known, all_tried = sorted(set(batches)), sorted(set(tried))
