@@ -261,9 +261,9 @@ def test_train_takes_the_study_that_was_searched_last(folder: Path) -> None:
     """Also where `fresh` has made a second one; the first is named to have its answer."""
     (folder / "loop.py").write_text(LOOP + "    trial.save({'weight': 1.0})\n")
     loop = bstune.load("loop.py")
-    asked: dict[str, Any] = {**ASKED, "budget": 1, "n_trials": 1}
-    bstune.search(loop, **asked)
-    bstune.search(loop, **{**asked, "space": {"batch_size": [64], "learning_rate": [0.4]}}, fresh=True)
+    bstune.search(loop, **ASKED)
+    bstune.search(loop, **{**ASKED, "space": {"batch_size": [64], "learning_rate": [0.4, 0.8]}}, fresh=True)
     trained = bstune.train(loop, storage=ASKED["storage"])
     assert (trained.study, trained.setting.learning_rate) == ("loop-2", 0.4)
-    assert bstune.train(loop, study="loop", storage=ASKED["storage"]).setting.learning_rate < 0.4
+    first = bstune.train(loop, study="loop", storage=ASKED["storage"], output="first.pt")
+    assert first.setting.learning_rate < 0.4

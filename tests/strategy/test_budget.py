@@ -108,6 +108,11 @@ def test_the_forecast_is_of_what_is_left_in_seconds() -> None:
     )
     same = Strategy(Plan(budget_s=8 * whole_s, space=TABLE.space), TABLE.facts(), probe).forecast()
     assert same.reference_runs == pytest.approx(8, rel=1e-3)
+    assert "end by themselves" not in forecast_line(same)
+
+    long = Strategy(Plan(budget_s=44 * whole_s, space=TABLE.space, goal="time"), TABLE.facts(), probe).forecast()
+    usual = f"half of such searches end by themselves within 11 of these runs (about {duration(11 * whole_s)})"
+    assert usual in forecast_line(long)
 
 
 def test_one_setting_is_foreseen_as_one() -> None:

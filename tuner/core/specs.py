@@ -168,5 +168,7 @@ class Forecast:
     """Global batch sizes that are considered."""
     batch_range: tuple[int, int]
     learning_rate_range: tuple[float, float]
+    usual_reference_runs: float | None = None
+    """Half of such searches end by themselves within so many; None where the limit is not far beyond it."""
     over: str | None = None
     """By what the search has ended (`budget`, `n_trials`, `converged`), where nothing is left to run."""

@@ -79,11 +79,21 @@ def forecast_line(forecast: Forecast) -> str:
     if forecast.n_trials is not None:
         trials = f"about {forecast.n_trials} trials" if forecast.n_trials != 1 else "about 1 trial"
         most = f"at most {forecast.reference_runs:.3g} reference runs (full runs at batch {forecast.reference_batch})"
-        said = f"{trials}, {most}, {took}"
+        said = f"{trials}, {most}, {took}{_usual(forecast)}"
     sizes = f"batch sizes {batches[0]} to {batches[1]}" if batches[0] < batches[1] else f"batch size {batches[0]} only"
     tried = f"learning rates {rates[0]:.3g} to {rates[1]:.3g}"
     tried = tried if rates[0] < rates[1] else f"learning rate {rates[0]:.3g} only"
     return f"Forecast: {said}; {sizes}, {tried}."
+
+
+def _usual(forecast: Forecast) -> str:
+    """Return when a search that may take long is usually done."""
+    if (usual := forecast.usual_reference_runs) is None:
+        return ""
+    took = (
+        "" if forecast.seconds is None else f" (about {duration(usual / forecast.reference_runs * forecast.seconds)})"
+    )
+    return f"; half of such searches end by themselves within {usual:.3g} of these runs{took}"
 
 
 def _used(progress: Progress) -> str:

@@ -42,6 +42,9 @@ BEYOND = 4.0
 """The default range of learning rates reaches this factor beyond a rate that is best so far."""
 FAULTS = frozenset({"error", "no_report"})
 """Of the user's code."""
+USUAL_RUNS = 11.0
+"""Reference runs after which half of the searches of recorded tables ended as more would not pay off, four of five
+within 18 (`benchmarks/clock.py --bstune-only --lines 128 --budget 36`, 29 tables, two seeds)."""
 START_S = 0.08
 """Seconds that a trial takes beside its steps: its model, its first batch (measured on two cores, small models)."""
 HOPELESS = 12
@@ -204,6 +207,7 @@ class Strategy:
             start_s = START_S if self.facts.kind == "supervised" and not len(self.ledger) else 0.0
             seconds = left * clock.reference_s * clock.correction(self.ledger) + n_trials * start_s
             seconds = min(seconds, self.plan.budget_s or math.inf)
+        long = self.plan.goal == "time" and 1.5 * USUAL_RUNS < left < math.inf
         return Forecast(
             n_trials=n_trials,
             reference_runs=left,
@@ -212,6 +216,7 @@ class Strategy:
             n_batches=len(batches),
             batch_range=(batches[0], batches[-1]),
             learning_rate_range=(rates[0], rates[-1]),
+            usual_reference_runs=USUAL_RUNS if long and not len(self.ledger) else None,
         )
 
     @property
