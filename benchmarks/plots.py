@@ -1,4 +1,4 @@
-"""Draw the plots of docs/how-it-chooses.md from the project's own runs.
+"""Draw the plots of docs/how-it-chooses.md and docs/figures.md from the project's own runs.
 
 python benchmarks/plots.py  # After benchmarks/search.py; needs matplotlib.
 """
