@@ -20,6 +20,8 @@
 - `look_at_curvature`: The largest eigenvalue of the Hessian.
 - `look_at_gradients`: How gradients scatter, agree with new data, and differ between layers.
 - `look_at_norms`: How far the statistics of BatchNorm are off.
+- `look_at_optimizers`: Trainings with SGD and with Adam.
+- `look_at_sizes`: Trainings of a small and a large batch, side by side.
 - `look_at_strata`: How much of the scatter of gradients is between classes.
 - `look_at_structure`: What a model is made of.
 - `look_at_training`: Short trainings that answer one question each.

@@ -14,9 +14,11 @@ from .gradient_noise import untouched
 from .look_at_curvature import curvature
 from .look_at_gradients import agreement, gradients, layers
 from .look_at_norms import batch_norm, running_statistics
+from .look_at_optimizers import two_optimizers
+from .look_at_sizes import crossed_pairs, side_by_side
 from .look_at_strata import strata
 from .look_at_structure import structure
-from .look_at_training import at_full_batch, early_losses, grown_batch, step_times
+from .look_at_training import at_full_batch, early_losses, ghost_batches, grown_batch, step_times
 from .training import Recipe, TrainingRun
 
 Figures = tuple[Mapping[str, tuple[float, ...]], Mapping[str, tuple[str, ...]]]
@@ -36,6 +38,10 @@ RUNS: Mapping[str, Callable[[TrainingRun, ExamineSpec], Figures]] = {
     "early_losses": early_losses,
     "grown_batch": grown_batch,
     "at_full_batch": at_full_batch,
+    "ghost_batches": ghost_batches,
+    "crossed_pairs": crossed_pairs,
+    "side_by_side": side_by_side,
+    "two_optimizers": two_optimizers,
 }
 """These train a model of their own to the end; each has a process to itself."""
 MOST_REASON = 300

@@ -28,6 +28,21 @@ ASIDE = 1e-3
 
 def curvature(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[float, ...]], Mapping[str, Any]]:
     """Measure the largest eigenvalue of the Hessian on two batches, with dropout switched off, in full precision."""
+    found = largest_eigenvalues(run, spec, 2)
+    group = run.optimizer.param_groups[0]
+    return {
+        "eigenvalue": found,
+        "momentum": (float(group.get("momentum", 0.0)),),
+        "learning_rate": (float(group["lr"]),),
+    }, {}
+
+
+def largest_eigenvalues(run: TrainingRun, spec: ExamineSpec, n: int) -> tuple[float, ...]:
+    """Return that of each of so many batches; weights are put back, and dropout is left switched off.
+
+    Raises:
+        ArithmeticError: The iteration did not settle.
+    """
     import torch
 
     for module in run.model.modules():
@@ -35,18 +50,10 @@ def curvature(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[f
             module.eval()
     size = min(SAMPLES, spec.most_at_once, max(1, len(run.objective.train_data) // 2))
     kept = [parameter.detach().clone() for parameter in trained(run)]
-    found = []
     try:
-        for batch in drawn(run, size, 2):
-            found.append(_largest(run, batch, kept))
+        return tuple(_largest(run, batch, kept) for batch in drawn(run, size, n))
     finally:
         _put(trained(run), kept)
-    group = run.optimizer.param_groups[0]
-    return {
-        "eigenvalue": tuple(found),
-        "momentum": (float(group.get("momentum", 0.0)),),
-        "learning_rate": (float(group["lr"]),),
-    }, {}
 
 
 def _largest(run: TrainingRun, batch: Any, kept: Sequence[torch.Tensor]) -> float:

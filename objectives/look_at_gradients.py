@@ -74,7 +74,20 @@ def mean_gradient(run: TrainingRun, batches: Iterator[Any]) -> torch.Tensor:
 
 
 def gradients(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[float, ...]], Mapping[str, Any]]:
-    """Measure how gradients and losses of batches scatter, by batch size, and the noise scale.
+    """Measure how gradients and losses of batches scatter, and whether a batch is as good as its parts joined."""
+    found = scatter(run, spec)
+    size, n = int(found["size"][0]), 2 * int(found["microbatches"][0])
+    times = next((k for k in (8, 4, 2) if size * k <= spec.most_at_once and n >= 4 * k), None)
+    if times is None:
+        return found, {}
+    batches = (gradient_of(run, batch)[0] for batch in drawn(run, size * times, n // times))
+    squares = [float((a - b).double().square().sum()) / 2 for a, b in zip(batches, batches, strict=True)]
+    joined = found["variance"][found["size"].index(size * times)]
+    return {**found, "times": (float(times),), "whole": (sum(squares) / len(squares),), "joined": (joined,)}, {}
+
+
+def scatter(run: TrainingRun, spec: ExamineSpec) -> Mapping[str, tuple[float, ...]]:
+    """Return how gradients and losses of batches scatter, by batch size, and the noise scale.
 
     Micro-batches are joined in pairs, pairs of pairs, and so on: two that are side by side differ by twice the variance
     of a batch of their size.
@@ -123,7 +136,7 @@ def gradients(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[f
         "gradient_squared": tuple(signal for signal, _ in parts),
         "covariance_trace": tuple(noise for _, noise in parts),
         "microbatches": (float(n // 2), float(size)),
-    }, {}
+    }
 
 
 def agreement(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[float, ...]], Mapping[str, Any]]:

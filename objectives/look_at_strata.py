@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..tuner.core.examination import ExamineSpec
 from .data import to_device
-from .look_at_gradients import gradient_of, gradients, has_batch_norm
+from .look_at_gradients import gradient_of, has_batch_norm, scatter
 from .training import TrainingRun
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def strata(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[floa
     assert sums[0] is not None
     assert sums[1] is not None
     own = float(sums[0] @ sums[1])
-    trace = gradients(run, spec)[0]["covariance_trace"]
+    trace = scatter(run, spec)["covariance_trace"]
     return {"between": (product - own,), "whole": (sum(trace) / len(trace),), "classes": (float(len(shares)),)}, {}
 
 

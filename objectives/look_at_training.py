@@ -1,4 +1,4 @@
-"""Short trainings that answer one question each: step times of odd sizes, the first losses, a batch that grows."""
+"""Short trainings that answer one question each: step times of odd sizes, first losses, growing and ghost batches."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def grown_batch(run: TrainingRun, spec: ExamineSpec) -> Figures:
             lambda progress: learning_rate_factor("cosine", progress),
             power,
         )
-        training = _fresh(run, spec)
+        training = fresh(run, spec)
         place, bases = Place(ramp), [group["lr"] for group in training.optimizer.param_groups]
         while place.samples < total:
             training.accumulation_steps = max(1, place.batch_size // spec.micro_batch_size)
@@ -109,15 +109,14 @@ def at_full_batch(run: TrainingRun, spec: ExamineSpec) -> Figures:
     `spec.sizes`: the samples in one step, its micro-batches, its steps, and the steps of the setting itself.
     """
     whole, micro, steps, own_steps = spec.sizes
-    training = _fresh(run, spec)
+    training = fresh(run, spec)
     for _ in range(own_steps):
         training.step()
     found = {"own": (training.validate(spec.eval_batch_size)["val_loss"],)}
     rates, losses = [], []
     for octaves in (0, 2, 4):
         rate = spec.learning_rate * 2.0**octaves
-        training = _fresh(run, spec, rate)
-        training.open_stream(micro, whole // micro)
+        training = fresh(run, spec, rate, (micro, whole // micro))
         for _ in range(steps):
             training.step()
         rates.append(rate)
@@ -125,15 +124,45 @@ def at_full_batch(run: TrainingRun, spec: ExamineSpec) -> Figures:
     return {**found, "rate": tuple(rates), "loss": tuple(losses)}, {}
 
 
-def _fresh(run: TrainingRun, spec: ExamineSpec, rate: float | None = None) -> TrainingRun:
-    """Return a fresh training with a constant rate."""
+def ghost_batches(run: TrainingRun, spec: ExamineSpec) -> Figures:
+    """Train twice for as many samples: BatchNorm sees the batch as it is run, or in small parts of it.
+
+    `spec.sizes`: the samples, and those of a part.
+    """
+    samples, part = spec.sizes
+    own = (spec.micro_batch_size, spec.accumulation_steps)
+    found = {}
+    for name, split in (("whole", own), ("parts", (part, spec.global_batch_size // part))):
+        training = fresh(run, spec, split=split)
+        while training.samples < samples and training.loss_is_finite():
+            training.step()
+        found[name] = (training.validate(spec.eval_batch_size)["val_loss"],)
+    return found, {}
+
+
+def fresh(
+    run: TrainingRun,
+    spec: ExamineSpec,
+    rate: float | None = None,
+    split: tuple[int, int] | None = None,
+    seed: int | None = None,
+) -> TrainingRun:
+    """Return a fresh training with a constant rate.
+
+    Args:
+        run: Of the same objective, on the same device.
+        spec: Has rate, split and seed where these are not given.
+        rate: The learning rate.
+        split: Micro-batch size and accumulation steps.
+        seed: Of model and data.
+    """
     training = TrainingRun(
         run.objective,
         device=run.device,
         learning_rate=spec.learning_rate if rate is None else rate,
-        seed=spec.seed,
+        seed=spec.seed if seed is None else seed,
         horizon_samples=None,
         params=spec.params,
     )
-    training.open_stream(spec.micro_batch_size, spec.accumulation_steps)
+    training.open_stream(*(split or (spec.micro_batch_size, spec.accumulation_steps)))
     return training

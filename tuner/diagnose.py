@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .core.checks import Checks
-from .core.diagnosis import Diagnosis
+from .core.diagnosis import Costs, Diagnosis
 from .core.probe_results import Attempt, ProbeResult
 from .core.version import __version__
 from .diagnosis.claims import Claim, chosen, judged, measurements_of, untold
 from .diagnosis.kept import MeasuredClaims, keep
 from .diagnosis.known import Known
-from .diagnosis.measured import cost_of, measure
+from .diagnosis.measured import cost_of, foreseen, measure
 from .probing.run import run_probe
 from .studies.catalog import make_study, probe_key, same_source, searched_study, source_of, touch
 from .studies.naming import objective_identity
@@ -33,7 +33,7 @@ def diagnose(
     objective: Any,
     *,
     only: Iterable[str] | None = None,
-    budget: float = 2.0,
+    budget: float = 3.0,
     study: str | None = None,
     storage: str | None = None,
     device: str = "auto",
@@ -81,12 +81,11 @@ def diagnose(
         name, found = searched_study(opened, objective, host.facts, given=study)
         kept = found or make_study(opened, name)
         known = stored(kept, host.facts)
-        # Before a probe, which may choose the threads.
-        key = probe_key(host.facts, host.device_info, seed=seed, chooses_threads=host.chooses_threads)
+        by = _measured_by(host, known, seed)
         warnings = (*host.warnings, *_warnings(kept, host.facts, known))
         if known.probe is None and _needs_probe(claims, host.facts):
             known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
-        by = {**key, "bstune": __version__, "setting": _setting_of(known)}
+            by["setting"] = _setting_of(known)
         own_loop = host.facts.kind != "supervised"
         measured = MeasuredClaims(kept, untold(claims, known), by, fresh=fresh or own_loop)
         trained = 0.0
@@ -110,6 +109,7 @@ def diagnose(
             reference_runs=trained,
             warnings=warnings,
             reused=tuple(measured.reused),
+            left_out_runs=known.left_out_runs,
         )
         keep(kept, [finding for finding in result.findings if finding.name not in measured.reused])
         measured.save(known)
@@ -150,35 +150,65 @@ def _setting_of(known: Known) -> list[Any]:
 
 
 def costs(
-    objective: Any = None, *, only: Iterable[str] | None = None, study: str | None = None, storage: str | None = None
-) -> list[tuple[str, str, float | None]]:
-    """Return each finding's name and claim, and the seconds that it is expected to take; nothing is run.
+    objective: Any = None,
+    *,
+    only: Iterable[str] | None = None,
+    budget: float = 3.0,
+    study: str | None = None,
+    storage: str | None = None,
+    device: str = "auto",
+    threads: int | Literal["auto"] = "auto",
+    seed: int = 0,
+    fresh: bool = False,
+) -> Costs:
+    """Return what `diagnose` would cost with the same arguments; nothing is run.
 
     Args:
         objective: Whose study has a probe, by which seconds are known; None: what is measured has no known cost.
         only: Names of findings; by default all.
+        budget: Reference runs of training that may be spent.
         study: Name of the study; by default the objective's own, of several the one that was searched last.
         storage: Where it is kept.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads; by default those of the study's probe.
+        seed: Of model and data.
+        fresh: What an earlier call has measured counts as well.
 
     Raises:
-        ArgumentError: There is no such finding.
+        ArgumentError: An argument is wrong on its face.
         ObjectiveError: The objective cannot be loaded.
         StudyError: The study cannot be read.
     """
-    claims = chosen(only)
-    known = Known()
+    n_threads = _checked_threads(study, storage, device, threads, seed, budget)
+    claims, known, reused = chosen(only), Known(), frozenset[str]()
     if objective is not None:
         objective = check_objective(objective)
-        with Host(objective, device="cpu") as host:
+        with Host(objective, device=device, threads=n_threads) as host:
             known = Known(host.facts)
             with contextlib.suppress(NoStudiesError), read_storage(storage) as opened:
                 _, found = searched_study(opened, objective, host.facts, given=study)
-                known = known if found is None else stored(found, host.facts)
-    wanted = measurements_of(untold(claims, known))
-    return [
-        (claim.name, claim.text, 0.0 if claim.measurement not in wanted else cost_of(str(claim.measurement), known))
-        for claim in claims
-    ]
+                if found is not None:
+                    known = stored(found, host.facts)
+                    own_loop = host.facts.kind != "supervised"
+                    by = _measured_by(host, known, seed)
+                    reused = frozenset(MeasuredClaims(found, untold(claims, known), by, fresh=fresh or own_loop).reused)
+    unknown = [claim for claim in untold(claims, known) if claim.name not in reused]
+    wanted = measurements_of(unknown)
+    priced = {name: cost_of(name, known) for name in wanted}
+    asked = {claim.name for claim in unknown}
+    rows = tuple(
+        (claim.name, claim.text, priced[str(claim.measurement)] if claim.name in asked else 0.0) for claim in claims
+    )
+    if None in priced.values():
+        return Costs(rows)
+    seconds, runs, left_out = foreseen(wanted, known, budget) if wanted else (0.0, 0.0, ())
+    return Costs(rows, seconds, runs, tuple(claim.name for claim in unknown if claim.measurement in left_out))
+
+
+def _measured_by(host: Host, known: Known, seed: int) -> dict[str, Any]:
+    """Return what measurements depend on. Before a probe, which may choose the threads."""
+    key = probe_key(host.facts, host.device_info, seed=seed, chooses_threads=host.chooses_threads)
+    return {**key, "bstune": __version__, "setting": _setting_of(known)}
 
 
 def stored(study: Study, facts: Facts | None = None) -> Known:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from bstune.tests.report.told import FACTS, demo_result
 from bstune.tuner.core.diagnosis import Finding
+from bstune.tuner.core.examination import Look
 from bstune.tuner.core.probe_results import ProbeResult, ThroughputRow
 from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.diagnosis.claims import chosen, judged
 from bstune.tuner.diagnosis.known import Known
+from bstune.tuner.diagnosis.measured import odd_sizes
 from bstune.tuner.theory.step_time import fit_step_time
 
 FULL = int(FACTS.full_run_samples)
@@ -130,6 +132,141 @@ def momenta(
                 loss = 0.1 * math.exp(sharp * off**2 + 0.2 * step**2 + chance.gauss(0, 0.01))
                 run = record(len(made), batch, 0.01 * 2.0 ** (step - octave), [(FULL // 3, 2 * loss), (FULL, loss)])
                 made.append(dataclasses.replace(run, params={name: momentum}))
+    return searched(tuple(made))
+
+
+def seen(measurement: str, *found: Mapping[str, tuple[float, ...]]) -> Known:
+    """What is known after these looks, one a seed."""
+    looks = [Look(measurement, 0, i, 1.0, values) for i, values in enumerate(found)]
+    return dataclasses.replace(searched(), looks=tuple(looks))
+
+
+def timed(seconds: Callable[[int], float], seed: int) -> Known:
+    """Step times of odd sizes in turns; a load that comes and goes slows whole turns."""
+    chance = random.Random(seed)
+    known = searched()
+    load = [1 + (chance.random() < 0.3) for _ in range(15)]
+    values = {
+        f"s_{n}": tuple(seconds(n) * slow * math.exp(chance.gauss(0, 0.005)) for slow in load) for n in odd_sizes(known)
+    }
+    return dataclasses.replace(known, looks=(Look("step_times", 0, seed, 1.0, values),))
+
+
+def first_losses(peak: float, seed: int) -> dict[str, tuple[float, ...]]:
+    """The first losses of a run: they rise to a peak, with a little noise, and fall."""
+    chance = random.Random(seed)
+    shape = [1 + (peak - 1) * math.exp(-(((i - 10) / 4) ** 2)) - 0.01 * i for i in range(30)]
+    return {"loss": tuple(2.3 * x * math.exp(chance.gauss(0, 0.02)) for x in shape)}
+
+
+def grown(ratio: float, seed: int) -> Known:
+    """What is known after trainings whose batch grew ended at so many times the loss of a rate that decayed."""
+    chance = random.Random(seed)
+    found: list[dict[str, tuple[float, ...]]] = []
+    for _ in range(3):
+        decay = 0.1 * math.exp(chance.gauss(0, 0.1))
+        its = decay * ratio * math.exp(chance.gauss(0, 0.005))
+        found.append({"decay": (decay,), "grown": (its,), "decay_updates": (40.0,), "grown_updates": (26.0,)})
+    return seen("grown_batch", *found)
+
+
+def ghosts(ratio: float, seed: int) -> Known:
+    """What is known after batches of 64, in parts for BatchNorm, ended at so many times the loss of whole ones."""
+    chance = random.Random(seed)
+    wholes = [0.1 * math.exp(chance.gauss(0, 0.1)) for _ in range(3)]
+    found = [{"whole": (own,), "parts": (own * ratio * math.exp(chance.gauss(0, 0.005)),)} for own in wholes]
+    known = seen("ghost_batches", *found)
+    assert known.facts is not None
+    known = dataclasses.replace(known, facts=dataclasses.replace(known.facts, batch_norm=True))
+    return with_best(known, global_batch_size=64)
+
+
+def ended(sharper: float, worse: float, seed: int) -> Known:
+    """What is known after batches of 8 and 64 ended with curvatures of this ratio.
+
+    At equal training loss the validation loss of the large one is higher by `worse`, in ln, for each doubling.
+    """
+    chance = random.Random(seed)
+    found = []
+    for _ in range(3):
+        train = (2.0, 1.0, 0.5, 0.3, 0.2)
+        val = tuple(1.1 * x**0.5 * math.exp(chance.gauss(0, 0.005)) for x in train)
+        values = {f"{name}_train": train for name in ("small", "large")} | {"sizes": (8.0, 64.0), "small_val": val}
+        values["large_val"] = tuple(x * math.exp(3 * worse + chance.gauss(0, 0.005)) for x in val)
+        values["small_curvature"] = (10.0,)
+        values["large_curvature"] = (10.0 * sharper * math.exp(chance.gauss(0, 0.05)),)
+        found.append(values)
+    return seen("side_by_side", *found)
+
+
+def with_best(known: Known, **changed: object) -> Known:
+    """The same, where the search recommends something else."""
+    assert known.result is not None
+    best = dataclasses.replace(known.result.recommendation, **changed)  # type: ignore[arg-type]
+    return dataclasses.replace(known, result=dataclasses.replace(known.result, recommendation=best))
+
+
+def confirmed(luck: float, seed: int) -> Known:
+    """What is known after four settings ended at so many times their loss on three fresh seeds each."""
+    chance = random.Random(seed)
+    made: list[TrialRecord] = []
+    for i, rate in enumerate((0.01, 0.02, 0.04, 0.08)):
+        for fresh in range(4):
+            loss = (1 + i / 10) * 0.1 * (luck if fresh else 1.0) * math.exp(chance.gauss(0, 0.005))
+            stage = "confirm" if fresh else "search"
+            made.append(record(len(made), 32, rate, [(FULL, loss)], seed=fresh, stage=stage))
+    return searched(tuple(made))
+
+
+def shaped(tells: bool, seed: int) -> Known:
+    """What is known after runs of three batch sizes, whose shapes tell how far their rates are off, or do not."""
+    chance = random.Random(seed)
+    made: list[TrialRecord] = []
+    for batch in (8, 32, 128):
+        for octaves in (-3, -2, 0, 2, 3):
+            level = 0.1 * math.exp(0.15 * octaves**2)
+            if tells and octaves < 0:
+                curve = [level * (2 - i / 8) for i in range(9)]
+            elif tells and octaves > 0:
+                curve = [level * (1.5 if i % 2 else 1.0) * 1.02**-i for i in range(9)]
+            else:
+                curve = [level * (1 + 2.0**-i) for i in range(9)]
+            values = [(FULL * (i + 1) // 9, x * math.exp(chance.gauss(0, 0.002))) for i, x in enumerate(curve)]
+            made.append(record(len(made), batch, 0.01 * batch / 8 * 2.0**octaves, values))
+    return searched(tuple(made))
+
+
+WAVES, FALLS, LATE = (1.0, 0.5, 0.7, 0.4, 0.3), (1.0, 0.8, 0.6, 0.5, 0.4), (1.0, 0.5, 0.4, 0.5, 0.6)
+"""Losses that rise and fall again, that fall, and that rise in the end to half as much again as the lowest."""
+
+
+def curves(losses: tuple[float, ...], seed: int) -> Known:
+    """What is known after 12 full runs with this curve, and a little noise."""
+    chance = random.Random(seed)
+    points = [round(FULL * (i + 1) / len(losses)) for i in range(len(losses))]
+    made = [
+        record(
+            i,
+            32,
+            0.01,
+            [(at, x * math.exp(chance.gauss(0, 0.005))) for at, x in zip(points, losses, strict=True)],
+            seed=i,
+        )
+        for i in range(12)
+    ]
+    return searched(tuple(made))
+
+
+def crossing(seed: int) -> Known:
+    """What is known after runs of which the best early on are the worst at the end."""
+    chance = random.Random(seed)
+    made = []
+    for i in range(12):
+        last = 0.1 * 1.2**i * math.exp(chance.gauss(0, 0.02))
+        values = [
+            (round(FULL * part), x) for part, x in ((1 / 27, 0.1 / last), (1 / 9, 0.1 / last), (1 / 3, 1), (1, last))
+        ]
+        made.append(record(i, 8 * 2 ** (i % 4), 0.01 * 2.0 ** (i // 4), values))
     return searched(tuple(made))
 
 

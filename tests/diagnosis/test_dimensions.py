@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
-from bstune.tests.diagnosis.made import FULL, SEEDS, covers, finding, known_of, momenta, of_kind, record, searched
+from bstune.tests.diagnosis.made import FULL, SEEDS, covers, finding, known_of, momenta, of_kind, record, searched, seen
+from bstune.tests.diagnosis.problems import both_optimizers
+from bstune.tuner.diagnosis.known import Known
 
 pytestmark = pytest.mark.parametrize("seed", SEEDS)
 
@@ -21,6 +24,32 @@ def test_adam_or_sgd(seed: int) -> None:
     assert verdicts == ["holds", "does not hold", "cannot tell"]
     assert covers(finding("adam-or-sgd", better), 1.5)
     assert covers(finding("adam-or-sgd", alike), 1.0)
+
+
+def test_adam_or_sgd_without_a_search_of_both(seed: int) -> None:
+    """Where curvatures differ a thousandfold Adam is far ahead, and in a round valley SGD goes straight."""
+    flat, even = (finding("adam-or-sgd", both_optimizers(each, seed=seed)) for each in (0.001, 1.0))
+
+    assert (flat.verdict, even.verdict) == ("holds", "does not hold")
+    assert flat.found.startswith("after 3,200 samples at the best of 6 rates each Adam ends at")
+
+
+def test_optimizers_that_were_trained_and_cannot_be_told_apart(seed: int) -> None:
+    """Alike within what seeds differ, a loser whose best rate is the last on its side, and divergence are said."""
+
+    def known(sgd: tuple[float, ...], rate: float = 0.1) -> Known:
+        rates = {f"{kind}_rates": (0.02, 0.1, 0.4) for kind in ("sgd", "adam")}
+        values = {**rates, "sgd": sgd, "adam": (0.2, 0.21, 0.19), "sgd_best": (rate,), "adam_best": (0.1,)}
+        return seen("two_optimizers", values | {"settings": (6.0,), "samples": (1000.0,)})
+
+    alike, far = finding("adam-or-sgd", known((0.21, 0.2, 0.2))), known((0.4, 0.42, 0.38))
+    edge, lost = known((0.4, 0.42, 0.38), rate=0.4), known((0.4, math.inf, 0.38))
+
+    assert alike.verdict == "cannot tell"
+    assert finding("adam-or-sgd", far).verdict == "holds"
+    assert covers(finding("adam-or-sgd", far), 2.0)
+    assert "rate of SGD is the last" in finding("adam-or-sgd", edge).found
+    assert "diverged" in finding("adam-or-sgd", lost).found
 
 
 def test_optimizers_are_compared_at_equal_samples_and_settings(seed: int) -> None:

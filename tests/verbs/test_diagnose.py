@@ -8,6 +8,7 @@ from pathlib import Path
 
 import bstune
 import pytest
+import torch
 from bstune.cli import main
 from bstune.tuner.diagnosis.claims import CLAIMS, NAMES
 from bstune.tuner.diagnosis.kept import kept_findings
@@ -67,14 +68,16 @@ def test_a_model_is_probed_looked_at_and_remembered(
     monkeypatch.setattr("bstune.tuner.probing.timing.AS_FAST", 1e9)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
+    drawn = torch.get_rng_state()
     result = bstune.diagnose(bstune.load("model.py"), budget=0.5)
+    assert torch.equal(torch.get_rng_state(), drawn)
 
     assert tuple(finding.name for finding in result.findings) == NAMES
     assert result["bias-before-norm"].verdict == "holds"
     assert result["noisy-loss"].figure is not None
     assert result["noisy-loss"].cost_s > 0
     assert result["grow-the-batch"].verdict == "cannot tell"
-    assert "of the budget are left" in result["grow-the-batch"].found
+    assert "of the budget is left" in result["grow-the-batch"].found
     assert 0 < result.reference_runs <= 0.5
     assert bstune.Diagnosis.from_json(result.to_json()) == result
     with read_storage(None) as opened:
@@ -167,6 +170,10 @@ def test_the_command_line(folder: Path, brief_timing: None) -> None:
     priced = run(main, ["diagnose", "--list", "model.py", "--only", "noisy-loss,coupling"])
     assert priced.exit_code == 0, priced.stderr
     assert "unknown" not in priced.stdout
+    assert "Nothing would be measured" in priced.stdout
+    dear = run(main, ["diagnose", "--list", "model.py", "--only", "noisy-loss", "--fresh", "--budget", "0"])
+    assert dear.exit_code == 0, dear.stderr
+    assert "Beyond a budget of 0: noisy-loss" in " ".join(dear.stdout.split())
     wrong = run(main, ["diagnose", "model.py", "--only", "nonsense"])
     assert wrong.exit_code == 2
     assert "coupling" in wrong.stderr

@@ -42,7 +42,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]  # Generic in newer rele
 @click.option(
     "--budget",
     type=float,
-    default=2.0,
+    default=3.0,
     help="Training that may be spent on measurements, in reference runs; 0 for none.",
 )
 @click.option(
@@ -100,5 +100,4 @@ def _list(objective: Any, options: dict[str, Any]) -> None:
     from ..report.view import view_of
 
     view = view_of(sys.stdout)
-    rows = costs(objective, **{name: options[name] for name in ("only", "study", "storage")})
-    print_answer(claims_text(rows, view), styled=view.colour)
+    print_answer(claims_text(costs(objective, **options), view, budget=options["budget"]), styled=view.colour)

@@ -42,6 +42,19 @@ class Finding(Record):
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What a diagnosis is expected to cost."""
+
+    rows: tuple[tuple[str, str, float | None], ...]
+    """Each finding's name and claim, and the seconds that it takes by itself; None where that is not known."""
+    seconds: float | None = None
+    """Of all that the budget allows, where it is known; looks on the way of one run share its training."""
+    reference_runs: float = 0.0
+    left_out: tuple[str, ...] = ()
+    """Names of findings that the budget leaves out."""
+
+
+@dataclass(frozen=True)
 class Diagnosis(Record):
     """Claims about batch size and learning rate, as far as they were looked at."""
 
@@ -56,6 +69,8 @@ class Diagnosis(Record):
     warnings: tuple[str, ...] = ()
     reused: tuple[str, ...] = ()
     """Names of findings whose measurements an earlier call has made."""
+    left_out_runs: Amount = 0.0
+    """Training that everything which the budget left out would take, in reference runs."""
 
     def __getitem__(self, name: str) -> Finding:
         """Return the finding of this name.

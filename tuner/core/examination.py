@@ -24,6 +24,8 @@ class ExamineSpec:
     """Samples of a full run."""
     sizes: tuple[int, ...] = ()
     """Batch sizes that the measurement is about, where it is about several."""
+    rates: tuple[float, ...] = ()
+    """Learning rates that the measurement is about, where it is about several."""
     params: Mapping[str, Any] = field(default_factory=dict)
     look_batch_size: int = 0
     """Samples that may be looked at at once; 0: as many as in a micro-batch."""

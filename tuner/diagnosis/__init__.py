@@ -11,6 +11,7 @@
 - `model`: Claims about what the model is made of: BatchNorm, curvature, layers, pretrained weights.
 - `noise`: Claims about gradient noise.
 - `outcome`: Claims about what comes out, from the trials.
+- `sizes`: Claims about a small and a large batch side by side.
 - `tables`: Losses of settings at equal samples, and arithmetic on such tables.
 - `trained`: Claims that take some training to judge.
 """

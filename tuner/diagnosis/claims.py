@@ -9,7 +9,7 @@ from typing import Literal
 from ..core.checks import nearest
 from ..core.diagnosis import Finding
 from ..core.errors import ArgumentError
-from . import course, dimensions, hardware, learning_rate, model, noise, outcome, trained
+from . import course, dimensions, hardware, learning_rate, model, noise, outcome, sizes, trained
 from .known import Known, Ruling, unknown
 
 Need = Literal["facts", "probe", "search"]
@@ -76,6 +76,15 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("start-with-32", "Start with a batch of 32.", MASTERS, outcome.start_with_32, ("search",)),
     Claim("coupling", "The best learning rate grows with the batch size.", BLOG, learning_rate.coupling, ("search",)),
     Claim(
+        "crossed-pairs",
+        "A small batch wants a low rate and a large one a high rate; crossed, both are bad.",
+        BLOG,
+        sizes.crossed_pairs,
+        ("facts",),
+        "crossed_pairs",
+        recorded=True,
+    ),
+    Claim(
         "linear-rule",
         "Multiply the learning rate by as much as the batch.",
         GOYAL,
@@ -95,6 +104,13 @@ CLAIMS: tuple[Claim, ...] = (
         "Ng, Machine Learning course",
         learning_rate.too_large_too_small,
         ("search",),
+    ),
+    Claim(
+        "curve-shapes",
+        "The shape of a curve tells whether its rate is too high (it jumps) or too low (it creeps).",
+        "Ng, Machine Learning course",
+        course.curve_shapes,
+        ("facts", "search"),
     ),
     Claim(
         "large-is-worse",
@@ -136,6 +152,13 @@ CLAIMS: tuple[Claim, ...] = (
         "Keep the best checkpoint, not the last.",
         ANSWER,
         course.best_checkpoint,
+        ("facts", "search"),
+    ),
+    Claim(
+        "best-looks-better",
+        "The best of many trials looks better than it is.",
+        "Tuning Playbook, Godbole et al. 2023",
+        course.best_looks_better,
         ("facts", "search"),
     ),
     Claim(
@@ -226,6 +249,14 @@ CLAIMS: tuple[Claim, ...] = (
         "batch_norm",
     ),
     Claim(
+        "ghost-batches",
+        "BatchNorm generalises better with small parts of a large batch (ghost batches).",
+        "Hoffer et al. 2017, arXiv:1705.08741",
+        sizes.ghost_batches,
+        ("facts",),
+        "ghost_batches",
+    ),
+    Claim(
         "running-statistics",
         "BatchNorm's running statistics are right when it comes to evaluation.",
         "assumed by most code; Wu and Johnson 2021",
@@ -289,12 +320,30 @@ CLAIMS: tuple[Claim, ...] = (
         BLOG,
         dimensions.adam_or_sgd,
         ("facts",),
+        "two_optimizers",
+        recorded=True,
+    ),
+    Claim(
+        "generalization-gap",
+        "At the same training loss a larger batch is worse on new data: the noise of small ones regularises.",
+        KESKAR,
+        sizes.generalization_gap,
+        ("facts",),
+        "side_by_side",
     ),
     Claim(
         "sharp-minima",
         "Large batches end in sharp minima, which generalise worse.",
         KESKAR,
-        outcome.sharp_minima,
+        sizes.sharp_minima,
+        ("facts",),
+        "side_by_side",
+    ),
+    Claim(
+        "escapes-minima",
+        "Small batches escape from poor minima, in which large ones get stuck.",
+        ANSWER,
+        outcome.escapes_minima,
         ("facts",),
     ),
     Claim(
@@ -361,7 +410,9 @@ def _ruling(claim: Claim, known: Known) -> Ruling:
     if not claim.recorded:
         return Ruling("not applicable", OWN_LOOP)
     ruling = claim.judge(known)
-    return ruling if ruling.figure is not None else unknown("no search has told it", "Search: bstune search MODEL")
+    if ruling.found != known.why_not(claim.measurement):
+        return ruling
+    return unknown("no search has told it", "Search: bstune search MODEL")  # Another diagnosis would not tell.
 
 
 def _finding(claim: Claim, known: Known, ruling: Ruling) -> Finding:
@@ -375,7 +426,7 @@ def _finding(claim: Claim, known: Known, ruling: Ruling) -> Finding:
         figure=ruling.figure,
         unit=ruling.unit,
         interval=interval,
-        advice=ruling.advice,
+        advice=ruling.advice.replace("--only NAME", f"--only {claim.name}"),
         cost_s=known.cost_s.get(claim.measurement or "", 0.0),
         data=dict(ruling.data),
     )

@@ -1,19 +1,30 @@
-"""Claims about the course of a run: its best point, its first rise, and what its beginning tells. From the trials."""
+"""Claims about the course of a run: its best point, its rises, its shape, what its beginning tells. From the trials."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 from ..core.trial_record import TrialRecord
 from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, percent_above, ratio_ruling, unknown
-from .learning_rate import search_again
-from .tables import loss_after, spearman, wilson
+from .learning_rate import FAR, FARTHEST, comparable, equal_samples, search_again
+from .tables import SEED_SD, loss_after, seed_sd, spearman, wilson
 
 RISES = 0.02
 """A loss that rises by this share and falls by it again has oscillated."""
 LEAST_RUNS = 4
+LOST = 1.5
+"""Times the first loss: a run that ends above it has diverged."""
+JUMPS = -0.3
+"""Correlation of a loss's change with the one before, from which it jumps to and fro."""
+CREEPS = 0.5
+"""Of its first slope: a curve that falls as fast as this at its end creeps."""
+LEAST_POINTS, LEAST_FAR = 5, 6
+"""Points of a curve, and curves of rates far from the best, from which shapes can be told."""
+LUCK = 1.02
+"""A loss so many times as high on a fresh seed was luck."""
 
 
 def _ended(known: Known) -> list[TrialRecord]:
@@ -105,3 +116,97 @@ def short_runs_tell(known: Known) -> Ruling:
         "does not hold": "Do not choose by short runs here.",
     }.get(verdict, "Confirm in full what short runs suggest.")
     return Ruling(verdict, found, advice, rho, "(rank correlation)", low, high)
+
+
+def best_looks_better(known: Known) -> Ruling:
+    """The best of many trials looks better than it is."""
+    by_setting: dict[tuple[int, float, str], dict[bool, list[float]]] = {}
+    for r in _ended(known):
+        if (r.val_loss or 0) > 0:
+            key = (r.global_batch_size, r.learning_rate, repr(sorted(r.params.items())))
+            by_setting.setdefault(key, {}).setdefault(r.stage == "confirm", []).append(r.val_loss or 1.0)
+    pairs = [(found[False][0], found[True]) for found in by_setting.values() if len(found) == 2]
+    if not pairs:
+        return unknown(
+            "no setting was run in full both when it was chosen and on a fresh seed",
+            "Have it confirmed: bstune search MODEL --budget 20",
+        )
+    ratios = [sum(math.log(x / own) for x in fresh) / len(fresh) for own, fresh in pairs]
+    n_fresh, sd = sum(len(fresh) for _, fresh in pairs), seed_sd(known.records)
+    mean = sum(ratios) / len(ratios)
+    half = student_quantile(SEED_SD[1] + n_fresh) * sd * math.sqrt(1 / len(pairs) + 1 / n_fresh)
+    verdict = beyond(mean - half, mean + half, math.log(LUCK))
+    what = "the setting that was chosen ends" if len(pairs) == 1 else f"the {len(pairs)} settings that were chosen end"
+    found = (
+        f"{what} {100 * math.expm1(mean):+.1f} % higher on fresh seeds ({n_fresh} runs) than in the run that it was "
+        "chosen by"
+    )
+    advice = {
+        "holds": "Expect the loss of the fresh seeds, and report it; final numbers belong to a test set of their own.",
+        "does not hold": "The search's own loss can be believed here.",
+    }.get(verdict, "Expect the loss of fresh seeds, not the lowest of the search.")
+    logs = mean, mean - half, mean + half
+    return ratio_ruling(verdict, found, advice, logs, "%", {"log_ratio": ratios}, shown=percent_above)
+
+
+def curve_shapes(known: Known) -> Ruling:
+    """The shape of a curve tells whether its rate is too high or too low."""
+    table = equal_samples(known)
+    best = {} if table is None else {batch: rate for batch, (rate, _) in table.tuned.items()}
+    sides: dict[str, list[str]] = {"above": [], "below": []}
+    for r in comparable(known):
+        octaves = math.log2(r.learning_rate / best[r.global_batch_size]) if r.global_batch_size in best else 0.0
+        shape = shape_of([(at, math.inf if loss is None else loss) for at, loss in r.values])
+        if shape is not None and FAR <= abs(octaves) <= FARTHEST:
+            sides["above" if octaves > 0 else "below"].append(shape)
+    n = sum(map(len, sides.values()))
+    if n < LEAST_FAR or not all(sides.values()):
+        return unknown(
+            f"{n} curves of rates about 4 times too high or too low are recorded, and {LEAST_FAR} with some of both "
+            "are needed",
+            search_again(known),
+        )
+    right = {
+        "above": sum(shape in ("diverged", "jumping") for shape in sides["above"]),
+        "below": sum(shape == "creeping" for shape in sides["below"]),
+    }
+    hits = sum(right.values())
+    low, high = wilson(hits, n)
+    verdict = beyond(low, high, 0.5)
+    found = (
+        f"of {len(sides['above'])} curves with about 4 times the best rate {right['above']} diverge or jump, and of "
+        f"{len(sides['below'])} with about a quarter of it {right['below']} creep"
+    )
+    advice = {
+        "holds": "Read curves: one that jumps wants a lower rate, one that falls as fast at its end a higher one.",
+        "does not hold": "Do not judge a rate by the shape of its curve: compare losses at equal samples.",
+    }.get(verdict, "Compare losses at equal samples, rather than shapes.")
+    return Ruling(verdict, found, advice, 100 * hits / n, "% of curves", 100 * low, 100 * high, dict(sides))
+
+
+def shape_of(curve: Sequence[tuple[int, float]]) -> str | None:
+    """Return whether a curve has `diverged`, is `jumping`, `creeping` or `healthy`; None where it is too short to tell.
+
+    Example:
+        >>> shape_of([(1, 1.0), (2, 9.0)])
+        'diverged'
+        >>> [shape_of(list(enumerate(found))) for found in ([9, 5, 8, 4, 7, 3], [9, 8, 7, 6, 5, 4], [9, 5, 3, 2, 2, 2])]
+        ['jumping', 'creeping', 'healthy']
+    """
+    if not curve:
+        return None
+    losses = [loss for _, loss in curve]
+    if not all(map(math.isfinite, losses)) or (len(losses) > 1 and losses[-1] > LOST * losses[0] > 0):
+        return "diverged"
+    if len(curve) < LEAST_POINTS:
+        return None
+    changes = [later - loss for loss, later in itertools.pairwise(losses)]
+    total = sum(change * change for change in changes)
+    if total > 0 and sum(a * b for a, b in itertools.pairwise(changes)) / total < JUMPS:
+        return "jumping"
+    slopes = [
+        (loss - later) / (then - at)
+        for (at, loss), (then, later) in ((curve[0], curve[1]), (curve[-2], curve[-1]))
+        if then > at
+    ]
+    return "creeping" if len(slopes) == 2 and slopes[1] > CREEPS * slopes[0] > 0 else "healthy"

@@ -8,11 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from ..core.diagnosis import Judgement
+from ..core.examination import Look
 from ..core.trial_record import TrialRecord
 from ..report.units import number
 from ..theory.intervals import student_quantile
-from .known import Known, Ruling, beyond, ratio_ruling, unknown
+from .known import Known, Ruling, beyond, ratio_ruling, unknown, unmeasured
 from .learning_rate import GROWS, STAYS
+from .noise import mean_interval
 from .tables import EqualSamples, seed_sd, slope_of, tables_of
 
 LEAST_SETTINGS = 4
@@ -26,6 +28,7 @@ MOMENTA = (
     "Make it a dimension, with enough trials: optimizer=lambda p, lr, momentum=0.9: ..., then bstune search MODEL "
     "--space momentum=0.5,0.75,0.9,0.95,0.98 --space batch_size={sizes} --sampler random --n-trials {n} --budget {n}"
 )
+NAMED = {"adam": "Adam", "sgd": "SGD"}
 Key = tuple[int, float, str]
 
 
@@ -36,9 +39,13 @@ def adam_or_sgd(known: Known) -> Ruling:
     for record in known.records:
         if record.values and (kind := _kind(record)) is not None:
             by_kind[kind].append(record)
+    looks = known.looked("two_optimizers")
+    if looks:
+        return _trained_with_both(looks[0])
+    if not all(by_kind.values()) and known.facts.kind != "supervised":
+        return unknown("it takes a search of both optimizers", BOTH)
     if not all(by_kind.values()):
-        alone = known.facts.optimizer or "an optimizer of its own"
-        return unknown(f"it takes a search of both, and this one has {alone} alone", BOTH)
+        return unmeasured(known, "two_optimizers")
     curves = {kind: _settings(records) for kind, records in by_kind.items()}
     n = min(map(len, curves.values()))
     counted = f"{len(curves['sgd'])} settings of SGD and {len(curves['adam'])} of Adam were tried"
@@ -62,12 +69,38 @@ def adam_or_sgd(known: Known) -> Ruling:
     )
     again = "Search on, with more trials of each: the same bstune search with a larger --budget and --n-trials."
     if verdict != "cannot tell" and best[loser][1] in (min(rates), max(rates)):
-        name = {"adam": "Adam", "sgd": "SGD"}[loser]
-        return unknown(f"{said}; but the best rate of {name} is the last one tried on its side", again)
+        return unknown(f"{said}; but the best rate of {NAMED[loser]} is the last one tried on its side", again)
     advice = {"holds": "Use Adam here.", "does not hold": "Use SGD here: it learns faster."}.get(verdict, again)
     data = {"optimizer": list(best), "loss": [loss for loss, *_ in best.values()], "settings": [n, n]}
     logs = figure, figure - half, figure + half
     return ratio_ruling(verdict, said, advice, logs, "times the loss of Adam, with SGD", data)
+
+
+def _trained_with_both(look: Look) -> Ruling:
+    """Return what trainings with both say, as many rates of each and the best of them with the same seeds."""
+    losses = {kind: look.values[kind] for kind in ("adam", "sgd")}
+    best = {kind: look.values[f"{kind}_best"][0] for kind in losses}
+    n = int(look.values["settings"][0])
+    shown = {kind: number(statistics.median(found)) for kind, found in losses.items()}
+    said = (
+        f"after {look.values['samples'][0]:,.0f} samples at the best of {n} rates each Adam ends at {shown['adam']} "
+        f"(rate {best['adam']:.3g}), SGD at {shown['sgd']} (rate {best['sgd']:.3g}), over {len(losses['adam'])} seeds"
+    )
+    if not all(math.isfinite(x) and x > 0 for found in losses.values() for x in found):
+        return unknown(f"{said}; one of them diverged, or ended at a loss of zero", BOTH)
+    logs = [math.log(sgd / adam) for adam, sgd in zip(losses["adam"], losses["sgd"], strict=True)]
+    mean, low, high = mean_interval(logs, least_sd=0.02)
+    verdict = beyond(low, high, 0.0)
+    loser = "sgd" if mean > 0 else "adam"
+    rates = look.values[f"{loser}_rates"]
+    if verdict != "cannot tell" and best[loser] in (rates[0], rates[-1]):
+        return unknown(f"{said}; but the best rate of {NAMED[loser]} is the last one tried on its side", BOTH)
+    advice = {
+        "holds": "Use Adam, and search with it. Full runs may bring them closer: bstune search MODEL",
+        "does not hold": "Use SGD here: it learns faster.",
+    }.get(verdict, BOTH)
+    data = {"optimizer": list(losses), "loss": [list(found) for found in losses.values()], "rate": list(best.values())}
+    return ratio_ruling(verdict, said, advice, (mean, low, high), "times the loss of Adam, with SGD", data)
 
 
 def _kind(record: TrialRecord) -> str | None:

@@ -263,4 +263,7 @@ def updates_per_epoch(known: Known) -> Ruling:
     advice = "The learning rate must make up for the updates that are missing."
     if rest == 1:
         advice = "Drop the last batch: it has a single sample."
+    if whole < 1:
+        advice = "The batch is larger than the data set: full batches take samples of several epochs."
+        return Ruling("does not hold", found, advice, float(whole), "updates an epoch", data={"waste": [rest]})
     return Ruling("holds", found, advice, float(whole), "updates an epoch", data={"waste": [rest]})

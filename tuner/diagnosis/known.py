@@ -30,6 +30,10 @@ class Known:
     """What was measured on the model, in the order of the measurements."""
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """By measurement: why it was not made."""
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """By measurement: the reference runs that it would have taken, where the budget did not allow them."""
+    left_out_runs: float = 0.0
+    """The reference runs that all of these would have taken."""
     cost_s: Mapping[str, float] = field(default_factory=dict)
     """By measurement: seconds that it took."""
 
@@ -58,9 +62,9 @@ class Known:
         """The setting that the model is looked at with: the recommended one, else a usual one."""
         if self.best is not None:
             return Setting(self.best.global_batch_size, self.best.learning_rate, dict(self.best.params))
-        family = "other" if self.facts is None else self.facts.optimizer_family
-        rate = DEFAULT_LEARNING_RATE.get(family, UNKNOWN_RATE)
-        return Setting(self.batch, rate * (self.batch / ANCHOR_BATCH) ** SLOPE_PRIOR[family][0])
+        return Setting(
+            self.batch, usual_rate("other" if self.facts is None else self.facts.optimizer_family, self.batch)
+        )
 
     def looked(self, measurement: str) -> list[Look]:
         """Return what a measurement has found, at each moment at which it came to an end."""
@@ -90,6 +94,17 @@ class Ruling:
     """With `high` a 90 % interval; both None where the figure is counted."""
     high: float | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def usual_rate(family: str, batch: int) -> float:
+    """Return a learning rate to begin with.
+
+    Example:
+        >>> usual_rate("adam", 256)
+        0.002
+    """
+    rate = DEFAULT_LEARNING_RATE.get(family, UNKNOWN_RATE)
+    return float(rate * (batch / ANCHOR_BATCH) ** SLOPE_PRIOR[family][0])
 
 
 def ratio_ruling(
@@ -123,8 +138,9 @@ def unknown(why: str, advice: str = "") -> Ruling:
 def unmeasured(known: Known, measurement: str) -> Ruling:
     """Return that a claim could not be judged because a measurement found nothing, with the reason and what to do."""
     why = known.why_not(measurement)
-    if "budget" in why:
-        return unknown(why, "Give it more: bstune diagnose MODEL --budget 4")
+    if measurement in known.prices:
+        least = math.ceil(known.prices[measurement] + 0.05)
+        return unknown(why, f"Ask for it alone: bstune diagnose MODEL --only NAME --budget {least}")
     return unknown(why, "Measure it: bstune diagnose MODEL" if measurement not in known.measured else "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..core.diagnosis import Judgement
+from ..core.trial_record import TrialRecord
 from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, ratio_ruling, unknown
 from .tables import EqualSamples, Slope, seed_sd, slope_of, table_of
@@ -31,13 +32,15 @@ def search_again(known: Known) -> str:
     return f"Search a few batch sizes, with more rates each: bstune search MODEL --space batch_size={listed} --fresh"
 
 
-def equal_samples(known: Known) -> EqualSamples | None:
-    """Return losses at equal samples of the trials that differ in nothing but batch size and learning rate."""
-    if known.facts is None:
-        return None
+def comparable(known: Known) -> list[TrialRecord]:
+    """Return the trials that differ from the best setting in nothing but batch size and learning rate."""
     params = {} if known.best is None else dict(known.best.params)
-    records = [record for record in known.records if dict(record.params) == params]
-    return table_of(records, known.facts.full_run_samples)
+    return [record for record in known.records if dict(record.params) == params]
+
+
+def equal_samples(known: Known) -> EqualSamples | None:
+    """Return losses at equal samples of the trials that can be compared."""
+    return None if known.facts is None else table_of(comparable(known), known.facts.full_run_samples)
 
 
 def _slope(table: EqualSamples) -> Slope | None:

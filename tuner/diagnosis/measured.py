@@ -10,36 +10,47 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from ...objectives.look_at_optimizers import KINDS, TRIED
+from ...objectives.look_at_sizes import SEEDS
 from ...objectives.look_at_training import ROUNDS, early_steps
 from ..core.errors import BstuneError, NothingFitsError
 from ..core.examination import Examined, ExamineSpec
 from ..core.trials import Facts
 from ..strategy.cost import Cost
 from ..strategy.rungs import Rungs
+from ..theory.scaling import SLOPE_PRIOR
 from ..workers import messages
 from ..workers.fork_server import Host
 from ..workers.template import Died
-from .known import Known
+from .known import Known, usual_rate
 
-WAY = (0.02, 0.08, 0.16, 0.25)
+POINTS = (0.02, 0.08, 0.16, 0.25)
 """Shares of a full run at which a model is looked at: four, so that what is found has an error."""
 ALONG = ("gradients", "agreement", "layers", "strata", "batch_norm", "running_statistics", "curvature")
 FULL_BATCH_MOST = 4096
 """Samples of a data set up to which it may be one batch."""
-SHARE, FULL_BATCH_SHARE = 0.25, 0.125
-"""Of a full run, which a training takes in which the batch grows, or is the whole data set."""
-SEEDS = 3
+SHARE, SHORT_SHARE, CROSSED_SHARE = 0.25, 0.125, 0.0625
+"""Of a full run, which a training takes: one that is compared, one of several kinds, and one of a dozen."""
+TIMES_APART = 8
+"""Two batch sizes that are compared are so many times apart."""
+LEAST_STEPS = 20
+"""Of the larger of them."""
+CROSSED_RUNS = 2 * SEEDS + 1
+"""At each of two batch sizes: both rates with all seeds, and one more to find the rates."""
+GHOSTS = (32, 16)
+"""Most and fewest samples in a part of a batch that BatchNorm is to see alone."""
 PATIENCE = 20.0
 """So many times as long as foreseen, and five minutes more, a process may take."""
 LEAST_S = 300.0
 LOOKS_AT = {
-    "gradients": (8, 512),
+    "gradients": (8, 700),
     "agreement": (256, 1024),
     "layers": (256, 256),
     "strata": (8, 1536),
     "batch_norm": (32, 2048),
     "running_statistics": (64, 2048),
     "curvature": (256, 15_000),
+    "side_by_side": (256, 20_000),
 }
 """By look: the size of its batches and the samples of training that take as long; about right, for a forecast."""
 MOST_AT_ONCE = 256
@@ -83,6 +94,10 @@ class Tasks:
             "early_losses": self._early,
             "grown_batch": self._grown,
             "at_full_batch": self._full,
+            "ghost_batches": self._ghosts,
+            "crossed_pairs": self._crossed,
+            "side_by_side": self._beside,
+            "two_optimizers": self._two_optimizers,
         }
         return makers.get(measurement, self._along)(measurement)
 
@@ -109,7 +124,7 @@ class Tasks:
 
     def _along(self, measurement: str) -> list[LookTask]:
         full = self._facts.full_run_samples
-        points = sorted({max(self._batch, math.floor(full * share / self._batch) * self._batch) for share in WAY})
+        points = sorted({max(self._batch, math.floor(full * share / self._batch) * self._batch) for share in POINTS})
         sizes = tuple(n for n in SIZES if n <= self._at_once)
         batch, samples = LOOKS_AT[measurement]
         look_s = self._cost.seconds(min(batch, self._at_once), samples) or 0.0
@@ -136,11 +151,94 @@ class Tasks:
         n = self._facts.n_samples
         fits = n if self._known.probe is None else min(n, self._known.probe.micro_batch_size)
         whole = n // fits * fits
-        steps = max(1, math.floor(self._facts.full_run_samples * FULL_BATCH_SHARE / self._batch))
+        steps = max(1, math.floor(self._facts.full_run_samples * SHORT_SHARE / self._batch))
         own_s, whole_s = self._cost.step_s(self._batch), self._cost.step_s(whole, (fits, whole // fits))
         whole_steps = steps if own_s is None or whole_s is None else max(1, round(steps * own_s / whole_s))
         samples = 4 * steps * self._batch  # Four trainings of as many seconds.
         return [self._task(measurement, samples, sizes=(whole, fits, whole_steps, steps))]
+
+    def _ghosts(self, measurement: str) -> list[LookTask]:
+        part = ghost_size(self._batch)
+        if part is None:
+            return []
+        samples = math.ceil(self._facts.full_run_samples * SHORT_SHARE / self._batch) * self._batch
+        trainings = ((self._batch, None), (self._batch, (part, self._batch // part)))
+        tasks = [self._task(measurement, 0, sizes=(samples, part), seed=self._seed + i) for i in range(SEEDS)]
+        return [self._priced(task, trainings, samples) for task in tasks]
+
+    def _crossed(self, measurement: str) -> list[LookTask]:
+        return self._two_sizes(measurement, CROSSED_SHARE, CROSSED_RUNS, seeds=1)
+
+    def _beside(self, measurement: str) -> list[LookTask]:
+        batch, samples = LOOKS_AT[measurement]
+        look_s = self._cost.seconds(min(batch, self._at_once), samples) or 0.0
+        tasks = self._two_sizes(measurement, SHARE, 1, seeds=SEEDS)
+        return [replace(task, seconds=task.seconds + look_s) for task in tasks]
+
+    def _two_optimizers(self, measurement: str) -> list[LookTask]:
+        full = self._facts.full_run_samples
+        short, long = (math.ceil(full * share / self._batch) * self._batch for share in (CROSSED_SHARE, SHORT_SHARE))
+        # The rate that the model is looked at with is one of its own optimizer's.
+        own = self._facts.optimizer_family
+        rates = tuple(self._rate if kind == own else usual_rate(kind, self._batch) for kind in KINDS)
+        task = self._task(measurement, 0, sizes=(short, long), rates=rates, points=(0,))
+        trials = self._priced(task, [(self._batch, None)] * 2 * TRIED, short)
+        runs = self._priced(task, [(self._batch, None)] * 2 * SEEDS, long)
+        seconds, price = trials.seconds + runs.seconds, trials.reference_runs + runs.reference_runs
+        return [replace(task, seconds=seconds, reference_runs=price)]
+
+    def _two_sizes(self, measurement: str, share: float, n_runs: int, *, seeds: int) -> list[LookTask]:
+        """Return trainings of two batch sizes, at rates by the slope that a search has learned, or by a usual one."""
+        pair = two_sizes(self._known, share)
+        if pair is None:
+            return []
+        slope = SLOPE_PRIOR[self._facts.optimizer_family][0]
+        rule = None if self._known.best is None else self._known.best.lr_rule
+        if n_runs == 1 and rule is not None:  # Rates that are to be crossed stay as far apart as the claim has them.
+            slope = min(max(rule.alpha, 0.0), 1.0)
+        samples = math.ceil(self._facts.full_run_samples * share / pair[1]) * pair[1]
+        sizes = (samples, *(size for batch in pair for size in (batch, self._cost.split(batch)[0])))
+        rates = tuple(self._rate * (batch / self._batch) ** slope for batch in pair)
+        tasks = [
+            self._task(measurement, 0, sizes=sizes, rates=rates, seed=self._seed + i, points=(0,)) for i in range(seeds)
+        ]
+        return [self._priced(task, [(batch, None) for batch in pair] * n_runs, samples) for task in tasks]
+
+    def _priced(
+        self, task: LookTask, trainings: Iterable[tuple[int, tuple[int, int] | None]], samples: int
+    ) -> LookTask:
+        """Return a task with the price of trainings of these batches, each split as stated, and validated once."""
+        trainings = list(trainings)
+        each = [self._cost.seconds(batch, samples, split, validations=1) for batch, split in trainings]
+        seconds = math.fsum(second or 0.0 for second in each)
+        runs = len(trainings) * samples / self._facts.full_run_samples
+        if self.reference_s and None not in each:
+            runs = seconds / self.reference_s
+        return replace(task, seconds=seconds, reference_runs=runs)
+
+
+def two_sizes(known: Known, share: float) -> tuple[int, int] | None:
+    """Return a small and a large batch size around the one that is looked at; None where a run is too short for them.
+
+    The large one makes enough steps in that share of a full run.
+    """
+    assert known.facts is not None
+    most = min(known.facts.n_samples, int(known.facts.full_run_samples * share / LEAST_STEPS))
+    small = max(2, min(4 * known.batch, most) // TIMES_APART)
+    return (small, TIMES_APART * small) if TIMES_APART * small <= most else None
+
+
+def ghost_size(batch: int) -> int | None:
+    """Return the samples of the parts into which a batch can be cut for BatchNorm; None where it is no larger itself.
+
+    Example:
+        >>> ghost_size(128), ghost_size(48), ghost_size(32), ghost_size(37)
+        (32, 24, None, None)
+    """
+    most, least = GHOSTS
+    if batch <= most:
+        return None
+    return next((size for size in range(most, least - 1, -1) if batch % size == 0), None)
 
 
 def reference_run_s(known: Known) -> float | None:
@@ -168,6 +266,20 @@ def cost_of(measurement: str, known: Known) -> float | None:
     if known.facts is None or not Cost.of(known.facts, known.probe).known:
         return None
     return sum(task.seconds for task in Tasks(known, 0).of(measurement))
+
+
+def foreseen(wanted: Iterable[str], known: Known, budget: float) -> tuple[float, float, tuple[str, ...]]:
+    """Return the seconds and reference runs of measurements, and those that a budget leaves out; nothing is run."""
+    tasks = Tasks(known, 0)
+    seconds, runs = 0.0, 0.0
+    left_out: list[str] = []
+    for names, group in _grouped({name: tasks.of(name) for name in wanted}):
+        price = sum(task.reference_runs for task in group)
+        if runs + price > budget:
+            left_out += names
+            continue
+        seconds, runs = seconds + sum(task.seconds for task in group), runs + price
+    return seconds, runs, tuple(left_out)
 
 
 def measure(
@@ -199,8 +311,13 @@ def measure(
     for names, group in _grouped({name: tasks.of(name) for name in wanted}):
         price = sum(task.reference_runs for task in group)
         if price > budget:
-            why = f"it takes {price:.2g} reference runs of training, and {max(budget, 0):.2g} of the budget are left"
-            found = replace(found, unmeasured={**found.unmeasured, **dict.fromkeys(names, why)})
+            why = f"it takes {price:.2g} reference runs of training, and {max(budget, 0):.2g} of the budget is left"
+            found = replace(
+                found,
+                unmeasured={**found.unmeasured, **dict.fromkeys(names, why)},
+                prices={**found.prices, **dict.fromkeys(names, price)},
+                left_out_runs=found.left_out_runs + price,
+            )
             continue
         on_note(f"{', '.join(names)}: {price:.2g} reference runs")
         for task in group:

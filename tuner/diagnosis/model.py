@@ -6,8 +6,7 @@ import math
 import statistics
 
 from ..core.diagnosis import Judgement
-from ..theory.scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, SLOPE_PRIOR
-from .known import Known, Ruling, below, beyond, ratio_ruling, unknown, unmeasured
+from .known import Known, Ruling, below, beyond, ratio_ruling, unknown, unmeasured, usual_rate
 from .noise import mean_interval
 
 GOOD_STATISTICS = 0.1
@@ -26,7 +25,8 @@ FINE_TUNED = 0.5
 NO_NORM = Ruling("not applicable", "the model has no BatchNorm layer")
 
 
-def _norms(known: Known) -> bool | None:
+def has_norms(known: Known) -> bool | None:
+    """Return whether the model has BatchNorm layers; None where nobody knows."""
     looks = known.looked("structure")
     if looks:
         return looks[0].values["batch_norms"][0] > 0
@@ -35,7 +35,7 @@ def _norms(known: Known) -> bool | None:
 
 def batch_norm_size(known: Known) -> Ruling:
     """BatchNorm needs batches of 32 or more."""
-    if _norms(known) is False:
+    if has_norms(known) is False:
         return NO_NORM
     looks = known.looked("batch_norm")
     if len(looks) < 2:
@@ -79,7 +79,7 @@ def batch_norm_size(known: Known) -> Ruling:
 
 def running_statistics(known: Known) -> Ruling:
     """BatchNorm's running statistics are right when it comes to evaluation."""
-    if _norms(known) is False:
+    if has_norms(known) is False:
         return NO_NORM
     looks = known.looked("running_statistics")
     if not looks:
@@ -110,7 +110,7 @@ def running_statistics(known: Known) -> Ruling:
 
 def last_batch(known: Known) -> Ruling:
     """The last, smaller batch of an epoch does no harm."""
-    if _norms(known) is False:
+    if has_norms(known) is False:
         return NO_NORM
     assert known.facts is not None
     micro = known.batch if known.probe is None else min(known.batch, known.probe.micro_batch_size)
@@ -243,9 +243,7 @@ def fine_tuning(known: Known) -> Ruling:
     if known.best is None or known.facts is None:
         return unknown(f"{said}; which rate is best is not known", "Search first: bstune search MODEL")
     family = known.facts.optimizer_family
-    usual = DEFAULT_LEARNING_RATE.get(family, 1e-3)
-    usual *= (known.best.global_batch_size / ANCHOR_BATCH) ** SLOPE_PRIOR[family][0]
-    ratio = known.best.learning_rate / usual
+    ratio = known.best.learning_rate / usual_rate(family, known.best.global_batch_size)
     # A search finds the best rate to within about an octave.
     verdict = below(ratio / 2, ratio * 2, 1 / 3)
     batch = known.best.global_batch_size

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from ..core.diagnosis import Judgement
-from ..core.examination import Look
 from ..core.trials import NoisePoint
 from ..theory.gradient_noise import noise_scale
 from ..theory.intervals import student_quantile
@@ -14,8 +13,6 @@ from .known import Known, Ruling, below, beyond, unknown, unmeasured
 
 LAW, NEAR_LAW = -0.5, 0.15
 """The power of the batch by which the error of a gradient falls, and how far off it may be."""
-LEAST_PAIRS = 4
-"""Differences from which a variance can be told."""
 HALF = 0.6
 """A doubled batch that needs up to this share of the steps needs about half of them."""
 NOISY = 0.05
@@ -44,26 +41,17 @@ def mean_interval(values: Sequence[float], *, least_sd: float = 0.0) -> tuple[fl
     return mean, mean - half, mean + half
 
 
-def _decay(look: Look, key: str) -> float | None:
-    """Return the power of the batch size with which a standard deviation falls, weighted by what it rests on."""
-    rows = [
-        (math.log(size), 0.5 * math.log(variance), pairs)
-        for size, variance, pairs in zip(look.values["size"], look.values[key], look.values["pairs"], strict=True)
-        if variance > 0 and pairs >= LEAST_PAIRS
-    ]
-    if len(rows) < 2:
-        return None
-    total = sum(w for _, _, w in rows)
-    mx, my = sum(w * x for x, _, w in rows) / total, sum(w * y for _, y, w in rows) / total
-    return sum(w * (x - mx) * (y - my) for x, y, w in rows) / sum(w * (x - mx) ** 2 for x, _, w in rows)
-
-
 def square_root_law(known: Known) -> Ruling:
     """The error of a gradient falls with the square root of the batch."""
-    looks = known.looked("gradients")
-    slopes = [slope for look in looks if (slope := _decay(look, "variance")) is not None]
-    if len(slopes) < 2 and looks:
-        return unknown("the data set has too few micro-batches to see it fall", "")
+    looks = [look for look in known.looked("gradients") if "whole" in look.values]
+    slopes = []
+    for look in looks:
+        times, whole, joined = (look.values[name][0] for name in ("times", "whole", "joined"))
+        # The mean of independent gradients follows the law; a batch does where it is as far off as its parts joined.
+        if whole > 0 and joined > 0:
+            slopes.append(LAW + 0.5 * math.log(whole / joined) / math.log(times))
+    if len(slopes) < 2 and known.looked("gradients"):
+        return unknown("batches large and many enough to see it fall do not fit, or the data set has too few", "")
     if len(slopes) < 2:
         return unmeasured(known, "gradients")
     mean, low, high = mean_interval(slopes, least_sd=0.02)
@@ -79,8 +67,8 @@ def square_root_law(known: Known) -> Ruling:
     )
     advice = {
         "holds": "Four times the batch halves the error, at four times the cost: more batch buys ever less.",
-        "does not hold": "Samples of a batch are not independent here (BatchNorm, a loss over pairs, sorted data): "
-        "distrust noise scales.",
+        "does not hold": "Samples of a batch are not independent here (BatchNorm, a loss over pairs): distrust noise "
+        "scales, and accumulation, which is not the same as a larger batch.",
     }.get(verdict, "Read noise scales with care: they rest on this law.")
     data = {"batch_size": last["size"], "relative_variance": last["variance"], "slope_by_moment": slopes}
     return Ruling(verdict, found, advice, mean, "(power of the batch)", low, high, data)

@@ -297,9 +297,9 @@ def start_with_32(known: Known) -> Ruling:
     )
 
 
-def sharp_minima(known: Known) -> Ruling:
-    """Large batches end in sharp minima, which generalise worse."""
+def escapes_minima(known: Known) -> Ruling:
+    """Small batches escape from poor minima, in which large ones get stuck."""
     return unknown(
-        "sharpness depends on how the weights are scaled, which tells nothing of new data, so it is not measured",
-        "Look at what it is about: large-is-worse compares the losses themselves.",
+        "which minimum a run is in, and what would have become of it elsewhere, cannot be seen",
+        "Look at what it would lead to: large-is-worse compares losses, generalization-gap those on new data.",
     )

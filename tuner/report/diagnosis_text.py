@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from ..core.diagnosis import Diagnosis, Finding
+from ..core.diagnosis import Costs, Diagnosis, Finding
 from ..core.plain_text import hide_secrets, one_line
 from .units import duration
 from .view import View, labelled, laid_out, said
@@ -46,6 +47,11 @@ def diagnosis_text(diagnosis: Diagnosis, view: View | None = None, *, model: str
             parts.append(labelled(_rows(alike[0], model), least=7))
     if diagnosis.reused:
         parts += [said(""), said(f"{reused_sentence(diagnosis)}.")]
+    if diagnosis.left_out_runs:
+        parts += [
+            said(""),
+            said(f"{left_out_sentence(diagnosis)}: bstune diagnose {model} --budget {_enough(diagnosis)}"),
+        ]
     if diagnosis.warnings:
         parts += [said(""), labelled([("warning", said(text)) for text in diagnosis.warnings])]
     return laid_out(parts, view)
@@ -84,6 +90,15 @@ def reused_sentence(diagnosis: Diagnosis) -> str:
     n = len(diagnosis.reused)
     what = "1 finding rests" if n == 1 else f"{n} findings rest"
     return f"{what} on measurements of an earlier call: {', '.join(diagnosis.reused)}. To measure again: --fresh"
+
+
+def left_out_sentence(diagnosis: Diagnosis) -> str:
+    """Return what the budget did not allow."""
+    return f"What the budget left out takes {diagnosis.left_out_runs:.2g} reference runs of training"
+
+
+def _enough(diagnosis: Diagnosis) -> int:
+    return math.ceil(diagnosis.left_out_runs + 0.1)
 
 
 def measured(finding: Finding) -> str:
@@ -146,6 +161,8 @@ def diagnosis_html(diagnosis: Diagnosis) -> str:
     )
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     reused = f"<p>{_safe(reused_sentence(diagnosis))} (fresh=True).</p>" if diagnosis.reused else ""
+    if diagnosis.left_out_runs:
+        reused += f"<p>{_safe(left_out_sentence(diagnosis))} (budget={_enough(diagnosis)}).</p>"
     return f"<p><strong>{_safe(headline(diagnosis))}</strong></p>{table}{reused}"
 
 
@@ -153,23 +170,28 @@ def _safe(text: str) -> str:
     return escape(_plain(text))
 
 
-def claims_text(rows: Sequence[tuple[str, str, float | None]], view: View | None = None) -> str:
-    """Return the names and claims of findings, with the seconds that each of them costs; None: not known yet."""
+def claims_text(costs: Costs, view: View | None = None, *, budget: float = 3.0) -> str:
+    """Return the names and claims of findings, with what each of them costs, and what all do within a budget."""
     from .view import Column, tabled
 
-    costs = ["unknown" if seconds is None else "0 s" if seconds == 0 else duration(seconds) for _, _, seconds in rows]
+    each = ["unknown" if spent is None else "0 s" if spent == 0 else duration(spent) for _, _, spent in costs.rows]
     columns = [
-        Column("finding", [name for name, _, _ in rows], 0, "left"),
-        Column("cost", costs, 1),
-        Column("claim", [text for _, text, _ in rows], 2, "left", wraps=True),
+        Column("finding", [name for name, _, _ in costs.rows], 0, "left"),
+        Column("cost", each, 1),
+        Column("claim", [text for _, text, _ in costs.rows], 2, "left", wraps=True),
     ]
-    parts: list[RenderableType] = [tabled(columns, view or View())]
-    if any(seconds is None for _, _, seconds in rows):
-        parts += [
-            said(""),
-            said("Unknown: name a MODEL that was probed. Looks on the way of one run share its training."),
-        ]
-    return laid_out(parts, view or View())
+    if costs.seconds is None:
+        total = "Unknown: name a MODEL that was probed. Looks on the way of one run share its training."
+    elif costs.seconds == 0 and not costs.left_out:
+        total = "Nothing would be measured."
+    else:
+        total = (
+            f"Together {duration(costs.seconds)}, {costs.reference_runs:.2f} reference runs of training: looks on the "
+            "way of one run share it."
+        )
+    if costs.left_out:
+        total += f" Beyond a budget of {budget:g}: {', '.join(costs.left_out)}."
+    return laid_out([tabled(columns, view or View()), said(""), said(total)], view or View())
 
 
 def page_findings(findings: Sequence[Finding]) -> list[dict[str, str]]:

@@ -1,0 +1,115 @@
+"""Findings about a small and a large batch side by side, on problems whose answers are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from bstune.tests.diagnosis.made import SEEDS, covers, ended, finding, grid, searched
+from bstune.tests.diagnosis.problems import beside, crossed, crossed_truth
+from bstune.tuner.core.examination import Look
+from bstune.tuner.diagnosis.known import Known
+from bstune.tuner.diagnosis.measured import ghost_size, two_sizes
+
+NOISE = math.sqrt(30)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rates_that_are_crossed_without_a_search(seed: int) -> None:
+    """In a noisy valley the best rate is proportional to the batch; with a high floor no pair is bad."""
+    noisy = finding("crossed-pairs", crossed(NOISE, 0.0, seed=seed))
+    floor = finding("crossed-pairs", crossed(NOISE, 1000.0, seed=seed))
+
+    assert (noisy.verdict, floor.verdict) == ("holds", "does not hold")
+    assert covers(noisy, crossed_truth(NOISE, 0.0))
+    assert covers(floor, crossed_truth(NOISE, 1000.0))
+    assert noisy.data["learning_rate"] == pytest.approx([0.016, 0.128])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rates_that_are_far_off_are_moved_until_the_best_lie_between(seed: int) -> None:
+    """Where both batch sizes like the higher one better, both rates go up; and down where they like the lower one."""
+    for factor in (1 / 64, 64.0):
+        found = finding("crossed-pairs", crossed(NOISE, 0.0, seed=seed, rates=(0.016 * factor, 0.128 * factor)))
+
+        assert found.verdict == "holds"
+        assert found.data["learning_rate"] == pytest.approx([0.016, 0.128])
+
+
+def test_rates_that_cannot_be_found() -> None:
+    """It is said where they lie beyond all that were tried, and that a search tells more."""
+    lost = finding("crossed-pairs", crossed(NOISE, 0.0, seed=0, rates=(1e-9, 2e-9)))
+
+    assert lost.verdict == "cannot tell"
+    assert "beyond both" in lost.found
+    assert "bstune search" in lost.advice
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("slope", "verdict"), [(1.0, "holds"), (0.0, "does not hold")])
+def test_rates_that_a_search_has_crossed(slope: float, verdict: str, seed: int) -> None:
+    """The trials tell it, and nothing is trained; where the best rate does not move there is nothing to cross."""
+    assert finding("crossed-pairs", searched(grid(slope=slope, seed=seed))).verdict == verdict
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("gain", "verdict"), [(0.2, "holds"), (0.0, "does not hold")])
+def test_losses_at_equal_training_loss(gain: float, verdict: str, seed: int) -> None:
+    """A model that is better on new data with each update is worse with a large batch, by as much as is known."""
+    known = beside(gain, seed=seed)
+    found = finding("generalization-gap", known)
+
+    assert found.verdict == verdict
+    assert covers(found, 100 * math.expm1(gain * math.log(2)))
+    sharp = finding("sharp-minima", known)  # A round valley is as sharp everywhere.
+    assert sharp.verdict == "does not hold"
+    assert covers(sharp, 1.0)
+    assert "hint only" in sharp.advice
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("sharper", "worse", "verdict"),
+    [(2.0, 0.1, "holds"), (2.0, 0.0, "does not hold"), (1.0, 0.1, "does not hold"), (1.25, 0.1, "cannot tell")],
+)
+def test_sharp_minima(sharper: float, worse: float, verdict: str, seed: int) -> None:
+    """The claim is of two halves: sharper, and worse on new data."""
+    known = ended(sharper, worse, seed)
+
+    assert finding("sharp-minima", known).verdict == verdict
+    assert covers(finding("sharp-minima", known), sharper)
+    assert covers(finding("generalization-gap", known), 100 * math.expm1(worse))
+
+
+def test_trainings_that_tell_nothing() -> None:
+    """Divergence, losses of zero and a curvature that could not be measured are said."""
+    known = ended(2.0, 0.1, 0)
+
+    def changed(**values: tuple[float, ...]) -> Known:
+        looks = tuple(dataclasses.replace(look, values={**look.values, **values}) for look in known.looks)
+        return dataclasses.replace(known, looks=looks)
+
+    lost = changed(large_train=(2.0, math.inf, math.nan, math.nan, math.nan))
+    unseen = changed(large_curvature=())
+    failed = dataclasses.replace(known, looks=(Look("side_by_side", 0, 0, 1.0, {}, failed="it ran out of memory"),))
+
+    assert "diverged" in finding("generalization-gap", lost).found
+    assert "could not be measured" in finding("sharp-minima", unseen).found
+    assert finding("generalization-gap", unseen).verdict == "holds"
+    assert "out of memory" in finding("sharp-minima", failed).found
+
+
+def test_sizes_that_are_compared() -> None:
+    """Eight times apart around the one that is looked at, as far as data and steps allow."""
+    known = searched()
+    assert known.facts is not None
+    short = dataclasses.replace(known, facts=dataclasses.replace(known.facts, epochs=0.1))
+
+    pair = two_sizes(known, 0.25)
+    assert pair is not None
+    assert pair[0] <= known.batch <= pair[1] == 8 * pair[0]
+    assert two_sizes(short, 0.25) is None
+    assert finding("generalization-gap", short).verdict == "not applicable"
+    assert finding("crossed-pairs", short).verdict == "not applicable"
+    assert [ghost_size(n) for n in (256, 48, 32, 16, 37)] == [32, 24, None, None, None]
