@@ -259,6 +259,11 @@ class Objective(Protocol):
         """Run one trial to its end, or until `trial.report` raises `TrialPruned`; write the checkpoint if asked to."""
 
 
+def trains_elsewhere(objective: Any) -> bool:
+    """Whether an objective trains in programs of its own: then its worker needs neither torch nor a device."""
+    return getattr(objective, "kind", None) == "command"
+
+
 def run_problems(epochs: float, evals: int) -> list[str]:
     """Return what is wrong with the length of a full run and the number of its validations, a sentence each."""
     problems = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..tuner.core.command_words import epochs_of, filled, words_without
 from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
-from ..tuner.device.memory import cpu_memory, usable_cores
+from ..tuner.device.memory import cpu_memory
 from ..tuner.device.tree_memory import TreeMeter
 from .base import Meter, Trial
 from .command_end import exit_code, failed, no_metric
@@ -192,13 +192,8 @@ class Command:
 
     def start(self, spec: TrialSpec, device: str, log: Log, *, max_epochs: int) -> CommandRun:
         """Start the command for one trial."""
-        import torch
-
         # Python keeps what it prints to a pipe until there is much of it, and a loss is wanted when it is known.
         environment = {"PYTHONUNBUFFERED": "1", **os.environ}
-        threads = torch.get_num_threads()  # As many as this process was given.
-        if threads < usable_cores():
-            environment.setdefault("OMP_NUM_THREADS", str(threads))
         values = {
             **spec.params,
             "micro_batch_size": spec.micro_batch_size,

@@ -17,10 +17,12 @@ from bstune.tests.objectives.small import run as train
 from bstune.tests.objectives.small import spec_of
 from bstune.tuner.core.command_words import filled
 from bstune.tuner.core.trials import TrialReport, TrialSpec, Verdict
+from bstune.tuner.device.memory import usable_cores
 from bstune.tuner.engines.base import Event, Finished, Lost, Reported
 from bstune.tuner.engines.local import LocalPool
 from bstune.tuner.workers.fork_server import Host
 
+pytestmark = pytest.mark.cold_start
 SCRIPT = r"""
 import argparse, os, signal, subprocess, sys, time
 
@@ -78,6 +80,9 @@ if does == "deaf":
     time.sleep(600)
 if does == "asks":
     print(repr(sys.stdin.read()))
+if does == "looks":
+    with open(f"/proc/{os.getppid()}/maps") as worker:
+        print("torch", "libtorch" in worker.read(), "threads", os.environ.get("OMP_NUM_THREADS"))
 if does == "closes":
     epochs()
     os.close(1), os.close(2)
@@ -106,12 +111,16 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def command_of(script: Path) -> bstune.Command:
+    """The script as an objective, told what to do by a dimension of the space."""
+    words = [sys.executable, str(script), "--batch-size={micro_batch_size}", "--lr", "{learning_rate}"]
+    return bstune.Command([*words, "--does", "{does}"], samples_per_epoch=100, epochs=4)
+
+
 @pytest.fixture(scope="module")
 def host(script: Path) -> Iterator[Host]:
     """The processes for all runs of the script."""
-    words = [sys.executable, str(script), "--batch-size={micro_batch_size}", "--lr", "{learning_rate}"]
-    command = bstune.Command([*words, "--does", "{does}"], samples_per_epoch=100, epochs=4)
-    with Host(command, device="cpu") as started:
+    with Host(command_of(script), device="cpu") as started:
         yield started
 
 
@@ -296,6 +305,16 @@ def test_a_script_is_stopped_at_a_report(host: Host, does: str) -> None:
     assert isinstance(end, Finished)
     assert end.samples == 100
     assert time.monotonic() - begun_s < 20
+
+
+def test_its_worker_does_without_torch(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would take seconds and 200 MB; the script is told its threads all the same."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with Host(command_of(script), device="cpu", threads=1) as host:
+        run(host, "looks", log=tmp_path / "log")
+
+    threads = 1 if usable_cores() > 1 else None
+    assert (tmp_path / "log").read_text().startswith(f"torch False threads {threads}\n")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ MEASURED = messages.Measured(READING, MeasureNotes(32, 8, "SGD", ("beware",), 0.
 @pytest.mark.parametrize(
     "message",
     [
-        messages.Hello(("/a", "/b"), {"PATH": "/bin", "ODD": "\udcff"}, 10, True),
+        messages.Hello(("/a", "/b"), {"PATH": "/bin", "ODD": "\udcff"}, 10, True, False),
         messages.Start(messages.Job(messages.Describe(), "cpu", 2, None), True),
         messages.Start(
             messages.Job(messages.Measure(MeasureSpec(8, 8, 2, 3, 0), traced=True), "cpu", 2, 1 << 40), False

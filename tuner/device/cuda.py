@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import runpy
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from ..core.errors import DeviceError
 from .memory import MOVED, Memory, cpu_memory
@@ -75,6 +79,16 @@ def try_cuda(device: str) -> CudaFacts:
         )
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"{device} does not work: {error}") from error
+
+
+def cuda_of_torch() -> str | None:
+    """Return the release of CUDA that torch was built for, or None; torch is not loaded for that."""
+    if (torch := sys.modules.get("torch")) is not None:
+        return cast("str | None", torch.version.cuda)
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    return cast("str | None", runpy.run_path(os.path.join(os.path.dirname(spec.origin), "version.py")).get("cuda"))
 
 
 def cuda_memory(facts: CudaFacts) -> Memory:
@@ -161,8 +175,8 @@ def near_capacity(device: str) -> bool:
     """
     if not device.startswith("cuda"):
         return True
-    import torch
-
+    if (torch := sys.modules.get("torch")) is None:
+        return False
     try:
         if not torch.cuda.is_initialized():
             return False

@@ -116,7 +116,7 @@ def pickled(objective: Any, source: Path | None, *, travels: bool) -> Pickled:
         for module in modules:
             with contextlib.suppress(ValueError):
                 cloudpickle.unregister_pickle_by_value(module)
-    return Pickled(data)
+    return Pickled(data, getattr(objective, "kind", None))
 
 
 def last_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...objectives.base import trains_elsewhere
 from ..core.errors import BstuneError, DeviceError, NothingFitsError, ObjectiveError
 from ..core.probe_results import DeviceInfo
 from ..core.trials import Facts
@@ -94,6 +95,7 @@ class Host:
         self.warnings: list[str] = []
         self._facts: Facts | None = None
         check_device_name(device)
+        self._trains_here = not trains_elsewhere(objective)
         self._payload = tempfile.TemporaryFile()  # noqa: SIM115  # Closed in `close`.
         try:
             self._pickle(objective)
@@ -134,9 +136,8 @@ class Host:
         self._payload.flush()
         size = os.fstat(self._payload.fileno()).st_size
         environment = marked({**os.environ, **self.environment}, self._word)
-        template = Template(
-            self._payload, messages.Hello(self._sys_path, environment, size, may_fork), folder=self._folder
-        )
+        hello = messages.Hello(self._sys_path, environment, size, may_fork, self._trains_here)
+        template = Template(self._payload, hello, folder=self._folder)
         self._templates.append(template)
         answer = template.ready()
         if isinstance(answer, messages.Failure):

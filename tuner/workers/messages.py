@@ -26,6 +26,8 @@ class Pickled:
     """An objective that was pickled elsewhere, for a template process to unpickle."""
 
     data: bytes
+    kind: str | None = None
+    """That of the objective, where it has one before it is loaded."""
 
 
 # --- between the host and a template ----------------------------------------------------------------------------------
@@ -41,6 +43,8 @@ class Hello:
     payload_bytes: int
     """Length of the pickled objective, which is read from a separate descriptor."""
     may_fork: bool
+    trains_here: bool
+    """The objective trains in the worker processes, so they load torch."""
 
 
 @dataclass(frozen=True)

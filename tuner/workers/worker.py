@@ -2,7 +2,8 @@
 
 It begins as a template: it imports torch, loads the objective and its data with one thread and no device, and then
 forks a fresh process for every job, in milliseconds. Where forking would be unsafe, because user code at import has
-started threads or touched CUDA, it does one job itself, and the host starts another program for the next.
+started threads or touched CUDA, it does one job itself, and the host starts another program for the next. The worker of
+a command, which trains in a program of its own, never loads torch.
 
 Whatever user code does stays here: it may print, leak, crash or be killed. Nothing of it reaches the caller but
 messages.
@@ -24,10 +25,11 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from ...objectives.base import Objective, Trial
+from ...objectives.base import Objective, Trial, trains_elsewhere
 from ..core.errors import BstuneError, ObjectiveError, TrialPruned
 from ..core.trials import MeasureSpec, TrialReport, TrialSpec, Verdict
-from ..device.cuda import limit_cuda_memory, near_capacity, open_context, try_cuda
+from ..device.cuda import cuda_of_torch, limit_cuda_memory, near_capacity, open_context, try_cuda
+from ..device.memory import usable_cores
 from ..device.meter import PeakMemory, ProcessMeter, data_segment_bytes
 from ..device.out_of_memory import classify
 from ..device.threads import threads_that_fork_loses
@@ -75,7 +77,7 @@ def main() -> None:
     sys.path[:] = hello.sys_path
     os.environ[messages.LOADING] = str(os.getpid())
     try:
-        objective = _load(payload_fd, hello.payload_bytes)
+        objective = _load(payload_fd, hello)
         _send(control, _ready(hello.may_fork))
     except BaseException as error:
         _send(control, failure_of(error))
@@ -87,18 +89,17 @@ def _send(host: socket.socket, message: Any) -> None:
     wire.send(host, encode(message))
 
 
-def _load(payload_fd: int, n_bytes: int) -> Objective:
+def _load(payload_fd: int, hello: messages.Hello) -> Objective:
     import cloudpickle
-    import torch
+    import psutil  # noqa: F401  # As all that is imported here: before the user's folder is on the path.
 
-    from ...objectives.training import seed_everything
+    if hello.trains_here:
+        from ...objectives.training import seed_everything
 
-    torch.set_num_threads(1)
-    _warm_up()
-    seed_everything(
-        0
-    )  # What the file draws at its top, such as random data, is the same in each process and when a search goes on.
-    with mmap.mmap(payload_fd, n_bytes, access=mmap.ACCESS_READ) as payload:
+        _warm_up()
+        # What the file draws at its top, such as random data, is the same in each process and when a search goes on.
+        seed_everything(0)
+    with mmap.mmap(payload_fd, hello.payload_bytes, access=mmap.ACCESS_READ) as payload:
         objective = cloudpickle.loads(payload)
     os.close(payload_fd)
     if hasattr(objective, "resolve"):
@@ -113,7 +114,6 @@ def _load(payload_fd: int, n_bytes: int) -> Objective:
 
 def _warm_up() -> None:
     """Import once what the first optimizer step and batch import: seconds of it, saved in each process."""
-    import psutil  # noqa: F401  # As all that is imported here: before the user's folder is on the path.
     import torch.utils.data
 
     from ..memory import dispatch_recorder as recorder  # noqa: F401
@@ -121,6 +121,7 @@ def _warm_up() -> None:
     with contextlib.suppress(ImportError):
         import pynvml  # noqa: F401
 
+    torch.set_num_threads(1)
     parameter = torch.zeros(1, requires_grad=True)
     parameter.grad = torch.zeros(1)
     for make in (torch.optim.AdamW, torch.optim.SGD):
@@ -129,17 +130,15 @@ def _warm_up() -> None:
 
 
 def _ready(may_fork: bool) -> messages.Ready:
-    import torch
-
-    reason = None
+    torch, reason = sys.modules.get("torch"), None
     n_threads = threads_that_fork_loses()
     if not may_fork or not sys.platform.startswith("linux"):
         reason = "forking was not asked for on this platform"
-    elif torch.cuda.is_initialized():
+    elif torch is not None and torch.cuda.is_initialized():
         reason = "the objective's file touched CUDA when it was loaded"
     elif n_threads > 1:
         reason = f"the objective's file left {n_threads} threads running when it was loaded"
-    return messages.Ready(reason is None, reason, torch.version.cuda)
+    return messages.Ready(reason is None, reason, cuda_of_torch())
 
 
 class _TemplateLoop:
@@ -249,11 +248,9 @@ def _become_worker(log_fd: int, environment: dict[str, str]) -> None:
 
 def run_job(job: messages.Job, objective: Objective, host: socket.socket) -> NoReturn:
     """Do one job, send its answer and end the process without running anybody's exit handlers."""
-    import torch
-
     meter: list[ProcessMeter | TreeMeter] = []
     try:
-        torch.set_num_threads(job.threads)
+        _use_threads(job.threads, objective)
         _fence(job, objective)
         answer = _do(job, objective, host, meter)
     except BaseException as error:
@@ -282,15 +279,19 @@ def _answer(host: socket.socket, answer: messages.Answer) -> None:
     wire.send(host, body)
 
 
-def _runs_elsewhere(objective: Objective) -> bool:
-    """Whether an objective trains in processes of its own below this one, which itself uses no device."""
-    return getattr(objective, "kind", None) == "command"
+def _use_threads(n: int, objective: Objective) -> None:
+    if not trains_elsewhere(objective):
+        import torch
+
+        torch.set_num_threads(n)
+    elif n < usable_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(n))  # For the programs that it starts.
 
 
 def _fence(job: messages.Job, objective: Objective) -> None:
     """Let an allocation far beyond the budget fail with an error, before it fails with a kill."""
     if job.device.startswith("cuda"):
-        if _runs_elsewhere(objective):
+        if trains_elsewhere(objective):
             return
         if job.fence_bytes is None:
             open_context(job.device)  # Before user code does, so that it is known what the context takes.
@@ -318,7 +319,7 @@ def _do(job: messages.Job, objective: Objective, host: socket.socket, meter: lis
     if isinstance(work, messages.TryCuda):
         return try_cuda(work.device)
     if isinstance(work, messages.Measure):
-        meter.append(TreeMeter(job.device) if _runs_elsewhere(objective) else ProcessMeter(job.device))
+        meter.append(TreeMeter(job.device) if trains_elsewhere(objective) else ProcessMeter(job.device))
         measure = _measure_traced if work.traced else _measure
         return measure(work.spec, job.device, objective, meter[0])
     return _train(work.spec, job.device, objective, host)
@@ -354,11 +355,14 @@ def _measure_traced(spec: MeasureSpec, device: str, objective: Objective, meter:
 
 
 def _train(spec: TrialSpec, device: str, objective: Objective, host: socket.socket) -> messages.Answer:
-    from ...objectives.training import seed_everything
     from ..studies.model_files import write_model
 
-    peak = TreePeak(device) if _runs_elsewhere(objective) else PeakMemory(device)
-    seed_everything(spec.seed)
+    elsewhere = trains_elsewhere(objective)
+    peak = TreePeak(device) if elsewhere else PeakMemory(device)
+    if not elsewhere:
+        from ...objectives.training import seed_everything
+
+        seed_everything(spec.seed)
     start_s = time.perf_counter()
 
     def ended() -> messages.Trained:
@@ -382,7 +386,7 @@ def _train(spec: TrialSpec, device: str, objective: Objective, host: socket.sock
         spec, device=device, send=send, clock=time.perf_counter, overrun=overrun, look=peak.look, keep=write_model
     )
     try:
-        with _step_guard(trial):
+        with contextlib.nullcontext() if elsewhere else _step_guard(trial):
             objective.train(trial, spec)
     except TrialPruned:
         if trial.stopped_at is None:  # The user's own TrialPruned, without a verdict of ours.
