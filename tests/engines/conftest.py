@@ -10,6 +10,12 @@ import pytest
 from bstune.tests.engines.ray_searches import MODEL, SHAPE
 
 
+@pytest.fixture(scope="module")
+def needs_ray() -> None:
+    """Skip where Ray is missing. Only here, since it takes a second in each process that collects the tests."""
+    pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A formula in a file with a neighbour, in a folder of its own."""

@@ -25,7 +25,7 @@ from bstune.tests.engines.ray_searches import (
     trial_actors,
 )
 
-pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
+pytestmark = pytest.mark.usefixtures("needs_ray")
 
 
 @pytest.mark.timeout(600)  # Two engines, and all that may go wrong with a trial.

@@ -14,13 +14,13 @@ from bstune.tuner.core.progress import Progress
 from bstune.tuner.engines.ray_survey import KIND_LABEL
 from bstune.tuner.report.text import search_text
 
-pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
+pytestmark = pytest.mark.usefixtures("needs_ray")
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Any]:
     """Make a cluster on this machine: an empty head to which tests add nodes; nothing is reachable from outside."""
-    from bstune.tuner.engines.ray_start import token
+    from bstune.tuner.engines.ray_start import alone, token
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -31,7 +31,8 @@ def head() -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         authentication_token_setup._enable_token_auth()  # Ray may have been imported before, and then looks no more.
-        cluster = Cluster(initialize_head=True, head_node_args=node_arguments(0))
+        with alone():
+            cluster = Cluster(initialize_head=True, head_node_args=node_arguments(0))
         try:
             yield cluster
         finally:

@@ -13,7 +13,7 @@ from bstune.tests.engines.ray_searches import executed, gone, lay_traps, users_o
 from bstune.tuner.studies.catalog import find_study
 from bstune.tuner.studies.storage import read_storage
 
-pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
+pytestmark = pytest.mark.usefixtures("needs_ray")
 SCRIPT = """
 import sys
 lr, decay, epochs = map(float, sys.argv[2:])

@@ -10,13 +10,10 @@ import pytest
 from bstune.tuner.core.trials import Split, TrialSpec
 from bstune.tuner.device.memory import Memory
 from bstune.tuner.engines import ray_survey
-from bstune.tuner.engines.ray_actor import decode_spec, encode_spec
 from bstune.tuner.engines.ray_layout import Slots, lay_out
 from bstune.tuner.engines.ray_source import pack
 from bstune.tuner.engines.ray_survey import KIND_LABEL, ActorTask, Carried
 from bstune.tuner.workers.messages import Pickled
-
-pytest.importorskip("ray.tune", reason="Ray is not installed: pip install 'bstune[ray]'")
 
 
 @pytest.mark.parametrize(
@@ -83,8 +80,11 @@ def test_a_kind_of_device_is_what_a_trial_gets_on_a_node(
     assert task.kind() == "shared"
 
 
+@pytest.mark.usefixtures("needs_ray")
 def test_a_run_survives_the_way_through_tune() -> None:
     """With its splits and all else."""
+    from bstune.tuner.engines.ray_actor import decode_spec, encode_spec
+
     spec = TrialSpec(3, "search", 64, 64, 1, 0.1, 0, 640, (320, 640), {"depth": 2}, splits={"small": Split(8, 8, None)})
 
     assert decode_spec(encode_spec(spec)) == spec

@@ -130,6 +130,20 @@ def test_the_demo_has_every_chart_and_each_trial_has_its_mark(open_page: Any, wr
     assert opened.ask("document.querySelectorAll('#trials tbody tr').length") == len(told.records)
 
 
+def test_every_chart_of_a_page_follows_the_schema(written: Any) -> None:
+    """Much that is wrong would be drawn without a word, and what writes a page does not look."""
+    from altair import Root
+
+    text = written("demo")[1].read_text()
+    found = re.search(r'<script type="application/json" id="bstune-data">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+
+    charts = json.loads(found[1])["charts"]
+    assert len(charts) == 13
+    for chart in charts:
+        Root.validate(chart["spec"])
+
+
 @pytest.mark.parametrize("size", [DESK, PHONE])
 def test_the_answer_is_seen_without_scrolling(open_page: Any, written: Any, size: tuple[int, int]) -> None:
     """What to train with, and the short answer to each question, at both sizes; nothing sticks out at the side."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import logging
 import os
+import pkgutil
 import secrets
 import shutil
 import signal
@@ -41,6 +41,10 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
+NOT_NEEDED = ("start_api_server", "start_monitor", "start_log_monitor")
+"""Programs beside Ray itself: its dashboard, which it starts without pages where none is wanted, what asks a cloud for
+machines, and what carries printed lines to the driver. Each takes a second of processor time and some 80 MB.
+"""
 OBJECT_STORE_BYTES = 128 << 20
 CONNECT_S = 5.0
 CLOSE_S = 20.0
@@ -83,7 +87,7 @@ def connected(address: str | None, jobs: int, folder: Path, source: Path | None)
             "_temp_dir": str(folder),
         }
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), alone() if address is None else contextlib.nullcontext():
             warnings.simplefilter("ignore")
             ray.init(
                 log_to_driver=False,
@@ -110,6 +114,15 @@ def connected(address: str | None, jobs: int, folder: Path, source: Path | None)
         ray.shutdown()
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keep Ray from starting more than is needed here."""
+    with contextlib.ExitStack() as stack:
+        for program in NOT_NEEDED:
+            stack.enter_context(replaced("ray._private.node:Node", program, lambda *_, **__: None))
+        yield
 
 
 def _job_config() -> Any:
@@ -168,22 +181,22 @@ def silenced() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replaced(module_name: str, name: str, value: Any) -> Iterator[None]:
-    """Replace a name in one of Ray's modules for a while, if it is there.
+def replaced(owner: str, name: str, value: Any) -> Iterator[None]:
+    """Replace a name in one of Ray's modules or classes (`module:class`) for a while, if it is there.
 
     It is for environment variables that Ray reads at import only.
     """
-    module = importlib.import_module(module_name)
+    changed = pkgutil.resolve_name(owner)
     missing = object()
-    before = getattr(module, name, missing)
+    before = getattr(changed, name, missing)
     if before is missing:
         yield
         return
-    setattr(module, name, value)
+    setattr(changed, name, value)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        setattr(changed, name, before)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from ...objectives.load import after_standard_library
 from ..core import errors
 from ..core.errors import BstuneError
@@ -94,6 +92,8 @@ class ActorTask:
 
 def this_node() -> Mapping[str, Any]:
     """Return what Ray knows of the node that this process is on."""
+    import ray
+
     here = ray.get_runtime_context().get_node_id()
     return next(node for node in ray.nodes() if node["NodeID"] == here)
 
