@@ -182,7 +182,7 @@ def near_capacity(device: str) -> bool:
             return False
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)  # Since torch 2.5.
-        return (
+        return bool(
             free_bytes < NEAR * total_bytes
             or torch.cuda.max_memory_reserved(device) > (1 - NEAR) * fraction * total_bytes
         )
