@@ -139,6 +139,11 @@ def test_which_batch_is_fastest(seed: int) -> None:
 
     assert (hardware.verdict, samples.verdict) == ("holds", "does not hold")
 
+    stopped = record(len(records), 4096, 0.1, [(FULL // 9, 0.4)])
+    short = finding("largest-fastest", searched((*records, stopped), target=0.12, of=probe(flat, seed=seed)))
+    assert short.verdict == "cannot tell"
+    assert "no run of 4,096 was there" in short.found
+
 
 def test_which_batch_has_learned_more_after_as_many_seconds(seed: int) -> None:
     """The small one where samples count, the large one where steps do."""

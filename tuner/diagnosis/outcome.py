@@ -178,11 +178,17 @@ def largest_is_fastest(known: Known) -> Ruling:
     half = student_quantile(1e6) * math.sqrt(2) * SCATTER
     verdict = below(figure - half, figure + half, 0.0)
     each = ", ".join(f"{duration(value)} at {n}" for n, value in seconds.items())
+    found = f"seconds to the target loss of {target}, without validation: {each}"
     advice = {
         "holds": f"Train with {largest}; try larger ones, as far as they fit and make enough updates.",
         "does not hold": f"Train with {other}: {largest} takes {math.exp(figure):.2f} times as long.",
     }.get(verdict, f"Take {other}: it is as soon there, and needs less memory.")
-    found = f"seconds to the target loss of {target}: {each}"
+    short = sorted({r.global_batch_size for r in known.records if r.global_batch_size > largest})
+    if verdict == "holds" and short:
+        verdict = "cannot tell"
+        found += f"; no run of {sizes_of(short)} was there"
+        sizes = ",".join(map(str, [largest, *short]))
+        advice = f"Compare these alone: bstune search MODEL --space batch_size={sizes} --fresh"
     logs = figure, figure - half, figure + half
     data = {"batch_size": list(seconds), "seconds": list(seconds.values())}
     return ratio_ruling(verdict, found, advice, logs, "times the seconds of the best other", data)
