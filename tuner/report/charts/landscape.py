@@ -164,8 +164,8 @@ def _labelled(low: float, high: float) -> list[float]:
     """
     if low <= 0:
         return [low, (low + high) / 2, high]
-    clear = (high / low) ** 0.23  # Labels of five digits, on a bar of 220 pixels.
-    inner = [tick for tick in decades(low, high) if low * clear <= tick <= high / clear]
+    width = high / low  # The label of the low end has up to five digits, on a bar of 220 pixels.
+    inner = [tick for tick in decades(low, high) if low * width**0.23 <= tick <= high / width**0.15]
     return [low, *inner[:: max(1, -(-len(inner) // 3))], high]
 
 
