@@ -1,7 +1,8 @@
 """A small transformer that reads lists of letters and writes them down sorted: samples of varying length.
 
 Run `bstune search examples/char_transformer.py`; `python examples/char_transformer.py` trains with the answer.
-The probe measures with the longest samples, so its answer holds in whatever order they come.
+All sizes count tokens: a batch has as many samples as so many tokens hold. The probe measures with the longest samples,
+so its answer holds in whatever order they come.
 """
 
 import random
@@ -27,7 +28,7 @@ class Lists(Dataset[torch.Tensor]):
         sizes = [min(LONGEST, 1 + int(draw.expovariate(0.2))) for _ in range(n)]
         drawn = [[draw.randrange(len(LETTERS)) for _ in range(size)] for size in sizes]
         self.texts = [torch.tensor([*letters, START, *sorted(letters), END]) for letters in drawn]
-        self.lengths = [len(text) for text in self.texts]  # Where a data set has this, the probe looks for the longest.
+        self.lengths = [len(text) for text in self.texts]  # By these, batches are filled.
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -76,12 +77,13 @@ objective = bstune.Supervised(
     val_data=lambda: Lists(512, seed=2),
     training_step=loss_of,
     collate_fn=padded,
+    size_unit="tokens",
     epochs=10,
 )
 
 if __name__ == "__main__":
     best = bstune.search(__file__).recommendation
-    print(f"batch {best.global_batch_size}, learning rate {best.learning_rate:.3g}: loss {best.val_loss.mean:.3f}")
+    print(f"{best.global_batch_size} tokens, learning rate {best.learning_rate:.3g}: loss {best.val_loss.mean:.3f}")
     trained = bstune.train(__file__)
     model = Reader()
     model.load_state_dict(torch.load(trained.path, weights_only=True)["model"])

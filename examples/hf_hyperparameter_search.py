@@ -33,3 +33,7 @@ best = trainer.hyperparameter_search(
     pruner=bstune.Pruner(batch="per_device_train_batch_size"),
 )
 print(f"validation loss {best.objective:.3f} with {best.hyperparameters}")
+for name, value in best.hyperparameters.items():
+    setattr(trainer.args, name, value)
+trainer.train()
+print(f"trained with them: validation loss {trainer.evaluate()['eval_loss']:.3f}")

@@ -13,7 +13,7 @@
   had happened.
 - `keywords`: What the user's classes and functions can be called with, by their signatures.
 - `lightning`: A LightningModule and its data as an objective: Lightning's own Trainer runs each trial.
-- `lightning_package`: Lightning itself: which of its two packages a module is of, its callbacks, and its advice.
+- `lightning_package`: Lightning itself: which of its packages a module is of, its callbacks, loaders, and advice.
 - `load`: A reference to an objective in a file or module; the file is executed only in workers.
 - `longest`: Which samples are the longest: a probe measures with them, so that its answer holds in whatever order they
   come.

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ..tuner.core.errors import ObjectiveError
+from .token_batches import TokenStream, longest_to_shortest
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -104,11 +105,19 @@ def training_batches(
     pin_memory: bool,
     rank: int = 0,
     n_ranks: int = 1,
+    tokens: Sequence[int] | None = None,
 ) -> Iterator[Any]:
-    """Return the endless stream of training micro-batches, from `start_samples` on, or the part of one rank of it."""
+    """Return the endless stream of training micro-batches, from `start_samples` on, or the part of one rank of it.
+
+    Where the tokens of each sample are given, `size` and `start_samples` are numbers of these.
+    """
     import torch
 
-    indices = MicroBatches(len(data), size, seed=seed, start_samples=start_samples, rank=rank, n_ranks=n_ranks)
+    indices: MicroBatches | TokenStream
+    if tokens is None:
+        indices = MicroBatches(len(data), size, seed=seed, start_samples=start_samples, rank=rank, n_ranks=n_ranks)
+    else:
+        indices = TokenStream(tokens, size, seed=seed, start=start_samples, rank=rank, n_ranks=n_ranks)
     loader: DataLoader[Any] = torch.utils.data.DataLoader(
         data,
         batch_sampler=cast(Any, indices),
@@ -121,9 +130,17 @@ def training_batches(
 
 
 def noise_batches(
-    data: Any, size: int, n_batches: int, *, seed: int, at_samples: int, collate_fn: Callable[[list[Any]], Any] | None
+    data: Any,
+    size: int,
+    n_batches: int,
+    *,
+    seed: int,
+    at_samples: int,
+    collate_fn: Callable[[list[Any]], Any] | None,
+    rank: int = 0,
+    n_ranks: int = 1,
 ) -> Iterator[Any]:
-    """Yield micro-batches to measure gradient noise on, with no sample in two of them.
+    """Yield micro-batches to measure gradient noise on, or the part of one rank of them; no sample is in two of them.
 
     They depend on nothing but the seed and the samples trained so far.
     """
@@ -133,24 +150,38 @@ def noise_batches(
     order = torch.randperm(len(data), generator=shuffle)[: size * n_batches].tolist()
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     yield from torch.utils.data.DataLoader(
-        data, batch_sampler=cast(Any, batches), collate_fn=collate_fn, generator=shuffle
+        data, batch_sampler=cast(Any, batches[rank::n_ranks]), collate_fn=collate_fn, generator=shuffle
     )
 
 
 def validation_batches(
-    data: Any, size: int, *, collate_fn: Callable[[list[Any]], Any] | None, num_workers: int, pin_memory: bool
+    data: Any,
+    size: int,
+    *,
+    collate_fn: Callable[[list[Any]], Any] | None,
+    num_workers: int,
+    pin_memory: bool,
+    tokens: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """Yield (samples, batch) over the whole validation set, in order; the last batch may be smaller."""
+    """Yield (samples, batch) over the whole validation set, in order; the last batch may be smaller.
+
+    Where the tokens of each sample are given, `size` is a number of these and so is what is yielded; the longest
+    samples come first.
+    """
     import torch
 
+    by_tokens = None if tokens is None else longest_to_shortest(tokens, size)
     loader: DataLoader[Any] = torch.utils.data.DataLoader(
         data,
-        batch_size=size,
+        **({"batch_size": size} if by_tokens is None else {"batch_sampler": cast(Any, by_tokens)}),
         collate_fn=collate_fn,
         num_workers=num_workers,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),
     )
+    if tokens is not None and by_tokens is not None:
+        yield from zip((sum(tokens[index] for index in batch) for batch in by_tokens), loader, strict=True)
+        return
     left = len(data)
     for batch in loader:
         yield min(size, left), batch

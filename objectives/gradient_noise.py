@@ -36,6 +36,7 @@ def measure_noise(
     at_samples: int,
     population: int,
     scale: float = 1.0,
+    share: Callable[[list[torch.Tensor | None], list[float], int], list[float]] = lambda sums, norms, n: norms,
 ) -> NoisePoint:
     """Measure gradient noise at the weights as they are, before any clipping.
 
@@ -52,6 +53,8 @@ def measure_noise(
         at_samples: Samples trained on so far.
         population: Samples of the data set.
         scale: Factor on the loss that keeps small gradients from vanishing in half precision; taken out again.
+        share: Where several processes have measured a part each of so many micro-batches: adds up the sums of their
+            gradients in place, and returns the squared norms of all.
 
     Returns:
         The measurement, without values where a gradient was not finite or memory did not suffice.
@@ -76,6 +79,7 @@ def measure_noise(
             squared_norms = []
         finally:
             _drop(parameters)
+        squared_norms = share(sums, squared_norms, design.n_microbatches)
     found: tuple[float | None, float | None] = (None, None)
     if len(squared_norms) == design.n_microbatches:
         squared_norm_of_mean = _squared_norm(sums) / (scale * len(squared_norms)) ** 2

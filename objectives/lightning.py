@@ -14,7 +14,7 @@ from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
 from .keywords import keywords_for
-from .lightning_package import kept, package_of, quiet
+from .lightning_package import kept, load_longest, package_of, quiet
 from .loop import Enough, FrameworkWatch, MeasuredRun, check_ended
 from .ranks import SEVERAL, refuse_launcher
 from .schedule import SCHEDULES
@@ -49,6 +49,7 @@ def from_module(
     evals: int = 16,
     schedule: str = "unknown",
     n_samples: int | None = None,
+    length: Callable[[Any], float] | None = None,
     name: str | None = None,
     **trainer_kwargs: Any,
 ) -> LightningObjective:
@@ -67,6 +68,8 @@ def from_module(
         schedule: `constant`, `linear`, `cosine` or `wsd`: how the module's scheduler changes the learning rate until
             the Trainer's last step (`self.trainer.estimated_stepping_batches`); `unknown` is taken for constant.
         n_samples: Training samples in an epoch; default: those of the training loader's data set.
+        length: `(sample) -> number`, for data of varying size: the probe measures with the longest sample. Default: the
+            column `length` or the attribute `lengths` of the data set, or the sizes of some samples with `input_ids`.
         name: Name of the study; default: the name of the file.
         trainer_kwargs: As in `Trainer`: precision, callbacks, gradient clipping and so on are kept. In a trial bstune
             chooses length, validation, accumulation and device; loggers, checkpoints and early stopping are off.
@@ -95,6 +98,7 @@ def from_module(
         evals=evals,
         schedule=schedule,
         n_samples=n_samples,
+        length=length,
         name=name,
         trainer_kwargs={key: value for key, value in trainer_kwargs.items() if key not in OURS},
     )
@@ -115,6 +119,7 @@ class LightningObjective:
         evals: int,
         schedule: str,
         n_samples: int | None,
+        length: Callable[[Any], float] | None,
         name: str | None,
         trainer_kwargs: dict[str, Any],
     ) -> None:
@@ -126,6 +131,7 @@ class LightningObjective:
         self.evals = evals
         self.schedule = schedule
         self.n_samples = n_samples
+        self.length = length
         self.name = name
         self.trainer_kwargs = trainer_kwargs
         settings = sorted((key, value) for key, value in trainer_kwargs.items() if isinstance(value, (int, float, str)))
@@ -280,6 +286,8 @@ class LightningObjective:
             eval_batch_size=spec.eval_batch_size,
             params=dict(spec.params),
         )
+        if spec.timed_s <= 0:  # What is timed are the batches of training.
+            load_longest(module if data is None else data, self.length)
         run = MeasuredRun(spec, device, meter, accumulates=module.automatic_optimization)
         watch = LightningWatch(run.trial, run.spec, self.metric)
         with quiet(), run.watch.hooked(), suppress(Enough):

@@ -1,15 +1,16 @@
-"""Lightning itself: which of its two packages a module is of, its callbacks, and its advice."""
+"""Lightning itself: which of its two packages a module is of, its callbacks, its loaders, and its advice."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ..tuner.core.errors import ObjectiveError
+from .longest import repeated_longest
 
 
 def package_of(module: Any) -> Any:
@@ -45,3 +46,34 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, before, strict=True):
                 logger.setLevel(level)
+
+
+def load_longest(holder: Any, length: Callable[[Any], float] | None) -> None:
+    """Have the loaders of a module or data module give nothing but the longest sample, where it is known."""
+    for name in ("train_dataloader", "val_dataloader"):
+        kinds = [kind for kind in type(holder).__mro__ if name in vars(kind)]
+        inherited = not kinds or kinds[0].__module__.startswith(("lightning.", "pytorch_lightning."))
+        if name in vars(holder) or not inherited:  # What Lightning itself has there raises.
+            setattr(holder, name, _of_longest(getattr(holder, name), length))
+
+
+def _of_longest(make: Callable[[], Any], length: Callable[[Any], float] | None) -> Callable[[], Any]:
+    from torch.utils.data import DataLoader, Subset
+
+    def made() -> Any:
+        loader = make()
+        if type(loader) is not DataLoader or loader.batch_size is None:
+            return loader
+        indices = repeated_longest(loader.dataset, length)
+        if indices is None:
+            return loader
+        return DataLoader(
+            Subset(loader.dataset, indices),
+            batch_size=loader.batch_size,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            drop_last=loader.drop_last,
+        )
+
+    return made

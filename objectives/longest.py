@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
+
+from ..tuner.core.errors import ObjectiveError
+from .token_batches import TokenBatches
 
 MOST_LOADED = 100_000
 """Samples that are looked at to know their lengths; of more, as many that are evenly spread."""
@@ -36,15 +41,48 @@ class LongestFirst:
         """Return the objective with the longest samples in its first batches, for the probe."""
         from torch.utils.data import Subset, default_collate
 
-        orders, worst = self.look_at(objective), copy.copy(objective)
         own: Any = objective
+        worst: Any = copy.copy(objective)
+        collate = own.collate_fn or default_collate
+        if own.train_tokens is not None:  # Validation begins with the longest samples anyway.
+            worst.worst_batch = own.worst_batch or largest_batches(own.train_data, own.train_tokens, collate)
+            return worst  # type: ignore[no-any-return]
+        orders = self.look_at(objective)
         train, val = orders["train_data"], orders["val_data"]
         if train is not None and own.worst_batch is None:
-            collate = own.collate_fn or default_collate
-            worst.worst_batch = lambda n: collate([own.train_data[index] for index in train[:n]])  # type: ignore[attr-defined]
+            worst.worst_batch = lambda n: collate([own.train_data[index] for index in train[:n]])
         if val is not None:
-            worst.val_data = Subset(own.val_data, val)  # type: ignore[attr-defined]
-        return worst
+            worst.val_data = Subset(own.val_data, val)
+        return worst  # type: ignore[no-any-return]
+
+
+def largest_batches(data: Any, tokens: Sequence[int], collate: Callable[[list[Any]], Any]) -> Callable[[int], Any]:
+    """Return a function that gives, for a number of tokens, the two largest batches in turn."""
+    turns = itertools.count()
+
+    @cache
+    def largest(max_tokens: int) -> tuple[list[int], list[int]]:
+        return TokenBatches(tokens, max_tokens).largest
+
+    return lambda max_tokens: collate([data[index] for index in largest(max_tokens)[next(turns) % 2]])
+
+
+def tokens_of(data: Any, length: Callable[[Any], float] | None, role: str) -> list[int]:
+    """Return the tokens of each sample of a data set, as `length(sample)` or the data set itself says.
+
+    Raises:
+        ObjectiveError: Neither says so, or not in whole numbers of 1 or more.
+    """
+    found = _stated(data) if length is None else [length(data[index]) for index in range(len(data))]
+    if found is None:
+        raise ObjectiveError(
+            f"size_unit='tokens' needs the tokens of each sample of {role}: expected length=(sample) -> number, or a "
+            "data set with `lengths`, or with a column `length`."
+        )
+    tokens = [int(one) for one in found]
+    if min(tokens) < 1 or tokens != list(found):
+        raise ObjectiveError(f"{role} has lengths from {min(found)} on: expected whole numbers of tokens, 1 or more.")
+    return tokens
 
 
 def longest_first(data: Any, length: Callable[[Any], float] | None, *, may_vary: bool) -> list[int] | None:
@@ -83,6 +121,32 @@ def longest_first(data: Any, length: Callable[[Any], float] | None, *, may_vary:
         return None
     order = [index for _, index in sorted(zip(lengths, looked_at, strict=True), key=lambda pair: -pair[0])]
     return [order[place * len(order) // n] for place in range(n)]
+
+
+def repeated_longest(data: Any, length: Callable[[Any], float] | None) -> list[int] | None:
+    """Return as many indices as a data set has samples, all of its longest one: what a framework's loader is given.
+
+    Whatever order it draws, each batch is then as long as any. None where lengths are alike or not known: they are
+    those of `length(sample)`, or the data set states them, or the sizes of some samples that have `input_ids`.
+
+    Example:
+        >>> repeated_longest(["a", "ccc", "bb"], len)
+        [1, 1, 1]
+        >>> repeated_longest(["a", "ccc", "bb"], None) is None
+        True
+    """
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or len(data) == 0:
+        return None
+    order = longest_first(data, length, may_vary=_is_tokenized(data))
+    return None if order is None else [order[0]] * len(data)
+
+
+def _is_tokenized(data: Any) -> bool:
+    try:
+        sample = data[0]
+        return isinstance(sample, Mapping) and "input_ids" in sample
+    except Exception:  # The user's own data set, which may want other indices: nobody asked for its lengths.
+        return False
 
 
 def _stated(data: Any) -> list[float] | None:

@@ -8,6 +8,7 @@ out in turn: n ranks train exactly as one process with n times the accumulation 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import sys
@@ -18,13 +19,18 @@ from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from ..tuner.core.errors import ObjectiveError
+from ..tuner.core.trials import NoisePoint
 from ..tuner.device.meter import RANKS, data_segment_bytes
 from ..tuner.device.threads import threads_that_fork_loses
+from ..tuner.theory.gradient_noise import NoiseDesign
 from .data import validation_batches
 from .training import TrainingRun, seed_everything
+
+if TYPE_CHECKING:
+    import torch
 
 LAST_WORD_S = 10.0
 """From a failure of what ranks do together to the word of the one at fault, or to the end of this process."""
@@ -184,7 +190,43 @@ class RankedRun(TrainingRun):
         """Go on where `save` was called."""
         self._tell("load", path)
         super().load(path)
-        self._seed_rank()
+
+    def _other_generators(self) -> list[dict[str, Any]]:
+        import torch.distributed as dist
+
+        self._tell("_other_generators")
+        states: list[Any] = [None] * self.world_size
+        self._together(lambda: dist.all_gather_object(states, self._generators()))
+        return states[1:]
+
+    def _set_generators(self, state: dict[str, Any]) -> None:
+        others = state.get("other_ranks") or []
+        if self.rank <= len(others):
+            super()._set_generators(others[self.rank - 1] if self.rank else state)
+        else:  # A checkpoint of an earlier version has the first rank's alone.
+            self._seed_rank()
+
+    def measure_noise(self, noise: NoiseDesign) -> NoisePoint:
+        """Measure gradient noise here; each rank has its part of the micro-batches."""
+        self._tell("measure_noise", noise)
+        return super().measure_noise(noise)
+
+    def _share_noise(self, sums: list[torch.Tensor | None], squared_norms: list[float], n: int) -> list[float]:
+        import torch
+        import torch.distributed as dist
+
+        theirs = torch.zeros(n, dtype=torch.float64)
+        its = theirs[self.rank :: self.world_size]
+        # Of a rank that ran out of memory there is no number, and so there is none of all.
+        its[:] = torch.tensor(squared_norms) if len(squared_norms) == len(its) else math.nan
+        self._together(lambda: dist.all_reduce(theirs))
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for i, parameter in enumerate(parameters):
+            held = sums[i]
+            total = torch.zeros_like(parameter) if held is None else held.contiguous()
+            self._together(lambda total=total: dist.all_reduce(total))  # type: ignore[misc]
+            sums[i] = total
+        return theirs.tolist()
 
     def validate(self, eval_batch_size: int) -> dict[str, float]:
         """Return the mean loss and metrics over all validation data, of which each rank has an equal part."""
@@ -216,6 +258,7 @@ class RankedRun(TrainingRun):
             collate_fn=objective.collate_fn,
             num_workers=objective.num_workers,
             pin_memory=False,
+            tokens=objective.val_tokens and objective.val_tokens[share.start : share.stop],
         )
 
     def _sum_over_ranks(self, numbers: list[float]) -> list[float]:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
-from ..tuner.theory.gradient_noise import design
 from .base import Meter, Trial, run_problems
 from .data import check_data, is_factory
 from .fingerprint import code_hash, optimizer_family, source_hash
 from .gradient_noise import moments
 from .keywords import keywords_for, takes_two
-from .longest import LongestFirst
+from .longest import LongestFirst, tokens_of
 from .ranked_run import RankedRun
 from .schedule import SCHEDULES
 from .training import TrainingRun, seed_everything
@@ -57,8 +56,11 @@ class Supervised:
         collate_fn: As in `torch.utils.data.DataLoader`.
         num_workers: As in `torch.utils.data.DataLoader`.
         length: `(sample) -> number`, for data of varying size: the probe measures with the longest samples. Default:
-            `train_data.lengths` if it has that, or with a `collate_fn` the sizes of some samples.
+            `train_data.lengths` or its column `length` if it has that, or with a `collate_fn` the sizes of some
+            samples.
         worst_batch: `(n) -> batch`: the n samples that take the most memory, where length does not tell.
+        size_unit: What sizes count: `samples`, or `tokens` for samples of varying length. Batches then hold samples of
+            like length, as many as a number of tokens holds, padding included, by `length` or what stands for it.
         clip_grad_norm: Largest norm of the gradient, or None.
         precise_batch_norm: Make BatchNorm's running statistics afresh before each validation, from 1,024 training
             samples: those of a few updates, as a large batch makes in short runs, say little about the weights.
@@ -98,6 +100,7 @@ class Supervised:
         num_workers: int = 0,
         length: Callable[[Any], float] | None = None,
         worst_batch: Callable[[int], Any] | None = None,
+        size_unit: str = "samples",
         clip_grad_norm: float | None = None,
         precise_batch_norm: bool = False,
         world_size: int = 1,
@@ -105,6 +108,8 @@ class Supervised:
     ) -> None:
         """Check what can be checked without running anything."""
         wrong = _problems(model, training_step, loss, optimizer, epochs, evals, schedule, precision)
+        if size_unit not in ("samples", "tokens"):
+            wrong.append(f"size_unit={size_unit!r}: expected samples or tokens")
         if not (isinstance(world_size, int) and world_size >= 1):
             wrong.append(f"world_size={world_size!r}: expected the number of processes that train together, 1 or more")
         if wrong:
@@ -128,6 +133,9 @@ class Supervised:
         self.num_workers = num_workers
         self.length = length
         self.worst_batch = worst_batch
+        self.size_unit = size_unit
+        self.train_tokens: list[int] | None = None
+        self.val_tokens: list[int] | None = None
         self._longest = LongestFirst()
         self.clip_grad_norm = clip_grad_norm
         self.precise_batch_norm = precise_batch_norm
@@ -136,7 +144,8 @@ class Supervised:
         parts = (model, training_step, validation_step, loss, optimizer, schedule, collate_fn, *self.metrics.values())
         ranks = [world_size] if world_size > 1 else []
         precise = ["precise_batch_norm"] if precise_batch_norm else []
-        values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics), *ranks, *precise)
+        unit = [] if size_unit == "samples" else [size_unit]
+        values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics), *ranks, *precise, *unit)
         self.source_hash, self.code_hash = source_hash(*parts, *values), code_hash(*parts, *values)
 
     def prepare(self) -> None:
@@ -149,7 +158,11 @@ class Supervised:
                 setattr(self, role, data)
         if len(self.val_data) < self.world_size:
             raise ObjectiveError(f"val_data has {len(self.val_data)} samples, fewer than world_size={self.world_size}.")
-        self._longest.look_at(self)
+        if self.size_unit == "tokens":
+            self.train_tokens = tokens_of(self.train_data, self.length, "train_data")
+            self.val_tokens = tokens_of(self.val_data, self.length, "val_data")
+        else:
+            self._longest.look_at(self)
 
     def _run(self, **how: Any) -> TrainingRun:
         """Return a model in training, by one process or several; arguments as those of `TrainingRun`."""
@@ -160,11 +173,15 @@ class Supervised:
         seed_everything(0)
         model = self.build_model()
         optimizer, other = (self.build_optimizer(model, lr) for lr in (1e-3, 2e-3))
+        n_train, n_val, tokens = len(self.train_data), len(self.val_data), self.train_tokens
         return Facts(
             name=self.name,
             kind=self.kind,
-            n_samples=len(self.train_data),
-            n_val_samples=len(self.val_data),
+            n_samples=n_train if tokens is None else sum(tokens),
+            n_val_samples=n_val if self.val_tokens is None else sum(self.val_tokens),
+            size_unit=self.size_unit,
+            longest=1 if tokens is None else max(tokens),
+            mean_size=1.0 if tokens is None else sum(tokens) / n_train,
             epochs=self.epochs,
             evals=self.evals,
             schedule="callable" if callable(self.schedule) else self.schedule,
@@ -181,7 +198,7 @@ class Supervised:
             structure_hash=source_hash(
                 [(name, type(module).__qualname__) for name, module in model.named_modules()],
                 [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in model.named_parameters()],
-                shapes(self.train_data[0]) if len(self.train_data) else None,
+                shapes(self.train_data[0]) if n_train else None,
             ),
             ignores_rate=[group["lr"] for group in optimizer.param_groups]
             == [group["lr"] for group in other.param_groups],
@@ -250,9 +267,7 @@ class Supervised:
         if spec.resume_from:
             run.load(spec.resume_from)
         run.open_stream(spec.micro_batch_size, spec.accumulation_steps)
-        noise = design(
-            spec.noise_samples, spec.micro_batch_size, len(self.train_data), batch_norm=has_batch_norm(run.model)
-        )
+        noise = run.noise_design(spec.noise_samples, batch_norm=has_batch_norm(run.model))
         measuring = moments(spec.points, spec.start_samples, noise.n_points) if noise else []
         try:
             while run.samples < spec.end_samples:

@@ -109,11 +109,11 @@ class TokenBatches:
         order = sorted(range(len(self.lengths)), key=lambda index: -self.lengths[index])
         most = self.max_samples or len(order)
 
-        def beginning_at(place: int) -> list[int]:
-            return order[place : place + max(1, min(self.max_tokens // self.lengths[order[place]], most))]
+        def n_beginning_at(place: int) -> int:
+            return min(max(1, min(self.max_tokens // self.lengths[order[place]], most)), len(order) - place)
 
-        batches = map(beginning_at, range(len(order)))
-        return beginning_at(0), max(batches, key=lambda batch: self.lengths[batch[0]] * len(batch))
+        fullest = max(range(len(order)), key=lambda place: self.lengths[order[place]] * n_beginning_at(place))
+        return order[: n_beginning_at(0)], order[fullest : fullest + n_beginning_at(fullest)]
 
     def _planned(self, epoch: int) -> list[list[int]]:
         draw = random.Random(f"{self.seed} {epoch}")
@@ -150,3 +150,49 @@ class TokenBatches:
                 batch = []
             batch.append(index)
         return [*batches, batch] if batch else batches
+
+
+class TokenStream:
+    """The indices of micro-batches by tokens, without end: one epoch after the other, each drawn anew.
+
+    A micro-batch counts as `max_tokens`, whatever is in it, so the stream can be entered at any number of them.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], max_tokens: int, *, seed: int, start: int = 0, rank: int = 0, n_ranks: int = 1
+    ) -> None:
+        """Enter the stream after `start` tokens; its micro-batches are dealt out in turn, and these are of `rank`."""
+        self._batches = TokenBatches(lengths, max_tokens, seed=seed, longest_first=0)
+        self._ahead = start // max_tokens
+        self._rank, self._n_ranks = rank, n_ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield them."""
+        self._batches.set_epoch(0)
+        ahead, turn = self._ahead, 0
+        while True:
+            epoch = list(self._batches)
+            for batch in epoch[ahead:]:
+                if turn == self._rank:
+                    yield batch
+                turn = (turn + 1) % self._n_ranks
+            ahead = max(0, ahead - len(epoch))
+
+
+def longest_to_shortest(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Return the batches of a validation: always the same, the longest samples first, then the batch with most tokens.
+
+    Example:
+        >>> longest_to_shortest([5, 700, 500, 512, 300, 3], 1024)
+        [[1], [3, 2], [4, 0, 5]]
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        end = start + max(1, max_tokens // lengths[order[start]])
+        batches.append(order[start:end])
+        start = end
+    rest = batches[1:]
+    fullest = max(rest, key=lambda batch: len(batch) * lengths[batch[0]], default=None)
+    return batches[:1] if fullest is None else [batches[0], fullest, *(batch for batch in rest if batch is not fullest)]

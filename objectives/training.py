@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..tuner.core.errors import ObjectiveError
 from ..tuner.core.trials import NoisePoint
 from ..tuner.device.run_clock import RunClock
-from ..tuner.theory.gradient_noise import NoiseDesign
+from ..tuner.theory.gradient_noise import NoiseDesign, design
 from .data import noise_batches, to_device, training_batches, validation_batches
 from .gradient_noise import measure_noise
 from .precise_norms import SAMPLES, make_precise
@@ -32,6 +33,9 @@ class Recipe(Protocol):
 
     train_data: Any
     val_data: Any
+    train_tokens: list[int] | None
+    """Of each sample, where sizes count tokens; None: they count samples."""
+    val_tokens: list[int] | None
     training_step: Callable[[Any, Any], Any]
     validation_step: Callable[[Any, Any], Any]
     schedule: str | Callable[[float], float]
@@ -115,6 +119,7 @@ class TrainingRun:
             pin_memory=self.cuda,
             rank=self.rank,
             n_ranks=self.world_size,
+            tokens=self.objective.train_tokens,
         )
 
     def step(self) -> None:
@@ -200,7 +205,7 @@ class TrainingRun:
     def prepare_validation(self) -> None:
         """Do what comes before each validation: make the statistics of BatchNorm afresh, where that is asked for."""
         if self.objective.precise_batch_norm:
-            self.make_norms_precise(self._micro_batch_size)
+            self.make_norms_precise(self._samples_at_once)
 
     def make_norms_precise(self, size: int) -> bool:
         """Make the running statistics of BatchNorm afresh from batches of this size; return whether there are any."""
@@ -220,21 +225,28 @@ class TrainingRun:
         )
 
     def validate_once(self, eval_batch_size: int) -> int:
-        """Run one validation batch, as the probe wants it; return its size."""
-        for n_samples, batch in self.validation(eval_batch_size):
+        """Run one validation batch, as the probe wants it, or the two largest by tokens; return their size."""
+        n_samples = 0
+        n_batches = 1 if self.objective.val_tokens is None else 2
+        for n, batch in itertools.islice(self.validation(eval_batch_size), n_batches):
             self.validate_batch(batch)
-            self.model.train()
-            return n_samples
-        raise AssertionError("validation data is never empty")
+            n_samples += n
+        self.model.train()
+        return n_samples
 
     @property
     def loss_scale(self) -> float:
         """The factor on the loss that keeps small gradients from vanishing in half precision."""
         return float(self._scaler.get_scale()) if self._scaler else 1.0
 
+    def noise_design(self, allowance: int, *, batch_norm: bool) -> NoiseDesign | None:
+        """Return how gradient noise is measured with so many samples or tokens along the run: always by samples."""
+        n_samples = len(self.objective.train_data)
+        return design(int(allowance / self._mean_size), self._samples_at_once, n_samples, batch_norm=batch_norm)
+
     def measure_noise(self, noise: NoiseDesign) -> NoisePoint:
         """Measure gradient noise here, on samples drawn beside the training stream."""
-        data, scale = self.objective.train_data, self.loss_scale
+        data, mean = self.objective.train_data, self._mean_size
         drawn = noise_batches(
             data,
             noise.microbatch_size,
@@ -242,11 +254,42 @@ class TrainingRun:
             seed=self.seed,
             at_samples=self.samples,
             collate_fn=self.objective.collate_fn,
+            rank=self.rank,
+            n_ranks=self.world_size,
         )
         batches = (to_device(batch, self.device) for batch in drawn)
-        return measure_noise(
-            self.model, self.training_loss, batches, noise, at_samples=self.samples, population=len(data), scale=scale
+        found = measure_noise(
+            self.model,
+            self.training_loss,
+            batches,
+            noise,
+            at_samples=self.samples,
+            population=len(data),
+            scale=self.loss_scale,
+            share=self._share_noise,
         )
+        trace = found.covariance_trace
+        return replace(
+            found,
+            microbatch_size=max(1, round(mean * found.microbatch_size)),
+            covariance_trace=None if trace is None else mean * trace,
+        )
+
+    def _share_noise(self, sums: list[torch.Tensor | None], squared_norms: list[float], n: int) -> list[float]:
+        """Add up what the processes that train together have measured."""
+        return squared_norms
+
+    @property
+    def _samples_at_once(self) -> int:
+        """Samples that fit, whichever they are, where a micro-batch does."""
+        tokens = self.objective.train_tokens
+        return self._micro_batch_size if tokens is None else max(1, self._micro_batch_size // max(tokens))
+
+    @property
+    def _mean_size(self) -> float:
+        """What a sample is in the unit of sizes."""
+        tokens = self.objective.train_tokens
+        return 1.0 if tokens is None else sum(tokens) / len(tokens)
 
     def validation(self, eval_batch_size: int) -> Iterator[tuple[int, Any]]:
         """Yield (samples, batch) over the validation data, with the model in evaluation mode."""
@@ -258,6 +301,7 @@ class TrainingRun:
             collate_fn=objective.collate_fn,
             num_workers=objective.num_workers,
             pin_memory=self.cuda,
+            tokens=objective.val_tokens,
         )
 
     def validate_batch(self, batch: Any) -> dict[str, float]:
@@ -286,21 +330,16 @@ class TrainingRun:
 
     def save(self, path: str) -> None:
         """Write everything that the rest of the run depends on, if it can be read back without running code."""
-        import numpy
         import torch
 
-        numpy_rng: Any = numpy.random.get_state(legacy=False)
-        numpy_rng["state"]["key"] = torch.from_numpy(numpy_rng["state"]["key"].astype("int64"))
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict() if self._scaler else None,
             "samples": self.samples,
             "steps": self.steps,
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.cuda else None,
-            "python_rng": random.getstate(),
-            "numpy_rng": numpy_rng,
+            **self._generators(),
+            "other_ranks": self._other_generators(),
         }
         new = f"{path}.new"
         try:
@@ -314,7 +353,6 @@ class TrainingRun:
 
     def load(self, path: str) -> None:
         """Go on where `save` was called. Nothing in the file can run code."""
-        import numpy
         import torch
 
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -323,6 +361,31 @@ class TrainingRun:
         if self._scaler and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self.samples, self.steps = state["samples"], state["steps"]
+        self._set_generators(state)
+
+    def _generators(self) -> dict[str, Any]:
+        """Return the states of this process's generators, as a checkpoint takes them."""
+        import numpy
+        import torch
+
+        numpy_rng: Any = numpy.random.get_state(legacy=False)
+        numpy_rng["state"]["key"] = torch.from_numpy(numpy_rng["state"]["key"].astype("int64"))
+        return {
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.cuda else None,
+            "python_rng": random.getstate(),
+            "numpy_rng": numpy_rng,
+        }
+
+    def _other_generators(self) -> list[dict[str, Any]]:
+        """Return those of the other processes that train together."""
+        return []
+
+    def _set_generators(self, state: dict[str, Any]) -> None:
+        """Put this process's generators back as a checkpoint has them."""
+        import numpy
+        import torch
+
         torch.set_rng_state(state["torch_rng"])
         if self.cuda and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)

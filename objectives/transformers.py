@@ -14,6 +14,7 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .fingerprint import code_hash, optimizer_family, source_hash
+from .longest import repeated_longest
 from .loop import Enough, FrameworkWatch, MeasuredRun, check_ended
 from .ranks import SEVERAL, refuse_launcher
 from .schedule import SCHEDULES
@@ -44,6 +45,7 @@ def from_trainer(
     evals: int = 16,
     schedule: str | None = None,
     n_samples: int | None = None,
+    length: Callable[[Any], float] | None = None,
     name: str | None = None,
 ) -> TrainerObjective:
     """Make an objective of a function that builds a Trainer; each trial is one `trainer.train()`.
@@ -58,6 +60,8 @@ def from_trainer(
         evals: Equal points of a full run at which it is evaluated, besides the rungs of the search.
         schedule: `constant`, `linear`, `cosine`, `wsd` or `unknown`; default: by `lr_scheduler_type`.
         n_samples: Training samples in an epoch; default: those of the training data set.
+        length: `(sample) -> number`, for data of varying size: the probe measures with the longest sample. Default: the
+            column `length` or the attribute `lengths` of the data, or the sizes of some samples with `input_ids`.
         name: Name of the study; default: the name of the file.
 
     Raises:
@@ -80,7 +84,9 @@ def from_trainer(
             "from_trainer needs Transformers and Accelerate, which are not installed: pip install "
             "'bstune[transformers]'."
         )
-    return TrainerObjective(make_trainer, metric=metric, evals=evals, schedule=schedule, n_samples=n_samples, name=name)
+    return TrainerObjective(
+        make_trainer, metric=metric, evals=evals, schedule=schedule, n_samples=n_samples, length=length, name=name
+    )
 
 
 class TrainerObjective:
@@ -96,6 +102,7 @@ class TrainerObjective:
         evals: int,
         schedule: str | None,
         n_samples: int | None,
+        length: Callable[[Any], float] | None,
         name: str | None,
     ) -> None:
         """Keep what a trial is made of."""
@@ -104,6 +111,7 @@ class TrainerObjective:
         self.evals = evals
         self.schedule = schedule
         self.n_samples = n_samples
+        self.length = length
         self.name = name
         parts = (make_trainer, metric, evals, schedule, n_samples)
         self.source_hash, self.code_hash = source_hash(*parts), code_hash(*parts)
@@ -219,6 +227,9 @@ class TrainerObjective:
             trainer = self._made({**spec.params, **_fields(run.spec, device, folder, spec.eval_batch_size)})
             trainer.args.max_steps = run.spec.n_steps
             trainer.add_callback(TrainerWatch(run.trial, run.spec, self.metric).as_callback())
+            if spec.timed_s <= 0:  # What is timed are the batches of training.
+                trainer.train_dataset = _longest(trainer.train_dataset, self.length)
+                trainer.eval_dataset = _longest(trainer.eval_dataset, self.length)
             trainer.eval_dataset = _first(trainer.eval_dataset, spec.eval_batch_size)
             meter.phase("train")
             with run.watch.hooked(), suppress(Enough):
@@ -325,13 +336,23 @@ def _first(data: Any, n: int) -> Any:
     """Return the first samples of a data set, or of each in a mapping."""
     if isinstance(data, dict):
         return {name: _first(each, n) for name, each in data.items()}
+    return _taken(data, range(min(n, len(data)))) if hasattr(data, "__len__") else data
+
+
+def _longest(data: Any, length: Callable[[Any], float] | None) -> Any:
+    """Return a data set that has nothing but the longest sample, or each in a mapping; as it is where none is known."""
+    if isinstance(data, dict):
+        return {name: _longest(each, length) for name, each in data.items()}
+    indices = repeated_longest(data, length)
+    return data if indices is None else _taken(data, indices)
+
+
+def _taken(data: Any, indices: Sequence[int]) -> Any:
     if hasattr(data, "select"):
-        return data.select(range(min(n, len(data))))  # It keeps its columns, which the Trainer looks at.
-    if not hasattr(data, "__len__"):
-        return data
+        return data.select(indices)  # It keeps its columns, which the Trainer looks at.
     from torch.utils.data import Subset
 
-    return Subset(data, range(min(n, len(data))))
+    return Subset(data, indices)
 
 
 def _is_counted(data: Any) -> bool:

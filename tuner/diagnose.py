@@ -86,7 +86,7 @@ def diagnose(
         if known.probe is None and _needs_probe(claims, host.facts):
             known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
             by["setting"] = _setting_of(known)
-        own_loop = host.facts.kind != "supervised"
+        own_loop = host.facts.kind != "supervised" or host.facts.size_unit != "samples"
         measured = MeasuredClaims(kept, untold(claims, known), by, fresh=fresh or own_loop)
         trained = 0.0
         if measured.wanted and not own_loop:

@@ -83,10 +83,11 @@ def _trace(host: Host, seed: int) -> tuple[Foresight, Reading, tuple[int, ...]]:
     n_samples, n_val = host.facts.n_samples, host.facts.n_val_samples
     foresight = Foresight(lambda size: min(size, n_val or size))
     reading = None
-    sizes = tuple(size for size in TRACED_SIZES if size <= n_samples)
+    sizes = tuple(n * host.facts.longest for n in TRACED_SIZES if n * host.facts.longest <= n_samples)
     if len(sizes) < 2:
         raise ObjectiveError(
-            f"The data set has {n_samples} samples: at least {TRACED_SIZES[1]} are needed to see how memory grows."
+            f"The data set has {n_samples} {host.facts.size_unit}: at least {TRACED_SIZES[1] * host.facts.longest} are "
+            "needed to see how memory grows."
         )
     for size in sizes:
         both = host.facts.kind == "supervised" or 2 * size <= n_samples
@@ -128,8 +129,9 @@ def _outlook(
         return min(size, n_val or size)
 
     peak = ReservedPeak(model, max(0, budget), eval_size_of=eval_size_of)
-    size = largest_fitting(lambda n: peak(n) <= budget, n_samples, multiple_of)
-    if size is None:
+    step = multiple_of if multiple_of > 1 else host.facts.size_step
+    size = largest_fitting(lambda n: peak(n) <= budget, n_samples, step)
+    if size is None or size < host.facts.longest:
         return Outlook(name, total_bytes, budget, None, "memory", None, None, None, None)
     replay = reserved_at(model, size, budget, eval_size=eval_size_of(size))
     held = (reading.parameters_bytes, reading.gradients_bytes, reading.optimizer_state_bytes)
@@ -142,7 +144,7 @@ def _outlook(
         total_bytes=total_bytes,
         budget_bytes=budget,
         micro_batch_size=size,
-        limited_by="dataset" if size + multiple_of > n_samples else "memory",
+        limited_by="dataset" if size + step > n_samples else "memory",
         reserved_bytes=replay.reserved_bytes,
         live_bytes=live,
         free_bytes=total_bytes - CONTEXT_BYTES - replay.reserved_bytes,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,6 +217,30 @@ def test_a_probe_makes_the_steps_that_are_wanted() -> None:
         one.measure(MeasureSpec(8, 16, 1, 2, seed=0, params={"depth": 3}), "cpu", Phases())
 
 
+def test_a_probe_is_given_the_longest_sample() -> None:
+    """In training and validation, by a length function or what the data set says; timed steps have ordinary batches."""
+    batches: list[Any] = []
+
+    class Seeing(Net):
+        def training_step(self, batch: Any, index: int) -> Any:
+            batches.append(batch[0])
+            return super().training_step(batch, index)
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            batches.append(batch[0])
+            super().validation_step(batch, index)
+
+    longest = max(range(N), key=lambda index: float(DATA[index][0][0]))
+    one = objective(Seeing, length=lambda sample: float(sample[0][0]))
+    one.measure(MeasureSpec(8, 16, 1, 2, seed=0), "cpu", Phases())
+    assert [len(batch) for batch in batches] == [8, 8, 16]
+    assert all(bool((batch == DATA[longest][0]).all()) for batch in batches)
+    batches.clear()
+    one.measure(MeasureSpec(8, 16, 1, 2, seed=0, timed_s=0.01, max_timed_steps=1), "cpu", Phases())
+    objective(Seeing).measure(MeasureSpec(8, 16, 1, 2, seed=0), "cpu", Phases())
+    assert not any(bool((batch == batch[0]).all()) for batch in batches)
+
+
 def test_pytorch_lightning_is_served_as_well() -> None:
     """Its modules are of other classes, which the Trainer of `lightning` refuses."""
     old = pytest.importorskip("pytorch_lightning", reason="needs pytorch_lightning")
@@ -276,30 +299,6 @@ def test_without_lightning_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
 
     with pytest.raises(bstune.ArgumentError, match=r"pip install 'bstune\[lightning\]'"):
         from_module(Net, Data, max_epochs=1)
-
-
-def test_a_script_with_lightning_cli_runs_unchanged(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its losses are read from Lightning's progress bar, once an epoch."""
-    monkeypatch.chdir(tmp_path)  # Its log goes where it is started.
-    command = bstune.Command(
-        [
-            sys.executable,
-            str(root / "examples" / "lightning_cli" / "cli.py"),
-            *("fit", "--data.batch_size", "{micro_batch_size}", "--model.lr", "{learning_rate}"),
-            *("--trainer.max_epochs", "{max_epochs}", "--trainer.accumulate_grad_batches", "{accumulation_steps}"),
-            *("--seed_everything", "{seed}", "--trainer.enable_checkpointing", "false"),
-            *("--trainer.callbacks", "TQDMProgressBar"),
-        ],
-        samples_per_epoch=1024,
-        epochs=3,
-    )
-
-    reports = run(command, spec_of(global_batch_size=64, micro_batch_size=64, end_samples=3072, points=(1024, 3072)))
-
-    assert [report.samples for report in reports] == [1024, 3072]
-    assert reports[0].val_loss > reports[-1].val_loss
 
 
 def test_the_example_goes_from_nothing_to_a_trained_module(

@@ -50,6 +50,7 @@ def misbehave(does):
         os._exit(7)
     if does == "slow":
         time.sleep(0.1)
+        time.time = time.monotonic = time.perf_counter = lambda: 0.0  # Its clocks stand still.
 
 def step(model, batch):
     model.steps += model.training
@@ -59,7 +60,8 @@ def step(model, batch):
         misbehave(does)
     if other_rank() and len(batch[0]) > 8 and does == "8 fit":
         misbehave("memory")
-    loss = nn.functional.cross_entropy(model.layer(batch[0]), batch[1])
+    inputs = nn.functional.dropout(batch[0], 0.5, model.training and does == "drop out")
+    loss = nn.functional.cross_entropy(model.layer(inputs), batch[1])
     return loss * float("nan") if fails and does == "nan" else loss
 
 def ranks(n):
@@ -124,6 +126,32 @@ def test_two_ranks_learn_what_one_does_with_twice_the_accumulation(path: Path, h
     assert begun + rest == pytest.approx(whole, rel=1e-9)
 
 
+def test_a_run_that_goes_on_draws_what_each_rank_would_have_drawn(host: Host, tmp_path: Path) -> None:
+    """Dropout of both ranks: the losses are those of a run that was not stopped, to the last bit."""
+    half = str(tmp_path / "half.pt")
+    drops = {"params": {"does": "drop out"}}
+
+    whole = losses(host, split(2, **drops))
+    begun = losses(host, split(2, **drops, checkpoint_to=half), "stop")
+
+    assert begun + losses(host, split(2, **drops, resume_from=half, start_samples=2 * N)) == whole
+
+
+def test_gradient_noise_is_measured_by_all_ranks(path: Path, host: Host) -> None:
+    """On the samples that one process would take, each rank on its part: the same figures, up to rounding."""
+    wanted = {"noise_samples": 600}
+    alone = small.run(runpy.run_path(str(path))["one"], split(1, **wanted))
+
+    reports, _ = run(host, messages.Train(split(2, **wanted)))
+
+    measured = [point for report in reports for point in report.noise]
+    assert [vars(point) for point in measured] == [
+        pytest.approx(vars(point), rel=1e-3) for report in alone for point in report.noise
+    ]
+    assert len(measured) >= 2
+    assert all(point.covariance_trace for point in measured)
+
+
 def test_so_do_three(path: Path) -> None:
     """All are forked before a thread is started, which a fork would lose."""
     sizes = {"global_batch_size": 12, "micro_batch_size": 4}
@@ -164,6 +192,11 @@ def test_what_becomes_of_one_rank_becomes_of_all(host: Host, does: str, outcome:
             assert isinstance(ended, messages.Failure)
             assert ended.outcome == outcome
             assert ("out of memory" if outcome == "oom" else "my own mistake") in ended.message
+    wait_for_none_but(before)
+
+
+def wait_for_none_but(before: set[psutil.Process]) -> None:
+    """Wait until no other process than these is left below this one."""
     deadline_s = time.monotonic() + 20
     while (left := set(below()) - before) and time.monotonic() < deadline_s:
         time.sleep(0.02)
@@ -175,6 +208,15 @@ def below() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
+def test_a_stop_reaches_a_rank_that_is_slower(host: Host) -> None:
+    """It is told at the end of the step, and both are gone."""
+    before = set(below())
+    reports, _ = run(host, messages.Train(split(2, points=(32, 4 * N), params={"does": "slow"})), "stop")
+
+    assert [report.samples for report in reports] == [32]
+    wait_for_none_but(before)
+
+
 def test_a_loss_of_one_rank_that_is_no_number_ends_the_run(host: Host) -> None:
     """All know it in the step in which it came."""
     reports, _ = run(host, messages.Train(split(2, params={"does": "nan in 4"})), "stop")
@@ -184,7 +226,7 @@ def test_a_loss_of_one_rank_that_is_no_number_ends_the_run(host: Host) -> None:
 
 
 def test_memory_is_of_both_and_seconds_are_those_of_the_slower(host: Host) -> None:
-    """Peaks add up, and a step has ended when the last rank has ended it."""
+    """Peaks add up, and a step has ended when the last rank has ended it, whose own clocks do not tell."""
     _, said = run(host, messages.Measure(MeasureSpec(8, 8, 1, 3, seed=0, params={"does": "slow"}), False))
 
     assert 1.5 < said.reading.peak_bytes / said.reading.start_bytes < 2.5  # It started as one.

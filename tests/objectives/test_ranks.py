@@ -10,8 +10,6 @@ from pathlib import Path
 import bstune
 import psutil
 import pytest
-from bstune.tests.objectives.small import run as train
-from bstune.tests.objectives.small import spec_of
 from bstune.tuner.core.trials import TrialReport, TrialSpec
 from bstune.tuner.engines.base import Event, Finished, Lost, Reported
 from bstune.tuner.engines.local import LocalPool
@@ -31,9 +29,82 @@ for epoch in range(1, 5):
     if dist.get_rank() == 0:
         print(f"epoch {epoch} val_loss={float(loss):.4f}", flush=True)
 """
+IN_LIGHTNING = """
+import argparse
+import lightning, torch
+from torch.utils.data import DataLoader, TensorDataset
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--batch-size", type=int)
+parser.add_argument("--lr", type=float)
+parser.add_argument("--epochs", type=int)
+args = parser.parse_args()
+data = TensorDataset(torch.randn(1024, 4, generator=torch.Generator().manual_seed(0)), torch.arange(1024) % 3)
+
+class Net(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def training_step(self, batch, index):
+        return torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", self.training_step(batch, index), sync_dist=True)
+
+    def on_validation_epoch_end(self):
+        assert self.trainer.world_size == 2
+        if self.trainer.is_global_zero:
+            loss = float(self.trainer.callback_metrics["val_loss"])
+            print(f"epoch {self.current_epoch + 1} val_loss={loss:.4f}", flush=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=args.lr)
+
+quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+trainer = lightning.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=args.epochs, num_sanity_val_steps=0, **quiet
+)
+trainer.fit(Net(), DataLoader(data, args.batch_size, shuffle=True), DataLoader(data, 512))
+"""
+IN_TRAINER = """
+import argparse
+import torch, transformers
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--batch-size", type=int)
+parser.add_argument("--lr", type=float)
+parser.add_argument("--epochs", type=int)
+args = parser.parse_args()
+rows = [{"x": x, "labels": i % 3} for i, x in enumerate(torch.randn(1024, 4))]
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, x, labels):
+        logits = self.layer(x)
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+settings = transformers.TrainingArguments(
+    "never_made",
+    use_cpu=True,
+    ddp_backend="gloo",
+    num_train_epochs=args.epochs,
+    per_device_train_batch_size=args.batch_size,
+    learning_rate=args.lr,
+    eval_strategy="epoch",
+    save_strategy="no",
+    report_to="none",
+)
+assert settings.world_size == 2
+transformers.Trainer(Net(), settings, train_dataset=rows, eval_dataset=rows).train()
+"""
 OUT_OF_MEMORY = 'raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")'
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 N = 1024
+SCRIPTS = ("ddp_two_ranks.py", "fails.py", "two_ranks.py")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +119,7 @@ def host() -> Iterator[Host]:
 def run(host: Host, script: Path, stop_at: int | None = None) -> tuple[list[TrialReport], Event]:
     """Run a trial of three epochs and return its reports and its end."""
     points = (N, 2 * N, 3 * N)
-    spec = TrialSpec(0, "search", 64, 64, 1, 0.1, 0, 3 * N, points, params={"script": str(script)})
+    spec = TrialSpec(0, "search", 64, 32, 1, 0.1, 0, 3 * N, points, params={"script": str(script)}, world_size=2)
     pool, reports, deadline_s = LocalPool(host), list[TrialReport](), time.monotonic() + 240
     pool.submit(spec)
     try:
@@ -81,7 +152,7 @@ def ranks() -> list[list[str]]:
             found.append(process.cmdline())
         except psutil.Error:
             continue
-    return [line for line in found if any(Path(word).name in ("ddp_two_ranks.py", "fails.py") for word in line)]
+    return [line for line in found if any(Path(word).name in SCRIPTS for word in line)]
 
 
 def test_two_ranks_are_one_run_until_it_is_stopped(host: Host, root: Path) -> None:
@@ -93,22 +164,30 @@ def test_two_ranks_are_one_run_until_it_is_stopped(host: Host, root: Path) -> No
     assert isinstance(end, Finished)
 
 
-def test_an_accelerate_loop_is_searched_as_a_script(root: Path) -> None:
-    """With two ranks: what it reports by one line counts, and it trains on micro-batches of its own."""
-    pytest.importorskip("accelerate", reason="needs the extra: pip install 'bstune[transformers]'")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    flags = ["--batch-size", "{micro_batch_size}", "--accumulate", "{accumulation_steps}", "--lr", "{learning_rate}"]
-    script = str(root / "examples" / "accelerate_loop.py")
+@pytest.mark.parametrize(
+    ("package", "launcher", "text"),
+    [
+        ("lightning", [], IN_LIGHTNING),
+        ("accelerate", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], IN_TRAINER),
+    ],
+    ids=["a Lightning script with two devices", "a Trainer script under torchrun"],
+)
+def test_a_script_of_a_framework_with_two_ranks(package: str, launcher: list[str], text: str, tmp_path: Path) -> None:
+    """Searched by its flags: its losses come once an epoch, and a stop ends both ranks, whoever has started them."""
+    pytest.importorskip(package, reason="needs the extras: pip install 'bstune[lightning,transformers]'")
+    script = tmp_path / "two_ranks.py"
+    script.write_text(text)
+    flags = ["--batch-size", "{micro_batch_size}", "--lr", "{learning_rate}", "--epochs", "{max_epochs}"]
     command = bstune.Command(
-        [*launch, script, *flags, "--epochs", "{max_epochs}", "--seed", "{seed}"], samples_per_epoch=N, epochs=2
+        [sys.executable, *launcher, "{script}", *flags], samples_per_epoch=N, epochs=3, world_size=2
     )
-    sizes = {"global_batch_size": 64, "micro_batch_size": 16, "accumulation_steps": 2, "world_size": 2}
 
-    reports = train(command, spec_of(**sizes, end_samples=2 * N, points=(N, 2 * N)))
+    with Host(command, device="cpu") as host:
+        reports, end = run(host, script, stop_at=2 * N)
 
-    assert command.world_size == 2
     assert [report.samples for report in reports] == [N, 2 * N]
-    assert 2.3 > reports[0].val_loss > reports[1].val_loss
+    assert 2.0 > reports[0].val_loss > 0.5
+    assert isinstance(end, Finished)
 
 
 def test_one_rank_out_of_memory_hangs_nobody(host: Host, tmp_path: Path) -> None:

@@ -53,10 +53,12 @@ class Classifier(nn.Module):
         self.net = net()
         self.sizes: list[int] = []
         self.val_sizes: list[int] = []
+        self.seen: list[Any] = []
 
     def forward(self, x: Any, labels: Any) -> dict[str, Any]:
         """Return loss and logits."""
         (self.sizes if self.training else self.val_sizes).append(len(x))
+        self.seen.append(x)
         logits = self.net(x)
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
@@ -203,6 +205,21 @@ def test_a_probe_makes_the_steps_that_are_wanted() -> None:
     assert (notes.samples, notes.eval_batch_size, notes.optimizer) == (48, 16, "AdamW")
 
 
+def test_a_probe_is_given_the_longest_sample() -> None:
+    """In training and evaluation, in whatever order they are drawn; timed steps have ordinary batches."""
+    longest = max(range(N), key=lambda index: float(DATA[index][0][0]))
+    one = from_trainer(trainer_of(), length=lambda row: float(row["x"][0]))
+
+    one.measure(MeasureSpec(8, 16, 1, 2, seed=0), "cpu", Phases())
+    one.measure(MeasureSpec(8, 16, 1, 2, seed=0, timed_s=0.01, max_timed_steps=1), "cpu", Phases())
+    objective().measure(MeasureSpec(8, 16, 1, 2, seed=0), "cpu", Phases())
+
+    probed, timed, plain = (trainer.model.seen for trainer in made)
+    assert [len(x) for x in probed] == [8, 8, 16]
+    assert all(bool((x == DATA[longest][0]).all()) for x in probed)
+    assert not any(bool((x == x[0]).all()) for x in [*timed, *plain])
+
+
 def test_one_of_several_processes_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a launcher has started bstune itself this is said at once, and so is a Trainer of several processes."""
     monkeypatch.setattr(transformers.TrainingArguments, "world_size", 2)
@@ -269,12 +286,14 @@ def test_the_example_goes_from_nothing_to_a_trained_model(
 def test_the_own_search_of_transformers(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With bstune's sampler and pruner: the first rates are those of its race, a factor 4 apart."""
+    """With bstune's sampler and pruner: the first rates are those of its race, a factor 4 apart; the best trains on."""
     (tmp_path / "hf_text.py").write_text((root / "examples" / "hf_text.py").read_text())
 
     run_example(root / "examples" / "hf_hyperparameter_search.py", tmp_path, monkeypatch, {"else 15": "else 2"})
 
-    found = re.findall(r"validation loss ([\d.]+) with .*'learning_rate': ([\d.]+)", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    found = re.findall(r"validation loss ([\d.]+) with .*'learning_rate': ([\d.]+)", said)
     (loss, rate) = found[0]
     assert float(loss) < 1.3
     assert float(rate) in (0.001, 0.004)
+    assert float(re.findall(r"trained with them: validation loss ([\d.]+)", said)[0]) < 1.3

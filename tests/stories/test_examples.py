@@ -19,13 +19,14 @@ import pytest
 import torch
 from bstune.cli import main
 from bstune.objectives.base import Trial
+from bstune.tests.objectives.short_form import run_example
 from bstune.tuner.core.trials import TrialReport, TrialSpec, Verdict
 from bstune.tuner.testing.fake_device import known_probe
 from click.testing import CliRunner
 
 
-def train(objective: Any, *, seed: int = 0) -> list[TrialReport]:
-    """Train two epochs in this process, with gradient accumulation, and return the reports."""
+def train(objective: Any, *, seed: int = 0, unit: int = 1) -> list[TrialReport]:
+    """Train two epochs in this process, with gradient accumulation, and return the reports; sizes count units."""
     reports: list[TrialReport] = []
 
     def send(report: TrialReport) -> Verdict:
@@ -35,14 +36,14 @@ def train(objective: Any, *, seed: int = 0) -> list[TrialReport]:
     spec = TrialSpec(
         number=0,
         stage="search",
-        global_batch_size=32,
-        micro_batch_size=16,
+        global_batch_size=32 * unit,
+        micro_batch_size=16 * unit,
         accumulation_steps=2,
         learning_rate=2.0**-5,
         seed=seed,
-        end_samples=2048,
-        points=(512, 1024, 2048),
-        eval_batch_size=256,
+        end_samples=2048 * unit,
+        points=(512 * unit, 1024 * unit, 2048 * unit),
+        eval_batch_size=256 * unit,
     )
     objective.prepare()
     objective.train(Trial(spec, device="cpu", send=send, clock=time.perf_counter), spec)
@@ -84,11 +85,25 @@ def test_the_same_seed_is_the_same_run(objective: Any) -> None:
 def test_a_transformer_learns_to_sort(root: Path) -> None:
     """Lists of any length: from the loss of pure guessing to half of it, though few are long."""
     objective = runpy.run_path(str(root / "examples" / "char_transformer.py"))["objective"]
-    reports = train(objective)
+    reports = train(objective, unit=16)  # About the tokens of a sample.
 
     assert reports[-1].val_loss < math.log(13) / 2
     lengths = sorted(objective.train_data.lengths)
     assert lengths[-1] > 4 * lengths[len(lengths) // 2]
+
+
+def test_it_goes_from_nothing_to_a_model_that_sorts(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is searched by tokens and trained with the answer; in a short form, so it has not learned to sort well."""
+    known = "__file__, budget=1, n_trials=1, confirm=0, space={'batch_size': 512, 'learning_rate': 0.01}"
+    changed = {"search(__file__": f"search({known}", "epochs=10": "epochs=2", "Lists(4096": "Lists(1024"}
+
+    run_example(root / "examples" / "char_transformer.py", tmp_path, monkeypatch, changed)
+
+    said = capsys.readouterr().out
+    assert float(re.findall(r"^512 tokens, learning rate 0.01: loss ([\d.]+)$", said, re.MULTILINE)[0]) < math.log(13)
+    assert re.search(r"^hfbdjace sorted: [a-j]*$", said, re.MULTILINE)
 
 
 @pytest.fixture
@@ -182,3 +197,40 @@ def test_the_script_asks_and_trains_on(root: Path, tmp_path: Path) -> None:
     assert re.search(r"^batch size \d+, learning rate \d", result.stdout, re.MULTILINE)
     assert float(re.findall(r"validation accuracy ([\d.]+)%", result.stdout)[0]) > 80
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db", "from_script.py"]
+
+
+SEVERAL = f"{sys.executable} -m torch.distributed.run"
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "launcher"),
+    [
+        ("ddp_two_ranks.py", "torch", ("torchrun", SEVERAL)),
+        ("accelerate_loop.py", "accelerate", ("python", f"{SEVERAL} --standalone --nproc-per-node 2")),
+        ("lightning_cli/cli.py", "lightning", ("python", sys.executable)),
+    ],
+    ids=["ddp_two_ranks", "accelerate_loop", "lightning_cli"],
+)
+def test_a_script_goes_from_the_line_that_it_shows_to_one_that_trains(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, needs: str, launcher: tuple[str, str]
+) -> None:
+    """The line in its own first lines searches it; the one that is printed then trains it, with two ranks or one."""
+    pytest.importorskip(needs, reason="needs the extras: pip install 'bstune[lightning,transformers]'")
+    _, _, shown = (root / "examples" / name).read_text().split('"""')[1].partition("bstune search ")
+    shown = shown.partition("\n\n")[0].replace("\\\n", " ").replace("examples/", f"{root}/examples/")
+    words = shlex.split(re.sub(r"--epochs \d+", "--epochs 2", shown.replace(f"-- {launcher[0]}", f"-- {launcher[1]}")))
+    probe = tmp_path / "probe.json"  # How a script is probed is the subject of other tests.
+    probe.write_text(known_probe(64, step_s=(0.001, 1e-5)).to_json())
+    options = ["--n-trials=1", "--confirm=0", "--probe", str(probe)]
+    space = ["--space", "batch_size=64", "--space", "learning_rate=0.03125"]
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["search", *options, *space, *words])
+
+    assert result.exit_code == 0, result.stderr
+    applied = shlex.split(result.stdout.strip().splitlines()[-1].removeprefix("# "))
+    assert applied[0] == sys.executable
+    assert "{" not in "".join(applied)
+    trained = subprocess.run(applied, capture_output=True, text=True, check=False)
+    assert trained.returncode == 0, trained.stderr
+    losses = re.findall(r"(?:val_loss=|validation loss )([\d.]+)", trained.stdout.replace("\r", "\n"))
+    assert 2.5 > float(losses[0]) > float(losses[-1])

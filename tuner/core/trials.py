@@ -63,6 +63,12 @@ class Facts:
     """A global batch that does not fit can be accumulated."""
     world_size: int = 1
     """Processes that train one batch together, each on micro-batches of its own."""
+    size_unit: str = "samples"
+    """What sizes count, and `n_samples` with them: `samples` or `tokens`."""
+    longest: int = 1
+    """What the largest sample is in that unit; no batch is smaller."""
+    mean_size: float = 1.0
+    """What a sample is in that unit, in the mean."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be those of a training.
@@ -93,6 +99,16 @@ class Facts:
     def full_run_samples(self) -> float:
         """Training samples in one full run, before rounding to whole steps."""
         return self.epochs * self.n_samples
+
+    @property
+    def size_step(self) -> int:
+        """The sizes that a probe tries are multiples of this: by single tokens, most of them hold the same samples.
+
+        Example:
+            >>> Facts("texts", "supervised", 90_000, 1.0, size_unit="tokens", longest=700).size_step
+            64
+        """
+        return 1 << max(0, (self.longest // 8).bit_length() - 1)
 
     def full_run_steps(self, global_batch_size: int) -> int:
         """Return the optimizer steps of a full run: floor(epochs * n_samples / global_batch_size)."""

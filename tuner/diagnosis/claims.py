@@ -358,6 +358,7 @@ NAMES = tuple(claim.name for claim in CLAIMS)
 OWN_LOOP = (
     "bstune sees no model of a command, a framework's Trainer or a loop of your own; give it as a bstune.Supervised"
 )
+BY_TOKENS = "it is measured by samples, and the sizes of this objective count tokens"
 MISSING = {
     "facts": ("nothing is recorded of this objective", "Search first: bstune search MODEL"),
     "probe": ("no probe of this objective is recorded", "Probe it: bstune probe MODEL"),
@@ -404,11 +405,12 @@ def _ruling(claim: Claim, known: Known) -> Ruling:
     for need in claim.needs:
         if there[need] is None:
             return unknown(*MISSING[need])
-    seen = known.facts is None or known.facts.kind == "supervised"
+    kind, unit = ("supervised", "samples") if known.facts is None else (known.facts.kind, known.facts.size_unit)
+    seen = kind == "supervised" and unit == "samples"
     if claim.measurement is None or seen:
         return claim.judge(known)
     if not claim.recorded:
-        return Ruling("not applicable", OWN_LOOP)
+        return Ruling("not applicable", BY_TOKENS if kind == "supervised" else OWN_LOOP)
     ruling = claim.judge(known)
     if ruling.found != known.why_not(claim.measurement):
         return ruling

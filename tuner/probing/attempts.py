@@ -106,8 +106,9 @@ class Attempts:
 
     def eval_size(self, size: int, *, final: bool = False) -> int:
         """Return the validation batch size that is run with a micro-batch size: a small one, or at last as large."""
-        most = size if final else SMALL_EVAL
-        return min(size, most, self.host.facts.n_val_samples or size, self._eval_limit or size)
+        facts = self.host.facts
+        most = size if final else SMALL_EVAL * facts.longest
+        return min(size, most, facts.n_val_samples or size, self._eval_limit or size)
 
     def run(self, size: int, *, final: bool = False, timed_s: float = 0.0) -> tuple[Attempt, Reading | None]:
         """Try one size; where only validation runs out of memory, with ever smaller validation batches.

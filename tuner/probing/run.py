@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ..core.errors import ArgumentError, BstuneError, NothingFitsError, ObjectiveError
 from ..core.probe_results import Attempt, MemoryByCategory, MemoryLine, ProbeResult
+from ..core.trials import Facts
 from ..device.meter import Reading
 from ..device.out_of_memory import asked_bytes
 from ..theory.step_time import PLATEAU_GAIN, fit_step_time, knee
@@ -60,13 +61,7 @@ def run_probe(
         ObjectiveError: The user's code is at fault.
         NothingFitsError: Even the smallest size needs more than there is.
     """
-    n_samples = max(1, host.facts.n_samples // host.facts.world_size)
-    capped = max_batch is not None and max_batch < n_samples
-    highest = min(n_samples, max_batch if max_batch is not None else n_samples)
-    if min_batch > n_samples:
-        whose = "the data set has" if host.facts.world_size == 1 else "each process has of the data set"
-        raise ArgumentError(f"min_batch={min_batch} is more than {whose}: expected at most {n_samples}.")
-    bounds = Bounds(min_batch, highest, multiple_of, "max_batch" if capped else "dataset")
+    bounds = _bounds(host.facts, min_batch, max_batch, multiple_of)
     attempts = Attempts(
         host,
         headroom=headroom,
@@ -76,13 +71,15 @@ def run_probe(
         on_note=on_note,
         needs_loss=needs_loss,
     )
+    if host.facts.size_unit != "samples":
+        attempts.warn(f"Sizes count {host.facts.size_unit}, padding included: where samples are said, read these.")
     on_cpu = host.device_info.kind == "cpu"
     growth = Growth(
         bounds,
         budget_bytes=attempts.budget_bytes,
         noise_bytes=CPU_NOISE_BYTES if on_cpu else 0,
         settling_bytes=CPU_SETTLING_BYTES if on_cpu else 0,
-        first_sizes=(bounds.lowest,) if attempts.hopeless else (),
+        first_sizes=(bounds.lowest,) if attempts.hopeless else _first_sizes(host.facts, bounds),
     )
     _grow(growth, attempts)
     final = _verify(growth, attempts)
@@ -92,6 +89,37 @@ def run_probe(
     if (moved := host.memory_moved(attempts.memory)) is not None:
         attempts.warn(moved)
     return _result(host, attempts, answer, final)
+
+
+def _bounds(facts: Facts, min_batch: int, max_batch: int | None, multiple_of: int) -> Bounds:
+    """Return the sizes that may be tried.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    n_samples = max(1, facts.n_samples // facts.world_size)
+    capped = max_batch is not None and max_batch < n_samples
+    highest = min(n_samples, max_batch if max_batch is not None else n_samples)
+    if min_batch > n_samples:
+        whose = "the data set has" if facts.world_size == 1 else "each process has of the data set"
+        raise ArgumentError(f"min_batch={min_batch} is more than {whose}: expected at most {n_samples}.")
+    if highest < facts.longest:
+        raise ArgumentError(
+            f"Micro-batches of at most {highest} {facts.size_unit} do not hold the longest sample: expected at least "
+            f"its {facts.longest}."
+        )
+    step = multiple_of if multiple_of > 1 else facts.size_step
+    if highest // step * step < facts.longest:
+        step = multiple_of
+    return Bounds(max(min_batch, facts.longest), highest, step, "max_batch" if capped else "dataset")
+
+
+def _first_sizes(facts: Facts, bounds: Bounds) -> tuple[int, ...]:
+    """Return sizes to begin with that hold 3 and 5 of the longest samples; none where all samples are of size 1."""
+    if facts.longest == 1:
+        return ()
+    sizes = (-(-n * facts.longest // bounds.multiple_of) * bounds.multiple_of for n in (3, 5))
+    return tuple(size for size in sizes if size <= bounds.highest)
 
 
 def verified_again(
@@ -148,7 +176,7 @@ def _grow(growth: Growth, attempts: Attempts) -> None:
                 and not attempts.is_command
                 and growth.fit.flat
                 and growth.smallest_failure is None
-                and SMALLEST_PLATEAU <= size < growth.bounds.highest
+                and SMALLEST_PLATEAU * attempts.host.facts.longest <= size < growth.bounds.highest
             ):
                 rates.append(_rate(size, attempts))
                 if len(rates) > 2 and max(rates[-2:]) <= PLATEAU_GAIN * rates[-3]:

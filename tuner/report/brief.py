@@ -172,7 +172,9 @@ def not_tested(result: SearchResult, facts: Facts | None) -> list[str]:
             f"Other settings{varied}: the optimizer ({one_line(facts.optimizer or 'unknown', 60)}), "
             f"its schedule ({one_line(facts.schedule, 60)}) and its other arguments are as your code has them."
         )
-        said.append(f"Longer training than {facts.epochs:g} epochs of {facts.n_samples:,} samples, and other data.")
+        said.append(
+            f"Longer training than {facts.epochs:g} epochs of {facts.n_samples:,} {facts.size_unit}, and other data."
+        )
     if result.probe is not None:
         said.append(f"Other devices than {one_line(result.probe.device.name, 80)}, and several devices to one model.")
     if result.goal != "loss":

@@ -84,7 +84,7 @@ def _rows(both: tuple[Told, Told]) -> list[tuple[str, list[str]]]:
 
 def _data(told: Told) -> str:
     facts = told.facts
-    return "unknown" if facts is None else f"{facts.n_samples:,} samples, {facts.epochs:g} epochs"
+    return "unknown" if facts is None else f"{facts.n_samples:,} {facts.size_unit}, {facts.epochs:g} epochs"
 
 
 def _difference(both: tuple[Told, Told]) -> str:

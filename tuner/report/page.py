@@ -131,7 +131,10 @@ def _about(told: Told) -> list[tuple[str, str]]:
         ("Device", device_text(told)),
         ("Memory", None if told.probe is None else f"{gib(told.probe.usable_bytes)} usable"),
         ("Date", told.date),
-        ("Training data", told.facts and f"{told.facts.n_samples:,} samples, {told.facts.epochs:g} epochs"),
+        (
+            "Training data",
+            told.facts and f"{told.facts.n_samples:,} {told.facts.size_unit}, {told.facts.epochs:g} epochs",
+        ),
         (
             "Cost",
             spent

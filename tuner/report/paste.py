@@ -113,14 +113,16 @@ def _steps(best: Recommendation, facts: Facts | None, absent: set[str], device: 
     optimizer = (facts.optimizer if facts else None) or "AdamW"
     made_by = f"torch.optim.{optimizer}" if optimizer.isidentifier() else "your optimizer"
     own = "".join(f", {name}={name}" for name in _OF_OPTIMIZERS if best.params.get(name) is not None)
+    by_tokens = facts is not None and facts.size_unit == "tokens"
     steps = [
-        "# DataLoader(train_data, micro_batch_size, shuffle=True, drop_last=True)",
+        "# DataLoader(train_data, batch_sampler=bstune.TokenBatches(lengths, micro_batch_size), collate_fn=...)"
+        if by_tokens
+        else "# DataLoader(train_data, micro_batch_size, shuffle=True, drop_last=True)",
         f"# {made_by}(model.parameters(), lr=learning_rate{own}, ...)",
     ]
     if best.world_size > 1:
-        steps.insert(
-            0, f"# In each of {best.world_size} processes, with DistributedDataParallel(model) and DistributedSampler:"
-        )
+        dealt = "TokenBatches(..., rank=rank, world_size=N)" if by_tokens else "DistributedSampler"
+        steps.insert(0, f"# In each of {best.world_size} processes, with DistributedDataParallel(model) and {dealt}:")
     if best.accumulation_steps > 1:
         steps.append(
             "# (loss / accumulation_steps).backward(); optimizer.step() once every accumulation_steps micro-batches"

@@ -45,6 +45,8 @@ def known_of(study: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
 def _learned(other: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
     """Return what a study has verified, if it is of the same model; one that cannot be read says nothing."""
     stored: dict[str, Any] = other.attributes.get("facts") or {}
+    if stored.get("size_unit", "samples") != facts.size_unit:
+        return None  # Its batch sizes are other numbers.
     if any(stored.get(name) != getattr(facts, name) for name in SAME) or _same_training(stored, facts):
         return None
     try:

@@ -221,7 +221,7 @@ def make_space(
     if plan.baseline is not None and plan.baseline[0] % facts.world_size:
         problems.append(f"baseline={plan.baseline!r}: its batch does not divide by the {facts.world_size} processes")
     if plan.baseline is not None and plan.baseline[0] > most:
-        problems.append(f"baseline={plan.baseline!r}: its batch is more than the {most:g} samples of {whose}")
+        problems.append(f"baseline={plan.baseline!r}: its batch is more than the {most:g} {facts.size_unit} of {whose}")
     if problems:
         raise ArgumentError("; ".join(problems) + ".")
 
@@ -265,10 +265,15 @@ def _centre(plan: Plan, facts: Facts, learned: Learned | None, low: float, high:
         return learned.batch_size, min(max(learned.learning_rate, low), high)
     family = facts.optimizer_family
     if family in DEFAULT_LEARNING_RATE:
-        return ANCHOR_BATCH, min(max(DEFAULT_LEARNING_RATE[family], low), high)
+        return _anchor(facts), min(max(DEFAULT_LEARNING_RATE[family], low), high)
     if "learning_rate" not in plan.space:  # Rates that were seen widen the range, and do not move its middle.
         low, high = LEARNING_RATE_RANGE[family]
-    return ANCHOR_BATCH, math.sqrt(low * high)
+    return _anchor(facts), math.sqrt(low * high)
+
+
+def _anchor(facts: Facts) -> int:
+    """Return the batch size at which the usual learning rates are meant, in the unit of sizes."""
+    return int(2 ** round(math.log2(ANCHOR_BATCH * facts.mean_size)))
 
 
 def _rate_grid(low: float, high: float, centre: float) -> tuple[float, ...]:
@@ -283,13 +288,19 @@ def _default_batches(facts: Facts, probe: ProbeResult | None, noise_scale: float
     if probe is not None and probe.throughput:
         peak = max(row.samples_per_s for row in probe.throughput)
         plateau = min(row.batch_size for row in probe.throughput if row.samples_per_s >= PLATEAU * peak)
-        highest = min(highest, max(4 * max(float(plateau), noise_scale or 0.0), float(ANCHOR_BATCH)))
+        highest = min(highest, max(4 * max(float(plateau), noise_scale or 0.0), float(_anchor(facts))))
     ranks = facts.world_size  # Each has an equal part, so batches are this times a power of two.
-    lowest = ranks * 2 ** max(0, math.ceil(math.log2(SMALLEST_BATCH / ranks)))
+    smallest = _power_above(facts.longest)
+    lowest = ranks * max(smallest, 2 ** max(0, math.ceil(math.log2(SMALLEST_BATCH / ranks))))
     if highest >= lowest:
         return tuple(ranks * part for part in _powers(lowest // ranks, highest / ranks))
-    most = max(ranks, min(lowest, facts.n_samples, int(facts.full_run_samples)))
-    return tuple(ranks * part for part in _powers(1, most / ranks))  # So little data that 100 steps cannot be had.
+    most = max(ranks * smallest, min(lowest, facts.n_samples, int(facts.full_run_samples)))
+    return tuple(ranks * part for part in _powers(smallest, most / ranks))  # So little data: 100 steps cannot be had.
+
+
+def _power_above(size: int) -> int:
+    """Return the smallest power of two that is no less."""
+    return 1 << (size - 1).bit_length()
 
 
 def _powers(low: float, high: float) -> tuple[int, ...]:
@@ -304,6 +315,15 @@ def _batches(asked: Dimension, facts: Facts, problems: list[str]) -> tuple[int, 
         sizes = _powers(asked.low, asked.high)
     else:
         sizes = range(int(asked.low), int(asked.high) + 1, int(asked.step or 1))
+    least = 1 if facts.longest == 1 else facts.longest * facts.world_size
+    large_enough = [size for size in sizes if size >= least]
+    if len(large_enough) < len(sizes) and (asked.kind != "range" or not large_enough):
+        problems.append(
+            f"space['batch_size'] holds {sorted({*sizes} - {*large_enough})!r}: expected at least {least} "
+            f"{facts.size_unit}, so that each process can have the longest sample"
+        )
+    elif asked.kind == "range":
+        sizes = large_enough
     even = [size for size in sizes if size % facts.world_size == 0]
     if len(even) < len(sizes) and (asked.kind != "range" or not even):
         problems.append(
@@ -315,7 +335,7 @@ def _batches(asked: Dimension, facts: Facts, problems: list[str]) -> tuple[int, 
     most, whose = _most_samples(facts)
     if sizes[-1] > most:
         large = [size for size in sizes if size > most]
-        problems.append(f"space['batch_size'] holds {large!r}, more than the {most:g} samples of {whose}")
+        problems.append(f"space['batch_size'] holds {large!r}, more than the {most:g} {facts.size_unit} of {whose}")
     return tuple(sizes)
 
 

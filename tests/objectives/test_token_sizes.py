@@ -1,0 +1,215 @@
+"""Sizes that count tokens: batches are filled by them, a run counts them, and a probe sees the largest."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import bstune
+import pytest
+import torch
+from bstune.tests.objectives.small import run, spec_of
+from bstune.tests.objectives.told import Phases
+from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trials import MeasureSpec
+from bstune.tuner.report.text import search_text
+from bstune.tuner.strategy.space import make_space
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+DRAW = random.Random(0)
+LENGTHS = [60 if index % 50 == 7 else 1 + min(30, int(DRAW.expovariate(0.2))) for index in range(400)]
+TOKENS = sum(LENGTHS)
+
+
+class Texts(Dataset[torch.Tensor]):
+    """Rows of numbers of these lengths, each with the number of its row."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(LENGTHS)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return one."""
+        return torch.full((LENGTHS[index],), 1.0 + index)
+
+
+class Stated(Texts):
+    """The same, with their lengths."""
+
+    lengths = LENGTHS
+
+
+def pad(samples: list[torch.Tensor]) -> torch.Tensor:
+    """Return a batch as wide as its longest sample."""
+    return pad_sequence(samples, batch_first=True)
+
+
+class Seen:
+    """An objective that notes the batches it trains and validates on."""
+
+    def __init__(self, data: Any = None, **options: Any) -> None:
+        """Make it."""
+        self.training: list[torch.Tensor] = []
+        self.validation: list[torch.Tensor] = []
+        data = Stated() if data is None else data
+        self.objective = bstune.Supervised(
+            **{
+                "model": lambda: nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)),
+                "train_data": data,
+                "val_data": data,
+                "training_step": self.step,
+                "collate_fn": pad,
+                "size_unit": "tokens",
+                "epochs": 4,
+                **options,
+            }
+        )
+        self.objective.prepare()
+
+    def step(self, model: Any, batch: Any) -> Any:
+        """Note the batch and return the mean of its tokens' losses."""
+        (self.training if torch.is_grad_enabled() else self.validation).append(batch)
+        return (model(batch[batch > 0].reshape(-1, 1) / 400) - 1).square().mean()
+
+
+def n_tokens(batches: list[torch.Tensor]) -> list[int]:
+    """Return the tokens of each batch, padding included."""
+    return [batch.numel() for batch in batches]
+
+
+def spec(**options: Any) -> Any:
+    """Return a run of two micro-batches of 240 tokens a step, with validation batches of 300."""
+    sizes = {"global_batch_size": 480, "micro_batch_size": 240, "accumulation_steps": 2, "eval_batch_size": 300}
+    return spec_of(**{**sizes, "end_samples": 9600, "points": (4800, 9600), **options})
+
+
+def test_batches_are_filled_by_tokens_and_counted_by_them() -> None:
+    """Never over what was set; every sample comes in an epoch, and a run has as many micro-batches as it counts."""
+    seen = Seen()
+    reports = run(seen.objective, spec())
+
+    assert [report.samples for report in reports] == [4800, 9600]
+    assert len(seen.training) == 9600 // 240
+    assert max(n_tokens(seen.training)) <= 240
+    first_epoch = sorted({int(row.max()) for batch in seen.training[:25] for row in batch})
+    assert len(first_epoch) > 0.9 * len(LENGTHS)
+    assert sum(n_tokens(seen.training[:15])) > 0.8 * 15 * 240
+    assert max(n_tokens(seen.validation)) <= 300
+    assert sum(map(len, seen.validation)) == 2 * len(LENGTHS)
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """In the middle of an epoch, to the bit."""
+    path = str(tmp_path / "half.pt")
+    whole = [report.val_loss for report in run(Seen().objective, spec())]
+    run(Seen().objective, spec(checkpoint_to=path), lambda _: "stop")
+
+    (rest,) = run(Seen().objective, spec(resume_from=path, start_samples=4800))
+
+    assert rest.val_loss == whole[-1]
+
+
+def test_the_validation_loss_does_not_depend_on_the_size_of_its_batches() -> None:
+    """It is weighted by tokens."""
+    one, other = (run(Seen().objective, spec(eval_batch_size=size))[-1].val_loss for size in (70, 2000))
+
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_probe_has_the_longest_and_the_fullest_in_turn() -> None:
+    """In validation too; steps are timed with ordinary batches."""
+    seen = Seen()
+    seen.objective.measure(MeasureSpec(150, 150, 2, 3, seed=0), "cpu", Phases())
+
+    shapes = [tuple(batch.shape) for batch in seen.training]
+    assert len(shapes) == 4
+    assert shapes[0] == shapes[2] == (2, 60)  # 120 tokens, where batches of shorter samples have up to 150.
+    assert shapes[1] == shapes[3]
+    assert 140 <= shapes[1][0] * shapes[1][1] <= 150
+    assert tuple(seen.validation[0].shape) == (2, 60)
+    timed = Seen()
+    timed.objective.measure(MeasureSpec(150, 150, 1, 2, seed=0, timed_s=0.01, max_timed_steps=4), "cpu", Phases())
+    assert {batch.shape[1] for batch in timed.training} != {60}
+
+
+def test_noise_is_that_of_samples_in_tokens() -> None:
+    """The noise scale in tokens is that in samples times their mean length, to the spread of such a measurement."""
+    by_samples, by_tokens = Seen(size_unit="samples"), Seen()
+    batch = {"global_batch_size": 16, "micro_batch_size": 16, "accumulation_steps": 1, "eval_batch_size": 400}
+    (plain,) = run(by_samples.objective, spec_of(**batch, end_samples=1600, points=(1600,), noise_samples=8000))
+    (report,) = run(by_tokens.objective, spec(points=(9600,), noise_samples=8000 * TOKENS // 400))
+
+    samples, tokens = plain.noise[-1], report.noise[-1]
+    mean = TOKENS / len(LENGTHS)
+    assert tokens.microbatch_size == pytest.approx(4 * mean, abs=1)  # Four of the longest fit into 240.
+    assert samples.covariance_trace is not None
+    assert tokens.covariance_trace is not None
+    assert 0.2 < tokens.covariance_trace / (mean * samples.covariance_trace) < 5
+
+
+def test_the_space_is_that_of_tokens() -> None:
+    """No batch is smaller than the longest sample, and usual rates belong to as many tokens as 64 samples have."""
+    facts = Seen(epochs=100).objective.describe()
+
+    assert (facts.n_samples, facts.size_unit, facts.longest) == (TOKENS, "tokens", 60)
+    space = make_space(Plan(), facts, None)
+    assert space.batches[0] == 64
+    assert space.centre_batch == 512
+    assert make_space(Plan(space={"batch_size": (16, 256)}), facts, None).batches == (64, 128, 256)
+    with pytest.raises(bstune.ArgumentError, match=r"\[32\]: expected at least 60 tokens"):
+        make_space(Plan(space={"batch_size": [32, 64]}), facts, None)
+
+
+def test_what_is_missing_is_said() -> None:
+    """The tokens of each sample must be known, and be numbers of tokens."""
+    with pytest.raises(bstune.ObjectiveError, match=r"needs the tokens of each sample of train_data: expected length="):
+        Seen(Texts())
+    with pytest.raises(bstune.ObjectiveError, match="expected whole numbers of tokens"):
+        Seen(Texts(), length=lambda sample: len(sample) / 2)
+    with pytest.raises(bstune.ArgumentError, match="size_unit='words': expected samples or tokens"):
+        Seen(size_unit="words")
+
+
+MODEL = """
+import bstune, torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+texts = [torch.ones(60 if index % 50 == 7 else 1 + index % 20) for index in range(400)]
+
+def pad(batch):
+    return pad_sequence(batch, batch_first=True)
+
+def step(model, batch):
+    return (model(batch[batch > 0].reshape(-1, 1)) - 2).square().mean()
+
+objective = bstune.Supervised(
+    lambda: nn.Linear(1, 1), texts, texts, training_step=step, collate_fn=pad, length=len, size_unit="tokens", epochs=4
+)
+"""
+
+
+@pytest.mark.usefixtures("brief_timing")
+def test_a_search_by_tokens_ends_in_what_to_use(tmp_path: Path) -> None:
+    """From nothing to a batch of tokens with its sampler; what is probed is said to be tokens."""
+    path = tmp_path / "model.py"
+    path.write_text(MODEL)
+    result = bstune.search(
+        bstune.load(f"{path}:objective"),
+        space={"batch_size": [64, 256], "learning_rate": [0.01, 0.1]},
+        n_trials=3,
+        device="cpu",
+        storage=f"sqlite:///{tmp_path}/bstune.db",
+    )
+
+    best = result.recommendation
+    assert best.global_batch_size in (64, 256)
+    assert best.micro_batch_size * best.accumulation_steps == best.global_batch_size
+    assert result.probe is not None
+    assert result.probe.micro_batch_size >= 60
+    assert any("Sizes count tokens" in warning for warning in result.probe.warnings)
+    said = search_text(result, Seen().objective.describe())
+    assert "batch_sampler=bstune.TokenBatches(lengths" in said
