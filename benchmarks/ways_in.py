@@ -1,7 +1,7 @@
 """One model and data set by every way in: the losses of one setting, what fits, and what else the process holds.
 
 python benchmarks/ways_in.py          # a few minutes; writes benchmarks/results/ways_in.md
-Digits, one hidden layer, SGD. Losses are those of four epochs at batch 32 with three seeds. What fits is probed at a limit
+Digits, one hidden layer, SGD. Losses are of four epochs at batch 32 with three seeds. What fits is probed at a limit
 that is the same for all, with the hidden layer 65,536 wide, so that samples take memory. A study of Optuna's is not
 probed: its size follows from its peaks at two sizes.
 """
@@ -158,7 +158,7 @@ with a fixed threshold. *MiB with a batch of 2* is the peak of the same steps wi
 its libraries, weights, gradients and optimizer. What it is more than for `Supervised` is memory that batches cannot
 have: the last column has the largest micro-batch with that given back.
 
-| way in | losses | mean | largest micro-batch | MiB with a batch of 2 | more | MiB a sample | largest, given that back |
+| way in | losses | mean | largest micro-batch | MiB with a batch of 2 | more | MiB a sample | largest, so corrected |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(lines)}
 """
