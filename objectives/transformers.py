@@ -301,7 +301,7 @@ def _filled(kind: Any, fields: Mapping[str, Any]) -> Iterator[None]:
     """Have all TrainingArguments that are made while the block runs take these fields, before they are looked at.
 
     Raises:
-        ObjectiveError: There is no such field.
+        ObjectiveError: There is no such field, or the model is to be sharded.
     """
     unknown = [name for name in fields if name not in kind.__dataclass_fields__]
     if unknown:
@@ -314,6 +314,11 @@ def _filled(kind: Any, fields: Mapping[str, Any]) -> Iterator[None]:
     def fill(self: Any) -> None:
         for name, value in fields.items():
             setattr(self, name, value)
+        if sharded := [name for name in ("fsdp", "deepspeed") if getattr(self, name, None)]:
+            raise ObjectiveError(
+                f"TrainingArguments have {sharded[0]}: a trial is one process, on one device, so there is nothing to "
+                f"share it with. To train with several, {SEVERAL}"
+            )
         looked_at(self)
         if not self.use_cpu and self.n_gpu > 1:
             self._n_gpu = 1  # It would spread each batch over all cards.

@@ -17,19 +17,22 @@ from bstune.tuner.workers.messages import Pickled
 
 
 @pytest.mark.parametrize(
-    ("nodes", "device", "jobs", "slots"),
+    ("nodes", "device", "jobs", "ranks", "slots"),
     [
-        ([{"CPU": 8}], "auto", 1, Slots(1, 8, 0)),
-        ([{"CPU": 8}], "cpu", 3, Slots(3, 2, 0)),
-        ([{"CPU": 0}, {"CPU": 1}, {"CPU": 1}], "auto", 2, Slots(2, 1, 0)),
-        ([{"CPU": 16, "GPU": 4}, {"CPU": 4}], "auto", 1, Slots(4, 4, 1)),
-        ([{"CPU": 16, "GPU": 4}], "cuda", 2, Slots(2, 4, 1)),
-        ([{"CPU": 16, "GPU": 4}], "cpu", 2, Slots(2, 8, 0)),
+        ([{"CPU": 8}], "auto", 1, 1, Slots(1, 8, 0)),
+        ([{"CPU": 8}], "cpu", 3, 1, Slots(3, 2, 0)),
+        ([{"CPU": 0}, {"CPU": 1}, {"CPU": 1}], "auto", 2, 1, Slots(2, 1, 0)),
+        ([{"CPU": 16, "GPU": 4}, {"CPU": 4}], "auto", 1, 1, Slots(4, 4, 1)),
+        ([{"CPU": 16, "GPU": 4}], "cuda", 2, 1, Slots(2, 4, 1)),
+        ([{"CPU": 16, "GPU": 4}, {"CPU": 4, "GPU": 1}], "cuda", 1, 2, Slots(2, 8, 2)),
+        ([{"CPU": 16, "GPU": 4}], "cpu", 2, 1, Slots(2, 8, 0)),
     ],
 )
-def test_trials_are_laid_out_over_nodes(nodes: list[dict[str, float]], device: str, jobs: int, slots: Slots) -> None:
-    """A GPU takes one trial; without one the cores are shared, as many each as let all trials run at once."""
-    assert lay_out(nodes, device, jobs) == slots
+def test_trials_are_laid_out_over_nodes(
+    nodes: list[dict[str, float]], device: str, jobs: int, ranks: int, slots: Slots
+) -> None:
+    """A GPU takes one trial, and each of its processes one; without GPUs the cores are shared among all trials."""
+    assert lay_out(nodes, device, jobs, ranks) == slots
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,13 @@ def test_more_than_the_cluster_has_is_refused(device: str, jobs: int, said: str)
     """The message names both numbers."""
     with pytest.raises(bstune.DeviceError, match=said):
         lay_out([{"CPU": 8}], device, jobs)
+
+
+def test_processes_that_no_node_has_gpus_for_are_refused() -> None:
+    """Two nodes with one each are not one with two."""
+    nodes = [{"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1}]
+    with pytest.raises(bstune.DeviceError, match=r"has 2 processes with a GPU each, and no node .* --num-gpus 2"):
+        lay_out(nodes, "auto", 1, 2)
 
 
 GIB = 1 << 30

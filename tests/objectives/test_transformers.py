@@ -230,6 +230,14 @@ def test_one_of_several_processes_does_not_wait_for_the_others(monkeypatch: pyte
         objective().prepare()
 
 
+def test_a_model_that_is_to_be_sharded_is_refused() -> None:
+    """By FSDP or ZeRO: a trial has one process, and the way to several is named."""
+    for sharded in ({"fsdp": "full_shard"}, {"deepspeed": {"zero_optimization": {"stage": 2}}}):
+        (name,) = sharded
+        with pytest.raises(bstune.ObjectiveError, match=rf"have {name}: a trial is one process.*search -- torchrun"):
+            objective(sharded).describe()
+
+
 def test_wrong_arguments_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Trainer that was already made, a schedule that is none; without the package the extra is named."""
     with pytest.raises(bstune.ArgumentError, match=r"make_trainer is a Trainer: expected a function.*schedule='step'"):

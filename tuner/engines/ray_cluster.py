@@ -98,7 +98,8 @@ class Cluster:
                 self._exit.enter_context(replaced("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", False))
             objective, source = portable(objective, self.folder, travels=address is not None)
             self._exit.enter_context(connected(address, jobs, self.folder, source))
-            self.slots = lay_out([node["Resources"] for node in living_nodes()], device, jobs)
+            ranks = int(getattr(objective, "world_size", 1))  # A file says it only where it is loaded.
+            self.slots = lay_out([node["Resources"] for node in living_nodes()], device, jobs, ranks)
             self.jobs = self.slots.n
             self.task = self._task(objective, source, address, threads, batch_sizes, params)
             self.node_of = self._nodes_by_kind()

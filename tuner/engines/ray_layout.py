@@ -43,16 +43,17 @@ def how_many_fit(node: Mapping[str, float], need: Mapping[str, float]) -> int:
     return min(int(node.get(name, 0) // amount) for name, amount in need.items() if amount)
 
 
-def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slots:
+def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int, ranks: int = 1) -> Slots:
     """Return how many trials run side by side and what each of them gets.
 
-    A GPU takes one trial, because the probe's bytes are those of a whole card. Without GPUs `jobs` trials share the
-    cores.
+    A GPU takes one trial, because the probe's bytes are those of a whole card; a trial of several processes takes as
+    many of one node. Without GPUs `jobs` trials share the cores.
 
     Args:
         nodes: Resources of each node.
         device: `auto`, `cpu` or `cuda`.
         jobs: Trials side by side; with GPUs and 1, as many as there are GPUs.
+        ranks: Processes of a trial that train together.
 
     Raises:
         DeviceError: The cluster does not have what is asked for.
@@ -67,14 +68,18 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int) -> Slo
             "device='cuda': the Ray cluster has no GPU. Use device='cpu', or start its nodes with --num-gpus."
         )
     if n_gpus and device != "cpu":
-        if jobs > n_gpus:
+        most = sum(how_many_fit(node, {"GPU": ranks}) for node in nodes)
+        if not most:
             raise DeviceError(
-                f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and a GPU takes one trial. Use jobs={n_gpus} or "
-                "fewer."
+                f"A trial has {ranks} processes with a GPU each, and no node of the Ray cluster has as many. Start a "
+                f"node with --num-gpus {ranks}, or train with fewer processes."
             )
-        cpus = max(1, min(int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1))
-        n = sum(how_many_fit(node, {"CPU": 1, "GPU": 1}) for node in nodes) if jobs == 1 else jobs
-        return Slots(n, cpus, 1)
+        if jobs > most:
+            each = "a GPU takes one trial" if ranks == 1 else f"a trial takes {ranks} of a node"
+            raise DeviceError(f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and {each}. Use jobs={most} or fewer.")
+        cores = min(int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= ranks)
+        n = sum(how_many_fit(node, {"CPU": ranks, "GPU": ranks}) for node in nodes) if jobs == 1 else jobs
+        return Slots(n, ranks * max(1, cores), ranks)
     largest = int(max((node.get("CPU", 0) for node in nodes), default=0))
     cpus = next((c for c in range(largest, 0, -1) if sum(how_many_fit(node, {"CPU": c}) for node in nodes) >= jobs), 0)
     if not cpus:
