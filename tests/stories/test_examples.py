@@ -96,8 +96,8 @@ def test_it_goes_from_nothing_to_a_model_that_sorts(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is searched by tokens and trained with the answer; in a short form, so it has not learned to sort well."""
-    known = "__file__, budget=1, n_trials=1, confirm=0, space={'batch_size': 512, 'learning_rate': 0.01}"
-    changed = {"search(__file__": f"search({known}", "epochs=10": "epochs=2", "Lists(4096": "Lists(1024"}
+    known = "__file__, budget=3, n_trials=2, space={'batch_size': 512, 'learning_rate': 0.01}"
+    changed = {"search(__file__": f"search({known}", "epochs=10": "epochs=1", "Lists(4096": "Lists(1024"}
 
     run_example(root / "examples" / "char_transformer.py", tmp_path, monkeypatch, changed)
 
