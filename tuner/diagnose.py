@@ -86,7 +86,7 @@ def diagnose(
         if known.probe is None and _needs_probe(claims, host.facts):
             known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
             by["setting"] = _setting_of(known)
-        own_loop = host.facts.kind != "supervised" or host.facts.size_unit != "samples"
+        own_loop = not host.facts.can_be_looked_at
         measured = MeasuredClaims(kept, untold(claims, known), by, fresh=fresh or own_loop)
         trained = 0.0
         if measured.wanted and not own_loop:
@@ -137,7 +137,7 @@ def _checked_threads(
 
 def _needs_probe(claims: Iterable[Claim], facts: Facts) -> bool:
     """Tell whether a probe is of use: for claims about the device, and to know what fits and what it costs."""
-    measured = facts.kind == "supervised"
+    measured = facts.can_be_looked_at
     return facts.kind != "command" and any(
         "probe" in claim.needs or (measured and claim.measurement is not None) for claim in claims
     )
@@ -189,7 +189,7 @@ def costs(
                 _, found = searched_study(opened, objective, host.facts, given=study)
                 if found is not None:
                     known = stored(found, host.facts)
-                    own_loop = host.facts.kind != "supervised"
+                    own_loop = not host.facts.can_be_looked_at
                     by = _measured_by(host, known, seed)
                     reused = frozenset(MeasuredClaims(found, untold(claims, known), by, fresh=fresh or own_loop).reused)
     unknown = [claim for claim in untold(claims, known) if claim.name not in reused]

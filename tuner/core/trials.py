@@ -101,6 +101,11 @@ class Facts:
         return self.epochs * self.n_samples
 
     @property
+    def can_be_looked_at(self) -> bool:
+        """Whether bstune owns the loop and counts samples, so that a diagnosis can measure on the model."""
+        return self.kind == "supervised" and self.size_unit == "samples"
+
+    @property
     def size_step(self) -> int:
         """The sizes that a probe tries are multiples of this: by single tokens, most of them hold the same samples.
 

@@ -405,12 +405,11 @@ def _ruling(claim: Claim, known: Known) -> Ruling:
     for need in claim.needs:
         if there[need] is None:
             return unknown(*MISSING[need])
-    kind, unit = ("supervised", "samples") if known.facts is None else (known.facts.kind, known.facts.size_unit)
-    seen = kind == "supervised" and unit == "samples"
-    if claim.measurement is None or seen:
+    facts = known.facts
+    if claim.measurement is None or facts is None or facts.can_be_looked_at:
         return claim.judge(known)
     if not claim.recorded:
-        return Ruling("not applicable", BY_TOKENS if kind == "supervised" else OWN_LOOP)
+        return Ruling("not applicable", BY_TOKENS if facts.kind == "supervised" else OWN_LOOP)
     ruling = claim.judge(known)
     if ruling.found != known.why_not(claim.measurement):
         return ruling
