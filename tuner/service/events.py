@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.trial_record import TrialRecord
+
 KEPT = 100
 """Events of a study that a watcher who was away can still have."""
 MOST_WATCHERS = 200
@@ -27,13 +29,21 @@ class Happened:
         number: Ascending.
         study: Where it was.
         kind: `start`, `report`, `finish`, `ended`, `failed`, `created` or `deleted`.
-        data: For the watcher, as JSON.
+        spent: Reference runs of the study so far.
+        trial: Of which it tells, if it is of one.
     """
 
     number: int
     study: str
     kind: str
-    data: dict[str, Any]
+    spent: float
+    trial: TrialRecord | None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """It for a watcher, as JSON; made when there is one."""
+        trial = None if self.trial is None else self.trial.to_dict()
+        return {"study": self.study, "spent": self.spent, "trial": trial}
 
 
 class Feed:
@@ -59,12 +69,12 @@ class Feed:
         """Whether there is room for no other watcher."""
         return len(self._watchers) >= MOST_WATCHERS
 
-    def publish(self, study: str, kind: str, data: dict[str, Any]) -> None:
+    def publish(self, study: str, kind: str, spent: float, trial: TrialRecord | None) -> None:
         """Tell what has happened; from any thread."""
         if self._loop is None:
             return
         with self._lock:
-            event = Happened(next(self._numbers), study, kind, data)
+            event = Happened(next(self._numbers), study, kind, spent, trial)
             self._kept[study].append(event)
             if kind == "deleted":
                 del self._kept[study]

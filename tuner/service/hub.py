@@ -232,8 +232,7 @@ class Hub:
         forget_study(served.study)
 
     def _publish(self, served: ServedStudy, kind: str, record: TrialRecord | None) -> None:
-        data = {"study": served.name, "spent": served.spent, "trial": None if record is None else record.to_dict()}
-        self.feed.publish(served.name, kind, data)
+        self.feed.publish(served.name, kind, served.spent, record)
 
     def close(self) -> None:
         """End all threads; what runs at clients is taken up at the next start."""

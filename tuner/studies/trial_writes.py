@@ -168,12 +168,18 @@ def _require_study(connection: Any, study_id: int) -> None:
 def _require_running(connection: Any, trial_id: int) -> None:
     """Refuse to have written to a trial that somebody else has removed or ended; the transaction is undone then."""
     from optuna.exceptions import UpdateFinishedTrialError
-    from optuna.storages._rdb import models
-    from sqlalchemy import select
 
-    table = models.TrialModel
-    found = connection.execute(select(table.state).where(table.trial_id == trial_id)).first()
+    found = connection.execute(_state_of_trial(), {"trial": trial_id}).first()
     if found is None:
         raise KeyError(f"The trial of id {trial_id} is no longer there.")
     if found[0].is_finished():
         raise UpdateFinishedTrialError(f"The trial of id {trial_id} was ended by somebody else.")
+
+
+@functools.cache
+def _state_of_trial() -> Any:
+    """Return the question for the state of a trial; to compose it takes longer than to ask it."""
+    from optuna.storages._rdb import models
+    from sqlalchemy import bindparam, select
+
+    return select(models.TrialModel.state).where(models.TrialModel.trial_id == bindparam("trial"))
