@@ -29,7 +29,7 @@ from bstune.tests.studies.written import AXES, finished, opened, report, run_one
 from bstune.tuner.studies import database_server as database_server_module
 from bstune.tuner.studies import journal as journal_module
 from bstune.tuner.studies import trial_writes
-from bstune.tuner.studies.catalog import find_study, make_study
+from bstune.tuner.studies.catalog import find_study, forget_study, make_study
 from bstune.tuner.studies.journal import cut_torn_line
 from bstune.tuner.studies.location import locate
 from bstune.tuner.studies.storage import open_storage, read_storage
@@ -341,6 +341,7 @@ def test_one_transaction_writes_what_optunas_own_calls_write(
                 with pytest.raises(KeyError):
                     trial_writes.write_trial(backend, 10**6, attributes={"nowhere": True})
                 trials = backend.get_all_trials(study._id)
+                forget_study(study)
             dicts = ("params", "distributions", "user_attrs", "intermediate_values")
             stored.append(
                 [[t.state, t.values, *(repr(sorted(getattr(t, name).items())) for name in dicts)] for t in trials]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import sqlite3
 
 import optuna
 import pytest
@@ -16,6 +18,7 @@ from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import NoisePoint
 from bstune.tuner.studies import trial_writes
 from bstune.tuner.studies.catalog import (
+    forget_study,
     make_study,
     studies,
 )
@@ -192,6 +195,28 @@ def test_a_trial_whose_result_was_written_is_finished(url: str, monkeypatch: pyt
         assert study.sweep() == []
         assert study.records == (record,)
     assert optuna.load_study(study_name="digits", storage=url).trials[0].value == 0.25
+
+
+def test_a_study_that_is_deleted_leaves_nothing_behind(url: str) -> None:
+    """In no table, and the other one is whole; a second time there is none."""
+
+    def counted() -> list[tuple[str, int]]:
+        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+            names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            return [(name, database.execute(f"SELECT count(*) FROM {name}").fetchone()[0]) for name in names]
+
+    with opened(url, "other") as study:
+        run_one(study)
+    before = counted()
+    with opened(url) as study:
+        study.set(probe_key={"a": 1})
+        run_one(study)
+        study.report(report(study.begin(spec(), AXES).number, (64,), math.nan))
+        assert counted() != before
+        forget_study(study)
+        with pytest.raises(KeyError, match="no longer there"):
+            forget_study(study)
+    assert counted() == before
 
 
 def test_a_study_of_a_newer_bstune(url: str) -> None:

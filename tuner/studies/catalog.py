@@ -17,6 +17,7 @@ from ..core.plain_text import one_line
 from ..core.probe_results import DeviceInfo
 from ..core.specs import Plan
 from ..core.trials import Facts
+from . import trial_writes
 from .naming import is_anothers, objective_identity, study_name
 from .spec_json import encode_space
 from .storage import Storage
@@ -185,7 +186,7 @@ def choose_study(
 def forget_study(study: Study) -> None:
     """Delete a study and all that is in it."""
     with study.storage.guard():
-        study.storage.backend.delete_study(study._id)
+        trial_writes.delete_study(study.storage.backend, study._id)
 
 
 def differences_of(study: Study, wanted: Mapping[str, Any]) -> list[str]:
