@@ -9,7 +9,7 @@ from html import escape
 from ..core.trial_record import TrialRecord
 from ..report.units import number, setting_text
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BELOW = 720, 260, 64, 8, 8, 28
+WIDTH, HEIGHT, EDGE = 720, 260, 6
 MOST = 100
 """Curves that are drawn: the newest, and that of the best."""
 
@@ -31,8 +31,8 @@ def curves(records: Sequence[TrialRecord], best: TrialRecord | None) -> str:
 
     def place(samples: int, loss: float) -> str:
         share = (scale(high) - scale(loss)) / (scale(high) - scale(low)) if high > low else 0.5
-        across = LEFT + (WIDTH - LEFT - RIGHT) * samples / last
-        return f"{across:.1f},{TOP + (HEIGHT - TOP - BELOW) * share:.1f}"
+        across, down = (WIDTH - 2 * EDGE) * samples / last, (HEIGHT - 2 * EDGE) * share
+        return f"{EDGE + across:.1f},{EDGE + down:.1f}"
 
     lines = []
     for record, curve in sorted(drawn, key=lambda each: (each[0] is best, each[0].state == "running")):
@@ -41,15 +41,11 @@ def curves(records: Sequence[TrialRecord], best: TrialRecord | None) -> str:
         places = " ".join(place(*each) for each in curve)
         # A mark of no length is a dot: also a curve of one point is seen.
         lines.append(f'<path class="{kind}" d="M{places} l0,0"><title>{escape(said)}</title></path>')
-    label = f"Validation loss by training samples of {len(drawn)} trials, {number(low)} to {number(high)}"
+    scaled = "on a scale of logarithms, " if low > 0 else ""
+    said = f"Loss from {number(high)} down to {number(low)}, {scaled}by samples up to {last}. Thick: the lowest."
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-        f'<path class="axes" d="M{LEFT},{TOP}V{HEIGHT - BELOW}H{WIDTH - RIGHT}"/>'
-        f'<text x="{LEFT - 6}" y="{TOP + 8}" text-anchor="end">{number(high)}</text>'
-        f'<text x="{LEFT - 6}" y="{HEIGHT - BELOW}" text-anchor="end">{number(low)}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 8}">0</text>'
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{last} samples</text>'
-        f"{''.join(lines)}</svg>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-label="Curves of the trials">'
+        f'<path class="axes" d="M1,1V{HEIGHT - 1}H{WIDTH - 1}"/>{"".join(lines)}</svg><p class="quiet">{said}</p>'
     )
 
 

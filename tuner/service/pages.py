@@ -30,12 +30,21 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; 
 th { color: var(--quiet); font-weight: 600; white-space: nowrap; }
 td.long { min-width: 12rem; overflow-wrap: anywhere; }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-svg { display: block; width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--quiet); }
-svg path { fill: none; stroke: var(--quiet); stroke-opacity: .5; stroke-linecap: round; stroke-linejoin: round; }
+svg { display: block; width: 100%; height: 15rem; } .quiet { color: var(--quiet); margin: .25rem 0; }
+svg path { fill: none; stroke: var(--quiet); stroke-opacity: .5; stroke-linecap: round; stroke-linejoin: round;
+  vector-effect: non-scaling-stroke; }
 svg .axes { stroke: var(--line); stroke-opacity: 1; }
 svg .runs { stroke: var(--run); stroke-opacity: 1; stroke-width: 2; }
 svg .best { stroke: var(--best); stroke-opacity: 1; stroke-width: 3; }
 svg path:hover { stroke: var(--ink); stroke-opacity: 1; stroke-width: 3; }
+@media (max-width: 40rem) {
+  svg { height: 10rem; } thead { display: none; }
+  tr { display: block; padding: .4rem 0; border-bottom: 1px solid var(--line); }
+  td, td.n, td.long { display: inline-block; min-width: 0; padding: 0 .8rem 0 0; border: 0; white-space: normal;
+    text-align: left; }
+  td:empty { display: none; } td:first-child { display: block; font-weight: 600; }
+  td.n::before, td:not(:first-child)::before { content: attr(data-head) " "; color: var(--quiet); }
+}
 """
 SCRIPT = """\
 "use strict";
@@ -81,7 +90,7 @@ REPORT_POLICY = (
 MOST_ROWS = 200
 """Trials of a study that its page lists: it is made anew with each report."""
 NUMBERS = (
-    *("trials", "running", "reference runs", "lowest loss", "s since heard of"),
+    *("trials", "running", "reference runs", "lowest loss"),
     *("trial", "batch size", "learning rate", "samples", "loss"),
 )
 CLASSES = dict.fromkeys(NUMBERS, "n") | dict.fromkeys(("state", "what it does"), "long")
@@ -128,7 +137,7 @@ def index_page(studies: Sequence[Mapping[str, Any]]) -> str:
     if not studies:
         return _page("Studies", "/v1/events", f"<p>{_text(NO_STUDIES)}</p>")
     heads = ["study", "state", "goal", "trials", "running", "reference runs", "lowest loss"]
-    return _page("Studies", "/v1/events", f"{_table(heads, rows)}<h2>Workers</h2>{_workers(workers)}")
+    return _page("Studies", "/v1/events", f"{_table(heads, rows)}<h2>Workers</h2>{_workers(workers, 'study')}")
 
 
 def study_page(study: Mapping[str, Any], records: Sequence[TrialRecord]) -> str:
@@ -195,20 +204,21 @@ def routes_page(openapi: Mapping[str, Any]) -> str:
     return _page("Calls", None, said + _table(["method", "path", "what it does"], rows))
 
 
-def _workers(workers: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+def _workers(workers: Iterable[tuple[str, Mapping[str, Any]]], *study: str) -> str:
+    """Return who is there; with the head `study`, of which one."""
     rows = [
         [
             _text(worker["client"]),
             _text(worker["device"] or ""),
-            f'<a href="/studies/{quote(study, safe="")}">{_text(study)}</a>',
+            *([f'<a href="/studies/{quote(name, safe="")}">{_text(name)}</a>'] if study else []),
             _text("waits" if worker["trial"] is None else f"trial {worker['trial']}"),
-            *_numbers(worker["silent_s"]),
+            _text(f"{worker['silent_s']:.0f} s ago"),
         ]
-        for study, worker in workers
+        for name, worker in workers
     ]
     if not rows:
         return f"<p>{_text(NO_WORKERS)}</p>"
-    return _table(["worker", "device", "study", "does", "s since heard of"], rows)
+    return _table(["worker", "device", *study, "does", "heard of"], rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -216,10 +226,12 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     marks = [f' class="{CLASSES[name]}"' if name in CLASSES else "" for name in heads]
     head = "".join(f"<th{mark}>{_text(name)}</th>" for mark, name in zip(marks, heads, strict=True))
 
-    def row(cells: Sequence[str]) -> str:
-        return f"<tr>{''.join(f'<td{mark}>{cell}</td>' for mark, cell in zip(marks, cells, strict=True))}</tr>"
+    def line(cells: Sequence[str]) -> str:
+        named = zip(marks, map(_text, heads), cells, strict=True)
+        row = "".join(f'<td{mark} data-head="{name}">{cell}</td>' for mark, name, cell in named)
+        return f"<tr>{row}</tr>"
 
-    body = "".join(row(cells) for cells in rows)
+    body = "".join(line(cells) for cells in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
