@@ -66,6 +66,7 @@ def test_losses_at_equal_training_loss(gain: float, verdict: str, seed: int) -> 
     assert sharp.verdict == "does not hold"
     assert covers(sharp, 1.0)
     assert "hint only" in sharp.advice
+    assert ("no worse on new data" in sharp.advice) == (gain == 0)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

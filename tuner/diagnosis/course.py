@@ -137,9 +137,10 @@ def best_looks_better(known: Known) -> Ruling:
     half = student_quantile(SEED_SD[1] + n_fresh) * sd * math.sqrt(1 / len(pairs) + 1 / n_fresh)
     verdict = beyond(mean - half, mean + half, math.log(LUCK))
     what = "the setting that was chosen ends" if len(pairs) == 1 else f"the {len(pairs)} settings that were chosen end"
+    than = "in the run that it was chosen by" if len(pairs) == 1 else "in the runs that they were chosen by"
     found = (
-        f"{what} {100 * math.expm1(mean):+.1f} % higher on fresh seeds ({n_fresh} runs) than in the run that it was "
-        "chosen by"
+        f"{what} {100 * abs(math.expm1(mean)):.1f} % {'higher' if mean > 0 else 'lower'} on fresh seeds ({n_fresh} "
+        f"run{'' if n_fresh == 1 else 's'}) than {than}"
     )
     advice = {
         "holds": "Expect the loss of the fresh seeds, and report it; final numbers belong to a test set of their own.",

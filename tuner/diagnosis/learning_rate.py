@@ -67,6 +67,14 @@ def _said(table: EqualSamples, slope: Slope) -> str:
     return f"best rates {table.when}: {best}; doubling the batch multiplies them by {2**slope.value:.2f}"
 
 
+def _factor(known: Known, table: EqualSamples, slope: Slope) -> str:
+    """Return by how much the rate moves with a doubled batch; of short runs as the answer of the search has it."""
+    rule = None if known.best is None else known.best.lr_rule
+    if rule is not None and table.samples < 0.97 * table.full_samples:
+        return f"{2**rule.alpha:.2f}, which all trials together say"
+    return f"{2**slope.value:.2f} (from {min(table.tuned)} to {max(table.tuned)} samples)"
+
+
 def _data(table: EqualSamples) -> dict[str, list[float]]:
     return {
         "batch_size": list(table.tuned),
@@ -85,8 +93,7 @@ def coupling(known: Known) -> Ruling:
     if verdict == "cannot tell":
         advice = search_again(known)
     elif verdict == "holds":
-        low, high = min(table.tuned), max(table.tuned)
-        advice = f"When you double the batch, multiply the rate by {2**slope.value:.2f} (from {low} to {high} samples)."
+        advice = f"When you double the batch, multiply the rate by {_factor(known, table, slope)}."
     else:
         advice = "Keep the rate when you change the batch."
     return Ruling(verdict, _said(table, slope), advice, slope.value, "(slope)", slope.low, slope.high, _data(table))
@@ -110,7 +117,7 @@ def _rule(known: Known, wanted: float, words: str) -> Ruling:
     said = f"the best rate moves with the power {slope.value:.2f} of the batch, {table.when}; the rule says {wanted:g}"
     parts = (slope.value, "(slope)", slope.low, slope.high, _data(table))
     if slope.low > wanted + OTHER or slope.high < wanted - OTHER:
-        advice = f"Do not scale {words}: multiply the rate by {2**slope.value:.2f} for each doubling instead."
+        advice = f"Do not scale {words}: for each doubling multiply the rate by {_factor(known, table, slope)}."
         return Ruling("does not hold", said, advice, *parts)
     if wanted - 2 * SAME < slope.low and slope.high < wanted + 2 * SAME and abs(slope.value - wanted) <= SAME:
         return Ruling("holds", said, f"Scale the rate {words}, from {min(table.tuned)} to {max(table.tuned)}.", *parts)

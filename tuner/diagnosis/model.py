@@ -191,7 +191,7 @@ def curvature_limit(known: Known) -> Ruling:
     tuned = "recommended" if known.best is not None else "usual"
     said = (
         f"the {tuned} rate of {known.setting.learning_rate:.3g} is {math.exp(mean):.2g} of the largest that the "
-        f"curvature allows; that was {limits[0]:.3g} first and {limits[-1]:.3g} later"
+        f"curvature allows, which was {limits[0]:.3g} first and is {limits[-1]:.3g} later"
     )
     advice = {
         "holds": "A larger batch will not allow a larger rate; warm-up, momentum or a better conditioned model may.",

@@ -110,7 +110,12 @@ def twice_is_half(known: Known) -> Ruling:
     advice = {
         "holds": "A larger batch saves nearly as many steps as it is larger: worth it where the device has room.",
         "does not hold": f"Beyond {batch:,} samples a larger batch costs more samples than it saves steps.",
-    }.get(verdict, "Let a search compare: bstune search MODEL --budget 20")
+    }.get(
+        verdict,
+        "Let a search compare: bstune search MODEL --budget 20"
+        if known.result is None
+        else "Let the search go on: bstune search MODEL --budget 40",
+    )
     return Ruling(
         verdict,
         found,

@@ -210,8 +210,9 @@ def sharp_minima(known: Known) -> Ruling:
         f"after a quarter of a full run the largest curvature at batch {large} is {math.exp(logs[0]):.2f} times that "
         f"at {small}, and at the same training loss its validation loss is {math.expm1(worse[0]):+.1%} a doubling"
     )
-    advice = (
-        "Take it as a hint only: curvature depends on how weights are scaled (Dinh et al. 2017), and on how far a run "
+    advice = "A large batch is no worse on new data here, sharp or not. " if hurts == "does not hold" else ""
+    advice += (
+        "Take sharpness as a hint only: it depends on how weights are scaled (Dinh et al. 2017), and on how far a run "
         "is. Choose by losses."
     )
     return ratio_ruling(verdict, said, advice, logs, f"times the curvature at {small}", {"log_ratio": ratios})
