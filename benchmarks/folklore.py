@@ -96,7 +96,8 @@ def page(found: list[Finding], seconds: float, trained: float) -> str:
         f"{len(found)} claims {n['holds']} hold, {n['does not hold']} do not, {n['cannot tell']} cannot be told, and "
         f"{n['not applicable']} do not apply.",
         "",
-        "![Best learning rate by batch size, losses at one rate and at each batch's own, and losses on new data at equal training loss](folklore.png)",
+        "![Best learning rate by batch size, losses at one rate and at each batch's own, and losses on new data at "
+        "equal training loss](folklore.png)",
         "",
         "| claim | here | found | figure (90 % interval) | what to do |",
         "| --- | --- | --- | --- | --- |",
@@ -150,8 +151,8 @@ def draw(found: list[Finding]) -> None:
     gap = by_name["generalization-gap"].data
     curves = pandas.DataFrame(
         [
-            {"training loss": train, "validation loss": val, "batch": name, "run": f"{name} {i}"}
-            for name in ("small", "large")
+            {"training loss": train, "validation loss": val, "batch": str(batch), "run": f"{name} {i}"}
+            for batch, name in zip(gap["batch_size"], ("small", "large"), strict=True)
             for i, run in enumerate(zip(gap[f"{name}_train"], gap[f"{name}_val"], strict=True))
             for train, val in zip(*run, strict=True)
         ]
@@ -163,7 +164,7 @@ def draw(found: list[Finding]) -> None:
         .encode(
             altair.X("training loss:Q", scale=log),
             altair.Y("validation loss:Q", scale=log),
-            altair.Color("batch:N", title="batch, three runs each"),
+            altair.Color("batch:N", title="batch size"),
             altair.Detail("run:N"),
             altair.Order("training loss:Q"),
         )

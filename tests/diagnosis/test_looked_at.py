@@ -282,11 +282,14 @@ def test_the_curvature_of_a_loss_without_a_second_derivative() -> None:
 
 @pytest.mark.parametrize("make", [net, compiled])
 def test_any_model_is_trained_side_by_side(make: Any) -> None:
-    """The same models, at two batch sizes and two rates, by trainings of their own."""
+    """The same models, at two batch sizes and two rates, and with both optimizers, by trainings of their own."""
     asked: dict[str, Any] = {"points": (0,), "sizes": (256, 2, 2, 16, 16), "rates": (0.01, 0.08)}
     known = looked_at(with_dicts(make), ["crossed_pairs", "side_by_side"], **asked)
 
-    assert [look.failed for look in known.looks] == [None, None]
+    both = looked_at(with_dicts(make), ["two_optimizers"], points=(0,), sizes=(64, 128), rates=(0.05, 0.001))
+
+    assert [look.failed for look in (*known.looks, *both.looks)] == [None, None, None]
+    assert finding("adam-or-sgd", both).figure is not None or "last one tried" in finding("adam-or-sgd", both).found
     assert known.looks[1].values["large_curvature"] != ()
     assert finding("crossed-pairs", known).figure is not None or "beyond both" in finding("crossed-pairs", known).found
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 from bstune.tests.diagnosis.made import SEEDS, covers, ended, finding, grid, searched
-from bstune.tests.diagnosis.problems import beside, crossed, crossed_truth
+from bstune.tests.diagnosis.problems import beside, crossed, crossed_truth, looked_at, normalised
 from bstune.tuner.core.examination import Look
 from bstune.tuner.diagnosis.known import Known
 from bstune.tuner.diagnosis.measured import ghost_size, two_sizes
@@ -99,6 +100,16 @@ def test_trainings_that_tell_nothing() -> None:
     assert "could not be measured" in finding("sharp-minima", unseen).found
     assert finding("generalization-gap", unseen).verdict == "holds"
     assert "out of memory" in finding("sharp-minima", failed).found
+
+
+def test_parts_of_a_batch_are_trained_as_one_batch() -> None:
+    """At a rate of next to nothing they end where the whole does, since running statistics are those of all samples."""
+    asked: dict[str, Any] = {"global_batch_size": 64, "micro_batch_size": 64, "points": (0,), "sizes": (1280, 16)}
+    [look] = looked_at(normalised(pixels=16), ["ghost_batches"], rate=1e-7, **asked).looks
+
+    assert look.failed is None
+    assert look.values["parts"] == pytest.approx(look.values["whole"], rel=0.05)
+    assert look.values["parts"] != look.values["whole"]
 
 
 def test_sizes_that_are_compared() -> None:

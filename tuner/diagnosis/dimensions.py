@@ -15,6 +15,7 @@ from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, ratio_ruling, unknown, unmeasured
 from .learning_rate import GROWS, STAYS
 from .noise import mean_interval
+from .sizes import middle
 from .tables import EqualSamples, seed_sd, slope_of, tables_of
 
 LEAST_SETTINGS = 4
@@ -81,7 +82,7 @@ def _trained_with_both(look: Look) -> Ruling:
     losses = {kind: look.values[kind] for kind in ("adam", "sgd")}
     best = {kind: look.values[f"{kind}_best"][0] for kind in losses}
     n = int(look.values["settings"][0])
-    shown = {kind: number(statistics.median(found)) for kind, found in losses.items()}
+    shown = {kind: middle(found) for kind, found in losses.items()}
     said = (
         f"after {look.values['samples'][0]:,.0f} samples at the best of {n} rates each Adam ends at {shown['adam']} "
         f"(rate {best['adam']:.3g}), SGD at {shown['sgd']} (rate {best['sgd']:.3g}), over {len(losses['adam'])} seeds"

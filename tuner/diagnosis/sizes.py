@@ -53,7 +53,7 @@ def _crossed_with_seeds(look: Look) -> Ruling:
     if any(loss <= 0 for found in losses.values() for loss in found):
         return unknown("losses of 0 and below cannot be compared as ratios", "")
     low, high = look.values["rates"]
-    each = {name: number(statistics.median(found)) for name, found in losses.items()}
+    each = {name: middle(found) for name, found in losses.items()}
     said = (
         f"after {look.values['samples'][0]:,.0f} samples batch {small} at rate {low:.3g} ends at {each['small_low']} "
         f"and {large} at {high:.3g} at {each['large_high']}; crossed, {small} at {high:.3g} ends at "
@@ -67,6 +67,17 @@ def _crossed_with_seeds(look: Look) -> Ruling:
     mean, low_end, high_end = mean_interval([_contrast(row) for row in rows], least_sd=LEAST_SD)
     data = {"batch_size": [small, large], "learning_rate": [low, high], **losses}
     return _crossed(said, (mean, low_end, high_end), data)
+
+
+def middle(losses: Sequence[float]) -> str:
+    """Return the middle of losses by ratios as text: their geometric mean.
+
+    Example:
+        >>> middle([1.0, 4.0]), middle([1.0, math.inf])
+        ('2', 'no finite loss')
+    """
+    finite = all(math.isfinite(loss) and loss > 0 for loss in losses)
+    return number(statistics.geometric_mean(losses)) if finite else "no finite loss"
 
 
 def _contrast(losses: Sequence[float]) -> float:
@@ -182,7 +193,8 @@ def generalization_gap(known: Known) -> Ruling:
         "updates, or its own rate.",
     }.get(verdict, "Choose by validation losses at the end of full runs, as a search does: bstune search MODEL")
     names = ("small_train", "small_val", "large_train", "large_val")
-    data = {name: [list(look.values[name]) for look in looks] for name in names}
+    data: dict[str, Any] = {name: [list(look.values[name]) for look in looks] for name in names}
+    data["batch_size"] = [small, large]
     return ratio_ruling(verdict, said, advice, logs, "% loss a doubling", data, shown=percent_above)
 
 
