@@ -23,6 +23,7 @@ CREEPS = 0.5
 """Of its first slope: a curve that falls as fast as this at its end creeps."""
 LEAST_POINTS, LEAST_FAR = 5, 6
 """Points of a curve, and curves of rates far from the best, from which shapes can be told."""
+TO_THEIR_ENDS = "Let all trials run to their ends: bstune search MODEL --pruner none --n-trials 20 --budget 30 --fresh"
 LUCK = 1.02
 """A loss so many times as high on a fresh seed was luck."""
 
@@ -95,7 +96,7 @@ def short_runs_tell(known: Known) -> Ruling:
     if len(settings) < 6:
         return unknown(
             f"{len(settings)} settings were run to the end on the search's seed, and 6 are needed",
-            "Ask for more: bstune search MODEL --budget 40",
+            TO_THEIR_ENDS,
         )
     at = known.facts.full_run_samples / 9
     pairs = [(loss_after(r, at), r.val_loss) for r in settings.values()]
@@ -163,9 +164,9 @@ def curve_shapes(known: Known) -> Ruling:
     n = sum(map(len, sides.values()))
     if n < LEAST_FAR or not all(sides.values()):
         return unknown(
-            f"{n} curves of rates about 4 times too high or too low are recorded, and {LEAST_FAR} with some of both "
+            f"{n} curves of rates about 4 times too high or too low are long enough, and {LEAST_FAR} with some of both "
             "are needed",
-            search_again(known),
+            TO_THEIR_ENDS,
         )
     right = {
         "above": sum(shape in ("diverged", "jumping") for shape in sides["above"]),
