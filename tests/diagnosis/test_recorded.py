@@ -8,6 +8,7 @@ import math
 import pytest
 from bstune.tests.diagnosis.made import (
     FALLS,
+    FULL,
     LATE,
     SEEDS,
     WAVES,
@@ -18,6 +19,7 @@ from bstune.tests.diagnosis.made import (
     finding,
     grid,
     probe,
+    record,
     searched,
     shaped,
     with_best,
