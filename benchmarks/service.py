@@ -263,10 +263,10 @@ def idle(options: argparse.Namespace) -> dict[str, Any]:
     held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(options.connections)]
     for sock in held[:100]:
         sock.sendall(b"POST /v1/studies HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le")
-    times = []
+    times, books = [], Books(server)
     for _ in range(50):
         start_s = time.perf_counter()
-        assert httpx.get(f"{server.url}/healthz", trust_env=False).status_code == 200
+        books.get("/healthz")
         times.append(time.perf_counter() - start_s)
     time.sleep(18)
     assert server.process is not None
