@@ -22,7 +22,7 @@ ODD: tuple[Any, ...] = (
 )
 ME = {"client_id": "me"}
 LOST = {"samples": 1, "lost": "error", "message": "m", "error_type": "E", "traceback": "t", "output": "o"}
-RIGHT = {
+RIGHT: dict[str, dict[str, Any]] = {
     "ask": {**ME, "device": "a CPU", "wait_s": 0.0},
     "report": {**ME, "samples": 1, "val_loss": 1.0, "seconds": 1.0, "metrics": {"a": 1.0}, "interval": 1, "noise": []},
     "finish": {**ME, **LOST, "seconds": 1.0, "peak_bytes": 1, "checkpoint": False},
