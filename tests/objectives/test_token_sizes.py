@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from bstune.tests.objectives.small import run, spec_of
 from bstune.tests.objectives.told import Phases
 from bstune.tuner.core.specs import Plan
-from bstune.tuner.core.trials import MeasureSpec, NoisePoint
+from bstune.tuner.core.trials import MeasureSpec, NoisePoint, TrialReport
 from bstune.tuner.report.text import search_text
 from bstune.tuner.strategy.space import make_space
+from bstune.tuner.workers import messages
+from bstune.tuner.workers.fork_server import Host
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -191,10 +194,34 @@ def pad(batch):
 def step(model, batch):
     return (model(batch[batch > 0].reshape(-1, 1)) - 2).square().mean()
 
-objective = bstune.Supervised(
-    lambda: nn.Linear(1, 1), texts, texts, training_step=step, collate_fn=pad, length=len, size_unit="tokens", epochs=4
-)
+by_tokens = {"training_step": step, "collate_fn": pad, "length": len, "size_unit": "tokens", "epochs": 4}
+objective, two = (bstune.Supervised(lambda: nn.Linear(1, 1), texts, texts, world_size=n, **by_tokens) for n in (1, 2))
 """
+
+
+def test_two_ranks_learn_what_one_does_with_twice_the_accumulation(tmp_path: Path) -> None:
+    """Micro-batches are dealt out in turn, and each validates a part; what is probed are the largest, in each."""
+    path = tmp_path / "model.py"
+    path.write_text(MODEL)
+    alone = run(prepared(path), spec())
+    with Host(bstune.load(f"{path}:two"), device="cpu") as host:
+        worker = host.start(messages.Train(spec(accumulation_steps=1, world_size=2)))
+        losses = []
+        while isinstance(said := host.answer(worker, 60), TrialReport):
+            losses.append(said.val_loss)
+            worker.reply("go")
+        worker.end()
+        notes = host.run(messages.Measure(MeasureSpec(150, 150, 2, 3, seed=0))).notes
+
+    assert losses == pytest.approx([report.val_loss for report in alone], rel=1e-4)
+    assert notes.samples == 4 * 150 * 2  # Three steps, one of them of two micro-batches.
+
+
+def prepared(path: Path) -> Any:
+    """Return the objective of a file, in this process."""
+    objective = runpy.run_path(str(path))["objective"]
+    objective.prepare()
+    return objective
 
 
 @pytest.mark.usefixtures("brief_timing")

@@ -2,7 +2,19 @@
 
 Others stand with their subject: sizes accepted without training, memory of validation, weights that do not fit, errors
 that are no memory and memory that looks like a bug (test_probe, test_out_of_memory); memory kept between trials
-(test_worker); other processes on the card (test_cuda).
+(test_worker); other processes on the card (test_cuda). Where a way in could fail by itself, its own tests have them:
+
+- A size that does not last: here, test_commands, test_ranked_run and test_command_ranks (what fits in every process).
+- Out of memory only in validation: test_probe, test_framework_faults (Lightning, the Trainer), test_ranked_run.
+- Data of varying length: here, test_longest, test_token_sizes, test_token_batches (own loops and scripts),
+  test_lightning and test_transformers.
+- Out of memory in the middle of a run: test_faults, test_commands, test_framework_faults, test_ranked_run, test_ranks
+  (under torchrun), test_sampler (Optuna's studies).
+- A batch that changes what is trained: test_search_scenarios, test_commands, test_lightning, test_transformers,
+  test_ranked_run, test_command_ranks.
+- One process of several out of memory: test_ranked_run, test_ranks.
+- Memory kept between trials: test_worker (all trials are processes), test_framework_faults, test_ranked_run.
+- Errors misread: test_probe, test_out_of_memory, test_commands, test_framework_faults, test_ranked_run.
 """
 
 from __future__ import annotations
