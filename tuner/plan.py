@@ -129,7 +129,7 @@ def _outlook(
         return min(size, n_val or size)
 
     peak = ReservedPeak(model, max(0, budget), eval_size_of=eval_size_of)
-    step = multiple_of if multiple_of > 1 else host.facts.size_step
+    step = multiple_of if multiple_of > 1 else host.facts.longest
     size = largest_fitting(lambda n: peak(n) <= budget, n_samples, step)
     if size is None or size < host.facts.longest:
         return Outlook(name, total_bytes, budget, None, "memory", None, None, None, None)

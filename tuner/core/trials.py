@@ -105,16 +105,6 @@ class Facts:
         """Whether bstune owns the loop and counts samples, so that a diagnosis can measure on the model."""
         return self.kind == "supervised" and self.size_unit == "samples"
 
-    @property
-    def size_step(self) -> int:
-        """The sizes that a probe tries are multiples of this: by single tokens, most of them hold the same samples.
-
-        Example:
-            >>> Facts("texts", "supervised", 90_000, 1.0, size_unit="tokens", longest=700).size_step
-            64
-        """
-        return 1 << max(0, (self.longest // 8).bit_length() - 1)
-
     def full_run_steps(self, global_batch_size: int) -> int:
         """Return the optimizer steps of a full run: floor(epochs * n_samples / global_batch_size)."""
         return math.floor(self.full_run_samples / global_batch_size + 1e-9)

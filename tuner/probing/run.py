@@ -108,9 +108,8 @@ def _bounds(facts: Facts, min_batch: int, max_batch: int | None, multiple_of: in
             f"Micro-batches of at most {highest} {facts.size_unit} do not hold the longest sample: expected at least "
             f"its {facts.longest}."
         )
-    step = multiple_of if multiple_of > 1 else facts.size_step
-    if highest // step * step < facts.longest:
-        step = multiple_of
+    # Between multiples of the longest sample most batches hold the same samples.
+    step = multiple_of if multiple_of > 1 else facts.longest
     return Bounds(max(min_batch, facts.longest), highest, step, "max_batch" if capped else "dataset")
 
 
