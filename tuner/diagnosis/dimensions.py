@@ -43,7 +43,7 @@ def adam_or_sgd(known: Known) -> Ruling:
     looks = known.looked("two_optimizers")
     if looks:
         return _trained_with_both(looks[0])
-    if not all(by_kind.values()) and known.facts.kind != "supervised":
+    if not all(by_kind.values()) and not known.facts.can_be_looked_at:
         return unknown("it takes a search of both optimizers", BOTH)
     if not all(by_kind.values()):
         return unmeasured(known, "two_optimizers")
