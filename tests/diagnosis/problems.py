@@ -130,12 +130,12 @@ def layered(ratio: float) -> Supervised:
 
 
 def entangled() -> Supervised:
-    """A loss over all pairs of a batch: the square of its mean slope, so that gradients are as small as 1 / batch."""
+    """A loss over all pairs of a batch: squares of its mean slopes, so that gradients scatter by 1 / batch."""
     chance = torch.Generator().manual_seed(5)
     slopes = torch.randn(N_SAMPLES, WIDTH, generator=chance)
 
     def step(model: Point, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        return 0.5 * (batch[0].mean(0) @ model.at) ** 2 + 1.0
+        return 0.5 * ((batch[0].mean(0) * model.at) ** 2).sum() + 1.0
 
     data = TensorDataset(slopes - slopes.mean(0))
     return Supervised(
