@@ -36,7 +36,9 @@ from bstune.tests.diagnosis.problems import (
     crossed,
     crossed_truth,
     entangled,
+    fine_tuned,
     layered,
+    left_over,
     looked_at,
     normalised,
     quadratic,
@@ -129,6 +131,10 @@ def _starts(peak: float, seed: int) -> Known:
     return seen("early_losses", *(first_losses(peak, 3 * seed + i) for i in range(3)))
 
 
+def _plain_norm(seed: int) -> Known:
+    return looked_at(normalised(pixels=4, bias=False), ["structure"], seed=seed)
+
+
 NOISE = math.sqrt(30)
 HOLDS, NOT = "holds", "does not hold"
 CASES = [
@@ -209,6 +215,13 @@ CASES = [
     Case("square-root-law", "a loss over pairs", NOT, lambda s: looked_at(entangled(), ["gradients"], seed=s), -1.0),
     Case("layers-differ", "1000 times", HOLDS, lambda s: looked_at(layered(1000.0), ["layers"], seed=s), 1000.0),
     Case("layers-differ", "3 times", NOT, lambda s: looked_at(layered(3.0), ["layers"], seed=s), 3.0),
+    Case(
+        "fine-tuning", "the same weights each time, 1/50 of a usual rate", HOLDS, lambda s: fine_tuned(0.0005, seed=s)
+    ),
+    Case("fine-tuning", "the same weights each time, a usual rate", NOT, lambda s: fine_tuned(0.02, seed=s)),
+    Case("last-batch", "20 of 32 samples are left", HOLDS, lambda s: left_over(20)),
+    Case("last-batch", "1 sample is left", NOT, lambda s: left_over(1)),
+    Case("bias-before-norm", "no bias before BatchNorm", "not applicable", _plain_norm),
     Case("warm-up", "a peak of 3 times the first loss", HOLDS, lambda s: _starts(3.0, s)),
     Case("warm-up", "no peak", NOT, lambda s: _starts(1.0, s)),
     Case("grow-the-batch", "as good as decay, 0.5 % noise", HOLDS, lambda s: grown(1.0, s), 1.0),
@@ -225,12 +238,7 @@ CASES = [
             normalised(pixels=16, middle=50.0), ["running_statistics"], seed=s, rate=1e-3, points=(64,)
         ),
     ),
-    Case(
-        "norm-on-output",
-        "a linear layer comes last",
-        HOLDS,
-        lambda s: looked_at(normalised(pixels=4), ["structure"], seed=s),
-    ),
+    Case("norm-on-output", "a linear layer comes last", HOLDS, _plain_norm),
     Case(
         "generalization-gap",
         "trained: better with each update, by the power 0.2",

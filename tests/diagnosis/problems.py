@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from bstune.objectives.examination import examine
 from bstune.objectives.supervised import Supervised
+from bstune.tests.diagnosis.made import searched, with_best
 from bstune.tuner.core.examination import ExamineSpec
 from bstune.tuner.diagnosis.known import Known
 from torch import nn
@@ -237,6 +238,30 @@ def beside(gain: float, *, seed: int) -> Known:
     asked: dict[str, Any] = {"points": (0,), "sizes": (2560, 8, 8, 64, 64), "rates": (0.005, 0.04)}
     found = [looked_at(problem, ["side_by_side"], seed=3 * seed + i, **asked) for i in range(3)]
     return dataclasses.replace(found[0], looks=tuple(look for known in found for look in known.looks))
+
+
+def pretrained() -> nn.Module:
+    """The same weights each time."""
+    model = nn.Linear(8, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(16.0).reshape(2, 8) / 16)
+    return model
+
+
+def fine_tuned(rate: float, *, seed: int) -> Known:
+    """What is known after a search of a pretrained model recommends this rate at batch 64, where 0.025 is usual."""
+    data = TensorDataset(torch.zeros(64, 8), torch.zeros(64, dtype=torch.long))
+    objective = Supervised(model=pretrained, train_data=data, val_data=data, optimizer=torch.optim.SGD, epochs=1)
+    seen = looked_at(objective, ["structure"], seed=seed, points=(0,))
+    best = with_best(searched(), global_batch_size=64, learning_rate=rate)
+    return dataclasses.replace(best, facts=seen.facts, looks=seen.looks)
+
+
+def left_over(rest: int) -> Known:
+    """What is known of a net with BatchNorm whose batches of 32 leave so many samples."""
+    known = looked_at(normalised(pixels=4), ["structure"], points=(0,))
+    assert known.facts is not None
+    return dataclasses.replace(known, facts=dataclasses.replace(known.facts, n_samples=3200 + rest))
 
 
 def whole_batch(noise: float, *, seed: int) -> Known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,13 +9,16 @@ import pytest
 import torch
 from bstune.objectives.examination import LOOKS, examine
 from bstune.objectives.supervised import Supervised
-from bstune.tests.diagnosis.made import SEEDS, covers, finding, searched, with_best
+from bstune.tests.diagnosis.made import SEEDS, covers, finding
 from bstune.tests.diagnosis.problems import (
     classes,
     entangled,
+    fine_tuned,
     layered,
+    left_over,
     looked_at,
     normalised,
+    pretrained,
     quadratic,
     true_noise_scale,
     whole_batch,
@@ -127,16 +129,8 @@ def test_all_samples_in_a_step(seed: int) -> None:
 @pytest.mark.parametrize(("rate", "verdict"), [(0.0005, "holds"), (0.02, "does not hold")])
 def test_fine_tuning(rate: float, verdict: str, seed: int) -> None:
     """Of weights that are the same each time: the recommended rate is far below a usual one, or is one."""
-    data = Dicts()
-    objective = Supervised(
-        model=pretrained, train_data=data, val_data=data, training_step=dict_step, optimizer=torch.optim.SGD, epochs=1
-    )
-    looks = looked_at(objective, ["structure"], seed=seed, points=(0,)).looks
-    known = with_best(dataclasses.replace(searched(), looks=looks), global_batch_size=64, learning_rate=rate)
-    assert known.facts is not None
-    known = dataclasses.replace(known, facts=dataclasses.replace(known.facts, optimizer_family="sgd"))
+    found = finding("fine-tuning", fine_tuned(rate, seed=seed))
 
-    found = finding("fine-tuning", known)
     assert found.verdict == verdict
     assert found.figure == pytest.approx(rate / 0.025)
 
@@ -179,11 +173,7 @@ def test_where_norms_stand(seed: int) -> None:
 @pytest.mark.parametrize(("rest", "verdict"), [(0, "holds"), (1, "does not hold"), (4, "does not hold"), (20, "holds")])
 def test_the_last_batch(rest: int, verdict: str) -> None:
     """A single sample cannot be normalised, and a few badly."""
-    known = looked_at(normalised(pixels=4), ["structure"])
-    assert known.facts is not None
-    known = dataclasses.replace(known, facts=dataclasses.replace(known.facts, n_samples=3200 + rest))
-
-    assert finding("last-batch", known).verdict == verdict
+    assert finding("last-batch", left_over(rest)).verdict == verdict
 
 
 def net() -> nn.Module:
@@ -214,14 +204,6 @@ class Dicts(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """Return one sample, always the same."""
         x = torch.randn(8, generator=torch.Generator().manual_seed(index))
         return {"x": x, "y": (x[0] > 0).long()}
-
-
-def pretrained() -> nn.Module:
-    """The same weights each time."""
-    model = nn.Linear(8, 2)
-    with torch.no_grad():
-        model.weight.copy_(torch.arange(16.0).reshape(2, 8) / 16)
-    return model
 
 
 def compiled() -> Any:
