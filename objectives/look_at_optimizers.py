@@ -13,7 +13,7 @@ from typing import Any
 from ..tuner.core.examination import ExamineSpec
 from .fingerprint import optimizer_family
 from .look_at_sizes import SEEDS
-from .look_at_training import fresh
+from .look_at_training import end_loss, fresh
 from .training import TrainingRun
 
 KINDS = ("sgd", "adam")
@@ -70,7 +70,7 @@ def _loss(run: TrainingRun, spec: ExamineSpec, kind: str, rate: float, samples: 
         training.optimizer = _other(training.optimizer, kind)
     while training.samples < samples and training.loss_is_finite():
         training.step()
-    loss = training.validate(spec.eval_batch_size)["val_loss"]
+    loss = end_loss(training, spec)
     return loss if math.isfinite(loss) else math.inf
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..tuner.core.examination import ExamineSpec
 from .look_at_curvature import largest_eigenvalues
 from .look_at_gradients import drawn
-from .look_at_training import fresh
+from .look_at_training import end_loss, fresh
 from .training import TrainingRun
 
 SEEDS = 3
@@ -70,7 +70,7 @@ def _loss_after(run: TrainingRun, spec: ExamineSpec, size: int, rate: float, see
     training = fresh(run, spec, rate, _split(spec, size), spec.seed + seed)
     while training.samples < spec.sizes[0] and training.loss_is_finite():
         training.step()
-    loss = training.validate(spec.eval_batch_size)["val_loss"]
+    loss = end_loss(training, spec)
     return loss if math.isfinite(loss) else math.inf
 
 
@@ -89,7 +89,7 @@ def side_by_side(run: TrainingRun, spec: ExamineSpec) -> Figures:
         for part in WAY:
             while training.samples < part * spec.sizes[0] and training.loss_is_finite():
                 training.step()
-            losses.append((_loss_on(training, data[0]), _loss_on(training, data[1])))
+            losses.append((_loss_on(training, data[0], size), _loss_on(training, data[1], size)))
         found[f"{name}_train"], found[f"{name}_val"] = (tuple(kind) for kind in zip(*losses, strict=True))
         try:
             found[f"{name}_curvature"] = largest_eigenvalues(training, spec, 1)
@@ -98,9 +98,9 @@ def side_by_side(run: TrainingRun, spec: ExamineSpec) -> Figures:
     return {**found, **_asked(spec)}, {}
 
 
-def _loss_on(training: TrainingRun, batches: Sequence[Any]) -> float:
-    """Return the loss of these batches as a validation sees it."""
-    training.prepare_validation()
+def _loss_on(training: TrainingRun, batches: Sequence[Any], size: int) -> float:
+    """Return the loss of these batches as a validation sees it, with statistics of BatchNorm made afresh."""
+    training.make_norms_precise(size)
     training.model.eval()
     try:
         return sum(training.validate_batch(batch)["val_loss"] for batch in batches) / len(batches)

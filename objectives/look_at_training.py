@@ -98,7 +98,7 @@ def grown_batch(run: TrainingRun, spec: ExamineSpec) -> Figures:
                 group["lr"] = base * place.rate_factor
             training.step()
             place.step()
-        found[name] = (training.validate(spec.eval_batch_size)["val_loss"],)
+        found[name] = (end_loss(training, spec),)
         found[f"{name}_updates"] = (float(place.updates),)
     return found, {}
 
@@ -112,7 +112,7 @@ def at_full_batch(run: TrainingRun, spec: ExamineSpec) -> Figures:
     training = fresh(run, spec)
     for _ in range(own_steps):
         training.step()
-    found = {"own": (training.validate(spec.eval_batch_size)["val_loss"],)}
+    found = {"own": (end_loss(training, spec),)}
     rates, losses = [], []
     for octaves in (0, 2, 4):
         rate = spec.learning_rate * 2.0**octaves
@@ -120,7 +120,7 @@ def at_full_batch(run: TrainingRun, spec: ExamineSpec) -> Figures:
         for _ in range(steps):
             training.step()
         rates.append(rate)
-        losses.append(training.validate(spec.eval_batch_size)["val_loss"])
+        losses.append(end_loss(training, spec))
     return {**found, "rate": tuple(rates), "loss": tuple(losses)}, {}
 
 
@@ -136,8 +136,14 @@ def ghost_batches(run: TrainingRun, spec: ExamineSpec) -> Figures:
         training = fresh(run, spec, split=split)
         while training.samples < samples and training.loss_is_finite():
             training.step()
-        found[name] = (training.validate(spec.eval_batch_size)["val_loss"],)
+        found[name] = (end_loss(training, spec),)
     return found, {}
+
+
+def end_loss(training: TrainingRun, spec: ExamineSpec) -> float:
+    """Return the validation loss, with statistics of BatchNorm made afresh: a short run is too short for its own."""
+    training.make_norms_precise(min(spec.micro_batch_size, len(training.objective.train_data)))
+    return training.validate(spec.eval_batch_size)["val_loss"]
 
 
 def fresh(

@@ -103,9 +103,9 @@ def test_trainings_that_tell_nothing() -> None:
 
 
 def test_parts_of_a_batch_are_trained_as_one_batch() -> None:
-    """At a rate of next to nothing they end where the whole does, since running statistics are those of all samples."""
+    """At a low rate they end where the whole does: statistics for the validation are made afresh, and alike."""
     asked: dict[str, Any] = {"global_batch_size": 64, "micro_batch_size": 64, "points": (0,), "sizes": (1280, 16)}
-    [look] = looked_at(normalised(pixels=16), ["ghost_batches"], rate=1e-7, **asked).looks
+    [look] = looked_at(normalised(pixels=16), ["ghost_batches"], rate=1e-3, **asked).looks
 
     assert look.failed is None
     assert look.values["parts"] == pytest.approx(look.values["whole"], rel=0.05)
