@@ -51,6 +51,14 @@ def objective(trial):
             if 0 <= trial.number < len(FAULTS):
                 misbehave(trial, FAULTS[trial.number])
 """
+SCRIPT = """
+import math, os, sys, time
+rate = float(sys.argv[2])
+for epoch in range(1, 5):
+    time.sleep(float(os.environ.get("SLOWLY", "0")))
+    print(f"epoch {epoch} val_loss={0.1 + math.exp(-epoch) + 0.05 * math.log10(rate / 0.01) ** 2:.5f}", flush=True)
+"""
+"""A script in place of the model: its search starts in half the time, since it needs no torch."""
 PROBE = known_probe(64, step_s=None, n_train_samples=320)
 
 
@@ -74,17 +82,11 @@ def records(folder: Path) -> list[TrialRecord]:
         return list(study.records)
 
 
-def command(*arguments: str) -> list[str]:
-    """The command line of a program of its own."""
-    space = ["--space", "batch_size=16,32", "--space", "learning_rate=0.001,0.01,0.1"]
-    return [
-        sys.executable,
-        "-c",
-        "from bstune.cli import main; main()",
-        "search",
-        "model.py",
-        "--device",
-        "cpu",
-        *space,
-        *arguments,
-    ]
+def command(*arguments: str, script: bool = False) -> list[str]:
+    """The command line of a program of its own that searches the model, or the script."""
+    options = ["--device", "cpu", "--space", "batch_size=16,32", "--space", "learning_rate=0.001,0.01,0.1", *arguments]
+    asked = ["model.py", *options]
+    if script:
+        words = [sys.executable, "train.py", "{micro_batch_size}", "{learning_rate}"]
+        asked = ["--samples-per-epoch", "320", "--epochs", "4", "--study", "model", *options, "--", *words]
+    return [sys.executable, "-c", "from bstune.cli import main; main()", "search", *asked]

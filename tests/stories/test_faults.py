@@ -154,8 +154,22 @@ def test_a_mistake_on_a_card_is_a_mistake(message: str) -> None:
     assert event.cause == "error"
 
 
+FORMULA = """
+import math
+import bstune
+
+@bstune.objective(n_samples=320, epochs=4, evals=4)
+def objective(trial):
+    for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
+        if samples >= trial.next_report:
+            loss = 0.1 + math.exp(-samples / 500) + 0.05 * math.log10(trial.learning_rate / 0.01) ** 2
+            trial.report(val_loss=loss + 0.001 * trial.seed, samples=samples)
+"""
+
+
 def test_a_full_disk_is_said_and_the_search_goes_on_from_there(folder: Path) -> None:
     """One sentence, exit 1; with room again, the same search keeps what was finished."""
+    (folder / "model.py").write_text(FORMULA)  # In the search's own process, which without torch is there sooner.
     here: dict[str, Any] = {"isolation": "none", "probe": None, "study": "model"}
     search(folder, **here, budget=2)
     size = (folder / "bstune.db").stat().st_size

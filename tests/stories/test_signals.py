@@ -16,7 +16,7 @@ from typing import Any
 import bstune
 import psutil
 import pytest
-from bstune.tests.stories.faulty import command, records
+from bstune.tests.stories.faulty import PROBE, SCRIPT, command, records
 from bstune.tests.warm_start import others_below
 from bstune.tuner.core.interrupts import uninterrupted
 from bstune.tuner.core.specs import Plan
@@ -31,11 +31,19 @@ from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
 
 
-def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+@pytest.fixture
+def folder(folder: Path) -> Path:
+    """The working directory, with a script beside the model, and a probe that was made before."""
+    (folder / "train.py").write_text(SCRIPT)
+    (folder / "probe.json").write_text(PROBE.to_json())
+    return folder
+
+
+def start(*arguments: str, script: bool = False, **options: Any) -> subprocess.Popen[str]:
     """Start a search that takes its time."""
     environment = {**os.environ, "SLOWLY": "0.3"}
     return subprocess.Popen(
-        command("--budget", "40", *arguments),
+        command("--budget", "40", "--probe", "probe.json", *arguments, script=script),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -60,10 +68,10 @@ def gone(processes: list[psutil.Process]) -> bool:
     return psutil.wait_procs(processes, timeout=10)[1] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_end_is_an_interruption(folder: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "script"), [(signal.SIGTERM, False), (signal.SIGHUP, True)])
+def test_a_signal_to_end_is_an_interruption(folder: Path, number: signal.Signals, script: bool) -> None:
     """As Ctrl-C: the best so far on stdout, exit 130, everything stored, no process left; however often it is sent."""
-    process = start()
+    process = start(script=script)
     read_until(process, "trial 2")
     children = family(process)
     for _ in range(3):
@@ -180,7 +188,7 @@ def test_a_terminal_that_goes_ends_the_search_in_order(folder: Path) -> None:
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen(
-        command("--budget", "40"),
+        command("--budget", "40", "--probe", "probe.json", script=True),
         stdin=slave,
         stdout=slave,
         stderr=slave,
@@ -217,7 +225,7 @@ def test_a_terminal_and_a_reader_that_go_change_nothing_under_nohup(folder: Path
 
     Progress is for whoever reads it.
     """
-    process = start("--budget", "3", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start("--budget", "3", script=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     read_until(process, "trial 0")
     assert process.stderr is not None
     process.stderr.close()

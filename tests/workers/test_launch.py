@@ -39,11 +39,13 @@ TRAPS = [
     *("sitecustomize", "usercustomize"),  # Python runs these at its start.
 ]
 MODEL = """
-import bstune, torch
+import bstune
 from neighbour import loss  # A module that lies beside this file.
 
 @bstune.objective(n_samples=320, epochs=1, evals=2)
 def objective(trial):
+    import torch  # Not in the process of the search, where it would take seconds.
+
     weight = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=trial.learning_rate)
     for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):
@@ -69,6 +71,7 @@ OPTIONS = [
 
 def lay_traps(folder: Path) -> Path:
     """Write modules that say when they are run, with names of Python's, of installed packages', and of bstune's."""
+    folder.mkdir(exist_ok=True)
     for name in TRAPS:
         (folder / f"{name}.py").write_text(
             f"open({str(folder / f'executed-{name}')!r}, 'w').close()\nraise ImportError('a trap')\n"
@@ -95,6 +98,11 @@ def run(command: list[Any], folder: Path, **variables: str) -> subprocess.Comple
     )
 
 
+def named_folders() -> list[str]:
+    """Return the entries of PYTHONPATH, without empty ones, which mean the current folder."""
+    return [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A model with a neighbour, in a folder of its own."""
@@ -105,23 +113,16 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(not PROGRAM.exists(), reason="the program bstune is not installed")
-@pytest.mark.parametrize("where", ["elsewhere", "beside the model"])
-def test_nothing_of_the_current_folder_runs(model: Path, tmp_path: Path, where: str) -> None:
-    """Also where an empty entry of PYTHONPATH means the current folder; the model's neighbours can be imported."""
-    if where == "elsewhere":
-        here = tmp_path / "here"
-        here.mkdir()
-    else:
-        here = model.parent
-    lay_traps(here)
-    path = os.pathsep.join(folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder)
+def test_nothing_of_the_current_folder_runs(model: Path) -> None:
+    """Also where the model lies in it; the model's neighbours can be imported."""
+    lay_traps(model.parent)
 
     # The program `bstune` is itself started by Python, which would take the empty entry for the current folder.
-    done = run([PROGRAM, "search", os.path.relpath(model, here), *OPTIONS], here, PYTHONPATH=path)
+    done = run([PROGRAM, "search", model.name, *OPTIONS], model.parent, PYTHONPATH=os.pathsep.join(named_folders()))
 
     assert done.returncode == 0, done.stderr
     assert "checked by" in done.stdout
-    assert executed(here) == []
+    assert executed(model.parent) == []
 
 
 FROM_SCRIPT = """
@@ -147,7 +148,6 @@ HELPER = MODEL.replace("@bstune.objective(n_samples=320, epochs=1, evals=2)\n", 
 def test_a_script_finds_what_is_beside_it_and_runs_nothing_else(tmp_path: Path) -> None:
     """`python scripts/train.py`: functions travel by their module's name; the current folder is not searched."""
     (tmp_path / "scripts").mkdir()
-    (tmp_path / "here").mkdir()
     for name, text in (("train.py", FROM_SCRIPT), ("helper.py", HELPER), ("neighbour.py", NEIGHBOUR)):
         (tmp_path / "scripts" / name).write_text(text)
     lay_traps(tmp_path / "here")
@@ -172,14 +172,19 @@ def test_a_notebook_finds_what_is_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not PROGRAM.exists(), reason="the program bstune is not installed")
 def test_a_module_is_found_by_an_explicit_path(model: Path, tmp_path: Path) -> None:
-    """`bstune search model:objective` with PYTHONPATH; without it the current folder is not looked into."""
-    path = os.pathsep.join(filter(None, ["../model", os.environ.get("PYTHONPATH", "")]))
-    (tmp_path / "here").mkdir()
+    """`bstune search model:objective` with PYTHONPATH; without it the current folder is not looked into.
 
-    found = run([PROGRAM, "search", "model:objective", *OPTIONS], tmp_path / "here", PYTHONPATH=path)
+    Nothing of the current folder runs where the model lies elsewhere, either.
+    """
+    lay_traps(here := tmp_path / "here")
+
+    path = os.pathsep.join(["../model", *named_folders()])
+    found = run([PROGRAM, "search", "model:objective", *OPTIONS], here, PYTHONPATH=path)
     missing = run([PROGRAM, "search", "model:objective", *OPTIONS], model.parent)
 
     assert found.returncode == 0, found.stderr
+    assert "checked by" in found.stdout
+    assert executed(here) == []
     assert missing.returncode == 1
     assert "No module named 'model'" in missing.stderr
 
