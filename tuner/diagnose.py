@@ -18,7 +18,7 @@ from .diagnosis.kept import MeasuredClaims, keep
 from .diagnosis.known import Known
 from .diagnosis.measured import cost_of, foreseen, measure
 from .probing.run import run_probe
-from .studies.catalog import make_study, probe_key, same_source, searched_study, source_of, touch
+from .studies.catalog import has_changed, make_study, probe_key, searched_study, touch
 from .studies.naming import objective_identity
 from .studies.storage import NoStudiesError, open_storage, read_storage
 from .studies.study import Study, has_search, intact
@@ -82,7 +82,7 @@ def diagnose(
         kept = found or make_study(opened, name)
         known = stored(kept, host.facts)
         by = _measured_by(host, known, seed)
-        warnings = (*host.warnings, *_warnings(kept, host.facts, known))
+        warnings = (*host.warnings, *_warnings(kept, host.facts, known, objective))
         if known.probe is None and _needs_probe(claims, host.facts):
             known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
             by["setting"] = _setting_of(known)
@@ -223,11 +223,10 @@ def stored(study: Study, facts: Facts | None = None) -> Known:
     return Known(strategy.facts, study.probe, result, study.records)
 
 
-def _warnings(study: Study, facts: Facts, known: Known) -> Iterable[str]:
-    fingerprint = study.attributes.get("fingerprint")
-    if known.result is None or not isinstance(fingerprint, dict):
+def _warnings(study: Study, facts: Facts, known: Known, objective: Any) -> Iterable[str]:
+    if known.result is None or known.facts is None or not isinstance(study.attributes.get("fingerprint"), dict):
         return
-    if not same_source(fingerprint, source_of(facts)):
+    if has_changed(study, known.facts, facts, objective):
         yield "The objective has changed since it was searched: what rests on its trials may no longer hold."
 
 

@@ -76,13 +76,13 @@ def report(
 
 
 def told_of(name: str | None, *, storage: str | None = None) -> Told:
-    """Return what a report tells of a study; by default the one that was used last.
+    """Return what a report tells of a study; by default the one that was searched last.
 
     Raises:
         StudyError: There is no such storage or study.
     """
     with read_storage(storage) as opened:
-        study = newest_study(opened) if name is None else find_study(opened, name)
+        study = newest_study(opened, searched=True) if name is None else find_study(opened, name)
         name = name if study is None else study.name
         url = opened.location.url
         with intact(name or ""):

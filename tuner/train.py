@@ -23,11 +23,11 @@ from .core.trials import Facts, TrialReport, TrialSpec
 from .engines.base import Finished, Lost, Reported
 from .engines.local import LocalPool
 from .searching.result import make_result, stored_strategy
-from .studies.catalog import find_study, same_source, searched_study, source_of
+from .studies.catalog import find_study, has_changed, searched_study, studies
 from .studies.model_files import ModelKeeper, check_model_path
 from .studies.naming import anothers_place, objective_identity, said_target, study_name
 from .studies.storage import Storage, read_storage
-from .studies.study import Study, has_search, intact
+from .studies.study import has_search, intact
 from .workers.fork_server import Host
 from .workers.resolve import check_objective
 
@@ -217,7 +217,7 @@ def _recommended(objective: Any, facts: Facts, name: str | None, storage: str | 
         with intact(study.name):
             strategy = stored_strategy(study)
             result = make_result(study, strategy, study.probe, "interrupted")
-        changed = _has_changed(study, strategy.facts, facts)
+        changed = has_changed(study, strategy.facts, facts, objective)
         others = anothers_place(study.attributes.get("identity"), objective_identity(objective))
         if changed and others is not None:
             own = said_target(objective)
@@ -239,18 +239,15 @@ def _no_search(opened: Storage, objective: Any, facts: Facts, given: str | None)
     base = study_name(given, objective, facts)
     of_name = None if given is not None else find_study(opened, base)
     if of_name is None or not has_search(of_name):
-        return f"{first}. Search first: bstune search {again}"
+        held = [] if given is not None else [each.name for each in studies(opened, readable=True) if has_search(each)]
+        names = ", ".join(map(one_line, held[:5]))
+        other = f" If it was searched under another name ({names}), give that with --study." if held else ""
+        return f"{first}. Search first: bstune search {again}.{other}"
     path = str(of_name.attributes.get("identity")).rpartition(":")[0] or "another objective"
     return (
         f"{first}: its study {base!r} is of {one_line(path)}. If that is the same objective, train with its answer: "
         f"bstune train {again} --study {shlex.quote(base)}. Else search first: bstune search {again}"
     )
-
-
-def _has_changed(study: Study, stored: Facts, facts: Facts) -> bool:
-    if facts.kind == "command":  # How its losses are read belongs to its source as well, and is of no matter here.
-        return stored.structure_hash != facts.structure_hash
-    return not same_source(study.attributes.get("fingerprint", {}), source_of(facts))
 
 
 def _spec(best: Recommendation, facts: Facts, seed: int) -> TrialSpec:

@@ -267,3 +267,14 @@ def test_train_takes_the_study_that_was_searched_last(folder: Path) -> None:
     assert (trained.study, trained.setting.learning_rate) == ("loop-2", 0.4)
     first = bstune.train(loop, study="loop", storage=ASKED["storage"], output="first.pt")
     assert first.setting.learning_rate < 0.4
+
+
+def test_train_names_the_studies_that_there_are(folder: Path) -> None:
+    """What was searched from Python has the name of the script; the same code in a file is not said to have changed."""
+    (folder / "other.py").write_text(LOOP + "    trial.save({'weight': 1.0})\n")
+    bstune.search(saving, **ASKED)
+    other = bstune.load("other.py")
+    with pytest.raises(bstune.StudyError, match=r"searched under another name \(loop\), give that with --study"):
+        bstune.train(other, storage=ASKED["storage"])
+    trained = bstune.train(other, study="loop", storage=ASKED["storage"])
+    assert not any("changed" in warning for warning in trained.warnings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pytest
 from bstune.cli import main
 from bstune.tests.report import told as studies
 from bstune.tuner.report import card
+from bstune.tuner.studies.catalog import make_study, touch
 from bstune.tuner.studies.storage import open_storage
 from click.testing import CliRunner, Result
 
@@ -90,6 +92,16 @@ def test_texts_are_printed_where_no_file_is_named(storage: str) -> None:
     assert float(rows[0]["learning_rate"]) == result.records[0].learning_rate
     assert f"batch {result.recommendation.global_batch_size}" in shown.splitlines()[1]
     assert len(shown.splitlines()) <= 24
+
+
+def test_the_newest_search_is_reported_not_a_study_without_one(storage: str, tmp_path: Path) -> None:
+    """A study that holds a look at a model, or nothing yet, has no report."""
+    path = storage.removeprefix("sqlite:///")
+    copied = f"sqlite:///{shutil.copy(path, tmp_path / 'copy.db')}"
+    with open_storage(copied) as opened:
+        touch(make_study(opened, "empty"))
+    assert run("report", "--storage", copied, "--format", "md").exit_code == 0
+    assert "Train with batch" in run("report", "--storage", copied, "--format", "md").stdout
 
 
 def test_two_studies_make_one_page(storage: str, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ _KINDS = ("html", "png", "svg", "md", "json", "csv")
 def report_command(studies: tuple[str, ...], output: Path | None, kind: str | None, storage: str | None) -> None:
     """Write a report of a study, to look at and to pass on, also while a search runs.
 
-    STUDY is its name; without one the newest is taken. With OTHER, one page shows both side by side. A page is one
-    file that needs no network.
+    STUDY is its name; without one the newest search is taken. With OTHER, one page shows both side by side. A page is
+    one file that needs no network.
     """
     from ..report_study import report
 

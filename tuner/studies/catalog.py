@@ -217,6 +217,20 @@ def same_source(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return stored.get("source") == wanted["source"] or (code is not None and stored.get("code") == code)
 
 
+def has_changed(study: Study, stored: Facts, facts: Facts, objective: Any) -> bool:
+    """Tell whether an objective is no longer what a study has searched.
+
+    What was searched from Python and is now loaded from a file, or the other way, has another source in any case: there
+    the structure of the model decides, where it is known.
+    """
+    its, own = study.attributes.get("identity"), objective_identity(objective)
+    elsewhere = isinstance(its, str) and own is not None and its.startswith("/") != own.startswith("/")
+    if elsewhere or facts.kind == "command":  # How a command's losses are read is part of its source, and no matter.
+        known = None not in (stored.structure_hash, facts.structure_hash)
+        return known and stored.structure_hash != facts.structure_hash
+    return not same_source(study.attributes.get("fingerprint", {}), source_of(facts))
+
+
 def same_probe(stored: Any, wanted: Mapping[str, Any]) -> bool:
     """Tell whether a stored probe, by its `probe_key`, answers the wanted one."""
     if not isinstance(stored, dict) or not same_source(stored, wanted):
@@ -289,20 +303,28 @@ def only_foreign(storage: Storage) -> str | None:
     )
 
 
-def newest_study(storage: Storage, *, name: str | None = None, with_file: bool = False) -> Study:
+def newest_study(
+    storage: Storage, *, name: str | None = None, with_file: bool = False, searched: bool = False
+) -> Study:
     """Return the most recently used study.
 
     Args:
         storage: Where to look.
         name: Accept only the study of this name.
         with_file: Accept only a study that stores the file of its objective.
+        searched: Take one that has a search, if there is any.
 
     Raises:
         StudyError: There is none.
     """
+    found = None
     for study in studies(storage):
         if name in (None, study.name) and (not with_file or study.attributes.get("objective")):
-            return study
+            found = found or study
+            if not searched or has_search(study):
+                return study
+    if found is not None:
+        return found
     what = f"no study{'' if name is None else f' {name!r}'}{' that stores a file' if with_file else ''}"
     said = only_foreign(storage) or f"{storage.location.path or storage.location.url} holds {what}."
     raise StudyError(f"{said} Give a model: bstune search model.py, or the command line of a script after --.")
