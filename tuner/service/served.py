@@ -201,14 +201,14 @@ class ServedStudy:
         Raises:
             NoSignalError: Nothing was learned yet.
         """
-        if self.strategy is None:
-            if "facts" not in self.study.attributes or not self.records:
-                raise NoSignalError(f"The study {self.name!r} has no trials yet.")
-            self.strategy = self._make_strategy()
-        version = self.strategy.ledger.version
-        if self._known_result is None or self._known_result[0] != version:
-            stopped_by = self.stopped_by or "interrupted"
-            self._known_result = version, make_result(self.study, self.strategy, self.study.probe, stopped_by)
+        if self.strategy is None and ("facts" not in self.study.attributes or not self.records):
+            raise NoSignalError(f"The study {self.name!r} has no trials yet.")
+        if self.strategy is not None or self._known_result is None:
+            strategy = self.strategy or self._make_strategy()
+            version = strategy.ledger.version
+            if self._known_result is None or self._known_result[0] != version:
+                stopped_by = self.stopped_by or "interrupted"
+                self._known_result = version, make_result(self.study, strategy, self.study.probe, stopped_by)
         return dataclasses.replace(self._known_result[1], stopped_by=self.stopped_by or "interrupted")
 
     def told(self) -> Told:
@@ -256,6 +256,8 @@ class ServedStudy:
             said = "ended"
         self._settle()
         self.pool.end()
+        # What has ended is asked for its result at most, and a strategy with its models is large.
+        self.strategy, self._known_result, self.pool.patience = None, None, lambda number: math.inf
         self._publish(self, said, None)
 
     def _make_strategy(self) -> Strategy:
@@ -267,7 +269,8 @@ class ServedStudy:
 
     def _drive(self) -> Drive:
         """Return a loop that goes on from what is stored, with the trials that run at clients."""
-        self.strategy = strategy = self._make_strategy()
+        self.strategy, self._known_result = self._make_strategy(), None
+        strategy = self.strategy
         self.forecast = strategy.forecast()
         timeout_s = (self.study.attributes.get("asked") or {}).get("trial_timeout")
         drive = Drive(
