@@ -39,7 +39,7 @@ class MeasuredCommand(Protocol):
 
 
 def measure(command: MeasuredCommand, spec: MeasureSpec, device: str, meter: TreeMeter) -> MeasureNotes:
-    """Run the command at one size until it has told a loss, has ended, or its memory is steady; or time an epoch.
+    """Run the command at one size until it tells a loss after two steps or its memory is steady; or time an epoch.
 
     Raises:
         CommandError: It failed.
@@ -56,11 +56,14 @@ def _weigh(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeM
     try:
         # A second epoch: what the validation of the first took is read while the process still lives.
         with command.start(trial, device, log, max_epochs=2) as run:
-            told = False
+            told = seen = False
+            # The second step: in it the optimizer's state is there beside gradients and activations.
+            enough = min(2 * trial.global_batch_size, trial.end_samples)
             meter.peak.look()  # At once: it may be over when it is looked at next.
-            while run.code is None and not told and not steady.over:
-                told = bool(losses.wait(run, LOOK_S))
-                meter.peak.look(again=told)
+            while run.code is None and not seen and not steady.over:
+                new = losses.wait(run, LOOK_S)
+                told, seen = told or bool(new), any(each.samples >= enough for each in new)
+                meter.peak.look(again=bool(new))
                 steady.note(time.monotonic() - run.started_s, meter.peak.peak_bytes, meter.peak.cpu_s, losses.trains)
             if run.code is not None:
                 told = told or bool(losses.rest(run))

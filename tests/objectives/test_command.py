@@ -16,10 +16,11 @@ from bstune.objectives.steady import Steady
 from bstune.tests.objectives.small import run as train
 from bstune.tests.objectives.small import spec_of
 from bstune.tuner.core.command_words import filled
-from bstune.tuner.core.trials import TrialReport, TrialSpec, Verdict
+from bstune.tuner.core.trials import MeasureSpec, TrialReport, TrialSpec, Verdict
 from bstune.tuner.device.memory import usable_cores
 from bstune.tuner.engines.base import Event, Finished, Lost, Reported
 from bstune.tuner.engines.local import LocalPool
+from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
 
 pytestmark = pytest.mark.cold_start
@@ -293,6 +294,23 @@ def test_a_script_that_hangs_is_ended(host: Host) -> None:
 
     assert [report.samples for report in reports] == [100]
     assert end is None
+
+
+def test_an_epoch_of_one_step_is_not_all_that_is_measured(tmp_path: Path) -> None:
+    """In the second step the optimizer's state is there beside gradients and activations: here, in the second epoch."""
+    script = tmp_path / "grows.py"
+    script.write_text(
+        "import time\n"
+        "for epoch in (1, 2):\n"
+        "    held = b'x' * (epoch * 60 << 20)\n"
+        "    print(f'epoch {epoch} val_loss={1 / epoch}', flush=True)\n"
+        "time.sleep(60)\n"  # It is ended before.
+    )
+    words = [sys.executable, str(script), "{micro_batch_size}", "{learning_rate}", "{max_epochs}"]
+    with Host(bstune.Command(words, samples_per_epoch=64, epochs=4), device="cpu") as host:
+        reading = host.run(messages.Measure(MeasureSpec(64, 64, 1, 2, seed=0))).reading
+
+    assert reading.peak_bytes > 110 << 20
 
 
 @pytest.mark.parametrize("does", ["train", "nan", "deaf"])
