@@ -227,9 +227,11 @@ class TrainerObjective:
             trainer = self._made({**spec.params, **_fields(run.spec, device, folder, spec.eval_batch_size)})
             trainer.args.max_steps = run.spec.n_steps
             trainer.add_callback(TrainerWatch(run.trial, run.spec, self.metric).as_callback())
+            longest = None
             if spec.timed_s <= 0:  # What is timed are the batches of training.
-                trainer.train_dataset = _longest(trainer.train_dataset, self.length)
+                longest = repeated_longest(trainer.train_dataset, self.length)
                 trainer.eval_dataset = _longest(trainer.eval_dataset, self.length)
+            trainer.train_dataset = _epoch_of(trainer.train_dataset, run.spec.end_samples, longest)
             trainer.eval_dataset = _first(trainer.eval_dataset, spec.eval_batch_size)
             meter.phase("train")
             with run.watch.hooked(), suppress(Enough):
@@ -350,6 +352,14 @@ def _longest(data: Any, length: Callable[[Any], float] | None) -> Any:
         return {name: _longest(each, length) for name, each in data.items()}
     indices = repeated_longest(data, length)
     return data if indices is None else _taken(data, indices)
+
+
+def _epoch_of(data: Any, n: int, indices: Sequence[int] | None) -> Any:
+    """Return a data set of so many samples, so that no step at the end of an epoch has fewer micro-batches."""
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return data
+    these = range(len(data)) if indices is None else indices
+    return _taken(data, [these[place % len(these)] for place in range(n)])
 
 
 def _taken(data: Any, indices: Sequence[int]) -> Any:

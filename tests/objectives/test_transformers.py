@@ -203,6 +203,8 @@ def test_a_probe_makes_the_steps_that_are_wanted() -> None:
     assert made[0].model.val_sizes == [16]
     assert made[0].args.weight_decay == 0.5
     assert (notes.samples, notes.eval_batch_size, notes.optimizer) == (48, 16, "AdamW")
+    one.measure(MeasureSpec(32, 16, 2, 3, seed=0), "cpu", Phases())  # An epoch has three of these.
+    assert made[1].model.sizes == [32] * 6
 
 
 def test_a_probe_is_given_the_longest_sample() -> None:
