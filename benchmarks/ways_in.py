@@ -29,9 +29,9 @@ from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
 
 RESULT = Path(__file__).resolve().parent / "results" / "ways_in.md"
-LIMIT_MIB, HEADROOM, HIDDEN = 900, 0.05, 1 << 16
+LIMIT_MIB, HEADROOM, HIDDEN = 600, 0.05, 1 << 16
 MIB = 1 << 20
-SMALL, LARGE, STEPS = 2, 512, 3
+SMALL, LARGE, STEPS = 2, 384, 3
 STUDY = "Optuna study"
 Row = dict[str, Any]
 
@@ -44,7 +44,7 @@ def peak_mib(objective: Any, size: int) -> float:
 
 
 def memory_of(objective: Any) -> Row:
-    """Return what fits, as a probe finds it, and the peaks at two sizes."""
+    """Return what fits, as a probe finds it, its peak, and that of next to no samples."""
     found = bstune.probe(
         objective,
         device="cpu",
@@ -54,8 +54,9 @@ def memory_of(objective: Any) -> Row:
         threads=1,
         storage="sqlite:///:memory:",
     )
-    small, large = peak_mib(objective, SMALL), peak_mib(objective, LARGE)
-    return {"size": found.micro_batch_size, "peak": found.peak_bytes / MIB, "small": small, "large": large}
+    size, peak = found.micro_batch_size, found.peak_bytes / MIB
+    small = peak_mib(objective, SMALL)
+    return {"size": size, "peak": peak, "small": small, "slope": (peak - small) / (size - SMALL)}
 
 
 def study_peak(problem: ModuleType, size: int) -> float:
@@ -92,8 +93,8 @@ def memory_of_study() -> Row:
         for size in (SMALL, LARGE)
     )
     budget = LIMIT_MIB * (1 - HEADROOM)
-    size = int(SMALL + (budget - small) / (large - small) * (LARGE - SMALL))
-    return {"size": size, "peak": budget, "small": small, "large": large}
+    slope = (large - small) / (LARGE - SMALL)
+    return {"size": int(SMALL + (budget - small) / slope), "peak": budget, "small": small, "slope": slope}
 
 
 def measured() -> dict[str, Row]:
@@ -124,18 +125,17 @@ def measured() -> dict[str, Row]:
 def text_of(rows: dict[str, Row]) -> str:
     """Return the result as a page."""
     usual = rows["Supervised"]
-    slopes = {name: (row["large"] - row["small"]) / (LARGE - SMALL) for name, row in rows.items()}
     lines = []
     for name, row in rows.items():
         more = row["small"] - usual["small"]
-        alike = row["size"] + more / slopes[name]
+        alike = row["size"] + more / row["slope"]
         cells = [
             ", ".join(f"{loss:.3f}" for loss in row["losses"]),
             f"{statistics.mean(row['losses']):.3f}",
             f"{row['size']}{' (not probed)' if name == STUDY else ''}",
             f"{row['small']:.0f}",
             f"{more:+.0f}",
-            f"{slopes[name]:.3f}",
+            f"{row['slope']:.3f}",
             f"{alike:.0f} ({alike / usual['size'] - 1:+.1%})",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
