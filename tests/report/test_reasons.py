@@ -72,6 +72,8 @@ FIGURES: dict[CautionCode, dict[str, float]] = {
     "no_trial_left": {"n_trials": 2, "needed": 3},
     "cut_off": {"needed": 3},
     "no_full_run_left": {"needed": 13},
+    "confirmations_diverged": {"n": 2, "of": 3},
+    "none_went_further": {"reach": 336, "n": 7, "fresh": 2},
     "one_loss": {"loss": 0.5},
     "rate_ignored": {"rates": 3, "low": 0.001, "high": 0.12},
     "nothing_learned": {"percent": 2.0, "first": 0.6931},

@@ -12,6 +12,7 @@ from bstune.tests.strategy.replayed import TABLE, make
 from bstune.tuner.core.errors import NoSignalError
 from bstune.tuner.core.results import Setting
 from bstune.tuner.core.trial_record import TrialRecord
+from bstune.tuner.report.reasons import no_advice
 from bstune.tuner.testing.replay import replay
 
 
@@ -62,6 +63,25 @@ def test_a_setting_that_diverged_on_its_fresh_seed_is_not_recommended() -> None:
         assert spoilt
         assert ((told.global_batch_size, told.learning_rate) in spoilt) == all_of_them
         assert any("diverged on a fresh seed" in warning for warning in told.warnings) == all_of_them
+
+
+def test_where_no_run_comes_further_with_a_finite_loss_nothing_is_recommended() -> None:
+    """As with a value in the data that is not finite: it is said from where on, and no larger budget is advised."""
+    curves = {
+        cell: [[(at, loss if at <= 2048 else math.nan) for at, loss in seed] for seed in seeds]
+        for cell, seeds in TABLE.curves.items()
+    }
+    strategy = make(dataclasses.replace(TABLE, curves=curves), budget=4)
+
+    replay(strategy, dataclasses.replace(TABLE, curves=curves))
+
+    told = strategy.recommend()
+    assert not told.verified
+    said = no_advice(told.warnings)
+    assert said is not None
+    assert said.startswith("Every run past 2,048 samples diverged: the loss was not finite in ")
+    assert "of them on fresh seeds. Look for values in the data that are not finite" in said
+    assert not any("budget of" in warning for warning in told.warnings)
 
 
 def test_what_failed_before_anything_was_learned_is_tried_again() -> None:

@@ -25,6 +25,8 @@ CautionCode = Literal[
     "still_to_come",
     "cut_off",
     "no_full_run_left",
+    "confirmations_diverged",
+    "none_went_further",
     "one_loss",
     "rate_ignored",
     "nothing_learned",
@@ -36,7 +38,7 @@ CautionCode = Literal[
     "took_longer",
     "took_less",
 ]
-"""What a user is warned of; the first six say why the recommendation is not verified."""
+"""What a user is warned of; the first seven say why the recommendation is not verified."""
 
 TargetSource = Literal["yours", "present", "lowest"]
 """Where a target is from: the user, what the present setting reaches, or the lowest loss expected of any setting."""

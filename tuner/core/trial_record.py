@@ -75,6 +75,11 @@ class TrialRecord(Record):
     Micro-batch, accumulation and seconds are those of this kind.
     """
 
+    @property
+    def diverged_at(self) -> int | None:
+        """Samples at which its validation loss was not finite; None where that never was."""
+        return next((samples for samples, loss in self.values if loss is None), None)
+
 
 ASKED = (
     "stage",

@@ -51,7 +51,7 @@ def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[R
         short, ran = wording.larger(result)
         rows.append(("larger", f"{short[0].lower()}{short[1:]}{': ' if ran else ''}{ran}"))
     rows.append(("limits", "; ".join(limit.short for limit in wording.limits(result)) or "not measured"))
-    rows.append(("cost", f"{wording.spent_text(result)}; {wording.why_ended(result)}"))
+    rows.append(("cost", wording.cost_text(result)))
     shown = _short(best.warnings) if not verbose else best.warnings
     rows += [("warning", text) for text in shown]
     if held and len(best.warnings) > len(shown):

@@ -137,7 +137,9 @@ def two_digits(value: float) -> str:
 def _cost(result: SearchResult) -> str:
     probe = "" if result.probe is None else f", after a probe of {duration(result.probe.seconds)}"
     n = len(result.records)
-    return sentences(f"{n:,} trial{'' if n == 1 else 's'}{probe}", wording.why_ended(result))
+    return sentences(
+        f"{n:,} trial{'' if n == 1 else 's'}{probe}", wording.diverged_text(result), wording.why_ended(result)
+    )
 
 
 def _outside(what: str, tried: Sequence[float]) -> str:

@@ -25,6 +25,14 @@ _CAUTIONS: dict[CautionCode, str] = {
     "still_to_come": "Not verified yet: the full run on a fresh seed is still to come.",
     "cut_off": "Not verified yet: the full run on a fresh seed was cut off; a budget of {needed} would give one.",
     "no_full_run_left": "Not verified yet: no full run on a fresh seed was left; a budget of {needed} would give one.",
+    "confirmations_diverged": (
+        "Not verified: the loss was not finite in {n} of {of} full runs on fresh seeds. Look for values in the data "
+        "that are not finite, or search smaller learning rates."
+    ),
+    "none_went_further": (
+        "Every run past {reach:,} samples diverged: the loss was not finite in {n} runs, {fresh} of them on fresh "
+        "seeds. Look for values in the data that are not finite, or search smaller learning rates."
+    ),
     "one_loss": (
         "All trials reported the same loss, {loss:.4g}, so nothing tells one setting from another. "
         "Does the loss that is reported depend on the model?"
@@ -39,7 +47,8 @@ _CAUTIONS: dict[CautionCode, str] = {
     ),
     "target_not_reached": "No full run of this setting has reached the target or come near, so it is not known how "
     "soon it would.",
-    "diverged": "It diverged on a fresh seed, and nothing else that was run is better. Search smaller learning rates.",
+    "diverged": "It diverged on a fresh seed, and nothing else that was run is better. Look for values in the data "
+    "that are not finite, or search smaller learning rates.",
     "rate_at_edge": "The learning rate {rate:.3g} is at the edge of its range {low:.3g} to {high:.3g}; "
     "a wider range may do better.",
     "no_accumulation": (
@@ -61,7 +70,8 @@ _CAUTIONS: dict[CautionCode, str] = {
 }
 
 _NO_ADVICE = tuple(
-    _CAUTIONS[code].partition("{")[0] for code in ("one_loss", "rate_ignored", "nothing_learned", "diverged")
+    _CAUTIONS[code].partition("{")[0]
+    for code in ("none_went_further", "one_loss", "rate_ignored", "nothing_learned", "diverged")
 )
 PAST_THE_END = "past the end of a full run"
 """Of seconds that no run has taken: the curve is taken to go on as it does near its end."""

@@ -354,6 +354,26 @@ def spent_text(result: SearchResult) -> str:
     return f"{trained} in {n:,} trial{'s' if n != 1 else ''}"
 
 
+def diverged_text(result: SearchResult) -> str:
+    """Return how many trials diverged, from how many samples on, and how many of them on a fresh seed; else nothing."""
+    bad = [record for record in result.records if record.diverged_at is not None]
+    if not bad:
+        return ""
+    first = min(record.diverged_at or 0 for record in bad)
+    fresh = sum(record.stage == "confirm" for record in bad)
+    at = f"at {first:,} samples" if len(bad) == 1 else f"from {first:,} samples on"
+    on = "" if not fresh else " (1 of them on a fresh seed)" if fresh == 1 else f" ({fresh} of them on fresh seeds)"
+    return f"{len(bad)} diverged {at}{on}"
+
+
+def cost_text(result: SearchResult) -> str:
+    """Return what the search has trained and why it ended, in less words where trials diverged."""
+    spent, bad, why = spent_text(result), diverged_text(result), why_ended(result)
+    if not bad:
+        return f"{spent}; {why}"
+    return f"{spent.replace(' of training', '')}; {bad}; {why.replace('ended as more runs', 'more')}"
+
+
 def why_ended(result: SearchResult) -> str:
     """Return why the search has ended."""
     return ended(result.stopped_by)

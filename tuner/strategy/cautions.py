@@ -13,6 +13,7 @@ from ..theory.scaling import LEARNING_RATE_RANGE
 from .budget import BASELINE_SHARE
 from .candidates import key_of_candidate, spoilt
 from .cost import TELLING_S
+from .diverged_runs import confirmations_diverged, none_went_further
 from .evidence import Evidence
 from .nothing_learned import nothing_learned
 from .space import STEPS_AT_LEAST, make_space
@@ -26,6 +27,8 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
     plan = evidence.plan
     if not chosen.verified:
         yield _not_verified(evidence, chosen)
+    if (none_further := none_went_further(evidence)) is not None:
+        yield none_further
     if (nothing := nothing_learned(evidence.ledger)) is not None:
         yield nothing
     losses = {value for run in evidence.ledger for value in run.values.values() if math.isfinite(value)}
@@ -82,10 +85,12 @@ def _not_verified(evidence: Evidence, chosen: Candidate) -> Caution:
             {"budget": budget_text(evidence, evidence.whole), "needed": budget_text(evidence, needed, upwards=True)},
         )
     key = key_of_candidate(chosen)
+    coming = any(run.stage == "confirm" and run.key == key for run in ledger.running)
+    if not coming and (diverged := confirmations_diverged(evidence)) is not None:
+        return diverged
     if plan.n_trials is not None and len(ledger) >= plan.n_trials and not ledger.running:
         return Caution("no_trial_left", {"n_trials": plan.n_trials, "needed": len(ledger) + 1})
     needed = _needed(evidence, chosen)
-    coming = any(run.stage == "confirm" and run.key == key for run in ledger.running)
     if coming or needed <= evidence.whole:
         return Caution("still_to_come")
     lost = any(run.stage == "confirm" and run.key == key and run.state == "failed" for run in ledger)
