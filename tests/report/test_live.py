@@ -39,6 +39,7 @@ def scene() -> Scene:
     """A search in the middle of it."""
     found = Scene("digits", 12.0, 3.2, 42.0, 75.0, RUNGS, VERIFIED.recommendation, {7: RUNNING})
     found.ended.extend(VERIFIED.records)
+    found.plan = "searched: batch 4 to 128, lr 0.000138 to 2.26; about 37 trials"
     found.notes.append("Warning: something that takes a whole long line to say, and then some more of it, to the end.")
     return found
 
@@ -63,15 +64,16 @@ def test_a_picture_fits_the_terminal(width: int, height: int) -> None:
 
 def test_a_picture_says_what_matters() -> None:
     """Time used and left, the best with its interval, what runs with its curve, what ended and why."""
-    lines = picture(scene(), 80, 24)
+    lines = picture(found := scene(), 80, 24)
 
-    assert lines[1].endswith("3.2 of 12 reference runs, 0:42 used, at most 1:15 left")
+    assert lines[1].endswith("3.2 of 12 reference runs, 0:42 so far, at most 1:15 left")
     assert lines[2] == "best so far: batch 64, lr 0.1, loss 0.0442 (0.0257-0.0761), checked by one run"
-    assert lines[3].startswith("Warning: something")
+    assert lines[3] == found.plan
+    assert lines[4].startswith("Warning: something")
     (running,) = [line for line in lines if line.endswith("  runs")]
     assert running.startswith(">     7     32")
     assert " 0.2 " in running
-    assert [line.split()[0] for line in lines[6:]] == ["6", "5", "4", "3", "2", "1", "0"]
+    assert [line.split()[0] for line in lines[7:]] == ["6", "5", "4", "3", "2", "1", "0"]
     assert any(line.endswith("stopped") for line in lines)
     assert any(line.endswith("diverged") for line in lines)
     assert any(line.endswith("failed: crashed") for line in lines)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..core.interrupts import uninterrupted
 from ..core.probe_results import Attempt
 from ..core.progress import Progress
+from ..core.specs import Forecast
 from .progress import PlainProgress, progress_line
 from .scene import BLOCKS, PLAIN_BLOCKS, Scene, drawn
 
@@ -188,7 +189,8 @@ class LiveProgress(PlainProgress):
         """Take a step of a search."""
         self.facts = progress.facts or self.facts
         line = progress_line(progress)
-        if line is not None and progress.attempt is None and progress.trial is None:
+        told = progress.forecast is not None and self._screen.is_open  # It stands on the screen, and is old after it.
+        if line is not None and progress.attempt is None and progress.trial is None and not told:
             self._keep(line, is_shown=progress.kind == "warning")
         with self._screen.lock:
             self._take(progress)
@@ -223,6 +225,8 @@ class LiveProgress(PlainProgress):
         state = self._state
         state.study, state.budget, state.spent = progress.study, progress.budget, max(state.spent, progress.spent)
         state.rungs = progress.rungs or state.rungs
+        if progress.forecast is not None:
+            state.plan = _plan(progress.forecast)
         if progress.forecast is not None and progress.forecast.seconds is not None:
             self._foreseen = (progress.forecast.reference_runs, progress.forecast.seconds)
         if self._foreseen is not None and self._foreseen[0] > 0:
@@ -244,6 +248,15 @@ class LiveProgress(PlainProgress):
     def _now(self) -> Scene:
         self._state.elapsed_s = time.monotonic() - self._began_s
         return self._state
+
+
+def _plan(forecast: Forecast) -> str:
+    """Return what is searched among, in one short line."""
+    batches, rates = forecast.batch_range, forecast.learning_rate_range
+    sizes = f"batch {batches[0]} to {batches[1]}" if batches[0] < batches[1] else f"batch {batches[0]}"
+    tried = f"lr {rates[0]:.3g} to {rates[1]:.3g}" if rates[0] < rates[1] else f"lr {rates[0]:.3g}"
+    about = "" if forecast.n_trials is None else f"; about {forecast.n_trials} trials"
+    return f"searched: {sizes}, {tried}{about}"
 
 
 def _in_foreground() -> bool:

@@ -30,6 +30,8 @@ PLAIN_BLOCKS = "_.-:=+*#"
 CELLS = 4
 """Columns of a curve from one rung to the next."""
 REMEMBERED = 100
+ROOMY = 12
+"""Lines of a terminal that has room for what is searched among."""
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Scene:
     """Of a probe that goes on now."""
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=2))
     """The last warnings."""
+    plan: str = ""
+    """What is searched among; empty where that is not known."""
 
 
 def drawn(scene: Scene, width: int, height: int, *, blocks: str = BLOCKS) -> list[RenderableType]:
@@ -70,7 +74,12 @@ def drawn(scene: Scene, width: int, height: int, *, blocks: str = BLOCKS) -> lis
         parts += [_clipped(line, width) for line in _notes(scene)]
         room = height - len(parts) - 3
         return [*parts, *_probe(scene.attempts, view, max(room, 1), blocks)]
-    parts += [_budget(scene, width, blocks), *_best(scene, width), *(_clipped(line, width) for line in _notes(scene))]
+    parts += [
+        _budget(scene, width, blocks),
+        *_best(scene, width),
+        *_plan(scene, width, height),
+        *(_clipped(line, width) for line in _notes(scene)),
+    ]
     room = max(height - len(parts) - 1, 0)
     running = list(scene.running.values())[:room]
     ended = list(scene.ended)[::-1][: room - len(running)]
@@ -103,7 +112,7 @@ def _budget(scene: Scene, width: int, blocks: str) -> Text:
     """Return the bar of the budget, with what is spent and left of it."""
     left = "" if scene.left_s is None else f", at most {clock(scene.left_s)} left"
     whole = "" if math.isinf(scene.budget) else f" of {scene.budget:.3g}"
-    said_beside = f"{scene.spent:.1f}{whole} reference runs, {clock(scene.elapsed_s)} used{left}"
+    said_beside = f"{scene.spent:.1f}{whole} reference runs, {clock(scene.elapsed_s)} so far{left}"
     columns = width - len(said_beside) - 2
     if columns < 8 or math.isinf(scene.budget):
         return _clipped(said(said_beside), width)
@@ -111,6 +120,10 @@ def _budget(scene: Scene, width: int, blocks: str) -> Text:
     full = round(share * min(columns, 30))
     bar = blocks[-1] * full + blocks[0] * (min(columns, 30) - full)
     return said(f"{bar}  {said_beside}")
+
+
+def _plan(scene: Scene, width: int, height: int) -> list[Text]:
+    return [_clipped(said(scene.plan), width)] if scene.plan and height >= ROOMY else []
 
 
 def _best(scene: Scene, width: int) -> list[Text]:
