@@ -8,6 +8,7 @@ from pathlib import Path
 from .core.errors import StudyError
 from .core.plain_text import one_line
 from .core.record import Record
+from .core.trials import Facts
 from .show import show
 from .studies.catalog import only_foreign, studies
 from .studies.storage import read_storage
@@ -19,7 +20,7 @@ class Listed(Record):
 
     study: str
     date: str | None
-    """When it was used last, as ISO 8601."""
+    """When it was begun, or gone on with, last, as ISO 8601."""
     objective: str | None
     """The file that defines it, or None where it was called from Python."""
     device: str | None
@@ -67,10 +68,21 @@ def _listed(name: str, attributes: dict[str, object], storage: str | None) -> Li
     return Listed(
         name,
         date,
-        objective,
+        objective or _program(shown.facts) or _named(attributes.get("identity")),
         on,
         len(shown.records),
         None if best is None else best.global_batch_size,
         None if best is None else best.learning_rate,
         best is not None and best.verified,
     )
+
+
+def _program(facts: Facts | None) -> str | None:
+    """Return the script of a command, or its program where there is no script."""
+    words = () if facts is None else facts.command
+    return next((Path(word).name for word in words if word.endswith(".py")), words[0] if words else None)
+
+
+def _named(identity: object) -> str | None:
+    """Return the function or model that an objective from Python is made of."""
+    return identity.rpartition(".")[2] if isinstance(identity, str) and not identity.startswith("/") else None

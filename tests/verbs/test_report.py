@@ -160,6 +160,7 @@ def test_the_studies_of_a_storage_are_listed(storage: str) -> None:
     assert [line.split()[0] for line in shown] == ["study", "second<b>", "first"]
     assert max(map(len, shown)) <= 80
     assert [each["study"] for each in listed] == ["second<b>", "first"]
+    assert [each["objective"] for each in listed] == ["train", "train"]
     assert all(each["n_trials"] > 3 and each["global_batch_size"] >= 4 for each in listed)
 
 

@@ -13,7 +13,7 @@ from .options import output_options, storage_option
 @storage_option
 @output_options
 def list_command(storage: str | None, as_json: bool) -> None:
-    """List the studies of a storage: when each was used last, its objective, device and answer.
+    """List the studies of a storage: when each was begun or gone on with last, its objective, device and answer.
 
     The answer is batch size and learning rate; a question mark says that it is not verified.
     """

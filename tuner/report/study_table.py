@@ -16,10 +16,10 @@ def study_table(listed: Sequence[Mapping[str, Any]]) -> str:
         >>> row = {"study": "digits", "date": "2026-11-28T19:02:05", "objective": "digits.py", "device": "cpu",
         ...        "n_trials": 45, "global_batch_size": 64, "learning_rate": 0.0707, "verified": True, "error": None}
         >>> print(study_table([row]))
-        study           used             objective   device      trials answer
+        study           last begun       objective   device      trials answer
         digits          2026-11-28 19:02 digits.py   cpu             45 64, 0.0707
     """
-    lines = [_line("study", "used", "objective", "device", "trials", "answer")]
+    lines = [_line("study", "last begun", "objective", "device", "trials", "answer")]
     for row in listed:
         date = one_line(row["date"] or "-").replace("T", " ")[:16]
         objective, device = row["objective"] or "-", row["device"] or "-"
@@ -35,8 +35,8 @@ def _answer(row: Mapping[str, Any]) -> str:
     return f"{row['global_batch_size']}, {row['learning_rate']:.3g}{'' if row['verified'] else ' ?'}"
 
 
-def _line(study: str, used: str, objective: str, device: str, trials: str, answer: str) -> str:
-    first = f"{_short(study, 15):<15} {used:<16} {_short(objective, 11):<11} {_short(device, 11):<11}"
+def _line(study: str, begun: str, objective: str, device: str, trials: str, answer: str) -> str:
+    first = f"{_short(study, 15):<15} {begun:<16} {_short(objective, 11):<11} {_short(device, 11):<11}"
     return f"{first} {trials:>6} {answer}".rstrip()
 
 

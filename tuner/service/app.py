@@ -418,5 +418,5 @@ def _foreseen(served: ServedStudy) -> dict[str, Any]:
 
 
 def _best(records: tuple[TrialRecord, ...]) -> float | None:
-    losses = [record.val_loss for record in records if record.val_loss is not None]
-    return min(losses, default=None)
+    best = pages.lowest(records)
+    return None if best is None else best.val_loss
