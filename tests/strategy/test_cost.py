@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from bstune.tuner.core.probe_results import ProbeResult
+from bstune.tuner.core.probe_results import ProbeResult, StepTimeLine
 from bstune.tuner.core.results import Setting
 from bstune.tuner.core.specs import Proposal
 from bstune.tuner.core.trial_record import TrialRecord, begun
 from bstune.tuner.core.trials import Facts
-from bstune.tuner.strategy.cost import Cost, fitted_line
+from bstune.tuner.strategy.cost import Clock, Cost, fitted
 from bstune.tuner.strategy.ledger import Ledger
+from bstune.tuner.strategy.rungs import Rungs
 from bstune.tuner.testing.fake_device import known_probe
 
 FACTS = Facts("made up", "supervised", n_samples=1000, epochs=2.0)
@@ -42,6 +43,25 @@ def test_without_step_times_nothing_is_known(probe: ProbeResult | None) -> None:
     assert cost.split(256) == ((256, 1) if probe is None else (64, 4))
 
 
+@pytest.mark.parametrize("probed", [True, False])
+def test_a_start_is_paid_once_however_soon_the_target_is_reached(probed: bool) -> None:
+    """A run of 2 s that a program of 5 s starts has trained a quarter after 5.5 s, by the probe's start or the trials'.
+
+    A reference run is such a whole run, and so is what a full run takes.
+    """
+    facts = replace(FACTS, kind="command")
+    line = StepTimeLine(0.0, 0.001, None)
+    probe = known_probe(64, step_s=None)
+    if probed:
+        cost = Cost.of(facts, replace(probe, step_time_line=line, start_s=5.0))
+    else:
+        cost = Cost.of(facts, probe, line, 5.0)
+
+    assert cost.seconds_to(50, 500) == pytest.approx(5.5)
+    assert cost.full_run_s(50) == pytest.approx(7.0)
+    assert Clock(Rungs.of(facts), (50,), cost).reference_s == pytest.approx(7.0)
+
+
 def ledger(seconds: Callable[[int, int], float]) -> Ledger:
     """Return runs of three batch sizes and lengths that took so many seconds by batch size and samples."""
     records: list[TrialRecord] = []
@@ -60,16 +80,17 @@ def ledger(seconds: Callable[[int, int], float]) -> Ledger:
 
 def test_the_start_of_a_program_is_told_from_its_training() -> None:
     """Long and short runs of several batch sizes show what each part takes."""
-    line = fitted_line(ledger(lambda batch, samples: 5 + samples / batch * (0.02 + 0.001 * batch)), starts=True)
+    line, start_s = fitted(ledger(lambda batch, samples: 5 + samples / batch * (0.02 + 0.001 * batch)), starts=True)
 
     assert line is not None
     assert line.a_s == pytest.approx(0.02, rel=1e-3)
     assert line.c_s_per_sample == pytest.approx(0.001, rel=1e-3)
+    assert start_s == pytest.approx(5, rel=1e-3)
 
 
 def test_a_start_that_hides_the_training_makes_no_batch_size_look_fast() -> None:
     """Where runs are mostly start, no batch size costs more than twice as much as another."""
-    line = fitted_line(
+    line, _ = fitted(
         ledger(lambda batch, samples: 20 + (batch * samples) % 7 / 5 + samples / batch * 1e-4), starts=True
     )
 

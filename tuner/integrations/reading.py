@@ -20,7 +20,7 @@ from ..core.results import Setting
 from ..core.specs import Plan, Proposal
 from ..core.trial_record import TrialRecord
 from ..core.trials import Facts, TrialReport
-from ..strategy.cost import Clock, Cost, fitted_line
+from ..strategy.cost import Clock, Cost, fitted
 from ..strategy.improvement import ImprovementSampler
 from ..strategy.ledger import LATE, Ledger, Run
 from ..strategy.posterior import Context
@@ -105,7 +105,7 @@ class StudyReading:
                 run.values[self.full] = math.nan
                 run.cause = None
         facts = _facts(self._meaning, self.full)
-        clock = Clock(rungs, space.batches, Cost.of(facts, None, fitted_line(ledger)))
+        clock = Clock(rungs, space.batches, Cost.of(facts, None, fitted(ledger).line))
         banned = frozenset(run.key for run in failed)
         too_large = frozenset(size for size in space.batches if size >= _too_large(ledger, failed))
         context = Context(space, rungs, self._seed, False, False, banned, too_large)

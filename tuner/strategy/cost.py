@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
+from typing import NamedTuple
 
 from ..core.probe_results import ProbeResult, StepTimeLine
 from ..core.trials import Facts
@@ -43,14 +44,18 @@ class Cost:
     validation_s: float = 0.0
     """Seconds of one validation, where they are not part of the steps."""
     start_s: float = 0.0
-    """Seconds that each run takes before it trains, where these were measured: a command starts a program."""
+    """Seconds that each run takes once, before it trains: a command starts a program. 0 where nothing tells them; they
+    are then part of the steps."""
 
     @classmethod
-    def of(cls, facts: Facts, probe: ProbeResult | None, line: StepTimeLine | None = None) -> Cost:
-        """Return the cost by the probe of a kind of device; without a probe, by a line that trials were fitted to."""
+    def of(
+        cls, facts: Facts, probe: ProbeResult | None, line: StepTimeLine | None = None, start_s: float = 0.0
+    ) -> Cost:
+        """Return the cost by the probe of a kind of device; where it timed nothing, by what trials were fitted to."""
         if probe is None:
-            return cls(facts, None, line)
-        validation_s, start_s = _validation_s(facts, probe), getattr(probe, "start_s", None) or 0.0
+            return cls(facts, None, line, 0.0, start_s)
+        validation_s, probed_s = _validation_s(facts, probe), getattr(probe, "start_s", None)
+        start_s = start_s if probed_s is None else probed_s
         return cls(facts, probe.micro_batch_size, probe.step_time_line or line, validation_s, start_s)
 
     @property
@@ -94,16 +99,21 @@ class Cost:
         samples_per_s = self.samples_per_s(batch, split)
         return None if samples_per_s is None else samples / samples_per_s + validations * self.validation_s
 
-    def full_run_s(self, batch: int) -> float | None:
-        """Return the seconds of a full run, which is of whole steps, with its validations."""
+    def trained_s(self, batch: int) -> float | None:
+        """Return the seconds of a full run once it trains, which is of whole steps, with its validations."""
         rungs = Rungs.of(self.facts)
         end = rungs.end_of(batch)
         return self.seconds(batch, end, validations=len(rungs.points(end)))
 
+    def full_run_s(self, batch: int) -> float | None:
+        """Return the seconds of a full run, its start included."""
+        trained_s = self.trained_s(batch)
+        return None if trained_s is None else self.start_s + trained_s
+
     def seconds_to(self, batch: int, samples: float) -> float | None:
-        """Return the seconds after which a run has trained so many samples: that share of a full run."""
-        whole = self.full_run_s(batch)
-        return None if whole is None else samples * whole / Rungs.of(self.facts).end_of(batch)
+        """Return the seconds after which a run has trained so many samples: its start, and that share of the rest."""
+        trained_s = self.trained_s(batch)
+        return None if trained_s is None else self.start_s + samples * trained_s / Rungs.of(self.facts).end_of(batch)
 
 
 def _validation_s(facts: Facts, probe: ProbeResult) -> float:
@@ -121,14 +131,26 @@ def _between(rows: Sequence[tuple[int, float]], batch: int) -> float:
     return max(between, 1e-3 * min(low_s, high_s))
 
 
-def fitted_line(runs: Iterable[Run], *, starts: bool = False) -> StepTimeLine | None:
+class Fitted(NamedTuple):
+    """What the trials' own seconds tell."""
+
+    line: StepTimeLine | None
+    start_s: float = 0.0
+
+
+def fitted(runs: Iterable[Run], *, starts: bool = False) -> Fitted:
     """Return the step-time line of the trials' own seconds, where no probe has one; None while they say nothing.
 
     `starts`: each run has started a program, which took seconds of its own.
     """
     runs = list(runs)
-    if starts and (line := _line_beside_start(runs)) is not None:
-        return line
+    if starts and (found := _line_beside_start(runs)) is not None:
+        return found
+    return Fitted(_line_of_all(runs))
+
+
+def _line_of_all(runs: Sequence[Run]) -> StepTimeLine | None:
+    """Return the line of all that runs took, a start included."""
     by_batch: dict[int, list[float]] = defaultdict(list)
     for run in runs:
         steps = (run.samples - run.start_samples) / run.setting.global_batch_size
@@ -143,8 +165,8 @@ def fitted_line(runs: Iterable[Run], *, starts: bool = False) -> StepTimeLine | 
     return StepTimeLine(fixed, slope, fixed / slope if slope > 0 else None)
 
 
-def _line_beside_start(runs: Sequence[Run]) -> StepTimeLine | None:
-    """Return the line of seconds = start + a * steps + c * samples, no part below 0; None while runs do not tell."""
+def _line_beside_start(runs: Sequence[Run]) -> Fitted | None:
+    """Return what fits seconds = start + a * steps + c * samples, no part below 0; None while runs do not tell."""
     ended = [run for run in runs if run.state in ("complete", "pruned") and run.seconds]
     rows = [
         (run.samples / run.setting.global_batch_size, run.samples, run.seconds or 0.0) for run in ended if run.samples
@@ -157,21 +179,21 @@ def _line_beside_start(runs: Sequence[Run]) -> StepTimeLine | None:
     # Relative errors count: a short run tells as much of its seconds as a long one.
     parts = np.array([(1.0, steps, samples) for steps, samples, _ in rows]) / seconds[:, None]
     usable = (0, 1, 2) if len({run.setting.global_batch_size for run in ended}) > 1 else (0, 2)
-    best: tuple[float, float, float] | None = None
+    best: tuple[float, float, float, float] | None = None
     for n in range(len(usable), 0, -1):
         for columns in combinations(usable, n):
             found, *_ = np.linalg.lstsq(parts[:, columns], np.ones(len(rows)), rcond=None)
             error = float(((parts[:, columns] @ found - 1) ** 2).sum())
             part = dict(zip(columns, found.tolist(), strict=True))
             if found.min() > 0 and set(columns) != {0} and (best is None or error < best[0]):
-                best = error, part.get(1, 0.0), part.get(2, 0.0)
+                best = error, part.get(0, 0.0), part.get(1, 0.0), part.get(2, 0.0)
     if best is None or math.sqrt(best[0] / len(rows)) > EXPLAINED:
         return None
-    _, fixed, slope = best
+    _, start_s, fixed, slope = best
     steps, samples, whole_s = max(rows, key=lambda row: row[2])
     if fixed * steps + slope * samples < whole_s / 2:
         return None  # All runs are mostly start, and what is left of them says little.
-    return StepTimeLine(fixed, slope, fixed / slope if slope > 0 else None)
+    return Fitted(StepTimeLine(fixed, slope, fixed / slope if slope > 0 else None), start_s)
 
 
 @dataclass(frozen=True)
@@ -209,16 +231,12 @@ class Clock:
     @cached_property
     def reference_s(self) -> float | None:
         """Seconds of a reference run, its start included."""
-        return self._reference_s(self.cost)
-
-    def _reference_s(self, cost: Cost) -> float | None:
-        trained_s = cost.full_run_s(self.reference_batch)
-        return None if trained_s is None else cost.start_s + trained_s
+        return self.cost.full_run_s(self.reference_batch)
 
     def _cost_on(self, device: str | None) -> tuple[Cost, float | None]:
         """Return the cost on a kind of device, and the seconds of a reference run there."""
         cost = self.cost if device is None else self.others.get(device, self.cost)
-        return cost, self.reference_s if cost is self.cost else self._reference_s(cost)
+        return cost, self.reference_s if cost is self.cost else cost.full_run_s(self.reference_batch)
 
     def price(self, batch: int, samples: float, validations: int = 0, device: str | None = None) -> float:
         """Return what so many samples of a batch size cost, in reference runs of the kind of device they run on."""

@@ -59,7 +59,8 @@ def lowest_at_equal_seconds(evidence: Evidence, found: Sequence[Candidate], chos
 
 def _loss_after(evidence: Evidence, candidate: Candidate, seconds: float) -> float:
     """Return the mean loss of the runs of a setting after so many seconds; its last one where a full run takes less."""
-    share = min(1.0, seconds / (candidate.seconds_per_full_run or math.inf))
+    start_s = evidence.cost.start_s
+    share = min(1.0, (seconds - start_s) / ((candidate.seconds_per_full_run or math.inf) - start_s))
     losses = []
     for run in evidence.ledger.of(key_of_candidate(candidate)):
         if full_value(evidence, run) is not None:
@@ -145,4 +146,6 @@ def _comparison(evidence: Evidence, name: str, other: Candidate, chosen: Candida
     soonest, later = evidence.ln_times(settings)
     whole, its_whole = evidence.worth.ln_full([chosen.global_batch_size, other.global_batch_size])
     far = later - its_whole > math.log(NOT_REACHED) > soonest - whole
-    return Comparison(name, other, None if far else math.exp(later - soonest), ratio)
+    start = evidence.clock.price_of_start()  # Each pays it once, and the rest goes by what is trained.
+    times = (start + math.exp(later)) / (start + math.exp(soonest))
+    return Comparison(name, other, None if far else times, ratio)

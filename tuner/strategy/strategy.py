@@ -24,7 +24,7 @@ from ..theory.gradient_noise import noise_scale
 from .baseline_samplers import Sampler, make_sampler
 from .budget import BASELINE_SHARE, Budget
 from .confirmation import next_confirmation
-from .cost import Clock, Cost, fitted_line
+from .cost import Clock, Cost, fitted
 from .evidence import Evidence
 from .importance import importance
 from .ledger import Ledger, Run, key_of
@@ -348,11 +348,12 @@ class Strategy:
     @property
     def _clock(self) -> Clock:
         """What runs cost, by the probe or by what the objective states; where there is neither, by the trials."""
-        line = None
+        line, start_s = None, 0.0
         if not self.facts.step_times and (self.probe is None or self.probe.step_time_line is None):
             earlier = None if self.learned is None else self.learned.step_time_line
-            line = fitted_line(self.ledger, starts=self.facts.kind == "command") or earlier
-        cost = Cost.of(self.facts, self.probe, line)
+            line, start_s = fitted(self.ledger, starts=self.facts.kind == "command")
+            line = line or earlier
+        cost = Cost.of(self.facts, self.probe, line, start_s)
         others = {device: Cost.of(self.facts, probe) for device, probe in self.probes.items()}
         known = self._known_clock
         if known is None or (known.cost, known.others, known.batches) != (cost, others, self.space.batches):

@@ -50,10 +50,11 @@ def curves(
     import altair
 
     validating = 0.0 if result is None else validation_s_per_sample(result)
+    start_s = 0.0 if result is None else start_s_of(result)
     points = []
     for record in curve_records(records):
         training = seconds_per_sample(record, probe)
-        points += _points(record, None if training is None else training + validating)
+        points += _points(record, None if training is None else training + validating, start_s)
     points = [point for point in points if point[by] is not None]
     if not points:
         return None
@@ -97,7 +98,12 @@ def validation_s_per_sample(result: SearchResult) -> float:
     best, whole = result.recommendation, full_samples(result)
     if not best.seconds_per_full_run or not best.samples_per_s or not whole:
         return 0.0
-    return max(0.0, best.seconds_per_full_run / whole - 1 / best.samples_per_s)
+    return max(0.0, (best.seconds_per_full_run - start_s_of(result)) / whole - 1 / best.samples_per_s)
+
+
+def start_s_of(result: SearchResult) -> float:
+    """Return the seconds that each run takes before it trains: those that the probe of a command has timed."""
+    return 0.0 if result.probe is None else result.probe.start_s or 0.0
 
 
 def seconds_per_sample(record: TrialRecord, probe: ProbeResult | None) -> float | None:
@@ -111,12 +117,12 @@ def seconds_per_sample(record: TrialRecord, probe: ProbeResult | None) -> float 
     return record.seconds / trained if record.seconds and trained > 0 else None
 
 
-def _points(record: TrialRecord, each_s: float | None) -> list[Row]:
+def _points(record: TrialRecord, each_s: float | None, start_s: float) -> list[Row]:
     known = [(samples, loss) for samples, loss in record.values if loss is not None]
     stride = max(1, -(-len(known) // MOST_REPORTS))
     kept = known[::stride] if (len(known) - 1) % stride == 0 else [*known[::stride], known[-1]]
     row = {**trial_row(record), "params": record.params}
     return [
-        {**row, "samples": samples, "loss": loss, "seconds": None if each_s is None else samples * each_s}
+        {**row, "samples": samples, "loss": loss, "seconds": None if each_s is None else start_s + samples * each_s}
         for samples, loss in kept
     ]
