@@ -131,14 +131,14 @@ def _between(rows: Sequence[tuple[int, float]], batch: int) -> float:
     return max(between, 1e-3 * min(low_s, high_s))
 
 
-class Fitted(NamedTuple):
+class FittedTimes(NamedTuple):
     """What the trials' own seconds tell."""
 
     line: StepTimeLine | None
     start_s: float = 0.0
 
 
-def fitted(runs: Iterable[Run], *, starts: bool = False) -> Fitted:
+def fitted(runs: Iterable[Run], *, starts: bool = False) -> FittedTimes:
     """Return the step-time line of the trials' own seconds, where no probe has one; None while they say nothing.
 
     `starts`: each run has started a program, which took seconds of its own.
@@ -146,7 +146,7 @@ def fitted(runs: Iterable[Run], *, starts: bool = False) -> Fitted:
     runs = list(runs)
     if starts and (found := _line_beside_start(runs)) is not None:
         return found
-    return Fitted(_line_of_all(runs))
+    return FittedTimes(_line_of_all(runs))
 
 
 def _line_of_all(runs: Sequence[Run]) -> StepTimeLine | None:
@@ -165,7 +165,7 @@ def _line_of_all(runs: Sequence[Run]) -> StepTimeLine | None:
     return StepTimeLine(fixed, slope, fixed / slope if slope > 0 else None)
 
 
-def _line_beside_start(runs: Sequence[Run]) -> Fitted | None:
+def _line_beside_start(runs: Sequence[Run]) -> FittedTimes | None:
     """Return what fits seconds = start + a * steps + c * samples, no part below 0; None while runs do not tell."""
     ended = [run for run in runs if run.state in ("complete", "pruned") and run.seconds]
     rows = [
@@ -193,7 +193,7 @@ def _line_beside_start(runs: Sequence[Run]) -> Fitted | None:
     steps, samples, whole_s = max(rows, key=lambda row: row[2])
     if fixed * steps + slope * samples < whole_s / 2:
         return None  # All runs are mostly start, and what is left of them says little.
-    return Fitted(StepTimeLine(fixed, slope, fixed / slope if slope > 0 else None), start_s)
+    return FittedTimes(StepTimeLine(fixed, slope, fixed / slope if slope > 0 else None), start_s)
 
 
 @dataclass(frozen=True)
