@@ -60,12 +60,12 @@ def threads_seen(folder: Path) -> list[int]:
 def test_the_faster_of_one_thread_and_all_is_kept(tmp_path: Path, sharing_costs: bool, threads: int) -> None:
     """It is said in one line, stands in the result, and the rows are of that many threads only."""
     said: list[str] = []
-    with Host(bstune.load(model_in(tmp_path, sharing_costs=sharing_costs, step_s=0.01)), device="cpu") as host:
+    with Host(bstune.load(model_in(tmp_path, sharing_costs=sharing_costs, step_s=0.03)), device="cpu") as host:
         result = run_probe(host, max_batch=64, on_note=said.append)
 
         assert host.threads == result.device.threads == threads
     assert result.throughput
-    assert all(0.01 <= row.s_per_step < 0.03 for row in result.throughput)  # With the other number it takes 0.04 s.
+    assert all(0.03 <= row.s_per_step < 0.1 for row in result.throughput)  # With the other number it takes 0.12 s.
     assert set(threads_seen(tmp_path)) == {1, 4}
     assert len(said) == 1
     assert said[0].startswith(f"threads {threads}: a step at micro-batch 32 takes")

@@ -132,7 +132,7 @@ def test_a_trial_that_runs_out_of_memory_or_hangs_is_a_result(folder: Path) -> N
     """The script is not started again with the same batch; the search goes on below it."""
     asked = command("--late", "32", "--hangs", "0.5")
     space = {"batch_size": [8, 32], "learning_rate": [0.005, 0.02, 1.0]}
-    result = bstune.search(asked, budget=4, n_trials=8, space=space, trial_timeout=5.0)
+    result = bstune.search(asked, budget=4, n_trials=8, space=space, trial_timeout=12.0)
 
     failed = result.trials[result.trials["state"] == "failed"]
     reasons = " ".join(failed["reason"])
