@@ -125,7 +125,7 @@ def at_full_batch(run: TrainingRun, spec: ExamineSpec) -> Figures:
 
 
 def ghost_batches(run: TrainingRun, spec: ExamineSpec) -> Figures:
-    """Train twice for as many samples: BatchNorm sees the batch as it is run, or in small parts of it.
+    """Train twice for as many samples: BatchNorm sees micro-batches as they are run, or small parts of them.
 
     `spec.sizes`: the samples, and those of a part.
     """

@@ -80,6 +80,20 @@ def test_ghost_batches(ratio: float, verdict: str, seed: int) -> None:
         assert finding("ghost-batches", other).verdict == "not applicable"
 
 
+def test_ghost_batches_are_parts_of_what_is_run_at_once(seed: int) -> None:
+    """Where 32 samples fit, BatchNorm sees no more of a batch of 128 anyway, and nothing is trained for it."""
+    known = with_best(ghosts(0.9, seed), global_batch_size=128)
+    parts = {64: (32,), 48: (), 32: ()}
+    for fits, part in parts.items():
+        of = dataclasses.replace(known, probe=probe(lambda n: 1e-3 * n, seed=seed, micro_batch_size=fits))
+        found = finding("ghost-batches", of)
+
+        assert tuple(task.spec.sizes[1] for task in Tasks(of, seed).of("ghost_batches"))[:1] == part
+        assert (found.verdict == "not applicable") == (not part)
+        assert f"micro-batch of {fits}" in found.found or not part
+    assert "micro-batches of 32" in found.found
+
+
 @pytest.mark.parametrize(("ratio", "verdict"), [(0.8, "holds"), (1.5, "does not hold")])
 def test_full_batch(ratio: float, verdict: str, seed: int) -> None:
     """Its best rate counts, and rates that diverge do not."""

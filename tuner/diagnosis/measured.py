@@ -38,7 +38,7 @@ LEAST_STEPS = 20
 CROSSED_RUNS = 2 * SEEDS + 1
 """At each of two batch sizes: both rates with all seeds, and one more to find the rates."""
 GHOSTS = (32, 16)
-"""Most and fewest samples in a part of a batch that BatchNorm is to see alone."""
+"""Most and fewest samples in a part of a micro-batch that BatchNorm is to see alone."""
 PATIENCE = 20.0
 """So many times as long as foreseen, and five minutes more, a process may take."""
 LEAST_S = 300.0
@@ -78,9 +78,9 @@ class Tasks:
         self._facts: Facts = known.facts
         self._cost = Cost.of(known.facts, known.probe)
         setting = known.setting
-        self._batch = min(setting.global_batch_size, max(1, int(known.facts.full_run_samples)))
         self._rate, self._params = setting.learning_rate, dict(setting.params)
-        self._micro, self._accumulation = self._cost.split(self._batch)
+        self._micro, self._accumulation = own_split(known)
+        self._batch = self._micro * self._accumulation
         # Second copies of gradients, and graphs of weights moved aside, need room beside a micro-batch.
         fits = 0 if known.probe is None else known.probe.micro_batch_size // 2
         self._at_once = max(self._micro, min(MOST_AT_ONCE, fits))
@@ -158,7 +158,7 @@ class Tasks:
         return [self._task(measurement, samples, sizes=(whole, fits, whole_steps, steps))]
 
     def _ghosts(self, measurement: str) -> list[LookTask]:
-        part = ghost_size(self._batch)
+        part = ghost_size(self._micro)
         if part is None:
             return []
         samples = math.ceil(self._facts.full_run_samples * SHORT_SHARE / self._batch) * self._batch
@@ -228,17 +228,26 @@ def two_sizes(known: Known, share: float) -> tuple[int, int] | None:
     return (small, TIMES_APART * small) if TIMES_APART * small <= most else None
 
 
-def ghost_size(batch: int) -> int | None:
-    """Return the samples of the parts into which a batch can be cut for BatchNorm; None where it is no larger itself.
+def own_split(known: Known) -> tuple[int, int]:
+    """Return the micro-batch size and the accumulation steps of the setting that is looked at."""
+    assert known.facts is not None
+    batch = min(known.setting.global_batch_size, max(1, int(known.facts.full_run_samples)))
+    return Cost.of(known.facts, known.probe).split(batch)
+
+
+def ghost_size(micro_batch: int) -> int | None:
+    """Return the samples of the parts into which a micro-batch can be cut for BatchNorm; None where it is none larger.
+
+    Where it is run in several micro-batches anyway, BatchNorm has never seen more of a batch than one of them.
 
     Example:
         >>> ghost_size(128), ghost_size(48), ghost_size(32), ghost_size(37)
         (32, 24, None, None)
     """
     most, least = GHOSTS
-    if batch <= most:
+    if micro_batch <= most:
         return None
-    return next((size for size in range(most, least - 1, -1) if batch % size == 0), None)
+    return next((size for size in range(most, least - 1, -1) if micro_batch % size == 0), None)
 
 
 def reference_run_s(known: Known) -> float | None:

@@ -14,7 +14,7 @@ from ..report.units import number
 from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, percent_above, ratio_ruling, unknown, unmeasured
 from .learning_rate import DIVERGED, equal_samples
-from .measured import CROSSED_SHARE, SHARE, TIMES_APART, ghost_size, two_sizes
+from .measured import CROSSED_SHARE, SHARE, TIMES_APART, ghost_size, own_split, two_sizes
 from .model import NO_NORM, has_norms
 from .noise import mean_interval
 from .tables import SEED_SD, EqualSamples, seed_sd
@@ -234,9 +234,13 @@ def ghost_batches(known: Known) -> Ruling:
     """BatchNorm is better off with small parts of a large batch (ghost batches)."""
     if has_norms(known) is False:
         return NO_NORM
-    part = ghost_size(known.batch)
+    micro, _ = own_split(known)
+    part = ghost_size(micro)
     if part is None:
-        return Ruling("not applicable", f"a batch of {known.batch} is as small as a ghost batch, or cannot be cut")
+        return Ruling(
+            "not applicable",
+            f"batch {known.batch} runs in micro-batches of {micro}: as small as a ghost batch, or they cannot be cut",
+        )
     looks = known.looked("ghost_batches")
     ratios = []
     for look in looks:
@@ -248,8 +252,8 @@ def ghost_batches(known: Known) -> Ruling:
     mean, low, high = mean_interval(ratios, least_sd=LEAST_SD / math.sqrt(2))
     verdict = beyond(-high, -low, BETTER)
     said = (
-        f"with statistics of {part} samples at a time a batch of {known.batch} ends at {math.exp(mean):.3g} times the "
-        f"loss of statistics of the whole, over {len(ratios)} seeds of an eighth of a full run"
+        f"with statistics of {part} samples at a time batch {known.batch} ends at {math.exp(mean):.3g} times the loss "
+        f"with those of the micro-batch of {micro}, over {len(ratios)} seeds of an eighth of a full run"
     )
     advice = {
         "holds": f"Keep the statistics at {part} samples whatever the batch: accumulate micro-batches of {part}, or "
@@ -257,4 +261,4 @@ def ghost_batches(known: Known) -> Ruling:
         "does not hold": "Let BatchNorm see the whole micro-batch.",
     }.get(verdict, "Let BatchNorm see the whole micro-batch, which is faster.")
     data = {"log_ratio": ratios}
-    return ratio_ruling(verdict, said, advice, (mean, low, high), "times the loss of the whole", data)
+    return ratio_ruling(verdict, said, advice, (mean, low, high), f"times the loss with {micro}", data)
