@@ -14,6 +14,7 @@ from bstune.tests.objectives.small import run, spec_of
 from bstune.tests.objectives.told import Phases
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import MeasureSpec, NoisePoint, TrialReport
+from bstune.tuner.probing.run import run_probe
 from bstune.tuner.report.text import search_text
 from bstune.tuner.strategy.space import make_space
 from bstune.tuner.workers import messages
@@ -215,6 +216,18 @@ def test_two_ranks_learn_what_one_does_with_twice_the_accumulation(tmp_path: Pat
 
     assert losses == pytest.approx([report.val_loss for report in alone], rel=1e-4)
     assert notes.samples == 4 * 150 * 2  # Three steps, one of them of two micro-batches.
+
+
+@pytest.mark.usefixtures("brief_timing")
+def test_a_probe_begins_no_lower_than_it_may(tmp_path: Path) -> None:
+    """Three of the longest samples are fewer tokens than asked for: sizes begin with what is allowed."""
+    path = tmp_path / "model.py"
+    path.write_text(MODEL)
+    with Host(bstune.load(f"{path}:objective"), device="cpu") as host:
+        result = run_probe(host, min_batch=250, max_batch=330)
+
+    assert result.micro_batch_size == 300
+    assert {attempt.size for attempt in result.attempts} == {300}
 
 
 def prepared(path: Path) -> Any:

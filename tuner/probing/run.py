@@ -114,11 +114,11 @@ def _bounds(facts: Facts, min_batch: int, max_batch: int | None, multiple_of: in
 
 
 def _first_sizes(facts: Facts, bounds: Bounds) -> tuple[int, ...]:
-    """Return sizes to begin with that hold 3 and 5 of the longest samples; none where all samples are of size 1."""
+    """Return sizes to begin with that hold 3 and 5 of the longest samples, where these are many and may be tried."""
     if facts.longest == 1:
         return ()
     sizes = (-(-n * facts.longest // bounds.multiple_of) * bounds.multiple_of for n in (3, 5))
-    return tuple(size for size in sizes if size <= bounds.highest)
+    return tuple(size for size in sizes if bounds.lowest <= size <= bounds.highest)
 
 
 def verified_again(
