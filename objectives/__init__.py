@@ -27,6 +27,7 @@
 - `look_at_training`: Short trainings that answer one question each.
 - `loop`: The user's own training loop as an objective.
 - `metric_lines`: Losses in what a training script prints.
+- `no_objective`: What to say of a file in which no objective can be, by reading it.
 - `precise_norms`: Running statistics of BatchNorm made afresh from training samples.
 - `ranked_run`: One model that several processes train together on this machine.
 - `ranks`: How many processes a command starts that train together: its ranks.

@@ -54,8 +54,8 @@ class Command:
 
         Args:
             command: The command line, or its words. In braces stand `micro_batch_size`, `learning_rate`,
-                `global_batch_size`, `accumulation_steps`, `seed`, `max_samples`, `max_epochs`, `device` and the names
-                of other dimensions of the space, as far as the script takes them. No shell sees it.
+                `global_batch_size`, `accumulation_steps`, `seed`, `max_samples`, `max_epochs`, `device`, `trial`
+                and the names of other dimensions of the space, as far as the script takes them. No shell sees it.
             samples_per_epoch: Samples in the training data set.
             metric: How a loss is printed: a regular expression with the value in parentheses, such as
                 `"val_loss=([\d.eE+-]+)"`, or the name of a ready-made one; default: the first of these that matches.
@@ -204,6 +204,7 @@ class Command:
             "max_samples": spec.end_samples,
             "max_epochs": max_epochs,
             "device": device,
+            "trial": "probe" if spec.number < 0 else spec.number,
         }
         words = words_without(self.words, self._dimensions - values.keys())
         return CommandRun(filled(words, values), environment, log)

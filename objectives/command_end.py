@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..tuner.core.errors import ObjectiveError
 from ..tuner.core.probe_results import Outcome
+from ..tuner.core.terminal_text import as_shown
 from ..tuner.device.out_of_memory import classify_exit, first_line
 from .command_run import CommandRun
 from .metric_lines import READY_MADE
@@ -43,7 +44,7 @@ def exit_code(run: CommandRun) -> int:
 
 def failed(run: CommandRun) -> CommandError:
     """Return the error for a command that ended with a code other than 0."""
-    code, tail = exit_code(run), run.log.tail()
+    code, tail = exit_code(run), as_shown(run.log.tail())
     whys = _SAID_WHY.findall(tail)
     whys = [why for why in whys if not _BECAUSE_OF_OTHERS.search(why)] or whys
     last = whys[-1] if whys else next((line for line in reversed(tail.splitlines()) if line.strip(" =-")), "")
@@ -63,11 +64,12 @@ def _shadowed(tail: str) -> str:
     return f". The script has imported the file {path} in place of the package bstune: rename that file"
 
 
-def no_metric(metric: str | None) -> str:
-    """Return what to say of a command that has ended well, and told no loss."""
+def no_metric(metric: str | None, how: str = "The command ended (exit code 0)") -> str:
+    """Return what to say of a command that has done its part, and told no loss."""
     looked = f"what matches {metric!r}" if metric is not None else f"the ready-made patterns ({', '.join(READY_MADE)})"
     return (
-        f"The command ended (exit code 0) without a validation loss: looked in all that it printed for {looked}. Say "
+        f"{how} without a validation loss: looked in all that it printed for {looked}. Say "
         r"how it prints it, such as --metric 'val_loss=([\d.eE+-]+)', or add bstune.report(val_loss=..., samples=...) "
-        "to the script."
+        "to the script. What goes to TensorBoard or W&B alone is not seen, and a script that does not validate has no "
+        "such loss: the Trainer of Transformers validates, and prints it, with --eval_strategy epoch."
     )

@@ -25,6 +25,7 @@ PLACES = (
     "max_samples",
     "max_epochs",
     "device",
+    "trial",
 )
 SHORT = {
     "lr": "learning_rate",
@@ -62,7 +63,7 @@ def places_in(words: Sequence[str], extra: Collection[str] = ()) -> set[str]:
     """Return the names of the places in a command; `extra`: names of other dimensions that are searched.
 
     Raises:
-        ArgumentError: A name in braces is nearly one of them.
+        ArgumentError: Names in braces are nearly some of them.
 
     Example:
         >>> sorted(places_in(["--cfg=bs={micro_batch_size}", "{learning_rate}", "{}", "{foo}"]))
@@ -70,14 +71,17 @@ def places_in(words: Sequence[str], extra: Collection[str] = ()) -> set[str]:
     """
     named = {name for word in words for name in PLACE.findall(word)}
     known = {*PLACES, *extra}
+    slips = {}
     for name in sorted(named - known):
         close = difflib.get_close_matches(name.lower(), sorted(known), 1, _CLOSE)
-        meant = SHORT.get(name.lower()) or next(iter(close), None)
-        if meant is not None:
-            raise ArgumentError(
-                f"The command has {{{name}}}: did you mean {{{meant}}}? Known are "
-                f"{', '.join(f'{{{place}}}' for place in (*PLACES, *extra))}."
-            )
+        if (meant := SHORT.get(name.lower()) or next(iter(close), None)) is not None:
+            slips[name] = meant
+    if slips:
+        raise ArgumentError(
+            f"The command has {' and '.join(f'{{{name}}}' for name in slips)}: did you mean "
+            f"{' and '.join(f'{{{meant}}}' for meant in slips.values())}? Known are "
+            f"{', '.join(f'{{{place}}}' for place in (*PLACES, *extra))}."
+        )
     return named & known
 
 

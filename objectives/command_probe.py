@@ -79,11 +79,20 @@ def _weigh(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeM
         )
     samples = trial.end_samples if "max_samples" in command.places else command.samples_per_epoch
     whole = told or not steady.over
-    # With fewer samples or epochs than a full run it may end before its first validation.
-    no_loss = "" if told or steady.over or command.told_the_end else no_metric(command.metric)
+    no_loss = "" if told else _no_loss(command, ended=not steady.over, epochs=losses.epochs)
     for _ in range(min(samples, trial.end_samples) // trial.global_batch_size if whole else 0):
         meter.step_done()
     return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady), no_loss=no_loss)
+
+
+def _no_loss(command: MeasuredCommand, *, ended: bool, epochs: int) -> str:
+    """Return what to say of a run without a loss that has seen enough to have one, else nothing."""
+    # Told of fewer samples than an epoch has, it may end before its first validation.
+    if ended and "max_samples" not in command.places:
+        return no_metric(command.metric)
+    if epochs:
+        return no_metric(command.metric, "The command ended an epoch, and began another,")
+    return ""
 
 
 def _time(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeMeter) -> MeasureNotes:

@@ -22,7 +22,7 @@ POLITE_S = 3.0
 """From the request to end (SIGTERM) to the end by force (SIGKILL)."""
 LOOK_S = 0.05
 READ_BYTES = 1 << 16
-TAIL_BYTES = 1 << 13
+TAIL_BYTES = 1 << 15
 """Of what it printed last: enough to say why it ended."""
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from ..tuner.core.errors import ObjectiveError
 from .fingerprint import code_of
-from .script_flags import refusal
+from .no_objective import lightning_hint, refusal
+from .script_flags import parsed
 
 DEFAULT_NAME = "objective"
 MOST_BYTES = 16 << 20
@@ -93,15 +94,21 @@ class ObjectiveRef:
         )
         raise ObjectiveError(
             f"{self.target} {what}. Looked for a module-level bstune.Supervised or a function under "
-            f"@bstune.objective; found {', '.join(found_here[:12]) or 'nothing'}. {hint}."
+            f"@bstune.objective; found {', '.join(found_here[:12]) or 'nothing'}. {hint}.{self._lightning()}"
         )
 
+    def _lightning(self) -> str:
+        """Return how the LightningModule of the file is searched, on lines of its own, if it has one."""
+        tree = None if self.path is None else parsed(Path(self.path).read_bytes())
+        said = None if tree is None else lightning_hint(tree)
+        return "" if said is None else f"\n{said}"
+
     def _refuse_script(self) -> None:
-        """Raise an ObjectiveError for a script that reads its command line: it would only find an empty one."""
+        """Raise an ObjectiveError for a file in which no objective can be: it would train to its end."""
         if self.path is None:
             return
         place = self.target.removesuffix(f":{self.name}")
-        if (said := refusal(Path(self.path).read_bytes(), self.name, place)) is not None:
+        if (said := refusal(Path(self.path).read_bytes(), self.name, place, os.path.dirname(self.path))) is not None:
             raise ObjectiveError(said)
 
     def _import(self) -> ModuleType:

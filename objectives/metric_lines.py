@@ -65,6 +65,7 @@ class MetricLines:
     Attributes:
         name: The name of the pattern that has matched, or None so far.
         trains: A line was seen that scripts print when they train.
+        epochs: How often an epoch was named that follows on the one named before.
     """
 
     def __init__(self, metric: str | None, *, samples_per_epoch: int, batch_size: int) -> None:
@@ -79,6 +80,7 @@ class MetricLines:
         self._own = metric is not None and metric not in READY_MADE
         self.name: str | None = None
         self.trains = False
+        self.epochs = 0
         self._samples_per_epoch = samples_per_epoch
         self._batch_size = batch_size
         self._rest = b""
@@ -146,6 +148,7 @@ class MetricLines:
         return _loss(found), {name: found[name] for name in found.re.groupindex if found[name] is not None}
 
     def _note_epoch(self, epoch: int) -> None:
+        self.epochs += self._epoch is not None and epoch == self._epoch + 1
         self._epoch, self._first_epoch = epoch, min(self._first_epoch, epoch)
 
     def _match(self, line: str) -> re.Match[str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 ROLES: Mapping[str, tuple[str, ...]] = {
@@ -41,12 +41,15 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "seed": ("seed", "seed_everything", "random_seed"),
 }
 """What flags for a place of ours are called, the surest name first."""
+OUTPUTS = ("output_dir", "out_dir", "save_dir", "outdir", "output", "out")
+"""What the flag for where a script writes is called."""
 TRAINER = {
     "--per_device_train_batch_size": 8,
     "--gradient_accumulation_steps": 1,
     "--learning_rate": 5e-5,
     "--num_train_epochs": 3,
     "--seed": 42,
+    "--output_dir": None,
 }
 """Flags of Transformers' `TrainingArguments`, with their defaults."""
 
@@ -67,10 +70,14 @@ class Flags:
 
     def of(self, role: str) -> str | None:
         """Return the flag for one of our places, or None."""
+        return self.named(ROLES[role])
+
+    def named(self, known: Iterable[str]) -> str | None:
+        """Return the flag of the first of these names that there is, or None."""
         names = {
             flag.lstrip("-").rpartition(".")[2].replace("-", "_").lower(): flag for flag in reversed(list(self.flags))
         }
-        return next((names[name] for name in ROLES[role] if name in names), None)
+        return next((names[name] for name in known if name in names), None)
 
     def default(self, flag: str | None) -> float | None:
         """Return the number that a flag has when it is not given, or None."""
@@ -96,7 +103,7 @@ def flags_in(tree: ast.Module) -> Flags | None:
         >>> found.parser, found.of("micro_batch_size"), found.of("learning_rate"), found.of("seed")
         ('argparse', '--batch-size', '--lr', None)
     """
-    names = {_called(node) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = {called(node) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     if "LightningCLI" in names:
         return Flags("LightningCLI", dict(_lightning(tree)))
     found: dict[str, object] = {}
@@ -105,14 +112,14 @@ def flags_in(tree: ast.Module) -> Flags | None:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        called, texts = _called(node), [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+        what, texts = called(node), [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
         options = [text for text in texts if isinstance(text, str) and text.startswith("-")]
         default = next((_constant(keyword.value) for keyword in node.keywords if keyword.arg == "default"), None)
-        if called in ("add_argument", "option") and options:
-            parser = parser or ("argparse" if called == "add_argument" else "click")
+        if what in ("add_argument", "option") and options:
+            parser = parser or ("argparse" if what == "add_argument" else "click")
             found[longest := max(options, key=len)] = default
             short |= dict.fromkeys(options, longest)
-        elif called.startswith("DEFINE_") and texts and isinstance(texts[0], str):
+        elif what.startswith("DEFINE_") and texts and isinstance(texts[0], str):
             parser = parser or "absl"
             found[f"--{texts[0]}"] = _constant(node.args[1]) if len(node.args) > 1 else None
     if "HfArgumentParser" in names:
@@ -120,7 +127,8 @@ def flags_in(tree: ast.Module) -> Flags | None:
     return Flags(parser, found, short) if parser is not None else None
 
 
-def _called(node: ast.Call) -> str:
+def called(node: ast.Call) -> str:
+    """Return the name of what is called, without what it is an attribute of."""
     function = node.func
     return (
         function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
@@ -166,7 +174,7 @@ def binds(tree: ast.Module, name: str) -> bool:
         for part in ast.walk(node):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and part.id == name:
                 return True
-            if isinstance(part, ast.Call) and _called(part) in ("globals", "setattr", "exec"):
+            if isinstance(part, ast.Call) and called(part) in ("globals", "setattr", "exec"):
                 return True
             if isinstance(part, ast.stmt) and part is not node:
                 todo.append(part)
@@ -176,9 +184,9 @@ def binds(tree: ast.Module, name: str) -> bool:
 def _needs_torchrun(tree: ast.Module) -> bool:
     """Tell whether others start a script, as one of several processes; one that says its rank starts them itself."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    joins = [node for node in calls if _called(node) == "init_process_group"]
+    joins = [node for node in calls if called(node) == "init_process_group"]
     told = any(keyword.arg in ("rank", "world_size") for node in joins for keyword in node.keywords)
-    return bool(joins) and not told and not any(_called(node) in ("spawn", "Process") for node in calls)
+    return bool(joins) and not told and not any(called(node) in ("spawn", "Process") for node in calls)
 
 
 @dataclass(frozen=True)
@@ -224,29 +232,17 @@ def script_line(content: bytes, name: str, place: str) -> ScriptLine | None:
             flag = "--YOUR-FLAG"
         if flag is not None:
             words.append(f"{flag} {{{role}}}")
+    if flags.parser == "HfArgumentParser" and any(
+        isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith("TrainingArguments")
+        for node in ast.walk(tree)
+    ):
+        words.append("--eval_strategy epoch")  # By default its Trainer does not validate.
+    if (output := flags.named(OUTPUTS)) is not None:
+        words.append(f"{output} runs/{{trial}}")
     epochs = flags.flags.get(found.get("max_epochs", ""))
     own = f" --epochs {epochs}" if isinstance(epochs, int) and not isinstance(epochs, bool) else ""
     missing = tuple(role for role in needed if role not in found)
     return ScriptLine(flags, f"--samples-per-epoch N{own}", " ".join(words), missing)
-
-
-def refusal(content: bytes, name: str, place: str) -> str | None:
-    """Return what to say of a script in place of an objective, or None; arguments as of `script_line`."""
-    line = script_line(content, name, place)
-    if line is None:
-        return None
-    lines = [
-        f"{place} defines no {name!r}, and is a script that reads its command line ({line.flags.parser}). Nothing of "
-        "it was run. It can be searched as it is:",
-        f"  bstune search {line.options} -- {line.words}",
-        "In place of N put the number of samples in its training data. bstune fills in what stands in braces.",
-    ]
-    if line.missing:
-        lines.append(
-            f"No flag was recognised for {' and '.join(line.missing)}; it has {', '.join(line.flags.flags) or 'none'}. "
-            "Put yours in place of --YOUR-FLAG."
-        )
-    return "\n".join(lines)
 
 
 def defaults_in(content: bytes, flags: Mapping[str, str]) -> dict[str, float]:
@@ -278,5 +274,5 @@ def optimizer_in(content: bytes) -> str | None:
     if tree is None:
         return None
     known = {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Muon"}
-    made = {_called(node) for node in ast.walk(tree) if isinstance(node, ast.Call)} & known
+    made = {called(node) for node in ast.walk(tree) if isinstance(node, ast.Call)} & known
     return made.pop() if len(made) == 1 else None

@@ -24,6 +24,11 @@ class ToldLosses:
         """Whether something was printed that speaks of training."""
         return self._lines.trains
 
+    @property
+    def epochs(self) -> int:
+        """Epochs that have ended, by what was printed."""
+        return self._lines.epochs
+
     def wait(self, run: CommandRun, within_s: float = LOOK_S) -> list[SaidLoss]:
         """Wait at most this long for output, and return the losses told since the last call.
 

@@ -355,7 +355,12 @@ def test_only_the_places_are_filled(words: list[str], values: dict[str, object],
 
 @pytest.mark.parametrize(
     ("word", "meant"),
-    [("{lr}", "learning_rate"), ("{batch_size}", "micro_batch_size"), ("{learning_rat}", "learning_rate")],
+    [
+        ("{lr}", "learning_rate"),
+        ("{batch_size}", "micro_batch_size"),
+        ("{learning_rat}", "learning_rate"),
+        ("{micro_batchsize} {lr}", "learning_rate} and {micro_batch_size"),
+    ],
 )
 def test_a_slip_in_a_place_is_named(word: str, meant: str) -> None:
     """A name that is nearly one of ours is not passed on as it is."""

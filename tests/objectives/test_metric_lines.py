@@ -117,3 +117,19 @@ def test_a_pattern_without_a_value_is_refused(metric: str, said: str) -> None:
     """Before anything is run."""
     with pytest.raises(bstune.ArgumentError, match=said):
         compiled(metric)
+
+
+@pytest.mark.parametrize(
+    ("text", "ended"),
+    [
+        (b"Namespace(epoch=2)\nEpoch 0: loss 2\nEpoch 0: loss 1\n", 0),
+        (b"Epoch 1: loss 2\nEpoch 2: loss 1\n", 1),
+        (b"Epoch 5: loss 2\nEpoch 10: loss 1\n", 0),
+    ],
+)
+def test_an_epoch_has_ended_where_the_next_is_named(text: bytes, ended: int) -> None:
+    """Other numbers that look like one are none."""
+    lines = MetricLines(None, samples_per_epoch=100, batch_size=10)
+
+    assert list(lines.feed(text)) == []
+    assert lines.epochs == ended

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import bstune
 import pytest
-from bstune.objectives.script_flags import refusal
+from bstune.objectives.no_objective import refusal
 
 ARGPARSE = """
 import argparse
@@ -30,7 +30,8 @@ parser.add_argument("--epochs", type=int, default=14)
             "from transformers import HfArgumentParser, TrainingArguments\n"
             "args = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()",
             "--per_device_train_batch_size {micro_batch_size} "
-            "--gradient_accumulation_steps {accumulation_steps} --learning_rate {learning_rate}",
+            "--gradient_accumulation_steps {accumulation_steps} --learning_rate {learning_rate} "
+            "--num_train_epochs {max_epochs} --seed {seed} --eval_strategy epoch --output_dir runs/{trial}",
         ),
         (
             "from lightning.pytorch.cli import LightningCLI\nimport lightning as L\n"
@@ -50,8 +51,10 @@ parser.add_argument("--epochs", type=int, default=14)
             "-- python model.py --batch-size {micro_batch_size} --lr {learning_rate}",
         ),
         (
-            "p.add_argument('--device-batch-size'); p.add_argument('--total-batch-size'); p.add_argument('--lr')",
-            "--device-batch-size {micro_batch_size} --total-batch-size {global_batch_size} --lr {learning_rate}",
+            "p.add_argument('--device-batch-size'); p.add_argument('--total-batch-size'); p.add_argument('--lr'); "
+            "p.add_argument('--out')",
+            "--device-batch-size {micro_batch_size} --total-batch-size {global_batch_size} --lr {learning_rate} "
+            "--out runs/{trial}\n",
         ),
     ],
     ids=["argparse", "click", "transformers", "lightning", "ranks", "own ranks", "both sizes"],
@@ -71,12 +74,52 @@ def test_a_script_in_place_of_a_model_is_told_its_line(text: str, line: str) -> 
         f"{ARGPARSE}globals()['objective'] = 1",
         "x = 1",
         "this is no Python",
-        "import argparse\nargparse.ArgumentParser().add_argument('--verbose')",
+        "import bstune\nmine = bstune.Supervised()",
+        "from . import other",
+        "import torch\nclass Mine:\n    def measure(self): ...\n    def train(self): ...\nmine = Mine()",
+        "import torch\ndef make():\n    global objective\n    objective = 1\nmake()",
+        "import helper",
     ],
 )
-def test_what_may_be_an_objective_is_left_to_run(text: str) -> None:
-    """Only a script that reads a batch size or a rate, and defines no objective, is refused."""
-    assert refusal(text.encode(), "objective", "model.py") is None
+def test_what_may_be_an_objective_is_left_to_run(text: str, tmp_path: Path) -> None:
+    """Only a file in which none can be is refused; a module beside it may make one."""
+    (tmp_path / "helper.py").write_text("import bstune")
+
+    assert refusal(text.encode(), "objective", "model.py", str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "import os, torch\nbatch = int(os.environ['BATCH_SIZE'])\nlr = float(os.environ.get('LR', 0.1))\n"
+            "epochs = int(os.getenv('EPOCHS', '3'))",
+            "-- env BATCH_SIZE={micro_batch_size} LR={learning_rate} EPOCHS={max_epochs} python model.py\n",
+        ),
+        ("import yaml, helper\nfrom other import *", None),
+        ("import yaml, helper", "Settings by environment variables or a file"),
+        ("import yaml, helper", "-- env BATCH_SIZE={micro_batch_size} LR={learning_rate} python model.py\n"),
+        (
+            "import lightning as L\nclass Net(L.LightningModule): ...\nclass Data(L.LightningDataModule): ...",
+            "  objective = from_module(Net, Data, max_epochs=20)\n",
+        ),
+    ],
+)
+def test_a_file_without_an_objective_is_told_its_way_in(text: str, said: str | None, tmp_path: Path) -> None:
+    """By what it reads or defines; nothing of it is run."""
+    (tmp_path / "helper.py").write_text("import torch")
+    found = refusal(text.encode(), "objective", "model.py", str(tmp_path))
+
+    assert (found is None) if said is None else said in (found or "")
+
+
+def test_a_lightning_module_beside_a_use_of_bstune_is_told_its_way_in(tmp_path: Path) -> None:
+    """Such a file is run, as it may define an objective."""
+    path = tmp_path / "lit.py"
+    path.write_text("import bstune\nclass LightningModule: ...\nclass Net(LightningModule): ...")
+
+    with pytest.raises(bstune.ObjectiveError, match=r"(?s)has no 'objective'.*from_module\(Net, YourDataModule"):
+        bstune.load(path).resolve()
 
 
 def test_a_flag_that_is_not_recognised_is_asked_for() -> None:

@@ -27,6 +27,7 @@ parser.add_argument("--accumulate", type=int, default=1)
 parser.add_argument("--lr", type=float, default=0.01)
 parser.add_argument("--epochs", type=int, default=4)
 parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--out", default="")
 parser.add_argument("--fits", type=int, default=10**9)
 parser.add_argument("--late", type=int, default=10**9)
 parser.add_argument("--hangs", type=float, default=10**9)
@@ -37,7 +38,7 @@ parser.add_argument("--start-s", type=float, default=0.0)
 parser.add_argument("--epoch-s", type=float, default=0.0)
 args = parser.parse_args()
 batch = args.batch_size * args.accumulate
-print(f"micro {args.batch_size} accumulation {args.accumulate}", flush=True)
+print(f"micro {args.batch_size} accumulation {args.accumulate}", args.out, flush=True)
 held = b"x" * int(args.drift * args.mib * args.batch_size * 2**20)
 if args.batch_size > args.fits:
     raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
@@ -79,12 +80,14 @@ def cli(*words: str) -> Result:
 def test_from_a_script_to_an_applied_recommendation(folder: Path) -> None:
     """One line searches it, the last line of the answer trains with it, and the same line again trains nothing."""
     words = ["--samples-per-epoch", "1600", "--epochs", "4", "--budget", "3", "--n-trials", "6"]
-    asked = ["search", *words, "--", sys.executable, "train.py", *PLACES, "--seed", "{seed}"]
+    asked = ["search", *words, "--", sys.executable, "train.py", "--out", "out/{trial}", *PLACES, "--seed", "{seed}"]
     first = cli(*asked)
 
     assert first.exit_code == 0, first.stderr
     applied = first.stdout.strip().splitlines()[-1].removeprefix("# ")
-    assert re.fullmatch(rf"{sys.executable} train.py --batch-size \d+ --lr [\d.e-]+ --epochs 4 --seed 0", applied)
+    assert re.fullmatch(
+        rf"{sys.executable} train.py --out out/best --batch-size \d+ --lr [\d.e-]+ --epochs 4 --seed 0", applied
+    )
     assert subprocess.check_output(shlex.split(applied), text=True).count("val_loss") == 4
     again = cli(*asked[:1], "--json", *asked[1:])
     assert "trial 0 " not in again.stderr
@@ -93,6 +96,7 @@ def test_from_a_script_to_an_applied_recommendation(folder: Path) -> None:
     result = bstune.SearchResult.from_dict(json.loads(again.stdout))
     assert (result.study, len(result.trials)) == ("train", first.stderr.count("\ntrial "))
     assert cli("show", "--log", "0").stdout.count("val_loss") >= 1
+    assert "out/1\n" in cli("show", "--log", "1").stdout
     assert "has no trial 99" in cli("show", "--log", "99").stderr
     assert sorted(path.name for path in folder.iterdir()) == ["bstune.db", "bstune.db.logs-train", "train.py"]
     assert others_below() == []
@@ -254,14 +258,20 @@ def test_what_an_exit_means(code: int, text: str, outcome: str) -> None:
     assert classify_exit(code, text) == outcome
 
 
-def test_a_search_ends_at_the_first_run_that_tells_no_loss(folder: Path) -> None:
-    """In the probe, with the last words of the script; the reason stands there once."""
-    (folder / "silent.py").write_text("import sys\nprint('nothing to say of', sys.argv)\n")
+@pytest.mark.parametrize("places", [PLACES[:4], PLACES], ids=["no end", "told its epochs"])
+def test_a_search_ends_at_the_first_run_that_tells_no_loss(folder: Path, places: list[str]) -> None:
+    """In the probe, with the last words of the script as a terminal shows them; the reason stands there once."""
+    drawn = "\x1b[31m" + "".join(f"\r {n}%|##" for n in range(100)) + "\x1b[0m"
+    (folder / "silent.py").write_text(f"import sys\nprint({drawn!r})\nprint('nothing to say of', sys.argv)\n")
 
-    asked = ["search", "--samples-per-epoch", "100", "--", sys.executable, "silent.py", *PLACES[:4]]
+    asked = ["search", "--samples-per-epoch", "100", "--", sys.executable, "silent.py", *places, "--out={trial}"]
     ended = cli(*asked)
 
     assert ended.exit_code == 1
     assert ended.stderr.count("without a validation loss") == 1
-    assert "nothing to say of" in ended.stderr
+    assert "--eval_strategy epoch" in ended.stderr
+    last = ended.stderr.partition("that it printed:\n")[2].splitlines()
+    assert last[0] == "99%|##"
+    assert "nothing to say of" in last[1]
+    assert "--out=probe" in last[1]
     assert "trial 0" not in ended.stderr

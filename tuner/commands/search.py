@@ -177,10 +177,10 @@ def search_command(
 
     MODEL is model.py, model.py:name or package.module:name; it defines `objective`. In its place a COMMAND after `--`
     runs a script as it is, with {micro_batch_size} and {learning_rate} where the script takes them, and, where it can,
-    {accumulation_steps}, {global_batch_size}, {max_epochs}, {max_samples} and {seed}. Without MODEL and COMMAND, the
-    newest study that stores a file is continued, provided that you started it on this machine and the file has not
-    changed; otherwise bstune says why not, and runs it only with --yes. Running the same command again resumes: nothing
-    that was finished is run again.
+    {accumulation_steps}, {global_batch_size}, {max_epochs}, {max_samples}, {seed} and {trial}. Without MODEL and
+    COMMAND, the newest study that stores a file is continued, provided that you started it on this machine and the file
+    has not changed; otherwise bstune says why not, and runs it only with --yes. Running the same command again resumes:
+    nothing that was finished is run again.
     """
     from ...objectives.load import load
     from ..core.document import read_probe

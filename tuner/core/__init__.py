@@ -27,6 +27,7 @@
 - `symptoms`: What a check of the machine finds, and how much it matters.
 - `take_home`: What users take home from a search: a setting at another batch size, the price of a ramp, a trained
   model.
+- `terminal_text`: What a terminal would show of a program's output at its end.
 - `trial_record`: One trial as it is remembered: what was asked, what was reached, and how a record grows with each
   report.
 - `trials`: What travels to and from a trial: the facts of an objective, what to run, what to measure, and the

@@ -70,6 +70,7 @@ def recommended_words(
         "seed": seed,
         "max_samples": round(facts.full_run_samples),
         "max_epochs": epochs_of(facts.full_run_samples, facts.n_samples),
+        "trial": "best",
         **({} if device is None else {"device": device}),
     }
     return filled(words_without(facts.command, absent), values)

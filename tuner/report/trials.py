@@ -41,8 +41,15 @@ def trial_line(trial: TrialRecord) -> str:
     setting = f"batch {trial.global_batch_size:<5} lr {trial.learning_rate:<8.3g}{extra}"
     ran = f"{reached(trial)} samples{loss}  {duration(trial.seconds)}"
     came = outcome(trial)
-    came = came if len(came) <= MOST_SAID else f"{came[: MOST_SAID - 1]}…"
+    came = came if len(came) <= MOST_SAID else _beginning(came)
     return plain_row(f"trial {trial.number:<3} {one_line(trial.stage):<7} {setting} {ran}  {came}")
+
+
+def _beginning(said: str) -> str:
+    """Return the beginning of what is too long for a line: its first statement, or else whole words."""
+    most = said[: MOST_SAID - 2]
+    ends = [end for mark in (". ", ": ", "; ") if (end := most.rfind(mark)) > len("failed: ")]
+    return f"{most[: max(ends)] if ends else most.rpartition(' ')[0] or most} …"
 
 
 def trials_table(trials: Sequence[TrialRecord], view: View) -> list[Table]:

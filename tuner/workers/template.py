@@ -24,6 +24,7 @@ from typing import IO, Any
 from ..core.errors import BstuneError
 from ..core.interrupts import uninterrupted
 from ..core.plain_text import printable
+from ..core.terminal_text import as_shown, last_lines
 from ..core.trials import Verdict
 from . import messages
 from .answers import SMALL_BYTES, Listener
@@ -34,7 +35,7 @@ from .wire import Line, MalformedError
 from .worker import CUDA_UNTOUCHED, ONE_THREAD, PATIENT_THREADS
 
 TAIL_BYTES = 4096
-TAIL_LINES = 15
+TAIL_LINES = 10
 CLOSE_S = 8.0
 """The program ends all below it within half of this."""
 START_S = 60.0
@@ -148,9 +149,10 @@ class Worker:
 def _tail(log: IO[bytes]) -> str | None:
     """Return the last lines of a log, as they can be shown, or None."""
     size = os.fstat(log.fileno()).st_size
-    n_bytes = 2 * TAIL_BYTES  # Read more than is shown: secrets are hidden before the text is cut.
-    text = printable(os.pread(log.fileno(), n_bytes, max(0, size - n_bytes)).decode(errors="replace"))
-    return "\n".join(text[-TAIL_BYTES:].splitlines()[-TAIL_LINES:]).strip() or None
+    # Read more than is shown: progress bars print much and show little, and secrets are hidden before the text is cut.
+    n_bytes = 16 * TAIL_BYTES
+    printed = os.pread(log.fileno(), n_bytes, max(0, size - n_bytes)).decode(errors="replace")
+    return last_lines(printable(as_shown(printed))[-TAIL_BYTES:], TAIL_LINES).strip() or None
 
 
 class Template:
