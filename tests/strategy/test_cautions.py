@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from bstune.tests.strategy.replayed import make
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.fake_device import known_probe
@@ -42,3 +43,39 @@ def test_full_runs_that_took_other_seconds_than_their_step_times_say_are_told(ti
 
     assert any(record.state == "complete" and (record.seconds or 0) > 1 for record in records)
     assert [text.startswith(said) for text in warnings if "step times" in text] == ([True] if said else [])
+
+
+ONE_BATCH = "Only batch 64 was tried, of 8 to 512, so nothing is known of others. A larger budget may try them."
+
+
+@pytest.mark.parametrize(
+    ("n_trials", "rates", "said"),
+    [
+        (2, None, [ONE_BATCH, "Only the learning rate 0.03 was tried at batch 64: another may be better."]),
+        (3, None, [ONE_BATCH, "0.12 is the highest learning rate tried at batch 64: a higher one may be better."]),
+        (5, None, [ONE_BATCH]),
+        (3, [0.03, 0.12], [ONE_BATCH, "The learning rate 0.12 is at the edge of its range 0.03 to 0.12; "]),
+        (20, None, []),
+    ],
+)
+def test_what_was_not_tried_beside_the_answer_is_told(
+    n_trials: int, rates: list[float] | None, said: list[str]
+) -> None:
+    """Other batch sizes, and rates beyond the answer: an end of the user's own range has its own warning."""
+    space = TABLE.space if rates is None else {**TABLE.space, "learning_rate": rates}
+    strategy = make(budget=6, n_trials=n_trials, space=space)
+    replay(strategy, TABLE)
+
+    warnings = [text for text in strategy.recommend().warnings if "tried" in text or "edge" in text]
+
+    assert len(warnings) == len(said)
+    for text in said:
+        assert sum(warning.startswith(text) for warning in warnings) == 1
+
+
+def test_a_single_batch_that_was_asked_for_is_no_news() -> None:
+    """Nor is it that no other was tried."""
+    strategy = make(budget=6, n_trials=5, space={**TABLE.space, "batch_size": [64]})
+    replay(strategy, TABLE)
+
+    assert strategy.recommend().warnings == ()

@@ -81,7 +81,7 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
             {"budget": 12, "goal": "largest"},
             "Batch 512 at learning rate 0.12 is the largest batch without measurable loss of 6 settings tried; memory "
             "allows 48, hardware reaches half its speed at 100, gradient noise has its critical batch at 140.",
-            (),
+            ("Only the learning rate 0.12 was tried at batch 512: another may be better.",),
             {"not run to the end"},
         ),
         (
@@ -89,7 +89,10 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
             True,
             {"budget": 6, "confirm": 0},
             "Batch 32 at learning rate 0.0075 is expected to be best by the trials so far; it was not confirmed.",
-            ("Not verified: confirmation is switched off (confirm=0).",),
+            (
+                "Not verified: confirmation is switched off (confirm=0).",
+                "0.0075 is the lowest learning rate tried at batch 32: a lower one may be better.",
+            ),
             {"not run to the end"},
         ),
         (
@@ -109,6 +112,8 @@ ONE = {"batch_size": [64], "learning_rate": [0.03]}
                 DIVERGED,
                 "It diverged on a fresh seed, and nothing else that was run is better. Look for values in the data "
                 "that are not finite, or search smaller learning rates.",
+                "Only batch 64 was tried, of 8 to 512, so nothing is known of others. A larger budget may try them.",
+                "Only the learning rate 0.03 was tried at batch 64: another may be better.",
             ),
             set(),
         ),

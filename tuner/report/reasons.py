@@ -51,6 +51,12 @@ _CAUTIONS: dict[CautionCode, str] = {
     "that are not finite, or search smaller learning rates.",
     "rate_at_edge": "The learning rate {rate:.3g} is at the edge of its range {low:.3g} to {high:.3g}; "
     "a wider range may do better.",
+    "one_batch": (
+        "Only batch {batch} was tried, of {low} to {high}, so nothing is known of others. A larger budget may try them."
+    ),
+    "one_rate": "Only the learning rate {rate:.3g} was tried at batch {batch}: another may be better.",
+    "highest_rate": "{rate:.3g} is the highest learning rate tried at batch {batch}: a higher one may be better.",
+    "lowest_rate": "{rate:.3g} is the lowest learning rate tried at batch {batch}: a lower one may be better.",
     "no_accumulation": (
         "Batches end at the micro-batch of {batch} that fits: the command has no place for accumulation. With a flag "
         "for it, {{accumulation_steps}} lets larger ones in."

@@ -38,6 +38,7 @@
   size that is fastest.
 - `space`: What is searched: global batch sizes, learning rates, the user's extra dimensions, and the prior over them.
 - `strategy`: Decides: what to try next, when a trial is to stop, what to confirm, and when the search is over.
+- `untried`: What a search left untried beside its answer: other batch sizes, and learning rates beyond it.
 - `worth`: What a setting is worth: the seconds in which it would reach the best loss along its own curve (equal-loss
   seconds).
 """

@@ -17,6 +17,7 @@ from .diverged_runs import confirmations_diverged, none_went_further
 from .evidence import Evidence
 from .nothing_learned import nothing_learned
 from .space import STEPS_AT_LEAST, make_space
+from .untried import untried
 
 MISLEADING = 1.5
 """Measured seconds that differ from those of the step times by more than this factor are told."""
@@ -38,11 +39,12 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
         yield Caution("target_not_reached")
     if spoilt(evidence, chosen):
         yield Caution("diverged")
-    if (differ := _seconds_differ(evidence)) is not None:
-        yield differ
     low, high = _range_of_rates(evidence)
     if low < high and chosen.learning_rate in (low, high):
         yield Caution("rate_at_edge", {"rate": chosen.learning_rate, "low": low, "high": high})
+    yield from untried(evidence, chosen)
+    if (differ := _seconds_differ(evidence)) is not None:
+        yield differ
     if (end := _ends_at_micro_batch(evidence)) is not None:
         yield Caution("no_accumulation", {"batch": end})
     largest, samples = evidence.context.space.batches[-1], evidence.facts.full_run_samples
