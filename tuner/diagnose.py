@@ -86,10 +86,9 @@ def diagnose(
         if known.probe is None and _needs_probe(claims, host.facts):
             known = replace(known, probe=_probe(host, kept, seed, on_attempt, on_note))
             by["setting"] = _setting_of(known)
-        own_loop = not host.facts.can_be_looked_at
-        measured = MeasuredClaims(kept, untold(claims, known), by, fresh=fresh or own_loop)
+        measured = MeasuredClaims(kept, untold(claims, known), by, fresh=fresh)
         trained = 0.0
-        if measured.wanted and not own_loop:
+        if measured.wanted:
             if host.chooses_threads and known.probe is not None and known.probe.device.threads:
                 host.use_threads(known.probe.device.threads)
             known, trained = measure(
@@ -189,9 +188,8 @@ def costs(
                 _, found = searched_study(opened, objective, host.facts, given=study)
                 if found is not None:
                     known = stored(found, host.facts)
-                    own_loop = not host.facts.can_be_looked_at
                     by = _measured_by(host, known, seed)
-                    reused = frozenset(MeasuredClaims(found, untold(claims, known), by, fresh=fresh or own_loop).reused)
+                    reused = frozenset(MeasuredClaims(found, untold(claims, known), by, fresh=fresh).reused)
     unknown = [claim for claim in untold(claims, known) if claim.name not in reused]
     wanted = measurements_of(unknown)
     priced = {name: cost_of(name, known) for name in wanted}

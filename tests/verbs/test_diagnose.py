@@ -10,6 +10,7 @@ import bstune
 import pytest
 import torch
 from bstune.cli import main
+from bstune.tuner.diagnose import costs
 from bstune.tuner.diagnosis.claims import CLAIMS, NAMES
 from bstune.tuner.diagnosis.kept import kept_findings
 from bstune.tuner.studies.catalog import find_study
@@ -135,6 +136,9 @@ def test_a_loop_and_a_command_are_answered_as_far_as_they_can_be_seen(folder: Pa
         assert result["twice-is-half"].verdict == "cannot tell"
         assert "bstune search" in result["twice-is-half"].advice  # Another diagnosis would not tell.
         assert result.reference_runs == 0
+        priced = costs(objective)
+        assert {spent for _, _, spent in priced.rows} == {0.0}
+        assert (priced.seconds, priced.reference_runs, priced.left_out) == (0.0, 0.0, ())
 
 
 def test_the_search_that_was_made_last_is_read(folder: Path, brief_timing: None) -> None:

@@ -389,7 +389,9 @@ def judged(claims: Sequence[Claim], known: Known) -> tuple[Finding, ...]:
 
 
 def untold(claims: Iterable[Claim], known: Known) -> list[Claim]:
-    """Return the claims of which the record does not tell, and a measurement may."""
+    """Return the claims of which the record does not tell, and a measurement may: none where the loop is the user's."""
+    if known.facts is not None and not known.facts.can_be_looked_at:
+        return []
     measurable = [claim for claim in claims if claim.measurement is not None]
     verdicts = {finding.name: finding.verdict for finding in judged(measurable, known)}
     return [claim for claim in measurable if verdicts[claim.name] == "cannot tell"]
