@@ -12,13 +12,17 @@ import pytest
 import torch
 from bstune.tests.objectives.small import run, spec_of
 from bstune.tests.objectives.told import Phases
+from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.specs import Plan
-from bstune.tuner.core.trials import MeasureSpec, NoisePoint, TrialReport
+from bstune.tuner.core.trials import Facts, MeasureSpec, NoisePoint, TrialReport
 from bstune.tuner.probing.run import run_probe
 from bstune.tuner.report.text import search_text
+from bstune.tuner.strategy.cost import Cost
 from bstune.tuner.strategy.space import make_space
+from bstune.tuner.testing.fake_device import known_probe
 from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
+from optuna.distributions import IntDistribution
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -170,6 +174,65 @@ def test_the_space_is_that_of_tokens() -> None:
     assert make_space(Plan(space={"batch_size": (16, 256)}), facts, None).batches == (64, 128, 256)
     with pytest.raises(bstune.ArgumentError, match=r"\[32\]: expected at least 60 tokens"):
         make_space(Plan(space={"batch_size": [32, 64]}), facts, None)
+
+
+def by_tokens(longest: int, world_size: int = 1) -> Facts:
+    """Return what is known of an objective whose sizes are tokens."""
+    return Facts(
+        "t",
+        "supervised",
+        n_samples=10**6,
+        epochs=5,
+        size_unit="tokens",
+        longest=longest,
+        mean_size=300.0,
+        world_size=world_size,
+    )
+
+
+def batches(facts: Facts, fits: int, batch_size: Any = None, **options: Any) -> tuple[int, ...]:
+    """Return the batch sizes of a search by the largest micro-batch that fits."""
+    space = None if batch_size is None else {"batch_size": batch_size}
+    plan = check_search(space=space, **options).plan
+    return make_space(plan, facts, known_probe(fits)).batches
+
+
+def test_no_batch_is_split_below_the_longest_sample() -> None:
+    """A longer sample would be a micro-batch of its own, of more tokens than it counts as."""
+    facts = by_tokens(1000)
+
+    said = r"\[4006\]: expected sizes that split into .* of 1000 to 1400 tokens, .* multiples of 1400"
+    with pytest.raises(bstune.ArgumentError, match=said):
+        batches(facts, 1400, [2800, 4006])
+    with pytest.raises(bstune.ArgumentError, match=r"of 1400 tokens, .* multiples of 2800"):
+        batches(by_tokens(1400, world_size=2), 1400, [4006])
+    with pytest.raises(bstune.ArgumentError, match=r"\[1, 2, 3, 4, \.\.\., 999\]: expected at least 1000 tokens"):
+        batches(facts, 1400, IntDistribution(1, 999))
+    assert batches(facts, 1400, IntDistribution(1000, 2010)) == (*range(1000, 1401), *range(2000, 2011, 2))
+    assert batches(facts, 1400)[:3] == (1024, 2048, 4096)
+    assert batches(by_tokens(1050), 1400)[:3] == (1400, 2800, 5600)
+    for batch in batches(by_tokens(1050), 1400):
+        assert 1050 <= Cost.of(by_tokens(1050), known_probe(1400)).split(batch)[0] <= 1400
+
+
+def test_the_present_batch_holds_the_longest_sample_too() -> None:
+    """And so do its micro-batches."""
+    with pytest.raises(bstune.ArgumentError, match="batch is less than the 2000 tokens with which each process"):
+        batches(by_tokens(1000, world_size=2), 1400, baseline=(32, 0.1))
+    with pytest.raises(bstune.ArgumentError, match="batch cannot be split: expected sizes that split"):
+        batches(by_tokens(1000), 1400, baseline=(4006, 0.1))
+    assert 1234 in batches(by_tokens(1000), 1400, baseline=(1234, 0.1))
+
+
+def test_a_batch_of_which_less_fits_later_is_not_split_too_small() -> None:
+    """Its trial shows that it does not fit; the search goes on without it."""
+    facts, probe = by_tokens(1000), known_probe(1024)
+    plan = check_search(space={"batch_size": [2048, 3000]}).plan
+
+    assert Cost.of(facts, probe).split(3000) == (1000, 3)
+    assert Cost.of(facts, probe).split(4006) == (2003, 2)
+    assert make_space(plan, facts, known_probe(1000), begun=True).batches == (3000,)
+    assert make_space(plan, facts, known_probe(512), begun=True).batches == (2048,)
 
 
 def test_what_is_missing_is_said() -> None:

@@ -68,7 +68,13 @@ class Cost:
         ranks = self.facts.world_size
         if not self.facts.accumulates:
             return batch // ranks, 1
-        return split(batch, batch if self.micro_max is None else self.micro_max, ranks)
+        micro, accumulation = split(batch, batch if self.micro_max is None else self.micro_max, ranks)
+        if micro >= self.facts.longest:
+            return micro, accumulation
+        # A sample that is longer than its micro-batch would be more than is counted. What does not fit is seen.
+        part = batch // ranks
+        accumulation = next(n for n in range(max(1, part // self.facts.longest), 0, -1) if part % n == 0)
+        return part // accumulation, accumulation
 
     def step_s(self, batch: int, split: tuple[int, int] | None = None) -> float | None:
         """Return the seconds of an optimizer step; `split` is how a run was split, where that may differ from now."""

@@ -39,6 +39,8 @@ ROUNDED = 1.005
 """The rates of the grid have three digits: one may be this factor off the rate that it stands for."""
 CENTRE_SD, LEARNED_SD = 3.0, 1.0
 """Octaves that the best rate is off the centre: of what is assumed, and of what was learned on other data."""
+MOST_LISTED = 6
+"""Of more batch sizes than this an error names the first and the last."""
 EXTRA_SAMPLES = 24
 """Combinations of the extra dimensions that are weighed at a time."""
 
@@ -189,6 +191,8 @@ def make_space(
     noise_scale: float | None = None,
     rates_seen: Sequence[float] = (),
     learned: Learned | None = None,
+    *,
+    begun: bool = False,
 ) -> Space:
     """Return the space that a plan and an objective ask for.
 
@@ -199,6 +203,7 @@ def make_space(
         noise_scale: Gradient noise scale, in samples: once measured, it lets in larger default batches.
         rates_seen: Learning rates that the default range is to cover besides.
         learned: What an earlier study of the same model has found: the best is expected there.
+        begun: Trials have run, and may have shown that less fits: what can no longer be run is left out, not refused.
 
     Raises:
         ArgumentError: The space does not go with the objective; the message lists all that does not.
@@ -210,6 +215,8 @@ def make_space(
     fits = math.inf if probe is None or facts.accumulates else probe.micro_batch_size * facts.world_size
     # Where nothing of the space fits, its smallest batch shows it.
     batches = tuple(batch for batch in batches if batch <= fits) or batches[:1]
+    if probe is not None and facts.longest > 1 and not problems:
+        batches = _holding_longest(batches, sizes, facts, probe.micro_batch_size, [] if begun else problems)
     low, high = _reach_of_rates(rate, plan, facts, rates_seen)
     if facts.ignores_rate and low < high:
         problems.append(
@@ -217,11 +224,11 @@ def make_space(
             "expected lr in the optimizer that it returns, as in torch.optim.SGD(parameters, lr), or one learning_rate "
             "in the space"
         )
-    most, whose = _most_samples(facts)
-    if plan.baseline is not None and plan.baseline[0] % facts.world_size:
-        problems.append(f"baseline={plan.baseline!r}: its batch does not divide by the {facts.world_size} processes")
-    if plan.baseline is not None and plan.baseline[0] > most:
-        problems.append(f"baseline={plan.baseline!r}: its batch is more than the {most:g} {facts.size_unit} of {whose}")
+    if plan.baseline is not None:
+        known = None if probe is None or begun else probe.micro_batch_size
+        problems += [
+            f"baseline={plan.baseline!r}: its batch {wrong}" for wrong in _wrong(plan.baseline[0], facts, known)
+        ]
     if problems:
         raise ArgumentError("; ".join(problems) + ".")
 
@@ -241,6 +248,22 @@ def make_space(
         rates = tuple(sorted({*rates, centre}))
     centre_sd = CENTRE_SD if learned is None or plan.baseline is not None else LEARNED_SD
     return Space(batches, rates, extras, single, centre_batch, centre, slope, slope_sd, centre_sd)
+
+
+def _wrong(batch: int, facts: Facts, micro_max: int | None) -> list[str]:
+    """Return what is wrong with the user's present batch size."""
+    most, whose = _most_samples(facts)
+    least = _least(facts)
+    wrong = []
+    if batch % facts.world_size:
+        wrong.append(f"does not divide by the {facts.world_size} processes")
+    if batch > most:
+        wrong.append(f"is more than the {most:g} {facts.size_unit} of {whose}")
+    if batch < least:
+        wrong.append(f"is less than the {least} {facts.size_unit} with which each process can have the longest sample")
+    elif facts.longest > 1 and micro_max is not None and not _holds_longest(batch, facts, micro_max):
+        wrong.append(f"cannot be split: expected {_that_split(facts, micro_max)}")
+    return wrong
 
 
 def _reach_of_rates(
@@ -307,6 +330,51 @@ def _powers(low: float, high: float) -> tuple[int, ...]:
     return tuple(2**k for k in range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1))
 
 
+def _least(facts: Facts) -> int:
+    """Return the smallest batch in which each process can have the longest sample."""
+    return 1 if facts.longest == 1 else facts.longest * facts.world_size
+
+
+def _holds_longest(batch: int, facts: Facts, micro_max: int) -> bool:
+    """Whether a batch splits into equal micro-batches that fit and can hold the longest sample."""
+    part = batch // facts.world_size
+    return any(part % n == 0 for n in range(-(-part // micro_max), part // facts.longest + 1))
+
+
+def _that_split(facts: Facts, micro_max: int) -> str:
+    sizes = f"{facts.longest} to {micro_max}" if facts.longest < micro_max else f"{micro_max}"
+    return (
+        f"sizes that split into equal micro-batches of {sizes} {facts.size_unit}, which fit and hold the longest "
+        f"sample, such as multiples of {micro_max * facts.world_size}"
+    )
+
+
+def _holding_longest(
+    batches: tuple[int, ...], asked: Dimension | None, facts: Facts, micro_max: int, problems: list[str]
+) -> tuple[int, ...]:
+    """Return the batches whose micro-batches can hold the longest sample; where no default one can, others that do.
+
+    A longer sample would be a micro-batch of its own, which counts as less than it is. Where no batch is left, the
+    smallest one shows it.
+    """
+    kept = tuple(batch for batch in batches if _holds_longest(batch, facts, micro_max))
+    if asked is None and not kept and micro_max >= facts.longest:
+        fits = micro_max * facts.world_size
+        kept = tuple(fits * times for times in _powers(1, max(1.0, batches[-1] / fits)))
+    if asked is not None and (not kept or (asked.kind != "range" and len(kept) < len(batches))):
+        problems.append(
+            f"space['batch_size'] holds {_few(sorted({*batches} - {*kept}))}: expected {_that_split(facts, micro_max)}"
+        )
+    return kept or batches[:1]
+
+
+def _few(sizes: Sequence[int]) -> str:
+    """Return a list of sizes as text, without the middle of a long one."""
+    if len(sizes) <= MOST_LISTED:
+        return repr(list(sizes))
+    return f"[{', '.join(map(str, sizes[: MOST_LISTED - 2]))}, ..., {sizes[-1]}]"
+
+
 def _batches(asked: Dimension, facts: Facts, problems: list[str]) -> tuple[int, ...]:
     sizes: Sequence[int]
     if asked.kind != "range":
@@ -315,11 +383,11 @@ def _batches(asked: Dimension, facts: Facts, problems: list[str]) -> tuple[int, 
         sizes = _powers(asked.low, asked.high)
     else:
         sizes = range(int(asked.low), int(asked.high) + 1, int(asked.step or 1))
-    least = 1 if facts.longest == 1 else facts.longest * facts.world_size
+    least = _least(facts)
     large_enough = [size for size in sizes if size >= least]
     if len(large_enough) < len(sizes) and (asked.kind != "range" or not large_enough):
         problems.append(
-            f"space['batch_size'] holds {sorted({*sizes} - {*large_enough})!r}: expected at least {least} "
+            f"space['batch_size'] holds {_few(sorted({*sizes} - {*large_enough}))}: expected at least {least} "
             f"{facts.size_unit}, so that each process can have the longest sample"
         )
     elif asked.kind == "range":
@@ -327,15 +395,15 @@ def _batches(asked: Dimension, facts: Facts, problems: list[str]) -> tuple[int, 
     even = [size for size in sizes if size % facts.world_size == 0]
     if len(even) < len(sizes) and (asked.kind != "range" or not even):
         problems.append(
-            f"space['batch_size'] holds {sorted({*sizes} - {*even})!r}: expected multiples of the {facts.world_size} "
-            "processes that train together"
+            f"space['batch_size'] holds {_few(sorted({*sizes} - {*even}))}: expected multiples of the "
+            f"{facts.world_size} processes that train together"
         )
     elif asked.kind == "range":
         sizes = even
     most, whose = _most_samples(facts)
     if sizes[-1] > most:
         large = [size for size in sizes if size > most]
-        problems.append(f"space['batch_size'] holds {large!r}, more than the {most:g} {facts.size_unit} of {whose}")
+        problems.append(f"space['batch_size'] holds {_few(large)}, more than the {most:g} {facts.size_unit} of {whose}")
     return tuple(sizes)
 
 

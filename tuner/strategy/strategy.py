@@ -79,7 +79,7 @@ class Strategy:
         self.probe = probe
         self.probes = probes
         self.learned = learned
-        self.space = make_space(plan, facts, probe, learned=learned)
+        self.space = make_space(plan, facts, probe, learned=learned, begun=bool(history))
         self.rungs = Rungs.of(facts)
         self.ledger = Ledger(history)
         self._fits = Fits()
@@ -145,13 +145,14 @@ class Strategy:
         allowed = None if scale is None else scale.value
         free = "learning_rate" not in self.plan.space
         rates = [run.setting.learning_rate for run in self.ledger]
-        space = make_space(self.plan, self.facts, self.probe, allowed, rates, self.learned)
+        known = self.plan, self.facts, self.probe
+        space = make_space(*known, allowed, rates, self.learned, begun=True)
         model = Model.of(self._context(), self.ledger) if free else None
         if model is not None and model.leaders:
             best = model.leaders[0].setting.learning_rate
             if best in (space.learning_rates[0], space.learning_rates[-1]):
                 rates += [best / BEYOND, best * BEYOND]
-                space = make_space(self.plan, self.facts, self.probe, allowed, rates, self.learned)
+                space = make_space(*known, allowed, rates, self.learned, begun=True)
         if space != self.space:
             self.space = space
             self._fits.forget_model()
