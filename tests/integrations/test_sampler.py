@@ -85,6 +85,22 @@ def test_twenty_trials_find_the_best_of_a_table() -> None:
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 20
 
 
+def test_batch_sizes_are_tried_in_small_steps() -> None:
+    """Each new one lies within two octaves of one that was tried, also where the loss falls to the small end."""
+    study = optuna.create_study(sampler=bstune.Sampler(seed=1))
+
+    def objective(trial: Trial) -> float:
+        batch = trial.suggest_categorical("batch_size", [4, 8, 16, 32, 64, 128, 256])
+        lr = trial.suggest_float("lr", 1e-4, 1.0, log=True)
+        return 0.1 * (1 + 0.3 * math.log2(batch / 4) + 0.05 * math.log2(lr / 0.01) ** 2)
+
+    study.optimize(objective, n_trials=12)
+    tried = [trial.params["batch_size"] for trial in study.trials]
+    assert 4 in tried
+    for i, batch in enumerate(tried[1:], 1):
+        assert min(abs(math.log2(batch / other)) for other in tried[:i]) <= 2
+
+
 def test_a_score_is_maximised() -> None:
     """The study of an accuracy asks for the very settings that a study of the error rate asks for."""
 

@@ -13,13 +13,11 @@ import numpy as np
 
 from .evidence import Evidence
 from .gain import gains
-from .ledger import Ledger, Run
+from .ledger import STEP_OCTAVES, Ledger, Run
 from .posterior import Model
 from .race import Action, Race
 from .space import Point
 
-STEP_OCTAVES = 2.0
-"""A batch size is tried once one within so many octaves was: loss is smooth over batch, and near ones are alike."""
 LOOKED_AT = 3
 """So many batch sizes within `STEP_OCTAVES` of the best are looked at, before anything else is run deeper."""
 COOLING = 0.8
@@ -103,12 +101,7 @@ class GainSampler:
 
     def _points(self, ledger: Ledger, model: Model) -> list[Point]:
         """Return the settings that are compared: allowed, near batch sizes that were tried, or possibly the best."""
-        tried = {run.setting.global_batch_size for run in ledger}
-
-        def near(batch: int) -> bool:
-            return any(abs(math.log2(batch / other)) <= STEP_OCTAVES + 1e-9 for other in tried)
-
-        points = model.weighed(ledger, near)
+        points = model.weighed(ledger, ledger.near_tried())
         if len(points) <= MOST_WEIGHED:
             return points
         _, sd = model.final(points)

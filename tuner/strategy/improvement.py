@@ -46,7 +46,7 @@ class ImprovementSampler:
             action = self._race.untried(ledger)
             return None if action is None else action.setting
         taken = {run.key for run in ledger}
-        points = model.weighed(ledger)
+        points = model.weighed(ledger, ledger.near_tried())
         fresh = [point for point in points if point.key not in taken]
         if not fresh:  # A small space, all of it tried: the best ones once more say how much of it is luck.
             return points[int(np.argmin(model.expected(points)))].setting if points else None

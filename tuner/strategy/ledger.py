@@ -7,7 +7,7 @@ on what is running now.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ Key = tuple[object, ...]
 
 LATE = 1.5
 """A value at more than so many times the samples that were wanted says nothing of that point."""
+STEP_OCTAVES = 2.0
+"""A batch size is tried once one within so many octaves was: loss is smooth over batch, and near ones are alike."""
 
 
 def key_of(setting: Setting) -> Key:
@@ -189,6 +191,11 @@ class Ledger:
         if self._in_order is None:
             self._in_order = [self._runs[number] for number in sorted(self._runs)]
         return iter(self._in_order)
+
+    def near_tried(self) -> Callable[[int], bool]:
+        """Return what tells whether a batch size lies within two octaves of one that was tried."""
+        tried = {run.setting.global_batch_size for run in self}
+        return lambda batch: any(abs(math.log2(batch / other)) <= STEP_OCTAVES + 1e-9 for other in tried)
 
     def _enter(self, run: Run) -> None:
         before = self._runs.get(run.number)
