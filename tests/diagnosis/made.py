@@ -63,7 +63,7 @@ def record(
 
 
 def grid(
-    *, slope: float, worse: float = 0.0, sharp: float = 0.08, seed: int = 0, noise: float = 0.02
+    *, slope: float, worse: float = 0.0, sharp: float = 0.08, seed: int = 0, noise: float = 0.02, fresh: int = 0
 ) -> tuple[TrialRecord, ...]:
     """Full runs of five batch sizes at rates an octave apart.
 
@@ -73,6 +73,7 @@ def grid(
         sharp: ln of the loss at one octave from the best rate.
         seed: Of the noise.
         noise: Relative scatter of the losses.
+        fresh: So many of the best settings are run once more, with a fresh seed.
     """
     chance = random.Random(seed)
     records: list[TrialRecord] = []
@@ -85,6 +86,11 @@ def grid(
             last = 0.1 * math.exp(worse * octaves + sharp * off**2 + chance.gauss(0, noise))
             values = [(round(FULL * part), last * part**-0.5) for part in (1 / 27, 1 / 9, 1 / 3, 1.0)]
             records.append(record(len(records), batch, rate, values))
+    for run in sorted(records, key=lambda run: run.val_loss or math.inf)[:fresh]:
+        off = math.exp(chance.gauss(0, noise))
+        values = [(at, (loss or math.inf) * off) for at, loss in run.values]
+        again = record(len(records), run.global_batch_size, run.learning_rate, values, seed=1, stage="confirm")
+        records.append(again)
     return tuple(records)
 
 

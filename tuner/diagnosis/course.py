@@ -10,7 +10,7 @@ from ..core.trial_record import TrialRecord
 from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, percent_above, ratio_ruling, unknown
 from .learning_rate import FAR, FARTHEST, comparable, equal_samples, search_again
-from .tables import SEED_SD, loss_after, seed_sd, spearman, wilson
+from .tables import loss_after, seed_error, spearman, wilson
 
 RISES = 0.02
 """A loss that rises by this share and falls by it again has oscillated."""
@@ -133,9 +133,9 @@ def best_looks_better(known: Known) -> Ruling:
             "Have it confirmed: bstune search MODEL --budget 20",
         )
     ratios = [sum(math.log(x / own) for x in fresh) / len(fresh) for own, fresh in pairs]
-    n_fresh, sd = sum(len(fresh) for _, fresh in pairs), seed_sd(known.records)
+    n_fresh = sum(len(fresh) for _, fresh in pairs)
     mean = sum(ratios) / len(ratios)
-    half = student_quantile(SEED_SD[1] + n_fresh) * sd * math.sqrt(1 / len(pairs) + 1 / n_fresh)
+    half = seed_error(known.records) * math.sqrt(1 / len(pairs) + 1 / n_fresh)
     verdict = beyond(mean - half, mean + half, math.log(LUCK))
     what = "the setting that was chosen ends" if len(pairs) == 1 else f"the {len(pairs)} settings that were chosen end"
     than = "in the run that it was chosen by" if len(pairs) == 1 else "in the runs that they were chosen by"

@@ -11,12 +11,11 @@ from ..core.diagnosis import Judgement
 from ..core.examination import Look
 from ..core.trial_record import TrialRecord
 from ..report.units import number
-from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, ratio_ruling, unknown, unmeasured
 from .learning_rate import GROWS, STAYS
 from .noise import mean_interval
 from .sizes import middle
-from .tables import EqualSamples, seed_sd, slope_of, tables_of
+from .tables import EqualSamples, seed_error, seed_sd, slope_of, tables_of
 
 LEAST_SETTINGS = 4
 """Settings of an optimizer from which its best says something."""
@@ -61,7 +60,7 @@ def adam_or_sgd(known: Known) -> Ruling:
     loser = max(best, key=lambda kind: best[kind][0])
     rates = [rate for batch, rate, _ in equal[loser] if batch == best[loser][2]]
     figure = math.log(best["sgd"][0] / best["adam"][0])
-    half = student_quantile(2 + _repeats(known.records)) * math.sqrt(2) * seed_sd(known.records)
+    half = math.sqrt(2) * seed_error(known.records)
     verdict = beyond(figure - half, figure + half, 0.0)
     when = EqualSamples(samples, known.facts.full_run_samples, {}).when
     said = (
@@ -140,13 +139,6 @@ def _best_at_equal_samples(
         if all(0 < loss < math.inf for loss, *_ in best.values()):
             return at, best
     return None
-
-
-def _repeats(records: Sequence[TrialRecord]) -> int:
-    """Return how many runs repeat a setting with another seed, to the end."""
-    complete = [record for record in records if record.state == "complete" and record.val_loss is not None]
-    keys = {(r.global_batch_size, r.learning_rate, repr(sorted(r.params.items())), r.samples) for r in complete}
-    return len(complete) - len(keys)
 
 
 def momentum_for_batch(known: Known) -> Ruling:

@@ -13,7 +13,7 @@ from ..strategy.cost import Cost
 from ..theory.intervals import student_quantile
 from .known import Known, Ruling, below, beyond, percent_above, ratio_ruling, sizes_of, unknown
 from .learning_rate import equal_samples, search_again
-from .tables import SEED_SD, EqualSamples, loss_after, seed_sd, slope_of
+from .tables import EqualSamples, loss_after, seed_error, seed_sd, slope_of
 
 WORSE = 0.03
 """ln of the loss for each doubling of the batch that counts as worse."""
@@ -74,7 +74,7 @@ def shared_rate(known: Known) -> Ruling:
     worst = max(ratios, key=lambda n: ratios[n])
     regret = math.log(table.tuned[chosen][1] / table.tuned[really][1])
     middle = math.log(min(ratios[worst], FAR_ABOVE))
-    half = student_quantile(SEED_SD[1] + len(known.records)) * math.sqrt(2) * seed_sd(known.records)
+    half = math.sqrt(2) * seed_error(known.records)
     verdict = below(middle - half, middle + half, math.log(MISLED))
     named = f"at rate {rate:.3g} batch {worst} ends at {_ratio(ratios[worst])} the loss of its own best rate"
     picked = (
@@ -218,7 +218,7 @@ def small_at_equal_seconds(known: Known) -> Ruling:
     largest = max(best)
     smaller = min((n for n in best if n != largest), key=lambda n: best[n])
     figure = math.log(best[smaller] / best[largest])
-    half = student_quantile(SEED_SD[1] + len(ended)) * math.sqrt(2) * seed_sd(known.records)
+    half = math.sqrt(2) * seed_error(known.records)
     verdict = beyond(-figure - half, -figure + half, 0.0)
     each = ", ".join(f"{number(loss)} at {n}" for n, loss in sorted(best.items()))
     advice = {

@@ -11,13 +11,12 @@ from typing import Any
 from ..core.diagnosis import Judgement
 from ..core.examination import Look
 from ..report.units import number
-from ..theory.intervals import student_quantile
 from .known import Known, Ruling, beyond, percent_above, ratio_ruling, unknown, unmeasured
 from .learning_rate import DIVERGED, equal_samples
 from .measured import CROSSED_SHARE, SHARE, TIMES_APART, ghost_size, own_split, two_sizes
 from .model import NO_NORM, has_norms
 from .noise import mean_interval
-from .tables import SEED_SD, EqualSamples, seed_sd
+from .tables import EqualSamples, seed_error
 
 BAD = 1.15
 """Crossed pairs that end at more than so many times the loss of the others are bad."""
@@ -108,7 +107,7 @@ def _crossed_trials(known: Known) -> Ruling | None:
     own = [table.tuned[small][1], table.tuned[large][1]]
     crossed = [_loss_at(table, small, high), _loss_at(table, large, low)]
     mean = _contrast([*own, *crossed])
-    half = student_quantile(SEED_SD[1] + len(known.records)) * seed_sd(known.records)
+    half = seed_error(known.records)
     said = (
         f"{table.when} batch {small} at rate {low:.3g} ends at {number(own[0])} and {large} at {high:.3g} at "
         f"{number(own[1])}; crossed, {small} at {high:.3g} ends at {_shown(crossed[0])} and {large} at {low:.3g} at "

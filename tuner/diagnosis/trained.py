@@ -6,11 +6,10 @@ import math
 import statistics
 
 from ..report.units import number
-from ..theory.intervals import student_quantile
 from .known import Known, Ruling, below, beyond, percent_above, ratio_ruling, unknown, unmeasured
 from .measured import FULL_BATCH_MOST, odd_sizes
 from .noise import mean_interval
-from .tables import seed_sd
+from .tables import seed_error
 
 MATTERS = 0.03
 """Of the throughput: less does not matter."""
@@ -151,7 +150,7 @@ def full_batch(known: Known) -> Ruling:
     if not (math.isfinite(own) and own > 0 and math.isfinite(best) and best > 0):
         return unknown("no training at full batch reached a finite loss")
     figure = math.log(best / own)
-    half = student_quantile(2 + len(known.records)) * math.sqrt(2) * seed_sd(known.records)
+    half = math.sqrt(2) * seed_error(known.records)
     verdict = below(figure - half, figure + half, AS_GOOD)
     said = (
         f"after as many seconds, all {n:,} samples in each step end at {number(best)} (best of {len(values['rate'])} "
