@@ -41,6 +41,21 @@ def test_nothing_learned_is_said_so() -> None:
         strategy.recommend()
 
 
+def test_what_diverges_at_once_with_the_present_setting_is_not_searched() -> None:
+    """A far smaller rate that does as well shows that no rate mends it, and the answer says where to look."""
+    table = dataclasses.replace(TABLE, curves={cell: [[(1024, math.nan)]] for cell in TABLE.curves})
+    strategy = make(table, budget=16, baseline=(64, 0.03))
+
+    records = replay(strategy, table)
+
+    assert len(records) == 4
+    assert min(record.learning_rate for record in records) < 0.03
+    with pytest.raises(
+        bstune.NoSignalError, match=r"first report, your present setting \(batch 64, learning rate 0.03\).*the data"
+    ):
+        strategy.recommend()
+
+
 def test_a_setting_that_diverged_on_its_fresh_seed_is_not_recommended() -> None:
     """The next best is run and recommended instead; and where all has diverged, that is said."""
     curves = {

@@ -12,12 +12,13 @@ import numpy as np
 
 from ..core.errors import NoSignalError
 from ..core.probe_results import ProbeResult
-from ..core.results import Candidate, LrRule, OnDevice, Recommendation
+from ..core.results import Candidate, LrRule, OnDevice, Recommendation, Setting
 from ..report.reasons import caution_text, reason_text
 from .candidates import candidates, key_of_candidate, seed_noise, setting_of, spoilt
 from .cautions import budget_text, cautions
 from .choice import choose, within
 from .cost import Cost
+from .diverged_runs import diverged_at_once
 from .evidence import Evidence
 from .frontier import comparisons, frontier, lowest_at_equal_seconds, lowest_loss, next_larger, soonest
 from .nothing_learned import nothing_learned
@@ -94,9 +95,22 @@ def _said(evidence: Evidence, reference_runs: float) -> str:
     return f"{budget_text(evidence, reference_runs, upwards=reference_runs != evidence.whole)}{unit}"
 
 
+def _words(setting: Setting) -> str:
+    return f"batch {setting.global_batch_size}, learning rate {setting.learning_rate:.3g}"
+
+
 def _no_signal(evidence: Evidence) -> NoSignalError:
     """Return the error that says why there is nothing to recommend."""
     plan, n = evidence.plan, len(evidence.ledger)
+    if n and all(map(diverged_at_once, evidence.ledger)):
+        rates = sorted({run.setting.learning_rate for run in evidence.ledger})
+        own = next((run for run in evidence.ledger if run.stage == "baseline"), None)
+        yours = "" if own is None else f", your present setting ({_words(own.setting)}) among them"
+        return NoSignalError(
+            f"None of {n} trials has a finite validation loss: each diverged at its first report{yours}. Learning "
+            f"rates from {rates[0]:.3g} to {rates[-1]:.3g} were tried, so look for what is not finite in the data, the "
+            "model or the loss."
+        )
     if n:
         return NoSignalError(
             f"None of {n} trials has a finite validation loss, so there is nothing to recommend. "

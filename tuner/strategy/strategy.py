@@ -25,6 +25,7 @@ from .baseline_samplers import Sampler, make_sampler
 from .budget import BASELINE_SHARE, Budget
 from .confirmation import next_confirmation
 from .cost import Clock, Cost, fitted
+from .diverged_runs import own_setting_diverged
 from .evidence import Evidence
 from .importance import importance
 from .ledger import Ledger, Run, key_of
@@ -242,7 +243,10 @@ class Strategy:
 
     @property
     def _hopeless(self) -> bool:
-        return not any(run.finite for run in self.ledger) and sum(run.diverged for run in self.ledger) >= HOPELESS
+        diverged = sum(run.diverged for run in self.ledger)
+        return not any(run.finite for run in self.ledger) and (
+            diverged >= HOPELESS or own_setting_diverged(self.ledger)
+        )
 
     def _baseline(self) -> Proposal | None:
         """Return the run of the user's present setting, to its end, unless it was made or costs too much."""
