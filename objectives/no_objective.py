@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,8 +101,8 @@ def _may_define(tree: ast.Module, name: str, folder: str | None) -> bool:
             modules.append("." * node.level + (node.module or ""))
         elif _makes_names(node, name):
             return True
-    if not modules:  # What imports nothing trains nothing, and running it tells what is wrong with it.
-        return True
+    if all(module.partition(".")[0] in sys.stdlib_module_names for module in modules):
+        return True  # It trains nothing, and running it tells what is wrong with it.
     return any(module.startswith((".", "bstune")) or _beside(module, folder) for module in modules)
 
 

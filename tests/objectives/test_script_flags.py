@@ -73,6 +73,7 @@ def test_a_script_in_place_of_a_model_is_told_its_line(text: str, line: str) -> 
         f"{ARGPARSE}def objective(trial): ...",
         f"{ARGPARSE}globals()['objective'] = 1",
         "x = 1",
+        "import os; os._exit(3)",
         "this is no Python",
         "import bstune\nmine = bstune.Supervised()",
         "from . import other",
