@@ -6,6 +6,7 @@ It may be a script that is searched as it is, or have a LightningModule.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import shlex
 import sys
 from collections.abc import Iterator
@@ -103,7 +104,9 @@ def _may_define(tree: ast.Module, name: str, folder: str | None) -> bool:
             return True
     if all(module.partition(".")[0] in sys.stdlib_module_names for module in modules):
         return True  # It trains nothing, and running it tells what is wrong with it.
-    return any(module.startswith((".", "bstune")) or _beside(module, folder) for module in modules)
+    return any(
+        module.startswith((".", "bstune")) or _beside(module, folder) or _missing(module, folder) for module in modules
+    )
 
 
 def _makes_names(node: ast.AST, name: str) -> bool:
@@ -113,6 +116,13 @@ def _makes_names(node: ast.AST, name: str) -> bool:
     if isinstance(node, ast.ClassDef):
         return {"measure", "train"} <= {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
     return isinstance(node, ast.Call) and called(node) in ("import_module", "__import__")
+
+
+def _missing(module: str, folder: str | None) -> bool:
+    """Tell whether a module is not there: running the file ends at once, and says so."""
+    root = module.partition(".")[0]
+    beside = folder is not None and (Path(folder, root).is_dir() or Path(folder, f"{root}.py").is_file())
+    return not beside and importlib.util.find_spec(root) is None
 
 
 def _beside(module: str, folder: str | None) -> bool:
