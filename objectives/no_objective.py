@@ -122,7 +122,7 @@ def _missing(module: str, folder: str | None) -> bool:
     """Tell whether a module is not there: running the file ends at once, and says so."""
     root = module.partition(".")[0]
     beside = folder is not None and (Path(folder, root).is_dir() or Path(folder, f"{root}.py").is_file())
-    return not beside and importlib.util.find_spec(root) is None
+    return not beside and root not in sys.modules and importlib.util.find_spec(root) is None
 
 
 def _beside(module: str, folder: str | None) -> bool:
