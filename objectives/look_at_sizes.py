@@ -16,6 +16,11 @@ from .look_at_training import end_loss, fresh
 from .training import TrainingRun
 
 SEEDS = 3
+CROSSED_RUNS = 2 * SEEDS + 1
+"""Most trainings of each batch size that are crossed: both rates with all seeds, and one more to find the rates.
+
+Where that takes more of them, fewer seeds are left.
+"""
 MOST_SHIFTS = 3
 """So often both rates are moved on, while both batch sizes like the same one of them better."""
 WAY = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -29,7 +34,8 @@ Figures = tuple[Mapping[str, tuple[float, ...]], Mapping[str, Any]]
 def crossed_pairs(run: TrainingRun, spec: ExamineSpec) -> Figures:
     """Train both batch sizes at a low and at a high rate, with several seeds, and return the losses.
 
-    With the first seed the two rates are moved on until the sizes do not both like the same one better.
+    With the first seed the two rates are moved on until the sizes do not both like the same one better. Where they
+    still do in the end, other seeds would change nothing.
     """
     low, high = spec.rates
     known: dict[tuple[int, float, int], float] = {}
@@ -47,9 +53,12 @@ def crossed_pairs(run: TrainingRun, spec: ExamineSpec) -> Figures:
         between = bool(likes) or way == -moved
         if between or shifts == MOST_SHIFTS:
             break
-        low, high, moved = low * ratio**way, high * ratio**way, way
+        # One of both is the same number as before, so that it is not trained again.
+        low, high = (high, high * ratio) if way > 0 else (low / ratio, low)
+        moved = way
+    seeds = min(SEEDS, (CROSSED_RUNS - shifts) // 2) if between else 1
     found = {
-        f"{name}_{kind}": tuple(loss(size, rate, seed) for seed in range(SEEDS))
+        f"{name}_{kind}": tuple(loss(size, rate, seed) for seed in range(seeds))
         for size, name in enumerate(("small", "large"))
         for kind, rate in (("low", low), ("high", high))
     }

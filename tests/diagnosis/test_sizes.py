@@ -7,9 +7,11 @@ import math
 from typing import Any
 
 import pytest
+from bstune.objectives import look_at_sizes
+from bstune.objectives.look_at_sizes import CROSSED_RUNS
 from bstune.tests.diagnosis.made import SEEDS, covers, ended, finding, grid, searched
 from bstune.tests.diagnosis.problems import beside, crossed, crossed_truth, looked_at, normalised
-from bstune.tuner.core.examination import Look
+from bstune.tuner.core.examination import ExamineSpec, Look
 from bstune.tuner.diagnosis.known import Known
 from bstune.tuner.diagnosis.measured import ghost_size, two_sizes
 
@@ -45,6 +47,24 @@ def test_rates_that_cannot_be_found() -> None:
     assert lost.verdict == "cannot tell"
     assert "beyond both" in lost.found
     assert "bstune search" in lost.advice
+
+
+@pytest.mark.parametrize(("octaves", "runs"), [(0, 12), (1, 14), (-2, 12), (3, 14), (9, 10), (-9, 10)])
+def test_no_rate_is_trained_twice(octaves: int, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates are moved on by one training of each size, and where they cannot be found other seeds are not trained."""
+    trained: list[tuple[int, float, int]] = []
+
+    def loss_after(run: object, spec: ExamineSpec, size: int, rate: float, seed: int) -> float:
+        trained.append((size, rate, seed))
+        return math.exp(abs(math.log(rate / 0.1) / math.log(3) - octaves - size + 0.01))
+
+    monkeypatch.setattr("bstune.objectives.look_at_sizes._loss_after", loss_after)
+    spec = ExamineSpec(("crossed_pairs",), 32, 32, 1, 0.1, 0, 64, sizes=(1280, 8, 8, 64, 64), rates=(0.1, 0.3))
+    values, _ = look_at_sizes.crossed_pairs(None, spec)  # type: ignore[arg-type]
+
+    assert len(trained) == runs <= 2 * CROSSED_RUNS
+    assert len({(size, round(math.log(rate), 6), seed) for size, rate, seed in trained}) == runs
+    assert values["between"] == (float(abs(octaves) < 9),)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

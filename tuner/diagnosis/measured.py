@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ...objectives.look_at_optimizers import KINDS, TRIED
-from ...objectives.look_at_sizes import SEEDS
+from ...objectives.look_at_sizes import CROSSED_RUNS, SEEDS
 from ...objectives.look_at_training import ROUNDS, early_steps
 from ..core.errors import BstuneError, NothingFitsError
 from ..core.examination import Examined, ExamineSpec
@@ -35,8 +35,6 @@ TIMES_APART = 8
 """Two batch sizes that are compared are so many times apart."""
 LEAST_STEPS = 20
 """Of the larger of them."""
-CROSSED_RUNS = 2 * SEEDS + 1
-"""At each of two batch sizes: both rates with all seeds, and one more to find the rates."""
 GHOSTS = (32, 16)
 """Most and fewest samples in a part of a micro-batch that BatchNorm is to see alone."""
 PATIENCE = 20.0
