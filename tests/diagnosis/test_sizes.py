@@ -121,7 +121,11 @@ def test_trainings_that_tell_nothing() -> None:
     unseen = changed(large_curvature=())
     failed = dataclasses.replace(known, looks=(Look("side_by_side", 0, 0, 1.0, {}, failed="it ran out of memory"),))
 
+    one_lost = dataclasses.replace(known, looks=(*known.looks[:2], lost.looks[2]))
+
     assert "diverged" in finding("generalization-gap", lost).found
+    assert "over 2 seeds" in finding("generalization-gap", one_lost).found
+    assert "over 3 seeds" in finding("generalization-gap", known).found
     assert "could not be measured" in finding("sharp-minima", unseen).found
     assert finding("generalization-gap", unseen).verdict == "holds"
     assert "out of memory" in finding("sharp-minima", failed).found

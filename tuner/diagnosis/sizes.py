@@ -159,14 +159,17 @@ def _at_equal_training_loss(look: Look) -> float | None:
     return found[1] - found[0] if len(found) == 2 else None
 
 
-def _gap(known: Known) -> tuple[tuple[int, int], tuple[float, float, float]] | Ruling:
-    """Return the two batch sizes and ln of the validation loss for each doubling between them, with its interval."""
+def _gap(known: Known) -> tuple[tuple[int, int], tuple[float, float, float], int] | Ruling:
+    """Return the two batch sizes, ln of the validation loss for each doubling with its interval, and of how many seeds.
+
+    Seeds whose trainings diverged, or had no training loss in common, are left out.
+    """
     looks = known.looked("side_by_side")
     found = [ratio for look in looks if (ratio := _at_equal_training_loss(look)) is not None]
     if len(found) >= 2:
         small, large = map(int, looks[0].values["sizes"])
         mean, low, high = (x / math.log2(large / small) for x in mean_interval(found, least_sd=LEAST_SD))
-        return (small, large), (mean, low, high)
+        return (small, large), (mean, low, high), len(found)
     if looks:
         return unknown("the trainings diverged, or ended at losses of zero", "Search for a rate: bstune search MODEL")
     if known.facts is not None and two_sizes(known, SHARE) is None:
@@ -179,12 +182,12 @@ def generalization_gap(known: Known) -> Ruling:
     found = _gap(known)
     if isinstance(found, Ruling):
         return found
-    (small, large), logs = found
+    (small, large), logs, n = found
     verdict = beyond(logs[1], logs[2], WORSE)
     looks = known.looked("side_by_side")
     said = (
         f"at the same training loss, within a quarter of a full run, the validation loss of batch {large} is "
-        f"{math.expm1(logs[0] * math.log2(large / small)):+.1%} against that of {small}, over {len(looks)} seeds"
+        f"{math.expm1(logs[0] * math.log2(large / small)):+.1%} against that of {small}, over {n} seeds"
     )
     advice = {
         "holds": "Try weight decay, dropout or label smoothing with the large batch before you go back to a small one.",
@@ -202,7 +205,7 @@ def sharp_minima(known: Known) -> Ruling:
     gap = _gap(known)
     if isinstance(gap, Ruling):
         return gap
-    (small, large), worse = gap
+    (small, large), worse, _ = gap
     ratios = []
     for look in known.looked("side_by_side"):
         at = [look.values[f"{name}_curvature"] for name in ("small", "large")]
