@@ -153,14 +153,7 @@ def best_looks_better(known: Known) -> Ruling:
 
 def curve_shapes(known: Known) -> Ruling:
     """The shape of a curve tells whether its rate is too high or too low."""
-    table = equal_samples(known)
-    best = {} if table is None else {batch: rate for batch, (rate, _) in table.tuned.items()}
-    sides: dict[str, list[str]] = {"above": [], "below": []}
-    for r in comparable(known):
-        octaves = math.log2(r.learning_rate / best[r.global_batch_size]) if r.global_batch_size in best else 0.0
-        shape = shape_of([(at, math.inf if loss is None else loss) for at, loss in r.values])
-        if shape is not None and FAR <= abs(octaves) <= FARTHEST:
-            sides["above" if octaves > 0 else "below"].append(shape)
+    sides = _shapes_far_off(known)
     n = sum(map(len, sides.values()))
     if n < LEAST_FAR or not all(sides.values()):
         return unknown(
@@ -184,6 +177,28 @@ def curve_shapes(known: Known) -> Ruling:
         "does not hold": "Do not judge a rate by the shape of its curve: compare losses at equal samples.",
     }.get(verdict, "Compare losses at equal samples, rather than shapes.")
     return Ruling(verdict, found, advice, 100 * hits / n, "% of curves", 100 * low, 100 * high, dict(sides))
+
+
+def _shapes_far_off(known: Known) -> dict[str, list[str]]:
+    """Return the shapes of curves of rates far above, and far below, the best of their batch sizes.
+
+    Where some were stopped before they had a shape, those that diverged as early do not count either: they are left of
+    many that have shown nothing yet. Of a run that another one continues that one counts alone.
+    """
+    table = equal_samples(known)
+    best = {} if table is None else {batch: rate for batch, (rate, _) in table.tuned.items()}
+    continued = {record.continues for record in known.records}
+    found: list[tuple[str, bool, str | None]] = []
+    for r in comparable(known):
+        octaves = math.log2(r.learning_rate / best[r.global_batch_size]) if r.global_batch_size in best else 0.0
+        if r.number not in continued and r.values and FAR <= abs(octaves) <= FARTHEST:
+            shape = shape_of([(at, math.inf if loss is None else loss) for at, loss in r.values])
+            found.append(("above" if octaves > 0 else "below", len(r.values) >= LEAST_POINTS, shape))
+    stopped = any(shape is None for *_, shape in found)
+    return {
+        side: [shape for its, whole, shape in found if its == side and shape is not None and (whole or not stopped)]
+        for side in ("above", "below")
+    }
 
 
 def shape_of(curve: Sequence[tuple[int, float]]) -> str | None:
