@@ -25,7 +25,8 @@ from bstune.tests.diagnosis.made import (
     with_best,
 )
 from bstune.tests.report.told import FACTS
-from bstune.tuner.core.diagnosis import Diagnosis
+from bstune.tuner.core.diagnosis import Diagnosis, Finding
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.diagnosis.claims import CLAIMS, NAMES, judged
 from bstune.tuner.diagnosis.kept import findings_of
 from bstune.tuner.diagnosis.known import Known
@@ -103,6 +104,24 @@ def test_how_the_rate_moves_with_the_batch(slope: float, coupled: str, linear: s
         assert each.verdict in (right, "cannot tell")
     assert found[0].verdict == coupled
     assert sum(each.verdict != "cannot tell" for each in found) >= 2
+
+
+def test_rates_of_short_runs_that_the_search_contradicts(seed: int) -> None:
+    """Verdict and advice are of one mind: a slope of short runs is believed where the rule of all trials agrees."""
+    short = tuple(
+        dataclasses.replace(run, values=run.values[:3], samples=run.values[2][0], state="pruned")
+        for run in grid(slope=1, seed=seed)
+    )
+    known = searched(short)
+    assert known.best is not None
+    assert known.best.lr_rule is not None
+    for alpha, verdict, word in ((1.0, "holds", "by 2.00"), (0.2, "cannot tell", "say 1.15")):
+        ruled = with_best(known, lr_rule=dataclasses.replace(known.best.lr_rule, alpha=alpha))
+        for name in ("coupling", "linear-rule"):
+            assert finding(name, ruled).verdict == verdict
+        found = finding("coupling", ruled)
+        assert covers(found, 1.0)
+        assert word in f"{found.found} {found.advice}"
 
 
 def test_whether_a_wrong_rate_costs(seed: int) -> None:
@@ -217,6 +236,27 @@ def test_the_shapes_of_curves(seed: int) -> None:
     few = finding("curve-shapes", searched(grid(slope=1, seed=seed)))
     assert few.verdict == "cannot tell"
     assert "are needed" in few.found
+
+
+def test_curves_that_were_stopped_early_or_continued(seed: int) -> None:
+    """Where a pruner cuts curves short, divergence as early says nothing of the rest; a continued run counts once."""
+    known = shaped(False, seed)
+    whole = finding("curve-shapes", known)
+    first = known.records[0]
+    more = dataclasses.replace(first, number=len(known.records), continues=first.number)
+    lost = [
+        dataclasses.replace(run, number=100 + i, values=(*run.values[:2], (run.values[2][0], None)), state="pruned")
+        for i, run in enumerate(run for run in known.records if run.learning_rate / run.global_batch_size > 0.004)
+    ]
+    short = dataclasses.replace(first, number=99, values=first.values[:3], state="pruned")
+
+    def after(*others: TrialRecord) -> Finding:
+        records = (*known.records, *others)
+        return finding("curve-shapes", dataclasses.replace(known, records=records))
+
+    assert len(lost) == 6
+    assert after(more).data == after(short, *lost).data == whole.data
+    assert after(*lost).data["above"].count("diverged") == 6
 
 
 def test_curves_that_rise_and_fall(seed: int) -> None:

@@ -59,7 +59,18 @@ def _measured_slope(known: Known) -> tuple[EqualSamples, Slope] | Ruling:
         )
     slope = _slope(table)
     assert slope is not None
+    rule = _rule_of_all(known, table)
+    if rule is not None and not slope.low <= rule <= slope.high:
+        said = f"{_said(table, slope)}, and all trials together say {2**rule:.2f}"
+        figures = (slope.value, "(slope)", slope.low, slope.high)
+        return Ruling("cannot tell", said, search_again(known), *figures, _data(table))
     return table, slope
+
+
+def _rule_of_all(known: Known, table: EqualSamples) -> float | None:
+    """Return the power of the batch that the answer of the search has, of all trials; None where full runs tell it."""
+    rule = None if known.best is None else known.best.lr_rule
+    return None if rule is None or table.samples >= 0.97 * table.full_samples else rule.alpha
 
 
 def _said(table: EqualSamples, slope: Slope) -> str:
@@ -69,9 +80,9 @@ def _said(table: EqualSamples, slope: Slope) -> str:
 
 def _factor(known: Known, table: EqualSamples, slope: Slope) -> str:
     """Return by how much the rate moves with a doubled batch; of short runs as the answer of the search has it."""
-    rule = None if known.best is None else known.best.lr_rule
-    if rule is not None and table.samples < 0.97 * table.full_samples:
-        return f"{2**rule.alpha:.2f}, which all trials together say"
+    rule = _rule_of_all(known, table)
+    if rule is not None:
+        return f"{2**rule:.2f}, which all trials together say"
     return f"{2**slope.value:.2f} (from {min(table.tuned)} to {max(table.tuned)} samples)"
 
 
