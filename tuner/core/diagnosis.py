@@ -48,7 +48,7 @@ class Costs:
     rows: tuple[tuple[str, str, float | None], ...]
     """Each finding's name and claim, and the seconds that it takes by itself; None where that is not known."""
     seconds: float | None = None
-    """Of all that the budget allows, where it is known; looks on the way of one run share its training."""
+    """Of all that the budget allows, where it is known; looks made during one run share its training."""
     reference_runs: float = 0.0
     left_out: tuple[str, ...] = ()
     """Names of findings that the budget leaves out."""

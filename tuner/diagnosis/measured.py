@@ -345,7 +345,7 @@ def measure(
 
 
 def _grouped(tasks: Mapping[str, list[LookTask]]) -> list[tuple[tuple[str, ...], list[LookTask]]]:
-    """Return measurements with their processes, the cheapest first; looks on the way of one run share it."""
+    """Return measurements with their processes, the cheapest first; looks made during one run share it."""
     groups: list[tuple[tuple[str, ...], list[LookTask]]] = []
     along = tuple(name for name in ALONG if name in tasks)
     if along:

@@ -181,13 +181,13 @@ def claims_text(costs: Costs, view: View | None = None, *, budget: float = 3.0) 
         Column("claim", [text for _, text, _ in costs.rows], 2, "left", wraps=True),
     ]
     if costs.seconds is None:
-        total = "Unknown: name a MODEL that was probed. Looks on the way of one run share its training."
+        total = "Unknown: name a MODEL that was probed. Looks made during one run share its training."
     elif costs.seconds == 0 and not costs.left_out:
         total = "Nothing would be measured."
     else:
         total = (
-            f"Together {duration(costs.seconds)}, {costs.reference_runs:.2f} reference runs of training: looks on the "
-            "way of one run share it."
+            f"Together {duration(costs.seconds)}, {costs.reference_runs:.2f} reference runs of training. Looks made "
+            "during one run share its training."
         )
     if costs.left_out:
         total += f" Beyond a budget of {budget:g}: {', '.join(costs.left_out)}."
