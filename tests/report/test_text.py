@@ -8,7 +8,15 @@ from typing import Any
 
 import bstune
 import pytest
-from bstune.tuner.core.probe_results import Attempt, DeviceInfo, MemoryByCategory, Outlook, PlanResult, ProbeResult
+from bstune.tuner.core.probe_results import (
+    Attempt,
+    DeviceInfo,
+    MemoryByCategory,
+    Outlook,
+    PlanResult,
+    ProbeResult,
+    ThroughputRow,
+)
 from bstune.tuner.core.progress import Progress
 from bstune.tuner.core.results import (
     BatchAnswer,
@@ -28,6 +36,7 @@ from bstune.tuner.report.progress import attempt_line, progress_line
 from bstune.tuner.report.text import plan_text, probe_text, search_text
 from bstune.tuner.report.trials import trial_line
 from bstune.tuner.report.view import View
+from bstune.tuner.theory.step_time import knee
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -164,6 +173,32 @@ def test_a_probe_says_why_it_ended_there() -> None:
     assert "71.00 GiB of 72.00 GiB allowed" in text
     assert [line.split()[:2] for line in text.splitlines()[-2:]] == [["3", "ok"], ["73", "oom"]]
     assert bstune.ProbeResult.from_dict(PROBE.to_dict()) == PROBE
+
+
+def test_a_probe_claims_nothing_of_sizes_that_it_did_not_time() -> None:
+    """Speed may still grow past the largest; and a size that nobody gave is no limit that was given."""
+    timed = tuple(ThroughputRow(n, rate, n / rate, 0.0) for n, rate in ((8, 302.0), (32, 553.0), (64, 560.0)))
+
+    def said(n_timed: int, **changes: Any) -> str:
+        rows = timed[:n_timed]
+        return probe_text(dataclasses.replace(PROBE, throughput=rows, knee_batch_size=knee(rows), **changes))
+
+    assert "32: larger ones are hardly faster" in said(3)
+    assert "32 or more: speed still grew up to the largest timed" in said(2)
+    assert "8 is the only size that was timed" in said(1)
+    assert "(limited by the largest that the search can use)" in said(3, limited_by="max_batch")
+    assert "(limited by max_batch)" in said(3, limited_by="max_batch", settings={"max_batch": 72})
+
+
+def test_a_speed_that_was_not_measured_is_marked() -> None:
+    """A size that was timed has the speed that was measured there, so that two sentences do not disagree."""
+    probe = dataclasses.replace(PROBE, throughput=(ThroughputRow(32, 700.0, 32 / 700, 0.0),))
+
+    def said(**changes: Any) -> str:
+        return search_text(dataclasses.replace(changed(**changes), probe=probe), FACTS, view=WIDE, verbose=True)
+
+    assert "800 samples/s by the step-time line, peak" in said()
+    assert "700 samples/s, peak" in said(accumulation_steps=1)
 
 
 # --- text from elsewhere ------------------------------------------------------------------------------------------

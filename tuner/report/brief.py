@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..core.plain_text import one_line
-from ..core.results import Recommendation, SearchResult
+from ..core.results import SearchResult
 from . import wording
 from .reasons import no_advice
-from .units import duration, gib, given_params, number, per_second
+from .units import duration, gib, given_params, number
 
 if TYPE_CHECKING:
     from ..core.trials import Facts
@@ -59,7 +59,7 @@ def brief(result: SearchResult) -> Brief:
         wording.title(best),
         "verified" if best.verified else "unverified",
         badge.removesuffix("."),
-        _split(best),
+        _split(result),
         tuple(part for part in parts if part is not None),
     )
 
@@ -69,10 +69,11 @@ def sentences(*said: str) -> str:
     return " ".join(f"{text[0].upper()}{text[1:]}." for text in said if text)
 
 
-def _split(best: Recommendation) -> str:
+def _split(result: SearchResult) -> str:
+    best = result.recommendation
     said = [f"{given_params(best.params, ', ')}. " if best.params else "", wording.split_text(best, "×").capitalize()]
     if best.samples_per_s is not None:
-        said.append(f", {per_second(best.samples_per_s)}")
+        said.append(f", {wording.speed_text(result.probe, best, best.world_size)}")
     if best.peak_bytes is not None:
         said.append(f", peak memory {gib(best.peak_bytes)}")
     if best.seconds_per_full_run is not None:

@@ -17,7 +17,7 @@ from .charts.settings import frontier
 from .page import rendered
 from .page_charts import Drawn, Section, drawn
 from .page_told import Told, device_text
-from .units import duration, gib, number, per_second
+from .units import duration, gib, number
 
 
 def comparison(one: Told, other: Told) -> str:
@@ -60,7 +60,7 @@ _FIGURES: tuple[tuple[str, Callable[[SearchResult], str]], ...] = (
     ("full run", lambda r: duration(r.recommendation.seconds_per_full_run)),
     (
         "throughput",
-        lambda r: "unknown" if r.recommendation.samples_per_s is None else per_second(r.recommendation.samples_per_s),
+        lambda r: wording.speed_text(r.probe, r.recommendation, r.recommendation.world_size).removeprefix("speed "),
     ),
     ("peak memory", lambda r: gib(r.recommendation.peak_bytes)),
     ("micro-batch that fits", lambda r: "unknown" if r.limits.memory is None else f"{r.limits.memory}"),

@@ -9,7 +9,7 @@ from ..core.plain_text import one_line
 from ..core.results import BatchAnswer, Candidate, LossEstimate, SearchResult
 from . import wording
 from .brief import not_tested, sentences
-from .units import REFERENCE_RUN, duration, gib, number, per_second, setting_text
+from .units import REFERENCE_RUN, duration, gib, number, setting_text
 from .view import labelled, said
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ def _measured(result: SearchResult) -> Iterator[tuple[str, str]]:
             f"batches of {best.eval_batch_size} samples (eval_batch_size)",
         )
     if best.samples_per_s is not None:
-        yield "speed", f"{per_second(best.samples_per_s)}, peak memory {gib(best.peak_bytes)}"
+        yield "speed", f"{wording.speed_text(result.probe, best, best.world_size)}, peak memory {gib(best.peak_bytes)}"
     if best.samples_to_target is not None:
         samples, loss = f"{best.samples_to_target:,.0f}", number(result.target)
         yield "to target", f"{wording.to_target(result, best)}; {samples} samples to a loss of {loss}"
     for each in best.by_device:
         ran = [record for record in result.records if record.device == each.device]
-        speed = "speed unknown" if each.samples_per_s is None else per_second(each.samples_per_s)
+        speed = wording.speed_text(result.probes.get(each.device), each, best.world_size)
         took = duration(sum(record.seconds or 0.0 for record in ran))
         yield "device", f"{each.device}: {speed}; {len(ran)} trial{'s' if len(ran) != 1 else ''}, {took}"
 

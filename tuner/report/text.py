@@ -80,10 +80,24 @@ def _speed_rows(probe: ProbeResult) -> Iterator[tuple[str, str]]:
     if probe.knee_batch_size is not None:
         saturation = probe.step_time_line and probe.step_time_line.saturation_batch
         half = "" if saturation is None else f"; half of the top speed at {saturation:.0f}"
-        yield "knee", f"{probe.knee_batch_size}: larger ones are hardly faster{half}"
+        yield "knee", f"{knee_text(probe.knee_batch_size, [row.batch_size for row in probe.throughput])}{half}"
     if probe.loader is not None:
         without = per_second(probe.loader.samples_per_s_without)
         yield "loader", f"{probe.loader.wait_share:.0%} of a step; {without} without it"
+
+
+def knee_text(knee: int, timed: Sequence[int]) -> str:
+    """Return from which size on larger ones are hardly faster, if any larger was timed.
+
+    Example:
+        >>> knee_text(32, [8, 32, 64]), knee_text(32, [8, 32])
+        ('32: larger ones are hardly faster', '32 or more: speed still grew up to the largest timed')
+    """
+    if knee < max(timed, default=knee + 1):
+        return f"{knee}: larger ones are hardly faster"
+    if len(timed) == 1:
+        return f"{knee} is the only size that was timed"
+    return f"{knee} or more: speed still grew up to the largest timed"
 
 
 def _attempts(attempts: Sequence[Attempt], view: View) -> Table:

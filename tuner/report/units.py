@@ -82,7 +82,9 @@ _LIMITS = {
 
 
 def limited_text(probe: ProbeResult) -> str:
-    """Return what keeps a micro-batch from being larger."""
+    """Return what keeps a micro-batch from being larger: `max_batch` only where somebody gave it."""
+    if probe.limited_by == "max_batch" and probe.settings.get("max_batch") is None:
+        return "the largest that the search can use"
     return _LIMITS.get(probe.limited_by, probe.limited_by)
 
 

@@ -11,17 +11,18 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from ..core.plain_text import one_line
-from ..core.results import Candidate, Comparison, LossEstimate, Recommendation, SearchResult
+from ..core.probe_results import ProbeResult
+from ..core.results import Candidate, Comparison, LossEstimate, OnDevice, Recommendation, SearchResult
 from ..core.trial_record import TrialRecord
 from .charts.frame import candidates, full_samples, only_stopped, ran_in_full
 from .reasons import PAST_THE_END, no_advice
-from .units import duration, number, setting_text
+from .units import duration, number, per_second, setting_text
 from .view import even
 
 _ENDS = {
     "interrupted": "not finished",
     "converged": "ended as more runs would not pay off",
-    "budget": "the budget is used up",
+    "budget": "too little of the budget is left for another run",
     "timeout": "ended by timeout",
     "n_trials": "ended by n_trials",
 }
@@ -53,6 +54,18 @@ def split_text(best: Recommendation, times: str = "x") -> str:
     steps = f"{best.accumulation_steps} accumulation step{'s' if best.accumulation_steps != 1 else ''}"
     devices = "1 device" if best.world_size == 1 else f"{best.world_size} ranks"
     return f"micro-batch {best.micro_batch_size} {times} {steps} {times} {devices}"
+
+
+def speed_text(probe: ProbeResult | None, setting: Recommendation | OnDevice, world_size: int = 1) -> str:
+    """Return the samples per second of a setting: as measured, or by the line through what was measured."""
+    if setting.samples_per_s is None:
+        return "speed unknown"
+    rows = () if probe is None else probe.throughput
+    trained_at_once = setting.micro_batch_size * world_size if setting.accumulation_steps == 1 else None
+    measured = next((row.samples_per_s for row in rows if row.batch_size == trained_at_once), None)
+    if measured is not None:
+        return per_second(measured)
+    return f"{per_second(setting.samples_per_s)}{' by the step-time line' if rows else ''}"
 
 
 # --- how soon -----------------------------------------------------------------------------------------------------
