@@ -134,7 +134,8 @@ def _joined(
     """Find or make the study; probe, unless it is known what fits here. Return the study's name and the probe."""
     answer = link.post("/v1/studies", body)
     if (learned := answer.get("learned")) is not None:
-        say(learned_line(learned["study"], learned["batch_size"], learned["learning_rate"]))
+        differs = learned.get("differs", "data")
+        say(learned_line(learned["study"], learned["batch_size"], learned["learning_rate"], differs))
     if given is not None:
         _use_threads_of(given, engine)
         return str(answer["name"]), given

@@ -165,7 +165,7 @@ def test_a_search_on_a_terminal_and_one_who_watches(tmp_path: Path) -> None:
         assert terminal.is_as_before
     shown = terminal.text.split("\n")
     assert "Best so far: batch 16, learning rate" in terminal.text
-    assert "verified: false" in terminal.text
+    assert "not verified" in terminal.text
     assert shown[-1].startswith("Interrupted. What was finished is stored")
     assert "best so far" not in terminal.text
 

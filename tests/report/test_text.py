@@ -115,7 +115,7 @@ def test_the_critical_batch_is_told_as_far_as_it_is_known(answer: BatchAnswer | 
 def test_the_first_line_says_by_how_many_runs_it_was_checked() -> None:
     """And by none in the words of the JSON, so that both can be searched for."""
     assert search_text(RESULT).splitlines()[0] == "Train with batch 64 and learning rate 0.0333  checked by 3 runs"
-    assert search_text(changed(verified=False)).splitlines()[0].endswith("verified: false")
+    assert search_text(changed(verified=False)).splitlines()[0].endswith("not verified")
 
 
 def test_the_last_lines_can_be_pasted() -> None:
@@ -160,7 +160,7 @@ PROBE = ProbeResult(
     memory_by_category=None,
     throughput=(),
     step_time_line=None,
-    attempts=(Attempt(3, "ok", 1 << 30, 1.0, 2), Attempt(73, "oom", None, 1.0, 0)),
+    attempts=(Attempt(72, "ok", 1 << 30, 1.0, 2), Attempt(72, "ok", 1 << 30, 1.0, 3), Attempt(73, "oom", None, 1.0, 0)),
     device=DeviceInfo("cuda", "a card"),
     n_train_samples=1000,
 )
@@ -171,7 +171,7 @@ def test_a_probe_says_why_it_ended_there() -> None:
     text = probe_text(PROBE)
     assert text.splitlines()[0] == "Micro-batches of up to 72 samples fit on a card (limited by memory)"
     assert "71.00 GiB of 72.00 GiB allowed" in text
-    assert [line.split()[:2] for line in text.splitlines()[-2:]] == [["3", "ok"], ["73", "oom"]]
+    assert [line.split()[:2] for line in text.splitlines()[-2:]] == [["72", "ok"], ["73", "oom"]]
     assert bstune.ProbeResult.from_dict(PROBE.to_dict()) == PROBE
 
 
@@ -181,11 +181,12 @@ def test_a_probe_claims_nothing_of_sizes_that_it_did_not_time() -> None:
 
     def said(n_timed: int, **changes: Any) -> str:
         rows = timed[:n_timed]
-        return probe_text(dataclasses.replace(PROBE, throughput=rows, knee_batch_size=knee(rows), **changes))
+        return probe_text(dataclasses.replace(PROBE, throughput=rows, knee_batch_size=knee(rows), **changes), WIDE)
 
     assert "32: larger ones are hardly faster" in said(3)
     assert "32 or more: speed still grew up to the largest timed" in said(2)
     assert "8 is the only size that was timed" in said(1)
+    assert said(1).splitlines()[-2].split() == ["72", "ok", "1.00", "GiB", "3", "1.00", "measured", "once", "more"]
     assert "(limited by the largest that the search can use)" in said(3, limited_by="max_batch")
     assert "(limited by max_batch)" in said(3, limited_by="max_batch", settings={"max_batch": 72})
 

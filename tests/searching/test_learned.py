@@ -17,6 +17,7 @@ from bstune.tuner.core.arguments import SearchArguments, check_search
 from bstune.tuner.core.probe_results import DeviceInfo, StepTimeLine
 from bstune.tuner.core.progress import Progress
 from bstune.tuner.core.specs import Learned, Plan
+from bstune.tuner.report.progress import learned_line
 from bstune.tuner.search import run_forecast, run_search
 from bstune.tuner.searching.learned import known_of
 from bstune.tuner.searching.loop import Drive
@@ -110,12 +111,31 @@ def test_only_the_same_model_is_known(known: Study) -> None:
     assert found.slope_sd is not None
     assert found.slope == pytest.approx(best.lr_rule.alpha)  # type: ignore[union-attr]
     assert known_of(new, dataclasses.replace(facts, n_samples=8192), DEVICE) == found
+    assert found.differs == "data"
     others: list[dict[str, Any]] = [
         {name: "other"} for name in ("structure_hash", "optimizer", "schedule", "precision")
     ]
     for changes in ({"structure_hash": None}, *others):
         assert known_of(new, dataclasses.replace(much, **changes), DEVICE) is None
     assert known_of(new, facts, DEVICE) is None
+
+
+def test_what_differs_from_the_known_study_is_told(known: Study) -> None:
+    """A file that was renamed begins at what is known too; the same objective by another study does not."""
+    new, facts = make_study(known.storage, "renamed"), decode_facts(known.attributes["facts"])
+    known.set(identity="/a/model.py:objective")
+
+    def differs(identity: str, **changes: Any) -> str | None:
+        new.set(identity=identity)
+        found = known_of(new, dataclasses.replace(facts, **changes), DEVICE)
+        return None if found is None else found.differs
+
+    assert differs("/a/other.py:objective") == "name"
+    assert differs("/a/model.py:objective") is None
+    assert differs("/a/model.py:objective", source_hash="dropout of 0.2") == "code"
+    assert differs("/a/model.py:objective", epochs=40) == "epochs"
+    assert differs("/a/other.py:objective", n_samples=8192) == "data"
+    assert "has this model in other code: the search" in learned_line("model", 32, 0.1, "code")
 
 
 def test_what_was_learned_is_stored_and_read_back() -> None:

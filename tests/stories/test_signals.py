@@ -79,7 +79,7 @@ def test_a_signal_to_end_is_an_interruption(folder: Path, number: signal.Signals
         time.sleep(0.02)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert "verified: false" in stdout.splitlines()[0]
+    assert "not verified" in stdout.splitlines()[0]
     assert "Traceback" not in stderr
     assert children
     assert gone(children)

@@ -8,8 +8,12 @@ from typing import Any
 import bstune
 import pytest
 from bstune.tuner.core.arguments import check_search
+from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts
+from bstune.tuner.report.progress import forecast_line
 from bstune.tuner.strategy.space import Space, make_space
+from bstune.tuner.strategy.strategy import Strategy
+from bstune.tuner.testing.fake_device import known_probe
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 
@@ -31,6 +35,25 @@ def test_default_batches_are_powers_of_two_with_a_hundred_steps_left() -> None:
     """From 4 to min(n, epochs * n / 100)."""
     assert space_of().batches == (4, 8, 16, 32, 64, 128, 256)
     assert space_of(n_samples=500, epochs=2).batches == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("facts", "probe", "space", "said"),
+    [
+        ({"n_samples": 400, "epochs": 3}, None, {}, "4 to 8 (a larger one makes under 100 steps in a full run)"),
+        ({"n_samples": 400, "epochs": 300}, None, {}, "4 to 256 (the data set has no more)"),
+        ({"n_samples": 4000, "epochs": 30, "accumulates": False}, 48, {}, "4 to 32 (no more fit in memory)"),
+        ({"n_samples": 400, "epochs": 3}, None, {"batch_size": [4, 8]}, "4 to 8"),
+    ],
+)
+def test_a_forecast_says_why_batch_sizes_end(
+    facts: dict[str, Any], probe: int | None, space: dict[str, Any], said: str
+) -> None:
+    """By what leaves no room for twice the largest; those that the user names end where they end."""
+    known = None if probe is None else known_probe(probe)
+    strategy = Strategy(Plan(space=space), Facts(None, "supervised", **facts), known)
+
+    assert f"; batch sizes {said}, learning rates" in forecast_line(strategy.forecast())
 
 
 def test_tiny_data_still_has_a_batch() -> None:

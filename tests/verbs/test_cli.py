@@ -337,7 +337,7 @@ def test_ctrl_c_and_two_at_once_and_show(folder: Path, run: Run) -> None:
     finally:
         first.kill()
     assert first.returncode == 130, stderr
-    assert "verified: false" in stdout.splitlines()[0]
+    assert "not verified" in stdout.splitlines()[0]
     assert "Interrupted. What was finished is stored" in stderr
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["bstune.db", "loud.py"]
 
@@ -399,13 +399,13 @@ def objective(trial):
 
 
 def test_a_timeout_is_a_partial_answer(folder: Path, run: Run) -> None:
-    """Exit 0, and `verified: false` in the first line."""
+    """Exit 0, and "not verified" in the first line."""
     (folder / "slow.py").write_text(SLOW)
     # In this process, so that the time does not go by while workers start.
     options = ["--isolation", "none", "--budget", "60", "--space", "batch_size=4,8,16"]
     done = run("search", "slow.py", "--timeout", "4", *options)
     assert done.returncode == 0, done.stderr
-    assert "verified: false" in done.stdout.splitlines()[0]
+    assert "not verified" in done.stdout.splitlines()[0]
     assert "ended by timeout" in done.stdout
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from .dimension import Dimension, params_of
 from .probe_results import StepTimeLine
 from .results import Goal, Setting
 from .trial_record import TrialRecord
 from .trials import TrialSpec
+
+STEPS_AT_LEAST = 100
+"""A default batch size leaves this many optimizer steps in a full run."""
+SizesEnd = Literal["memory", "data", "steps", "speed"]
+"""No more fit, there are no more samples, a full run would have too few steps, or larger ones are no faster."""
 
 MOST_TRIED = 16
 """Values of extra dimensions that are tried before a search."""
@@ -96,7 +101,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Learned:
-    """What an earlier study of the same model has found: a new one, of other data or size, begins there."""
+    """What an earlier study of the same model has found: a new one begins there, of other data, size or name."""
 
     study: str
     batch_size: int
@@ -107,6 +112,8 @@ class Learned:
     slope_sd: float | None = None
     step_time_line: StepTimeLine | None = None
     """Of the same kind of device: counts where nothing was measured yet."""
+    differs: str = "data"
+    """What that study had another of: `data`, `epochs`, `code`, or its `name` only."""
 
 
 @dataclass(frozen=True)
@@ -170,5 +177,7 @@ class Forecast:
     learning_rate_range: tuple[float, float]
     usual_reference_runs: float | None = None
     """Half of such searches end by themselves within so many; None where the limit is not far beyond it."""
+    sizes_end_by: SizesEnd | None = None
+    """Why no larger batch size is considered; None where the user has named the sizes."""
     over: str | None = None
     """By what the search has ended (`budget`, `n_trials`, `converged`), where nothing is left to run."""

@@ -55,7 +55,8 @@ def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[R
     shown = _short(best.warnings) if not verbose else best.warnings
     rows += [("warning", text) for text in shown]
     if held and len(best.warnings) > len(shown):
-        rows.append(("", f"{len(best.warnings) - len(shown)} more with --verbose"))
+        n = len(best.warnings) - len(shown)
+        rows.append(("", f"{n} more warning{'s' if n > 1 else ''} with --verbose"))
     return [_title(best, view), labelled([(label, said(text, 600)) for label, text in rows])]
 
 
@@ -83,7 +84,7 @@ def _title(best: Recommendation, view: View) -> Text:
     from rich.text import Text
 
     style = "bold green" if best.verified else "bold yellow"
-    standing = wording.confirmed(best) if best.verified else "verified: false"
+    standing = wording.confirmed(best) if best.verified else "not verified"
     first = wording.title(best)
     line = Text.assemble((first, style), "  ", (standing, style))
     if line.cell_len > view.width:
@@ -160,7 +161,8 @@ def frontier_table(
     if any(foreseen):
         notes.append("~ estimated: its full runs ended above the target")
     if len(shown) < len(ran):
-        notes.append(f"{len(ran) - len(shown)} more with --verbose")
+        n = len(ran) - len(shown)
+        notes.append(f"{n} more row{'s' if n > 1 else ''}: --verbose")
     return [tabled(kept, view, chosen=chosen), *([said("; ".join(notes), style="dim")] if notes else [])]
 
 

@@ -76,7 +76,9 @@ def headline(diagnosis: Diagnosis) -> str:
     """Return how many claims hold, and what that cost."""
     n = {verdict: sum(each.verdict == verdict for each in diagnosis.findings) for verdict in ORDER}
     known = n["holds"] + n["does not hold"]
-    of = f"{known} of {len(diagnosis.findings)} claims could be judged: {n['holds']} hold, {n['does not hold']} do not"
+    holds, fails = n["holds"], n["does not hold"]
+    judged = f"{holds} hold{'s' if holds == 1 else ''}, {fails} do{'es' if fails == 1 else ''} not"
+    of = f"{known} of {len(diagnosis.findings)} claims could be judged: {judged}"
     cost = (
         "nothing was trained"
         if diagnosis.seconds == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..core.plain_text import one_line
 from ..core.probe_results import Attempt
 from ..core.progress import Progress
-from ..core.specs import Forecast
+from ..core.specs import STEPS_AT_LEAST, Forecast
 from .terminal import note
 from .trials import trial_line
 from .units import duration, gib, plain_row
@@ -66,6 +66,14 @@ def progress_line(progress: Progress) -> str | None:
 _MORE = {"budget": "; a larger --budget goes on", "n_trials": "; a larger --n-trials goes on"}
 
 
+_SIZES_END = {
+    "memory": "no more fit in memory",
+    "data": "the data set has no more",
+    "steps": f"a larger one makes under {STEPS_AT_LEAST} steps in a full run",
+    "speed": "larger ones are hardly faster",
+}
+
+
 def forecast_line(forecast: Forecast) -> str:
     """Return what a search is expected to cost."""
     if forecast.over is not None:
@@ -81,6 +89,7 @@ def forecast_line(forecast: Forecast) -> str:
         most = f"at most {forecast.reference_runs:.3g} reference runs (full runs at batch {forecast.reference_batch})"
         said = f"{trials}, {most}, {took}{_usual(forecast)}"
     sizes = f"batch sizes {batches[0]} to {batches[1]}" if batches[0] < batches[1] else f"batch size {batches[0]} only"
+    sizes += "" if forecast.sizes_end_by is None else f" ({_SIZES_END[forecast.sizes_end_by]})"
     tried = f"learning rates {rates[0]:.3g} to {rates[1]:.3g}"
     tried = tried if rates[0] < rates[1] else f"learning rate {rates[0]:.3g} only"
     return f"Forecast: {said}; {sizes}, {tried}."
@@ -104,11 +113,20 @@ def _used(progress: Progress) -> str:
     return f"{progress.spent:.1f} of {progress.budget:.3g} reference runs"
 
 
-def learned_line(study: str, batch_size: int, learning_rate: float) -> str:
+_DIFFERS = {
+    "data": "on other data",
+    "epochs": "with other epochs",
+    "code": "in other code",
+    "name": "under another name",
+}
+
+
+def learned_line(study: str, batch_size: int, learning_rate: float, differs: str = "data") -> str:
     """Return where a new study begins, and why."""
+    what = _DIFFERS.get(differs, "too")
     return (
-        f"Study {one_line(study)} has this model on other data: the search begins at what it has found, batch "
-        f"{batch_size} at a learning rate of {learning_rate:.3g} (--fresh-prior: as if nothing was known)."
+        f"Study {one_line(study)} has this model {what}: the search begins at what it has found, "
+        f"batch {batch_size} at a learning rate of {learning_rate:.3g} (--fresh-prior: as if nothing was known)."
     )
 
 

@@ -102,6 +102,9 @@ def knee_text(knee: int, timed: Sequence[int]) -> str:
 
 def _attempts(attempts: Sequence[Attempt], view: View) -> Table:
     notes = [" ".join(filter(None, [a.phase and f"in {a.phase}:", a.reason])) for a in attempts]
+    for i, attempt in enumerate(attempts):
+        if not notes[i] and any(earlier.size == attempt.size for earlier in attempts[:i]):
+            notes[i] = "measured once more"
     return tabled(
         [
             Column("size", [str(a.size) for a in attempts], 0),
@@ -178,7 +181,8 @@ def train_text(result: TrainResult) -> str:
     expected = "" if low is None or high is None else f"; the study expected {number(low)} to {number(high)} (90 %)"
     batch, rate = result.setting.global_batch_size, result.setting.learning_rate
     params = "".join(f", {given_params({name: value}, '')}" for name, value in result.setting.params.items())
-    split = f"micro-batch {result.micro_batch_size} x {result.accumulation_steps} accumulation steps"
+    split = f"micro-batch {result.micro_batch_size} x {result.accumulation_steps} accumulation step"
+    split += "s" if result.accumulation_steps != 1 else ""
     if (ranks := batch // (result.micro_batch_size * result.accumulation_steps)) > 1:
         split += f" x {ranks} ranks"
     return "\n".join(

@@ -250,11 +250,7 @@ def limits(result: SearchResult) -> list[Limit]:
     """Return what memory, hardware and gradient noise each point to; what was not measured is left out."""
     known, found, answer = result.limits, [], result.batch_answer
     if known.memory is not None:
-        more = " or more" if result.probe is not None and result.probe.limited_by != "memory" else ""
-        fits = f"{known.memory}{more}"
-        least = result.recommendation.global_batch_size < known.memory
-        said = f"Memory is not the limit: {fits} fit." if least else f"Memory fits {fits} at once."
-        found.append(Limit("memory", f"memory fits {fits}", said))
+        found.append(_memory_limit(result, known.memory))
     if known.hardware is not None:
         at = f"{known.hardware:.0f}" if known.hardware >= 1 else "below 1"
         said = f"The hardware reaches half of its top speed at batch {at}; beyond it, gains shrink."
@@ -269,6 +265,17 @@ def limits(result: SearchResult) -> list[Limit]:
         said = f"At batch {at_least:.0f} or above, training needs twice as many samples as at very small batches."
         found.append(Limit("noise", f"twice the samples at {at_least:.0f} or above", said))
     return found
+
+
+def _memory_limit(result: SearchResult, fits: int) -> Limit:
+    """Return what memory allows; the size of a data set that fits as a whole is no figure of the memory."""
+    limited_by = "memory" if result.probe is None else result.probe.limited_by
+    if limited_by == "dataset":
+        return Limit("memory", "memory is no limit", f"Memory is not the limit: all {fits} samples fit at once.")
+    many = f"{fits}{'' if limited_by == 'memory' else ' or more'}"
+    least = result.recommendation.global_batch_size < fits
+    said = f"Memory is not the limit: {many} fit." if least else f"Memory fits {many} at once."
+    return Limit("memory", f"memory fits {many}", said)
 
 
 # --- how sure -----------------------------------------------------------------------------------------------------

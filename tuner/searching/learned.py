@@ -32,12 +32,14 @@ def known_of(study: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
     """Return what the study of the same model that was used last has found, and verified.
 
     The model is the same by the structure of its modules and of a sample; code, data, their number or the epochs are
-    others. What is the same in all is no news: that study itself would go on, or was left aside on purpose.
+    others, or the name alone. The same objective is no news: its study would go on, or was left aside on purpose.
     """
     if facts.structure_hash is None:
         return None
     for other in studies(study.storage, readable=True):
-        if other.name != study.name and (learned := _learned(other, facts, device)) is not None:
+        if other.name == study.name or (learned := _learned(other, facts, device)) is None:
+            continue
+        if learned.differs != "name" or _has_other_name(other, study):
             return learned
     return None
 
@@ -47,7 +49,7 @@ def _learned(other: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
     stored: dict[str, Any] = other.attributes.get("facts") or {}
     if stored.get("size_unit", "samples") != facts.size_unit:
         return None  # Its batch sizes are other numbers.
-    if any(stored.get(name) != getattr(facts, name) for name in SAME) or _same_training(stored, facts):
+    if any(stored.get(name) != getattr(facts, name) for name in SAME):
         return None
     try:
         with intact(other.name):
@@ -58,13 +60,25 @@ def _learned(other: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
     if not found.verified:
         return None
     slope, slope_sd = _slope(found.lr_rule)
-    return Learned(other.name, found.global_batch_size, found.learning_rate, slope, slope_sd, line)
+    return Learned(
+        other.name, found.global_batch_size, found.learning_rate, slope, slope_sd, line, _differs(stored, facts)
+    )
 
 
-def _same_training(stored: dict[str, Any], facts: Facts) -> bool:
+def _differs(stored: dict[str, Any], facts: Facts) -> str:
+    """Return what the training of a study has another of: the first of data, epochs and code, else its name at most."""
     old = {"source": stored.get("source_hash"), "code": stored.get("code_hash")}
-    same_length = (stored.get("n_samples"), stored.get("epochs")) == (facts.n_samples, facts.epochs)
-    return same_length and same_source(old, source_of(facts))
+    if stored.get("n_samples") != facts.n_samples:
+        return "data"
+    if stored.get("epochs") != facts.epochs:
+        return "epochs"
+    return "name" if same_source(old, source_of(facts)) else "code"
+
+
+def _has_other_name(other: Study, study: Study) -> bool:
+    """Tell whether two studies are of objectives with names of their own: a file that was moved, or a copy."""
+    names = other.attributes.get("identity"), study.attributes.get("identity")
+    return None not in names and names[0] != names[1]
 
 
 def _same_device(other: Study, device: DeviceInfo) -> bool:

@@ -88,7 +88,8 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
         if engine.jobs != arguments.plan.jobs:
             arguments = dataclasses.replace(arguments, plan=dataclasses.replace(arguments.plan, jobs=engine.jobs))
         study, taken_up = _study(storage, objective, arguments, facts, engine.device_info, dry=dry)
-        said = f"{len(study.finished)} trials so far" + (
+        n = len(study.finished)
+        said = f"{n} trial{'' if n == 1 else 's'} so far" + (
             f", {len(study.orphans)} of them cut off when the last search was killed" if study.orphans else ""
         )
         said = f"{said}; {taken_up.said}" if taken_up.said else said
@@ -99,7 +100,7 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
             if learned is None:
                 study.set(learned=None)
             else:
-                said = learned_line(learned.study, learned.batch_size, learned.learning_rate)
+                said = learned_line(learned.study, learned.batch_size, learned.learning_rate, learned.differs)
                 tell(arguments, Progress("note", study.name, arguments.plan.budget, message=said))
         for warning in engine.warnings:
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ..core.remarks import Caution
 from ..core.results import Candidate
+from ..core.specs import STEPS_AT_LEAST
 from ..report.units import duration
 from ..theory.scaling import LEARNING_RATE_RANGE
 from .budget import BASELINE_SHARE
@@ -16,7 +17,7 @@ from .cost import TELLING_S
 from .diverged_runs import confirmations_diverged, none_went_further
 from .evidence import Evidence
 from .nothing_learned import nothing_learned
-from .space import STEPS_AT_LEAST, make_space
+from .space import make_space
 from .untried import untried
 
 MISLEADING = 1.5

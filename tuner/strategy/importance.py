@@ -61,10 +61,9 @@ def importance(model: Model | None, space: Space) -> tuple[dict[str, float] | No
     if not varied:
         return None, "no dimension has had two values"
     if len(settings) < SETTINGS_EACH * len(varied):
-        return None, (
-            f"{len(settings)} settings were run, and {SETTINGS_EACH * len(varied)} or more are needed to tell "
-            f"{len(varied)} dimensions apart"
-        )
+        were = "1 setting was" if len(settings) == 1 else f"{len(settings)} settings were"
+        tell = "how much one dimension matters" if len(varied) == 1 else f"{len(varied)} dimensions apart"
+        return None, f"{were} run, and {SETTINGS_EACH * len(varied)} or more are needed to tell {tell}"
     effects = _effects(model, axes, varied, space.fixed)
     total = sum(effects.values())
     if total <= 1e-12:

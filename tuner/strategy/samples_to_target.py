@@ -7,12 +7,12 @@ from collections import defaultdict
 from statistics import median
 
 from ..core.results import BatchAnswer
+from ..core.specs import STEPS_AT_LEAST
 from ..theory.critical_batch import LEAST_BATCHES, BatchLine, Reach, answer_batch, enough, fit_batch_line
 from ..theory.gradient_noise import NoiseScale, noise_scale
 from .curves import samples_to, smoothed
 from .evidence import Evidence
 from .ledger import Key, Run
-from .space import STEPS_AT_LEAST
 
 
 def batch_line(evidence: Evidence, scale: NoiseScale | None = None) -> tuple[BatchLine | None, float | None]:

@@ -21,14 +21,12 @@ from ..core.dimension import Dimension, params_of
 from ..core.errors import ArgumentError
 from ..core.probe_results import ProbeResult
 from ..core.results import Setting
-from ..core.specs import Learned, Plan
+from ..core.specs import STEPS_AT_LEAST, Learned, Plan, SizesEnd
 from ..core.trials import Facts
 from ..theory.scaling import ANCHOR_BATCH, DEFAULT_LEARNING_RATE, LEARNING_RATE_RANGE, SLOPE_PRIOR
 from .ledger import Key, key_of_params
 
 SMALLEST_BATCH = 4
-STEPS_AT_LEAST = 100
-"""A default batch size leaves this many optimizer steps in a full run."""
 PLATEAU = 0.95
 """Share of the peak throughput at which it counts as reached."""
 LR_STEP_OCTAVES = 0.5
@@ -319,6 +317,22 @@ def _default_batches(facts: Facts, probe: ProbeResult | None, noise_scale: float
         return tuple(ranks * part for part in _powers(lowest // ranks, highest / ranks))
     most = max(ranks * smallest, min(lowest, facts.n_samples, int(facts.full_run_samples)))
     return tuple(ranks * part for part in _powers(smallest, most / ranks))  # So little data: 100 steps cannot be had.
+
+
+def why_sizes_end(plan: Plan, facts: Facts, probe: ProbeResult | None, largest: int) -> SizesEnd | None:
+    """Return why no default batch size is larger than the largest; None where the user has named the sizes.
+
+    Example:
+        >>> why_sizes_end(Plan(), Facts(None, "supervised", n_samples=400, epochs=3), None, 8)
+        'steps'
+    """
+    if "batch_size" in plan.space:
+        return None
+    if probe is not None and not facts.accumulates and 2 * largest > probe.micro_batch_size * facts.world_size:
+        return "data" if 2 * largest > facts.n_samples else "memory"
+    if 2 * largest > facts.n_samples:
+        return "data"
+    return "steps" if 2 * largest > facts.full_run_samples / STEPS_AT_LEAST else "speed"
 
 
 def _power_above(size: int) -> int:

@@ -34,7 +34,7 @@ from .race import Action
 from .recommend import recommend
 from .rungs import SCHEDULED, Rungs, diverged
 from .samples_to_target import batch_answer
-from .space import make_space
+from .space import make_space, why_sizes_end
 
 RETRIES = 2
 """How often a run that was lost through no fault of its setting is started again."""
@@ -218,6 +218,7 @@ class Strategy:
             n_batches=len(batches),
             batch_range=(batches[0], batches[-1]),
             learning_rate_range=(rates[0], rates[-1]),
+            sizes_end_by=why_sizes_end(self.plan, self.facts, self.probe, batches[-1]),
             usual_reference_runs=USUAL_RUNS if long and not len(self.ledger) else None,
         )
 

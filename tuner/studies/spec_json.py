@@ -86,6 +86,7 @@ def decode_learned(data: Mapping[str, Any] | None) -> Learned | None:
         slope=None if data["slope"] is None else float(data["slope"]),
         slope_sd=None if data["slope_sd"] is None else float(data["slope_sd"]),
         step_time_line=None if line is None else StepTimeLine.from_dict(line),
+        differs=str(data.get("differs", "data")),
     )
 
 
