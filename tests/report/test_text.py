@@ -8,6 +8,7 @@ from typing import Any
 
 import bstune
 import pytest
+from bstune.tuner.core.diagnosis import Diagnosis, Finding, Judgement
 from bstune.tuner.core.probe_results import (
     Attempt,
     DeviceInfo,
@@ -31,6 +32,7 @@ from bstune.tuner.core.results import (
 )
 from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import Facts
+from bstune.tuner.report.diagnosis_text import headline
 from bstune.tuner.report.paste import paste_lines
 from bstune.tuner.report.progress import attempt_line, progress_line
 from bstune.tuner.report.text import plan_text, probe_text, search_text
@@ -200,6 +202,20 @@ def test_a_speed_that_was_not_measured_is_marked() -> None:
 
     assert "800 samples/s by the step-time line, peak" in said()
     assert "700 samples/s, peak" in said(accumulation_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        (("holds", "does not hold"), "2 of 2 claims could be judged: 1 holds, 1 does not ("),
+        (("holds", "holds", "cannot tell"), "2 of 3 claims could be judged: 2 hold, 0 do not ("),
+    ],
+)
+def test_one_claim_holds_and_two_hold(verdicts: tuple[Judgement, ...], said: str) -> None:
+    """In the singular and in the plural."""
+    findings = tuple(Finding(f"claim-{i}", "A claim.", "a book", verdict, "seen") for i, verdict in enumerate(verdicts))
+
+    assert headline(Diagnosis(findings)).startswith(said)
 
 
 # --- text from elsewhere ------------------------------------------------------------------------------------------
