@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..core.interrupts import uninterrupted
 from ..core.probe_results import Attempt
 from ..core.progress import Progress
-from ..core.specs import Forecast
+from ..core.specs import STEPS_AT_LEAST, Forecast
 from .progress import PlainProgress, progress_line
 from .scene import BLOCKS, PLAIN_BLOCKS, Scene, drawn
 
@@ -254,6 +254,9 @@ def _plan(forecast: Forecast) -> str:
     """Return what is searched among, in one short line."""
     batches, rates = forecast.batch_range, forecast.learning_rate_range
     sizes = f"batch {batches[0]} to {batches[1]}" if batches[0] < batches[1] else f"batch {batches[0]}"
+    limits = {"steps": f"{STEPS_AT_LEAST} steps"}  # The others are words already.
+    end = forecast.sizes_end_by
+    sizes += "" if end is None else f" (limit {limits.get(end, end)})"
     tried = f"lr {rates[0]:.3g} to {rates[1]:.3g}" if rates[0] < rates[1] else f"lr {rates[0]:.3g}"
     about = "" if forecast.n_trials is None else f"; about {forecast.n_trials} trials"
     return f"searched: {sizes}, {tried}{about}"
