@@ -7,10 +7,11 @@ from typing import Any
 
 import bstune
 import pytest
+from bstune.tests.objectives.small import supervised
 from bstune.tuner.core.trials import Split, TrialSpec
 from bstune.tuner.device.memory import Memory
 from bstune.tuner.engines import ray_survey
-from bstune.tuner.engines.ray_layout import Slots, lay_out
+from bstune.tuner.engines.ray_layout import Slots, lay_out, ranks_with_gpus
 from bstune.tuner.engines.ray_source import pack
 from bstune.tuner.engines.ray_survey import KIND_LABEL, ActorTask, Carried
 from bstune.tuner.workers.messages import Pickled
@@ -50,6 +51,28 @@ def test_processes_that_no_node_has_gpus_for_are_refused() -> None:
     nodes = [{"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1}]
     with pytest.raises(bstune.DeviceError, match=r"has 2 processes with a GPU each, and no node .* --num-gpus 2"):
         lay_out(nodes, "auto", 1, 2)
+
+
+def test_only_a_command_has_a_gpu_for_each_of_its_processes() -> None:
+    """Those of a Supervised train on CPU, so a cluster is not asked for more GPUs than one."""
+    words = "torchrun --nproc-per-node 2 train.py --batch-size {micro_batch_size}"
+    command = bstune.Command(words, samples_per_epoch=64, world_size=2)
+
+    assert ranks_with_gpus(command) == 2
+    assert ranks_with_gpus(supervised(world_size=2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "jobs", "ranks", "said"),
+    [
+        ([{"CPU": 1, "GPU": 2}, {"CPU": 8}], 1, 2, r"needs 2 CPUs beside as many GPUs, .* --num-cpus 2 --num-gpus 2"),
+        ([{"GPU": 2}, {"CPU": 8}], 2, 1, r"needs 1 CPU beside as many GPUs, .* --num-cpus 1 --num-gpus 1"),
+    ],
+)
+def test_gpus_without_cpus_are_refused(nodes: list[dict[str, float]], jobs: int, ranks: int, said: str) -> None:
+    """A trial needs a CPU for each of its processes, on the same node."""
+    with pytest.raises(bstune.DeviceError, match=said):
+        lay_out(nodes, "auto", jobs, ranks)
 
 
 GIB = 1 << 30

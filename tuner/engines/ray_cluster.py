@@ -21,7 +21,7 @@ from ..core.trials import Facts
 from ..device.cuda import check_device_name
 from ..workers.launch import path_of_caller, safe_environment
 from ..workers.messages import Pickled
-from .ray_layout import how_many_fit, lay_out, living_nodes, on_node
+from .ray_layout import how_many_fit, lay_out, living_nodes, on_node, ranks_with_gpus
 from .ray_source import last_line, pickled, portable
 from .ray_start import (
     OWN_RAY,
@@ -98,8 +98,8 @@ class Cluster:
                 self._exit.enter_context(replaced("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", False))
             objective, source = portable(objective, self.folder, travels=address is not None)
             self._exit.enter_context(connected(address, jobs, self.folder, source))
-            ranks = int(getattr(objective, "world_size", 1))  # A file says it only where it is loaded.
-            self.slots = lay_out([node["Resources"] for node in living_nodes()], device, jobs, ranks)
+            nodes = [node["Resources"] for node in living_nodes()]
+            self.slots = lay_out(nodes, device, jobs, ranks_with_gpus(objective))
             self.jobs = self.slots.n
             self.task = self._task(objective, source, address, threads, batch_sizes, params)
             self.node_of = self._nodes_by_kind()

@@ -43,6 +43,14 @@ def how_many_fit(node: Mapping[str, float], need: Mapping[str, float]) -> int:
     return min(int(node.get(name, 0) // amount) for name, amount in need.items() if amount)
 
 
+def ranks_with_gpus(objective: Any) -> int:
+    """Return how many processes of a trial have a GPU each: those of a command, where bstune's own train on CPU.
+
+    A file is loaded only where it runs, and says nothing of it here.
+    """
+    return int(objective.world_size) if getattr(objective, "kind", None) == "command" else 1
+
+
 def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int, ranks: int = 1) -> Slots:
     """Return how many trials run side by side and what each of them gets.
 
@@ -53,7 +61,7 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int, ranks:
         nodes: Resources of each node.
         device: `auto`, `cpu` or `cuda`.
         jobs: Trials side by side; with GPUs and 1, as many as there are GPUs.
-        ranks: Processes of a trial that train together.
+        ranks: Processes of a trial that have a GPU each.
 
     Raises:
         DeviceError: The cluster does not have what is asked for.
@@ -77,9 +85,14 @@ def lay_out(nodes: Sequence[Mapping[str, float]], device: str, jobs: int, ranks:
         if jobs > most:
             each = "a GPU takes one trial" if ranks == 1 else f"a trial takes {ranks} of a node"
             raise DeviceError(f"jobs={jobs}: the Ray cluster has {n_gpus} GPUs, and {each}. Use jobs={most} or fewer.")
+        fit = sum(how_many_fit(node, {"CPU": ranks, "GPU": ranks}) for node in nodes)
+        if not fit:
+            raise DeviceError(
+                f"A trial needs {ranks} CPU{'s' * (ranks > 1)} beside as many GPUs, and no node of the Ray cluster has "
+                f"both. Start a node with --num-cpus {ranks} --num-gpus {ranks} or more."
+            )
         cores = min(int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= ranks)
-        n = sum(how_many_fit(node, {"CPU": ranks, "GPU": ranks}) for node in nodes) if jobs == 1 else jobs
-        return Slots(n, ranks * max(1, cores), ranks)
+        return Slots(fit if jobs == 1 else jobs, ranks * max(1, cores), ranks)
     largest = int(max((node.get("CPU", 0) for node in nodes), default=0))
     cpus = next((c for c in range(largest, 0, -1) if sum(how_many_fit(node, {"CPU": c}) for node in nodes) >= jobs), 0)
     if not cpus:
