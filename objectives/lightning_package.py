@@ -12,6 +12,21 @@ from typing import Any
 from ..tuner.core.errors import ObjectiveError
 from .longest import repeated_longest
 
+KEPT = (
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "pin_memory_device",
+    "drop_last",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+    "prefetch_factor",
+    "persistent_workers",
+)
+"""What a loader of other samples has of the user's."""
+
 
 def package_of(module: Any) -> Any:
     """Return the package whose LightningModule this is: a Trainer of the other one would refuse it.
@@ -67,13 +82,7 @@ def _of_longest(make: Callable[[], Any], length: Callable[[Any], float] | None) 
         indices = repeated_longest(loader.dataset, length)
         if indices is None:
             return loader
-        return DataLoader(
-            Subset(loader.dataset, indices),
-            batch_size=loader.batch_size,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            drop_last=loader.drop_last,
-        )
+        kept = {name: getattr(loader, name) for name in KEPT}
+        return DataLoader(Subset(loader.dataset, indices), batch_size=loader.batch_size, **kept)
 
     return made

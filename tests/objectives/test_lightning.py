@@ -11,6 +11,7 @@ import bstune
 import pytest
 import torch
 from bstune.objectives.lightning import LightningObjective, from_module
+from bstune.objectives.lightning_package import load_longest
 from bstune.tests.objectives.short_form import run_example
 from bstune.tests.objectives.small import DATA, N, net, run, spec_of
 from bstune.tests.objectives.told import Phases
@@ -239,6 +240,34 @@ def test_a_probe_is_given_the_longest_sample() -> None:
     one.measure(MeasureSpec(8, 16, 1, 2, seed=0, timed_s=0.01, max_timed_steps=1), "cpu", Phases())
     objective(Seeing).measure(MeasureSpec(8, 16, 1, 2, seed=0), "cpu", Phases())
     assert not any(bool((batch == batch[0]).all()) for batch in batches)
+
+
+def test_the_loader_of_a_probe_is_the_users_in_all_else() -> None:
+    """A worker that is not set up as the user's are may not be able to read the data."""
+    options: dict[str, Any] = {
+        "batch_size": 8,
+        "num_workers": 2,
+        "collate_fn": list,
+        "pin_memory": True,
+        "drop_last": True,
+        "timeout": 30,
+        "worker_init_fn": len,
+        "multiprocessing_context": "spawn",
+        "generator": torch.Generator(),
+        "prefetch_factor": 3,
+        "persistent_workers": True,
+    }
+
+    class Loading:
+        def train_dataloader(self) -> Any:
+            return DataLoader(DATA, **options)
+
+    own, holder = DataLoader(DATA, **options), Loading()
+    load_longest(holder, length=lambda sample: float(sample[0][0]))
+    loader = holder.train_dataloader()
+
+    assert loader.dataset is not DATA
+    assert {name: getattr(loader, name) for name in options} == {name: getattr(own, name) for name in options}
 
 
 def test_pytorch_lightning_is_served_as_well() -> None:
