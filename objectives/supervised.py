@@ -354,7 +354,7 @@ class Supervised:
 
 
 def _validation_s(run: TrainingRun, eval_batch_size: int) -> float:
-    """Return the seconds that a validation batch takes, over its samples: the fewer of two where it is quick."""
+    """Return the seconds that a validation batch takes, over its samples or tokens: the fewer of two where quick."""
     seconds: list[float] = []
     while not seconds or (len(seconds) < 2 and seconds[0] < QUICK_S):
         start_s = run.clock()
@@ -363,7 +363,9 @@ def _validation_s(run: TrainingRun, eval_batch_size: int) -> float:
     start_s = run.clock()
     run.prepare_validation()
     norms_s = run.clock() - start_s
-    return min(seconds) / (n_samples * run.world_size) + norms_s / len(run.objective.val_data)
+    tokens = run.objective.val_tokens
+    n_all = len(run.objective.val_data) if tokens is None else sum(tokens)
+    return min(seconds) / (n_samples * run.world_size) + norms_s / n_all
 
 
 def default_loss(output: Any, target: Any) -> Any:

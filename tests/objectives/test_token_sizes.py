@@ -5,16 +5,20 @@ from __future__ import annotations
 import random
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bstune
 import pytest
 import torch
+from bstune.objectives.supervised import _validation_s
 from bstune.tests.objectives.small import run, spec_of
 from bstune.tests.objectives.told import Phases
 from bstune.tuner.core.arguments import check_search
+from bstune.tuner.core.probe_results import Attempt
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import Facts, MeasureSpec, NoisePoint, TrialReport
+from bstune.tuner.probing.attempts import Attempts
 from bstune.tuner.probing.run import run_probe
 from bstune.tuner.report.text import search_text
 from bstune.tuner.strategy.cost import Cost
@@ -233,6 +237,42 @@ def test_a_batch_of_which_less_fits_later_is_not_split_too_small() -> None:
     assert Cost.of(facts, probe).split(4006) == (2003, 2)
     assert make_space(plan, facts, known_probe(1000), begun=True).batches == (3000,)
     assert make_space(plan, facts, known_probe(512), begun=True).batches == (2048,)
+
+
+def test_the_price_of_validation_is_that_of_a_token() -> None:
+    """Of its batches, and of making BatchNorm's statistics before it: 1 s for 100 tokens and 10 s for all 1,000."""
+    times = iter([0.0, 1.0, 1.0, 11.0])
+    run: Any = SimpleNamespace(
+        clock=lambda: next(times),
+        validate_once=lambda size: size,
+        prepare_validation=lambda: None,
+        world_size=1,
+        objective=SimpleNamespace(val_data=range(20), val_tokens=[50] * 20),
+    )
+
+    assert _validation_s(run, 100) == pytest.approx(1 / 100 + 10 / 1000)
+
+
+def test_validation_is_tried_down_to_the_longest_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller batches would hold it all the same."""
+    tried: list[int] = []
+
+    def too_much(self: Attempts, spec: MeasureSpec, *, traced: bool) -> Any:
+        tried.append(spec.eval_batch_size)
+        return Attempt(spec.micro_batch_size, "oom", None, 1.0, 3, spec.eval_batch_size, "validation", None), None, None
+
+    monkeypatch.setattr(Attempts, "_once", too_much)
+    host: Any = SimpleNamespace(
+        memory=lambda: SimpleNamespace(total_bytes=1, available_bytes=1),
+        usable_bytes=lambda: 1,
+        warnings=(),
+        device_info=SimpleNamespace(kind="cpu"),
+        facts=by_tokens(60),
+        params={},
+    )
+    Attempts(host, headroom=0.1, seed=0).run(200, final=True)
+
+    assert tried == [200, 100, 60]
 
 
 def test_what_is_missing_is_said() -> None:

@@ -157,10 +157,10 @@ class Attempts:
             if (
                 attempt.outcome == "oom"
                 and attempt.phase == "validation"
-                and eval_size > 1
+                and eval_size > facts.longest  # No batch is smaller, whatever it is to hold.
                 and attempt.steps >= n_steps
             ):
-                eval_size = self._eval_limit = eval_size // 2
+                eval_size = self._eval_limit = max(facts.longest, eval_size // 2)
                 continue
             if attempt.outcome == "error" and not (size == 1 and isinstance(failure, messages.Failure)):
                 raise objective_error(failure, size, self.last_output)
