@@ -218,6 +218,18 @@ def test_whether_32_is_a_good_start(seed: int) -> None:
     assert finding("start-with-32", with_best(known, global_batch_size=32)).verdict == "holds"
 
 
+@pytest.mark.parametrize("name", ["start-with-32", "below-32", "4-or-4096"])
+def test_a_number_of_samples_says_nothing_of_tokens(name: str, seed: int) -> None:
+    """Where sizes count these, batch 32 is not what is meant."""
+    known = searched(of=probe(steep, seed=seed))
+    assert known.facts is not None
+    by_tokens = dataclasses.replace(known, facts=dataclasses.replace(known.facts, size_unit="tokens"))
+
+    assert finding(name, known).verdict != "not applicable"
+    assert finding(name, by_tokens).verdict == "not applicable"
+    assert "count tokens" in finding(name, by_tokens).found
+
+
 @pytest.mark.parametrize(("luck", "verdict"), [(1.1, "holds"), (0.97, "does not hold")])
 def test_the_luck_of_the_best_trial(luck: float, verdict: str, seed: int) -> None:
     """Fresh seeds end by so much higher than the run that a setting was chosen by."""

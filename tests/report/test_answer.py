@@ -278,6 +278,14 @@ def test_an_answer_fits_one_screen(name: str) -> None:
     assert len(search_text(RESULTS[name], FACTS).splitlines()) < SCREEN
 
 
+def test_batch_32_is_not_missed_where_sizes_count_tokens() -> None:
+    """It is a usual number of samples."""
+    by_tokens = dataclasses.replace(FACTS, size_unit="tokens")
+
+    assert "batch 32 was not tried" in search_text(RESULTS["one_trial"], FACTS)
+    assert "batch 32" not in search_text(RESULTS["one_trial"], by_tokens)
+
+
 def test_colours_change_no_word() -> None:
     """What is left without them is what a pipe gets."""
     from rich.text import Text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -103,3 +104,5 @@ def test_the_answer_is_compared_with_batch_32_by_what_is_expected_of_it() -> Non
     assert usual.setting.learning_rate in {0.0075, 0.015, 0.03}
     assert usual.times_sooner is not None
     assert usual.times_sooner > 1.5
+    tokens = dataclasses.replace(TABLE.facts(), size_unit="tokens")
+    assert not Strategy(strategy.plan, tokens, probe, records).recommend().compared

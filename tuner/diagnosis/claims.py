@@ -29,6 +29,8 @@ class Claim:
     """What must be measured on the model; None where the record is enough."""
     recorded: bool = False
     """A search may have recorded it, so that nothing needs to be measured."""
+    names_samples: bool = False
+    """It names a number of samples, so where sizes count tokens it says nothing."""
 
 
 BLOG = "blogs on the batch size"
@@ -56,7 +58,14 @@ CLAIMS: tuple[Claim, ...] = (
         hardware.better_use,
         ("probe",),
     ),
-    Claim("below-32", "A batch below 32 wastes what the hardware can do.", ANSWER, hardware.below_32, ("probe",)),
+    Claim(
+        "below-32",
+        "A batch below 32 wastes what the hardware can do.",
+        ANSWER,
+        hardware.below_32,
+        ("probe",),
+        names_samples=True,
+    ),
     Claim("loader", "Reading the data costs training no time.", "assumed by most advice", hardware.loader, ("probe",)),
     Claim("which-memory", "Memory limits the batch size.", NG, hardware.which_memory, ("probe",)),
     Claim(
@@ -73,7 +82,9 @@ CLAIMS: tuple[Claim, ...] = (
         outcome.fill_memory,
         ("probe", "search"),
     ),
-    Claim("start-with-32", "Start with a batch of 32.", MASTERS, outcome.start_with_32, ("search",)),
+    Claim(
+        "start-with-32", "Start with a batch of 32.", MASTERS, outcome.start_with_32, ("search",), names_samples=True
+    ),
     Claim("coupling", "The best learning rate grows with the batch size.", BLOG, learning_rate.coupling, ("search",)),
     Claim(
         "crossed-pairs",
@@ -132,6 +143,7 @@ CLAIMS: tuple[Claim, ...] = (
         ANSWER,
         outcome.four_or_4096,
         ("facts",),
+        names_samples=True,
     ),
     Claim(
         "largest-fastest",
@@ -408,6 +420,8 @@ def _ruling(claim: Claim, known: Known) -> Ruling:
         if there[need] is None:
             return unknown(*MISSING[need])
     facts = known.facts
+    if claim.names_samples and facts is not None and facts.size_unit != "samples":
+        return Ruling("not applicable", f"it is of samples, and the sizes of this objective count {facts.size_unit}")
     if claim.measurement is None or facts is None or facts.can_be_looked_at:
         return claim.judge(known)
     if not claim.recorded:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from ..core.trials import Facts
+
 MOST_ROWS = 5
 """Of the frontier, without --verbose."""
 MOST_METRICS = 2
@@ -31,7 +33,7 @@ _SOONEST = re.compile(
 )
 
 
-def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[RenderableType]:
+def answer(result: SearchResult, facts: Facts | None, view: View, *, verbose: bool = False) -> list[RenderableType]:
     """Return the block: the answer, how it compares, how sure it is and why it is that, one row each."""
     best = result.recommendation
     held = no_advice(best.warnings) is None
@@ -39,7 +41,8 @@ def answer(result: SearchResult, view: View, *, verbose: bool = False) -> list[R
     rows += [("split", text) for text in _split(result)]
     if held:
         rows += [("soon", beside.whole) for each in best.compared if (beside := wording.compared(result, each))]
-        if not best.compared and best.global_batch_size != USUAL_BATCH:
+        by_samples = facts is None or facts.size_unit == "samples"  # 32 tokens are nobody's batch.
+        if by_samples and not best.compared and best.global_batch_size != USUAL_BATCH:
             rows.append(("soon", f"batch {USUAL_BATCH} was not tried, so it is not compared"))
     source = wording.interval_source(result)
     interval = f"{wording.new_runs(best)}{f', if they differ as much {source}' if source else ''}"

@@ -166,7 +166,7 @@ def search_text(
         verbose: All trials, all limits and what was not tested as well.
     """
     view = view or View()
-    head = laid_out(answer(result, view, verbose=verbose), view)
+    head = laid_out(answer(result, facts, view, verbose=verbose), view)
     paste = [] if no_advice(result.recommendation.warnings) else paste_lines(result, facts, width=view.width)
     most = max(2, SCREEN - 6 - head.count("\n") - len(paste))
     parts = [head, laid_out(frontier_table(result, view, most=most, verbose=verbose), view)]

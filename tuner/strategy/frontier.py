@@ -100,10 +100,10 @@ def comparisons(evidence: Evidence, found: Sequence[Candidate], chosen: Candidat
 def _best_at_usual(evidence: Evidence, found: Sequence[Candidate], chosen: Candidate) -> Candidate | None:
     """Return the soonest at batch 32 that ran to its end, or another that is expected to be clearly sooner than that.
 
-    Where nothing ran at that batch size, nothing is expected either.
+    Where nothing ran at that batch size, or sizes count tokens, nothing is expected either.
     """
     tried = [c for c in found if c.global_batch_size == USUAL_BATCH]
-    if not tried:
+    if not tried or evidence.facts.size_unit != "samples":
         return None
     space = evidence.context.space
     settings = [Setting(USUAL_BATCH, rate, dict(chosen.params)) for rate in space.learning_rates]
