@@ -191,7 +191,7 @@ def test_a_probe_finds_the_size_that_really_trains(folder: Path) -> None:
     ("words", "code", "said"),
     [
         (["--memory", "30MiB", "--max-batch", "64", "--", "PY", *PLACES[:2], "--mib", "40"], 3, "Nothing fits"),
-        (["--max-batch", "64", "--", "PY", *PLACES[:2], "--nope"], 1, "exit code 2"),
+        (["--max-batch", "64", "--", "PY", *PLACES[:2], "--nope"], 1, "unrecognized arguments: --nope"),
         (["--max-batch", "64", "--", "no-such-program", "{micro_batch_size}"], 1, "was not found"),
         (["--max-batch", "64", "--", "./train.py", "{micro_batch_size}"], 1, "python ./train.py"),
         (["--max-batch", "64", "--", "PY", "--batch-size", "{bs}"], 2, "did you mean {micro_batch_size}"),
@@ -203,13 +203,14 @@ def test_a_probe_finds_the_size_that_really_trains(folder: Path) -> None:
     ids=["nothing fits", "fails", "no program", "not executable", "slip", "samples", "both", "options", "none"],
 )
 def test_what_goes_wrong_is_one_clear_error(folder: Path, words: list[str], code: int, said: str) -> None:
-    """Of a probe, with the exit code of its kind."""
+    """Of a probe, with the exit code of its kind; the last lines do not say the error too."""
     result = cli(
         "probe", *(part for word in words for part in ([sys.executable, "train.py"] if word == "PY" else [word]))
     )
 
     assert result.exit_code == code, result.stderr
     assert said in result.stderr
+    assert result.stderr.partition("The last lines that it printed")[2].count(said) <= 1
     assert "Traceback" not in result.stderr.replace('Traceback (most recent call last):\n  File "train.py"', "")
 
 

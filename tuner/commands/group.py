@@ -132,7 +132,11 @@ def _explain(ctx: click.Context, error: BaseException) -> None:
         if error.traceback:
             note(error.traceback.rstrip())
         if error.output:
-            note(f"The last lines that it printed:\n{error.output.rstrip()}")
+            before, _, last = error.output.rstrip().rpartition("\n")
+            # The error is said next, and often ends with the last of them.
+            shown = before if str(error).endswith(last.strip()) else f"{before}\n{last}".lstrip("\n")
+            if shown:
+                note(f"The last lines that it printed:\n{shown}")
 
 
 def _unprinted(error: OSError, where: str = "") -> str:

@@ -48,7 +48,7 @@ def trial_line(trial: TrialRecord) -> str:
 def _beginning(said: str) -> str:
     """Return the beginning of what is too long for a line: its first statement, or else whole words."""
     most = said[: MOST_SAID - 2]
-    ends = [end for mark in (". ", ": ", "; ") if (end := most.rfind(mark)) > len("failed: ")]
+    ends = [end for mark in (". ", "; ") if (end := most.rfind(mark)) > len("failed: ")]
     return f"{most[: max(ends)] if ends else most.rpartition(' ')[0] or most} …"
 
 
