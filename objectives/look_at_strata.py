@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..tuner.core.examination import ExamineSpec
 from .data import to_device
@@ -44,8 +44,8 @@ def strata(run: TrainingRun, spec: ExamineSpec) -> tuple[Mapping[str, tuple[floa
     return {"between": (product - own,), "whole": (sum(trace) / len(trace),), "classes": (float(len(shares)),)}, {}
 
 
-def _by_class(run: TrainingRun) -> dict[int, list[Any]]:
-    """Return samples by class, of classes with enough of them.
+def _by_class(run: TrainingRun) -> dict[int, list[int]]:
+    """Return indices of samples by class, of classes with enough of them.
 
     Raises:
         ArithmeticError: There are no classes.
@@ -54,7 +54,7 @@ def _by_class(run: TrainingRun) -> dict[int, list[Any]]:
 
     data = run.objective.train_data
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(run.seed + run.samples)).tolist()
-    found: dict[int, list[Any]] = defaultdict(list)
+    found: dict[int, list[int]] = defaultdict(list)
     for index in order[:MOST_SAMPLES]:
         sample = data[index]
         if not (isinstance(sample, (tuple, list)) and len(sample) == 2):
@@ -64,17 +64,21 @@ def _by_class(run: TrainingRun) -> dict[int, list[Any]]:
             raise ArithmeticError(NO_CLASSES)
         if not isinstance(label, (int, torch.Tensor)) and not hasattr(label, "__index__"):
             raise ArithmeticError(NO_CLASSES)
-        found[int(label)].append(sample)
+        found[int(label)].append(index)
         if len(found) > MOST_CLASSES:
             raise ArithmeticError(f"there are more than {MOST_CLASSES} classes")
-    enough = {name: samples for name, samples in found.items() if len(samples) >= 2 * LEAST_IN_HALF}
+    enough = {name: indices for name, indices in found.items() if len(indices) >= 2 * LEAST_IN_HALF}
     if len(enough) < 2:
         raise ArithmeticError("fewer than two classes have 8 samples")
     return enough
 
 
-def _gradient(run: TrainingRun, samples: list[Any]) -> torch.Tensor:
+def _gradient(run: TrainingRun, indices: list[int]) -> torch.Tensor:
     import torch
 
-    collate = run.objective.collate_fn or torch.utils.data.default_collate
-    return gradient_of(run, to_device(collate(samples), run.device))[0].double()
+    # A loader, as data sets may hand out whole batches to one.
+    objective, chance = run.objective, torch.Generator()
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        objective.train_data, batch_sampler=cast(Any, [indices]), collate_fn=objective.collate_fn, generator=chance
+    )
+    return gradient_of(run, to_device(next(iter(loader)), run.device))[0].double()

@@ -80,6 +80,27 @@ def test_strata_of_a_data_set(seed: int) -> None:
     assert alike.figure == pytest.approx(2, abs=6)
 
 
+class WholeBatches(TensorDataset):
+    """Tensors in memory that are taken by batches, as the advice about such data is."""
+
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, ...]:
+        """Return a batch."""
+        return tuple(each[indices] for each in self.tensors)
+
+
+def test_data_that_hand_out_whole_batches() -> None:
+    """What is found is the same, and the loader hands them on as they are."""
+    plain, whole = classes(between=0.6), classes(between=0.6)
+    for name in ("train_data", "val_data"):
+        setattr(whole, name, WholeBatches(*getattr(plain, name).tensors))
+    whole.collate_fn = lambda batch: batch
+
+    looks = [looked_at(each, ["gradients", "strata"]).looks for each in (plain, whole)]
+    assert len(looks[0]) > 1
+    for own, other in zip(*looks, strict=True):
+        assert (own.measurement, own.failed, own.values) == (other.measurement, None, other.values)
+
+
 def test_data_without_strata() -> None:
     """Nothing is asked of them."""
     known = looked_at(quadratic(curvature=1.0, noise=1.0), ["strata"])

@@ -84,6 +84,13 @@ def test_what_limits_the_memory_and_the_loader(seed: int) -> None:
     )
     assert finding("loader", searched(of=bound)).verdict == "holds"
     assert finding("loader", searched(of=slow)).verdict == "does not hold"
+    for speed, advice in ((1e3, "Raise num_workers"), (1e5, "__getitems__")):
+        # Worker processes are for samples that take some time; those in memory come sooner by whole batches.
+        loader = dataclasses.replace(bound.loader, wait_share=0.6, bound=True, samples_per_s_without=speed)
+        found = finding("loader", searched(of=dataclasses.replace(bound, loader=loader)))
+        assert found.verdict == "does not hold"
+        assert advice in found.advice
+        assert ("num_workers" in found.advice) == (speed == 1e3)
 
 
 @pytest.mark.parametrize(

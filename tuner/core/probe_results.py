@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,6 +99,18 @@ class Loader(Record):
     """Throughput on a batch that is already loaded."""
     bound: bool
     """The loader slows training down: more than 10 % waiting, and less than 90 % of the rate without it."""
+
+    @property
+    def wait_s_per_sample(self) -> float:
+        """Seconds that training waits for a sample.
+
+        Example:
+            >>> Loader(0.5, 1000.0, bound=True).wait_s_per_sample
+            0.001
+        """
+        if self.wait_share >= 1:
+            return math.inf
+        return self.wait_share / (1 - self.wait_share) / self.samples_per_s_without
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from ..core.probe_results import StepTimeLine, ThroughputRow
+from ..report.reasons import loader_advice
 from ..report.units import gib, per_second
 from ..theory.intervals import student_quantile
 from ..theory.step_time import LINE_KNOWN, fit_step_time, worst_error
@@ -212,7 +213,7 @@ def loader(known: Known) -> Ruling:
         return Ruling(
             "does not hold",
             said,
-            "Raise num_workers, or make the data set cheaper to read, first.",
+            loader_advice(found),
             share,
             "% of a step",
         )

@@ -14,6 +14,7 @@ from ..core.probe_results import Attempt, MemoryByCategory, MemoryLine, ProbeRes
 from ..core.trials import Facts
 from ..device.meter import Reading
 from ..device.out_of_memory import asked_bytes
+from ..report.reasons import loader_advice
 from ..theory.step_time import PLATEAU_GAIN, fit_step_time, knee
 from ..workers import messages
 from ..workers.fork_server import Host
@@ -282,7 +283,7 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
     if attempts.loader is not None and attempts.loader.bound:
         attempts.warn(
             f"The data loader holds training back: {attempts.loader.wait_share:.0%} of a step waits for its "
-            "batch. More num_workers, or a data set that is cheaper to read, would help more than any batch size."
+            f"batch. {loader_advice(attempts.loader)}"
         )
     return ProbeResult(
         micro_batch_size=size,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..core.probe_results import Loader
 from ..core.remarks import BatchLimits, Caution, CautionCode, NoteCode, Reason, ReasonCode, TargetSource
 from .units import duration
 
+IN_MEMORY_S = 50e-6
+"""Seconds of waiting for a sample below which it is not read from a disk, nor worked on."""
 _REASONS: dict[ReasonCode, str] = {
     "lowest": "is expected to end a full run lowest of {r.n_tried} settings tried",
     "soonest": "is expected to reach the target soonest of {r.n_tried} settings tried",
@@ -179,3 +182,22 @@ def candidate_note(code: NoteCode | None, *, is_baseline: bool) -> str:
     """Return the note on a candidate; nothing where it was confirmed and is not the user's own."""
     yours = "your present setting" if is_baseline else ""
     return "; ".join(filter(None, [yours, "" if code is None else _NOTES[code]]))
+
+
+def loader_advice(loader: Loader) -> str:
+    """Return what to do where training waits for its batches.
+
+    Example:
+        >>> loader_advice(Loader(0.6, 1000.0, bound=True))
+        'Raise num_workers, or make the data set cheaper to read, before you change the batch size.'
+        >>> loader_advice(Loader(0.6, 100_000.0, bound=True))[:55]
+        'A sample takes 15 us: it is in memory already, and work'
+    """
+    each_s = loader.wait_s_per_sample
+    if each_s > IN_MEMORY_S:
+        return "Raise num_workers, or make the data set cheaper to read, before you change the batch size."
+    return (
+        f"A sample takes {1e6 * each_s:.0f} us: it is in memory already, and worker processes would gain little. Take "
+        "whole batches from the data set: give it __getitems__(indices), which returns a batch of tensors, and "
+        "collate_fn=lambda batch: batch."
+    )
