@@ -103,7 +103,7 @@ def test_the_forecast_is_of_what_is_left_in_seconds() -> None:
     assert forecast.reference_batch == 128
     assert forecast.seconds == pytest.approx(8 * whole_s, rel=1e-3)
     assert (
-        f"at most 8 reference runs (full runs at batch 128), about {duration(forecast.seconds)} of training"
+        f"at most 8 reference runs left (full runs at batch 128), about {duration(forecast.seconds)} of training"
         in forecast_line(forecast)
     )
     same = Strategy(Plan(budget_s=8 * whole_s, space=TABLE.space), TABLE.facts(), probe).forecast()

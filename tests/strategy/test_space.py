@@ -53,7 +53,9 @@ def test_a_forecast_says_why_batch_sizes_end(
     known = None if probe is None else known_probe(probe)
     strategy = Strategy(Plan(space=space), Facts(None, "supervised", **facts), known)
 
-    assert f"; batch sizes {said}, learning rates" in forecast_line(strategy.forecast())
+    line = forecast_line(strategy.forecast())
+    assert f"; batch sizes {said}, learning rates" in line
+    assert "at most 12 reference runs left (full runs at batch " in line
 
 
 def test_tiny_data_still_has_a_batch() -> None:

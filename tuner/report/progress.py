@@ -86,7 +86,9 @@ def forecast_line(forecast: Forecast) -> str:
     said = f"as many trials as fit in {took}: how many, the first ones show"
     if forecast.n_trials is not None:
         trials = f"about {forecast.n_trials} trials" if forecast.n_trials != 1 else "about 1 trial"
-        most = f"at most {forecast.reference_runs:.3g} reference runs (full runs at batch {forecast.reference_batch})"
+        most = (
+            f"at most {forecast.reference_runs:.3g} reference runs left (full runs at batch {forecast.reference_batch})"
+        )
         said = f"{trials}, {most}, {took}{_usual(forecast)}"
     sizes = f"batch sizes {batches[0]} to {batches[1]}" if batches[0] < batches[1] else f"batch size {batches[0]} only"
     sizes += "" if forecast.sizes_end_by is None else f" ({_SIZES_END[forecast.sizes_end_by]})"
