@@ -70,6 +70,6 @@ def no_metric(metric: str | None, how: str = "The command ended (exit code 0)") 
     return (
         f"{how} without a validation loss: looked in all that it printed for {looked}. Say "
         r"how it prints it, such as --metric 'val_loss=([\d.eE+-]+)', or add bstune.report(val_loss=..., samples=...) "
-        "to the script. What goes to TensorBoard or W&B alone is not seen, and a script that does not validate has no "
-        "such loss: the Trainer of Transformers validates, and prints it, with --eval_strategy epoch."
+        "to the script. What goes to TensorBoard or W&B alone is not seen, and a loss is wanted at each epoch: the "
+        "Trainer of Transformers validates, and prints it, with --eval_strategy epoch."
     )

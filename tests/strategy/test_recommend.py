@@ -133,14 +133,26 @@ def test_a_tie_is_called_a_tie(rates: list[float], tied: bool) -> None:
 
 
 def test_the_target_of_the_time_goal_is_chosen_and_reached() -> None:
-    """Without a target one is chosen from the first full run, and the winner says when it reaches it."""
-    strategy = Strategy(Plan(goal="time", budget=12, space=TABLE.space), TABLE.facts(), PROBE)
-    replay(strategy, TABLE)
+    """Without a target one is chosen from the first full run, and the winner says when it reaches it.
+
+    A program that takes its time to start makes all later, and none so many times sooner.
+    """
+    plan = Plan(goal="time", budget=12, space=TABLE.space)
+    strategy = Strategy(plan, TABLE.facts(), PROBE)
+    records = replay(strategy, TABLE)
     best = strategy.recommend()
 
     assert strategy.target is not None
     assert best.samples_to_target is not None
     assert best.seconds_to_target == pytest.approx(best.samples_to_target / (best.samples_per_s or 1))
+
+    started = Strategy(plan, TABLE.facts(), dataclasses.replace(PROBE, start_s=1000.0), records).recommend()
+    assert started.samples_to_target is not None
+    assert started.seconds_to_target == pytest.approx(
+        1000 + started.samples_to_target / (started.samples_per_s or 1), rel=1e-6
+    )
+    assert started.larger is not None
+    assert started.larger.times_sooner == pytest.approx(1, rel=0.1)
 
 
 def test_a_recommendation_survives_json() -> None:
