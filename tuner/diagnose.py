@@ -109,6 +109,7 @@ def diagnose(
             warnings=warnings,
             reused=tuple(measured.reused),
             left_out_runs=known.left_out_runs,
+            left_out=measured.left_out(known),
         )
         keep(kept, [finding for finding in result.findings if finding.name not in measured.reused])
         measured.save(known)

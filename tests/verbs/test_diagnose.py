@@ -81,6 +81,11 @@ def test_a_model_is_probed_looked_at_and_remembered(
     assert "of the budget is left" in result["grow-the-batch"].found
     assert 0 < result.reference_runs <= 0.5
     assert bstune.Diagnosis.from_json(result.to_json()) == result
+    assert "grow-the-batch" in result.left_out
+    assert "noisy-loss" not in result.left_out
+    pasted = f'bstune diagnose MODEL --only "{", ".join(result.left_out)}" --budget '
+    assert pasted in " ".join(str(result).split())
+    assert "(only=[&#x27;" in result._repr_html_()
     with read_storage(None) as opened:
         study = find_study(opened, "model")
         assert study is not None
@@ -168,7 +173,7 @@ def test_the_command_line(folder: Path, brief_timing: None) -> None:
     assert "0 s" in listed.stdout
     assert "unknown" in listed.stdout
     assert not (folder / "bstune.db").exists()
-    shown = run(main, ["diagnose", "model.py", "--only", "last-batch,noisy-loss", "--budget", "1", "--json"])
+    shown = run(main, ["diagnose", "model.py", "--only", "last-batch,\nnoisy-loss", "--budget", "1", "--json"])
     assert shown.exit_code == 0, shown.stderr
     assert [each["name"] for each in json.loads(shown.stdout)["findings"]] == ["noisy-loss", "last-batch"]
     priced = run(main, ["diagnose", "--list", "model.py", "--only", "noisy-loss,coupling"])

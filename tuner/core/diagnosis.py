@@ -71,6 +71,8 @@ class Diagnosis(Record):
     """Names of findings whose measurements an earlier call has made."""
     left_out_runs: Amount = 0.0
     """Training that everything which the budget left out would take, in reference runs."""
+    left_out: tuple[str, ...] = ()
+    """Names of the findings that it left out."""
 
     def __getitem__(self, name: str) -> Finding:
         """Return the finding of this name.

@@ -78,6 +78,10 @@ class MeasuredClaims:
         told = [claim for claim in self._new if claim.measurement in done]
         keep(self._study, judged(told, known), [claim.name for claim in told], self._by)
 
+    def left_out(self, known: Known) -> tuple[str, ...]:
+        """Return the names of the claims whose measurements the budget did not allow."""
+        return tuple(claim.name for claim in self._new if claim.measurement in known.prices)
+
     def among(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
         """Return findings with those of the earlier call in their places."""
         return tuple(self.reused.get(finding.name, finding) for finding in findings)

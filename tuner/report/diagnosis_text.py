@@ -48,10 +48,10 @@ def diagnosis_text(diagnosis: Diagnosis, view: View | None = None, *, model: str
     if diagnosis.reused:
         parts += [said(""), said(f"{reused_sentence(diagnosis)}.")]
     if diagnosis.left_out_runs:
-        parts += [
-            said(""),
-            said(f"{left_out_sentence(diagnosis)}: bstune diagnose {model} --budget {_enough(diagnosis)}"),
-        ]
+        # With spaces, so that no name is broken where the line is.
+        only = f' --only "{", ".join(diagnosis.left_out)}"' if diagnosis.left_out else ""
+        asked = f"bstune diagnose {model}{only} --budget {_enough(diagnosis)}"
+        parts += [said(""), said(f"{left_out_sentence(diagnosis)}: {asked}")]
     if diagnosis.warnings:
         parts += [said(""), labelled([("warning", said(text)) for text in diagnosis.warnings])]
     return laid_out(parts, view)
@@ -164,7 +164,8 @@ def diagnosis_html(diagnosis: Diagnosis) -> str:
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     reused = f"<p>{_safe(reused_sentence(diagnosis))} (fresh=True).</p>" if diagnosis.reused else ""
     if diagnosis.left_out_runs:
-        reused += f"<p>{_safe(left_out_sentence(diagnosis))} (budget={_enough(diagnosis)}).</p>"
+        only = f"only={list(diagnosis.left_out)}, " if diagnosis.left_out else ""
+        reused += f"<p>{_safe(f'{left_out_sentence(diagnosis)} ({only}budget={_enough(diagnosis)}).')}</p>"
     return f"<p><strong>{_safe(headline(diagnosis))}</strong></p>{table}{reused}"
 
 
