@@ -129,7 +129,8 @@ class Trial:
         if self.stopped_at is None and samples > (self._spec.most_samples or MOST_SAMPLES):
             raise ObjectiveError(
                 f"trial.report got samples={brief(samples, 100)} in a trial that ends at {self._spec.end_samples}: "
-                "expected the number of training samples that this trial has seen, not of tokens or steps."
+                "expected the training samples that this trial has seen (tokens only where n_samples counts these), "
+                "not steps."
             )
         self._interval = max(self._interval, samples - self._last_samples)
         self._last_samples, self._last_loss = samples, loss

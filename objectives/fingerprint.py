@@ -45,6 +45,13 @@ def named_model(name: str | None) -> str | None:
     return None if name is None else source_hash("model", name)
 
 
+def model_problems(name: str | None, optimizer: str | None) -> list[str]:
+    """Return what is wrong with the name that a user gives a model, a sentence each."""
+    if name is None or optimizer is not None:
+        return []
+    return [f"model={name!r}: expected optimizer= beside it, since the best learning rate depends on both"]
+
+
 def code_of(source: str | bytes) -> str | None:
     """Return the code of a source without comments, docstrings and layout; None where it is no Python that can be read.
 

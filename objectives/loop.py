@@ -12,7 +12,7 @@ from typing import Any
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
 from .base import Meter, Trial, run_problems
-from .fingerprint import code_hash, named_model, optimizer_family, source_hash
+from .fingerprint import code_hash, model_problems, named_model, optimizer_family, source_hash
 from .schedule import SCHEDULES
 from .step_times import StepTimes, stated_step_times
 from .token_batches import largest_only
@@ -86,8 +86,7 @@ def objective(
             f"step_time_s={step_time_s!r}: expected a function of the batch size that returns seconds, or a mapping "
             "{batch size: seconds}"
         )
-    if model is not None and optimizer is None:
-        wrong.append(f"model={model!r}: expected optimizer= beside it, since the best learning rate depends on both")
+    wrong += model_problems(model, optimizer)
     if wrong:
         raise ArgumentError("objective: " + "; ".join(wrong) + ".")
     return lambda function: LoopObjective(

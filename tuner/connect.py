@@ -66,12 +66,10 @@ def connect(
         check_search(**search)
     if not (isinstance(n_samples, int) and n_samples >= 1 and epochs > 0):
         raise ArgumentError(f"n_samples={n_samples!r}, epochs={epochs!r}: expected samples and epochs of a full run.")
-    if model is not None and optimizer is None:
-        raise ArgumentError(
-            f"model={model!r}: expected optimizer= beside it, since the best learning rate depends on both."
-        )
-    from ..objectives.fingerprint import named_model, optimizer_family
+    from ..objectives.fingerprint import model_problems, named_model, optimizer_family
 
+    if wrong := model_problems(model, optimizer):
+        raise ArgumentError("; ".join(wrong) + ".")
     facts = Facts(
         name=None,
         kind="loop",

@@ -247,6 +247,7 @@ def test_settings_that_do_not_fit_are_refused(calls: httpx.Client, study: str) -
     assert large.status_code == 422
     assert "takes at most 10000" in large.json()["detail"]
     assert beyond.status_code == past.status_code == 422
+    assert "tokens only where n_samples counts these" in beyond.json()["detail"]
     assert record_of(calls, study, trial["number"])["state"] == "running"
 
 

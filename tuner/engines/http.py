@@ -437,7 +437,7 @@ def _check(samples: int, spec: TrialSpec) -> None:
     if samples > (spec.most_samples or 1 << 53):
         raise ArgumentError(
             f"samples={samples} in a trial that ends at {spec.end_samples}: expected the training samples that this "
-            "trial has seen, not tokens or steps."
+            "trial has seen (tokens only where n_samples counts these), not steps."
         )
 
 
