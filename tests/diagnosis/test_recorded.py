@@ -31,6 +31,7 @@ from bstune.tuner.diagnosis.claims import CLAIMS, NAMES, judged
 from bstune.tuner.diagnosis.kept import findings_of
 from bstune.tuner.diagnosis.known import Known
 from bstune.tuner.report.diagnosis_text import diagnosis_text
+from bstune.tuner.report.reasons import loader_advice
 
 pytestmark = pytest.mark.parametrize("seed", SEEDS)
 
@@ -91,6 +92,7 @@ def test_what_limits_the_memory_and_the_loader(seed: int) -> None:
         assert found.verdict == "does not hold"
         assert advice in found.advice
         assert ("num_workers" in found.advice) == (speed == 1e3)
+    assert loader_advice(loader) != loader_advice(loader, sample_size=100.0)  # Of 100 tokens each: a sample takes long.
 
 
 @pytest.mark.parametrize(

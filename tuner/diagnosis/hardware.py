@@ -213,7 +213,7 @@ def loader(known: Known) -> Ruling:
         return Ruling(
             "does not hold",
             said,
-            loader_advice(found),
+            loader_advice(found, 1.0 if known.facts is None else known.facts.mean_size),
             share,
             "% of a step",
         )

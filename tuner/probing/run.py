@@ -283,7 +283,7 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
     if attempts.loader is not None and attempts.loader.bound:
         attempts.warn(
             f"The data loader holds training back: {attempts.loader.wait_share:.0%} of a step waits for its "
-            f"batch. {loader_advice(attempts.loader)}"
+            f"batch. {loader_advice(attempts.loader, host.facts.mean_size)}"
         )
     return ProbeResult(
         micro_batch_size=size,

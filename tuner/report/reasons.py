@@ -184,8 +184,8 @@ def candidate_note(code: NoteCode | None, *, is_baseline: bool) -> str:
     return "; ".join(filter(None, [yours, "" if code is None else _NOTES[code]]))
 
 
-def loader_advice(loader: Loader) -> str:
-    """Return what to do where training waits for its batches.
+def loader_advice(loader: Loader, sample_size: float = 1.0) -> str:
+    """Return what to do where training waits for its batches; a sample counts so many, where sizes are tokens.
 
     Example:
         >>> loader_advice(Loader(0.6, 1000.0, bound=True))
@@ -193,7 +193,7 @@ def loader_advice(loader: Loader) -> str:
         >>> loader_advice(Loader(0.6, 100_000.0, bound=True))[:55]
         'A sample takes 15 us: it is in memory already, and work'
     """
-    each_s = loader.wait_s_per_sample
+    each_s = loader.wait_s_per_sample * sample_size
     if each_s > IN_MEMORY_S:
         return "Raise num_workers, or make the data set cheaper to read, before you change the batch size."
     return (
