@@ -68,8 +68,9 @@ def test_a_memory_kill_and_a_lost_node_cost_a_trial_each(model: Path, url: str, 
 
     causes = [(record.cause, record.reason) for record in result.records if record.state == "failed"]
     memory = ("killed", "killed: Ray ended its process, because its node was running out of host memory")
-    assert causes.count(memory) == 1
-    # On a busy machine Ray sees the end of the process before that of its node, and may send one more trial there.
+    # On a busy machine Ray may kill once more before it sees that memory is free again, and it sees the end of a
+    # process before that of its node, so it may send one more trial there.
+    assert 1 <= causes.count(memory) <= 2
     lost = {
         "killed: its process was ended by SIGKILL",
         "killed: the node that it ran on was lost, or cannot be reached",

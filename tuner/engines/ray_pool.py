@@ -391,7 +391,7 @@ def _death(trial: Any) -> str:
         text = Path(trial.error_file).read_text(errors="replace")
     except (OSError, TypeError):
         text = ""
-    if _MEMORY in text:
+    if _MEMORY in text or "memory_threshold" in text:  # Ray's own words, where its kill met no call of ours.
         return "Ray ended its process, because its node was running out of host memory"
     if "node has died" in text or "its node" in text or "is unavailable" in text:
         return "the node that it ran on was lost, or cannot be reached"

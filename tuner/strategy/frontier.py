@@ -60,7 +60,8 @@ def lowest_at_equal_seconds(evidence: Evidence, found: Sequence[Candidate], chos
 def _loss_after(evidence: Evidence, candidate: Candidate, seconds: float) -> float:
     """Return the mean loss of the runs of a setting after so many seconds; its last one where a full run takes less."""
     start_s = evidence.cost.start_s
-    share = min(1.0, (seconds - start_s) / ((candidate.seconds_per_full_run or math.inf) - start_s))
+    training_s = (candidate.seconds_per_full_run or math.inf) - start_s
+    share = min(1.0, (seconds - start_s) / training_s) if training_s > 0 else 1.0
     losses = []
     for run in evidence.ledger.of(key_of_candidate(candidate)):
         if full_value(evidence, run) is not None:
