@@ -510,19 +510,22 @@ def main() -> None:
     whole = not arguments.quick and arguments.searchers is None and arguments.groups == GROUPS and arguments.seeds >= 30
     out = arguments.out or (HERE / "results" if whole else None)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "search.md").write_text("\n".join([*text, *lines, ""]))
-        searchers = {
+        _write(out, [*text, *lines, ""], ordered, answers)
+
+
+def _write(out: Path, text: list[str], ordered: Results, answers: dict[str, list[dict[str, Any]]]) -> None:
+    """Write what was said, and the figures of all tables."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "search.md").write_text("\n".join(text))
+    kept = {
+        "origin": _origin(),
+        "budgets": BUDGETS,
+        "searchers": {
             name: {table: _columns(rows) for table, rows in by_table.items()} for name, by_table in ordered.items()
-        }
-        octaves = {table: [row["octaves"] for row in rows] for table, rows in answers.items()}
-        kept = {
-            "origin": _origin(),
-            "budgets": BUDGETS,
-            "searchers": searchers,
-            "octaves_off_the_fastest_batch": octaves,
-        }
-        (out / "search.json").write_text(json.dumps(_finite(kept)) + "\n")
+        },
+        "octaves_off_the_fastest_batch": {table: [row["octaves"] for row in rows] for table, rows in answers.items()},
+    }
+    (out / "search.json").write_text(json.dumps(_finite(kept)) + "\n")
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -398,22 +398,17 @@ def _batches(asked: Dimension, facts: Facts, problems: list[str]) -> tuple[int, 
     else:
         sizes = range(int(asked.low), int(asked.high) + 1, int(asked.step or 1))
     least = _least(facts)
-    large_enough = [size for size in sizes if size >= least]
-    if len(large_enough) < len(sizes) and (asked.kind != "range" or not large_enough):
-        problems.append(
-            f"space['batch_size'] holds {_few(sorted({*sizes} - {*large_enough}))}: expected at least {least} "
-            f"{facts.size_unit}, so that each process can have the longest sample"
-        )
-    elif asked.kind == "range":
-        sizes = large_enough
-    even = [size for size in sizes if size % facts.world_size == 0]
-    if len(even) < len(sizes) and (asked.kind != "range" or not even):
-        problems.append(
-            f"space['batch_size'] holds {_few(sorted({*sizes} - {*even}))}: expected multiples of the "
-            f"{facts.world_size} processes that train together"
-        )
-    elif asked.kind == "range":
-        sizes = even
+    enough = f"at least {least} {facts.size_unit}, so that each process can have the longest sample"
+    even = f"multiples of the {facts.world_size} processes that train together"
+    for expected, kept in (
+        (enough, {size for size in sizes if size >= least}),
+        (even, {size for size in sizes if size % facts.world_size == 0}),
+    ):
+        left = [size for size in sizes if size in kept]
+        if left and asked.kind == "range":
+            sizes = left
+        elif len(left) < len(sizes):
+            problems.append(f"space['batch_size'] holds {_few(sorted({*sizes} - kept))}: expected {expected}")
     most, whose = _most_samples(facts)
     if sizes[-1] > most:
         large = [size for size in sizes if size > most]
