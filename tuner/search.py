@@ -211,7 +211,7 @@ def run_forecast(objective: Any, arguments: SearchArguments) -> Forecast:
         nothing_to_run = not ready.study.finished and ready.strategy.ask() is None
         if arguments.fresh:
             forget_study(ready.study)
-        if nothing_to_run:
+        if nothing_to_run or forecast.over == "no_signal":
             ready.strategy.recommend()  # Which says why.
         return forecast
 
@@ -221,7 +221,8 @@ def _forecast(ready: Prepared) -> Forecast:
     forecast = ready.strategy.forecast()
     if not ready.study.finished or ready.strategy.ask() is not None:
         return forecast
-    return dataclasses.replace(forecast, n_trials=0, seconds=0.0, over=ready.strategy.stopped_by)
+    over = ready.strategy.stopped_by if any(run.finite for run in ready.strategy.ledger) else "no_signal"
+    return dataclasses.replace(forecast, n_trials=0, seconds=0.0, over=over)
 
 
 def _check_model_path(arguments: SearchArguments) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import bstune
 import pytest
-from bstune.tests.stories.bowl import failing, formula, search
+from bstune.tests.stories.bowl import BUDGET, failing, formula, search
+from bstune.tuner.core.arguments import check_search
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import TrialSpec, Verdict
 from bstune.tuner.engines.base import Event
+from bstune.tuner.search import run_forecast
 from bstune.tuner.searching.loop import Drive
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.studies.catalog import find_study, make_study
@@ -45,6 +47,29 @@ def test_nothing_learned_is_said(url: str) -> None:
         study = find_study(storage, "nan")
         assert study is not None
         assert all(record.state == "pruned" and "diverged" in record.reason for record in study.finished)
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_search_that_has_only_diverged_promises_nothing_when_it_is_called_again(
+    url: str, capsys: pytest.CaptureFixture[str], dry: bool
+) -> None:
+    """No larger budget helps; the error says where to look, also where only the forecast is asked for."""
+
+    @bstune.objective(n_samples=320, epochs=4, name="nan")
+    def never(trial: bstune.Trial) -> None:
+        trial.report(val_loss=math.nan, samples=trial.next_report)
+
+    asked: dict[str, Any] = {"isolation": "none", "storage": url, "budget": BUDGET}
+    with pytest.raises(bstune.NoSignalError):
+        bstune.search(never, **asked)
+    capsys.readouterr()
+
+    with pytest.raises(bstune.NoSignalError, match="look for what is not finite in the data, the model or the loss"):
+        run_forecast(never, check_search(**asked)) if dry else bstune.search(never, **asked)
+
+    said = capsys.readouterr().err
+    assert "budget" not in said
+    assert dry or "nothing is left to run: no trial has a finite validation loss" in said
 
 
 def test_an_exception_in_the_first_trial_stops_the_search(url: str) -> None:

@@ -180,4 +180,6 @@ class Forecast:
     sizes_end_by: SizesEnd | None = None
     """Why no larger batch size is considered; None where the user has named the sizes."""
     over: str | None = None
-    """By what the search has ended (`budget`, `n_trials`, `converged`), where nothing is left to run."""
+    """By what the search has ended (`budget`, `n_trials`, `converged`), where nothing is left to run; `no_signal` where
+    no trial has a finite loss, so that there is nothing to recommend.
+    """

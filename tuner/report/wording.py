@@ -25,6 +25,7 @@ _ENDS = {
     "budget": "too little of the budget is left for another run",
     "timeout": "ended by timeout",
     "n_trials": "ended by n_trials",
+    "no_signal": "no trial has a finite validation loss",
 }
 
 

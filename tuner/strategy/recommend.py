@@ -114,7 +114,7 @@ def _no_signal(evidence: Evidence) -> NoSignalError:
     if n:
         return NoSignalError(
             f"None of {n} trials has a finite validation loss, so there is nothing to recommend. "
-            "Search smaller learning rates, or look at the trials' reasons."
+            "Search smaller learning rates, or look at the trials' reasons (bstune show)."
         )
     if not evidence.confirms:
         return NoSignalError(
