@@ -6,6 +6,7 @@ One epoch's order depends on the seed and the number of the epoch alone, so a ru
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -125,6 +126,34 @@ def training_batches(
         num_workers=num_workers,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(seed),  # Else the loader draws from the trial's own generator.
+    )
+    return iter(loader)
+
+
+class _Made:
+    """Makes batches, as a data set whose indices are their sizes."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self._make = make
+
+    def __getitem__(self, size: int) -> Any:
+        return self._make(size)
+
+
+def made_batches(make: Callable[[int], Any], size: int) -> Iterator[Any]:
+    """Return batches of one size without end, each made by a function.
+
+    A loader calls it, as for all other batches: what is traced of a step then holds nothing of how they are made, which
+    goes sample by sample.
+    """
+    import torch
+
+    loader: DataLoader[Any] = torch.utils.data.DataLoader(
+        cast(Any, _Made(make)),
+        batch_size=None,
+        sampler=itertools.repeat(size),
+        collate_fn=lambda batch: batch,
+        generator=torch.Generator(),
     )
     return iter(loader)
 

@@ -16,7 +16,7 @@ from ..tuner.core.errors import ObjectiveError
 from ..tuner.core.trials import NoisePoint
 from ..tuner.device.run_clock import RunClock
 from ..tuner.theory.gradient_noise import NoiseDesign, design
-from .data import noise_batches, to_device, training_batches, validation_batches
+from .data import made_batches, noise_batches, to_device, training_batches, validation_batches
 from .gradient_noise import measure_noise
 from .precise_norms import SAMPLES, make_precise
 from .schedule import learning_rate_factor
@@ -107,7 +107,7 @@ class TrainingRun:
         self._micro_batch_size = micro_batch_size
         self.accumulation_steps = accumulation_steps
         if worst_batch is not None:
-            self._batches: Iterator[Any] = (worst_batch(micro_batch_size) for _ in itertools.count())
+            self._batches: Iterator[Any] = made_batches(worst_batch, micro_batch_size)
             return
         self._batches = training_batches(
             self.objective.train_data,

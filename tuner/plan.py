@@ -75,7 +75,7 @@ def plan(
             eval_batch_size="as the micro-batch, at most the validation set",
             residual=model.residual_bytes / max(1, model.peak_at(max(model.batches))) if checked else None,
             n_train_samples=host.facts.n_samples,
-            rests_on=_rests_on(host.device_info, sizes),
+            rests_on=_rests_on(host.device_info, sizes, host.facts.size_unit),
         )
 
 
@@ -189,9 +189,9 @@ def largest_fitting(fits: Callable[[int], bool], n_samples: int, multiple_of: in
     return best * multiple_of or None
 
 
-def _rests_on(device: DeviceInfo, sizes: Sequence[int]) -> tuple[str, ...]:
+def _rests_on(device: DeviceInfo, sizes: Sequence[int], unit: str) -> tuple[str, ...]:
     traced = (
-        f"batch and its parts: allocations of real steps at {', '.join(map(str, sizes))} samples "
+        f"batch and its parts: allocations of real steps at {', '.join(map(str, sizes))} {unit} "
         f"on {device.kind}, replayed"
     )
     if device.kind == "cpu":

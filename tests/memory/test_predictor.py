@@ -71,7 +71,7 @@ def test_traces_that_never_pair_are_given_up() -> None:
 
     assert not foresight.wants_trace
     assert foresight.predictor is None
-    assert "do not pair" in (foresight.why_not or "")
+    assert "in another order" in (foresight.why_not or "")
 
 
 def test_a_compiled_model_is_not_traced_again() -> None:

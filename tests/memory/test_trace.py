@@ -163,7 +163,7 @@ def branch(n: int) -> object:
 def test_traces_across_a_branch_do_not_pair_and_say_where() -> None:
     """The message names the event at which the two first differ."""
     with pytest.raises(
-        DoesNotPairError, match=r"traces at 5 and 9 samples do not pair: .* first differ at number \d+, .* by aten"
+        DoesNotPairError, match=r"micro-batch 5 takes and frees .* at 9: .* first differ at number \d+, .* by aten"
     ):
         TraceModel.fit([record(branch, 5), record(branch, 9)])
 

@@ -31,6 +31,24 @@ def branch(model, batch):
 objective = bstune.Supervised(net, data, data)
 branches = bstune.Supervised(net, data, data, training_step=branch)
 small = bstune.Supervised(net, torch.utils.data.Subset(data, range(64)), data)
+
+class Rows(torch.utils.data.Dataset):
+    lengths = [1 + n % 20 for n in range(10_000)]
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        return torch.zeros(self.lengths[index], 256)
+
+tokens = bstune.Supervised(
+    net,
+    Rows(),
+    Rows(),
+    training_step=lambda model, batch: model(batch).square().mean(),
+    collate_fn=lambda rows: nn.utils.rnn.pad_sequence(rows, batch_first=True),
+    size_unit="tokens",
+)
 """
 
 
@@ -93,8 +111,21 @@ def test_plan_scales_with_the_memory_of_the_card(path: Path) -> None:
 
 def test_steps_that_differ_from_size_to_size_are_refused(path: Path) -> None:
     """A loop over the samples of a batch gives another sequence at each size: no prediction, and the reason."""
-    with pytest.raises(bstune.BstuneError, match="do not pair"):
+    with pytest.raises(bstune.BstuneError, match="in another order than one at 9"):
         bstune.plan(bstune.load(f"{path}:branches"), memory=["8GiB"], device="cpu")
+
+
+def test_how_a_batch_is_made_of_samples_is_no_part_of_a_step(path: Path) -> None:
+    """Each of its samples is a tensor of its own; sizes in tokens are those that hold the longest one."""
+    result = bstune.plan(bstune.load(f"{path}:tokens"), memory=["2GiB"], device="cpu")
+
+    assert result.traced_sizes == (60, 100, 180)
+    assert result.residual == pytest.approx(0, abs=1e-3)
+    size = result.outlooks[0].micro_batch_size
+    assert size is not None
+    assert size % 20 == 0
+    assert size > 180
+    assert "at 60, 100, 180 tokens" in result.rests_on[0]
 
 
 def test_the_data_set_bounds_the_plan(path: Path) -> None:

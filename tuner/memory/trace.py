@@ -114,8 +114,9 @@ class TraceModel:
         if len(paired) < 2:
             other = by_size[-2]
             raise DoesNotPairError(
-                f"The traces at {other.batch} and {largest.batch} samples do not pair: {difference(other, largest)}. "
-                "A kernel or a branch changes between the two sizes; trace at larger sizes."
+                f"A step at micro-batch {other.batch} takes and frees memory in another order than one at "
+                f"{largest.batch}: "
+                f"{difference(other, largest)}. A kernel, or a branch or loop of the code, depends on the size."
             )
         start = largest.first_storage_of("validation")
         numbers = np.arange(len(largest.nbytes))

@@ -127,12 +127,12 @@ def plan_text(plan: PlanResult, view: View | None = None) -> str:
     """Return what is expected to fit devices that are not here, as a table, and how that is known."""
     view = view or View()
     checked = (
-        "no third size to check it by"
+        "has no third size to be checked by"
         if plan.residual is None
-        else f"off by {plan.residual:.2%} at the size it was not fitted to"
+        else f"is off by {plan.residual:.2%} at the size it was not fitted to"
     )
     sizes = ", ".join(map(str, plan.traced_sizes))
-    traced = said(f"Traced at {sizes} samples on {one_line(plan.traced_on.name)}; the replay is {checked}.")
+    traced = said(f"Traced at sizes {sizes} on {one_line(plan.traced_on.name)}; the replay {checked}.")
     notes = labelled([("-", said(text)) for text in plan.rests_on], least=1)
     return "\n\n".join(laid_out([part], view) for part in (_outlooks(plan, view), traced, notes))
 
