@@ -80,10 +80,11 @@ class BatchRamp:
             micro_max: Most samples that fit in one forward and backward pass; by default the probe's, else the first
                 batch, so that the larger ones are accumulated.
             world_size: Processes that train together.
-            probe: What `bstune.probe` returned: for the micro-batch, and for seconds and memory in `forecast`.
+            probe: What `bstune.probe` returned: for the micro-batch, and for seconds and memory in `forecast`. Where
+                sizes count tokens, each micro-batch then holds the longest sample.
 
         Raises:
-            ArgumentError: An argument is wrong on its face.
+            ArgumentError: An argument is wrong on its face, or the first batch does not split as it should.
         """
         checks = Checks()
         first = checks.integer("batch_size", batch_size, 1)
@@ -107,6 +108,7 @@ class BatchRamp:
         self._probe = probe
         self._micro_max = micro_max or (first if probe is None else probe.micro_batch_size)
         self._world_size = world_size
+        self._longest = 1 if probe is None else probe.longest
         factor_at = functools.partial(learning_rate_factor, schedule)
         self._place = Place(Ramp(first, largest, total, factor_at, POWERS[rule], growth, warmup))
         self._apply()
@@ -169,12 +171,14 @@ class BatchRamp:
                 return probe.peak_bytes
             return int(probe.memory_line.fixed_bytes + micro * probe.memory_line.bytes_per_sample)
 
-        return forecast(self._place.ramp, self._micro_max, self._world_size, line, peak_bytes)
+        return forecast(self._place.ramp, self._micro_max, self._world_size, line, peak_bytes, longest=self._longest)
 
     def _apply(self) -> None:
         place = self._place
         self.batch_size = place.batch_size
-        self.micro_batch_size, self.accumulation_steps = split(place.batch_size, self._micro_max, self._world_size)
+        self.micro_batch_size, self.accumulation_steps = split(
+            place.batch_size, self._micro_max, self._world_size, longest=self._longest
+        )
         factor = place.rate_factor
         self._last_lr = [base * factor for base in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):

@@ -47,7 +47,7 @@ def scale(
 
     Args:
         recommendation: `SearchResult.recommendation`, or the whole `SearchResult`, which also knows the optimizer, the
-            critical batch and all batch sizes that were run.
+            critical batch, all batch sizes that were run, and the longest sample where sizes count tokens.
         batch_size: The new global batch size.
         optimizer: Name of the optimizer's class, such as `"AdamW"`; needed only where the search has measured no rule.
         micro_max: Most samples that fit in one forward and backward pass on one device; by default the probe's, else
@@ -60,7 +60,7 @@ def scale(
         warmup_steps: Updates of warm-up; afterwards for as many samples.
 
     Raises:
-        ArgumentError: An argument is wrong on its face, or no rule is known for the optimizer.
+        ArgumentError: An argument is wrong on its face, no rule is known for the optimizer, or no split is left.
     """
     whole = recommendation if isinstance(recommendation, SearchResult) else None
     best = whole.recommendation if whole is not None else recommendation
@@ -71,10 +71,11 @@ def scale(
     batch = checks.integer("batch_size", batch_size, 1)
     today.check(checks)
     checks.done()
-    rule = _rule(best, optimizer or (whole.probe.optimizer if whole is not None and whole.probe is not None else None))
+    probe = None if whole is None else whole.probe
+    rule = _rule(best, optimizer or (None if probe is None else probe.optimizer))
     processes = best.world_size if world_size is None else world_size
-    fitting = whole.probe.micro_batch_size if whole is not None and whole.probe is not None else best.micro_batch_size
-    micro, accumulation = split(batch, fitting if micro_max is None else micro_max, processes)
+    most, longest = (best.micro_batch_size, 1) if probe is None else (probe.micro_batch_size, probe.longest)
+    micro, accumulation = split(batch, most if micro_max is None else micro_max, processes, longest=longest)
     ratio = batch / best.global_batch_size
     rate = best.learning_rate * ratio**rule.alpha
     ends = [best.learning_rate * ratio**end for end in (rule.low, rule.high) if end is not None]

@@ -359,5 +359,10 @@ def test_a_search_by_tokens_ends_in_what_to_use(tmp_path: Path) -> None:
     assert result.probe is not None
     assert result.probe.micro_batch_size >= 60
     assert any("Sizes count tokens" in warning for warning in result.probe.warnings)
+    assert result.probe.longest == 60
+    assert bstune.scale(result, batch_size=256, optimizer="AdamW", micro_max=200).micro_batch_size == 128
+    for batch, micro_max in ((64, 50), (130, 64), (48, None)):  # By samples: 32, 26 and 48 tokens.
+        with pytest.raises(bstune.ArgumentError, match="hold the longest sample of 60"):
+            bstune.scale(result, batch_size=batch, optimizer="AdamW", micro_max=micro_max)
     said = search_text(result, Seen().objective.describe())
     assert "batch_sampler=bstune.TokenBatches(lengths" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -190,3 +191,16 @@ def test_the_last_step_may_end_a_little_late() -> None:
             sum(n for _, _, n in last),
             bstune.BatchRamp(optimizer(), batch_size=32, max_batch_size=256, total_samples=total).forecast().updates,
         )
+
+
+def test_micro_batches_of_tokens_hold_the_longest_sample() -> None:
+    """By the probe; a batch that does not split so is refused before anything is trained."""
+    tokens = dataclasses.replace(probe(StepTimeLine(0.01, 0.001, 10.0)), longest=50)
+    subject = ramp(batch_size=60, probe=tokens)
+    assert [subject.micro_batch_size, subject.forecast().top_micro_batch_size] == [60, 60]
+
+    for batch in (45, 130):  # By samples in one micro-batch of 45, and in five of 26.
+        with pytest.raises(
+            bstune.ArgumentError, match=f"A batch of {batch} .* longest sample of 50: use a multiple of 64"
+        ):
+            ramp(batch_size=batch, probe=tokens)

@@ -177,6 +177,8 @@ class ProbeResult(Record):
     """
     cached: bool = False
     """The result is a stored one, whose size was run once more now."""
+    longest: Size = 1
+    """What the longest sample has of what sizes count, where that is tokens: no micro-batch is smaller."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables with which this answer is right; export them where you train."""
     settings: dict[str, Any] = field(default_factory=dict)

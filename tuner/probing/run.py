@@ -310,6 +310,7 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
         optimizer=attempts.optimizer,
         validation_s_per_sample=attempts.validation_s_per_sample(size),
         start_s=attempts.start_s,
+        longest=host.facts.longest,
     )
 
 

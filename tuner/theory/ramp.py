@@ -102,6 +102,8 @@ def forecast(
     world_size: int = 1,
     line: StepTimeLine | None = None,
     peak_bytes_at: Callable[[int], int | None] = lambda micro: None,
+    *,
+    longest: int = 1,
 ) -> RampForecast:
     """Return what a ramp saves, beside the same schedule at its first batch size.
 
@@ -111,6 +113,7 @@ def forecast(
         world_size: Processes that train together.
         line: Seconds of a step by micro-batch size, if they are known.
         peak_bytes_at: Peak memory by micro-batch size, where it is known.
+        longest: What the longest sample has of what sizes count; a micro-batch holds it.
     """
     parts = list(stages(ramp))
     plain = math.ceil(ramp.total_samples / ramp.batch_size)
@@ -118,13 +121,13 @@ def forecast(
 
     def step_s(batch: int) -> float:
         assert line is not None
-        return line.step_s(*split(batch, micro_max, world_size))
+        return line.step_s(*split(batch, micro_max, world_size, longest=longest))
 
     seconds = None if line is None else sum(n * step_s(batch) for _, batch, n in parts)
     plain_s = None if line is None else plain * step_s(ramp.batch_size)
     saved_s = None if seconds is None or plain_s is None else 1 - seconds / plain_s
     top = max(batch for _, batch, _ in parts)
-    micro, accumulation = split(top, micro_max, world_size)
+    micro, accumulation = split(top, micro_max, world_size, longest=longest)
     return RampForecast(
         updates=updates,
         updates_of_schedule=plain,
@@ -136,7 +139,7 @@ def forecast(
         top_batch_size=top,
         top_micro_batch_size=micro,
         top_accumulation_steps=accumulation,
-        peak_bytes=peak_bytes_at(max(split(batch, micro_max, world_size)[0] for _, batch, _ in parts)),
+        peak_bytes=peak_bytes_at(max(split(batch, micro_max, world_size, longest=longest)[0] for _, batch, _ in parts)),
         warnings=tuple(_warnings(ramp, top, micro, accumulation, micro_max, saved_s)),
     )
 

@@ -26,19 +26,21 @@ ANCHOR_BATCH = 64
 """The default learning rates above are meant for about this global batch size."""
 
 
-def split(global_batch_size: int, micro_max: int, world_size: int = 1) -> tuple[int, int]:
+def split(global_batch_size: int, micro_max: int, world_size: int = 1, *, longest: int = 1) -> tuple[int, int]:
     """Split a global batch into equal micro-batches that fit, exactly.
 
     Args:
         global_batch_size: Samples in one optimizer step.
         micro_max: Most samples that fit in one forward and backward pass on one device.
         world_size: Processes that train together.
+        longest: What the longest sample has of what sizes count, such as tokens: a micro-batch is to hold it.
 
     Returns:
         The micro-batch size and the number of accumulation steps; their product with `world_size` is the global batch.
 
     Raises:
-        ArgumentError: The global batch does not divide by `world_size`, or one of them is no whole number of 1 or more.
+        ArgumentError: The global batch does not divide by `world_size`, or into micro-batches that fit and hold the
+            longest sample, or one of them is no whole number of 1 or more.
 
     Example:
         >>> split(512, 24)
@@ -60,4 +62,10 @@ def split(global_batch_size: int, micro_max: int, world_size: int = 1) -> tuple[
         )
     per_device = batch // processes
     micro = next(m for m in range(min(most, per_device), 0, -1) if per_device % m == 0)
+    if micro < longest:
+        raise ArgumentError(
+            f"A batch of {global_batch_size} does not split into equal micro-batches that fit, {most} at most, and "
+            f"hold the longest sample of {longest}"
+            + (f": use a multiple of {most * processes}." if most >= longest else ": such a sample does not fit.")
+        )
     return micro, per_device // micro
