@@ -19,7 +19,7 @@ from .command_end import exit_code, failed, no_metric
 from .command_line import check_program, default_name, flags_of, places_in, script_of, words_of
 from .command_probe import measure
 from .command_run import CommandRun, Log
-from .fingerprint import code_of, optimizer_family, source_hash
+from .fingerprint import code_of, file_parts, optimizer_family, source_hash
 from .loop import ENDED_EARLY
 from .metric_lines import SaidLoss, compiled
 from .ranks import ranks_in
@@ -163,6 +163,7 @@ class Command:
             optimizer_family=optimizer_family(optimizer),
             source_hash=source_hash(self.words, self.metric, content, *ranks),
             code_hash=None if code is None else source_hash(self.words, self.metric, code, *ranks),
+            code_parts=(("the command line", source_hash(self.words, self.metric, *ranks)), *file_parts(content)),
             structure_hash=source_hash(self.words, content if code is None else code),
             command=self.words,
             places=tuple(sorted(self._dimensions)),

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import hashlib
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from textwrap import dedent
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 from ..tuner.core.trials import OptimizerFamily
 
 ADAM_LIKE = ("adam", "lamb", "lion", "rmsprop", "muon", "shampoo", "soap", "sophia", "novograd")
 SGD_LIKE = ("sgd", "lars", "asgd", "rprop")
+MOST_PARTS, MOST_NAME = 200, 100
+"""Of the parts of a source that are told apart, and characters of the name of one."""
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+Found = TypeVar("Found")
 
 
 def optimizer_family(class_name: str | None) -> OptimizerFamily:
@@ -32,12 +39,37 @@ def optimizer_family(class_name: str | None) -> OptimizerFamily:
 
 def source_hash(*parts: Any) -> str:
     """Return a hash of functions and classes by source, or by byte code if they have none, and of values by repr."""
-    return _hash(map(_text, parts))
+    return _hash(_text(part) + _held_text(part) for part in parts)
 
 
 def code_hash(*parts: Any) -> str:
     """Return the same of what the source does: another comment, docstring or line break changes nothing."""
-    return _hash(code_of(dedent(text)) or text for text in map(_text, parts))
+    texts = [(_text(part), _held_text(part)) for part in parts]
+    return _hash((code_of(dedent(text)) or text) + held for text, held in texts)
+
+
+def source_facts(*parts: Any) -> dict[str, Any]:
+    """Return what `Facts` says of the code of an objective that is made of these functions, classes and values."""
+    named: list[tuple[str, str]] = []
+    for part in parts:
+        if callable(part):
+            text = dedent(_text(part))
+            found = [each for each in _parts_of(text) if each[0].endswith("()") or each[0].isidentifier()]
+            named += found or [(_called(part), text)]
+            named += [(name, repr(value)) for name, value in _held(part).items()]
+        else:
+            named.append(("its arguments", repr(part)))
+    return {"source_hash": source_hash(*parts), "code_hash": code_hash(*parts), "code_parts": _grouped(named)}
+
+
+def file_parts(source: bytes) -> tuple[tuple[str, str], ...]:
+    """Return a hash of each function, class and variable of a file by name, to say later which was changed.
+
+    Example:
+        >>> dict(file_parts(b"x = 1")) == dict(file_parts(b"x = 2")), [name for name, _ in file_parts(b"x = 1")]
+        (False, ['x'])
+    """
+    return _grouped(_parts_of(source))
 
 
 def named_model(name: str | None) -> str | None:
@@ -59,6 +91,11 @@ def code_of(source: str | bytes) -> str | None:
         >>> code_of("x = (1)  # one") == code_of("x=1"), code_of("x = 1") == code_of("x = 2"), code_of("x =")
         (True, False, None)
     """
+    return _read(source, ast.dump)
+
+
+def _read(source: str | bytes, then: Callable[[ast.Module], Found]) -> Found | None:
+    """Return what is made of a source without docstrings; None where it is no Python that can be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of the user's own file; running it tells them.
@@ -69,9 +106,49 @@ def code_of(source: str | bytes) -> str | None:
                 and ast.get_docstring(node, clean=False) is not None
             ):
                 node.body = node.body[1:]
-        return ast.dump(tree)
+        return then(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def _parts_of(source: str | bytes) -> list[tuple[str, str]]:
+    """Return the code of each function, class and variable of a source with its name; methods on their own."""
+    return _read(source, _named) or []
+
+
+def _named(tree: ast.Module) -> list[tuple[str, str]]:
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            methods = [each for each in node.body if isinstance(each, _FUNCTIONS)]
+            found += [(f"{node.name}.{each.name}()", ast.dump(each)) for each in methods]
+            node.body = [each for each in node.body if each not in methods]
+        found.append((_name(node), ast.dump(node)))
+    return found
+
+
+def _name(node: ast.stmt) -> str:
+    if isinstance(node, _FUNCTIONS):
+        return f"{node.name}()"
+    if isinstance(node, ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return "its imports"
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return targets[0].id if len(targets) == 1 and isinstance(targets[0], ast.Name) else "lines outside of functions"
+
+
+def _called(part: Any) -> str:
+    name: str = getattr(part, "__qualname__", type(part).__qualname__)
+    return "a lambda" if name.endswith("<lambda>") else name
+
+
+def _grouped(named: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return the hash of all that bears a name; nothing where that is more than anybody wants to keep."""
+    texts: dict[str, list[str]] = {}
+    for name, text in named:
+        texts.setdefault(name[:MOST_NAME], []).append(text)
+    return tuple((name, _hash(each)) for name, each in texts.items()) if len(texts) <= MOST_PARTS else ()
 
 
 def _hash(texts: Iterable[str]) -> str:
@@ -85,11 +162,34 @@ def _hash(texts: Iterable[str]) -> str:
 def _text(part: Any) -> str:
     if not callable(part):
         return repr(part)
+    if isinstance(part, functools.partial):
+        return _text(part.func)
     try:
         return inspect.getsource(part)
     except (OSError, TypeError):
         code = getattr(part, "__code__", None)
         return _code_text(code) if code else getattr(part, "__qualname__", type(part).__qualname__)
+
+
+def _held(part: Any) -> dict[str, Any]:
+    """Return the plain values that a function holds from where it was made: two of the same text differ in these."""
+    if isinstance(part, functools.partial):
+        held = {**{f"argument {n}": value for n, value in enumerate(part.args, 1)}, **part.keywords}
+        return {**_held(part.func), **_plain(held)}
+    names = getattr(getattr(part, "__code__", None), "co_freevars", ())
+    held = {}
+    for name, cell in zip(names, getattr(part, "__closure__", None) or (), strict=False):
+        with contextlib.suppress(ValueError):  # What has no value yet.
+            held[name] = cell.cell_contents
+    return _plain(held)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
+
+
+def _held_text(part: Any) -> str:
+    return "".join(f"\n{name} = {value!r}" for name, value in _held(part).items())
 
 
 def _code_text(code: CodeType) -> str:

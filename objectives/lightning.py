@@ -12,7 +12,7 @@ from ..tuner.core.attributes import BATCH_SIZE, EVAL_BATCH_SIZE, LEARNING_RATE, 
 from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
-from .fingerprint import code_hash, optimizer_family, source_hash
+from .fingerprint import optimizer_family, source_facts, source_hash
 from .keywords import keywords_for
 from .lightning_package import kept, load_longest, package_of, quiet
 from .loop import Enough, FrameworkWatch, MeasuredRun, check_ended
@@ -136,7 +136,7 @@ class LightningObjective:
         self.trainer_kwargs = trainer_kwargs
         settings = sorted((key, value) for key, value in trainer_kwargs.items() if isinstance(value, (int, float, str)))
         parts = (module_factory, datamodule_factory, metric, epochs, evals, schedule, n_samples, settings)
-        self.source_hash, self.code_hash = source_hash(*parts), code_hash(*parts)
+        self.source = source_facts(*parts)
 
     def prepare(self) -> None:
         """Let the data module fetch its data and count the training samples, once.
@@ -171,8 +171,7 @@ class LightningObjective:
             precision=str(self.trainer_kwargs.get("precision", "fp32")),
             batch_norm=has_batch_norm(module),
             parameter_bytes=sum(parameter.nbytes for parameter in module.parameters()),
-            source_hash=self.source_hash,
-            code_hash=self.code_hash,
+            **self.source,
             structure_hash=source_hash(
                 [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in module.named_parameters()]
             ),

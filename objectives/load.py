@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from ..tuner.core.errors import ObjectiveError
-from .fingerprint import code_of
+from .fingerprint import code_of, file_parts
 from .no_objective import lightning_hint, refusal
 from .script_flags import parsed
 
@@ -52,19 +52,18 @@ class ObjectiveRef:
         """Where it is: the file or the module, and the name in it."""
         return f"{self.path or self.module}:{self.name}"
 
-    def code_hash(self) -> str | None:
-        """Return a hash of the file's code, without comments and layout.
+    def source(self) -> dict[str, Any]:
+        """Return what `Facts` says of the file's code; for a module nothing.
 
-        None for a module, and where the file is no longer the one that was named. Called in workers only: a file can be
+        Where the file is no longer the one that was named, only of that one. Called in workers only: a file can be
         hard to parse.
         """
-        if self.path is None:
-            return None
-        content = Path(self.path).read_bytes()
-        if _hash(content) != self.source_hash:
-            return None
+        content = None if self.path is None else Path(self.path).read_bytes()
+        if content is None or _hash(content) != self.source_hash:
+            return {"source_hash": self.source_hash, "code_hash": None, "code_parts": ()}
         code = code_of(content)
-        return None if code is None else _hash(code.encode())
+        code_hash = None if code is None else _hash(code.encode())
+        return {"source_hash": self.source_hash, "code_hash": code_hash, "code_parts": file_parts(content)}
 
     def resolve(self) -> Any:
         """Execute the file and return its objective. Called in workers only.

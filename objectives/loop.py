@@ -12,7 +12,7 @@ from typing import Any
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
 from .base import Meter, Trial, run_problems
-from .fingerprint import code_hash, model_problems, named_model, optimizer_family, source_hash
+from .fingerprint import model_problems, named_model, optimizer_family, source_facts
 from .schedule import SCHEDULES
 from .step_times import StepTimes, stated_step_times
 from .token_batches import largest_only
@@ -132,7 +132,7 @@ class LoopObjective:
         self.model = model
         self.name = name
         parts = (function, n_samples, epochs, evals)
-        self.source_hash, self.code_hash = source_hash(*parts), code_hash(*parts)
+        self.source = source_facts(*parts)
 
     def __call__(self, trial: Trial) -> Any:
         """Call the user's function."""
@@ -150,8 +150,7 @@ class LoopObjective:
             schedule=self.schedule,
             optimizer=self.optimizer,
             optimizer_family=optimizer_family(self.optimizer),
-            source_hash=self.source_hash,
-            code_hash=self.code_hash,
+            **self.source,
             structure_hash=named_model(self.model),
         )
 

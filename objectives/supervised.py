@@ -13,7 +13,7 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .data import check_data, is_factory
-from .fingerprint import code_hash, optimizer_family, source_hash
+from .fingerprint import optimizer_family, source_facts, source_hash
 from .gradient_noise import moments
 from .keywords import keywords_for, takes_two
 from .longest import LongestFirst, tokens_of
@@ -146,7 +146,7 @@ class Supervised:
         precise = ["precise_batch_norm"] if precise_batch_norm else []
         unit = [] if size_unit == "samples" else [size_unit]
         values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics), *ranks, *precise, *unit)
-        self.source_hash, self.code_hash = source_hash(*parts, *values), code_hash(*parts, *values)
+        self.source = source_facts(*parts, *values)
 
     def prepare(self) -> None:
         """Call the data factories and check what they return."""
@@ -193,8 +193,7 @@ class Supervised:
             can_continue=self.schedule == "constant",
             world_size=self.world_size,
             metrics=tuple(self.metrics),
-            source_hash=self.source_hash,
-            code_hash=self.code_hash,
+            **self.source,
             structure_hash=source_hash(
                 [(name, type(module).__qualname__) for name, module in model.named_modules()],
                 [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in model.named_parameters()],

@@ -13,7 +13,7 @@ from ..tuner.core.attributes import training_arguments
 from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
-from .fingerprint import code_hash, optimizer_family, source_hash
+from .fingerprint import optimizer_family, source_facts, source_hash
 from .longest import repeated_longest
 from .loop import Enough, FrameworkWatch, MeasuredRun, check_ended
 from .ranks import SEVERAL, refuse_launcher
@@ -114,7 +114,7 @@ class TrainerObjective:
         self.length = length
         self.name = name
         parts = (make_trainer, metric, evals, schedule, n_samples)
-        self.source_hash, self.code_hash = source_hash(*parts), code_hash(*parts)
+        self.source = source_facts(*parts)
 
     def prepare(self) -> None:
         """Load nothing: the function makes its data, or its file has done so.
@@ -147,8 +147,7 @@ class TrainerObjective:
             precision=precision,
             batch_norm=has_batch_norm(model),
             parameter_bytes=sum(parameter.nbytes for parameter in model.parameters()),
-            source_hash=self.source_hash,
-            code_hash=self.code_hash,
+            **self.source,
             structure_hash=source_hash(
                 [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in model.named_parameters()]
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import bstune
 import pytest
-from bstune.objectives.fingerprint import code_hash, code_of, source_hash
+from bstune.objectives.fingerprint import code_hash, code_of, file_parts, source_facts, source_hash
 
 SOURCE = '''
 class Net:
@@ -86,6 +87,19 @@ def test_functions_are_compared_by_their_code(tmp_path: Path) -> None:
     assert code_hash(eval("lambda x: 1")) != code_hash(eval("lambda x: 2"))
 
 
+def test_functions_made_alike_differ_by_what_they_hold() -> None:
+    """A number that is filled in, or held from around; what is no plain value cannot be told."""
+
+    def held(value: Any) -> Any:
+        return lambda: value
+
+    for hashed in (source_hash, code_hash):
+        assert hashed(held(1)) == hashed(held(1)) != hashed(held(2))
+        assert hashed(held([1])) == hashed(held([2]))
+        assert hashed(functools.partial(pow, 1)) != hashed(functools.partial(pow, 2)) != hashed(pow)
+        assert hashed(functools.partial(held(1), width=1)) != hashed(functools.partial(held(2), width=1))
+
+
 def test_a_reference_has_the_code_of_the_file_that_was_named(tmp_path: Path) -> None:
     """And none once the file is another one."""
     path = tmp_path / "model.py"
@@ -93,7 +107,40 @@ def test_a_reference_has_the_code_of_the_file_that_was_named(tmp_path: Path) -> 
     first = bstune.load(path)
     path.write_text("x = 1  # one\n")
     second = bstune.load(path)
-    assert second.code_hash() is not None
-    assert first.code_hash() is None
+    assert second.source()["code_hash"] is not None
+    assert first.source()["code_hash"] is None
     assert first.source_hash != second.source_hash
-    assert bstune.load("torch:nn").code_hash() is None
+    assert bstune.load("torch:nn").source()["code_hash"] is None
+
+
+def changed(old: tuple[tuple[str, str], ...], new: tuple[tuple[str, str], ...]) -> list[str]:
+    """Return the names of the parts that differ."""
+    before, after = dict(old), dict(new)
+    return sorted(name for name in before | after if before.get(name) != after.get(name))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("n * 2", "n * 3", ["Net.size()"]),
+        ("class Net:", "class Net(Wide):", ["Net"]),
+        ("# Three", "# Four", []),
+        ("WIDTH = 3", "WIDTH = 4", ["WIDTH"]),
+        ("import torch", "import numpy", ["its imports"]),
+        ("print(1)", "print(2)", ["lines outside of functions"]),
+        ("def train():", "def fit():", ["fit()", "train()"]),
+    ],
+)
+def test_the_parts_of_a_file_say_what_was_changed(old: str, new: str, names: list[str]) -> None:
+    """By the names that its writer gave them."""
+    text = f"import torch\n{SOURCE}\nWIDTH = 3\nprint(1)\n\ndef train():\n    return WIDTH\n"
+    assert old in text
+    assert changed(file_parts(text.encode()), file_parts(text.replace(old, new).encode())) == names
+
+
+def test_the_parts_of_an_objective_in_python_are_its_functions_classes_and_values() -> None:
+    """What has no text of its own is named all the same; more parts than anybody reads are none."""
+    parts = dict(source_facts(changed, bstune.Supervised, eval("lambda x: 1"), 3)["code_parts"])
+    assert {"changed()", "Supervised", "Supervised.prepare()", "a lambda", "its arguments"} <= parts.keys()
+    assert parts["its arguments"] != dict(source_facts(4)["code_parts"])["its arguments"]
+    assert file_parts("\n".join(f"x{n} = 1" for n in range(1000)).encode()) == ()

@@ -106,7 +106,7 @@ def test_from_a_script_to_an_applied_recommendation(folder: Path) -> None:
     (folder / "train.py").write_text(SCRIPT.replace("2.0", "3.0"))
     changed = cli(*asked)
     assert changed.exit_code == 1
-    assert "source of the objective" in changed.stderr
+    assert "code of the objective: loss changed" in changed.stderr
 
 
 def test_a_batch_that_does_not_fit_is_accumulated_exactly(folder: Path) -> None:

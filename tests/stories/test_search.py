@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -113,6 +114,30 @@ def test_changed_settings_are_refused(url: str) -> None:
     with pytest.raises(bstune.StudyError, match=r"space: was .*0\.1.* now .*0\.2"):
         search(storage=url, space=SPACE | {"learning_rate": [0.1, 0.2]})
     assert search(storage=url).records == first.records
+
+
+def test_two_objectives_of_one_function_are_told_apart(url: str) -> None:
+    """Their code is the same, and what it holds is not; the message says how to name them, in words of Python."""
+
+    def made(best: float, **options: Any) -> Any:
+        @bstune.objective(n_samples=320, epochs=4, evals=4, **options)
+        def function(trial: bstune.Trial) -> None:
+            trial.report(val_loss=1 + math.log10(trial.learning_rate / best) ** 2, samples=trial.max_samples)
+
+        return function
+
+    first = search(made(0.01), storage=url)
+    with pytest.raises(bstune.StudyError) as caught:
+        search(made(0.1), storage=url)
+    said = str(caught.value)
+    assert "code of the objective: best changed\n" in said
+    assert "fresh=True" in said
+    assert "name='...'" in said
+    assert "--" not in said
+
+    other = search(made(0.1, name="other"), storage=url)
+    assert (other.study, other.recommendation.learning_rate) == ("other", 0.1)
+    assert search(made(0.01), storage=url).records == first.records
 
 
 # --- cut off ------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def test_changed_settings_are_named_old_and_new(url: str) -> None:
         with pytest.raises(StudyError) as caught:
             chosen(storage, seed=7, source_hash="xyz", epochs=3.0)
         text = str(caught.value)
-        assert "source of the objective: was abc, now xyz" in text
+        assert "code of the objective: it was changed\n" in text
         assert "epochs: was 2.0, now 3.0" in text
         assert "seed: was 0, now 7" in text
         assert "precision" not in text
@@ -63,16 +63,42 @@ def test_the_same_code_in_another_text_goes_on(url: str) -> None:
         find = find_study(storage, "digits")
         assert find is not None
         find.set(fingerprint=old)
-        with pytest.raises(StudyError, match="source of the objective: was text, now other"):
+        with pytest.raises(StudyError, match="code of the objective: it was changed"):
             chosen(storage, source_hash="other", code_hash="code")
         assert chosen(storage, source_hash="text", code_hash="code").attributes["fingerprint"]["code"] == "code"
 
         assert chosen(storage, source_hash="comment", code_hash="code").attributes["fingerprint"]["source"] == "comment"
         assert chosen(storage, source_hash="comment", code_hash="another Python's").name == "digits"
-        with pytest.raises(StudyError, match="source of the objective: was comment, now mended"):
+        with pytest.raises(StudyError, match="code of the objective: it was changed"):
             chosen(storage, source_hash="mended", code_hash="mended")
-        with pytest.raises(StudyError, match="source of the objective"):
+        with pytest.raises(StudyError, match="code of the objective"):
             chosen(storage, source_hash="unreadable", code_hash=None)
+
+
+def test_a_change_of_the_code_is_said_by_the_names_of_its_parts(url: str) -> None:
+    """And by no hash; where each part is as before, such as in another order, it is only said that it was changed."""
+    parts = [(f"f{n}()", "a") for n in range(7)]
+    with open_storage(url) as storage:
+        run_one(chosen(storage, code_parts=(*parts, ("train()", "a"), ("old()", "a"))))
+        for new, said in [
+            ([*parts, ("train()", "b"), ("old()", "a")], "train() changed\n"),
+            ([*parts, ("train()", "b"), ("new()", "a")], "train() changed; new() new; old() gone\n"),
+            ([("train()", "a"), ("old()", "a")], "f0(), f1(), f2(), f3(), f4() and 2 more gone\n"),
+            ([*parts, ("old()", "a"), ("train()", "a")], "it was changed\n"),
+        ]:
+            with pytest.raises(StudyError) as caught:
+                chosen(storage, source_hash="xyz", code_parts=tuple(new))
+            assert f"  code of the objective: {said}" in str(caught.value)
+
+
+def test_another_model_is_no_other_source_and_another_study_all_the_same(url: str) -> None:
+    """As a function that makes networks of several widths; where one of the two is not known, they are not compared."""
+    with open_storage(url) as storage:
+        run_one(chosen(storage, structure_hash="narrow"))
+        with pytest.raises(StudyError, match="model: another one"):
+            chosen(storage, structure_hash="wide")
+        assert chosen(storage, structure_hash=None).name == "digits"
+        assert chosen(storage, structure_hash="wide").name == "digits"
 
 
 def test_a_stored_probe_answers_the_same_code() -> None:

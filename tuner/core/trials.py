@@ -43,6 +43,8 @@ class Facts:
     """Of the text of the file or the code that defines the objective."""
     code_hash: str | None = None
     """The same without comments, docstrings and layout; None where it could not be told."""
+    code_parts: tuple[tuple[str, str], ...] = ()
+    """A hash of each of its functions, classes and variables, by name: they say what was changed."""
     structure_hash: str | None = None
     """Shapes of the parameters of the model's modules and of a sample; of a loop, what its user calls the model.
 

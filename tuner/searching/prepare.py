@@ -185,7 +185,13 @@ def _study(
     wanted = fingerprint(facts, arguments.plan, device)
     identity = objective_identity(objective)
     study = choose_study(
-        storage, name, wanted, named=arguments.study is not None, fresh=arguments.fresh, identity=identity
+        storage,
+        name,
+        wanted,
+        named=arguments.study is not None,
+        fresh=arguments.fresh,
+        identity=identity,
+        in_python=reference is None and not isinstance(objective, Command),
     )
     taken_up = take_up(study, arguments.plan)
     if dry and study.finished:

@@ -25,7 +25,8 @@ from .storage_errors import reading
 from .study import SCHEMA, Study, has_search
 
 _FINGERPRINT_WORDS = {
-    "source": "source of the objective",
+    "source": "code of the objective",
+    "structure": "model",
     "n_samples": "training samples",
     "epochs": "epochs",
     "optimizer": "optimizer",
@@ -35,6 +36,13 @@ _FINGERPRINT_WORDS = {
     "seed": "seed",
     "device": "kind of device",
 }
+_WAYS = "Undo the change, or use --fresh (keeps the old study and makes {new!r}), or name another with --study."
+_WAYS_IN_PYTHON = (
+    "If it is the same objective, undo the change, or search with fresh=True (keeps the old study and makes {new!r}). "
+    "If it is another one, give it a name: name='...' where it is made, or study='...' in the search."
+)
+_MOST_NAMED = 5
+"""Parts of the code that are named, of those that were changed."""
 
 
 def source_of(facts: Facts) -> dict[str, str | None]:
@@ -46,6 +54,8 @@ def fingerprint(facts: Facts, plan: Plan, device: DeviceInfo) -> dict[str, Any]:
     """Return what must stay the same for the trials of a study to be comparable."""
     return {
         **source_of(facts),
+        "parts": dict(facts.code_parts),
+        "structure": None if facts.kind == "command" else facts.structure_hash,
         "n_samples": facts.n_samples,
         "epochs": facts.epochs,
         "optimizer": facts.optimizer,
@@ -138,6 +148,7 @@ def choose_study(
     named: bool,
     fresh: bool = False,
     identity: str | None = None,
+    in_python: bool = False,
 ) -> Study:
     """Return the study to go on with, swept of orphans, or a new one.
 
@@ -148,6 +159,7 @@ def choose_study(
         named: The user gave this name; otherwise `name-2`, `name-3` ... are looked at too.
         fresh: Make a new study beside the old one.
         identity: Which objective it is; see `naming.objective_identity`.
+        in_python: It was made in Python, and searched from there.
 
     Raises:
         StudyError: The study holds trials of other settings; the message names old and new.
@@ -176,8 +188,8 @@ def choose_study(
             [
                 f"The study {name!r} in {storage.location.url} was made with other settings:",
                 *differences,
-                "Its trials cannot be compared with new ones. Undo the change, or use --fresh (keeps the old study "
-                f"and makes {next_name(storage, base)!r}), or name another with --study.",
+                "Its trials cannot be compared with new ones. "
+                + (_WAYS_IN_PYTHON if in_python else _WAYS).format(new=next_name(storage, base)),
             ]
         )
     )
@@ -191,21 +203,40 @@ def forget_study(study: Study) -> None:
 
 def differences_of(study: Study, wanted: Mapping[str, Any]) -> list[str]:
     """Return in words what keeps trials of this fingerprint from being compared with those of the study."""
-    return [
-        f"  {_FINGERPRINT_WORDS[key]}: was {_shown(old)}, now {_shown(new)}"
-        for key, old, new in _differences(study, wanted)
-    ]
-
-
-def _differences(study: Study, wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     stored = study.attributes.get("fingerprint")
     if not isinstance(stored, dict):
         return []
     plain = json.loads(json.dumps(dict(wanted)))
-    different = [key for key in _FINGERPRINT_WORDS if stored.get(key) != plain[key]]
-    return [
-        (key, stored.get(key), plain[key]) for key in different if key != "source" or not same_source(stored, plain)
-    ]
+    same = {"source"} if same_source(stored, plain) else set()
+    if None in (stored.get("structure"), plain["structure"]):  # Not known, such as to an older bstune.
+        same.add("structure")
+    different = [key for key in _FINGERPRINT_WORDS if key not in same and stored.get(key) != plain[key]]
+    return [f"  {_FINGERPRINT_WORDS[key]}: {_said_difference(key, stored, plain)}" for key in different]
+
+
+def _said_difference(key: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    if key == "source":
+        return _what_changed(stored.get("parts"), wanted["parts"])
+    if key == "structure":
+        return "another one, by its layers, their sizes, or the shape of a sample"
+    return f"was {_shown(stored.get(key))}, now {_shown(wanted[key])}"
+
+
+def _what_changed(old: Any, new: Mapping[str, str]) -> str:
+    """Return in words which parts of a code were changed; an older bstune has stored none."""
+    if not isinstance(old, dict) or not old or not new or old == new:
+        return "it was changed"
+    names = {
+        "changed": [name for name in new if name in old and new[name] != old[name]],
+        "new": [name for name in new if name not in old],
+        "gone": [name for name in old if name not in new],
+    }
+    return "; ".join(f"{_listed(found)} {what}" for what, found in names.items() if found)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return one_line(", ".join(names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def same_source(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -106,7 +106,7 @@ def _load(payload_fd: int, hello: messages.Hello) -> Objective:
         reference = objective
         objective = reference.resolve()
         if reference.source_hash is not None:
-            objective.source_hash, objective.code_hash = reference.source_hash, reference.code_hash()
+            objective.source = reference.source()
     loaded: Objective = objective
     loaded.prepare()
     return loaded

@@ -135,7 +135,7 @@ def test_another_comment_is_no_other_code(folder: Path) -> None:
     (folder / "model.py").write_text(text.replace("0.01)", "0.02)"))
     again = invoke("search", "model.py", *OPTIONS)
     assert (again.exit_code, ordinary().trials) == (1, trials)
-    assert "source of the objective: was" in again.stderr
+    assert "code of the objective: objective() changed" in again.stderr
 
 
 def test_a_file_that_is_gone_is_said_once(folder: Path) -> None:
