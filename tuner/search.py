@@ -218,7 +218,7 @@ def run_forecast(objective: Any, arguments: SearchArguments) -> Forecast:
 
 def _forecast(ready: Prepared) -> Forecast:
     """Return what is left to pay; of a study that goes on, also whether anything is left to run at all."""
-    forecast = ready.strategy.forecast()
+    forecast = dataclasses.replace(ready.strategy.forecast(), probe_seconds=ready.probe_s)
     if not ready.study.finished or ready.strategy.ask() is not None:
         return forecast
     over = ready.strategy.stopped_by if any(run.finite for run in ready.strategy.ledger) else "no_signal"

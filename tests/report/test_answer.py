@@ -19,6 +19,7 @@ from bstune.tuner.core.trials import Facts
 from bstune.tuner.report.reasons import caution_text
 from bstune.tuner.report.study_text import study_text
 from bstune.tuner.report.text import SCREEN, search_text
+from bstune.tuner.report.units import duration
 from bstune.tuner.report.view import View, even
 from rich.cells import cell_len
 
@@ -284,6 +285,17 @@ def test_batch_32_is_not_missed_where_sizes_count_tokens() -> None:
 
     assert "batch 32 was not tried" in search_text(RESULTS["one_trial"], FACTS)
     assert "batch 32" not in search_text(RESULTS["one_trial"], by_tokens)
+
+
+def test_a_probe_that_took_long_stands_beside_what_was_trained() -> None:
+    """A budget does not count it, and who reads what a search cost is to know."""
+    result = RESULTS["verified"]
+    assert result.probe is not None
+    assert "after a probe" not in search_text(result, FACTS)
+    took_s = 10 * result.spent.seconds + 10
+    slow = dataclasses.replace(result, probe=dataclasses.replace(result.probe, seconds=took_s))
+
+    assert f" trials, after a probe of {duration(took_s)}; " in search_text(slow, FACTS, view=View(160))
 
 
 def test_colours_change_no_word() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from bstune.tests.strategy.replayed import KINDS, TABLE, make, settings_of
@@ -133,6 +134,17 @@ def test_what_would_have_been_enough_is_said_in_the_unit_of_the_budget() -> None
 
     (said,) = [text for text in strategy.recommend().warnings if text.startswith("Not verified")]
     assert re.search(r"a budget of 3 s leaves no full run on a fresh seed; a budget of [\d.]+ s would", said), said
+
+
+def test_a_probe_that_took_long_beside_training_is_told() -> None:
+    """No budget counts it. A quick one is no news."""
+    forecast = Strategy(Plan(budget_s=20.0, space=TABLE.space), TABLE.facts(), known_probe()).forecast()
+
+    assert "about 20 s of training, after a probe of 2.0 min; batch" in forecast_line(
+        replace(forecast, probe_seconds=118.0)
+    )
+    for seconds, took in ((20.0, 9.0), (1000.0, 118.0)):
+        assert "probe" not in forecast_line(replace(forecast, seconds=seconds, probe_seconds=took))
 
 
 def test_nothing_is_foreseen_of_a_duration_before_a_step_was_timed() -> None:

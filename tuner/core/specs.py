@@ -179,6 +179,8 @@ class Forecast:
     """Half of such searches end by themselves within so many; None where the limit is not far beyond it."""
     sizes_end_by: SizesEnd | None = None
     """Why no larger batch size is considered; None where the user has named the sizes."""
+    probe_seconds: float = 0.0
+    """What it took to have a probe, which no budget counts; next to nothing where one was stored."""
     over: str | None = None
     """By what the search has ended (`budget`, `n_trials`, `converged`), where nothing is left to run; `no_signal` where
     no trial has a finite loss, so that there is nothing to recommend.

@@ -11,7 +11,7 @@ from ..core.specs import STEPS_AT_LEAST, Forecast
 from .terminal import note
 from .trials import trial_line
 from .units import duration, gib, plain_row
-from .wording import ended
+from .wording import ended, tells_probe
 
 if TYPE_CHECKING:
     from ..core.trials import Facts
@@ -83,6 +83,8 @@ def forecast_line(forecast: Forecast) -> str:
     took = (
         "the seconds are not known" if forecast.seconds is None else f"about {duration(forecast.seconds)} of training"
     )
+    if tells_probe(forecast.probe_seconds, forecast.seconds):
+        took += f", after a probe of {duration(forecast.probe_seconds)}"
     said = f"as many trials as fit in {took}: how many, the first ones show"
     if forecast.n_trials is not None:
         trials = f"about {forecast.n_trials} trials" if forecast.n_trials != 1 else "about 1 trial"
@@ -105,6 +107,15 @@ def _usual(forecast: Forecast) -> str:
         "" if forecast.seconds is None else f" (about {duration(usual / forecast.reference_runs * forecast.seconds)})"
     )
     return f"; half of such searches end by themselves within {usual:.3g} of these runs{took}"
+
+
+def probe_line(budget_s: float | None) -> str:
+    """Return what the probe of a command costs the user, before it begins."""
+    unpaid = "the budget" if budget_s is None else f"the budget of {duration(budget_s)}"
+    return (
+        f"The probe starts the command for each size that it tries, and {unpaid} does not count that (--timeout does, "
+        "and gives it half)."
+    )
 
 
 def _used(progress: Progress) -> str:

@@ -27,6 +27,8 @@ _ENDS = {
     "n_trials": "ended by n_trials",
     "no_signal": "no trial has a finite validation loss",
 }
+PROBE_SHARE, PROBE_S = 0.5, 10.0
+"""A probe that took at least this share of the seconds of training, and so many, is told beside them."""
 
 
 def title(best: Recommendation) -> str:
@@ -375,6 +377,18 @@ def spent_text(result: SearchResult) -> str:
     return f"{trained} in {n:,} trial{'s' if n != 1 else ''}"
 
 
+def tells_probe(probe_s: float, training_s: float | None) -> bool:
+    """Whether a probe took so long that what it took belongs beside the seconds of training."""
+    return probe_s >= PROBE_SHARE * (training_s or 0.0) and probe_s >= PROBE_S
+
+
+def _probe_text(result: SearchResult) -> str:
+    """Return how long the probe took, where it took long beside training; else nothing."""
+    if result.probe is None or not tells_probe(result.probe.seconds, result.spent.seconds):
+        return ""
+    return f", after a probe of {duration(result.probe.seconds)}"
+
+
 def diverged_text(result: SearchResult) -> str:
     """Return how many trials diverged, from how many samples on, and how many of them on a fresh seed; else nothing."""
     bad = [record for record in result.records if record.diverged_at is not None]
@@ -389,7 +403,7 @@ def diverged_text(result: SearchResult) -> str:
 
 def cost_text(result: SearchResult) -> str:
     """Return what the search has trained and why it ended, in less words where trials diverged."""
-    spent, bad, why = spent_text(result), diverged_text(result), why_ended(result)
+    spent, bad, why = spent_text(result) + _probe_text(result), diverged_text(result), why_ended(result)
     if not bad:
         return f"{spent}; {why}"
     return f"{spent.replace(' of training', '')}; {bad}; {why.replace('ended as more runs', 'more')}"

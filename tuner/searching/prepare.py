@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,8 @@ class Prepared:
     probe: ProbeResult | None
     strategy: Strategy
     engine: Engine
+    probe_s: float = 0.0
+    """Seconds that it took to have a probe."""
 
     def tell(self, kind: Any, **details: Any) -> None:
         """Tell those who listen what has happened, and what is spent."""
@@ -104,7 +107,9 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
                 tell(arguments, Progress("note", study.name, arguments.plan.budget, message=said))
         for warning in engine.warnings:
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=warning))
+        began_s = time.monotonic()
         probe = obtain_probe(study, arguments, facts, engine, deadline_s) if engine.can_probe else None
+        probe_s = time.monotonic() - began_s
         if probe is not None and arguments.jobs == "auto":
             arguments, probe = _shared(study, arguments, probe, engine)
         facts = with_stored_step_times(with_probed_optimizer(facts, probe), study)
@@ -120,7 +125,7 @@ def prepared(objective: Any, arguments: SearchArguments, deadline_s: float, *, d
         if present:
             said = f"{present} {whether_run(strategy)}"
             tell(arguments, Progress("note", study.name, arguments.plan.budget, message=said))
-        yield Prepared(objective, arguments, facts, study, probe, strategy, engine)
+        yield Prepared(objective, arguments, facts, study, probe, strategy, engine, probe_s)
 
 
 def _with_present_setting(objective: Any, arguments: SearchArguments) -> tuple[SearchArguments, str]:

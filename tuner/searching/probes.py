@@ -15,6 +15,7 @@ from ..core.progress import Progress, tell
 from ..core.trial_record import TrialRecord
 from ..core.trials import Facts
 from ..engines.base import Engine
+from ..report.progress import probe_line
 from ..studies.catalog import probe_key, same_probe, studies
 from ..studies.spec_json import decode_facts
 from ..studies.study import Study, intact
@@ -99,6 +100,8 @@ def obtain_probe(
                 study.set(probe_key=wanted)
                 _use_threads_of(stored, engine)
                 return stored
+    if facts.kind == "command":
+        _say(study, arguments, "note", probe_line(arguments.plan.budget_s))
     left_s = deadline_s - time.monotonic()
     probe = engine.run_probe(
         None,
