@@ -7,16 +7,20 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import itertools
+import sys
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from textwrap import dedent
-from types import CodeType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, TypeVar
 
 from ..tuner.core.trials import OptimizerFamily
 
 ADAM_LIKE = ("adam", "lamb", "lion", "rmsprop", "muon", "shampoo", "soap", "sophia", "novograd")
 SGD_LIKE = ("sgd", "lars", "asgd", "rprop")
+_OURS = tuple(f"{__name__.partition('.')[0]}.{room}." for room in ("objectives", "tuner"))
 MOST_PARTS, MOST_NAME = 200, 100
 """Of the parts of a source that are told apart, and characters of the name of one."""
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -49,7 +53,11 @@ def code_hash(*parts: Any) -> str:
 
 
 def source_facts(*parts: Any) -> dict[str, Any]:
-    """Return what `Facts` says of the code of an objective that is made of these functions, classes and values."""
+    """Return what `Facts` says of the code of an objective that is made of these functions, classes and values.
+
+    What they use of the user's own code belongs to it: functions and classes, and constants with names in capitals.
+    """
+    parts = (*parts, *_reached(parts))
     named: list[tuple[str, str]] = []
     for part in parts:
         if callable(part):
@@ -172,16 +180,68 @@ def _text(part: Any) -> str:
 
 
 def _held(part: Any) -> dict[str, Any]:
-    """Return the plain values that a function holds from where it was made: two of the same text differ in these."""
+    """Return the plain values that a function takes from outside: from where it was made, and constants."""
     if isinstance(part, functools.partial):
         held = {**{f"argument {n}": value for n, value in enumerate(part.args, 1)}, **part.keywords}
         return {**_held(part.func), **_plain(held)}
     names = getattr(getattr(part, "__code__", None), "co_freevars", ())
-    held = {}
+    held = {
+        name: function.__globals__[name]
+        for function in _functions_of(part)
+        for name in _names_in(function.__code__)
+        if name.isupper() and name in function.__globals__
+    }
     for name, cell in zip(names, getattr(part, "__closure__", None) or (), strict=False):
         with contextlib.suppress(ValueError):  # What has no value yet.
             held[name] = cell.cell_contents
     return _plain(held)
+
+
+def _reached(parts: Iterable[Any]) -> list[Any]:
+    """Return the user's own functions and classes that these use, and that those use, each once."""
+    found = [part for part in parts if callable(part)]
+    n_given, known = len(found), set(map(id, found))
+    for part in found:  # It grows meanwhile.
+        used = [value for function in _functions_of(part) for value in _used_by(function)]
+        for value in (*used, *(part.__mro__ if isinstance(part, type) else ())):
+            if id(value) not in known and _is_users(value.__module__):
+                known.add(id(value))
+                found.append(value)
+    return found[n_given:]
+
+
+def _used_by(function: FunctionType) -> list[Any]:
+    values = [function.__globals__.get(name) for name in _names_in(function.__code__)]
+    return [value for value in values if isinstance(value, type | FunctionType)]
+
+
+def _functions_of(part: Any) -> list[FunctionType]:
+    """Return the user's own function, or those of a class, that a part is."""
+    if isinstance(part, functools.partial):
+        return _functions_of(part.func)
+    own = vars(part).values() if isinstance(part, type) else [part]
+    bare = [
+        each.__func__
+        if isinstance(each, staticmethod | classmethod | MethodType)
+        else each.fget
+        if isinstance(each, property)
+        else each
+        for each in own
+    ]
+    return [each for each in bare if isinstance(each, FunctionType) and _is_users(each.__module__)]
+
+
+def _names_in(code: CodeType) -> list[str]:
+    inner = [_names_in(item) for item in code.co_consts if isinstance(item, CodeType)]
+    return list(dict.fromkeys([*code.co_names, *itertools.chain.from_iterable(inner)]))
+
+
+def _is_users(module: Any) -> bool:
+    """Tell whether a module is the user's own: neither installed, nor of Python, nor of bstune."""
+    if not isinstance(module, str) or module.partition(".")[0] in sys.stdlib_module_names or module.startswith(_OURS):
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is None or not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

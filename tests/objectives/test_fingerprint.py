@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import bstune
@@ -59,15 +60,12 @@ def test_a_text_that_warns_is_read_quietly() -> None:
     assert code_of("x = '\\d'") is not None
 
 
-def made(path: Path, text: str) -> Callable[..., Any]:
+def made(path: Path, text: str, module: dict[str, Any] | None = None) -> Callable[..., Any]:
     """Return the function `f` of a module with this text."""
     path.write_text(text)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function: Callable[..., Any] = module.f
+    module = {"__name__": path.stem} if module is None else module
+    exec(compile(text, str(path), "exec"), module)
+    function: Callable[..., Any] = module["f"]
     return function
 
 
@@ -98,6 +96,45 @@ def test_functions_made_alike_differ_by_what_they_hold() -> None:
         assert hashed(held([1])) == hashed(held([2]))
         assert hashed(functools.partial(pow, 1)) != hashed(functools.partial(pow, 2)) != hashed(pow)
         assert hashed(functools.partial(held(1), width=1)) != hashed(functools.partial(held(2), width=1))
+
+
+USES = """
+import math
+RATE, speed = 1, 1
+
+class Net:
+    def size(self):
+        return helper()
+
+def helper():
+    return math.pi
+
+def f(x):
+    return [Net().size() * RATE * speed for _ in x]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("math.pi", "math.e", ["helper()"]),
+        ("return helper()", "return 2 * helper()", ["Net.size()"]),
+        ("RATE, speed = 1", "RATE, speed = 2", ["RATE"]),
+        ("1, 1", "1, 2", []),
+    ],
+)
+def test_what_a_function_uses_of_its_own_module_is_part_of_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, names: list[str]
+) -> None:
+    """Other functions and classes, however far, and constants; a variable may be another each time."""
+    facts = []
+    for name, text in (("first", USES), ("second", USES.replace(old, new))):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        vars(sys.modules[name])["__file__"] = str(tmp_path / f"{name}.py")
+        facts.append(source_facts(made(tmp_path / f"{name}.py", text, vars(sys.modules[name]))))
+
+    assert changed(facts[0]["code_parts"], facts[1]["code_parts"]) == names
+    assert (facts[0]["code_hash"] != facts[1]["code_hash"]) == bool(names)
 
 
 def test_a_reference_has_the_code_of_the_file_that_was_named(tmp_path: Path) -> None:

@@ -225,7 +225,9 @@ def _said_difference(key: str, stored: Mapping[str, Any], wanted: Mapping[str, A
 def _what_changed(old: Any, new: Mapping[str, str]) -> str:
     """Return in words which parts of a code were changed; an older bstune has stored none."""
     if not isinstance(old, dict) or not old or not new or old == new:
-        return "it was changed"
+        return (
+            "it was changed" if isinstance(old, dict) else "it was changed, or is stored otherwise by an older bstune"
+        )
     names = {
         "changed": [name for name in new if name in old and new[name] != old[name]],
         "new": [name for name in new if name not in old],
