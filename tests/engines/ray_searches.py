@@ -27,9 +27,10 @@ def objective(trial):
     assert len(held) == 1
     if trial.number >= 0 and "MEET" in os.environ:
         meet(os.environ["MEET"], f"{trial.number} {os.environ['NODE']}", "* 0", "* 1")
-    mark = os.environ.get("HOARD")  # Takes host memory without end, once.
+    mark = os.environ.get("HOARD")  # Takes host memory without end, once, and says who does.
     if trial.number >= 0 and mark and not os.path.exists(mark):
-        open(mark, "w").close()
+        with open(mark, "w") as file:
+            file.write(str(os.getpid()))
         while True:
             hoard.append(mmap.mmap(-1, 200 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE))
             time.sleep(0.02)  # A moment for Ray to look.
