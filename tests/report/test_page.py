@@ -83,18 +83,24 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written
     return write
 
 
+@pytest.fixture(scope="module")
+def demo(browser: BrowserContext, written: Callable[[str], Written]) -> Iterator[Opened]:
+    """The page of the demo, for tests that change something in it; to draw its charts takes a second."""
+    opened = Opened(browser, written("demo").path, size=DESK)
+    yield opened
+    opened.page.close()
+
+
 @pytest.fixture
-def open_page(browser: BrowserContext, written: Callable[[str], Written]) -> Iterator[Any]:
-    """What opens the page of a kind of study; it is closed after the test."""
-    opened: list[Opened] = []
-
-    def open_one(kind: str, size: tuple[int, int] = DESK, scheme: str = "light") -> Opened:
-        opened.append(Opened(browser, written(kind).path, size=size, scheme=scheme))
-        return opened[-1]
-
-    yield open_one
-    for each in opened:
-        each.page.close()
+def anew(demo: Opened) -> Opened:
+    """That page at its top, with nothing picked and the trials in order."""
+    demo.page.set_viewport_size({"width": DESK[0], "height": DESK[1]})
+    demo.page.keyboard.press("Escape")
+    if demo.ask("document.querySelector('#trials th').getAttribute('aria-sort')") != "ascending":
+        demo.page.locator("#trials th button").first.click()
+    demo.ask("scrollTo(0, 0)")
+    assert len(opacities(demo, "c-samples")) == 1
+    return demo
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +177,11 @@ def test_every_chart_of_a_page_follows_the_schema(written: Any) -> None:
         Root.validate(chart["spec"])
 
 
-@pytest.mark.parametrize("size", [DESK, PHONE])
-def test_the_answer_is_seen_without_scrolling(look_at: Any, written: Any, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")])
+def test_the_answer_is_seen_without_scrolling(look_at: Any, written: Any, size: tuple[int, int], scheme: str) -> None:
     """What to train with, and the short answer to each question, at both sizes; nothing sticks out at the side."""
     told = written("demo").told
-    opened = look_at("demo", size)
+    opened = look_at("demo", size, scheme)
 
     assert told.result is not None
     best = told.result.recommendation
@@ -200,11 +206,10 @@ def opacities(opened: Opened, chart: str) -> set[str]:
     return set(found)
 
 
-def test_a_trial_is_picked_by_mouse_and_by_keyboard(open_page: Any) -> None:
+def test_a_trial_is_picked_by_mouse_and_by_keyboard(anew: Opened) -> None:
     """In a chart, the table or by its number: it then stands out everywhere, and Escape shows all again."""
-    opened = open_page("demo")
+    opened = anew
     page = opened.page
-    assert len(opacities(opened, "c-samples")) == 1
 
     page.locator("#c-landscape .mark-symbol.role-mark path").last.click(force=True)
     by_mouse = int(opened.ask("document.documentElement.dataset.picked"))
@@ -233,11 +238,12 @@ def test_a_trial_is_picked_by_mouse_and_by_keyboard(open_page: Any) -> None:
 
 @pytest.mark.parametrize("size", [DESK, PHONE])
 def test_a_trial_that_is_picked_in_the_table_is_seen_in_a_chart(
-    open_page: Any, written: Any, size: tuple[int, int]
+    anew: Opened, written: Any, size: tuple[int, int]
 ) -> None:
     """The first chart that has it comes into sight, and the focus stays on its number."""
     number = str(curve_records(written("demo").told.records)[-1].number)
-    opened = open_page("demo", size)
+    opened = anew
+    opened.page.set_viewport_size({"width": size[0], "height": size[1]})
     opened.page.locator(f"#trials tr[data-trial='{number}'] button").focus()
     opened.page.keyboard.press("Enter")
 
@@ -309,9 +315,9 @@ def test_loss_is_not_drawn_against_time_where_one_batch_size_was_run_to_the_end(
     assert "dashed line" not in text
 
 
-def test_the_table_is_sorted_by_its_headings(open_page: Any) -> None:
+def test_the_table_is_sorted_by_its_headings(anew: Opened) -> None:
     """Once up, twice down; a screen reader is told."""
-    opened = open_page("demo")
+    opened = anew
     columns = opened.ask("[...document.querySelectorAll('#trials th button')].map(b => b.firstChild.textContent)")
     loss = columns.index("loss")
 
