@@ -68,9 +68,6 @@ def locate(url: str | None) -> Location:
     Raises:
         StudyError: The URL is none of SQLite, PostgreSQL, MySQL or a journal file.
     """
-    import sqlalchemy
-    from sqlalchemy.engine import make_url
-
     text = url or os.environ.get(VARIABLE) or DEFAULT_URL
     shown = one_line(text)
     if text.startswith(journal.SCHEME):
@@ -79,6 +76,9 @@ def locate(url: str | None) -> Location:
         if not name or (name == rest and rest.startswith("//")):  # What follows two slashes is a host.
             raise StudyError(f"{shown!r} names no file: expected journal:///FILE, with three slashes.")
         return Location(shown, _resolved(name, shown), "journal")
+    import sqlalchemy  # Not for a journal: it takes as long as all else that shows a study.
+    from sqlalchemy.engine import make_url
+
     try:
         parsed = make_url(text)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
