@@ -25,19 +25,37 @@ DEAREST = [
     "test_ray",
     "test_ray_cluster",
     "test_ray_command",
-    "test_faults",
-    "test_signals",
+    "test_examples",
     "test_probe",
-    "test_page",
-    "test_worker",
-    "test_workers",
-    "test_scenarios",
-    "test_cli",
-    "test_trace",
+    "test_ranks",
     "test_storage",
+    "test_no_harm",
+    "test_framework_faults",
+    "test_cli",
+    "test_search_scenarios",
+    "test_page",
+    "test_faults",
+    "test_worker",
+    "test_terminal",
+    "test_commands",
+    "test_strategy",
+    "test_same_answer",
+    "test_killed",
+    "test_same_as_local",
+    "test_launch",
+    "test_transformers",
+    "test_threads",
+    "test_workers",
+    "test_probe_traces",
+    "test_budget",
+    "test_signals",
+    "test_scenarios",
+    "test_lightning",
+    "test_gpu_checks",
+    "test_trace",
     "test_search",
 ]
-"""The files that take longest, longest first: begun last, one of them would run on alone at the end."""
+"""The files that take longest, about the longest first: begun last, one of them would run on alone at the end."""
 
 ROOM_BYTES = 4 << 30
 """A file system in memory with less room, as containers have, does not hold the files of all tests."""
@@ -109,6 +127,14 @@ def _start_warm(_warm_program: None, request: pytest.FixtureRequest) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         if sys.platform.startswith("linux") and request.node.get_closest_marker("cold_start") is None:
             patch.setattr("bstune.tuner.workers.template.Popen", WarmPopen)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _brief_timing() -> Iterator[None]:
+    """Let a probe in this process time each size for a moment: no test asks how fast this machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bstune.tuner.probing.timing.TIMED_S", 0.02)
         yield
 
 
@@ -188,12 +214,6 @@ def _close_what_optuna_opens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         backend = getattr(storage, "_backend", storage)  # Optuna puts a cache before a database.
         if isinstance(backend, optuna.storages.RDBStorage):
             backend.engine.dispose()
-
-
-@pytest.fixture
-def brief_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a probe in this process time each size for a moment: for tests whose subject is not speed."""
-    monkeypatch.setattr("bstune.tuner.probing.timing.TIMED_S", 0.02)
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,6 @@ from bstune.tuner.workers.leftovers import MARK, PR_SET_CHILD_SUBREAPER
 PR_GET_CHILD_SUBREAPER = 37
 READ_WHEN_LOADED = (
     "PYTHON",
-    "OMP_",
-    "KMP_",
-    "MKL_",
-    "OPENBLAS_",
-    "NUMEXPR_",
     "TORCH",
     "PYTORCH_",
     "CUDA_",
@@ -39,7 +34,10 @@ READ_WHEN_LOADED = (
     "MALLOC_",
     "GLIBC_",
 )
-"""How the variables begin that Python, torch and its libraries read when they are loaded."""
+"""How the variables begin that Python, torch and its libraries read when they are loaded.
+
+Not those of threads: a worker program sets one, and each trial its own number.
+"""
 READ_LATER = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}
 """A worker sets its path itself; torch's compiler names its folder in the process of the tests when it is imported."""
 REQUEST_BYTES = 1 << 18

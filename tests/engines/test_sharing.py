@@ -15,8 +15,6 @@ from bstune.tuner.engines.sharing import share, smaller_size
 from bstune.tuner.testing.fake_device import known_probe
 from bstune.tuner.workers.fork_server import Host
 
-pytestmark = pytest.mark.usefixtures("brief_timing")
-
 MIB = 1 << 20
 MODEL = """
 import bstune, torch

@@ -234,7 +234,6 @@ def test_memory_is_of_both_and_seconds_are_those_of_the_slower(host: Host) -> No
     assert said.notes.samples == 3 * 2 * 8
 
 
-@pytest.mark.usefixtures("brief_timing")
 def test_a_search_takes_what_fits_in_every_rank(path: Path, tmp_path: Path) -> None:
     """One rank has less memory: its size is the answer, and batches are its multiples times the ranks, exactly."""
     result = bstune.search(

@@ -321,7 +321,6 @@ def test_two_ranks_learn_what_one_does_with_twice_the_accumulation(tmp_path: Pat
     assert notes.samples == 4 * 150 * 2  # Three steps, one of them of two micro-batches.
 
 
-@pytest.mark.usefixtures("brief_timing")
 def test_a_probe_begins_no_lower_than_it_may(tmp_path: Path) -> None:
     """Three of the longest samples are fewer tokens than asked for: sizes begin with what is allowed."""
     path = tmp_path / "model.py"
@@ -340,7 +339,6 @@ def prepared(path: Path) -> Any:
     return objective
 
 
-@pytest.mark.usefixtures("brief_timing")
 def test_a_search_by_tokens_ends_in_what_to_use(tmp_path: Path) -> None:
     """From nothing to a batch of tokens with its sampler; what is probed is said to be tokens."""
     path = tmp_path / "model.py"

@@ -18,8 +18,6 @@ from bstune.tuner.theory.step_time import fit_step_time, throughput_row
 from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
 
-pytestmark = pytest.mark.usefixtures("brief_timing")
-
 MIB = 1 << 20
 MODEL = """
 import os, signal, time

@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-pytestmark = pytest.mark.usefixtures("brief_timing")
-
 MIB = 1 << 20
 
 

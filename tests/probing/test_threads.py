@@ -12,8 +12,6 @@ from bstune.tuner.core.progress import Progress
 from bstune.tuner.probing.run import run_probe
 from bstune.tuner.workers.fork_server import Host
 
-pytestmark = pytest.mark.usefixtures("brief_timing")
-
 MODEL = """
 import time
 from pathlib import Path

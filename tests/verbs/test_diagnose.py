@@ -58,9 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_model_is_probed_looked_at_and_remembered(
-    folder: Path, brief_timing: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_is_probed_looked_at_and_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One finding for each claim; what was found is kept in the study, and a second call measures nothing of it."""
     # Runs cost their share of samples, whatever else the machine does.
     monkeypatch.setattr("bstune.tuner.diagnosis.measured.reference_run_s", lambda known: None)
@@ -104,7 +102,7 @@ def test_a_model_is_probed_looked_at_and_remembered(
     assert fresh["norm-on-output"].cost_s > 0
 
 
-def test_trainings_that_a_budget_allows(folder: Path, brief_timing: None) -> None:
+def test_trainings_that_a_budget_allows(folder: Path) -> None:
     """Each has a verdict with what it rests on; after an interruption what was finished is not measured again."""
     names = ("warm-up", "grow-the-batch", "full-batch", "powers-of-two")
     notes: list[str] = []
@@ -127,7 +125,7 @@ def test_trainings_that_a_budget_allows(folder: Path, brief_timing: None) -> Non
     assert len(result.findings) == len(names)
 
 
-def test_a_loop_and_a_command_are_answered_as_far_as_they_can_be_seen(folder: Path, brief_timing: None) -> None:
+def test_a_loop_and_a_command_are_answered_as_far_as_they_can_be_seen(folder: Path) -> None:
     """What needs the model is not applicable, with the reason."""
     command = bstune.Command("python train.py --lr {learning_rate} --batch {micro_batch_size}", samples_per_epoch=400)
     for objective in (bstune.load("model.py:loop"), command):
@@ -146,7 +144,7 @@ def test_a_loop_and_a_command_are_answered_as_far_as_they_can_be_seen(folder: Pa
         assert (priced.seconds, priced.reference_runs, priced.left_out) == (0.0, 0.0, ())
 
 
-def test_the_search_that_was_made_last_is_read(folder: Path, brief_timing: None) -> None:
+def test_the_search_that_was_made_last_is_read(folder: Path) -> None:
     """Its study is named, and lines to paste have the name of the file."""
     asked = ["search", "model.py:loop", "--n-trials", "2", "--space", "batch_size=16", "--space", "learning_rate=0.1"]
     asked += ["--isolation", "none"]
@@ -163,7 +161,7 @@ def test_the_search_that_was_made_last_is_read(folder: Path, brief_timing: None)
     assert first.stdout.startswith("Study loop: ")
 
 
-def test_the_command_line(folder: Path, brief_timing: None) -> None:
+def test_the_command_line(folder: Path) -> None:
     """A list with costs, text, one JSON document, and an error that names what there is."""
     run = CliRunner().invoke
 
