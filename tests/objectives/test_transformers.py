@@ -297,7 +297,9 @@ def test_the_own_search_of_transformers(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With bstune's sampler and pruner: the first rates are those of its race, a factor 4 apart; the best trains on."""
-    (tmp_path / "hf_text.py").write_text((root / "examples" / "hf_text.py").read_text())
+    (tmp_path / "hf_text.py").write_text(
+        (root / "examples" / "hf_text.py").read_text().replace("EPOCHS = 10", "EPOCHS = 5")
+    )
 
     run_example(root / "examples" / "hf_hyperparameter_search.py", tmp_path, monkeypatch, {"else 15": "else 2"})
 

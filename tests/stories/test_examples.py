@@ -199,14 +199,11 @@ def test_the_script_asks_and_trains_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bstune.db", "from_script.py"]
 
 
-SEVERAL = f"{sys.executable} -m torch.distributed.run"
-
-
 @pytest.mark.parametrize(
     ("name", "needs", "launcher"),
     [
-        ("ddp_two_ranks.py", "torch", ("torchrun", SEVERAL)),
-        ("accelerate_loop.py", "accelerate", ("python", f"{SEVERAL} --standalone --nproc-per-node 2")),
+        ("ddp_two_ranks.py", "torch", ("torchrun", f"{sys.executable} -m torch.distributed.run")),
+        ("accelerate_loop.py", "accelerate", ("python", sys.executable)),
         ("lightning_cli/cli.py", "lightning", ("python", sys.executable)),
     ],
     ids=["ddp_two_ranks", "accelerate_loop", "lightning_cli"],
@@ -214,7 +211,7 @@ SEVERAL = f"{sys.executable} -m torch.distributed.run"
 def test_a_script_goes_from_the_line_that_it_shows_to_one_that_trains(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, needs: str, launcher: tuple[str, str]
 ) -> None:
-    """The line in its own first lines searches it, with two ranks or one; the one that is printed is the trial's."""
+    """The line in its own first lines searches it; the one that is printed is the trial's."""
     pytest.importorskip(needs, reason="needs the extras: pip install 'bstune[lightning,transformers]'")
     _, _, shown = (root / "examples" / name).read_text().split('"""')[1].partition("bstune search ")
     shown = shown.partition("\n\n")[0].replace("\\\n", " ").replace("examples/", f"{root}/examples/")

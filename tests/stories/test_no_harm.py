@@ -189,7 +189,7 @@ def test_what_was_there_stays_as_it_was(
 
 
 @settings(
-    max_examples=50,
+    max_examples=30,
     deadline=None,
     phases=[
         Phase.explicit,
