@@ -16,6 +16,7 @@ import bstune
 import click
 import pytest
 from bstune.cli import main
+from bstune.tuner.testing.fake_device import known_probe
 from click.testing import CliRunner, Result
 
 LOUD = """
@@ -322,7 +323,8 @@ def assert_can_be_pasted(text: str, result: bstune.SearchResult) -> None:
 def test_ctrl_c_and_two_at_once_and_show(folder: Path, run: Run) -> None:
     """While one search runs a second is refused and show works; Ctrl-C shows the best, exits 130, leaves no process."""
     write_model(folder, step_s=0.02)
-    options = ["--space", "batch_size=4,8", "--budget", "60"]
+    (folder / "probe.json").write_text(known_probe(8, step_s=(0.02, 1e-4), n_train_samples=96).to_json())
+    options = ["--space", "batch_size=4,8", "--budget", "60", "--probe", "probe.json"]
     first = start("search", "loud.py", *options)
     try:
         wait_for(first, "trial 1 ")
@@ -339,7 +341,11 @@ def test_ctrl_c_and_two_at_once_and_show(folder: Path, run: Run) -> None:
     assert first.returncode == 130, stderr
     assert "not verified" in stdout.splitlines()[0]
     assert "Interrupted. What was finished is stored" in stderr
-    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["bstune.db", "loud.py"]
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == [
+        "bstune.db",
+        "loud.py",
+        "probe.json",
+    ]
 
 
 def test_a_killed_search_leaves_no_process_and_goes_on(folder: Path, run: Run) -> None:

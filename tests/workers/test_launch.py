@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bstune.tuner.testing.fake_device import known_probe
 from bstune.tuner.workers import launch
 
 pytestmark = pytest.mark.cold_start
@@ -66,6 +67,8 @@ OPTIONS = [
     "learning_rate=0.01,0.1",
     "--jobs",
     "2",
+    "--probe",
+    "probe.json",  # Trials start as a probe's processes do.
 ]
 
 
@@ -109,6 +112,7 @@ def model(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.py").write_text(MODEL)
     (tmp_path / "model" / "neighbour.py").write_text(NEIGHBOUR)
+    (tmp_path / "model" / "probe.json").write_text(known_probe(64, step_s=None, n_train_samples=320).to_json())
     return tmp_path / "model" / "model.py"
 
 
@@ -179,7 +183,7 @@ def test_a_module_is_found_by_an_explicit_path(model: Path, tmp_path: Path) -> N
     lay_traps(here := tmp_path / "here")
 
     path = os.pathsep.join(["../model", *named_folders()])
-    found = run([PROGRAM, "search", "model:objective", *OPTIONS], here, PYTHONPATH=path)
+    found = run([PROGRAM, "search", "model:objective", *OPTIONS[:-1], "../model/probe.json"], here, PYTHONPATH=path)
     missing = run([PROGRAM, "search", "model:objective", *OPTIONS], model.parent)
 
     assert found.returncode == 0, found.stderr

@@ -54,8 +54,11 @@ class Record:
 
     def __post_init__(self) -> None:
         """Replace what JSON cannot express: numbers that are not finite become None, lists become tuples."""
-        for item in dataclasses.fields(self):
-            object.__setattr__(self, item.name, _finite(getattr(self, item.name)))
+        # A search makes thousands of settings for each choice, and a record of a trial at each report.
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if type(value) not in _PLAIN and (finite := _finite(value)) is not value:
+                object.__setattr__(self, name, finite)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers; `json.dumps` takes them as they are."""
@@ -99,12 +102,12 @@ def _hints(record: type[Any]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    if type(value) in _PLAIN:  # Most are, and a search makes thousands of settings for each choice.
+    if type(value) in _PLAIN:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
-        return tuple(map(_finite, value))
+        return tuple([item if type(item) in _PLAIN else _finite(item) for item in value])
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     return value
