@@ -27,7 +27,7 @@ from bstune.tuner.probe import STABLE_MALLOC
 from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
 
-WIDE_BATCH = 512
+WIDE_BATCH = 256
 
 
 @pytest.fixture(scope="module")
