@@ -188,13 +188,19 @@ def _silent(kind: str, spec: Any, event: Any) -> None:
 
 
 def _teller(say: Callable[[str], None]) -> Callable[..., None]:
+    losses: dict[int, str] = {}
+    """Of each trial that runs, what it has reported last."""
+
     def tell(kind: str, spec: Any, event: Any) -> None:
-        if kind == "start":
+        if kind == "report":
+            losses[spec.number] = f", loss {event.val_loss:.4g},"
+        elif kind == "start":
             batch, rate = spec.global_batch_size, spec.learning_rate
             what = f"{spec.stage}: batch {batch}, learning rate {rate:.3g}"
             say(f"trial {spec.number}  {what}, to {spec.end_samples} samples")
         elif kind == "finish":
             how = getattr(event, "cause", None) or "ended"
-            say(f"trial {spec.number}  {how} at {event.samples} samples after {event.seconds:.1f} s")
+            loss = losses.pop(spec.number, "")
+            say(f"trial {spec.number}  {how} at {event.samples} samples{loss} after {event.seconds:.1f} s")
 
     return tell

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,10 @@ def test_a_search_at_the_service_prints_its_result_and_a_late_worker_has_nothing
     late = worker.stderr
     assert worker.exit_code == 0, late
     assert "Study small has ended: n_trials." in late
+    best = result.recommendation
+    assert f"atch {best.global_batch_size}" in late.partition("has ended")[2]
+    assert f"learning rate {best.learning_rate:.3g}, checked by one run." in late
+    assert httpx.get(late.rpartition("All of it: ")[2].strip(), trust_env=False).status_code == 200
     assert "probe  micro-batch" not in late
     assert not list(tmp_path.glob("*.db"))
 
@@ -128,7 +133,8 @@ def test_a_worker_that_is_told_to_end_hands_its_trial_back(service: Service, tmp
         while not running and time.monotonic() < deadline_s:
             answer = calls.get("/v1/studies/slow")
             if answer.status_code == 200:
-                running = [seen["trial"] for seen in answer.json()["workers"] if seen["trial"] is not None]
+                # Not the first: the line of that one is looked at below.
+                running = [seen["trial"] for seen in answer.json()["workers"] if seen["trial"]]
             time.sleep(0.05)
         worker.send_signal(signal.SIGTERM)
         _, said = worker.communicate(timeout=60)
@@ -136,6 +142,7 @@ def test_a_worker_that_is_told_to_end_hands_its_trial_back(service: Service, tmp
 
     assert running
     assert worker.returncode == 0, said
+    assert re.search(r"trial 0  ended at \d+ samples, loss [\d.e-]+, after", said), said
     assert "is handed back." in said
     assert "This worker has left study slow." in said
     assert answer.json()["state"] == "trial"

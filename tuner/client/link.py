@@ -178,14 +178,23 @@ def study_path(name: str, what: str = "") -> str:
     return f"/v1/studies/{quote(name, safe='')}{what}"
 
 
+def study_page(name: str) -> str:
+    """Return the path of the page of a study, for people."""
+    return f"/studies/{quote(name, safe='')}"
+
+
 def trial_path(trial: str, what: str) -> str:
     """Return the path of a trial."""
     return f"/v1/trials/{quote(trial, safe=':')}/{what}"
 
 
+_TOKEN_HINT = " bstune takes it from $BSTUNE_TOKEN or --token-file; from Python, connect(token=...)."
+
+
 def _content(answer: Any) -> Any:
     if answer.status_code >= 400:
-        raise RefusedError(f"The service refuses: {_detail(answer)}", answer.status_code)
+        hint = _TOKEN_HINT if answer.status_code == 401 else ""
+        raise RefusedError(f"The service refuses: {_detail(answer)}{hint}", answer.status_code)
     try:
         return answer.json() if answer.content else None
     except ValueError as error:

@@ -56,11 +56,26 @@ def worker_command(url: str, model: str, token_file: Path | None, probe_file: Pa
     link = Link(url, token, give_up_s=options.pop("give_up_s"), say=note)
     with drained(link), contextlib.redirect_stdout(sys.stderr), contextlib.closing(link):
         worked = work(load(model), WorkArguments(**options, probe=probe), say=note, link=link)
-    note(
-        f"Study {worked.study} has ended: {worked.ended_by}."
-        if worked.ended_by != "drained"
-        else f"This worker has left study {worked.study}."
-    )
+        if worked.ended_by == "drained":
+            note(f"This worker has left study {worked.study}.")
+        else:
+            note(f"Study {worked.study} has ended: {worked.ended_by}.")
+            _note_answer(link, worked.study)
+
+
+def _note_answer(link: Link, study: str) -> None:
+    """Print what a study that has ended has found, and where the rest of it stands."""
+    from ..client.link import study_page
+    from ..client.remote import result_of
+    from ..core.errors import BstuneError
+    from ..report.wording import confirmed, title
+
+    with contextlib.suppress(
+        BstuneError
+    ):  # Nothing was learned, or the service is away: the worker is done all the same.
+        best = result_of(link, study).recommendation
+        note(f"{title(best)}, {confirmed(best)}.")
+        note(f"All of it: {link.url}{study_page(study)}")
 
 
 def read_token(path: Path | None) -> str | None:

@@ -119,7 +119,7 @@ class Gate:
             if caller is None:
                 return (
                     401,
-                    "A token is needed: Authorization: Bearer TOKEN.",
+                    "A token is needed: Authorization: Bearer TOKEN." if token is None else "This token is not known.",
                     ((b"www-authenticate", b'Basic realm="bstune: any name, the token as password", charset="UTF-8"'),),
                 )
             reads = scope["method"] in ("GET", "HEAD", "OPTIONS")
