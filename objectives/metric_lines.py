@@ -25,6 +25,9 @@ READY_MADE = {
     "trainer": rf"['\"]eval_loss['\"]:\s*['\"]?{_VALUE}(?:.*['\"]epoch['\"]:\s*['\"]?(?P<passed>{NUMBER}))?",
     # timm's last line of a validation: `Test: [  78/78]  Time: ...  Loss:  0.91 ( 1.02)`, the mean in parentheses.
     "timm": rf"^Test: \[\s*(?P<_at>\d+)/(?P=_at)\].*?Loss:\s*[\d.]+\s*\(\s*{_VALUE}\s*\)",
+    # What descends from PyTorch's ImageNet example ends a validation with ` * Acc@1 57.9 Acc@5 80.1 loss 1.12`, and
+    # torchvision's scripts with `Test:  Acc@1 57.9 Acc@5 80.1`; some tell no loss.
+    "imagenet": rf"^\s*(?:\*|Test:)\s*Acc@1:?\s+(?P<percent>[\d.]+)(?:.*?\bloss:?\s+{_VALUE})?",
     # Ultralytics validates once an epoch: the row of all classes ends with the mean average precision.
     "ultralytics": r"^\s*all(?:\s+\d+){2}(?:\s+[\d.]+)*\s+(?P<accuracy>[\d.]+)\s*$",
     "steps": rf"(?i)\b(?:step|iter(?:ation)?)\s*:?\s*(?P<step>\d+)\b.*"
@@ -35,15 +38,18 @@ READY_MADE = {
 """By name; the first that matches a line of a script is the one for all that follow. Lightning's and Keras's
 progress bars (`val_loss=0.31`, `val_loss: 0.31`) are read by `validation`.
 
-What their named groups say: `value`: the loss; `accuracy`: its complement is the loss; `epoch`: the number of the
+What their named groups say: `value`: the loss; `accuracy`: its complement is the loss; `percent`: the same, of
+a number that is one of a hundred also below 1; `epoch`: the number of the
 epoch; `passed`: epochs passed, also a part of one; `step` and `samples`: optimizer steps and samples passed.
 """
+LOSSES = ("value", "accuracy", "percent")
+"""The groups that say the loss; the first that has matched counts."""
 _EPOCH = re.compile(r"(?i)\bepoch\b[\s:=#\[(]*(\d+)|^\s*(\d+)/\d+\s+[\d.]+G\b|^Train: (\d+) \[")
 """Such as `Epoch 3/10`, `Train Epoch: 3 [0/60000]`, Ultralytics' `3/100  2.1G`, timm's `Train: 3 [`."""
 _TRAINS = re.compile(r"(?i)\bloss\b|\bepoch\b|\bstep\b|\biter|it/s\b|s/it\b|\d+%\|")
 """A line that a script prints when it trains."""
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]")
-_WORDS = (b"val", b"test", b"dev", b"epoch", b"all", b"train:", b"/")
+_WORDS = (b"val", b"test", b"dev", b"epoch", b"all", b"train:", b"acc@1", b"/")
 """What has none of these in it has no loss and no epoch for a ready-made pattern; most that is printed has none."""
 _WORDS_OF_TRAINING = (b"loss", b"step", b"iter", b"%|")
 _NOT_FINITE = re.compile(r"(?i)(?<![\w.])[-+]?(?:nan|inf(?:inity)?)(?![\w.])")
@@ -201,26 +207,26 @@ def compiled(metric: str | None) -> dict[str, re.Pattern[str]]:
             f"metric={metric!r} is not a regular expression ({error}): expected the value in parentheses, such "
             rf"as 'val_loss=([\d.eE+-]+)', or one of {', '.join(READY_MADE)}."
         ) from error
-    if pattern.groups == 0 or (pattern.groupindex and not {"value", "accuracy"} & set(pattern.groupindex)):
+    if pattern.groups == 0 or (pattern.groupindex and not set(LOSSES) & set(pattern.groupindex)):
         raise ArgumentError(
             f"metric={metric!r} does not say which part is the value: expected it in parentheses, such as "
-            rf"'val_loss=([\d.eE+-]+)', or as a group (?P<value>...) or (?P<accuracy>...); or one of the ready-made "
-            f"{', '.join(READY_MADE)}."
+            rf"'val_loss=([\d.eE+-]+)', or as a group (?P<value>...), (?P<accuracy>...) or "
+            f"(?P<percent>...); or one of the ready-made {', '.join(READY_MADE)}."
         )
     return {"yours": pattern}
 
 
 def _loss(found: re.Match[str]) -> float:
     names = found.re.groupindex
-    name: Any = next((name for name in ("value", "accuracy") if name in names and found[name] is not None), 1)
+    name: Any = next((name for name in LOSSES if name in names and found[name] is not None), 1)
     text, end = found[name] or "", found.end(name)
     # A pattern of digits and dots ends where a decimal comma begins.
     if text.lstrip("+-").isdigit() and (more := re.match(r",\d+(?:[eE][-+]?\d+)?", found.string[end:])):
         text += more[0]
     value = _number(text)
-    if name != "accuracy":
-        return value
-    return 1 - (value / 100 if value > 1 else value)
+    if name in ("accuracy", "percent"):
+        return 1 - (value / 100 if value > 1 or name == "percent" else value)
+    return value
 
 
 def _number(text: str) -> float:

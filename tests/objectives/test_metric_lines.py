@@ -35,6 +35,14 @@ ULTRALYTICS = (
     b"Validating runs/detect/train/weights/best.pt...\n"
     b"                   all        128        929      0.660      0.550      0.620      0.470\n"
 )
+IMAGENET = (
+    b"Epoch: [0][ 1/10]\tTime 0.1 (0.1)\tLoss 6.9e+00 (6.9e+00)\tAcc@1   0.00 (  0.00)\n"
+    b"Test: [10/10]\tTime  0.1 (0.1)\tLoss 6.8e+00 (6.8e+00)\tAcc@1   0.80 (  0.50)\n *   Acc@1 0.500 Acc@5 2.000\n"
+    b"Epoch: [1][ 1/10]\tTime 0.1 (0.1)\tLoss 6.9e+00 (6.9e+00)\tAcc@1   0.00 (  0.00)\n"
+    b" *   Acc@1 20.000 Acc@5 40.000\n"
+)
+WITH_LOSS = b"Train: 0 loss 0.8\n * Acc@1 13.854 loss 2.6088\nTrain: 1 loss 0.1\n* Acc@1 57.9 Acc@5 80.1 loss 1.1209\n"
+TORCHVISION = b"Epoch: [0] Total time: 0:00:02\nTest:  Acc@1 10.000 Acc@5 52.0\nTest: EMA Acc@1 9.0 Acc@5 50.0\n"
 MNIST = (
     b"Train Epoch: 1 [0/60000 (0%)]\tLoss: 2.299825\n\n"
     b"Test set: Average loss: 0.0470, Accuracy: 9839/10000 (98%)\n\n"
@@ -63,6 +71,9 @@ def read(text: bytes, metric: str | None = None, *, piece: int = 7) -> list[tupl
         (KERAS, [(1.5, 100), (1.1, 200)]),
         (LIGHTNING, [(0.9, 100), (0.7, 200)]),
         (TIMM, [(0.95, 100), (0.85, 200)]),
+        (IMAGENET, [(0.995, 100), (0.8, 200)]),
+        (WITH_LOSS, [(2.6088, 100), (1.1209, 200)]),
+        (TORCHVISION, [(0.9, 100)]),
         (ULTRALYTICS, [(0.55, 100), (0.53, 200)]),
         (MNIST, [(0.047, 100), (0.0347, 200)]),
         (TRAINER, [(0.61, 50), (0.52, 100)]),
@@ -72,7 +83,10 @@ def read(text: bytes, metric: str | None = None, *, piece: int = 7) -> list[tupl
         (b"Epoch 5: Val. Loss: 1.5e-3\nepoch 10: Val. Loss: 1e-3\n", [(0.0015, 500), (0.001, 1000)]),
         (b"lossless interval_loss=3 train_loss=2\n", []),
     ],
-    ids=["keras", "lightning", "timm", "ultralytics", "mnist", "trainer", "steps", "epochs", "plain", "rare", "none"],
+    ids=[
+        *("keras", "lightning", "timm", "imagenet", "with loss", "torchvision", "ultralytics", "mnist"),
+        *("trainer", "steps", "epochs", "plain", "rare", "none"),
+    ],
 )
 @pytest.mark.parametrize("piece", [1, 7, 10_000])
 def test_common_scripts_are_read(text: bytes, losses: list[tuple[float, int]], piece: int) -> None:
@@ -88,9 +102,10 @@ def test_common_scripts_are_read(text: bytes, losses: list[tuple[float, int]], p
         (b"\x1b[1;32mval_loss\x1b[0m=\x1b[31m0.25\x1b[0m\n", None, 0.25),
         (b"\r 10% val_loss=0.9\r 90% val_loss=0.25\n", None, 0.25),
         (b"val acc 75.0 %\n", r"val acc (?P<accuracy>[\d.]+)", 0.25),
+        (b"top-1 0.5 %\n", r"top-1 (?P<percent>[\d.]+)", 0.995),
         (b"fold val_loss=0.25", None, 0.25),
     ],
-    ids=["own comma", "comma", "colours", "redrawn", "accuracy", "no end of line"],
+    ids=["own comma", "comma", "colours", "redrawn", "accuracy", "percent", "no end of line"],
 )
 def test_numbers_in_all_their_forms(text: bytes, metric: str | None, loss: float) -> None:
     """A decimal comma, colours, a bar that is drawn over, an accuracy, a line that was not ended."""
