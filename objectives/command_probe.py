@@ -82,7 +82,7 @@ def _weigh(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeM
     no_loss = "" if told else _no_loss(command, ended=not steady.over, epochs=losses.epochs)
     for _ in range(min(samples, trial.end_samples) // trial.global_batch_size if whole else 0):
         meter.step_done()
-    return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady), no_loss=no_loss)
+    return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady, command), no_loss=no_loss)
 
 
 def _no_loss(command: MeasuredCommand, *, ended: bool, epochs: int) -> str:
@@ -118,7 +118,7 @@ def _time(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeMe
     return MeasureNotes(second, None, start_s=max(0.0, first_s - first * sample_s))
 
 
-def _unseen(told: bool, steady: Steady) -> tuple[str, ...]:
+def _unseen(told: bool, steady: Steady, command: MeasuredCommand) -> tuple[str, ...]:
     """Return what a measurement has not seen."""
     if told:
         return ()
@@ -127,8 +127,10 @@ def _unseen(told: bool, steady: Steady) -> tuple[str, ...]:
             "The command ended without telling a loss, so it is not known whether the memory of validation is part of "
             "the answer.",
         )
-    return (
+    said = (
         "The command was ended when its memory had been the same for some seconds, and before it told a loss: the "
-        "memory of validation, and what it would have taken later, are not part of the answer. Where the script takes "
-        "a number of samples or epochs, give it {max_samples} or {max_epochs}.",
+        "memory of validation, and what it would have taken later, are not part of the answer."
     )
+    if not command.told_the_end:
+        said += " Where the script takes a number of samples or epochs, give it {max_samples} or {max_epochs}."
+    return (said,)

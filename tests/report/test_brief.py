@@ -132,6 +132,18 @@ def test_what_a_comparison_rests_on_is_said() -> None:
     assert "times sooner" not in far.detail
 
 
+def test_an_answer_without_a_full_run_says_so_once() -> None:
+    """The short part says it; the sentence beside it says what the setting was chosen by."""
+    none = dataclasses.replace(VERIFIED.recommendation.val_loss, mean=None, sd=None, n_seeds=0, low=None, high=None)
+    sure = next(
+        part for part in brief(changed(val_loss=none, verified=False)).parts if part.question == "How sure is it?"
+    )
+
+    assert sure.short.startswith("No full run yet")
+    assert "full run yet" not in sure.detail
+    assert sure.detail.startswith("Chosen by the beginnings of runs.")
+
+
 def test_a_range_that_rests_on_stopped_runs_says_so() -> None:
     """No run at 128 went to its end, and no setting was run to its end twice."""
     once = dataclasses.replace(changed(batch_interval=(32, 128)), records=VERIFIED.records[2:6])

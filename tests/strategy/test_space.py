@@ -37,20 +37,31 @@ def test_default_batches_are_powers_of_two_with_a_hundred_steps_left() -> None:
     assert space_of(n_samples=500, epochs=2).batches == (4, 8)
 
 
+ONE_STEP = {"n_samples": 4000, "epochs": 30, "accumulates": False}
+"""Of a command without a place for accumulation, whose probe ends at the largest size that a trial would use."""
+
+
 @pytest.mark.parametrize(
     ("facts", "probe", "space", "said"),
     [
         ({"n_samples": 400, "epochs": 3}, None, {}, "4 to 8 (a larger one makes under 100 steps in a full run)"),
         ({"n_samples": 400, "epochs": 300}, None, {}, "4 to 256 (the data set has no more)"),
-        ({"n_samples": 4000, "epochs": 30, "accumulates": False}, 48, {}, "4 to 32 (no more fit in memory)"),
+        (ONE_STEP, {"micro_batch_size": 48}, {}, "4 to 32 (no more fit in memory)"),
+        (ONE_STEP, {"micro_batch_size": 48, "limited_by": "max_batch"}, {}, "4 to 32 (the probe tried no larger one)"),
+        (
+            {**ONE_STEP, "epochs": 2},
+            {"micro_batch_size": 80, "limited_by": "max_batch"},
+            {},
+            "4 to 64 (a larger one makes under 100 steps in a full run)",
+        ),
         ({"n_samples": 400, "epochs": 3}, None, {"batch_size": [4, 8]}, "4 to 8"),
     ],
 )
 def test_a_forecast_says_why_batch_sizes_end(
-    facts: dict[str, Any], probe: int | None, space: dict[str, Any], said: str
+    facts: dict[str, Any], probe: dict[str, Any] | None, space: dict[str, Any], said: str
 ) -> None:
     """By what leaves no room for twice the largest; those that the user names end where they end."""
-    known = None if probe is None else known_probe(probe)
+    known = None if probe is None else known_probe(**probe)
     strategy = Strategy(Plan(space=space), Facts(None, "supervised", **facts), known)
 
     line = forecast_line(strategy.forecast())

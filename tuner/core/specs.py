@@ -14,7 +14,7 @@ from .trials import TrialSpec
 
 STEPS_AT_LEAST = 100
 """A default batch size leaves this many optimizer steps in a full run."""
-SizesEnd = Literal["memory", "data", "steps", "speed"]
+SizesEnd = Literal["memory", "data", "steps", "speed", "probe"]
 """No more fit, there are no more samples, a full run would have too few steps, or larger ones are no faster."""
 
 MOST_TRIED = 16

@@ -115,7 +115,7 @@ def _sure(result: SearchResult) -> Part:
     if source and not best.verified and no_advice(best.warnings) is None:
         range_holds = "so is the range"
     said = sentences(
-        measured if loss.mean is None else f"measured: loss {measured}",
+        measured.removeprefix("no full run yet: ") if loss.mean is None else f"measured: loss {measured}",
         range_holds,
         wording.chance(result),
         rests_on.replace("them", "these batch sizes"),

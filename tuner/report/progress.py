@@ -71,6 +71,7 @@ _SIZES_END = {
     "data": "the data set has no more",
     "steps": f"a larger one makes under {STEPS_AT_LEAST} steps in a full run",
     "speed": "larger ones are hardly faster",
+    "probe": "the probe tried no larger one",
 }
 
 

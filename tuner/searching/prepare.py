@@ -155,8 +155,8 @@ def whether_run(strategy: Strategy) -> str:
     if share <= BASELINE_SHARE or any(run.stage == "baseline" for run in strategy.ledger):
         return "It is run too."
     return (
-        f"It is not run: a full run takes about {share:.0%} of the budget, and at most {BASELINE_SHARE:.0%} go to it. "
-        "The search begins there."
+        f"It is not run, unless it turns out cheaper: a full run seems to take {share:.0%} of the budget, and at most "
+        f"{BASELINE_SHARE:.0%} go to it. The search begins there."
     )
 
 

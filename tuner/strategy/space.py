@@ -328,11 +328,13 @@ def why_sizes_end(plan: Plan, facts: Facts, probe: ProbeResult | None, largest: 
     """
     if "batch_size" in plan.space:
         return None
-    if probe is not None and not facts.accumulates and 2 * largest > probe.micro_batch_size * facts.world_size:
-        return "data" if 2 * largest > facts.n_samples else "memory"
     if 2 * largest > facts.n_samples:
         return "data"
-    return "steps" if 2 * largest > facts.full_run_samples / STEPS_AT_LEAST else "speed"
+    steps = 2 * largest > facts.full_run_samples / STEPS_AT_LEAST
+    if probe is not None and not facts.accumulates and 2 * largest > probe.micro_batch_size * facts.world_size:
+        # A probe of a command tries no size that trials would not use: then memory is not what ends them.
+        return "memory" if probe.limited_by == "memory" else "steps" if steps else "probe"
+    return "steps" if steps else "speed"
 
 
 def _power_above(size: int) -> int:
