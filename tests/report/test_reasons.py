@@ -76,7 +76,7 @@ FIGURES: dict[CautionCode, dict[str, float]] = {
     "none_went_further": {"reach": 336, "n": 7, "fresh": 2},
     "one_loss": {"loss": 0.5},
     "rate_ignored": {"rates": 3, "low": 0.001, "high": 0.12},
-    "nothing_learned": {"percent": 2.0, "first": 0.6931},
+    "nothing_learned": {"percent": 2.0, "first": 0.6931, "longest": 4096},
     "rate_at_edge": {"rate": 0.12, "low": 0.001, "high": 0.12},
     "one_batch": {"batch": 32, "low": 4, "high": 256},
     "one_rate": {"rate": 0.004, "batch": 32},

@@ -76,6 +76,7 @@ def test_a_model_that_learns_nothing_is_found() -> None:
     found = found_in(lambda trial: train(trial, trial.learning_rate, noise()))
     assert found is not None
     assert found.code == "nothing_learned"
+    assert f"The longest run had {found.figures['longest']:,.0f} samples: " in caution_text(found)
     assert caution_text(found).startswith("Nothing was learned: no run ended more than 2 % below")
 
 

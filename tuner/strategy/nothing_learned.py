@@ -60,9 +60,10 @@ def _never_fell(runs: Sequence[Run]) -> Caution | None:
     first = min(curve[0][1] for curve in curves if curve[0][0] == first_at)
     lowest = min(curve[-1][1] for curve in curves)
     fell = any(_below(min(loss for _, loss in curve), curve[0][1]) for curve in curves)
-    return (
-        None if fell or _below(lowest, first) else Caution("nothing_learned", {"first": first, "percent": 100 * FALL})
-    )
+    if fell or _below(lowest, first):
+        return None
+    longest = max(curve[-1][0] for curve in curves)
+    return Caution("nothing_learned", {"first": first, "percent": 100 * FALL, "longest": longest})
 
 
 def _below(loss: float, first: float) -> bool:
