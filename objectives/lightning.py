@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -278,6 +279,7 @@ class LightningObjective:
             ObjectiveError: Fewer steps were made, or validation logged nothing.
         """
         meter.phase("build")
+        begun_s = time.perf_counter()
         seed_everything(spec.seed)
         module, data = self.build(
             micro_batch_size=spec.micro_batch_size,
@@ -287,7 +289,7 @@ class LightningObjective:
         )
         if spec.timed_s <= 0:  # What is timed are the batches of training.
             load_longest(module if data is None else data, self.length)
-        run = MeasuredRun(spec, device, meter, accumulates=module.automatic_optimization)
+        run = MeasuredRun(spec, device, meter, accumulates=module.automatic_optimization, begun_s=begun_s)
         watch = LightningWatch(run.trial, run.spec, self.metric)
         with quiet(), run.watch.hooked(), suppress(Enough):
             trainer = self._trainer(module, watch, run.spec, device, limit_val_batches=1)
@@ -299,6 +301,7 @@ class LightningObjective:
             samples=run.samples,
             eval_batch_size=spec.eval_batch_size if own_size else None,
             optimizer=run.watch.optimizer_name,
+            start_s=run.watch.start_s,
         )
 
 

@@ -180,6 +180,7 @@ class LoopObjective:
             samples=run.samples,
             eval_batch_size=spec.eval_batch_size if run.reports and "eval_batch_size" in run.trial.read else None,
             optimizer=run.watch.optimizer_name,
+            start_s=run.watch.start_s,
             warnings=self._unseen(run.trial, run.watch, run.reports, spec),
         )
 
@@ -241,13 +242,25 @@ class MeasuredRun:
         reports: What it has reported.
     """
 
-    def __init__(self, asked: MeasureSpec, device: str, meter: Meter, *, accumulates: bool = True) -> None:
-        """Plan the steps that are asked for, with those that are timed; a trial says `go` to every report."""
+    def __init__(
+        self,
+        asked: MeasureSpec,
+        device: str,
+        meter: Meter,
+        *,
+        accumulates: bool = True,
+        begun_s: float | None = None,
+    ) -> None:
+        """Plan the steps that are asked for, with those that are timed; a trial says `go` to every report.
+
+        `begun_s`: when the run has begun, by `time.perf_counter`; default: now.
+        """
         n_steps = asked.n_steps + (asked.max_timed_steps if asked.timed_s > 0 else 0)
         self.spec = asked.as_trial(n_steps, accumulates=accumulates)
         self.reports: list[TrialReport] = []
         self.trial = Trial(self.spec, device=device, send=self._hear, clock=time.perf_counter)
-        self.watch = StepWatch(meter, n_steps=asked.n_steps, timed_s=asked.timed_s, max_steps=n_steps)
+        begun_s = time.perf_counter() if begun_s is None else begun_s
+        self.watch = StepWatch(meter, n_steps=asked.n_steps, timed_s=asked.timed_s, max_steps=n_steps, begun_s=begun_s)
 
     def _hear(self, report: TrialReport) -> Verdict:
         self.reports.append(report)
@@ -310,7 +323,7 @@ class FrameworkWatch:
 class StepWatch:
     """Counts the optimizer steps of a loop that bstune does not own, and ends it once enough were seen."""
 
-    def __init__(self, meter: Meter, *, n_steps: int, timed_s: float, max_steps: int) -> None:
+    def __init__(self, meter: Meter, *, n_steps: int, timed_s: float, max_steps: int, begun_s: float) -> None:
         """End after `max_steps`, or after `n_steps` and `timed_s` seconds."""
         self.steps = 0
         self.optimizer_name: str | None = None
@@ -320,6 +333,10 @@ class StepWatch:
         self._timed_s = timed_s
         self._first: Any = None
         self._deadline_s = float("inf")
+        self.start_s: float | None = None
+        """Seconds until the optimizer first steps. A forward and a backward pass are in it: the least of several runs
+        has those of a small batch."""
+        self._begun_s = begun_s
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -336,6 +353,7 @@ class StepWatch:
 
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._first is None:
+            self.start_s = time.perf_counter() - self._begun_s
             # The first optimizer to step counts the steps; a second one, as a GAN has, does not count them twice.
             self._first, self.optimizer_name = optimizer, type(optimizer).__name__
         late = self.steps >= self._n_steps and time.perf_counter() > self._deadline_s

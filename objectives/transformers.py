@@ -237,7 +237,10 @@ class TrainerObjective:
                 trainer.train()
         run.check(spec, "The Trainer", _no_evaluation(self.metric))
         return MeasureNotes(
-            samples=run.samples, eval_batch_size=spec.eval_batch_size, optimizer=run.watch.optimizer_name
+            samples=run.samples,
+            eval_batch_size=spec.eval_batch_size,
+            optimizer=run.watch.optimizer_name,
+            start_s=run.watch.start_s,
         )
 
 

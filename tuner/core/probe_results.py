@@ -172,8 +172,8 @@ class ProbeResult(Record):
     loop, whose validation cannot be told apart, and in results of older versions.
     """
     start_s: Amount | None = None
-    """Seconds until a command begins to train, which each of its runs takes once; None for other objectives, and where
-    an epoch takes so long that it was not timed.
+    """Seconds until a command, or a loop of the user's own or of a framework, begins to train: each of its runs takes
+    them once. None for `Supervised`, and where an epoch of a command takes so long that it was not timed.
     """
     cached: bool = False
     """The result is a stored one, whose size was run once more now."""

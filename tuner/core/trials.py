@@ -273,6 +273,6 @@ class MeasureNotes:
     validation_s_per_sample: float | None = None
     """Seconds of a warm validation batch, over its samples; None where it was not timed."""
     start_s: float | None = None
-    """Seconds until a command begins to train; None where they were not timed."""
+    """Seconds until a command, or a loop of the user's own, begins to train; None where they were not timed."""
     no_loss: str = ""
     """What to say of a command that ran as it does in a search, to its end, and told no loss; else empty."""

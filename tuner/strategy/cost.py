@@ -44,8 +44,8 @@ class Cost:
     validation_s: float = 0.0
     """Seconds of one validation, where they are not part of the steps."""
     start_s: float = 0.0
-    """Seconds that each run takes once, before it trains: a command starts a program. 0 where nothing tells them; they
-    are then part of the steps."""
+    """Seconds that each run takes once, before it trains: a command starts a program, a loop loads its data. 0 where
+    nothing tells them; they are then part of the steps."""
 
     @classmethod
     def of(
@@ -55,7 +55,8 @@ class Cost:
         if probe is None:
             return cls(facts, None, line, 0.0, start_s)
         validation_s, probed_s = _validation_s(facts, probe), getattr(probe, "start_s", None)
-        start_s = start_s if probed_s is None else probed_s
+        # Stated step times may be of another machine, and are all that counts then.
+        start_s = 0.0 if facts.step_times else start_s if probed_s is None else probed_s
         return cls(facts, probe.micro_batch_size, probe.step_time_line or line, validation_s, start_s)
 
     @property
