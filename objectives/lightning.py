@@ -302,7 +302,14 @@ class LightningObjective:
             eval_batch_size=spec.eval_batch_size if own_size else None,
             optimizer=run.watch.optimizer_name,
             start_s=run.watch.start_s,
+            validation_s=None if run.validation_s is None else run.validation_s * _n_batches(trainer.val_dataloaders),
         )
+
+
+def _n_batches(loaders: Any) -> int:
+    """Return the batches of a validation, of which the probe runs one; 1 where that is not known."""
+    found = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+    return max(1, sum(len(loader) for loader in found if hasattr(type(loader), "__len__")))
 
 
 class LightningWatch(FrameworkWatch):

@@ -181,6 +181,7 @@ class LoopObjective:
             eval_batch_size=spec.eval_batch_size if run.reports and "eval_batch_size" in run.trial.read else None,
             optimizer=run.watch.optimizer_name,
             start_s=run.watch.start_s,
+            validation_s=run.validation_s,
             warnings=self._unseen(run.trial, run.watch, run.reports, spec),
         )
 
@@ -240,6 +241,7 @@ class MeasuredRun:
         trial: What the loop is given.
         watch: Counts its steps.
         reports: What it has reported.
+        validation_s: Seconds from its last step to what it reported then; None where it has not.
     """
 
     def __init__(
@@ -258,12 +260,15 @@ class MeasuredRun:
         n_steps = asked.n_steps + (asked.max_timed_steps if asked.timed_s > 0 else 0)
         self.spec = asked.as_trial(n_steps, accumulates=accumulates)
         self.reports: list[TrialReport] = []
+        self.validation_s: float | None = None
         self.trial = Trial(self.spec, device=device, send=self._hear, clock=time.perf_counter)
         begun_s = time.perf_counter() if begun_s is None else begun_s
         self.watch = StepWatch(meter, n_steps=asked.n_steps, timed_s=asked.timed_s, max_steps=n_steps, begun_s=begun_s)
 
     def _hear(self, report: TrialReport) -> Verdict:
         self.reports.append(report)
+        if self.watch.stepped_s is not None:
+            self.validation_s = time.perf_counter() - self.watch.stepped_s
         return "go"
 
     @property
@@ -336,6 +341,8 @@ class StepWatch:
         self.start_s: float | None = None
         """Seconds until the optimizer first steps. A forward and a backward pass are in it: the least of several runs
         has those of a small batch."""
+        self.stepped_s: float | None = None
+        """When it stepped last; None before."""
         self._begun_s = begun_s
 
     @contextmanager
@@ -365,6 +372,7 @@ class StepWatch:
             return
         self.steps += 1
         self._meter.step_done()
+        self.stepped_s = time.perf_counter()
         if self.steps == self._n_steps:
             self._meter.holds(**optimizer_bytes([optimizer], []))
             self._meter.phase("timing" if self._timed_s else "validation")

@@ -241,6 +241,7 @@ class TrainerObjective:
             eval_batch_size=spec.eval_batch_size,
             optimizer=run.watch.optimizer_name,
             start_s=run.watch.start_s,
+            validation_s_per_sample=None if run.validation_s is None else run.validation_s / len(trainer.eval_dataset),
         )
 
 

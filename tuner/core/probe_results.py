@@ -169,8 +169,10 @@ class ProbeResult(Record):
     """None where the user owns the loop, so that the wait for batches cannot be seen."""
     validation_s_per_sample: Amount | None = None
     """Seconds of validation for each sample of the validation data, at `eval_batch_size`; None where the user owns the
-    loop, whose validation cannot be told apart, and in results of older versions.
+    loop, and in results of older versions.
     """
+    validation_s: Amount | None = None
+    """Seconds of a validation of the user's own loop: from a step to the report after it; None for other objectives."""
     start_s: Amount | None = None
     """Seconds until a command, or a loop of the user's own or of a framework, begins to train: each of its runs takes
     them once. None for `Supervised`, and where an epoch of a command takes so long that it was not timed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -72,8 +71,10 @@ class Attempts:
         self.last_failure: messages.Failure | Died | None = None
         self.validation_s: dict[int, float] = {}
         """Seconds of validation for each of its samples, with a micro-batch size."""
+        self.whole_validation_s: float | None = None
+        """Seconds of a validation of a loop of the user's own."""
         self.start_s: float | None = None
-        """Seconds until a command begins to train."""
+        """Seconds until a command, or a loop of the user's own, begins to train."""
         self.eval_sizes: dict[int, int] = {}
         """Validation batch size that was seen to fit with a micro-batch size, as training would use it."""
         self._eval_limit: int | None = None
@@ -221,8 +222,9 @@ class Attempts:
         self.optimizer = self.optimizer or notes.optimizer
         if notes.validation_s_per_sample is not None:
             self.validation_s[size] = notes.validation_s_per_sample
-        if notes.start_s is not None:  # What disturbs it only makes it longer.
-            self.start_s = min(notes.start_s, math.inf if self.start_s is None else self.start_s)
+        # What disturbs them only makes them longer.
+        self.start_s = _least(notes.start_s, self.start_s)
+        self.whole_validation_s = _least(notes.validation_s, self.whole_validation_s)
         if spec.timed_s and reading.timed_step_s:
             row = throughput_row(size * self.host.facts.world_size, reading.timed_step_s)  # Of all processes together.
             self.waiting_counts |= reading.waiting_counts
@@ -303,6 +305,10 @@ def _may_be_fluke(attempt: Attempt, failure: messages.Failure | Died | None) -> 
     if isinstance(failure, Died):
         return attempt.outcome == "error"
     return failure is not None and attempt.outcome != "limit" and may_be_memory(failure.message)
+
+
+def _least(*seconds: float | None) -> float | None:
+    return min((each for each in seconds if each is not None), default=None)
 
 
 def objective_error(failure: messages.Failure | Died | None, size: int, output: str | None) -> ObjectiveError:

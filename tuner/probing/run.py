@@ -309,6 +309,7 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
         seconds=time.monotonic() - attempts.started_s,
         optimizer=attempts.optimizer,
         validation_s_per_sample=attempts.validation_s_per_sample(size),
+        validation_s=attempts.whole_validation_s,
         start_s=attempts.start_s,
         longest=host.facts.longest,
     )

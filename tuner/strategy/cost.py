@@ -124,6 +124,8 @@ class Cost:
 
 
 def _validation_s(facts: Facts, probe: ProbeResult) -> float:
+    if (whole := getattr(probe, "validation_s", None)) is not None:
+        return float(whole)
     each = getattr(probe, "validation_s_per_sample", None)
     return 0.0 if each is None else each * (facts.n_val_samples or 0)
 

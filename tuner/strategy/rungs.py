@@ -46,9 +46,11 @@ class Rungs:
         return min(math.ceil(point / batch) * batch, end)
 
     def points(self, end: int, start: int = 0) -> tuple[int, ...]:
-        """Return the samples at which reports are wanted up to a planned end: rungs, and equal points of the run."""
-        span = self.full_samples if end > self.full_samples / 2 else end
-        equal = [round(span * k / self.evals) for k in range(1, self.evals + 1)]
+        """Return the samples at which reports are wanted up to a planned end: rungs, and equal points of a full run.
+
+        A shorter run has fewer of them: validations cost seconds as training does, and only its end is compared.
+        """
+        equal = [round(self.full_samples * k / self.evals) for k in range(1, self.evals + 1)]
         last = next((rung for rung in self.samples if rung >= end), end)
         inner = {point for point in (*self.samples, *equal) if start < point < end}
         return (*sorted(inner), max(last if last - end < end else end, end))

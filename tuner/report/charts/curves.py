@@ -102,7 +102,7 @@ def validation_s_per_sample(result: SearchResult) -> float:
 
 
 def start_s_of(result: SearchResult) -> float:
-    """Return the seconds that each run takes before it trains: those that the probe of a command has timed."""
+    """Return the seconds that each run takes before it trains: those that the probe has timed."""
     return 0.0 if result.probe is None else result.probe.start_s or 0.0
 
 
