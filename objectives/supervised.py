@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
@@ -64,6 +64,7 @@ class Supervised:
         clip_grad_norm: Largest norm of the gradient, or None.
         precise_batch_norm: Make BatchNorm's running statistics afresh before each validation, from 1,024 training
             samples: those of a few updates, as a large batch makes in short runs, say little about the weights.
+            `auto`: only in the first updates of a run, from 256.
         world_size: Processes on this machine that train one model together, on CPU: each has micro-batches of its own,
             and gradients are averaged. A micro-batch size is that of one of them.
         name: Name of the study; default: the name of the file.
@@ -102,7 +103,7 @@ class Supervised:
         worst_batch: Callable[[int], Any] | None = None,
         size_unit: str = "samples",
         clip_grad_norm: float | None = None,
-        precise_batch_norm: bool = False,
+        precise_batch_norm: bool | Literal["auto"] = "auto",
         world_size: int = 1,
         name: str | None = None,
     ) -> None:
@@ -143,7 +144,7 @@ class Supervised:
         self.name = name
         parts = (model, training_step, validation_step, loss, optimizer, schedule, collate_fn, *self.metrics.values())
         ranks = [world_size] if world_size > 1 else []
-        precise = ["precise_batch_norm"] if precise_batch_norm else []
+        precise = ["precise_batch_norm"] if precise_batch_norm is True else []
         unit = [] if size_unit == "samples" else [size_unit]
         values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics), *ranks, *precise, *unit)
         self.source = source_facts(*parts, *values)
@@ -360,7 +361,8 @@ def _validation_s(run: TrainingRun, eval_batch_size: int) -> float:
         n_samples = run.validate_once(eval_batch_size)  # It reads the loss, and so waits for the device.
         seconds.append(run.clock() - start_s)
     start_s = run.clock()
-    run.prepare_validation()
+    if run.objective.precise_batch_norm is True:  # By default few validations of a full run need it.
+        run.prepare_validation()
     norms_s = run.clock() - start_s
     tokens = run.objective.val_tokens
     n_all = len(run.objective.val_data) if tokens is None else sum(tokens)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..tuner.core.errors import ObjectiveError
 from ..tuner.core.trials import NoisePoint
@@ -18,7 +18,7 @@ from ..tuner.device.run_clock import RunClock
 from ..tuner.theory.gradient_noise import NoiseDesign, design
 from .data import made_batches, noise_batches, to_device, training_batches, validation_batches
 from .gradient_noise import measure_noise
-from .precise_norms import SAMPLES, make_precise
+from .precise_norms import SAMPLES, make_precise, samples_wanted
 from .schedule import learning_rate_factor
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class Recipe(Protocol):
     collate_fn: Callable[[list[Any]], Any] | None
     num_workers: int
     clip_grad_norm: float | None
-    precise_batch_norm: bool
+    precise_batch_norm: bool | Literal["auto"]
+    epochs: float
 
     def build_model(self, params: Mapping[str, Any]) -> torch.nn.Module:
         """Return a fresh model."""
@@ -203,17 +204,21 @@ class TrainingRun:
         return numbers
 
     def prepare_validation(self) -> None:
-        """Do what comes before each validation: make the statistics of BatchNorm afresh, where that is asked for."""
-        if self.objective.precise_batch_norm:
-            self.make_norms_precise(self._samples_at_once)
+        """Do what comes before each validation: make the statistics of BatchNorm afresh, where they would mislead."""
+        objective, tokens = self.objective, self.objective.train_tokens
+        full = objective.epochs * (len(objective.train_data) if tokens is None else sum(tokens))
+        updates = self.samples / (self._micro_batch_size * self.world_size)
+        n_samples = samples_wanted(objective.precise_batch_norm, self.model, updates, self.samples / full)
+        if n_samples:
+            self.make_norms_precise(self._samples_at_once, n_samples)
 
-    def make_norms_precise(self, size: int) -> bool:
+    def make_norms_precise(self, size: int, n_samples: int = SAMPLES) -> bool:
         """Make the running statistics of BatchNorm afresh from batches of this size; return whether there are any."""
         data = self.objective.train_data
         batches: Any = noise_batches(
             data,
             size,
-            max(1, min(SAMPLES, len(data)) // size),
+            max(1, min(n_samples, len(data)) // size),
             seed=self.seed,
             at_samples=self.samples,
             collate_fn=self.objective.collate_fn,

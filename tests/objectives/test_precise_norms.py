@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from bstune.objectives.precise_norms import make_precise
@@ -26,8 +28,8 @@ def net() -> nn.Module:
     return nn.Sequential(*first, *second, nn.Linear(64, 8))
 
 
-def trained(batch: int, *, precise: bool) -> tuple[float, float]:
-    """Return the loss at the end of a run, and a number that the weights decide."""
+def trained(batch: int, *, precise: bool | Literal["auto"], epochs: float = EPOCHS) -> tuple[float, float]:
+    """Return the loss at the end of a run of four epochs or fewer, and a number that the weights decide."""
     objective = supervised(
         model=net,
         train_data=TensorDataset(INPUTS[:N], LABELS[:N]),
@@ -35,8 +37,9 @@ def trained(batch: int, *, precise: bool) -> tuple[float, float]:
         optimizer=lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9),
         metrics={"weights": lambda model, batch: float(model[0].weight.double().abs().sum())},
         precise_batch_norm=precise,
+        epochs=EPOCHS,
     )
-    end = EPOCHS * N
+    end = round(epochs * N)
     spec = spec_of(
         global_batch_size=batch, micro_batch_size=batch, learning_rate=RATES[batch], end_samples=end, points=(end,)
     )
@@ -53,6 +56,16 @@ def test_a_large_batch_of_few_updates_is_not_misjudged() -> None:
     assert large > 3 * small
     assert large_precise < small_precise
     assert small_precise == pytest.approx(small, abs=0.02)  # After 256 updates both say the same.
+
+
+def test_short_runs_are_not_misjudged_by_default() -> None:
+    """A whole run is judged as the user's own training would be; so is a short one of enough updates."""
+    plain, auto, precise = (trained(256, precise=each, epochs=2)[0] for each in (False, "auto", True))
+    assert plain > 2 * precise
+    assert auto == pytest.approx(precise, rel=0.2)  # Of fewer samples.
+
+    assert trained(256, precise="auto") == trained(256, precise=False)  # 16 updates, and it ends there.
+    assert trained(16, precise="auto", epochs=1) == trained(16, precise=False, epochs=1)  # 64 updates.
 
 
 def test_other_buffers_stay_as_they_are() -> None:
