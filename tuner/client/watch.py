@@ -101,8 +101,9 @@ class Watcher:
         foreseen: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in study["forecast"].items()
         }
-        if foreseen["reference_runs"] is None:
-            foreseen["reference_runs"] = math.inf
+        for unknown in ("reference_runs", "most_reference_runs"):
+            if foreseen[unknown] is None:
+                foreseen[unknown] = math.inf
         self._tell(
             Progress(
                 "forecast",

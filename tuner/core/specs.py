@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -167,7 +168,7 @@ class Forecast:
     n_trials: int | None
     """About this many trials, most of them stopped early; None where the budget is a duration and no step was timed."""
     reference_runs: float
-    """At most this much training is left, in full runs at the reference batch."""
+    """About this much training is left, in full runs at the reference batch: many searches end by themselves."""
     reference_batch: int
     seconds: float | None
     """The same in seconds; None where no step time is known, and the budget is no duration."""
@@ -175,8 +176,10 @@ class Forecast:
     """Global batch sizes that are considered."""
     batch_range: tuple[int, int]
     learning_rate_range: tuple[float, float]
-    usual_reference_runs: float | None = None
-    """Half of such searches end by themselves within so many; None where the limit is not far beyond it."""
+    most_reference_runs: float = math.inf
+    """What the budget leaves: at most so many are run."""
+    most_seconds: float | None = None
+    """The same in seconds; None where `seconds` is."""
     sizes_end_by: SizesEnd | None = None
     """Why no larger batch size is considered; None where the user has named the sizes."""
     probe_seconds: float = 0.0

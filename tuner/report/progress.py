@@ -89,10 +89,8 @@ def forecast_line(forecast: Forecast) -> str:
     said = f"as many trials as fit in {took}: how many, the first ones show"
     if forecast.n_trials is not None:
         trials = f"about {forecast.n_trials} trials" if forecast.n_trials != 1 else "about 1 trial"
-        most = (
-            f"at most {forecast.reference_runs:.3g} reference runs left (full runs at batch {forecast.reference_batch})"
-        )
-        said = f"{trials}, {most}, {took}{_usual(forecast)}"
+        runs = f"{forecast.reference_runs:.3g} reference runs (full runs at batch {forecast.reference_batch})"
+        said = f"{trials}, {runs}, {took}{_most(forecast)}"
     sizes = f"batch sizes {batches[0]} to {batches[1]}" if batches[0] < batches[1] else f"batch size {batches[0]} only"
     sizes += "" if forecast.sizes_end_by is None else f" ({_SIZES_END[forecast.sizes_end_by]})"
     tried = f"learning rates {rates[0]:.3g} to {rates[1]:.3g}"
@@ -100,14 +98,12 @@ def forecast_line(forecast: Forecast) -> str:
     return f"Forecast: {said}; {sizes}, {tried}."
 
 
-def _usual(forecast: Forecast) -> str:
-    """Return when a search that may take long is usually done."""
-    if (usual := forecast.usual_reference_runs) is None:
+def _most(forecast: Forecast) -> str:
+    """Return what the budget allows, where that is more than is expected."""
+    if forecast.most_reference_runs <= forecast.reference_runs:
         return ""
-    took = (
-        "" if forecast.seconds is None else f" (about {duration(usual / forecast.reference_runs * forecast.seconds)})"
-    )
-    return f"; half of such searches end by themselves within {usual:.3g} of these runs{took}"
+    took = "" if forecast.most_seconds is None else f" ({duration(forecast.most_seconds)})"
+    return f"; at most {forecast.most_reference_runs:.3g} runs{took}, if more promises to pay"
 
 
 def probe_line(budget_s: float | None) -> str:

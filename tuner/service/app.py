@@ -410,9 +410,8 @@ def _foreseen(served: ServedStudy) -> dict[str, Any]:
     if forecast is None or strategy is None:
         return {"forecast": None, "rungs": []}
     told = dataclasses.asdict(forecast)
-    runs = told["reference_runs"]
     return {
-        "forecast": {**told, "reference_runs": runs if math.isfinite(runs) else None},
+        "forecast": {name: None if value == math.inf else value for name, value in told.items()},
         "rungs": list(strategy.rungs.samples),
     }
 

@@ -46,6 +46,8 @@ FAULTS = frozenset({"error", "no_report"})
 USUAL_RUNS = 11.0
 """Reference runs after which half of the searches of recorded tables ended as more would not pay off, four of five
 within 18 (`benchmarks/clock.py --bstune-only --lines 128 --budget 36`, 29 tables, two seeds)."""
+MOSTLY = 0.8
+"""Share of these past which a search is no usual one."""
 START_S = 0.08
 """Seconds that a trial takes beside its steps: its model, its first batch (measured on two cores, small models)."""
 HOPELESS = 12
@@ -190,36 +192,37 @@ class Strategy:
     def forecast(self) -> Forecast:
         """Return what the search is still expected to cost."""
         clock, budget = self._clock, self._budget
-        left = max(0.0, budget.left)
+        left = most = max(0.0, budget.left)
         rates, batches = self.space.learning_rates, self.space.batches
-        # Counted on recorded tables; shorter runs that are planned as such, or continued as new trials, make half as
-        # many more.
+        by_time = self.plan.goal == "time" and clock.known
+        if by_time and budget.charged < MOSTLY * USUAL_RUNS:
+            left = min(left, USUAL_RUNS - budget.charged)
         n_trials: int | None = None
         if math.isfinite(left):
-            n_search = (6 + 2 * max(0.0, left - budget.kept)) * (
-                1.5 if self.facts.can_continue or budget.planned else 1.0
-            )
+            n_search = 9 + (6 if by_time else 3) * max(
+                0.0, left - budget.kept
+            )  # Counted on two examples, six searches.
             least = self.rungs.samples[0] / self.rungs.full_samples * clock.full_price(clock.reference_batch)
             if len(batches) == len(rates) == 1 and not self.space.extras:  # One setting: it is run, and confirmed.
                 n_search = 1.0
-                left = min(left, (1 + budget.kept) * clock.full_price(batches[0]))
+                left = most = min(left, (1 + budget.kept) * clock.full_price(batches[0]))
             n_trials = round(min(n_search + budget.kept, left / least, budget.trials_left))
-        seconds = self.plan.budget_s
+        seconds = most_seconds = self.plan.budget_s
         if clock.reference_s is not None and n_trials is not None:
             start_s = START_S if self.facts.kind == "supervised" and not len(self.ledger) else 0.0
-            seconds = left * clock.reference_s * clock.correction(self.ledger) + n_trials * start_s
-            seconds = min(seconds, self.plan.budget_s or math.inf)
-        long = self.plan.goal == "time" and 1.5 * USUAL_RUNS < left < math.inf
+            each_s = clock.reference_s * clock.correction(self.ledger) + (n_trials * start_s / left if left else 0.0)
+            seconds, most_seconds = (min(runs * each_s, self.plan.budget_s or math.inf) for runs in (left, most))
         return Forecast(
             n_trials=n_trials,
             reference_runs=left,
             reference_batch=clock.reference_batch,
             seconds=seconds,
+            most_reference_runs=most,
+            most_seconds=most_seconds,
             n_batches=len(batches),
             batch_range=(batches[0], batches[-1]),
             learning_rate_range=(rates[0], rates[-1]),
             sizes_end_by=why_sizes_end(self.plan, self.facts, self.probe, batches[-1]),
-            usual_reference_runs=USUAL_RUNS if long and not len(self.ledger) else None,
         )
 
     @property
