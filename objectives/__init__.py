@@ -43,4 +43,5 @@
 - `training`: One model in training, where bstune owns the loop: built from a seed, stepped, validated, saved and
   loaded.
 - `transformers`: A Trainer of Transformers as an objective: it runs each trial itself.
+- `user_code`: What a function or class uses of its user's own code: other functions and classes, and plain values.
 """

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import functools
 import hashlib
 import inspect
-import itertools
-import sys
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from textwrap import dedent
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType
 from typing import Any, TypeVar
 
 from ..tuner.core.trials import OptimizerFamily
+from .user_code import functions_of, held, is_users, reached, stable_repr
 
 ADAM_LIKE = ("adam", "lamb", "lion", "rmsprop", "muon", "shampoo", "soap", "sophia", "novograd")
 SGD_LIKE = ("sgd", "lars", "asgd", "rprop")
-_OURS = tuple(f"{__name__.partition('.')[0]}.{room}." for room in ("objectives", "tuner"))
 MOST_PARTS, MOST_NAME = 200, 100
 """Of the parts of a source that are told apart, and characters of the name of one."""
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -43,13 +39,12 @@ def optimizer_family(class_name: str | None) -> OptimizerFamily:
 
 def source_hash(*parts: Any) -> str:
     """Return a hash of functions and classes by source, or by byte code if they have none, and of values by repr."""
-    return _hash(_text(part) + _held_text(part) for part in parts)
+    return _hash(text + values for text, values in map(_read_part, parts))
 
 
 def code_hash(*parts: Any) -> str:
     """Return the same of what the source does: another comment, docstring or line break changes nothing."""
-    texts = [(_text(part), _held_text(part)) for part in parts]
-    return _hash((code_of(dedent(text)) or text) + held for text, held in texts)
+    return _hash((code_of(dedent(text)) or text) + values for text, values in map(_read_part, parts))
 
 
 def source_facts(*parts: Any) -> dict[str, Any]:
@@ -57,17 +52,45 @@ def source_facts(*parts: Any) -> dict[str, Any]:
 
     What they use of the user's own code belongs to it: functions and classes, and constants with names in capitals.
     """
-    parts = (*parts, *_reached(parts))
+    parts = (*parts, *reached(parts))
+    read = [_read_part(part) for part in parts]  # Each once: to find a text takes its time.
     named: list[tuple[str, str]] = []
-    for part in parts:
+    for part, (text, _) in zip(parts, read, strict=True):
         if callable(part):
-            text = dedent(_text(part))
+            text = dedent(text)
             found = [each for each in _parts_of(text) if each[0].endswith("()") or each[0].isidentifier()]
             named += found or [(_called(part), text)]
-            named += [(name, repr(value)) for name, value in _held(part).items()]
+            named += [(name, stable_repr(value)) for name, value in held(part).items()]
         else:
-            named.append(("its arguments", repr(part)))
-    return {"source_hash": source_hash(*parts), "code_hash": code_hash(*parts), "code_parts": _grouped(named)}
+            named.append(("its arguments", text))
+    return {
+        "source_hash": _hash(text + values for text, values in read),
+        "code_hash": _hash((code_of(dedent(text)) or text) + values for text, values in read),
+        "code_parts": _grouped(named),
+    }
+
+
+class HasSource:
+    """An objective made in Python: its code is what it is when a search asks, not when the objective was made.
+
+    In another process it is what it was when it was sent there.
+    """
+
+    _parts: tuple[Any, ...] = ()
+    _source: dict[str, Any] | None = None
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What `Facts` says of its code."""
+        return source_facts(*self._parts) if self._source is None else self._source
+
+    @source.setter
+    def source(self, facts: dict[str, Any]) -> None:
+        self._source = facts
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what travels to another process."""
+        return {**vars(self), "_source": self.source, "_parts": ()}
 
 
 def file_parts(source: bytes) -> tuple[tuple[str, str], ...]:
@@ -167,91 +190,31 @@ def _hash(texts: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _read_part(part: Any) -> tuple[str, str]:
+    """Return the text of a part, and that of the values it holds."""
+    return _text(part), "".join(f"\n{name} = {stable_repr(value)}" for name, value in held(part).items())
+
+
 def _text(part: Any) -> str:
     if not callable(part):
         return repr(part)
     if isinstance(part, functools.partial):
         return _text(part.func)
     try:
-        return inspect.getsource(part)
+        # The function itself is read, not what it wraps, which is reached on its own; a library's wrapper is no matter.
+        own = isinstance(part, FunctionType) and is_users(part.__globals__.get("__name__"))
+        return inspect.getsource(part.__code__ if own else part)
     except (OSError, TypeError):
         code = getattr(part, "__code__", None)
-        return _code_text(code) if code else getattr(part, "__qualname__", type(part).__qualname__)
-
-
-def _held(part: Any) -> dict[str, Any]:
-    """Return the plain values that a function takes from outside: from where it was made, and constants."""
-    if isinstance(part, functools.partial):
-        held = {**{f"argument {n}": value for n, value in enumerate(part.args, 1)}, **part.keywords}
-        return {**_held(part.func), **_plain(held)}
-    names = getattr(getattr(part, "__code__", None), "co_freevars", ())
-    held = {
-        name: function.__globals__[name]
-        for function in _functions_of(part)
-        for name in _names_in(function.__code__)
-        if name.isupper() and name in function.__globals__
-    }
-    for name, cell in zip(names, getattr(part, "__closure__", None) or (), strict=False):
-        with contextlib.suppress(ValueError):  # What has no value yet.
-            held[name] = cell.cell_contents
-    return _plain(held)
-
-
-def _reached(parts: Iterable[Any]) -> list[Any]:
-    """Return the user's own functions and classes that these use, and that those use, each once."""
-    found = [part for part in parts if callable(part)]
-    n_given, known = len(found), set(map(id, found))
-    for part in found:  # It grows meanwhile.
-        used = [value for function in _functions_of(part) for value in _used_by(function)]
-        for value in (*used, *(part.__mro__ if isinstance(part, type) else ())):
-            if id(value) not in known and _is_users(value.__module__):
-                known.add(id(value))
-                found.append(value)
-    return found[n_given:]
-
-
-def _used_by(function: FunctionType) -> list[Any]:
-    values = [function.__globals__.get(name) for name in _names_in(function.__code__)]
-    return [value for value in values if isinstance(value, type | FunctionType)]
-
-
-def _functions_of(part: Any) -> list[FunctionType]:
-    """Return the user's own function, or those of a class, that a part is."""
-    if isinstance(part, functools.partial):
-        return _functions_of(part.func)
-    own = vars(part).values() if isinstance(part, type) else [part]
-    bare = [
-        each.__func__
-        if isinstance(each, staticmethod | classmethod | MethodType)
-        else each.fget
-        if isinstance(each, property)
-        else each
-        for each in own
-    ]
-    return [each for each in bare if isinstance(each, FunctionType) and _is_users(each.__module__)]
-
-
-def _names_in(code: CodeType) -> list[str]:
-    inner = [_names_in(item) for item in code.co_consts if isinstance(item, CodeType)]
-    return list(dict.fromkeys([*code.co_names, *itertools.chain.from_iterable(inner)]))
-
-
-def _is_users(module: Any) -> bool:
-    """Tell whether a module is the user's own: neither installed, nor of Python, nor of bstune."""
-    if not isinstance(module, str) or module.partition(".")[0] in sys.stdlib_module_names or module.startswith(_OURS):
-        return False
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return file is None or not {"site-packages", "dist-packages"} & set(Path(file).parts)
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
-
-
-def _held_text(part: Any) -> str:
-    return "".join(f"\n{name} = {value!r}" for name, value in _held(part).items())
+        if code is not None:
+            return _code_text(code)
+        name: str = getattr(part, "__qualname__", type(part).__qualname__)
+        if not isinstance(part, type):
+            return name
+        # Such as a class of a notebook, of which no file tells where it stands; its functions know their own place.
+        return "\n".join([name, *(f"{each.__name__}: {dedent(_text(each))}" for each in functions_of(part))])
 
 
 def _code_text(code: CodeType) -> str:
-    constants = (_code_text(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts)
+    constants = (_code_text(item) if isinstance(item, CodeType) else stable_repr(item) for item in code.co_consts)
     return f"{code.co_code!r}{code.co_names!r}{'|'.join(constants)}"

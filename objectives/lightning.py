@@ -13,7 +13,7 @@ from ..tuner.core.attributes import BATCH_SIZE, EVAL_BATCH_SIZE, LEARNING_RATE, 
 from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
-from .fingerprint import optimizer_family, source_facts, source_hash
+from .fingerprint import HasSource, optimizer_family, source_hash
 from .keywords import keywords_for
 from .lightning_package import kept, load_longest, package_of, quiet
 from .loop import Enough, FrameworkWatch, MeasuredRun, check_ended
@@ -105,7 +105,7 @@ def from_module(
     )
 
 
-class LightningObjective:
+class LightningObjective(HasSource):
     """A LightningModule with its data; made by `from_module`."""
 
     kind = "lightning"
@@ -136,8 +136,7 @@ class LightningObjective:
         self.name = name
         self.trainer_kwargs = trainer_kwargs
         settings = sorted((key, value) for key, value in trainer_kwargs.items() if isinstance(value, (int, float, str)))
-        parts = (module_factory, datamodule_factory, metric, epochs, evals, schedule, n_samples, settings)
-        self.source = source_facts(*parts)
+        self._parts = (module_factory, datamodule_factory, metric, epochs, evals, schedule, n_samples, settings)
 
     def prepare(self) -> None:
         """Let the data module fetch its data and count the training samples, once.

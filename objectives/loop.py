@@ -12,7 +12,7 @@ from typing import Any
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
 from .base import Meter, Trial, run_problems
-from .fingerprint import model_problems, named_model, optimizer_family, source_facts
+from .fingerprint import HasSource, model_problems, named_model, optimizer_family
 from .schedule import SCHEDULES
 from .step_times import StepTimes, stated_step_times
 from .token_batches import largest_only
@@ -102,7 +102,7 @@ def objective(
     )
 
 
-class LoopObjective:
+class LoopObjective(HasSource):
     """A training loop with the size of its data; made by `@bstune.objective`."""
 
     kind = "loop"
@@ -131,8 +131,7 @@ class LoopObjective:
         self.step_time_s = step_time_s
         self.model = model
         self.name = name
-        parts = (function, n_samples, epochs, evals)
-        self.source = source_facts(*parts)
+        self._parts = (function, n_samples, epochs, evals)
 
     def __call__(self, trial: Trial) -> Any:
         """Call the user's function."""

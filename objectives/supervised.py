@@ -13,7 +13,7 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .data import check_data, is_factory
-from .fingerprint import optimizer_family, source_facts, source_hash
+from .fingerprint import HasSource, optimizer_family, source_hash
 from .gradient_noise import moments
 from .keywords import keywords_for, takes_two
 from .longest import LongestFirst, tokens_of
@@ -32,7 +32,7 @@ QUICK_S = 0.2
 """A validation batch that takes less is timed twice."""
 
 
-class Supervised:
+class Supervised(HasSource):
     """Train `model` on `train_data`, evaluate it on `val_data`.
 
     Args:
@@ -147,7 +147,7 @@ class Supervised:
         precise = ["precise_batch_norm"] if precise_batch_norm is True else []
         unit = [] if size_unit == "samples" else [size_unit]
         values = (epochs, evals, precision, clip_grad_norm, sorted(self.metrics), *ranks, *precise, *unit)
-        self.source = source_facts(*parts, *values)
+        self._parts = (*parts, *values)
 
     def prepare(self) -> None:
         """Call the data factories and check what they return."""

@@ -13,7 +13,7 @@ from ..tuner.core.attributes import training_arguments
 from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
-from .fingerprint import optimizer_family, source_facts, source_hash
+from .fingerprint import HasSource, optimizer_family, source_hash
 from .longest import repeated_longest
 from .loop import Enough, FrameworkWatch, MeasuredRun, check_ended
 from .ranks import SEVERAL, refuse_launcher
@@ -89,7 +89,7 @@ def from_trainer(
     )
 
 
-class TrainerObjective:
+class TrainerObjective(HasSource):
     """A Trainer with its model and data; made by `from_trainer`."""
 
     kind = "transformers"
@@ -113,8 +113,7 @@ class TrainerObjective:
         self.n_samples = n_samples
         self.length = length
         self.name = name
-        parts = (make_trainer, metric, evals, schedule, n_samples)
-        self.source = source_facts(*parts)
+        self._parts = (make_trainer, metric, evals, schedule, n_samples)
 
     def prepare(self) -> None:
         """Load nothing: the function makes its data, or its file has done so.

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import linecache
+import os
+import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 import bstune
 import pytest
 from bstune.objectives.fingerprint import code_hash, code_of, file_parts, source_facts, source_hash
+from bstune.objectives.user_code import MOST_REACHED, reached
 
 SOURCE = '''
 class Net:
@@ -135,6 +140,137 @@ def test_what_a_function_uses_of_its_own_module_is_part_of_its_code(
 
     assert changed(facts[0]["code_parts"], facts[1]["code_parts"]) == names
     assert (facts[0]["code_hash"] != facts[1]["code_hash"]) == bool(names)
+
+
+def known(path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return a module with this text, known to Python as one of the user's."""
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    path.write_text(text)
+    exec(compile(text, str(path), "exec"), vars(module))
+    return module
+
+
+LAYERS = """
+def helper():
+    return 1
+
+WIDTHS = [1, {"a": 2}]
+
+class Net:
+    def size(self):
+        return helper()
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import layers\ndef f(): return layers.Net()",
+        "import layers\nnet = layers.Net()\ndef f(): return net",
+        "import functools, layers\nf = functools.partial(map, layers.Net)",
+        "import layers\nmake = layers.Net\ndef outer(make):\n    return lambda: make()\nf = outer(layers.Net)",
+        "import layers\ndef f(make=layers.Net): return make()",
+        "import torch\nfrom layers import helper\n@torch.no_grad()\ndef f(): return helper()",
+        "import layers\nf = layers.Net().size",
+        "import layers\nclass Loss(layers.Net):\n    def __call__(self): return 0\nf = Loss()",
+    ],
+)
+def test_code_is_found_however_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Through a module, an instance, a partial, a closure, a default, a decorator, a method."""
+    hashes = []
+    for number in (1, 1, 2):
+        known(tmp_path / "layers.py", LAYERS.replace("return 1", f"return {number}"), monkeypatch)
+        linecache.clearcache()
+        hashes.append(source_facts(known(tmp_path / "model.py", text, monkeypatch).f)["code_hash"])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_decorator_of_the_users_own_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it wraps."""
+    text = """
+import functools
+def twice(function):
+    @functools.wraps(function)
+    def inner(): return 2 * function()
+    return inner
+@twice
+def f(): return 1
+"""
+    texts = (text, text.replace("2 *", "3 *"), text.replace("return 1", "return 4"))
+    made = [known(tmp_path / f"model{n}.py", each, monkeypatch).f for n, each in enumerate(texts)]
+    assert len({source_facts(function)["code_hash"] for function in made}) == 3
+
+
+def test_a_class_without_a_source_is_told_by_its_functions() -> None:
+    """As one of a notebook or a prompt."""
+    found = []
+    for number in (1, 1, 2):
+        names: dict[str, Any] = {"__name__": "__prompt__"}
+        exec(f"class Net:\n    def size(self): return {number}\ndef f(): return Net()", names)
+        found.append(source_facts(names["f"])["code_hash"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_an_attribute_is_no_use_of_a_function_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that calls trial.report does not depend on the user's own report()."""
+    text = "LR = 1\ndef report(): return 1\ndef f(trial):\n    trial.report(trial.LR)"
+    first = source_facts(known(tmp_path / "first.py", text, monkeypatch).f)
+    second = source_facts(known(tmp_path / "second.py", text.replace("1", "2"), monkeypatch).f)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("(1, 2)", "(1, 3)"), ("{'a': [1]}", "{'a': [2]}"), ("{'a', 'b'}", "{'a', 'c'}"), ("'a'", "None")]
+)
+def test_plain_containers_in_capitals_are_constants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    """What holds something else is none, since it cannot be compared; nor what has its name in lower case."""
+
+    def parts(value: str, name: str = "WIDTHS") -> dict[str, str]:
+        text = f"{name} = {value}\ndef f(): return {name}"
+        return dict(source_facts(known(tmp_path / "model.py", text, monkeypatch).f)["code_parts"])
+
+    assert parts(old) == parts(old)
+    assert parts(old)["WIDTHS"] != parts(new)["WIDTHS"]
+    assert "WIDTHS" not in parts("[object()]")
+    assert "widths" not in parts(old, "widths")
+
+
+def test_code_without_a_source_is_the_same_in_each_process() -> None:
+    """Also where it looks something up in a set, which each process orders its own way."""
+    program = (
+        "from bstune.objectives.fingerprint import code_hash; "
+        'print(code_hash(eval(\'lambda x: x in {"a", "b", "c", "d", "e"}\')))'
+    )
+    seeds = [{**os.environ, "PYTHONHASHSEED": seed} for seed in "123"]
+    said = {subprocess.check_output([sys.executable, "-c", program], env=env) for env in seeds}
+    assert len(said) == 1
+
+
+def test_what_is_followed_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a code however large; and a library counts as such also where it is a checkout."""
+    text = "def f0(): pass\n" + "\n".join(f"def f{n}(): f{n - 1}()" for n in range(1, 700)) + "\nf = f699\n"
+    assert len(reached([known(tmp_path / "model.py", text, monkeypatch).f])) == MOST_REACHED
+    timm = known(tmp_path / "timm.py", LAYERS, monkeypatch)
+    assert reached([timm.Net]) == []
+
+
+def test_the_code_is_that_of_when_it_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a notebook's cell is run again; what another process has got is as it was sent."""
+    module = known(tmp_path / "model.py", "def f(trial): return helper()", monkeypatch)
+    objective = bstune.objective(n_samples=10)(module.f)
+    hashes = []
+    for number in (1, 1, 2):
+        exec(f"def helper(): return {number}", vars(module))
+        hashes.append(objective.facts.code_hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+    sent = pickle.loads(pickle.dumps(objective))
+    exec("def helper(): return 3", vars(module))
+    assert sent.facts.code_hash == hashes[2] != objective.facts.code_hash
 
 
 def test_a_reference_has_the_code_of_the_file_that_was_named(tmp_path: Path) -> None:
