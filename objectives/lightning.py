@@ -238,6 +238,7 @@ class LightningObjective(HasSource):
             **options,
         }
         hooks = {name: getattr(watch, name) for name in ("setup", "on_train_batch_end", "on_validation_end")}
+        hooks["on_validation_batch_end"] = watch._validated
         given = kwargs.pop("callbacks", None) or []
         callbacks = kept(pl, given if isinstance(given, (list, tuple)) else [given])
         return pl.Trainer(**kwargs, callbacks=[*callbacks, pl.callbacks.LambdaCallback(**hooks)])
@@ -272,7 +273,7 @@ class LightningObjective(HasSource):
         trial.save(module)
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
-        """Run a few real steps by Lightning's loop, and a validation batch.
+        """Run a few real steps by Lightning's loop, and a few validation batches.
 
         Raises:
             ObjectiveError: Fewer steps were made, or validation logged nothing.
@@ -291,24 +292,29 @@ class LightningObjective(HasSource):
         run = MeasuredRun(spec, device, meter, accumulates=module.automatic_optimization, begun_s=begun_s)
         watch = LightningWatch(run.trial, run.spec, self.metric)
         with quiet(), run.watch.hooked(), suppress(Enough):
-            trainer = self._trainer(module, watch, run.spec, device, limit_val_batches=1)
+            trainer = self._trainer(module, watch, run.spec, device, limit_val_batches=watch.PROBED)
             meter.phase("train")
             trainer.fit(module, datamodule=data)
         run.check(spec, "Lightning", _no_validation(self.metric))
+        limit = self.trainer_kwargs.get("limit_val_batches", 1.0)
+        n_batches = None if self.length else _n_batches(trainer.val_dataloaders, 1.0 if limit is None else limit)
         own_size = set_attributes([module, data], EVAL_BATCH_SIZE, spec.eval_batch_size)
         return MeasureNotes(
             samples=run.samples,
             eval_batch_size=spec.eval_batch_size if own_size else None,
             optimizer=run.watch.optimizer_name,
             start_s=run.watch.start_s,
-            validation_s=None if run.validation_s is None else run.validation_s * _n_batches(trainer.val_dataloaders),
+            validation_s=run.validation_of(n_batches, watch.ends_s),
         )
 
 
-def _n_batches(loaders: Any) -> int:
-    """Return the batches of a validation, of which the probe runs one; 1 where that is not known."""
-    found = loaders if isinstance(loaders, (list, tuple)) else [loaders]
-    return max(1, sum(len(loader) for loader in found if hasattr(type(loader), "__len__")))
+def _n_batches(loaders: Any, limit: Any) -> int | None:
+    """Return the batches of a validation by one or more loaders; None where one of them has no length."""
+    found = loaders.values() if isinstance(loaders, dict) else loaders if isinstance(loaders, list) else [loaders]
+    try:
+        return sum(int(len(each) * limit) if isinstance(limit, float) else min(len(each), limit) for each in found)
+    except TypeError:
+        return None
 
 
 class LightningWatch(FrameworkWatch):

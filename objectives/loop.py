@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import pairwise
 from typing import Any
 
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
@@ -266,9 +268,21 @@ class MeasuredRun:
 
     def _hear(self, report: TrialReport) -> Verdict:
         self.reports.append(report)
-        if self.watch.stepped_s is not None:
+        if self.watch.stepped_s is not None and math.isfinite(report.val_loss):
             self.validation_s = time.perf_counter() - self.watch.stepped_s
         return "go"
+
+    def validation_of(self, n_batches: int | None, ends_s: Sequence[float]) -> float | None:
+        """Return the seconds of a validation of so many batches, by when the first of them ended; None if unknown.
+
+        The first may be slow, as much begins with it; each of the others takes what the quickest of them took.
+        """
+        begun_s = self.watch.stepped_s
+        ends_s = [end for end in ends_s if begun_s is not None and end > begun_s]
+        between = [later - sooner for sooner, later in pairwise(ends_s)]
+        if begun_s is None or n_batches is None or not ends_s or (n_batches > 1 and not between):
+            return None
+        return ends_s[0] - begun_s + (n_batches - 1) * min(between, default=0.0)
 
     @property
     def samples(self) -> int:
@@ -292,11 +306,16 @@ class FrameworkWatch:
 
     Attributes:
         pruned: What ends the trial, where it was told to stop: to be raised when the framework is back.
+        ends_s: When each batch of its validations ended, by `time.perf_counter`.
     """
+
+    PROBED = 3
+    """Batches of a validation that the probe runs: the first of them is slow."""
 
     def __init__(self, trial: Trial, spec: TrialSpec, metric: str) -> None:
         """Count for this trial, and report this metric."""
         self.pruned: TrialPruned | None = None
+        self.ends_s: list[float] = []
         self._trial = trial
         self._spec = spec
         self._metric = metric
@@ -314,6 +333,10 @@ class FrameworkWatch:
     @property
     def _is_over(self) -> bool:
         return self.samples >= self._spec.end_samples
+
+    def _validated(self, *args: Any, **others: Any) -> None:
+        """Hear of the end of a batch of a validation."""
+        self.ends_s.append(time.perf_counter())
 
     def _reported(self, value: Any, metrics: Mapping[str, Any]) -> bool:
         """Report a validation, and return whether the trial goes on."""

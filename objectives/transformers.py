@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -213,7 +214,7 @@ class TrainerObjective(HasSource):
         trial.save(trainer.model)
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
-        """Run a few real steps by the Trainer, and an evaluation of one batch.
+        """Run a few real steps by the Trainer, and an evaluation of a few batches.
 
         Raises:
             ObjectiveError: Fewer steps were made, or the evaluation did not tell the metric.
@@ -224,23 +225,26 @@ class TrainerObjective(HasSource):
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._made({**spec.params, **_fields(run.spec, device, folder, spec.eval_batch_size)})
             trainer.args.max_steps = run.spec.n_steps
-            trainer.add_callback(TrainerWatch(run.trial, run.spec, self.metric).as_callback())
-            longest = None
+            watch = TrainerWatch(run.trial, run.spec, self.metric)
+            trainer.add_callback(watch.as_callback())
+            longest, n_val = None, len(trainer.eval_dataset) if _is_counted(trainer.eval_dataset) else None
             if spec.timed_s <= 0:  # What is timed are the batches of training.
                 longest = repeated_longest(trainer.train_dataset, self.length)
                 trainer.eval_dataset = _longest(trainer.eval_dataset, self.length)
             trainer.train_dataset = _epoch_of(trainer.train_dataset, run.spec.end_samples, longest)
-            trainer.eval_dataset = _first(trainer.eval_dataset, spec.eval_batch_size)
+            trainer.eval_dataset = _first(trainer.eval_dataset, watch.PROBED * spec.eval_batch_size)
             meter.phase("train")
             with run.watch.hooked(), suppress(Enough):
                 trainer.train()
         run.check(spec, "The Trainer", _no_evaluation(self.metric))
+        # A validation of nothing but the longest samples would take too long.
+        n_batches = None if n_val is None or longest is not None else math.ceil(n_val / spec.eval_batch_size)
         return MeasureNotes(
             samples=run.samples,
             eval_batch_size=spec.eval_batch_size,
             optimizer=run.watch.optimizer_name,
             start_s=run.watch.start_s,
-            validation_s_per_sample=None if run.validation_s is None else run.validation_s / len(trainer.eval_dataset),
+            validation_s=run.validation_of(n_batches, watch.ends_s),
         )
 
 
@@ -253,6 +257,7 @@ class TrainerWatch(FrameworkWatch):
         hooks = {
             name: getattr(self, name) for name in ("on_train_begin", "on_substep_end", "on_step_end", "on_evaluate")
         }
+        hooks["on_prediction_step"] = self._validated
         return type("BstuneCallback", (base,), {name: staticmethod(hook) for name, hook in hooks.items()})()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import bstune
 import pytest
 import torch
-from bstune.objectives.lightning import LightningObjective, from_module
+from bstune.objectives.lightning import LightningObjective, _n_batches, from_module
 from bstune.objectives.lightning_package import load_longest
 from bstune.tests.objectives.short_form import run_example
 from bstune.tests.objectives.small import DATA, N, net, run, spec_of
 from bstune.tests.objectives.told import Phases
 from bstune.tuner.core.trials import MeasureSpec
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 if TYPE_CHECKING:
     from bstune.tests.objectives.lightning_small import Data, Net, lightning, made
@@ -202,20 +202,36 @@ def test_a_loss_that_is_no_number_ends_the_run() -> None:
 
 
 def test_a_probe_makes_the_steps_that_are_wanted() -> None:
-    """Three whole steps, then one validation batch at the size that was asked for, with gradients resident."""
+    """Three whole steps, then three validation batches at the size that was asked for, with gradients resident."""
     one, meter = objective(), Phases()
 
     notes = one.measure(MeasureSpec(8, 16, 2, 3, seed=0), "cpu", meter)
 
     assert meter.said == ["build", "train", "step", "step", "step", "holds", "validation"]
     assert made[0].sizes == [8] * 6
-    assert made[0].val_sizes == [16]
+    assert made[0].val_sizes == [16] * 3
+    assert notes.start_s is not None
+    assert notes.validation_s is not None
     assert (notes.samples, notes.eval_batch_size, notes.optimizer) == (48, 16, "SGD")
     timed = Phases()
     notes = one.measure(MeasureSpec(8, 16, 1, 2, seed=0, timed_s=30, max_timed_steps=5), "cpu", timed)
     assert timed.said.count("step") == 7
     with pytest.raises(bstune.ObjectiveError, match="parameter 'depth'"):
         one.measure(MeasureSpec(8, 16, 1, 2, seed=0, params={"depth": 3}), "cpu", Phases())
+
+
+def test_validations_are_as_long_as_those_of_trials() -> None:
+    """By all loaders, within the user's own limit; unknown where one of them streams."""
+
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(DATA)
+
+    loader = DataLoader(DATA, batch_size=16)  # Of 96 samples.
+    assert _n_batches(loader, 1.0) == 6
+    assert _n_batches([loader, loader], 4) == 8
+    assert _n_batches({"one": loader, "two": loader}, 0.5) == 6
+    assert _n_batches([loader, DataLoader(Stream(), batch_size=16)], 1.0) is None
 
 
 def test_a_probe_is_given_the_longest_sample() -> None:
@@ -234,7 +250,7 @@ def test_a_probe_is_given_the_longest_sample() -> None:
     longest = max(range(N), key=lambda index: float(DATA[index][0][0]))
     one = objective(Seeing, length=lambda sample: float(sample[0][0]))
     one.measure(MeasureSpec(8, 16, 1, 2, seed=0), "cpu", Phases())
-    assert [len(batch) for batch in batches] == [8, 8, 16]
+    assert [len(batch) for batch in batches] == [8, 8, 16, 16, 16]
     assert all(bool((batch == DATA[longest][0]).all()) for batch in batches)
     batches.clear()
     one.measure(MeasureSpec(8, 16, 1, 2, seed=0, timed_s=0.01, max_timed_steps=1), "cpu", Phases())

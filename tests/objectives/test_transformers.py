@@ -193,14 +193,16 @@ def test_metrics_of_the_user_and_one_that_is_not_there() -> None:
 
 
 def test_a_probe_makes_the_steps_that_are_wanted() -> None:
-    """Three whole steps, then one validation batch of the size that was asked for."""
+    """Three whole steps, then three validation batches of the size that was asked for: they tell what all six take."""
     one, meter = objective(), Phases()
 
     notes = one.measure(MeasureSpec(8, 16, 2, 3, seed=0, params={"weight_decay": 0.5}), "cpu", meter)
 
     assert meter.said == ["build", "train", "step", "step", "step", "holds", "validation"]
     assert made[0].model.sizes == [8] * 6
-    assert made[0].model.val_sizes == [16]
+    assert made[0].model.val_sizes == [16] * 3
+    assert notes.start_s is not None
+    assert notes.validation_s is not None
     assert made[0].args.weight_decay == 0.5
     assert (notes.samples, notes.eval_batch_size, notes.optimizer) == (48, 16, "AdamW")
     one.measure(MeasureSpec(32, 16, 2, 3, seed=0), "cpu", Phases())  # An epoch has three of these.
@@ -217,7 +219,7 @@ def test_a_probe_is_given_the_longest_sample() -> None:
     objective().measure(MeasureSpec(8, 16, 1, 2, seed=0), "cpu", Phases())
 
     probed, timed, plain = (trainer.model.seen for trainer in made)
-    assert [len(x) for x in probed] == [8, 8, 16]
+    assert [len(x) for x in probed] == [8, 8, 16, 16, 16]
     assert all(bool((x == DATA[longest][0]).all()) for x in probed)
     assert not any(bool((x == x[0]).all()) for x in [*timed, *plain])
 

@@ -102,12 +102,14 @@ slow = bstune.Supervised(net, data, data, validation_step=slow_validation)
 @bstune.objective(n_samples=1000)
 def loop(trial):
     model, samples = net(), 0
+    time.sleep(0.05)
     optimizer = torch.optim.SGD(model.parameters(), lr=trial.learning_rate)
     while samples < trial.max_samples:
         n = trial.micro_batch_size
         loss_of(model, (torch.zeros(n, 4), torch.zeros(n, dtype=torch.long))).backward()
         optimizer.step()
         samples += trial.micro_batch_size
+    time.sleep(0.03)
     trial.report(val_loss=1.0, samples=samples)
 
 norm = bstune.Supervised(batch_norm, data, data)
@@ -355,12 +357,15 @@ def test_validation_is_timed(path: Path, largest: int) -> None:
     assert ProbeResult.from_dict(before).validation_s_per_sample is None
 
 
-def test_validation_of_a_users_loop_is_not_told_apart(path: Path) -> None:
-    """Its step times are known, and what its validation takes is part of its reports only."""
+def test_start_and_validation_of_a_users_loop_are_timed(path: Path) -> None:
+    """Until its first step, and from its last to its report: each is the least of several, and no part of a step."""
     result = probe_of(path, "loop", max_batch=64)
 
-    assert result.validation_s_per_sample is None
-    assert result.step_time_line is not None
+    assert result.start_s is not None
+    assert result.start_s >= 0.05
+    assert result.validation_s is not None
+    assert result.validation_s >= 0.03
+    assert min(row.s_per_step for row in result.throughput) < 0.03
 
 
 def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None:

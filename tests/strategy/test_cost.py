@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from bstune.tuner.core.probe_results import ProbeResult, StepTimeLine
@@ -41,6 +42,19 @@ def test_without_step_times_nothing_is_known(probe: ProbeResult | None) -> None:
     assert not cost.known
     assert (cost.step_s(64), cost.samples_per_s(64), cost.seconds(64, 1000), cost.full_run_s(64)) == (None,) * 4
     assert cost.split(256) == ((256, 1) if probe is None else (64, 4))
+
+
+def test_what_a_loop_takes_beside_its_steps_is_paid_for_once() -> None:
+    """Its start, and each validation; but not where its seconds are stated, or fitted to whole runs."""
+    facts = replace(FACTS, kind="loop", evals=2)
+    beside: dict[str, Any] = {"start_s": 5.0, "validation_s": 0.5}
+    timed = Cost.of(facts, known_probe(64, step_s=(0.01, 0.0001), **beside))
+    stated = Cost.of(replace(facts, step_times=((64, 0.0164),)), known_probe(64, **beside))
+    found = Cost.of(facts, known_probe(64, step_s=None, **beside), StepTimeLine(0.01, 0.0001, 100.0))
+
+    n_reports = len(Rungs.of(facts).points(31 * 64))
+    assert timed.full_run_s(64) == pytest.approx(31 * 0.0164 + 5.0 + 0.5 * n_reports)
+    assert stated.full_run_s(64) == found.full_run_s(64) == pytest.approx(31 * 0.0164)
 
 
 @pytest.mark.parametrize("probed", [True, False])

@@ -30,6 +30,15 @@ def test_a_run_is_asked_for_reports_at_the_rungs_and_at_equal_points(batch: int)
     assert len(points) >= FACTS.evals
 
 
+def test_a_run_that_is_planned_short_reports_no_more_often() -> None:
+    """Each validation costs seconds, and only its end is compared."""
+    rungs = Rungs.of(FACTS)
+
+    assert len(rungs.points(27000)) == FACTS.evals + 3
+    assert rungs.points(1000) == (1000,)
+    assert rungs.points(3000)[-2:] == (1688, 3000)
+
+
 def test_a_rung_counts_only_after_enough_steps() -> None:
     """A batch of 500 has made two steps at the first rung: it is compared later."""
     rungs = Rungs.of(FACTS)

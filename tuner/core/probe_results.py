@@ -168,11 +168,13 @@ class ProbeResult(Record):
     loader: Loader | None = None
     """None where the user owns the loop, so that the wait for batches cannot be seen."""
     validation_s_per_sample: Amount | None = None
-    """Seconds of validation for each sample of the validation data, at `eval_batch_size`; None where the user owns the
-    loop, and in results of older versions.
+    """Seconds of validation for each sample of the validation data, at `eval_batch_size`; None where the user or a
+    framework owns the loop, and in results of older versions.
     """
     validation_s: Amount | None = None
-    """Seconds of a validation of the user's own loop: from a step to the report after it; None for other objectives."""
+    """Seconds of a validation of the user's own loop, or of a framework's: from a step to the report after it; None for
+    other objectives, and where it was not seen.
+    """
     start_s: Amount | None = None
     """Seconds until a command, or a loop of the user's own or of a framework, begins to train: each of its runs takes
     them once. None for `Supervised`, and where an epoch of a command takes so long that it was not timed.

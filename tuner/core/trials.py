@@ -273,7 +273,7 @@ class MeasureNotes:
     validation_s_per_sample: float | None = None
     """Seconds of a warm validation batch, over its samples; None where it was not timed."""
     validation_s: float | None = None
-    """Seconds of a whole validation of a loop of the user's own; None where none was seen."""
+    """Seconds of a whole validation of a loop of the user's own or of a framework; None where none was seen."""
     start_s: float | None = None
     """Seconds until a command, or a loop of the user's own, begins to train; None where they were not timed."""
     no_loss: str = ""

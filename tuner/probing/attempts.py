@@ -223,8 +223,9 @@ class Attempts:
         if notes.validation_s_per_sample is not None:
             self.validation_s[size] = notes.validation_s_per_sample
         # What disturbs them only makes them longer.
-        self.start_s = _least(notes.start_s, self.start_s)
-        self.whole_validation_s = _least(notes.validation_s, self.whole_validation_s)
+        if answer.trace is None:  # To record takes most of the time.
+            self.start_s = _least(notes.start_s, self.start_s)
+            self.whole_validation_s = _least(notes.validation_s, self.whole_validation_s)
         if spec.timed_s and reading.timed_step_s:
             row = throughput_row(size * self.host.facts.world_size, reading.timed_step_s)  # Of all processes together.
             self.waiting_counts |= reading.waiting_counts

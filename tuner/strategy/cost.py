@@ -54,10 +54,12 @@ class Cost:
         """Return the cost by the probe of a kind of device; where it timed nothing, by what trials were fitted to."""
         if probe is None:
             return cls(facts, None, line, 0.0, start_s)
-        validation_s, probed_s = _validation_s(facts, probe), getattr(probe, "start_s", None)
-        # Stated step times may be of another machine, and are all that counts then.
-        start_s = 0.0 if facts.step_times else start_s if probed_s is None else probed_s
-        return cls(facts, probe.micro_batch_size, probe.step_time_line or line, validation_s, start_s)
+        probed, probed_s = probe.step_time_line, getattr(probe, "start_s", None)
+        if facts.step_times or (line and not probed and facts.kind != "command"):
+            # What is stated may be of another machine, and what was fitted to whole runs has all in it.
+            return cls(facts, probe.micro_batch_size, probed or line)
+        start_s = start_s if probed_s is None else probed_s
+        return cls(facts, probe.micro_batch_size, probed or line, _validation_s(facts, probe), start_s)
 
     @property
     def known(self) -> bool:

@@ -102,8 +102,11 @@ def validation_s_per_sample(result: SearchResult) -> float:
 
 
 def start_s_of(result: SearchResult) -> float:
-    """Return the seconds that each run takes before it trains: those that the probe has timed."""
-    return 0.0 if result.probe is None else result.probe.start_s or 0.0
+    """Return the seconds that each run takes before it trains: those that the probe has timed, where they count."""
+    best, start_s = result.recommendation, 0.0 if result.probe is None else result.probe.start_s or 0.0
+    if not best.seconds_per_full_run or not best.samples_per_s:
+        return start_s
+    return start_s if best.seconds_per_full_run >= full_samples(result) / best.samples_per_s + start_s else 0.0
 
 
 def seconds_per_sample(record: TrialRecord, probe: ProbeResult | None) -> float | None:
