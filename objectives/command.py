@@ -163,7 +163,12 @@ class Command:
             optimizer_family=optimizer_family(optimizer),
             source_hash=source_hash(self.words, self.metric, content, *ranks),
             code_hash=None if code is None else source_hash(self.words, self.metric, code, *ranks),
-            code_parts=(("the command line", source_hash(self.words, self.metric, *ranks)), *file_parts(content)),
+            code_parts=(
+                ("the command line", source_hash(self.words)),
+                ("the metric", source_hash(self.metric)),
+                ("world_size", source_hash(self.world_size)),
+                *file_parts(content),
+            ),
             structure_hash=source_hash(self.words, content if code is None else code),
             command=self.words,
             places=tuple(sorted(self._dimensions)),

@@ -7,13 +7,16 @@ import functools
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from textwrap import dedent
 from types import CodeType, FunctionType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..tuner.core.trials import OptimizerFamily
 from .user_code import functions_of, held, is_users, reached, stable_repr
+
+if TYPE_CHECKING:
+    import torch
 
 ADAM_LIKE = ("adam", "lamb", "lion", "rmsprop", "muon", "shampoo", "soap", "sophia", "novograd")
 SGD_LIKE = ("sgd", "lars", "asgd", "rprop")
@@ -106,6 +109,26 @@ def file_parts(source: bytes) -> tuple[tuple[str, str], ...]:
 def named_model(name: str | None) -> str | None:
     """Return what stands for the structure of a model that only its user sees; None where it has no name."""
     return None if name is None else source_hash("model", name)
+
+
+def model_structure(model: torch.nn.Module, sample: Any) -> str:
+    """Return a hash of the model, a dash, and one of the shape of a sample."""
+    layers = source_hash(
+        [(name, type(module).__qualname__) for name, module in model.named_modules()],
+        [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in model.named_parameters()],
+    )
+    return f"{layers}-{source_hash(_shapes(sample))}"
+
+
+def _shapes(sample: Any) -> Any:
+    """Return the types and shapes in a sample, whatever its nesting."""
+    if hasattr(sample, "shape") and hasattr(sample, "dtype"):
+        return (str(sample.dtype), tuple(sample.shape))
+    if isinstance(sample, Mapping):
+        return {key: _shapes(value) for key, value in sample.items()}
+    if isinstance(sample, (list, tuple)):
+        return [_shapes(value) for value in sample]
+    return type(sample).__name__
 
 
 def model_problems(name: str | None, optimizer: str | None) -> list[str]:

@@ -38,9 +38,9 @@ READY_MADE = {
 """By name; the first that matches a line of a script is the one for all that follow. Lightning's and Keras's
 progress bars (`val_loss=0.31`, `val_loss: 0.31`) are read by `validation`.
 
-What their named groups say: `value`: the loss; `accuracy`: its complement is the loss; `percent`: the same, of
-a number that is one of a hundred also below 1; `epoch`: the number of the
-epoch; `passed`: epochs passed, also a part of one; `step` and `samples`: optimizer steps and samples passed.
+What their named groups say: `value`: the loss; `accuracy`: its complement is the loss; `percent`: the same, of a number
+that is one of a hundred also below 1; `epoch`: the number of the epoch; `passed`: epochs passed, also a part of one;
+`step` and `samples`: optimizer steps and samples passed.
 """
 LOSSES = ("value", "accuracy", "percent")
 """The groups that say the loss; the first that has matched counts."""

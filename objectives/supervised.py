@@ -13,7 +13,7 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .data import check_data, is_factory
-from .fingerprint import HasSource, optimizer_family, source_hash
+from .fingerprint import HasSource, model_structure, optimizer_family
 from .gradient_noise import moments
 from .keywords import keywords_for, takes_two
 from .longest import LongestFirst, tokens_of
@@ -195,11 +195,7 @@ class Supervised(HasSource):
             world_size=self.world_size,
             metrics=tuple(self.metrics),
             **self.source,
-            structure_hash=source_hash(
-                [(name, type(module).__qualname__) for name, module in model.named_modules()],
-                [(name, tuple(parameter.shape), str(parameter.dtype)) for name, parameter in model.named_parameters()],
-                shapes(self.train_data[0]) if n_train else None,
-            ),
+            structure_hash=model_structure(model, self.train_data[0] if n_train else None),
             ignores_rate=[group["lr"] for group in optimizer.param_groups]
             == [group["lr"] for group in other.param_groups],
         )
@@ -395,17 +391,6 @@ def _shape(value: Any) -> str:
         if hasattr(value, "dtype") and hasattr(value, "shape")
         else type(value).__name__
     )
-
-
-def shapes(sample: Any) -> Any:
-    """Return the types and shapes in a sample, whatever its nesting."""
-    if hasattr(sample, "shape") and hasattr(sample, "dtype"):
-        return (str(sample.dtype), tuple(sample.shape))
-    if isinstance(sample, Mapping):
-        return {key: shapes(value) for key, value in sample.items()}
-    if isinstance(sample, (list, tuple)):
-        return [shapes(value) for value in sample]
-    return type(sample).__name__
 
 
 def has_batch_norm(model: torch.nn.Module) -> bool:

@@ -15,8 +15,10 @@ from typing import Any
 
 import bstune
 import pytest
-from bstune.objectives.fingerprint import code_hash, code_of, file_parts, source_facts, source_hash
+import torch
+from bstune.objectives.fingerprint import code_hash, code_of, file_parts, model_structure, source_facts, source_hash
 from bstune.objectives.user_code import MOST_REACHED, reached
+from bstune.tuner.studies.catalog import same_structure
 
 SOURCE = '''
 class Net:
@@ -317,3 +319,29 @@ def test_the_parts_of_an_objective_in_python_are_its_functions_classes_and_value
     assert {"changed()", "Supervised", "Supervised.prepare()", "a lambda", "its arguments"} <= parts.keys()
     assert parts["its arguments"] != dict(source_facts(4)["code_parts"])["its arguments"]
     assert file_parts("\n".join(f"x{n} = 1" for n in range(1000)).encode()) == ()
+
+
+def test_a_change_of_a_command_is_named_by_what_was_changed(tmp_path: Path) -> None:
+    """The command line, how its losses are read, or the processes that it is started in."""
+    script = tmp_path / "train.py"
+    script.write_text("print(1)\n")
+
+    def parts(*more: str, **options: Any) -> tuple[tuple[str, str], ...]:
+        words = [sys.executable, str(script), "--lr", "{learning_rate}", "--batch", "{micro_batch_size}", *more]
+        return bstune.Command(words, epochs=1, samples_per_epoch=10, **options).describe().code_parts
+
+    assert changed(parts(), parts("--wide")) == ["the command line"]
+    assert changed(parts(), parts(metric=r"loss=(\S+)")) == ["the metric"]
+    assert changed(parts(), parts(world_size=2)) == ["world_size"]
+
+
+def test_a_model_is_the_same_whatever_the_length_of_the_first_sample() -> None:
+    """Another layer makes another model; the length is still told, since a probe's answer depends on it."""
+    structures = []
+    for length, width in ((5, 3), (7, 3), (5, 4)):
+        model, sample = torch.nn.Linear(width, 1), (torch.zeros(length, 3), 1)
+        structures.append(model_structure(model, sample))
+    first, longer, wider = structures
+    assert first != longer
+    assert same_structure(first, longer)
+    assert not same_structure(first, wider)

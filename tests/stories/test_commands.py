@@ -162,8 +162,9 @@ def test_what_an_epoch_takes_is_told_from_what_the_script_takes_to_start(folder:
     assert probe.step_time_line is not None
     assert 0.05 / 50 <= probe.step_time_line.step_s(32) < 1.0 / 50
     (forecast,) = [each.forecast for each in told if each.forecast is not None]
-    assert forecast.probe_seconds == pytest.approx(probe.seconds, rel=0.5)
-    assert any("the budget does not count that" in each.message for each in told if each.kind == "note")
+    assert forecast.probe_seconds is not None
+    assert forecast.probe_seconds >= probe.seconds
+    assert any("the budget does not count that (a timeout does" in each.message for each in told if each.kind == "note")
     assert forecast.seconds is not None
     assert forecast.seconds >= 2 * (0.5 + 10 * 0.1)
     assert bstune.ProbeResult.from_dict(json.loads(probe.to_json())) == probe

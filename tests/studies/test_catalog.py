@@ -101,6 +101,16 @@ def test_another_model_is_no_other_source_and_another_study_all_the_same(url: st
         assert chosen(storage, structure_hash="wide").name == "digits"
 
 
+def test_samples_of_another_size_are_no_other_model(url: str) -> None:
+    """The first of data of varying length may be another in each run; an older bstune has stored one hash of all."""
+    with open_storage(url) as storage:
+        run_one(chosen(storage, structure_hash="of both"))
+        assert chosen(storage, structure_hash="layers-17").name == "digits"
+        assert chosen(storage, structure_hash="layers-23").name == "digits"
+        with pytest.raises(StudyError, match="the name given as model="):
+            chosen(storage, structure_hash="others-23")
+
+
 def test_a_stored_probe_answers_the_same_code() -> None:
     """It was made of the model, not of what is said about it."""
     wanted = probe_key(dataclasses.replace(FACTS, source_hash="text", code_hash="code"), CPU)

@@ -70,9 +70,8 @@ def _note_answer(link: Link, study: str) -> None:
     from ..core.errors import BstuneError
     from ..report.wording import confirmed, title
 
-    with contextlib.suppress(
-        BstuneError
-    ):  # Nothing was learned, or the service is away: the worker is done all the same.
+    # Nothing was learned, or the service is away: the worker is done all the same.
+    with contextlib.suppress(BstuneError):
         best = result_of(link, study).recommendation
         note(f"{title(best)}, {confirmed(best)}.")
         note(f"All of it: {link.url}{study_page(study)}")

@@ -115,8 +115,8 @@ class TraceModel:
             other = by_size[-2]
             raise DoesNotPairError(
                 f"A step at micro-batch {other.batch} takes and frees memory in another order than one at "
-                f"{largest.batch}: "
-                f"{difference(other, largest)}. A kernel, or a branch or loop of the code, depends on the size."
+                f"{largest.batch}: {difference(other, largest)}. A kernel, or a branch or loop of the code, depends "
+                "on the size."
             )
         start = largest.first_storage_of("validation")
         numbers = np.arange(len(largest.nbytes))

@@ -110,7 +110,7 @@ def probe_line(budget_s: float | None) -> str:
     """Return what the probe of a command costs the user, before it begins."""
     unpaid = "the budget" if budget_s is None else f"the budget of {duration(budget_s)}"
     return (
-        f"The probe starts the command for each size that it tries, and {unpaid} does not count that (--timeout does, "
+        f"The probe starts the command for each size that it tries, and {unpaid} does not count that (a timeout does, "
         "and gives it half)."
     )
 

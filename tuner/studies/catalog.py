@@ -208,7 +208,7 @@ def differences_of(study: Study, wanted: Mapping[str, Any]) -> list[str]:
         return []
     plain = json.loads(json.dumps(dict(wanted)))
     same = {"source"} if same_source(stored, plain) else set()
-    if None in (stored.get("structure"), plain["structure"]):  # Not known, such as to an older bstune.
+    if same_structure(stored.get("structure"), plain["structure"]):
         same.add("structure")
     different = [key for key in _FINGERPRINT_WORDS if key not in same and stored.get(key) != plain[key]]
     return [f"  {_FINGERPRINT_WORDS[key]}: {_said_difference(key, stored, plain)}" for key in different]
@@ -218,7 +218,7 @@ def _said_difference(key: str, stored: Mapping[str, Any], wanted: Mapping[str, A
     if key == "source":
         return _what_changed(stored.get("parts"), wanted["parts"])
     if key == "structure":
-        return "another one, by its layers, their sizes, or the shape of a sample"
+        return "another one: its layers, their sizes, or the name given as model="
     return f"was {_shown(stored.get(key))}, now {_shown(wanted[key])}"
 
 
@@ -250,6 +250,21 @@ def same_source(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return stored.get("source") == wanted["source"] or (code is not None and stored.get("code") == code)
 
 
+def same_structure(stored: str | None, wanted: str | None) -> bool:
+    """Tell whether two models are built alike, as far as is known.
+
+    What follows a dash is of the first sample, which may be of another size in each run. An older bstune has stored one
+    hash of both: that cannot be compared.
+
+    Example:
+        >>> same_structure("a-1", "a-2"), same_structure("a-1", "b-1"), same_structure("c", "a-1")
+        (True, False, True)
+    """
+    if stored is None or wanted is None or ("-" in stored) != ("-" in wanted):
+        return True
+    return stored.partition("-")[0] == wanted.partition("-")[0]
+
+
 def has_changed(study: Study, stored: Facts, facts: Facts, objective: Any) -> bool:
     """Tell whether an objective is no longer what a study has searched.
 
@@ -259,8 +274,7 @@ def has_changed(study: Study, stored: Facts, facts: Facts, objective: Any) -> bo
     its, own = study.attributes.get("identity"), objective_identity(objective)
     elsewhere = isinstance(its, str) and own is not None and its.startswith("/") != own.startswith("/")
     if elsewhere or facts.kind == "command":  # How a command's losses are read is part of its source, and no matter.
-        known = None not in (stored.structure_hash, facts.structure_hash)
-        return known and stored.structure_hash != facts.structure_hash
+        return not same_structure(stored.structure_hash, facts.structure_hash)
     return not same_source(study.attributes.get("fingerprint", {}), source_of(facts))
 
 
