@@ -15,7 +15,7 @@ from typing import Any
 MOST_REACHED = 500
 """Functions and classes that are followed."""
 MOST_VALUES = 10_000
-"""In a container that counts as a constant; what holds more is data."""
+"""In a container that counts as a constant, with what is in those in it; what holds more is data."""
 _OURS = tuple(f"{__name__.partition('.')[0]}.{room}." for room in ("objectives", "tuner"))
 _LIBRARIES = {"torch", "torchvision", "torchaudio", "timm", "transformers", "accelerate", "lightning", "ultralytics"}
 """Of others, also where they are installed from a checkout: by its place alone that looks like the user's."""
@@ -63,7 +63,8 @@ def is_users(module: Any) -> bool:
     """Tell whether a module is the user's own: neither installed, nor of Python, nor of bstune."""
     if not isinstance(module, str) or module.startswith(_OURS):
         return False
-    if module.partition(".")[0] in sys.stdlib_module_names | _LIBRARIES:
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names or package in _LIBRARIES:
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
     return file is None or not {"site-packages", "dist-packages"} & set(Path(file).parts)
@@ -138,18 +139,22 @@ def _used(function: FunctionType) -> dict[str, Any]:
     cells, found = _cells(function), {}
     for code in _codes(function.__code__):
         name, value = "", None
-        for step in dis.get_instructions(code):
-            if step.opname == "EXTENDED_ARG":
-                continue
+        for does, named in _loads(code):
             around: Mapping[str, Any] = {}
-            if step.opname in _LOADS:
-                around, name = cells if step.opname == "LOAD_DEREF" else function.__globals__, step.argval
-            elif isinstance(value, ModuleType) and step.opname in _LOADS_OF_A_MODULE and is_users(value.__name__):
-                around, name = vars(value), f"{name}.{step.argval}"
-            value = around.get(step.argval) if around else None
-            if around and step.argval in around:
+            if does in _LOADS:
+                around, name = cells if does == "LOAD_DEREF" else function.__globals__, named
+            elif isinstance(value, ModuleType) and does in _LOADS_OF_A_MODULE and is_users(value.__name__):
+                around, name = vars(value), f"{name}.{named}"
+            value = around.get(named) if around else None
+            if around and named in around:
                 found[name] = value
     return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _loads(code: CodeType) -> list[tuple[str, Any]]:
+    """Return what each instruction does, and the name that it does it with."""
+    return [(step.opname, step.argval) for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -167,10 +172,11 @@ def _cells(function: FunctionType) -> dict[str, Any]:
     return found
 
 
-def _is_plain(value: Any, deep: int = 4) -> bool:
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        return True
-    if not isinstance(value, tuple | list | set | frozenset | dict) or len(value) > MOST_VALUES or not deep:
-        return False
-    inner = (*value, *value.values()) if isinstance(value, dict) else value
-    return all(_is_plain(each, deep - 1) for each in inner)
+def _is_plain(value: Any) -> bool:
+    inner = [value]
+    for each in inner:  # It grows meanwhile.
+        if isinstance(each, tuple | list | set | frozenset | dict) and len(inner) + len(each) <= MOST_VALUES:
+            inner += (*each, *each.values()) if isinstance(each, dict) else each
+        elif each is not None and not isinstance(each, bool | int | float | complex | str | bytes):
+            return False
+    return True

@@ -238,6 +238,7 @@ def test_plain_containers_in_capitals_are_constants(
     assert parts(old) == parts(old)
     assert parts(old)["WIDTHS"] != parts(new)["WIDTHS"]
     assert "WIDTHS" not in parts("[object()]")
+    assert "WIDTHS" not in parts("[[0] * 1000] * 1000")
     assert "widths" not in parts(old, "widths")
 
 
