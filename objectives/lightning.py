@@ -305,6 +305,7 @@ class LightningObjective(HasSource):
             optimizer=run.watch.optimizer_name,
             start_s=run.watch.start_s,
             validation_s=run.validation_of(n_batches, watch.ends_s),
+            warnings=run.watch.unstated(self.schedule),
         )
 
 

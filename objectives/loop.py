@@ -203,7 +203,7 @@ class LoopObjective(HasSource):
             warnings.append(
                 "The loop was not seen to validate and report, so the memory of validation is not part of the answer."
             )
-        return tuple(warnings)
+        return (*warnings, *watch.unstated(self.schedule))
 
     def train(self, trial: Trial, spec: TrialSpec) -> None:
         """Run one trial.
@@ -363,9 +363,20 @@ class StepWatch:
         self.start_s: float | None = None
         """Seconds until the optimizer first steps. A forward and a backward pass are in it: the least of several runs
         has those of a small batch."""
+        self._has_scheduler = False
         self.stepped_s: float | None = None
         """When it stepped last; None before."""
         self._begun_s = begun_s
+
+    def unstated(self, schedule: str) -> tuple[str, ...]:
+        """Return what to say where the rate is changed by a scheduler that the objective does not tell of."""
+        if schedule != "unknown" or not self._has_scheduler:
+            return ()
+        return (
+            "The optimizer has a learning rate scheduler, and the objective does not say which: runs are then stopped, "
+            "and compared, in the middle of its decay. Say schedule='linear', 'cosine' or 'wsd' where it ends with the "
+            "run, and 'constant' where the rate only warms up.",
+        )
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -383,6 +394,8 @@ class StepWatch:
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._first is None:
             self.start_s = time.perf_counter() - self._begun_s
+            # Every scheduler of torch leaves this mark.
+            self._has_scheduler = any("initial_lr" in group for group in optimizer.param_groups)
             # The first optimizer to step counts the steps; a second one, as a GAN has, does not count them twice.
             self._first, self.optimizer_name = optimizer, type(optimizer).__name__
         late = self.steps >= self._n_steps and time.perf_counter() > self._deadline_s

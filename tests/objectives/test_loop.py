@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from bstune.objectives.base import Trial
 from bstune.objectives.loop import LoopObjective
 from bstune.tests.objectives.small import N, run, spec_of
+from bstune.tests.objectives.told import Phases
+from bstune.tuner.core.trials import MeasureSpec
 
 
 def test_a_decorator_without_its_arguments_says_what_to_write() -> None:
@@ -39,6 +42,24 @@ def test_a_loop_says_how_its_learning_rate_changes(schedule: str) -> None:
         bstune.ArgumentError, match="schedule='step': expected constant, linear, cosine, wsd, or unknown"
     ):
         loop(schedule="step")
+
+
+def test_a_scheduler_that_the_objective_does_not_tell_of_is_noticed() -> None:
+    """Its runs would be judged in the middle of a decay; a loop without one, and one that says which, hear nothing."""
+
+    def train(trial: Trial, *, decays: bool = True) -> None:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=trial.learning_rate)
+        if decays:
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+        for _ in range(0, trial.max_samples, trial.global_batch_size):
+            optimizer.step()
+        trial.report(val_loss=1.0, samples=trial.max_samples)
+
+    def said(one: LoopObjective) -> tuple[str, ...]:
+        return one.measure(MeasureSpec(8, 16, 1, 2, seed=0), "cpu", Phases()).warnings
+
+    assert ["schedule='linear'" in warning for warning in said(loop()(train))] == [True]
+    assert said(loop(schedule="cosine")(train)) == said(loop()(functools.partial(train, decays=False))) == ()
 
 
 def test_a_loop_says_what_its_model_is_called() -> None:

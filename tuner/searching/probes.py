@@ -112,7 +112,7 @@ def obtain_probe(
         max_batch=most,
     )
     study.set(probe=probe.to_dict(), probe_key=key)
-    if facts.kind == "command":  # What the script has not shown in a probe.
+    if facts.kind != "supervised":  # What the user's own code has shown, or has not.
         for said in probe.warnings:
             _say(study, arguments, "warning", said)
     return probe
