@@ -44,4 +44,4 @@ def sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
 
 train_data, val_data = load_data()
 
-objective = bstune.Supervised(model=Net, train_data=train_data, val_data=val_data, optimizer=sgd, epochs=20)
+objective = bstune.Supervised(model=Net, train_data=train_data, val_data=val_data, optimizer=sgd, epochs=10)
