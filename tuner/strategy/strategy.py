@@ -199,14 +199,13 @@ class Strategy:
             left = min(left, USUAL_RUNS - budget.charged)
         n_trials: int | None = None
         if math.isfinite(left):
-            n_search = 9 + (6 if by_time else 3) * max(
-                0.0, left - budget.kept
-            )  # Counted on two examples, six searches.
+            n_confirm = min(budget.kept, left / 3)
+            n_search = 9 + (6 if by_time else 3) * (left - n_confirm)  # Counted on two examples, six searches.
             least = self.rungs.samples[0] / self.rungs.full_samples * clock.full_price(clock.reference_batch)
             if len(batches) == len(rates) == 1 and not self.space.extras:  # One setting: it is run, and confirmed.
                 n_search = 1.0
                 left = most = min(left, (1 + budget.kept) * clock.full_price(batches[0]))
-            n_trials = round(min(n_search + budget.kept, left / least, budget.trials_left))
+            n_trials = round(min(n_search + n_confirm, left / least, budget.trials_left))
         seconds = most_seconds = self.plan.budget_s
         if clock.reference_s is not None and n_trials is not None:
             start_s = START_S if self.facts.kind == "supervised" and not len(self.ledger) else 0.0
