@@ -20,7 +20,8 @@ from shape import bowl, meet  # A neighbour of this file, which has to travel wi
 
 held = []
 
-@bstune.objective(n_samples=320, epochs=4, evals=4)
+# What nearly nothing takes would be a matter of luck.
+@bstune.objective(n_samples=320, epochs=4, evals=4, step_time_s={16: 0.01, 32: 0.01})
 def objective(trial):
     hoard = []
     held.append(torch.ones(1 << 20))  # Nothing that a trial keeps is there in the next.

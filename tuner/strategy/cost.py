@@ -25,6 +25,8 @@ from ..theory.step_time import relative_line
 from .ledger import Run
 from .rungs import Rungs
 
+AGES_S = 1e9
+"""Nothing takes longer: sums of such seconds are numbers still."""
 TELLING_S = 0.5
 """Runs that took less say nothing of what training costs: starting and reporting took most of it."""
 EXPLAINED = 0.1
@@ -58,7 +60,7 @@ class Cost:
         if facts.step_times or (line and not probed and facts.kind != "command"):
             # What is stated may be of another machine, and what was fitted to whole runs has all in it.
             return cls(facts, probe.micro_batch_size, probed or line)
-        start_s = start_s if probed_s is None else probed_s
+        start_s = min(start_s if probed_s is None else probed_s, AGES_S)
         return cls(facts, probe.micro_batch_size, probed or line, _validation_s(facts, probe), start_s)
 
     @property
@@ -126,10 +128,10 @@ class Cost:
 
 
 def _validation_s(facts: Facts, probe: ProbeResult) -> float:
-    if (whole := getattr(probe, "validation_s", None)) is not None:
-        return float(whole)
-    each = getattr(probe, "validation_s_per_sample", None)
-    return 0.0 if each is None else each * (facts.n_val_samples or 0)
+    each, whole = getattr(probe, "validation_s_per_sample", None), getattr(probe, "validation_s", None)
+    if whole is None:
+        whole = 0.0 if each is None else each * (facts.n_val_samples or 0)
+    return float(min(whole, AGES_S))
 
 
 def _between(rows: Sequence[tuple[int, float]], batch: int) -> float:
