@@ -234,4 +234,4 @@ def test_a_terminal_and_a_reader_that_go_change_nothing_under_nohup(folder: Path
     with process.stdout as pipe:
         stdout = pipe.read()
     assert process.wait(60) == 0
-    assert "checked by" in stdout.splitlines()[0]
+    assert "checked by" in stdout.splitlines()[0], stdout
