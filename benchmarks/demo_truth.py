@@ -12,7 +12,7 @@ The check runs 5 searches as the demo does. Then the settings that they recommen
 at each batch size of 8 or more, train on 5 fresh seeds. Three things are said of it, and kept in
 `results/demo_truth_check.json`:
 
-- the loss of the recommended settings, beside the best cell of the grid: what they give for their speed;
+- the loss of the recommended settings, beside the best cell of the grid: at most 1.15 times it is good;
 - how far apart the recommended batch sizes are: at most two octaves is good;
 - by how many octaves each recommended setting reaches the target later than the soonest of all these cells: at most
   one is good. The target is the lowest mean final loss + 5 %; times are samples on the mean curve by the seconds of a
@@ -57,6 +57,7 @@ SEARCH_SEEDS = [0, 1, 2, 3, 4]
 FRESH_SEEDS = [1001, 1002, 1003, 1004, 1005]  # Neither the grid nor any search has used them.
 GUESSING = math.log(10)
 """Loss of ten equal guesses; where a learning rate ends above it, larger ones are not measured."""
+MOST = 1.15
 MOST_APART = 2.0
 """Octaves between the recommended batch sizes, at most."""
 MOST_BEHIND = 1.0
@@ -240,11 +241,12 @@ def judged(searches: list[dict[str, Any]], truth: Truth, clock: Clock, best: Cel
     soonest = truth.soonest(clock)
     return {
         "mean_ratio": ratio,
+        "most_ratio": MOST,
         "octaves_apart": apart,
         "most_apart": MOST_APART,
         "octaves_behind": behind,
         "most_behind": MOST_BEHIND,
-        "good": apart <= MOST_APART and behind <= MOST_BEHIND,
+        "good": ratio <= MOST and apart <= MOST_APART and behind <= MOST_BEHIND,
         "target": SLACK * truth.best,
         "best_cell_of_the_grid": {"global_batch_size": best[0], "learning_rate": best[1]},
         "soonest_cell": cell_row(soonest, truth, clock),
