@@ -61,8 +61,10 @@ def test_the_answer_is_foreseen_and_then_run() -> None:
     """A handful of steps, no failure on the way, and the prediction came true to within half a per cent."""
     result = bstune.probe(supervised(Wide), device="cpu", memory="400MiB", storage="sqlite:///:memory:")
 
-    search = [attempt for attempt in result.attempts if attempt.steps <= 3]
-    assert sum(attempt.steps for attempt in search) <= 13  # Mostly 10; the pages' noise may ask for one size more.
+    sizes = [attempt.size for attempt in result.attempts]
+    # What follows the answer is timed, with few steps on a busy machine.
+    search = result.attempts[: sizes.index(result.micro_batch_size) + 1]
+    assert sum(attempt.steps for attempt in search) <= 12
     assert all(attempt.outcome == "ok" for attempt in search if attempt.size < result.micro_batch_size)
     assert result.limited_by == "memory"
     assert result.peak_bytes <= result.budget_bytes
