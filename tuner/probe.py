@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from .core.arguments import ProbeArguments, check_probe
@@ -138,6 +139,8 @@ def probe_checked(
             on_attempt=on_attempt,
             on_note=on_note,
         )
+        if arguments.max_batch is not None and not result.settings:
+            result = replace(result, settings={"max_batch": arguments.max_batch})
         kept.set(probe=result.to_dict(), probe_key=key, identity=objective_identity(objective))
         touch(kept)
     return result

@@ -134,7 +134,8 @@ def test_a_search_runs_as_many_trials_as_the_machine_holds(path: Path, tmp_path:
     again = bstune.search(objective, budget=6, **options)
 
     assert most == 4
-    assert len(notes) == 1
+    assert len(notes) == 2
+    assert notes.pop(0) == "probe  larger sizes were not tried: the search uses at most 128"
     assert notes[0].startswith("jobs 4: each trial has 1 thread and ")
     assert first.probe is not None
     assert again.probe is not None

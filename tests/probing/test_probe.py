@@ -386,6 +386,7 @@ def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None
         (False, 32),
         (False, 32),
     ]
+    assert other.settings["max_batch"] == 32  # Else it would say that a search can use no larger size.
 
 
 def test_stable_malloc_says_what_to_export(path: Path) -> None:

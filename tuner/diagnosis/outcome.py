@@ -242,6 +242,7 @@ def fill_memory(known: Known) -> Ruling:
     found = f"{fits:,}{more} fit; the search recommends {best:,}, and {low:,} to {high:,} cannot be told from it"
     data = {"fits": [fits], "recommended": [best]}
     searched = max((record.global_batch_size for record in known.records), default=best)
+    most = fits if known.probe.limited_by != "max_batch" else known.probe.n_train_samples
     if low <= fits <= high:
         verdict, advice = "holds", "Fill the memory."
     elif high < fits and high < searched:
@@ -250,7 +251,7 @@ def fill_memory(known: Known) -> Ruling:
         verdict = "cannot tell"
         advice = (
             f"The search went no further than {searched:,}. Let it try larger ones: "
-            f"bstune search MODEL --space batch_size={best}:{min(fits, 4 * searched)} --fresh"
+            f"bstune search MODEL --space batch_size={best}:{min(most, 4 * searched)} --fresh"
         )
     else:
         verdict, advice = "does not hold", f"Accumulate gradients to {best:,}: more than fits at once is better here."

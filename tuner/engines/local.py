@@ -61,7 +61,7 @@ class LocalEngine(Host):
             seed=seed,
             on_attempt=on_attempt,
             on_note=on_note,
-            needs_loss=True,
+            for_search=True,
         )
 
     def share(

@@ -164,7 +164,7 @@ class Surveyor:
 
         assert self._host is not None, "look first"
         try:
-            return run_probe(self._host, timeout=timeout_s, seed=seed, max_batch=max_batch, needs_loss=True)
+            return run_probe(self._host, timeout=timeout_s, seed=seed, max_batch=max_batch, for_search=True)
         except BstuneError as error:
             return Carried.of(error)
 

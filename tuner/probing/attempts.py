@@ -20,6 +20,8 @@ from ..workers.template import Died
 STEPS = 2
 SMALL_EVAL = 8
 """Validation batch of the attempts on the way: the validation size is found with the answer."""
+LARGE_EVAL = 256
+"""Validation batch with an answer that is small because a search uses no larger one."""
 FINAL_STEPS = 3
 """For the size that is returned: memory has been seen to grow in the second step (pytorch/pytorch#35901)."""
 GIB = 1 << 30
@@ -44,7 +46,7 @@ class Attempts:
         timeout_s: float | None = None,
         on_attempt: OnAttempt | None = None,
         on_note: OnNote | None = None,
-        needs_loss: bool = False,
+        for_search: bool = False,
     ) -> None:
         """Look what memory there is; `timeout_s` counts from now."""
         memory = host.memory()
@@ -77,12 +79,14 @@ class Attempts:
         """Seconds until a command, or a loop of the user's own, begins to train."""
         self.eval_sizes: dict[int, int] = {}
         """Validation batch size that was seen to fit with a micro-batch size, as training would use it."""
+        self.cut_at: int | None = None
+        """Size at which the search for the answer ends because a larger one is of no use."""
         self._eval_limit: int | None = None
         on_cpu = host.device_info.kind == "cpu"
         self.foresight = Foresight(self.eval_size, reserved_bytes=None if on_cpu else self.usable_bytes)
         self._on_attempt = on_attempt
         self._on_note = on_note
-        self._needs_loss = needs_loss
+        self._needs_loss = for_search
         # On CPU: twice the budget lets a size that is just too large be measured and not killed, where RAM allows it.
         self.fence_bytes = min(2 * self.usable_bytes + GIB, memory.available_bytes) if on_cpu else self.usable_bytes
 
@@ -108,8 +112,10 @@ class Attempts:
     def eval_size(self, size: int, *, final: bool = False) -> int:
         """Return the validation batch size that is run with a micro-batch size: a small one, or at last as large."""
         facts = self.host.facts
-        most = size if final else SMALL_EVAL * facts.longest
-        return min(size, most, facts.n_val_samples or size, self._eval_limit or size)
+        most = size if final else min(size, SMALL_EVAL * facts.longest)
+        if final and size == self.cut_at:
+            most = max(size, int(LARGE_EVAL * facts.mean_size))
+        return min(most, facts.n_val_samples or most, self._eval_limit or most)
 
     def run(self, size: int, *, final: bool = False, timed_s: float = 0.0) -> tuple[Attempt, Reading | None]:
         """Try one size; where only validation runs out of memory, with ever smaller validation batches.

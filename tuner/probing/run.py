@@ -51,11 +51,12 @@ def run_probe(
     seed: int = 0,
     on_attempt: OnAttempt | None = None,
     on_note: OnNote | None = None,
-    needs_loss: bool = False,
+    for_search: bool = False,
 ) -> ProbeResult:
     """Find the largest micro-batch of the host's objective that fits; arguments as in `probe`, already checked.
 
-    `needs_loss`: for a search, which a command that tells no loss ends at its first run.
+    `for_search`: a command that tells no loss ends it at its first run. And `max_batch` says only how large a
+    micro-batch is of use, so that validation may take a larger one.
 
     Raises:
         ArgumentError: No size lies within the bounds.
@@ -70,8 +71,10 @@ def run_probe(
         timeout_s=timeout,
         on_attempt=on_attempt,
         on_note=on_note,
-        needs_loss=needs_loss,
+        for_search=for_search,
     )
+    if for_search and bounds.cap_reason == "max_batch" and not attempts.is_command:
+        attempts.cut_at = bounds.highest
     if host.facts.size_unit != "samples":
         attempts.warn(f"Sizes count {host.facts.size_unit}, padding included: where samples are said, read these.")
     on_cpu = host.device_info.kind == "cpu"

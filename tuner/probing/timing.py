@@ -8,7 +8,7 @@ import time
 
 from ..core.probe_results import Attempt
 from ..device.memory import usable_cores
-from ..theory.step_time import LINE_KNOWN, fit_step_time, next_size_to_time, worst_error
+from ..theory.step_time import LINE_KNOWN, REACH, fit_step_time, next_size_to_time, worst_error
 from .attempts import Attempts, TimeUp
 from .size_search import Bounds
 
@@ -26,6 +26,16 @@ PATIENCE = 3
 """With one thread, timing may take so many times as long as with all."""
 SLOW_STEPS = 6
 """Steps of an attempt that times a size whose steps are slow: two to warm up, and as few as will do."""
+
+
+def enough_to_time(longest: int = 1) -> int:
+    """Return the size that must be tried for a line of step times: the larger of the first two that are timed.
+
+    Example:
+        >>> enough_to_time()
+        32
+    """
+    return REACH * max(SMALLEST_TIMED, longest)
 
 
 def time_sizes(largest: int, bounds: Bounds, attempts: Attempts) -> None:

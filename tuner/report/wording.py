@@ -271,10 +271,14 @@ def limits(result: SearchResult) -> list[Limit]:
 
 
 def _memory_limit(result: SearchResult, fits: int) -> Limit:
-    """Return what memory allows; the size of a data set that fits as a whole is no figure of the memory."""
+    """Return what memory allows; where all that there is or that was tried fits, that is no figure of the memory."""
     limited_by = "memory" if result.probe is None else result.probe.limited_by
     if limited_by == "dataset":
         return Limit("memory", "memory is no limit", f"Memory is not the limit: all {fits} samples fit at once.")
+    if limited_by == "max_batch" and all(record.global_batch_size <= fits for record in result.records):
+        return Limit(
+            "memory", "memory is no limit", "Memory is not the limit: all batches that were tried fit at once."
+        )
     many = f"{fits}{'' if limited_by == 'memory' else ' or more'}"
     least = result.recommendation.global_batch_size < fits
     said = f"Memory is not the limit: {many} fit." if least else f"Memory fits {many} at once."

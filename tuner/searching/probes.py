@@ -16,7 +16,7 @@ from ..core.trial_record import TrialRecord
 from ..core.trials import Facts
 from ..engines.base import Engine
 from ..report.progress import probe_line
-from ..studies.catalog import probe_key, same_probe, studies
+from ..studies.catalog import probe_key, reaches, studies
 from ..studies.spec_json import decode_facts
 from ..studies.study import Study, intact
 
@@ -82,7 +82,7 @@ def obtain_probe(
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
         _use_threads_of(arguments.probe, engine, lambda said: _say(study, arguments, "warning", said))
         return arguments.probe
-    most = _most_useful(arguments, facts)
+    largest, most = _most_useful(arguments, facts)
     key = probe_key(
         facts,
         engine.device_info,
@@ -95,9 +95,10 @@ def obtain_probe(
     # One that was made for trials side by side says for how many; see `Engine.share`.
     for wanted in [{**key, "jobs": "auto"}, key] if arguments.jobs == "auto" else [key]:
         for other in itertools.chain([study], studies(study.storage, readable=True)):
-            stored = other.probe if same_probe(other.attributes.get("probe_key"), wanted) else None
-            if stored is not None and stored.limited_by != "timeout":
-                study.set(probe_key=wanted)
+            its_key = other.attributes.get("probe_key")
+            stored = other.probe if reaches(its_key, wanted) else None
+            if its_key is not None and stored is not None and stored.limited_by != "timeout":
+                study.set(probe_key=_as_far(wanted, its_key.get("max_batch")))
                 _use_threads_of(stored, engine)
                 return stored
     if facts.kind == "command":
@@ -111,36 +112,52 @@ def obtain_probe(
         on_note=lambda said: _say(study, arguments, "note", f"probe  {said}"),
         max_batch=most,
     )
-    study.set(probe=probe.to_dict(), probe_key=key)
+    study.set(probe=probe.to_dict(), probe_key=_as_far(key, most if probe.limited_by == "max_batch" else None))
+    _say_if_cut(study, arguments, probe, largest)
     if facts.kind != "supervised":  # What the user's own code has shown, or has not.
         for said in probe.warnings:
             _say(study, arguments, "warning", said)
     return probe
 
 
-def _most_useful(arguments: SearchArguments, facts: Facts) -> int | None:
-    """Return the largest micro-batch worth probing for a search; None: as large as fits.
+def _most_useful(arguments: SearchArguments, facts: Facts) -> tuple[int, int]:
+    """Return the largest batch size of a search, and the largest micro-batch worth probing for it.
 
-    Each size of a command is a start of it, so none is tried that no trial would use.
+    None is tried that neither a trial would use nor the line of step times needs. That one needs none of a command:
+    each size of it is a start, and its epochs are timed.
     """
-    if facts.kind != "command":
-        return None
+    from ..probing.timing import enough_to_time
     from ..strategy.space import make_space
 
-    return max(1, make_space(arguments.plan, facts, None).batches[-1] // facts.world_size)
+    largest = make_space(arguments.plan, facts, None).batches[-1]
+    least = 1 if facts.kind == "command" else enough_to_time(facts.longest)
+    return largest, max(least, largest // facts.world_size)
+
+
+def _as_far(key: Mapping[str, Any], most: int | None) -> dict[str, Any]:
+    """Return the key of a probe that ended at a size because a search uses no larger one; None: it ended by itself."""
+    whole = {name: value for name, value in key.items() if name != "max_batch"}
+    return whole if most is None else {**whole, "max_batch": most}
+
+
+def _say_if_cut(study: Study, arguments: SearchArguments, probe: ProbeResult, largest: int) -> None:
+    if probe.limited_by == "max_batch":
+        _say(study, arguments, "note", f"probe  larger sizes were not tried: the search uses at most {largest}")
 
 
 def _probe_kinds(
     study: Study, arguments: SearchArguments, facts: Facts, engine: Engine, deadline_s: float
 ) -> ProbeResult:
     """Store a probe of each kind of device and return the first: the fastest kind, at the first trial on it."""
+    largest, most = _most_useful(arguments, facts)
     entries: dict[str, dict[str, Any]] = {entry["device"]: entry for entry in study.attributes.get("probes", ())}
     for kind, device in engine.kinds.items():
-        key = probe_key(facts, device, seed=arguments.plan.seed, params=arguments.plan.middle_params)
+        seed, settings = arguments.plan.seed, {"max_batch": most}
+        key = probe_key(facts, device, seed=seed, settings=settings, params=arguments.plan.middle_params)
         others = itertools.chain([study], studies(study.storage, readable=True))
         known = (entry for other in others for entry in other.attributes.get("probes", ()))
         stored = next(
-            (entry for entry in known if same_probe(entry["key"], key) and entry["probe"]["limited_by"] != "timeout"),
+            (entry for entry in known if reaches(entry["key"], key) and entry["probe"]["limited_by"] != "timeout"),
             None,
         )
         if stored is None:
@@ -149,11 +166,14 @@ def _probe_kinds(
             probe = engine.run_probe(
                 kind,
                 timeout=None if left_s == math.inf else max(1.0, PROBE_SHARE / len(engine.kinds) * left_s),
-                seed=arguments.plan.seed,
+                seed=seed,
                 on_attempt=lambda attempt: _tell_attempt(study, arguments, attempt),
                 on_note=lambda said: _say(study, arguments, "note", f"probe  {said}"),
+                max_batch=most,
             )
+            key = _as_far(key, most if probe.limited_by == "max_batch" else None)
             stored = {"device": kind, "key": key, "probe": probe.to_dict()}
+            _say_if_cut(study, arguments, probe, largest)
         entries[kind] = stored
         study.set(probes=list(entries.values()), probe_key=None)  # What was stored of one kind is about to be replaced.
     if not any(record.device for record in study.records):

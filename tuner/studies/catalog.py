@@ -285,6 +285,22 @@ def same_probe(stored: Any, wanted: Mapping[str, Any]) -> bool:
     return {**stored, "source": None, "code": None} == {**wanted, "source": None, "code": None}
 
 
+def reaches(stored: Any, wanted: Mapping[str, Any]) -> bool:
+    """Tell whether a stored probe serves a search: it went as far as is wanted, or further.
+
+    Example:
+        >>> key = {"source": "s", "code": None}
+        >>> reaches(key, key | {"max_batch": 8}), reaches(key | {"max_batch": 8}, key | {"max_batch": 16})
+        (True, False)
+    """
+    if not isinstance(stored, dict):
+        return False
+    far, enough = stored.get("max_batch"), wanted.get("max_batch")
+    if far is not None and (enough is None or not isinstance(far, int) or far < enough):
+        return False
+    return same_probe({**stored, "max_batch": None}, {**wanted, "max_batch": None})
+
+
 def _shown(value: Any) -> str:
     return one_line(json.dumps(value) if isinstance(value, dict) else value)
 
