@@ -172,6 +172,8 @@ def test_a_search_tries_few_sizes_and_a_probe_on_its_own_tries_all(tmp_path: Pat
     assert (searched.micro_batch_size, searched.limited_by) == (32, "max_batch")
     assert searched.eval_batch_size == 256  # Validation is not slower for it.
     assert searched.step_time_line is not None
+    timed = next(attempt for attempt in searched.attempts if attempt.steps > 3)
+    assert timed.eval_batch_size == 256  # By this one the seconds of validation are known, since the answer was traced.
     assert max(progress.attempt.size for progress in seen if progress.attempt is not None) == 32
     assert "probe  larger sizes were not tried: the search uses at most 16" in [each.message for each in seen]
     assert (probe.micro_batch_size, probe.limited_by, probe.cached) == (500, "dataset", False)

@@ -131,6 +131,8 @@ class Attempts:
         """
         facts = self.host.facts
         eval_size = self.eval_size(size, final=final)
+        if timed_s > 0 and not self.validation_s and self.eval_sizes:
+            eval_size = list(self.eval_sizes.values())[-1]  # It is timed as training would do it.
         n_steps = FINAL_STEPS if final else STEPS
         fluke: str | None = None
         while True:
