@@ -38,6 +38,7 @@
 - `step_times`: Seconds of an optimizer step that an objective states itself, by global batch size.
 - `steady`: Whether the memory of a command has come to rest: when a probe has seen enough of it.
 - `supervised`: The short form of an objective: a model, a training set and a validation set. bstune owns the loop.
+- `supervised_arguments`: What is wrong with the arguments of a `Supervised`, seen without running anything.
 - `told_losses`: The losses that one run of a command tells.
 - `token_batches`: Batches of samples of varying length, each filled up to a number of tokens.
 - `training`: One model in training, where bstune owns the loop: built from a seed, stepped, validated, saved and

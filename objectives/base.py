@@ -268,8 +268,8 @@ def trains_elsewhere(objective: Any) -> bool:
 def run_problems(epochs: float, evals: int) -> list[str]:
     """Return what is wrong with the length of a full run and the number of its validations, a sentence each."""
     problems = []
-    if not epochs > 0:
+    if not (isinstance(epochs, Real) and epochs > 0):
         problems.append(f"epochs={epochs!r}: expected a number above 0")
-    if evals < 1:
+    if not (isinstance(evals, Real) and evals >= 1):
         problems.append(f"evals={evals!r}: expected a whole number of at least 1")
     return problems

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -11,20 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
-from .base import Meter, Trial, run_problems
+from .base import Meter, Trial
 from .data import check_data, is_factory
 from .fingerprint import HasSource, model_structure, optimizer_family
 from .gradient_noise import moments
-from .keywords import keywords_for, takes_two
+from .keywords import keywords_for
 from .longest import LongestFirst, tokens_of
 from .ranked_run import RankedRun
-from .schedule import SCHEDULES
+from .supervised_arguments import problems
 from .training import TrainingRun, seed_everything
 
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 LEAST_TIMED, CACHED_STEPS = 2, 3
 """Steps that are timed however slow they are; and those on one batch, to see what a step takes without its loader."""
 
@@ -108,11 +106,7 @@ class Supervised(HasSource):
         name: str | None = None,
     ) -> None:
         """Check what can be checked without running anything."""
-        wrong = _problems(model, training_step, loss, optimizer, epochs, evals, schedule, precision)
-        if size_unit not in ("samples", "tokens"):
-            wrong.append(f"size_unit={size_unit!r}: expected samples or tokens")
-        if not (isinstance(world_size, int) and world_size >= 1):
-            wrong.append(f"world_size={world_size!r}: expected the number of processes that train together, 1 or more")
+        wrong = problems(locals())  # All that was given, by name.
         if wrong:
             raise ArgumentError("Supervised: " + "; ".join(wrong) + ".")
         for data, role in ((train_data, "train_data"), (val_data, "val_data")):
@@ -398,38 +392,3 @@ def has_batch_norm(model: torch.nn.Module) -> bool:
     import torch
 
     return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
-
-
-def _problems(
-    model: Any,
-    training_step: Any,
-    loss: Any,
-    optimizer: Any,
-    epochs: float,
-    evals: int,
-    schedule: Any,
-    precision: str,
-) -> list[str]:
-    """Return what is wrong with the arguments of a Supervised, a sentence each; nothing is run."""
-    torch_nn = sys.modules.get("torch.nn")
-    wrong = []
-    if torch_nn is not None and isinstance(model, torch_nn.Module):
-        wrong.append(
-            "model is a module that was already built: expected a class or function that builds one (model=Net, "
-            "not Net())"
-        )
-    elif not callable(model):
-        wrong.append(f"model={model!r}: expected a class or function without arguments that returns a module")
-    if optimizer is not None and not takes_two(optimizer):
-        wrong.append(
-            "optimizer: expected a class or function (parameters, lr) that returns a torch.optim.Optimizer; parameters "
-            "beside these need a default, such as momentum=0.9"
-        )
-    wrong += run_problems(epochs, evals)
-    if not callable(schedule) and schedule not in SCHEDULES:
-        wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)} or a function of progress")
-    if precision not in PRECISIONS:
-        wrong.append(f"precision={precision!r}: expected {', '.join(PRECISIONS)}")
-    if training_step is not None and loss is not None:
-        wrong.append("training_step and loss were both given: training_step owns the loss, so leave out one of them")
-    return wrong

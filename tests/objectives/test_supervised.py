@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import bstune
+import numpy as np
 import pytest
 import torch
 from bstune.tests.objectives.small import N, net, run, spec_of, supervised
@@ -102,6 +103,36 @@ def test_wrong_arguments_are_listed_together() -> None:
     """Three mistakes, one message."""
     with pytest.raises(bstune.ArgumentError, match=r"(?s)already built.*epochs=0.*schedule='cos'"):
         supervised(model=nn.Linear(4, 3), epochs=0, schedule="cos")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"precise_batch_norm": "Auto"}, "precise_batch_norm='Auto': expected True, False or 'auto'"),
+        ({"precise_batch_norm": 1}, "precise_batch_norm=1: expected True, False or 'auto'"),
+        ({"epochs": "ten"}, "epochs='ten': expected a number above 0"),
+        ({"evals": None}, "evals=None: expected a whole number of at least 1"),
+        ({"schedule": ["cosine"]}, "schedule=['cosine']: expected constant, linear, cosine, wsd or a function"),
+        ({"num_workers": -1}, "num_workers=-1: expected the number of processes that load data, 0 or more"),
+        ({"clip_grad_norm": 0}, "clip_grad_norm=0: expected a number above 0, or None"),
+        ({"loss": "mse"}, "loss='mse': expected a function ((output, target) -> loss), or leave it out"),
+        ({"metrics": ["accuracy"]}, "metrics=['accuracy']: expected names with functions"),
+        ({"world_size": 0}, "world_size=0: expected the number of processes"),
+    ],
+)
+def test_a_wrong_word_is_refused_by_name(given: dict[str, Any], said: str) -> None:
+    """At once, in one sentence: what it was, and what was expected."""
+    with pytest.raises(bstune.ArgumentError) as caught:
+        supervised(**given)
+    assert str(caught.value).startswith(f"Supervised: {said}")
+    assert "; " not in str(caught.value)
+
+
+def test_all_that_is_allowed_is_taken() -> None:
+    """Numbers of any kind, and both truths."""
+    for precise in (True, False, "auto"):
+        made = supervised(precise_batch_norm=precise, epochs=np.float32(2), num_workers=np.int64(0), clip_grad_norm=1)
+        assert (made.precise_batch_norm, made.epochs) == (precise, 2)
 
 
 @pytest.mark.parametrize(
