@@ -16,6 +16,7 @@ from bstune.tuner.core.probe_results import Attempt, DeviceInfo, ProbeResult
 from bstune.tuner.core.results import Candidate, Comparison, Limits, LossEstimate, Recommendation, SearchResult, Spent
 from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import Facts
+from bstune.tuner.report.brief import brief
 from bstune.tuner.report.reasons import caution_text
 from bstune.tuner.report.study_text import study_text
 from bstune.tuner.report.text import SCREEN, search_text
@@ -279,6 +280,27 @@ def test_no_line_is_wider_than_the_terminal(name: str) -> None:
 def test_an_answer_fits_one_screen(name: str) -> None:
     """With the prompt below it."""
     assert len(search_text(RESULTS[name], FACTS).splitlines()) < SCREEN
+
+
+@pytest.mark.parametrize(
+    ("code", "figures"),
+    [
+        ("nothing_learned", {"percent": 2.0, "first": 2.303, "longest": 4096}),
+        ("rate_ignored", {"rates": 3, "low": 0.001, "high": 0.1}),
+        ("one_loss", {"loss": 2.303}),
+    ],
+)
+def test_no_setting_is_called_the_best_where_losses_tell_nothing(code: Any, figures: dict[str, Any]) -> None:
+    """One is chosen all the same, and it may be one of the worst."""
+    result = changed(verified=False, params={"momentum": 0.9}, warnings=warned(code, **figures))
+
+    first, loss, *rest = search_text(result, FACTS, view=View(80)).splitlines()
+
+    assert first == "Nothing to train with yet  not verified"
+    assert loss.split() == ["loss", "0.0421", "to", "2.25", "at", "the", "ends", "of", "5", "runs"]
+    assert not [line for line in rest if line.startswith(">")]
+    assert brief(result).title == "Nothing to train with yet"
+    assert "Losses of 0.0421 to 2.25 at the ends of 5 runs" in [part.short for part in brief(result).parts]
 
 
 def test_batch_32_is_not_missed_where_sizes_count_tokens() -> None:

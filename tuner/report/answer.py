@@ -15,7 +15,7 @@ from ..core.plain_text import one_line
 from ..core.results import USUAL_BATCH, Candidate, LossEstimate, OnDevice, Recommendation, SearchResult
 from ..core.trial_record import TrialRecord
 from . import wording
-from .reasons import PAST_THE_END, no_advice, without_limits
+from .reasons import PAST_THE_END, no_advice, tells_nothing, without_limits
 from .units import duration, gib, given_params
 from .view import Column, View, even, labelled, said, tabled
 
@@ -36,8 +36,8 @@ _SOONEST = re.compile(
 def answer(result: SearchResult, facts: Facts | None, view: View, *, verbose: bool = False) -> list[RenderableType]:
     """Return the block: the answer, how it compares, how sure it is and why it is that, one row each."""
     best = result.recommendation
-    held = no_advice(best.warnings) is None
-    rows = [("with", given_params(best.params, ", "))] if best.params else []
+    held, any_best = no_advice(best.warnings) is None, not tells_nothing(best.warnings)
+    rows = [("with", given_params(best.params, ", "))] if best.params and any_best else []
     rows += [("split", text) for text in _split(result)]
     if held:
         rows += [("soon", beside.whole) for each in best.compared if (beside := wording.compared(result, each))]
@@ -46,7 +46,8 @@ def answer(result: SearchResult, facts: Facts | None, view: View, *, verbose: bo
             rows.append(("soon", f"batch {USUAL_BATCH} was not tried, so it is not compared"))
     source = wording.interval_source(result)
     interval = f"{wording.new_runs(best)}{f', if they differ as much {source}' if source else ''}"
-    rows.append(("loss", "; ".join(filter(None, [wording.measured_loss(best), interval]))))
+    loss = "; ".join(filter(None, [wording.measured_loss(best), interval]))
+    rows.append(("loss", loss if any_best else wording.ends_of_runs(result)))
     if held:
         rows.append(("why", _why(result)))
         if equal := wording.as_good(result)[0]:
@@ -135,7 +136,8 @@ def frontier_table(
     ran = [row for row in rows if row.val_loss.mean is not None]
     if not ran:
         return []
-    shown = ran if verbose else _few(ran, result.recommendation, most)
+    best = result.recommendation
+    shown = ran if verbose else _few(ran, best, most)
     loss = even([row.val_loss.mean for row in shown])
     marked = [text + ("" if row.verified else "*") for text, row in zip(loss, shown, strict=True)]
     width = max(map(len, marked))
@@ -157,7 +159,7 @@ def frontier_table(
         Column("", [_whose(result, row) for row in shown], 4, "left"),
     ]
     kept = [column for column in columns if any(cell not in ("-", "") for cell in column.cells)]
-    chosen = [i for i, row in enumerate(shown) if _is(result.recommendation, row)]
+    chosen = [] if tells_nothing(best.warnings) else [i for i, row in enumerate(shown) if _is(best, row)]
     notes = []
     if any(not row.verified for row in shown):
         notes.append("* on the seed that it was chosen on, so likely too low")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from ..core.plain_text import one_line
 from ..core.results import SearchResult
 from . import wording
-from .reasons import no_advice
+from .reasons import no_advice, tells_nothing
 from .units import duration, gib, given_params, number
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def _sooner(result: SearchResult) -> Part | None:
 
 def _sure(result: SearchResult) -> Part:
     best = result.recommendation
+    if tells_nothing(best.warnings):
+        return Part("How sure is it?", f"Losses of {wording.ends_of_runs(result)}", "")
     loss = best.val_loss
     short = "No full run yet" if loss.mean is None else f"Loss {loss.mean:.3g}"
     if loss.low is not None and loss.high is not None:

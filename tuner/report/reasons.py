@@ -80,10 +80,8 @@ _CAUTIONS: dict[CautionCode, str] = {
     ),
 }
 
-_NO_ADVICE = tuple(
-    _CAUTIONS[code].partition("{")[0]
-    for code in ("none_went_further", "one_loss", "rate_ignored", "nothing_learned", "diverged")
-)
+_TELLS_NOTHING = tuple(_CAUTIONS[code].partition("{")[0] for code in ("one_loss", "rate_ignored", "nothing_learned"))
+_NO_ADVICE = (*_TELLS_NOTHING, *(_CAUTIONS[code].partition("{")[0] for code in ("none_went_further", "diverged")))
 PAST_THE_END = "past the end of a full run"
 """Of seconds that no run has taken: the curve is taken to go on as it does near its end."""
 _LIMITS = "; memory"
@@ -137,6 +135,11 @@ def without_limits(reason: str, global_batch_size: int, learning_rate: float) ->
 def no_advice(warnings: Iterable[str]) -> str | None:
     """Return the first of these warnings that says that nothing should be trained with, if there is one."""
     return next((said for said in warnings if said.startswith(_NO_ADVICE)), None)
+
+
+def tells_nothing(warnings: Iterable[str]) -> bool:
+    """Whether one of these warnings says that the losses tell no setting from another: then none is the best."""
+    return any(said.startswith(_TELLS_NOTHING) for said in warnings)
 
 
 def limits_text(limits: BatchLimits) -> str:

@@ -15,7 +15,7 @@ from ..core.probe_results import ProbeResult
 from ..core.results import Candidate, Comparison, LossEstimate, OnDevice, Recommendation, SearchResult
 from ..core.trial_record import TrialRecord
 from .charts.frame import candidates, full_samples, only_stopped, ran_in_full
-from .reasons import PAST_THE_END, no_advice
+from .reasons import PAST_THE_END, no_advice, tells_nothing
 from .units import duration, number, per_second, setting_text
 from .view import even
 
@@ -34,6 +34,8 @@ PROBE_SHARE, PROBE_S = 0.5, 10.0
 def title(best: Recommendation) -> str:
     """Return what to train with; what is not confirmed is the best so far, or no advice where nothing was learned."""
     batch, rate = best.global_batch_size, f"{best.learning_rate:.3g}"
+    if tells_nothing(best.warnings):
+        return "Nothing to train with yet"
     if no_advice(best.warnings) is not None:
         return f"Nothing to train with yet (best: batch {batch}, lr {rate})"
     if best.verified:
@@ -300,6 +302,14 @@ def measured_loss(best: Recommendation) -> str:
     elif loss.n_seeds == 1 and no_advice(best.warnings) is None:
         runs = "the run it was chosen by, so likely too low"
     return f"{even([loss.mean])[0]}{spread} in {runs}"
+
+
+def ends_of_runs(result: SearchResult) -> str:
+    """Return at which losses the runs ended, where these tell nothing of the one that was chosen."""
+    losses = [record.val_loss for record in result.records if record.val_loss is not None]
+    low, high = number(min(losses, default=None)), number(max(losses, default=None))
+    where = f"at the end{'s' if len(losses) != 1 else ''} of {_runs(len(losses))}"
+    return f"{low} {where}" if low == high else f"{low} to {high} {where}"
 
 
 def new_runs(best: Recommendation) -> str:
