@@ -75,6 +75,11 @@ def test_a_study_lives_by_plain_calls(calls: httpx.Client, study: str) -> None:
     best = calls.get(f"/v1/studies/{study}/recommendation").json()
     assert best["state"] == "ended"
     assert TABLE.regret(best["recommendation"]["global_batch_size"], best["recommendation"]["learning_rate"]) < 0.3
+    found = best["recommendation"]
+    page = calls.get(f"/studies/{study}").text
+    answer = f"batch {found['global_batch_size']} and learning rate {found['learning_rate']:.3g}"
+    assert f"Train with {answer}" in page
+    assert "Why not larger?" in page
     assert study in [each["name"] for each in calls.get("/v1/studies").json()]
     assert calls.delete(f"/v1/studies/{study}").status_code == 204
     assert calls.get(f"/v1/studies/{study}").status_code == 404
@@ -227,6 +232,21 @@ def test_wrong_calls_get_the_right_answer(
 
     assert answer.status_code == status, answer.text[:500]
     assert [each["name"] for each in calls.get("/v1/studies").json()] == [each["name"] for each in before]
+
+
+@pytest.mark.parametrize("path", ["/studies/none", "/studies/none/report", "/studies/<b>none", "/nothing"])
+def test_a_browser_gets_a_page_where_there_is_none(calls: httpx.Client, path: str) -> None:
+    """With a way on; programs get JSON, and so does a browser that calls what is for programs."""
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    page, plain = calls.get(path, headers=browser), calls.get(path)
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.status_code == 404
+    assert "There is no such page" in page.text
+    assert '<a href="/">' in page.text
+    assert "<b>" not in page.text
+    assert plain.headers["content-type"] == "application/json"
+    assert plain.json()["detail"]
+    assert calls.get("/v1/studies/none", headers=browser).headers["content-type"] == "application/json"
 
 
 def test_settings_that_do_not_fit_are_refused(calls: httpx.Client, study: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
 
@@ -95,8 +95,8 @@ def make_app(hub: Hub, *, stopping: Callable[[], bool]) -> FastAPI:
 
 def _add_errors(app: FastAPI) -> None:
     def answered(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
-        async def answer(_: Request, error: Exception) -> Response:  # In the event loop: it waits for no thread.
-            return JSONResponse({"detail": str(error)}, status)
+        async def answer(request: Request, error: Exception) -> Response:  # In the event loop: it waits for no thread.
+            return _refusal(request, str(error), status)
 
         return answer
 
@@ -104,21 +104,34 @@ def _add_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, answered(status))
 
     @app.exception_handler(TimeoutError)
-    async def busy(_: Request, __: TimeoutError) -> Response:
-        return JSONResponse({"detail": "The study is busy: call again."}, 503, headers={"retry-after": "2"})
+    async def busy(request: Request, _: TimeoutError) -> Response:
+        return _refusal(request, "The study is busy: call again.", 503, {"retry-after": "2"})
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> Response:
+    async def malformed(request: Request, error: RequestValidationError) -> Response:
         # Without what was sent, which no JSON may be able to say.
         found = [
             {"loc": [_plain(str(part))[:100] for part in each["loc"]], "msg": _plain(each["msg"]), "type": each["type"]}
             for each in error.errors()[:20]
         ]
+        if _is_page(request):
+            return _refusal(request, "There is no page of this name.", 404)
         return JSONResponse({"detail": found}, 422)
 
     @app.exception_handler(AnyHTTPException)
-    async def other(_: Request, error: AnyHTTPException) -> Response:
-        return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)
+    async def other(request: Request, error: AnyHTTPException) -> Response:
+        return _refusal(request, error.detail, error.status_code, error.headers)
+
+
+def _is_page(request: Request) -> bool:
+    """Whether somebody asks for a page with a browser, which says that it shows HTML; programs get JSON."""
+    return "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/v1/")
+
+
+def _refusal(request: Request, detail: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    if _is_page(request):
+        return HTMLResponse(pages.refusal_page(status, detail), status, headers=headers)
+    return JSONResponse({"detail": detail}, status, headers=headers)
 
 
 def _add_studies(app: FastAPI, hub: Hub) -> None:
@@ -279,9 +292,12 @@ def _add_pages(app: FastAPI, hub: Hub) -> None:
         return pages.index_page([summary(served) for served in hub.studies])
 
     @app.get("/studies/{name}", response_class=HTMLResponse, include_in_schema=False)
-    def study_page(name: StudyName) -> str:
-        served = _find(hub, name)
-        return pages.study_page(summary(served), served.records)
+    async def study_page(name: StudyName) -> str:
+        served, result = _find(hub, name), None
+        if served.state == "ended":
+            with contextlib.suppress(NoSignalError, TimeoutError):  # What was not learned, or takes long, is left out.
+                result = await _soon(served.pool.call(served.result))
+        return await run_in_threadpool(lambda: pages.study_page(summary(served), served.records, result))
 
     @app.get("/studies/{name}/report", response_class=HTMLResponse, include_in_schema=False)
     async def report_page(name: StudyName) -> Response:

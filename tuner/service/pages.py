@@ -10,7 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ..core.plain_text import one_line
+from ..core.results import SearchResult
 from ..core.trial_record import TrialRecord
+from ..report.brief import brief
 from ..report.page_told import Told
 from ..report.units import number, setting_text
 from .curves import curves
@@ -93,7 +95,7 @@ NUMBERS = (
     *("trials", "running", "reference runs", "lowest loss"),
     *("trial", "batch size", "learning rate", "samples", "loss"),
 )
-CLASSES = dict.fromkeys(NUMBERS, "n") | dict.fromkeys(("state", "what it does"), "long")
+CLASSES = dict.fromkeys(NUMBERS, "n") | dict.fromkeys(("state", "what it does", "more"), "long")
 """Of the columns of a table that are not plain text."""
 NO_STUDIES = "There are no studies yet. The first worker of a model makes one: bstune worker URL MODEL"
 NO_WORKERS = "No worker was heard of lately."
@@ -140,8 +142,8 @@ def index_page(studies: Sequence[Mapping[str, Any]]) -> str:
     return _page("Studies", "/v1/events", f"{_table(heads, rows)}<h2>Workers</h2>{_workers(workers, 'study')}")
 
 
-def study_page(study: Mapping[str, Any], records: Sequence[TrialRecord]) -> str:
-    """Return the page of one study."""
+def study_page(study: Mapping[str, Any], records: Sequence[TrialRecord], result: SearchResult | None = None) -> str:
+    """Return the page of one study; with what it has found, once it has ended."""
     path = quote(study["name"], safe="")
     best = lowest(records)
     shown = list(reversed(records[-MOST_ROWS:]))
@@ -153,14 +155,33 @@ def study_page(study: Mapping[str, Any], records: Sequence[TrialRecord]) -> str:
         )
     if best is not None:
         said.append(f"Lowest loss so far: {number(best.val_loss)}, {setting_text(best)} (trial {best.number}).")
-    body = "".join(f"<p>{_text(line)}</p>" for line in said)
-    body += f'<p><a href="/studies/{path}/report">The answer and the report</a></p>{curves(records, best)}'
+    body = "" if result is None else _answer(result)
+    body += "".join(f"<p>{_text(line)}</p>" for line in said)
+    what = "The answer and the report" if result is None else "The whole report"
+    body += f'<p><a href="/studies/{path}/report">{what}</a></p>{curves(records, best)}'
     body += f"<h2>Workers</h2>{_workers([(study['name'], worker) for worker in study['workers']])}"
     heads = ["trial", "stage", "batch size", "learning rate", "samples", "loss", "state"]
     body += f"<h2>Trials</h2>{_table(heads, [_row(record) for record in shown])}"
     if len(records) > len(shown):
         body += f'<p>The newest {len(shown)} of {len(records)}; <a href="/v1/studies/{path}">all, for programs</a>.</p>'
     return _page(study["name"], f"/v1/studies/{path}/events", body)
+
+
+def _answer(result: SearchResult) -> str:
+    """Return what to train with, how sure that is, and why it is that."""
+    said = brief(result)
+    rows = [[_text(part.question), _text(f"{part.short}."), _text(part.detail)] for part in said.parts]
+    warnings = "".join(f"<p>{_text(warning)}</p>" for warning in result.recommendation.warnings)
+    return (
+        f"<h2>{_text(said.title)}</h2><p>{_text(said.badge)}. {_text(said.split)}</p>"
+        f"{_table(['question', 'answer', 'more'], rows)}{warnings}"
+    )
+
+
+def refusal_page(status: int, detail: str) -> str:
+    """Return what a browser shows in place of a page that it cannot have."""
+    title = "There is no such page" if status == 404 else f"This did not work ({status})"
+    return _page(title, None, f'<p>{_text(detail)}</p><p><a href="/">All studies of this service</a></p>')
 
 
 def lowest(records: Iterable[TrialRecord]) -> TrialRecord | None:
