@@ -112,7 +112,10 @@ def _command(study: Study) -> str | None:
     for key, value in asked.items():
         if key in ("space", "probe") or key not in defaults or value in (None, defaults[key]):
             continue
-        words += [f"--{key.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        words += [
+            f"--{key.replace('_', '-')}",
+            ",".join(map(_word, value)) if isinstance(value, tuple) else _word(value),
+        ]
     for key, raw in (asked.get("space") or {}).items():
         words += ["--space", f"{key}={_given(raw)}"]
     return " ".join(map(shlex.quote, words))
@@ -122,6 +125,11 @@ def _given(raw: Any) -> str:
     if isinstance(raw, tuple):
         return ":".join(map(str, raw))
     return ",".join(map(str, raw)) if isinstance(raw, list) else str(raw)
+
+
+def _word(value: Any) -> str:
+    """Return a value as a word of a command line: a whole number without what says that it could be another."""
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
 
 
 def _content(told: Sequence[Told], kind: str) -> bytes:

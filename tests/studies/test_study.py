@@ -239,7 +239,16 @@ def test_a_study_that_is_not_ours(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "budget"), [(Plan(budget=8), 8), (Plan(budget_s=1200.0), "1200.0 s"), (Plan(budget_s=1e-5), "1e-05 s")]
+    ("plan", "budget"),
+    [
+        (Plan(budget=8), 8),
+        (Plan(budget_s=1200.0), "20min"),
+        (Plan(budget_s=30.0), "30s"),
+        (Plan(budget_s=86400.0 * 3), "3d"),
+        (Plan(budget_s=1e9), "1000000000s"),
+        (Plan(budget_s=90.1), "90.1s"),
+        (Plan(budget_s=1e-5), "1e-05s"),
+    ],
 )
 def test_a_stored_budget_is_given_again_as_it_was(url: str, plan: Plan, budget: float | str) -> None:
     """As a number or as a duration; a study that is older than durations has a number."""

@@ -19,8 +19,11 @@ import bstune
 import pytest
 from bstune.cli import main
 from bstune.tests.report import told as studies
+from bstune.tuner.core.specs import Plan
 from bstune.tuner.report import card
+from bstune.tuner.report_study import told_of
 from bstune.tuner.studies.catalog import make_study, touch
+from bstune.tuner.studies.spec_json import encode_plan
 from bstune.tuner.studies.storage import open_storage
 from click.testing import CliRunner, Result
 
@@ -102,6 +105,22 @@ def test_the_newest_search_is_reported_not_a_study_without_one(storage: str, tmp
         touch(make_study(opened, "empty"))
     assert run("report", "--storage", copied, "--format", "md").exit_code == 0
     assert "Train with batch" in run("report", "--storage", copied, "--format", "md").stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Plan(budget_s=30.0), "bstune search model.py --budget 30s"),
+        (Plan(budget=4.0, confirm=1), "bstune search model.py --budget 4 --confirm 1"),
+        (Plan(budget=2.5, tolerance=0.05), "bstune search model.py --tolerance 0.05 --budget 2.5"),
+    ],
+)
+def test_the_command_of_a_report_is_as_one_would_write_it(asked: Plan, said: str) -> None:
+    """Without quotes and places that nothing needs; the same search comes of it."""
+    with open_storage("sqlite:///made.db") as opened:
+        make_study(opened, "made").set(objective="/home/me/model.py:objective", plan=encode_plan(asked))
+    told = told_of("made", storage="sqlite:///made.db")
+    assert told.command == said
 
 
 def test_two_studies_make_one_page(storage: str, tmp_path: Path) -> None:

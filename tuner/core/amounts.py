@@ -68,6 +68,19 @@ def parse_size(text: str | int) -> int:
     return int(amount)
 
 
+def written_duration(seconds: float) -> str:
+    """Return a duration as it is given on a command line: `parse_duration` makes the same seconds of it.
+
+    Example:
+        >>> written_duration(30.0), written_duration(1200.0), written_duration(5400.0), written_duration(0.5)
+        ('30s', '20min', '90min', '0.5s')
+    """
+    for unit in ("d", "h", "min"):
+        if seconds >= _DURATION_UNITS[unit] and seconds % _DURATION_UNITS[unit] == 0:
+            return f"{seconds / _DURATION_UNITS[unit]:.0f}{unit}"
+    return f"{seconds:.0f}s" if seconds >= 1 and seconds == int(seconds) else f"{seconds!r}s"
+
+
 def parse_duration(text: str) -> float:
     """Return the seconds in a duration such as `20min`, `1.5h` or `90 s`.
 

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ..core.amounts import written_duration
 from ..core.errors import BstuneError, StudyError
 from ..core.probe_results import ProbeResult
 from ..core.trial_record import ASKED, RESULT, TrialRecord, begun, reported
@@ -48,7 +49,7 @@ def stored_arguments(study: Study) -> dict[str, Any]:
     space = {name: dimension.raw for name, dimension in plan.space.items()}
     arguments = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)} | {"space": space} | asked
     seconds = arguments.pop("budget_s")
-    return arguments if seconds is None else {**arguments, "budget": f"{seconds!r} s"}
+    return arguments if seconds is None else {**arguments, "budget": written_duration(seconds)}
 
 
 class Study(Records):
