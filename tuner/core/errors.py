@@ -66,3 +66,16 @@ class NoSignalError(BstuneError):
 
 class TrialPruned(Exception):  # The word that Optuna's users know for this signal.
     """Raised by `trial.report` when the trial is to stop; let it pass, or clean up and return."""
+
+
+OURS = frozenset(name for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, BstuneError))
+
+
+def in_words(error_type: str, message: str) -> str:
+    """Return an error as a sentence: with the name of its class, unless it is one of ours, which says all itself.
+
+    Example:
+        >>> in_words("ValueError", "no rows"), in_words("ObjectiveError", "model() returned nothing.")
+        ('ValueError: no rows', 'model() returned nothing.')
+    """
+    return message if error_type in OURS else f"{error_type}: {message}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ...objectives.look_at_optimizers import KINDS, TRIED
 from ...objectives.look_at_sizes import CROSSED_RUNS, SEEDS
 from ...objectives.look_at_training import ROUNDS, early_steps
-from ..core.errors import BstuneError, NothingFitsError
+from ..core.errors import BstuneError, NothingFitsError, in_words
 from ..core.examination import Examined, ExamineSpec
 from ..core.trials import Facts
 from ..strategy.cost import Cost
@@ -375,7 +375,7 @@ def _examined(host: Host, task: LookTask, known: Known) -> tuple[Examined | None
     if isinstance(answer, Examined):
         return answer, None
     if isinstance(answer, messages.Failure):
-        return None, "it ran out of memory" if answer.outcome == "oom" else f"{answer.error_type}: {answer.message}"
+        return None, "it ran out of memory" if answer.outcome == "oom" else in_words(answer.error_type, answer.message)
     if isinstance(answer, Died):
         return None, answer.text
     return None, f"it took longer than {time.monotonic() - began_s:.0f} s"

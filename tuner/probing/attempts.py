@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from ..core.errors import ObjectiveError
+from ..core.errors import ObjectiveError, in_words
 from ..core.probe_results import Attempt, Loader, Outcome, ThroughputRow
 from ..core.trials import MeasureSpec
 from ..device.meter import Reading
@@ -221,7 +221,7 @@ class Attempts:
             return attempt("oom" if answer.exit_code == -9 else "error", None, 0, None, answer.text)
         reading = answer.reading
         if isinstance(answer, messages.Failure):
-            reason = f"{answer.error_type}: {first_line(answer.message)}"
+            reason = in_words(answer.error_type, first_line(answer.message))
             peak, steps, phase = (reading.peak_bytes, reading.steps, reading.phase) if reading else (None, 0, "build")
             return attempt(answer.outcome, peak, steps, phase, reason)
         assert reading is not None

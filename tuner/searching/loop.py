@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..core.errors import ObjectiveError, StudyError
+from ..core.errors import ObjectiveError, StudyError, in_words
 from ..core.interrupts import uninterrupted
 from ..core.probe_results import ProbeResult
 from ..core.specs import Proposal
@@ -299,7 +299,8 @@ class Drive:
         if event.cause not in ("error", "no_report"):
             return False
         ended = [record for record in self._study.finished if record.cause != "orphan"]
-        alike = [record.reason.partition(":")[0] == _said(event).partition(":")[0] for record in ended]
+        way = _way(_said(event))
+        alike = [record.state == "failed" and _way(record.reason) == way for record in ended]
         if self._study.learned:
             return len(alike) >= ALIKE and all(alike[-ALIKE + 1 :])
         return not ended or any(alike)
@@ -326,7 +327,18 @@ def _lost(record: TrialRecord, event: Lost) -> TrialRecord:
 def _said(event: Lost) -> str:
     """Return the reason of a lost trial: the type of the exception first, where there was one."""
     message = event.message.strip().splitlines()[-1] if event.message.strip() else event.cause
-    return f"{event.error_type}: {message}" if event.error_type else f"{event.cause}: {message}"
+    return in_words(event.error_type, message) if event.error_type else f"{event.cause}: {message}"
+
+
+def _way(reason: str) -> str:
+    """Return in which way a trial failed, by its reason: the name before it; none where bstune refused something.
+
+    Example:
+        >>> _way("ValueError: no rows"), _way("trial.report got samples=3: expected more")
+        ('ValueError', '')
+    """
+    name, colon, _ = reason.partition(":")
+    return name if colon and " " not in name else ""
 
 
 def _best(record: TrialRecord) -> float | None:
