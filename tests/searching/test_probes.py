@@ -136,6 +136,20 @@ def storage_key(storage: Storage) -> Any:
     return study.attributes["probe_key"]
 
 
+def test_another_objective_of_the_same_file_has_a_probe_of_its_own(storage: Storage) -> None:
+    """A file may have several, and of a loop nothing else tells one from another; a copy of the file is the same."""
+    asked = []
+    for kinds in ((), ("small", "large")):
+        for place in ("/a/model.py:net", "/a/model.py:wide", "/b/model.py:wide"):
+            study = make_study(storage, f"{place}{kinds}")
+            study.set(identity=place)
+            device = Fits(kinds=kinds)
+            found = probes.obtain_probe(study, check_search(), FACTS, cast(Engine, device), float("inf"))
+            study.set(probe=found.to_dict())
+            asked.append(len(device.asked))
+    assert asked == [1, 1, 0, 2, 2, 0]
+
+
 def test_each_kind_of_device_is_probed_as_far(storage: Storage) -> None:
     """And anew for a search that goes further."""
     device = Fits(kinds=("small", "large"))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ..core.arguments import SearchArguments
@@ -17,6 +16,7 @@ from ..core.trials import Facts
 from ..engines.base import Engine
 from ..report.progress import probe_line
 from ..studies.catalog import probe_key, reaches, studies
+from ..studies.naming import same_object
 from ..studies.spec_json import decode_facts
 from ..studies.study import Study, intact
 
@@ -94,7 +94,7 @@ def obtain_probe(
     )
     # One that was made for trials side by side says for how many; see `Engine.share`.
     for wanted in [{**key, "jobs": "auto"}, key] if arguments.jobs == "auto" else [key]:
-        for other in itertools.chain([study], studies(study.storage, readable=True)):
+        for other in _of_the_same(study):
             its_key = other.attributes.get("probe_key")
             stored = other.probe if reaches(its_key, wanted) else None
             if its_key is not None and stored is not None and stored.limited_by != "timeout":
@@ -154,8 +154,7 @@ def _probe_kinds(
     for kind, device in engine.kinds.items():
         seed, settings = arguments.plan.seed, {"max_batch": most}
         key = probe_key(facts, device, seed=seed, settings=settings, params=arguments.plan.middle_params)
-        others = itertools.chain([study], studies(study.storage, readable=True))
-        known = (entry for other in others for entry in other.attributes.get("probes", ()))
+        known = (entry for other in _of_the_same(study) for entry in other.attributes.get("probes", ()))
         stored = next(
             (entry for entry in known if reaches(entry["key"], key) and entry["probe"]["limited_by"] != "timeout"),
             None,
@@ -184,6 +183,14 @@ def _probe_kinds(
             )
         )
     return next(iter(study.probes.values()))
+
+
+def _of_the_same(study: Study) -> Iterator[Study]:
+    """Yield a study and all others whose probe may be of the same objective: a file may have several."""
+    yield study
+    for other in studies(study.storage, readable=True):
+        if same_object(other.attributes.get("identity"), study.attributes.get("identity")):
+            yield other
 
 
 def _tell_attempt(study: Study, arguments: SearchArguments, attempt: Attempt) -> None:

@@ -53,6 +53,22 @@ def is_anothers(stored: Any, identity: str | None) -> bool:
     return not stored.startswith("/") or os.path.exists(stored.rpartition(":")[0])
 
 
+def same_object(stored: Any, identity: Any) -> bool:
+    """Tell whether two identities are of one objective, as far as they tell, where the source is the same.
+
+    A file may have several, and may have been copied.
+
+    Example:
+        >>> same_object("/a/model.py:net", "/b/model.py:net"), same_object("/a/model.py:net", "/a/model.py:wide")
+        (True, False)
+        >>> same_object("Net", "Wide"), same_object(None, "Wide")
+        (False, True)
+    """
+    if not isinstance(stored, str) or not isinstance(identity, str):
+        return True
+    return stored.rpartition(":")[2] == identity.rpartition(":")[2]
+
+
 def anothers_place(stored: Any, identity: str | None) -> str | None:
     """Return where the other objective of a study is, as `file.py:name`; None where the two may be one that has moved.
 
