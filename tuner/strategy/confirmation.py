@@ -42,7 +42,7 @@ def unfit(runs: Sequence[Run]) -> set[Key]:
 
 
 def next_confirmation(
-    evidence: Evidence, left: float, slack: float, retries: int, lost: frozenset[str]
+    evidence: Evidence, left: float, slack: float, retries: int, lost: frozenset[str], *, fitted: bool = False
 ) -> Confirmation | None:
     """Return the full run on a fresh seed that is worth most, or None where none is worth its price.
 
@@ -55,6 +55,8 @@ def next_confirmation(
         slack: By how much the first may pass that, because a loop of the user reports when it likes.
         retries: How often a run that was lost through no fault of its own is started again.
         lost: Causes that are no fault of the setting.
+        fitted: Prices are fitted to the trials: the first may cost a reference run, whatever is left by what they say
+            now.
     """
     model = evidence.model
     if model is None or not model.leaders:
@@ -67,7 +69,10 @@ def next_confirmation(
     price = np.array([evidence.clock.full_price(point.setting.global_batch_size) for point in points])
     fresh = [_next_seed(seeds[point.key], evidence.plan.confirm) for point in points]
     open_ = np.array([n is not None for n in fresh], dtype=bool)
-    can = open_ & (price <= left + (slack if first else 0.0) + 1e-9)
+    most = left + (slack if first else 0.0)
+    if first and fitted:
+        most = max(most, _least_kept(evidence, [point for point, free in zip(points, open_, strict=True) if free]))
+    can = open_ & (price <= most + 1e-9)
     if not can.any():
         return None
     if first:
@@ -90,6 +95,12 @@ def next_confirmation(
     number = fresh[i]
     assert number is not None
     return Confirmation(points[i].setting, number, first)
+
+
+def _least_kept(evidence: Evidence, points: Sequence[Point]) -> float:
+    """Return what was held back for the run that verifies, though runs have come to cost more since they were made."""
+    batches = {point.setting.global_batch_size for point in points}
+    return max(1.0, min((evidence.clock.full_price(n) for n in batches if evidence.affordable(n)), default=0.0))
 
 
 def _finalists(evidence: Evidence, model: Model, out: set[Key]) -> list[Point]:

@@ -340,7 +340,9 @@ class Strategy:
         if budget.trials_left < 1 or not budget.confirms:
             return None
         slack = budget.slack(self._clock.reference_batch) * self.plan.jobs
-        found = next_confirmation(self._evidence(), budget.left, slack, RETRIES, LOST)
+        # A duration is one of seconds, which are not counted anew.
+        fitted = self._fits_times and self._clock.known and self.plan.budget_s is None
+        found = next_confirmation(self._evidence(), budget.left, slack, RETRIES, LOST, fitted=fitted)
         if found is None:
             return None
         end = self.rungs.end_of(found.setting.global_batch_size)
@@ -354,10 +356,15 @@ class Strategy:
         return replace(proposal, noise_samples=noise)
 
     @property
+    def _fits_times(self) -> bool:
+        """Whether prices rest on the seconds of the trials, and so change with each that ends."""
+        return not self.facts.step_times and (self.probe is None or self.probe.step_time_line is None)
+
+    @property
     def _clock(self) -> Clock:
         """What runs cost, by the probe or by what the objective states; where there is neither, by the trials."""
         line, start_s = None, 0.0
-        if not self.facts.step_times and (self.probe is None or self.probe.step_time_line is None):
+        if self._fits_times:
             earlier = None if self.learned is None else self.learned.step_time_line
             line, start_s = fitted(self.ledger, starts=self.facts.kind == "command")
             line = line or earlier
