@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from .core.checks import Checks
 from .core.diagnosis import Costs, Diagnosis
 from .core.probe_results import Attempt, ProbeResult
+from .core.specs import Plan
 from .core.version import __version__
 from .diagnosis.claims import Claim, chosen, judged, measurements_of, untold
 from .diagnosis.kept import MeasuredClaims, keep
 from .diagnosis.known import Known
 from .diagnosis.measured import cost_of, foreseen, measure
 from .probing.run import run_probe
+from .searching.probes import as_far, most_useful
 from .studies.catalog import has_changed, make_study, probe_key, searched_study, touch
 from .studies.naming import objective_identity
 from .studies.storage import NoStudiesError, open_storage, read_storage
@@ -27,6 +29,9 @@ from .workers.resolve import check_objective
 
 if TYPE_CHECKING:
     from .core.trials import Facts
+
+BEYOND = 4
+"""A probe that is made for a diagnosis goes to so many times what a search would use."""
 
 
 def diagnose(
@@ -236,7 +241,9 @@ def _probe(
     on_attempt: Callable[[Attempt], None] | None,
     on_note: Callable[[str], None] | None,
 ) -> ProbeResult:
+    # A little further than a search needs: it is asked what larger batches would take, too.
+    most = BEYOND * most_useful(Plan(), host.facts)[1]
     key = probe_key(host.facts, host.device_info, seed=seed, chooses_threads=host.chooses_threads)
-    probe = run_probe(host, seed=seed, on_attempt=on_attempt, on_note=on_note)
-    study.set(probe=probe.to_dict(), probe_key=key)
+    probe = run_probe(host, max_batch=most, seed=seed, on_attempt=on_attempt, on_note=on_note, for_search=True)
+    study.set(probe=probe.to_dict(), probe_key=as_far(key, probe, most))
     return probe

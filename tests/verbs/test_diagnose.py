@@ -89,6 +89,8 @@ def test_a_model_is_probed_looked_at_and_remembered(folder: Path, monkeypatch: p
         assert study is not None
         assert kept_findings(study) == result.findings
         assert study.probe is not None
+        assert study.probe.micro_batch_size == 128  # A search would use 16 at most, and its step times need 32.
+        assert study.attributes["probe_key"]["max_batch"] == 128  # So it is none of all 400 samples.
 
     again = bstune.diagnose(bstune.load("model.py"), budget=0.0)
     assert again.reference_runs == 0

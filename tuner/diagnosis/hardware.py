@@ -241,7 +241,7 @@ def which_memory(known: Known) -> Ruling:
         return Ruling("holds", found, advice, figure, unit)
     what = {
         "dataset": "the data set has no more",
-        "max_batch": "no more were tried, since none are used",
+        "max_batch": "no more were tried",
         "plateau": "more are not faster",
         "timeout": "the time of the probe was over",
     }[probe.limited_by]

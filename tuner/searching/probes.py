@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ..core.arguments import SearchArguments
 from ..core.probe_results import Attempt, ProbeResult
 from ..core.progress import Progress, tell
+from ..core.specs import Plan
 from ..core.trial_record import TrialRecord
 from ..core.trials import Facts
 from ..engines.base import Engine
@@ -82,7 +83,7 @@ def obtain_probe(
             tell(arguments, Progress("warning", study.name, arguments.plan.budget, message=said))
         _use_threads_of(arguments.probe, engine, lambda said: _say(study, arguments, "warning", said))
         return arguments.probe
-    largest, most = _most_useful(arguments, facts)
+    largest, most = most_useful(arguments.plan, facts)
     key = probe_key(
         facts,
         engine.device_info,
@@ -98,7 +99,7 @@ def obtain_probe(
             its_key = other.attributes.get("probe_key")
             stored = other.probe if reaches(its_key, wanted) else None
             if its_key is not None and stored is not None and stored.limited_by != "timeout":
-                study.set(probe_key=_as_far(wanted, its_key.get("max_batch")))
+                study.set(probe_key=as_far(wanted, stored, its_key.get("max_batch")))
                 _use_threads_of(stored, engine)
                 return stored
     if facts.kind == "command":
@@ -112,7 +113,7 @@ def obtain_probe(
         on_note=lambda said: _say(study, arguments, "note", f"probe  {said}"),
         max_batch=most,
     )
-    study.set(probe=probe.to_dict(), probe_key=_as_far(key, most if probe.limited_by == "max_batch" else None))
+    study.set(probe=probe.to_dict(), probe_key=as_far(key, probe, most))
     _say_if_cut(study, arguments, probe, largest)
     if facts.kind != "supervised":  # What the user's own code has shown, or has not.
         for said in probe.warnings:
@@ -120,7 +121,7 @@ def obtain_probe(
     return probe
 
 
-def _most_useful(arguments: SearchArguments, facts: Facts) -> tuple[int, int]:
+def most_useful(plan: Plan, facts: Facts) -> tuple[int, int]:
     """Return the largest batch size of a search, and the largest micro-batch worth probing for it.
 
     None is tried that neither a trial would use nor the line of step times needs. That one needs none of a command:
@@ -129,15 +130,15 @@ def _most_useful(arguments: SearchArguments, facts: Facts) -> tuple[int, int]:
     from ..probing.timing import enough_to_time
     from ..strategy.space import make_space
 
-    largest = make_space(arguments.plan, facts, None).batches[-1]
+    largest = make_space(plan, facts, None).batches[-1]
     least = 1 if facts.kind == "command" else enough_to_time(facts.longest)
     return largest, max(least, largest // facts.world_size)
 
 
-def _as_far(key: Mapping[str, Any], most: int | None) -> dict[str, Any]:
-    """Return the key of a probe that ended at a size because a search uses no larger one; None: it ended by itself."""
+def as_far(key: Mapping[str, Any], probe: ProbeResult, most: int | None) -> dict[str, Any]:
+    """Return the key of a probe that was to go up to a size, if at all: it may have ended by itself before."""
     whole = {name: value for name, value in key.items() if name != "max_batch"}
-    return whole if most is None else {**whole, "max_batch": most}
+    return {**whole, "max_batch": most} if most is not None and probe.limited_by == "max_batch" else whole
 
 
 def _say_if_cut(study: Study, arguments: SearchArguments, probe: ProbeResult, largest: int) -> None:
@@ -149,7 +150,7 @@ def _probe_kinds(
     study: Study, arguments: SearchArguments, facts: Facts, engine: Engine, deadline_s: float
 ) -> ProbeResult:
     """Store a probe of each kind of device and return the first: the fastest kind, at the first trial on it."""
-    largest, most = _most_useful(arguments, facts)
+    largest, most = most_useful(arguments.plan, facts)
     entries: dict[str, dict[str, Any]] = {entry["device"]: entry for entry in study.attributes.get("probes", ())}
     for kind, device in engine.kinds.items():
         seed, settings = arguments.plan.seed, {"max_batch": most}
@@ -170,8 +171,7 @@ def _probe_kinds(
                 on_note=lambda said: _say(study, arguments, "note", f"probe  {said}"),
                 max_batch=most,
             )
-            key = _as_far(key, most if probe.limited_by == "max_batch" else None)
-            stored = {"device": kind, "key": key, "probe": probe.to_dict()}
+            stored = {"device": kind, "key": as_far(key, probe, most), "probe": probe.to_dict()}
             _say_if_cut(study, arguments, probe, largest)
         entries[kind] = stored
         study.set(probes=list(entries.values()), probe_key=None)  # What was stored of one kind is about to be replaced.
