@@ -44,7 +44,7 @@ def held(part: Any) -> dict[str, Any]:
         given = {**{f"argument {n}": value for n, value in enumerate(part.args, 1)}, **part.keywords}
         return {**held(part.func), **{name: value for name, value in given.items() if _is_plain(value)}}
     used = {name: value for function in functions_of(part) for name, value in _used(function).items()}
-    around = {name: value for layer in _layers(part) for name, value in _cells(layer).items()}
+    around = {name: value for layer in _layers(part) for name, value in cells_of(layer).items()}
     return {
         **{name: value for name, value in used.items() if name.rpartition(".")[2].isupper() and _is_plain(value)},
         **{name: value for name, value in around.items() if isinstance(value, bool | int | float | str)},
@@ -94,7 +94,7 @@ def _near(part: Any) -> Iterator[Any]:
     for function in functions_of(part):
         if not isinstance(part, type) or hasattr(function, "__wrapped__"):  # Else the text of the class has it.
             yield function
-        yield from (*_used(function).values(), *_cells(function).values())
+        yield from (*_used(function).values(), *cells_of(function).values())
         yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
 
 
@@ -136,7 +136,7 @@ def _home(value: Any) -> Any:
 
 def _used(function: FunctionType) -> dict[str, Any]:
     """Return what a function takes by name from around it; of a module of the user's, what it takes of that."""
-    cells, found = _cells(function), {}
+    cells, found = cells_of(function), {}
     for code in _codes(function.__code__):
         name, value = "", None
         for does, named in _loads(code):
@@ -149,6 +149,12 @@ def _used(function: FunctionType) -> dict[str, Any]:
             if around and named in around:
                 found[name] = value
     return found
+
+
+def loads_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield what each instruction of a function and of those within it does, and the name that it does it with."""
+    for code in _codes(function.__code__):
+        yield from _loads(code)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -164,7 +170,8 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(item)
 
 
-def _cells(function: FunctionType) -> dict[str, Any]:
+def cells_of(function: FunctionType) -> dict[str, Any]:
+    """Return what a function holds from where it was made, by name."""
     found = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         with contextlib.suppress(ValueError):  # What has no value yet.

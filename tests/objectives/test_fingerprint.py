@@ -346,3 +346,76 @@ def test_a_model_is_the_same_whatever_the_length_of_the_first_sample() -> None:
     assert first != longer
     assert same_structure(first, longer)
     assert not same_structure(first, wider)
+
+
+class Focal:
+    """A loss of the user's own."""
+
+    def __init__(self, gamma: float = 1.0, *, reduction: str = "mean", log: str = "", inner: Any = None) -> None:
+        """Keep what it is made with."""
+        self._gamma, self.reduction, self.log, self.inner, self.calls = gamma, reduction, log, inner, 0
+
+    def __call__(self, output: Any, target: Any) -> Any:
+        """Count, as a meter does."""
+        self.calls += 1
+        return output
+
+    def step(self, model: Any, batch: Any) -> Any:
+        """Be a training step."""
+        return model(batch)
+
+
+class Rising:
+    """A loss whose argument is only where it begins."""
+
+    def __init__(self, weight: float) -> None:
+        """Begin there."""
+        self.weight = weight
+
+    def __call__(self, output: Any, target: Any) -> Any:
+        """Weigh more each time."""
+        self.weight += 1.0
+        return output
+
+
+def closed_over(loss: Any) -> Any:
+    """A step that holds a loss from where it was made."""
+    return lambda model, batch: loss(model(batch), batch)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda loss: loss,
+        lambda loss: loss.step,
+        closed_over,
+        lambda loss: functools.partial(closed_over(0), loss),
+        lambda loss: Focal(inner=loss),
+    ],
+)
+def test_instances_are_told_by_what_they_were_made_with(made: Any) -> None:
+    """However they are given; and what an older version stored of the code is as it was."""
+
+    def beside(*arguments: Any, **named: Any) -> dict[str, str]:
+        return dict(source_facts(made(Focal(*arguments, **named)))["code_beside"])
+
+    assert beside(2.0) == beside(2.0) != beside(3.0)
+    assert list(beside(2.0)) == ["Focal(gamma=...)"]
+    assert beside(reduction="sum") != beside()
+    assert beside(1.0) == beside() == {}
+    assert source_facts(made(Focal(2.0)))["code_hash"] == source_facts(made(Focal(3.0)))["code_hash"]
+
+
+def test_what_differs_from_run_to_run_is_no_argument(tmp_path: Path) -> None:
+    """A count, a place, and an argument that a method changes: no study is refused for them."""
+    used, fresh = Focal(log=f"{tmp_path}/1"), Focal(log=f"{tmp_path}/2")
+    used(1, 1)
+    assert source_facts(used) == source_facts(fresh)
+    first, second = Rising(1.0), Rising(1.0)
+    first(1, 1)
+    assert source_facts(first) == source_facts(second)
+    smooth = [torch.nn.CrossEntropyLoss(label_smoothing=each) for each in (0.0, 0.1)]
+    assert [dict(source_facts(each)["code_beside"]).keys() for each in smooth] == [
+        set(),
+        {"CrossEntropyLoss(label_smoothing=...)"},
+    ]

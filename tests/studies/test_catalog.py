@@ -101,6 +101,20 @@ def test_another_model_is_no_other_source_and_another_study_all_the_same(url: st
         assert chosen(storage, structure_hash="wide").name == "digits"
 
 
+def test_other_arguments_of_an_instance_are_another_study(url: str) -> None:
+    """They are named; a study in which an older bstune has stored none goes on, and has them from then on."""
+    with open_storage(url) as storage:
+        study = chosen(storage)
+        run_one(study)
+        old = {name: value for name, value in study.attributes["fingerprint"].items() if name != "beside"}
+        study.set(fingerprint=old)
+        for _ in range(2):
+            assert chosen(storage, code_beside=(("Focal(gamma=...)", "2"),)).name == "digits"
+        for other in ((), (("Focal(gamma=...)", "3"),)):
+            with pytest.raises(StudyError, match=r"what the objective is made with: Focal\(gamma=...\) changed"):
+                chosen(storage, code_beside=other)
+
+
 def test_samples_of_another_size_are_no_other_model(url: str) -> None:
     """The first of data of varying length may be another in each run; an older bstune has stored one hash of all."""
     with open_storage(url) as storage:

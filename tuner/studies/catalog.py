@@ -26,6 +26,7 @@ from .study import SCHEMA, Study, has_search
 
 _FINGERPRINT_WORDS = {
     "source": "code of the objective",
+    "beside": "what the objective is made with",
     "structure": "model",
     "n_samples": "training samples",
     "epochs": "epochs",
@@ -55,6 +56,7 @@ def fingerprint(facts: Facts, plan: Plan, device: DeviceInfo) -> dict[str, Any]:
     return {
         **source_of(facts),
         "parts": dict(facts.code_parts),
+        "beside": dict(facts.code_beside),
         "structure": None if facts.kind == "command" else facts.structure_hash,
         "n_samples": facts.n_samples,
         "epochs": facts.epochs,
@@ -210,6 +212,8 @@ def differences_of(study: Study, wanted: Mapping[str, Any]) -> list[str]:
     same = {"source"} if same_source(stored, plain) else set()
     if same_structure(stored.get("structure"), plain["structure"]):
         same.add("structure")
+    if not isinstance(stored.get("beside"), dict):  # An older bstune did not look at it.
+        same.add("beside")
     different = [key for key in _FINGERPRINT_WORDS if key not in same and stored.get(key) != plain[key]]
     return [f"  {_FINGERPRINT_WORDS[key]}: {_said_difference(key, stored, plain)}" for key in different]
 
@@ -217,6 +221,9 @@ def differences_of(study: Study, wanted: Mapping[str, Any]) -> list[str]:
 def _said_difference(key: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if key == "source":
         return _what_changed(stored.get("parts"), wanted["parts"])
+    if key == "beside":
+        old, new = stored["beside"], wanted["beside"]
+        return f"{_listed([name for name in {**old, **new} if old.get(name) != new.get(name)])} changed"
     if key == "structure":
         return "another one: its layers, their sizes, or the name given as model="
     return f"was {_shown(stored.get(key))}, now {_shown(wanted[key])}"

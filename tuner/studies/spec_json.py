@@ -71,8 +71,11 @@ def decode_facts(data: Mapping[str, Any]) -> Facts:
         name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in names
     }
     times = tuple((int(size), float(seconds)) for size, seconds in values.get("step_times", ()))
-    parts = tuple((str(name), str(code)) for name, code in values.get("code_parts", ()))
-    return Facts(**{**values, "step_times": times, "code_parts": parts})
+    parts = {
+        key: tuple((str(name), str(code)) for name, code in values.get(key, ()))
+        for key in ("code_parts", "code_beside")
+    }
+    return Facts(**{**values, "step_times": times, **parts})
 
 
 def decode_learned(data: Mapping[str, Any] | None) -> Learned | None:
