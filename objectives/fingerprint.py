@@ -13,6 +13,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..tuner.core.trials import OptimizerFamily
+from .inner_imports import imported_code
 from .instances import arguments_of
 from .user_code import functions_of, held, is_users, reached, stable_repr
 
@@ -71,7 +72,7 @@ def source_facts(*parts: Any) -> dict[str, Any]:
         "source_hash": _hash(text + values for text, values in read),
         "code_hash": _hash((code_of(dedent(text)) or text) + values for text, values in read),
         "code_parts": _grouped(named),
-        "code_beside": _grouped(arguments_of(parts)),
+        "code_beside": _grouped([*arguments_of(parts), *imported_code(parts)]),
     }
 
 

@@ -61,12 +61,14 @@ def functions_of(part: Any) -> list[FunctionType]:
 
 def is_users(module: Any) -> bool:
     """Tell whether a module is the user's own: neither installed, nor of Python, nor of bstune."""
-    if not isinstance(module, str) or module.startswith(_OURS):
-        return False
+    return isinstance(module, str) and is_users_file(module, getattr(sys.modules.get(module), "__file__", None))
+
+
+def is_users_file(module: str, file: str | None) -> bool:
+    """Tell the same of a module that may not be loaded, with its file where it has one."""
     package = module.partition(".")[0]
-    if package in sys.stdlib_module_names or package in _LIBRARIES:
+    if module.startswith(_OURS) or package in sys.stdlib_module_names or package in _LIBRARIES:
         return False
-    file = getattr(sys.modules.get(module), "__file__", None)
     return file is None or not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 

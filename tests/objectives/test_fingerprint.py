@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import linecache
 import os
 import pickle
@@ -193,6 +194,7 @@ def test_a_decorator_of_the_users_own_counts_too(tmp_path: Path, monkeypatch: py
     """With what it wraps."""
     text = """
 import functools
+import importlib
 def twice(function):
     @functools.wraps(function)
     def inner(): return 2 * function()
@@ -419,3 +421,91 @@ def test_what_differs_from_run_to_run_is_no_argument(tmp_path: Path) -> None:
         set(),
         {"CrossEntropyLoss(label_smoothing=...)"},
     ]
+
+
+PARTS = """
+import math
+from .sizes import WIDTH
+
+def build():
+    # one
+    return Net(WIDTH)
+
+class Net:
+    '''A net.'''
+    def __init__(self, width):
+        self.width = scaled(width)
+
+def scaled(x):
+    from helpers import factor
+    return x * factor() * math.pi
+
+def unused():
+    return 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("inner", "used"),
+    [
+        ("from pack.parts import build\n    return build()", True),
+        ("from pack import parts\n    return parts.build()", True),
+        ("import pack.parts\n    return pack.parts.build()", True),
+        ("import pack.parts as p\n    return p.build()", True),
+        ("import pack\n    return pack.parts.build()", True),
+        ("from pack import build as made\n    return made()", True),
+        ("from pack import parts\n    return parts.unused()", False),
+    ],
+)
+def test_what_a_function_imports_within_itself_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str, used: bool
+) -> None:
+    """Read from files that are not loaded, as far as it is used; the hashes that an older version stored stay."""
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("from .parts import build\n")
+    files = {"parts": tmp_path / "pack" / "parts.py", "sizes": tmp_path / "pack" / "sizes.py"}
+    files["helpers"] = tmp_path / "helpers.py"
+    texts = {"parts": PARTS, "sizes": "WIDTH = 3\n", "helpers": "def factor():\n    return 2\n"}
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function = known(tmp_path / "model.py", f"def f():\n    import torch, os\n    {inner}\n", monkeypatch).f
+
+    def facts(**changed: str) -> dict[str, Any]:
+        for name, text in {**texts, **changed}.items():
+            files[name].write_text(text)
+        importlib.invalidate_caches()
+        return source_facts(function)
+
+    first = facts()
+    assert facts() == first
+    assert facts(parts=PARTS.replace("# one", "# two").replace("A net.", "This net.")) == first
+    for name, old, new in (
+        ("parts", "x * factor()", "2 * factor()"),
+        ("sizes", "3", "4"),
+        ("helpers", "return 2", "return 3"),
+    ):
+        other = facts(**{name: texts[name].replace(old, new)})
+        assert (other["code_beside"] != first["code_beside"]) == used
+        assert (other["code_hash"], other["source_hash"]) == (first["code_hash"], first["source_hash"])
+    assert (facts(parts=PARTS.replace("return 1", "return 2")) == first) == used
+    assert not {"pack", "pack.parts", "helpers"} & sys.modules.keys()
+    if used:
+        names = {"pack.parts.build", "pack.parts.Net", "pack.parts.scaled", "pack.sizes.WIDTH", "helpers.factor"}
+        assert dict(first["code_beside"]).keys() == names
+
+
+def test_odd_imports_are_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that are gone, broken or import each other, stars, and libraries."""
+    (tmp_path / "ring.py").write_text("from ring2 import a\ndef b():\n    return a()\n")
+    (tmp_path / "ring2.py").write_text("from ring import b\ndef a():\n    return b()\n")
+    (tmp_path / "broken.py").write_text("def (")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = """
+def f():
+    import gone, broken, numpy.linalg, json
+    from nowhere.at_all import thing
+    from ring import b
+    from torch.nn import Linear
+    return gone.x, broken.y, numpy.linalg.norm, json.dumps, thing, b(), Linear
+"""
+    facts = source_facts(known(tmp_path / "model.py", text, monkeypatch).f)
+    assert dict(facts["code_beside"]).keys() == {"ring.b", "ring2.a"}

@@ -46,7 +46,9 @@ class Facts:
     code_parts: tuple[tuple[str, str], ...] = ()
     """A hash of each of its functions, classes and variables, by name: they say what was changed."""
     code_beside: tuple[tuple[str, str], ...] = ()
-    """The same of what an older bstune did not look at: arguments of the instances that it is made of."""
+    """The same of what an older bstune did not look at: arguments of the instances that it is made of, and what
+    functions import within themselves.
+    """
     structure_hash: str | None = None
     """Shapes of the parameters of the model's modules and of a sample; of a loop, what its user calls the model.
 
