@@ -14,7 +14,7 @@ import psutil
 from bstune.tuner.core.progress import Progress
 
 MODEL = """
-import mmap, os, time
+import mmap, os, psutil, time
 import bstune, torch
 from shape import bowl, meet  # A neighbour of this file, which has to travel with it.
 
@@ -34,7 +34,9 @@ def objective(trial):
             file.write(str(os.getpid()))
         while True:
             hoard.append(mmap.mmap(-1, 200 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE))
-            time.sleep(0.02)  # A moment for Ray to look.
+            # A moment for Ray to look. It may have to wait for a core, and what else runs needs memory meanwhile.
+            much = psutil.virtual_memory().percent / 100 > float(os.environ["RAY_memory_usage_threshold"])
+            time.sleep(0.5 if much else 0.02)
     weight = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=trial.learning_rate)  # The probe counts its steps.
     for samples in range(trial.global_batch_size, trial.max_samples + 1, trial.global_batch_size):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,19 @@ def cluster(head: Any) -> Iterator[Any]:
         head.remove_node(node)
 
 
+@pytest.fixture
+def _alone_in_taking_memory() -> Iterator[None]:
+    """No other run of these tests on this machine takes memory without end meanwhile.
+
+    Together they would leave too little for all else, and each would be taken for the other.
+    """
+    with open(sys.executable, "rb") as known_to_all:
+        fcntl.flock(known_to_all, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.timeout(900)  # Others may have to be waited for.
+@pytest.mark.usefixtures("_alone_in_taking_memory")
 def test_a_memory_kill_and_a_lost_node_cost_a_trial_each(model: Path, url: str, cluster: Any, tmp_path: Path) -> None:
     """The user's code travels to two nodes, and the search goes on whatever becomes of them.
 

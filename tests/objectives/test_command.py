@@ -130,11 +130,14 @@ def run(
     does: str,
     *,
     verdict: Verdict = "go",
-    patience_s: float = 60.0,
+    silence_s: float = 60.0,
     log: Path | None = None,
     then: Callable[[TrialReport], None] = lambda _: None,
 ) -> tuple[list[TrialReport], Event | None]:
-    """Run one trial of 400 samples; return its reports and its end, None where it was cancelled for its silence."""
+    """Run one trial of 400 samples; return its reports and its end, None where it was cancelled for its silence.
+
+    That is `silence_s` after a report; before the first one it may have to wait for a core.
+    """
     spec = TrialSpec(
         number=0,
         stage="search",
@@ -151,7 +154,7 @@ def run(
     pool = LocalPool(host)
     pool.submit(spec)
     reports: list[TrialReport] = []
-    deadline_s = time.monotonic() + patience_s
+    deadline_s = time.monotonic() + 60
     try:
         while time.monotonic() < deadline_s:
             for event in pool.events(0.2):
@@ -160,6 +163,7 @@ def run(
                 reports.append(event.report)
                 pool.reply(0, verdict)
                 then(event.report)
+                deadline_s = min(deadline_s, time.monotonic() + silence_s)
         return reports, None
     finally:
         pool.close()
@@ -290,7 +294,7 @@ def test_a_worker_that_is_killed_takes_its_script_along(host: Host) -> None:
 
 def test_a_script_that_hangs_is_ended(host: Host) -> None:
     """Who gives it up ends it with one call."""
-    reports, end = run(host, "hangs", patience_s=1.0)
+    reports, end = run(host, "hangs", silence_s=1.0)
 
     assert [report.samples for report in reports] == [100]
     assert end is None

@@ -276,9 +276,9 @@ def test_a_run_is_judged_by_what_it_reported_however_long_the_search(n_before: i
 
 
 def test_a_function_through_the_front_door_finds_what_the_strategy_finds() -> None:
-    """`bstune.search` on a function that looks losses up recommends the same cell, in at most 0.1 s a trial."""
+    """`bstune.search` on a function that looks losses up recommends the same cell, in 0.1 s of a core a trial."""
     objective = bstune.objective(n_samples=TABLE.n_samples, epochs=TABLE.epochs, name="looked_up")(TABLE.train)
-    started = time.perf_counter()
+    started = time.process_time()
 
     result = bstune.search(
         objective,
@@ -290,7 +290,7 @@ def test_a_function_through_the_front_door_finds_what_the_strategy_finds() -> No
         callbacks=[lambda now: None],
     )
 
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     strategy = make(budget=8, tolerance=0.0)
     replay(strategy, TABLE)
     expected = strategy.recommend()

@@ -186,19 +186,25 @@ def objective(trial):
     trial.report(0.5, samples=trial.max_samples)
 
 def lie():
-    time.sleep(0.3)
+    while not os.path.exists("now"):
+        time.sleep(0.01)
     door().sendall(framed(json.dumps({"type": "Exited", "pid": 1, "code": 0}).encode()) + framed(b"rubbish"))
+    open("lied", "w").close()
 if os.fork() == 0:
     lie()
     os._exit(0)
 """
 
 
-def test_a_template_that_says_rubbish_is_ended(tmp_path: Path) -> None:
+@pytest.mark.timeout(60)
+def test_a_template_that_says_rubbish_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process left by the user's file writes to the template's socket: the next trial says so, and nothing hangs."""
     hostile = HOSTILE.partition("@bstune.objective")[0]
     (tmp_path / "model.py").write_text(hostile + LIAR)
+    monkeypatch.chdir(tmp_path)
     with Host(bstune.load(tmp_path / "model.py"), device="cpu") as host:
-        time.sleep(0.6)
+        Path("now").touch()
+        while not Path("lied").exists():
+            time.sleep(0.01)
         with pytest.raises(bstune.BstuneError, match=r"template process died.*not a message.*rubbish"):
             host.start(messages.Describe())
