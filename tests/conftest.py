@@ -138,6 +138,13 @@ def _brief_timing() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def formulas_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trials of a moment not tell what training costs: on a busy machine they wait for a core, and take longer."""
+    for where in ("cost", "cautions"):
+        monkeypatch.setattr(f"bstune.tuner.strategy.{where}.TELLING_S", 60.0)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
     """Keep the garbage collector from what the imports make: all of it stays."""

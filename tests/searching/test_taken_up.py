@@ -13,6 +13,7 @@ from bstune.tuner.show import show
 from bstune.tuner.studies.catalog import find_study
 from bstune.tuner.studies.storage import open_storage
 
+pytestmark = pytest.mark.usefixtures("formulas_take_no_time")
 SPACE = {"batch_size": [16, 32, 64], "learning_rate": [0.001, 0.01, 0.1]}
 
 

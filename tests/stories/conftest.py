@@ -8,6 +8,11 @@ import pytest
 from bstune.tests.stories.faulty import MODEL
 
 
+@pytest.fixture(autouse=True)
+def _formulas(formulas_take_no_time: None) -> None:
+    """What most of these tests train is one."""
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     """A storage that does not exist yet."""

@@ -89,7 +89,7 @@ def test_they_reach_model_and_optimizer_of_a_supervised() -> None:
     width = {"real_width": lambda model, _: float(model[0].out_features)}
     objective = bstune.Supervised(model, data, data, optimizer=make, metrics=width, epochs=4, evals=2, name="small")
     space = {**CELLS, "width": [4, 8], "optimizer": ["adam", "sgd"], "momentum": MOMENTUM}
-    asked = {"space": space, "isolation": "process", "n_trials": 7, "sampler": "random", "device": "cpu"}
+    asked = {"space": space, "isolation": "process", "budget": 60, "n_trials": 7, "sampler": "random", "device": "cpu"}
     result = bstune.search(objective, **ARGUMENTS | asked)
 
     assert {record.params["optimizer"] for record in result.records} == {"adam", "sgd"}

@@ -219,6 +219,7 @@ def test_a_run_that_lost_what_it_had_gained_is_not_trained_further() -> None:
     assert strategy.recommend().learning_rate != 0.03 * 2**2
 
 
+@pytest.mark.usefixtures("formulas_take_no_time")
 def test_a_cliff_does_not_move_the_valley() -> None:
     """The largest of three rates diverges and the middle one leads at every rung: the middle one is recommended."""
 

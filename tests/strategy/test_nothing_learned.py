@@ -18,6 +18,7 @@ from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.replay import replay
 from bstune.tuner.testing.tables import synthetic
 
+pytestmark = pytest.mark.usefixtures("formulas_take_no_time")
 N = 128
 
 

@@ -275,6 +275,7 @@ def test_a_run_is_judged_by_what_it_reported_however_long_the_search(n_before: i
         assert strategy.report(TrialReport(n_before, rungs[:1], rungs[0], 0.5, {}, 1.0)) == "go"
 
 
+@pytest.mark.usefixtures("formulas_take_no_time")
 def test_a_function_through_the_front_door_finds_what_the_strategy_finds() -> None:
     """`bstune.search` on a function that looks losses up recommends the same cell, in 0.1 s of a core a trial."""
     objective = bstune.objective(n_samples=TABLE.n_samples, epochs=TABLE.epochs, name="looked_up")(TABLE.train)

@@ -35,6 +35,7 @@ from bstune.tuner.studies.location import locate
 from bstune.tuner.studies.storage import open_storage, read_storage
 from bstune.tuner.studies.storage_errors import study_error
 
+pytestmark = pytest.mark.usefixtures("formulas_take_no_time")
 SPACE = {"batch_size": [16, 32], "learning_rate": [0.001, 0.01, 0.1]}
 
 
