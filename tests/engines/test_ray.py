@@ -25,10 +25,10 @@ from bstune.tests.engines.ray_searches import (
     trial_actors,
 )
 
-pytestmark = pytest.mark.usefixtures("needs_ray")
+# On a busy machine each start of Ray takes a minute.
+pytestmark = [pytest.mark.usefixtures("needs_ray"), pytest.mark.timeout(900)]
 
 
-@pytest.mark.timeout(600)  # Two engines, and all that may go wrong with a trial.
 def test_ray_asks_for_the_same_and_answers_the_same_whatever_goes_wrong(
     model: Path, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

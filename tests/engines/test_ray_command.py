@@ -13,7 +13,8 @@ from bstune.tests.engines.ray_searches import executed, gone, lay_traps, users_o
 from bstune.tuner.studies.catalog import find_study
 from bstune.tuner.studies.storage import read_storage
 
-pytestmark = pytest.mark.usefixtures("needs_ray")
+# On a busy machine each start of Ray takes a minute.
+pytestmark = [pytest.mark.usefixtures("needs_ray"), pytest.mark.timeout(900)]
 SCRIPT = """
 import sys
 lr, decay, epochs = map(float, sys.argv[2:])
