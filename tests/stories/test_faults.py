@@ -41,7 +41,7 @@ def test_whatever_a_trial_does_the_search_goes_on(folder: Path, monkeypatch: pyt
     sleep = ["sleep", f"1000.{os.getpid()}"]  # Nobody else on this machine sleeps just as long.
     monkeypatch.setenv("SLEEP_S", sleep[1])
 
-    result = search(folder, trial_timeout=2.0)
+    result = search(folder, trial_timeout=4.0)
 
     lost = {record.number: (record.cause, record.reason) for record in result.records if record.state == "failed"}
     assert {number: cause for number, (cause, _) in lost.items()} == {
@@ -51,7 +51,7 @@ def test_whatever_a_trial_does_the_search_goes_on(folder: Path, monkeypatch: pyt
         4: "crashed",
         5: "crashed",
     }
-    assert lost[1][1] == "hung: nothing was heard of it for 2 s"
+    assert lost[1][1] == "hung: nothing was heard of it for 4 s"
     assert "SIGKILL" in lost[2][1]
     assert "SIGSEGV" in lost[3][1]
     assert "code 7" in lost[4][1]

@@ -98,7 +98,7 @@ def spec_of(does: str, number: int = 0) -> TrialSpec:
     return TrialSpec(number, "search", 100, 100, 1, 0.1, 0, 1000, (500, 1000), params={"does": does})
 
 
-def until(pool: LocalPool, is_it: Callable[[Event], bool], within_s: float = 10.0) -> Event:
+def until(pool: LocalPool, is_it: Callable[[Event], bool], within_s: float = 30.0) -> Event:
     """Answer reports until an event comes, and return it."""
     deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:

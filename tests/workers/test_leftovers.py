@@ -47,9 +47,9 @@ def test_what_a_trial_starts_ends_with_it(host: Host, model: Path, does: str, ca
     """Whichever way it ends, and at once: a daemon that has the trial's connection open does not make it look hung."""
     pool = LocalPool(host, slots=2)
     pool.submit(spec_of(does))
-    began_s = time.monotonic()
     until(pool, lambda event: isinstance(event, Reported))
     processes = left_behind(model.parent)
+    began_s = time.monotonic()
     assert set(processes) == {"child-of-0", "session", "bare", "grandchild", "daemon"}
     if does == "hang":
         pool.cancel(0)
