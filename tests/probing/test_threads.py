@@ -116,7 +116,8 @@ def test_a_search_trains_with_the_threads_that_its_probe_chose(tmp_path: Path) -
         "callbacks": [heard.append],
     }
     bstune.search(bstune.load(target), budget=1, **options)
-    notes = [progress.message for progress in heard if progress.kind == "note"]
+    told = [progress.message for progress in heard if progress.kind == "note"]
+    notes = [note for note in told if "threads" in note]
     first = threads_seen(tmp_path)
     result = bstune.search(bstune.load(target), budget=2, **options)
 

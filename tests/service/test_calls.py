@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -53,9 +54,17 @@ def record_of(calls: httpx.Client, study: str, number: int) -> dict[str, Any]:
     return next(trial for trial in trials if trial["number"] == number)
 
 
-def test_a_study_lives_by_plain_calls(calls: httpx.Client, study: str) -> None:
+@pytest.fixture
+def patient(make_service: Any) -> Iterator[httpx.Client]:
+    """Calls to a service whose leases last: who has to wait for a core has not left the trial that was stopped."""
+    with httpx.Client(base_url=make_service("--rate", "0").start().url, trust_env=False, timeout=60) as client:
+        yield client
+
+
+def test_a_study_lives_by_plain_calls(patient: httpx.Client) -> None:
     """Ask, report, finish, until the search has ended; then there is a recommendation, and it can be deleted."""
-    ended = None
+    calls, study, ended = patient, "plain", None
+    assert calls.post("/v1/studies", json=new_study(TABLE, study, budget=4)).status_code == 200
     for _ in range(100):
         answer = calls.post(f"/v1/studies/{study}/ask", json={"client_id": "curl", "wait_s": 5}).json()
         if answer["state"] != "trial":
