@@ -63,7 +63,7 @@ def test_what_was_not_tried_beside_the_answer_is_told(
 ) -> None:
     """Other batch sizes, and rates beyond the answer: an end of the user's own range has its own warning."""
     space = TABLE.space if rates is None else {**TABLE.space, "learning_rate": rates}
-    strategy = make(budget=6, n_trials=n_trials, space=space)
+    strategy = make(budget=8, n_trials=n_trials, space=space)
     replay(strategy, TABLE)
 
     warnings = [text for text in strategy.recommend().warnings if "tried" in text or "edge" in text]

@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from bstune.tuner.strategy.posterior import collapsed
+from bstune.tests.strategy.replayed import TABLE
+from bstune.tuner.core.results import Setting
+from bstune.tuner.core.specs import Plan, Proposal
+from bstune.tuner.core.trials import TrialReport
+from bstune.tuner.strategy.ledger import Ledger
+from bstune.tuner.strategy.posterior import Model, collapsed
+from bstune.tuner.strategy.strategy import Strategy
 
 
 @pytest.mark.parametrize(
@@ -25,3 +31,26 @@ def test_a_run_has_fallen_once_it_lost_most_of_what_it_had_gained(losses: tuple[
 def test_nothing_has_fallen_while_the_start_is_unknown() -> None:
     """Before the race has told what an untrained model loses, no run is given up for rising."""
     assert not collapsed(0.9, 2.3, start=math.inf)
+
+
+def ledger_of(losses: dict[float, dict[int, float]]) -> Ledger:
+    """Return full runs at batch 64: for each learning rate the last losses, by seed."""
+    ledger = Ledger(())
+    runs = [(rate, seed, loss) for rate, by_seed in losses.items() for seed, loss in by_seed.items()]
+    for number, (rate, seed, loss) in enumerate(runs):
+        ledger.start(number, Proposal("search", Setting(64, rate, {}), seed, 16384, (16384,), None, 0), 16384)
+        ledger.report(TrialReport(number, (16384,), 16384, loss, {}, 0.0))
+    return ledger
+
+
+def test_a_lucky_seed_speaks_less_for_a_setting_that_ran_on_no_other() -> None:
+    """Others that ended as low on the seed of the search ended higher on fresh ones: so would this one, in part."""
+    lucky, usual = 0.112, 0.12
+    others = {0.0075: {0: 1.05 * lucky}, 0.06: {0: lucky, 1: usual}, 0.12: {0: 1.07 * lucky}}
+    ledger = ledger_of({0.015: {0: lucky}, 0.03: {0: lucky, 1: usual, 2: usual}, **others})
+    model = Model.of(Strategy(Plan(space=TABLE.space), TABLE.facts(), None)._context(), ledger)
+    assert model is not None
+
+    once, often = model.losses([Setting(64, rate, {}) for rate in (0.015, 0.03)])
+
+    assert lucky + 0.2 * (usual - lucky) < once < often

@@ -84,7 +84,8 @@ def next_confirmation(
         if not confirmed.any():
             return None
         rungs = [round(evidence.context.rungs.full_samples)] * len(each)
-        shifts = model.shifts([points[k] for k in each], rungs, points, fresh=True)
+        on = [evidence.plan.seed + (fresh[k] or 0) for k in each]
+        shifts = model.shifts([points[k] for k in each], rungs, points, on)
         ln_full = evidence.worth.ln_full([point.setting.global_batch_size for point in points])
         curves, target = model.curves(points), evidence.target_gap
         gain = gains_of_confirming(evidence.worth, ln_full, curves, shifts, target, confirmed, each)

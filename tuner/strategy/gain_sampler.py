@@ -153,7 +153,7 @@ class GainSampler:
         choices = [point for point in points if self._evidence.affordable(point.setting.global_batch_size)]
         if not options or not choices:
             return None
-        shifts = model.shifts([o.point for o in options], [o.rung for o in options], choices, fresh=False)
+        shifts = model.shifts([o.point for o in options], [o.rung for o in options], choices)
         ln_full = self._worth.ln_full([point.setting.global_batch_size for point in choices])
         gain = gains(self._worth, ln_full, model.curves(choices), shifts, self._evidence.target_gap)
         price = np.array([option.price for option in options])

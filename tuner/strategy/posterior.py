@@ -130,6 +130,7 @@ class Model:
             octaves=np.array([octaves for _, octaves, _ in rows]),
             cell=np.array([points[run.number].number for run, _, _ in rows]),
             run=np.array([float(order[run.number]) for run, _, _ in rows]),
+            seed=np.array([float(run.seed) for run, _, _ in rows]),
             y=compress(values),
             diverged=np.array([float(not math.isfinite(value)) for _, _, value in rows]),
         )
@@ -174,21 +175,27 @@ class Model:
         """Return the expected compressed gap of each setting along a full run, (settings, `CURVE`)."""
         return np.stack([self._posterior.ends(points, octaves).mean for octaves in CURVE], axis=1)
 
-    def shifts(self, points: Sequence[Point], rungs: Sequence[int], curves: Sequence[Point], *, fresh: bool) -> Array:
+    def shifts(
+        self,
+        points: Sequence[Point],
+        rungs: Sequence[int],
+        curves: Sequence[Point],
+        seeds: Sequence[int] | None = None,
+    ) -> Array:
         """Return by how much each expected curve would move for a standard deviation of what a run would show.
 
         Args:
             points: The settings that would be run.
             rungs: In samples, how far each would be run.
             curves: The settings whose curves are asked for.
-            fresh: The runs would be on a seed yet unseen; else on that of the search, where they share the luck of
-                their like.
+            seeds: That each would be run on; by default that of the search, where it shares the luck of the run that
+                it goes on from.
 
         Returns:
             An array of (points, curves, `CURVE`).
         """
         posterior, full = self._posterior, self._context.rungs.full_samples
-        known = {} if fresh else {key: posterior.order.get(run.number) for key, run in self.deepest.items()}
+        known = {key: posterior.order.get(run.number) for key, run in self.deepest.items()} if seeds is None else {}
         numbers = [known.get(point.key) for point in points]
         x, cell = _arrays(points)
         rows = Observations(
@@ -196,6 +203,7 @@ class Model:
             octaves=np.log2(np.minimum(np.array(rungs) / full, 1.0)),
             cell=cell,
             run=np.array([1e6 + i if number is None else float(number) for i, number in enumerate(numbers)]),
+            seed=np.array([self._context.seed] * len(points) if seeds is None else seeds, dtype=np.float64),
             y=np.zeros(len(points)),
             diverged=np.zeros(len(points)),
         )

@@ -15,7 +15,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ..core.probe_results import ProbeResult
-from ..core.results import BatchAnswer, Limits, Recommendation, Setting, Spent
+from ..core.results import BatchAnswer, Goal, Limits, Recommendation, Setting, Spent
 from ..core.specs import Forecast, Learned, Plan, Proposal
 from ..core.trial_record import TrialRecord
 from ..core.trials import Facts, TrialReport, Verdict
@@ -43,9 +43,12 @@ BEYOND = 4.0
 """The default range of learning rates reaches this factor beyond a rate that is best so far."""
 FAULTS = frozenset({"error", "no_report"})
 """Of the user's code."""
-USUAL_RUNS = 11.0
-"""Reference runs after which half of the searches of recorded tables ended as more would not pay off, four of five
-within 18 (`benchmarks/clock.py --bstune-only --lines 128 --budget 36`, 29 tables, two seeds)."""
+USUAL_RUNS: dict[Goal, float] = {"time": 11.0, "loss": 4.0, "largest": 4.0}
+"""Reference runs after which half of the searches of recorded tables ended as more would not pay off, where it is known
+what a step takes. By time (29 tables, `benchmarks/clock.py --bstune-only --lines 128 --budget 36`, two seeds) four of
+five ended within 18; by loss (14 tables, as loops and as `Supervised`) after 3.8, and for the largest after 3.2."""
+TRIALS_PER_RUN: dict[Goal, float] = {"time": 6.0, "loss": 1.0, "largest": 1.0}
+"""Trials for each of them beside the race and confirmation, on the same tables: many short ones pay off by time."""
 MOSTLY = 0.8
 """Share of these past which a search is no usual one."""
 START_S = 0.08
@@ -194,13 +197,14 @@ class Strategy:
         clock, budget = self._clock, self._budget
         left = most = max(0.0, budget.left)
         rates, batches = self.space.learning_rates, self.space.batches
-        by_time = self.plan.goal == "time" and clock.known
-        if by_time and budget.charged < MOSTLY * USUAL_RUNS:
-            left = min(left, USUAL_RUNS - budget.charged)
+        goal = self.plan.goal
+        usual = USUAL_RUNS[goal] if clock.known else math.inf
+        if budget.charged < MOSTLY * usual:
+            left = min(left, usual - budget.charged)
         n_trials: int | None = None
         if math.isfinite(left):
             n_confirm = min(budget.kept, left / 3)
-            n_search = 9 + (6 if by_time else 3) * (left - n_confirm)  # Counted on two examples, six searches.
+            n_search = 9 + TRIALS_PER_RUN[goal if clock.known else "loss"] * (left - n_confirm)
             least = self.rungs.samples[0] / self.rungs.full_samples * clock.full_price(clock.reference_batch)
             if len(batches) == len(rates) == 1 and not self.space.extras:  # One setting: it is run, and confirmed.
                 n_search = 1.0
