@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BARE := $(VENV)/.bare
 INSTALLED := $(VENV)/.installed
-WORKERS ?= 3
+WORKERS ?= 4
 TYPING := .typing/bstune
 
 .DEFAULT_GOAL := help
@@ -50,7 +50,7 @@ type: $(INSTALLED) $(TYPING) ## Check types, strictly, tests and examples includ
 
 # A file stays on one worker: its tests share what they start, such as servers and templates. The slowest files come
 # first (tests/conftest.py).
-test: $(INSTALLED) ## Run the tests, three files at a time; WORKERS=4 for four.
+test: $(INSTALLED) ## Run the tests, four files at a time; WORKERS=2 for two.
 	@# The many processes that tests start need not compile the package, also where Python is told to keep no bytecode.
 	$(BIN)/python -m compileall -q *.py tuner objectives tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
