@@ -70,7 +70,7 @@ def next_confirmation(
     fresh = [_next_seed(seeds[point.key], evidence.plan.confirm) for point in points]
     open_ = np.array([n is not None for n in fresh], dtype=bool)
     most = left + (slack if first else 0.0)
-    if first and fitted:
+    if first and fitted and not any(run.charged for run in runs):
         most = max(most, _least_kept(evidence, [point for point, free in zip(points, open_, strict=True) if free]))
     can = open_ & (price <= most + 1e-9)
     if not can.any():
