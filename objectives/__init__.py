@@ -11,7 +11,6 @@
 - `fingerprint`: What an objective's code is, as a hash, and which family its optimizer belongs to.
 - `gradient_noise`: Gradient noise of a model in training, measured so that training goes on bit for bit as if nothing
   had happened.
-- `inner_imports`: Code of the user's own that functions import within themselves, read from its files.
 - `instances`: With what the instances that an objective is made of were made, such as `FocalLoss(2.0)`.
 - `keywords`: What the user's classes and functions can be called with, by their signatures.
 - `lightning`: A LightningModule and its data as an objective: Lightning's own Trainer runs each trial.

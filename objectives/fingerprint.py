@@ -13,7 +13,6 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..tuner.core.trials import OptimizerFamily
-from .inner_imports import imported_code
 from .instances import arguments_of
 from .user_code import functions_of, held, is_users, reached, stable_repr
 
@@ -58,6 +57,7 @@ def source_facts(*parts: Any) -> dict[str, Any]:
     What they use of the user's own code belongs to it: functions and classes, and constants with names in capitals.
     """
     parts = (*parts, *reached(parts))
+    given = arguments_of(parts)
     read = [_read_part(part) for part in parts]  # Each once: to find a text takes its time.
     named: list[tuple[str, str]] = []
     for part, (text, _) in zip(parts, read, strict=True):
@@ -72,7 +72,7 @@ def source_facts(*parts: Any) -> dict[str, Any]:
         "source_hash": _hash(text + values for text, values in read),
         "code_hash": _hash((code_of(dedent(text)) or text) + values for text, values in read),
         "code_parts": _grouped(named),
-        "code_beside": _grouped([*arguments_of(parts), *imported_code(parts)]),
+        "code_arguments": _grouped(given) or _grouped(("one of many arguments", "=".join(each)) for each in given),
     }
 
 

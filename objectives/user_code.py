@@ -43,7 +43,7 @@ def held(part: Any) -> dict[str, Any]:
     if isinstance(part, functools.partial):
         given = {**{f"argument {n}": value for n, value in enumerate(part.args, 1)}, **part.keywords}
         return {**held(part.func), **{name: value for name, value in given.items() if _is_plain(value)}}
-    used = {name: value for function in functions_of(part) for name, value in _used(function).items()}
+    used = {name: value for function in functions_of(part) for name, value in used_by(function).items()}
     around = {name: value for layer in _layers(part) for name, value in cells_of(layer).items()}
     return {
         **{name: value for name, value in used.items() if name.rpartition(".")[2].isupper() and _is_plain(value)},
@@ -61,14 +61,12 @@ def functions_of(part: Any) -> list[FunctionType]:
 
 def is_users(module: Any) -> bool:
     """Tell whether a module is the user's own: neither installed, nor of Python, nor of bstune."""
-    return isinstance(module, str) and is_users_file(module, getattr(sys.modules.get(module), "__file__", None))
-
-
-def is_users_file(module: str, file: str | None) -> bool:
-    """Tell the same of a module that may not be loaded, with its file where it has one."""
-    package = module.partition(".")[0]
-    if module.startswith(_OURS) or package in sys.stdlib_module_names or package in _LIBRARIES:
+    if not isinstance(module, str) or module.startswith(_OURS):
         return False
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names or package in _LIBRARIES:
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None)
     return file is None or not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 
@@ -96,7 +94,7 @@ def _near(part: Any) -> Iterator[Any]:
     for function in functions_of(part):
         if not isinstance(part, type) or hasattr(function, "__wrapped__"):  # Else the text of the class has it.
             yield function
-        yield from (*_used(function).values(), *cells_of(function).values())
+        yield from (*used_by(function).values(), *cells_of(function).values())
         yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
 
 
@@ -136,7 +134,7 @@ def _home(value: Any) -> Any:
     return value.__globals__.get("__name__") if isinstance(value, FunctionType) else value.__module__
 
 
-def _used(function: FunctionType) -> dict[str, Any]:
+def used_by(function: FunctionType) -> dict[str, Any]:
     """Return what a function takes by name from around it; of a module of the user's, what it takes of that."""
     cells, found = cells_of(function), {}
     for code in _codes(function.__code__):

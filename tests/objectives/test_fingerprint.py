@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import linecache
 import os
 import pickle
@@ -19,6 +18,7 @@ import pytest
 import torch
 from bstune.objectives.fingerprint import code_hash, code_of, file_parts, model_structure, source_facts, source_hash
 from bstune.objectives.user_code import MOST_REACHED, reached
+from bstune.tests.objectives.modules import known
 from bstune.tuner.studies.catalog import same_structure
 
 SOURCE = '''
@@ -145,16 +145,6 @@ def test_what_a_function_uses_of_its_own_module_is_part_of_its_code(
     assert (facts[0]["code_hash"] != facts[1]["code_hash"]) == bool(names)
 
 
-def known(path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Return a module with this text, known to Python as one of the user's."""
-    module = ModuleType(path.stem)
-    module.__file__ = str(path)
-    monkeypatch.setitem(sys.modules, path.stem, module)
-    path.write_text(text)
-    exec(compile(text, str(path), "exec"), vars(module))
-    return module
-
-
 LAYERS = """
 def helper():
     return 1
@@ -194,7 +184,6 @@ def test_a_decorator_of_the_users_own_counts_too(tmp_path: Path, monkeypatch: py
     """With what it wraps."""
     text = """
 import functools
-import importlib
 def twice(function):
     @functools.wraps(function)
     def inner(): return 2 * function()
@@ -348,164 +337,3 @@ def test_a_model_is_the_same_whatever_the_length_of_the_first_sample() -> None:
     assert first != longer
     assert same_structure(first, longer)
     assert not same_structure(first, wider)
-
-
-class Focal:
-    """A loss of the user's own."""
-
-    def __init__(self, gamma: float = 1.0, *, reduction: str = "mean", log: str = "", inner: Any = None) -> None:
-        """Keep what it is made with."""
-        self._gamma, self.reduction, self.log, self.inner, self.calls = gamma, reduction, log, inner, 0
-
-    def __call__(self, output: Any, target: Any) -> Any:
-        """Count, as a meter does."""
-        self.calls += 1
-        return output
-
-    def step(self, model: Any, batch: Any) -> Any:
-        """Be a training step."""
-        return model(batch)
-
-
-class Rising:
-    """A loss whose argument is only where it begins."""
-
-    def __init__(self, weight: float) -> None:
-        """Begin there."""
-        self.weight = weight
-
-    def __call__(self, output: Any, target: Any) -> Any:
-        """Weigh more each time."""
-        self.weight += 1.0
-        return output
-
-
-def closed_over(loss: Any) -> Any:
-    """A step that holds a loss from where it was made."""
-    return lambda model, batch: loss(model(batch), batch)
-
-
-@pytest.mark.parametrize(
-    "made",
-    [
-        lambda loss: loss,
-        lambda loss: loss.step,
-        closed_over,
-        lambda loss: functools.partial(closed_over(0), loss),
-        lambda loss: Focal(inner=loss),
-    ],
-)
-def test_instances_are_told_by_what_they_were_made_with(made: Any) -> None:
-    """However they are given; and what an older version stored of the code is as it was."""
-
-    def beside(*arguments: Any, **named: Any) -> dict[str, str]:
-        return dict(source_facts(made(Focal(*arguments, **named)))["code_beside"])
-
-    assert beside(2.0) == beside(2.0) != beside(3.0)
-    assert list(beside(2.0)) == ["Focal(gamma=...)"]
-    assert beside(reduction="sum") != beside()
-    assert beside(1.0) == beside() == {}
-    assert source_facts(made(Focal(2.0)))["code_hash"] == source_facts(made(Focal(3.0)))["code_hash"]
-
-
-def test_what_differs_from_run_to_run_is_no_argument(tmp_path: Path) -> None:
-    """A count, a place, and an argument that a method changes: no study is refused for them."""
-    used, fresh = Focal(log=f"{tmp_path}/1"), Focal(log=f"{tmp_path}/2")
-    used(1, 1)
-    assert source_facts(used) == source_facts(fresh)
-    first, second = Rising(1.0), Rising(1.0)
-    first(1, 1)
-    assert source_facts(first) == source_facts(second)
-    smooth = [torch.nn.CrossEntropyLoss(label_smoothing=each) for each in (0.0, 0.1)]
-    assert [dict(source_facts(each)["code_beside"]).keys() for each in smooth] == [
-        set(),
-        {"CrossEntropyLoss(label_smoothing=...)"},
-    ]
-
-
-PARTS = """
-import math
-from .sizes import WIDTH
-
-def build():
-    # one
-    return Net(WIDTH)
-
-class Net:
-    '''A net.'''
-    def __init__(self, width):
-        self.width = scaled(width)
-
-def scaled(x):
-    from helpers import factor
-    return x * factor() * math.pi
-
-def unused():
-    return 1
-"""
-
-
-@pytest.mark.parametrize(
-    ("inner", "used"),
-    [
-        ("from pack.parts import build\n    return build()", True),
-        ("from pack import parts\n    return parts.build()", True),
-        ("import pack.parts\n    return pack.parts.build()", True),
-        ("import pack.parts as p\n    return p.build()", True),
-        ("import pack\n    return pack.parts.build()", True),
-        ("from pack import build as made\n    return made()", True),
-        ("from pack import parts\n    return parts.unused()", False),
-    ],
-)
-def test_what_a_function_imports_within_itself_is_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str, used: bool
-) -> None:
-    """Read from files that are not loaded, as far as it is used; the hashes that an older version stored stay."""
-    (tmp_path / "pack").mkdir()
-    (tmp_path / "pack" / "__init__.py").write_text("from .parts import build\n")
-    files = {"parts": tmp_path / "pack" / "parts.py", "sizes": tmp_path / "pack" / "sizes.py"}
-    files["helpers"] = tmp_path / "helpers.py"
-    texts = {"parts": PARTS, "sizes": "WIDTH = 3\n", "helpers": "def factor():\n    return 2\n"}
-    monkeypatch.syspath_prepend(str(tmp_path))
-    function = known(tmp_path / "model.py", f"def f():\n    import torch, os\n    {inner}\n", monkeypatch).f
-
-    def facts(**changed: str) -> dict[str, Any]:
-        for name, text in {**texts, **changed}.items():
-            files[name].write_text(text)
-        importlib.invalidate_caches()
-        return source_facts(function)
-
-    first = facts()
-    assert facts() == first
-    assert facts(parts=PARTS.replace("# one", "# two").replace("A net.", "This net.")) == first
-    for name, old, new in (
-        ("parts", "x * factor()", "2 * factor()"),
-        ("sizes", "3", "4"),
-        ("helpers", "return 2", "return 3"),
-    ):
-        other = facts(**{name: texts[name].replace(old, new)})
-        assert (other["code_beside"] != first["code_beside"]) == used
-        assert (other["code_hash"], other["source_hash"]) == (first["code_hash"], first["source_hash"])
-    assert (facts(parts=PARTS.replace("return 1", "return 2")) == first) == used
-    assert not {"pack", "pack.parts", "helpers"} & sys.modules.keys()
-    if used:
-        names = {"pack.parts.build", "pack.parts.Net", "pack.parts.scaled", "pack.sizes.WIDTH", "helpers.factor"}
-        assert dict(first["code_beside"]).keys() == names
-
-
-def test_odd_imports_are_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that are gone, broken or import each other, stars, and libraries."""
-    (tmp_path / "ring.py").write_text("from ring2 import a\ndef b():\n    return a()\n")
-    (tmp_path / "ring2.py").write_text("from ring import b\ndef a():\n    return b()\n")
-    (tmp_path / "broken.py").write_text("def (")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    text = """
-def f():
-    import gone, broken, numpy.linalg, json
-    from nowhere.at_all import thing
-    from ring import b
-    from torch.nn import Linear
-    return gone.x, broken.y, numpy.linalg.norm, json.dumps, thing, b(), Linear
-"""
-    facts = source_facts(known(tmp_path / "model.py", text, monkeypatch).f)
-    assert dict(facts["code_beside"]).keys() == {"ring.b", "ring2.a"}

@@ -133,6 +133,7 @@ def test_what_differs_from_the_known_study_is_told(known: Study) -> None:
     assert differs("/a/other.py:objective") == "name"
     assert differs("/a/model.py:objective") is None
     assert differs("/a/model.py:objective", source_hash="dropout of 0.2") == "code"
+    assert differs("/a/model.py:objective", code_arguments=(("Focal(gamma=...)", "3"),)) == "code"
     assert differs("/a/model.py:objective", epochs=40) == "epochs"
     assert differs("/a/other.py:objective", n_samples=8192) == "data"
     assert "has this model in other code: the search" in learned_line("model", 32, 0.1, "code")

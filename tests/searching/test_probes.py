@@ -150,6 +150,17 @@ def test_another_objective_of_the_same_file_has_a_probe_of_its_own(storage: Stor
     assert asked == [1, 1, 0, 2, 2, 0]
 
 
+def test_an_objective_with_other_arguments_has_a_probe_of_its_own(storage: Storage) -> None:
+    """As with another loss, of whose study a new search does not go on."""
+    asked = []
+    for kinds in ((), ("small", "large")):
+        for gamma in ("2", "3", "2"):
+            facts = dataclasses.replace(FACTS, code_arguments=(("Focal(gamma=...)", gamma),))
+            probed(storage, device := Fits(kinds=kinds), facts)
+            asked.append(len(device.asked))
+    assert asked == [1, 1, 0, 2, 2, 0]
+
+
 def test_each_kind_of_device_is_probed_as_far(storage: Storage) -> None:
     """And anew for a search that goes further."""
     device = Fits(kinds=("small", "large"))

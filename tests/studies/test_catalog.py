@@ -16,6 +16,7 @@ from bstune.tuner.studies.catalog import (
     choose_study,
     find_study,
     fingerprint,
+    has_changed,
     make_study,
     newest_study,
     probe_key,
@@ -27,6 +28,7 @@ from bstune.tuner.studies.study import Study
 
 FACTS = Facts(name=None, kind="loop", n_samples=1000, epochs=2.0, source_hash="abc")
 CPU = DeviceInfo("cpu", "here")
+TWO, THREE = ((("Focal(gamma=...)", number),) for number in "23")
 
 
 def chosen(storage: Storage, *, seed: int = 0, named: bool = False, fresh: bool = False, **changes: Any) -> Study:
@@ -106,13 +108,27 @@ def test_other_arguments_of_an_instance_are_another_study(url: str) -> None:
     with open_storage(url) as storage:
         study = chosen(storage)
         run_one(study)
-        old = {name: value for name, value in study.attributes["fingerprint"].items() if name != "beside"}
-        study.set(fingerprint=old)
+        old = {name: value for name, value in study.attributes["fingerprint"].items() if name != "arguments"}
+        study.set(fingerprint={**old, "beside": {"pack.parts.build": "1"}})  # What a version between two stored.
         for _ in range(2):
-            assert chosen(storage, code_beside=(("Focal(gamma=...)", "2"),)).name == "digits"
-        for other in ((), (("Focal(gamma=...)", "3"),)):
+            assert chosen(storage, code_arguments=TWO).name == "digits"
+        for other in ((), THREE):
             with pytest.raises(StudyError, match=r"what the objective is made with: Focal\(gamma=...\) changed"):
-                chosen(storage, code_beside=other)
+                chosen(storage, code_arguments=other)
+
+
+def test_other_arguments_are_a_change_of_the_objective(url: str) -> None:
+    """As `bstune train` and `bstune diagnose` warn of; where an older bstune has stored none, it is not known."""
+    with open_storage(url) as storage:
+        study = chosen(storage, code_arguments=TWO)
+        run_one(study)
+        two, three = (dataclasses.replace(FACTS, code_arguments=each) for each in (TWO, THREE))
+        assert not has_changed(study, two, two, object())
+        assert has_changed(study, two, three, object())
+        study.set(
+            fingerprint={name: its for name, its in study.attributes["fingerprint"].items() if name != "arguments"}
+        )
+        assert not has_changed(study, two, three, object())
 
 
 def test_samples_of_another_size_are_no_other_model(url: str) -> None:
@@ -128,9 +144,11 @@ def test_samples_of_another_size_are_no_other_model(url: str) -> None:
 def test_a_stored_probe_answers_the_same_code() -> None:
     """It was made of the model, not of what is said about it."""
     wanted = probe_key(dataclasses.replace(FACTS, source_hash="text", code_hash="code"), CPU)
-    old = {name: value for name, value in wanted.items() if name != "code"}
+    old = {name: value for name, value in wanted.items() if name not in ("code", "arguments")}
     assert same_probe(wanted, wanted)
     assert same_probe(old, wanted)
+    assert same_probe(old, {**wanted, "arguments": dict(TWO)})
+    assert not same_probe({**wanted, "arguments": dict(TWO)}, {**wanted, "arguments": dict(THREE)})
     assert same_probe({**wanted, "source": "comment"}, wanted)
     assert not same_probe({**wanted, "source": "comment", "code": None}, wanted)
     assert not same_probe({**wanted, "source": "mended", "code": "mended"}, wanted)

@@ -45,10 +45,8 @@ class Facts:
     """The same without comments, docstrings and layout; None where it could not be told."""
     code_parts: tuple[tuple[str, str], ...] = ()
     """A hash of each of its functions, classes and variables, by name: they say what was changed."""
-    code_beside: tuple[tuple[str, str], ...] = ()
-    """The same of what an older bstune did not look at: arguments of the instances that it is made of, and what
-    functions import within themselves.
-    """
+    code_arguments: tuple[tuple[str, str], ...] = ()
+    """The same of the arguments of instances that it is made of, at which an older bstune did not look."""
     structure_hash: str | None = None
     """Shapes of the parameters of the model's modules and of a sample; of a loop, what its user calls the model.
 

@@ -67,7 +67,12 @@ def _learned(other: Study, facts: Facts, device: DeviceInfo) -> Learned | None:
 
 def _differs(stored: dict[str, Any], facts: Facts) -> str:
     """Return what the training of a study has another of: the first of data, epochs and code, else its name at most."""
-    old = {"source": stored.get("source_hash"), "code": stored.get("code_hash")}
+    made_with = stored.get("code_arguments")  # An older bstune has stored none.
+    old = {
+        "source": stored.get("source_hash"),
+        "code": stored.get("code_hash"),
+        "arguments": None if made_with is None else dict(made_with),
+    }
     if stored.get("n_samples") != facts.n_samples:
         return "data"
     if stored.get("epochs") != facts.epochs:

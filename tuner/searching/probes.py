@@ -136,7 +136,11 @@ def most_useful(plan: Plan, facts: Facts) -> tuple[int, int]:
 
 
 def as_far(key: Mapping[str, Any], probe: ProbeResult, most: int | None) -> dict[str, Any]:
-    """Return the key of a probe that was to go up to a size, if at all: it may have ended by itself before."""
+    """Return the key to store a probe with, by how far it went.
+
+    `most` is the size at which it was told to stop, if any. Only where it stopped there does the key name that size:
+    what memory or the data set ended before is as good as a probe without a limit.
+    """
     whole = {name: value for name, value in key.items() if name != "max_batch"}
     return {**whole, "max_batch": most} if most is not None and probe.limited_by == "max_batch" else whole
 

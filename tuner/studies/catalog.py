@@ -26,7 +26,7 @@ from .study import SCHEMA, Study, has_search
 
 _FINGERPRINT_WORDS = {
     "source": "code of the objective",
-    "beside": "what the objective is made with",
+    "arguments": "what the objective is made with",
     "structure": "model",
     "n_samples": "training samples",
     "epochs": "epochs",
@@ -46,9 +46,9 @@ _MOST_NAMED = 5
 """Parts of the code that are named, of those that were changed."""
 
 
-def source_of(facts: Facts) -> dict[str, str | None]:
+def source_of(facts: Facts) -> dict[str, Any]:
     """Return what `same_source` compares of an objective."""
-    return {"source": facts.source_hash, "code": facts.code_hash}
+    return {"source": facts.source_hash, "code": facts.code_hash, "arguments": dict(facts.code_arguments)}
 
 
 def fingerprint(facts: Facts, plan: Plan, device: DeviceInfo) -> dict[str, Any]:
@@ -56,7 +56,6 @@ def fingerprint(facts: Facts, plan: Plan, device: DeviceInfo) -> dict[str, Any]:
     return {
         **source_of(facts),
         "parts": dict(facts.code_parts),
-        "beside": dict(facts.code_beside),
         "structure": None if facts.kind == "command" else facts.structure_hash,
         "n_samples": facts.n_samples,
         "epochs": facts.epochs,
@@ -209,20 +208,20 @@ def differences_of(study: Study, wanted: Mapping[str, Any]) -> list[str]:
     if not isinstance(stored, dict):
         return []
     plain = json.loads(json.dumps(dict(wanted)))
-    same = {"source"} if same_source(stored, plain) else set()
-    if same_structure(stored.get("structure"), plain["structure"]):
-        same.add("structure")
-    if not isinstance(stored.get("beside"), dict):  # An older bstune did not look at it.
-        same.add("beside")
-    different = [key for key in _FINGERPRINT_WORDS if key not in same and stored.get(key) != plain[key]]
+    alike = {
+        "source": _same_code(stored, plain),
+        "arguments": _same_arguments(stored, plain),
+        "structure": same_structure(stored.get("structure"), plain["structure"]),
+    }
+    different = [key for key in _FINGERPRINT_WORDS if not alike.get(key, stored.get(key) == plain[key])]
     return [f"  {_FINGERPRINT_WORDS[key]}: {_said_difference(key, stored, plain)}" for key in different]
 
 
 def _said_difference(key: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if key == "source":
         return _what_changed(stored.get("parts"), wanted["parts"])
-    if key == "beside":
-        old, new = stored["beside"], wanted["beside"]
+    if key == "arguments":
+        old, new = stored[key], wanted[key]
         return f"{_listed([name for name in {**old, **new} if old.get(name) != new.get(name)])} changed"
     if key == "structure":
         return "another one: its layers, their sizes, or the name given as model="
@@ -249,12 +248,23 @@ def _listed(names: list[str]) -> str:
 
 
 def same_source(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Tell whether two sources do the same: their texts are equal, or what is left without comments and layout.
+    """Tell whether two objectives do the same: their code does, and they are made with the same arguments."""
+    return _same_code(stored, wanted) and _same_arguments(stored, wanted)
+
+
+def _same_code(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tell whether two texts are equal, or what is left of them without comments and layout.
 
     An older bstune has stored the text alone; another Python may write the same code otherwise.
     """
     code = wanted["code"]
     return stored.get("source") == wanted["source"] or (code is not None and stored.get("code") == code)
+
+
+def _same_arguments(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tell the same of the arguments of instances, as far as is known: an older bstune did not look at them."""
+    its, own = stored.get("arguments"), wanted.get("arguments")
+    return not isinstance(its, dict) or not isinstance(own, dict) or its == own
 
 
 def same_structure(stored: str | None, wanted: str | None) -> bool:
@@ -289,7 +299,8 @@ def same_probe(stored: Any, wanted: Mapping[str, Any]) -> bool:
     """Tell whether a stored probe, by its `probe_key`, answers the wanted one."""
     if not isinstance(stored, dict) or not same_source(stored, wanted):
         return False
-    return {**stored, "source": None, "code": None} == {**wanted, "source": None, "code": None}
+    compared = {"source": None, "code": None, "arguments": None}
+    return {**stored, **compared} == {**wanted, **compared}
 
 
 def reaches(stored: Any, wanted: Mapping[str, Any]) -> bool:

@@ -73,7 +73,7 @@ def decode_facts(data: Mapping[str, Any]) -> Facts:
     times = tuple((int(size), float(seconds)) for size, seconds in values.get("step_times", ()))
     parts = {
         key: tuple((str(name), str(code)) for name, code in values.get(key, ()))
-        for key in ("code_parts", "code_beside")
+        for key in ("code_parts", "code_arguments")
     }
     return Facts(**{**values, "step_times": times, **parts})
 
