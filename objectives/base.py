@@ -265,11 +265,16 @@ def trains_elsewhere(objective: Any) -> bool:
     return getattr(objective, "kind", None) == "command"
 
 
-def run_problems(epochs: float, evals: int) -> list[str]:
-    """Return what is wrong with the length of a full run and the number of its validations, a sentence each."""
+def run_problems(epochs: float, evals: int, name: str | None) -> list[str]:
+    """Return what is wrong with the length of a full run, the number of its validations and a name, a sentence each."""
     problems = []
     if not (isinstance(epochs, Real) and epochs > 0):
         problems.append(f"epochs={epochs!r}: expected a number above 0")
-    if not (isinstance(evals, Real) and evals >= 1):
+    if not (isinstance(evals, Real) and evals >= 1 and evals % 1 == 0):
         problems.append(f"evals={evals!r}: expected a whole number of at least 1")
-    return problems
+    return problems + name_problems(name)
+
+
+def name_problems(name: str | None) -> list[str]:
+    """Return what is wrong with the name of an objective, a sentence at most."""
+    return [] if name is None or isinstance(name, str) else [f"name={name!r}: expected a text, or None"]

@@ -14,7 +14,7 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from ..tuner.device.memory import cpu_memory
 from ..tuner.device.tree_memory import TreeMeter
-from .base import Meter, Trial
+from .base import Meter, Trial, name_problems
 from .command_end import exit_code, failed, no_metric
 from .command_line import check_program, default_name, flags_of, places_in, script_of, words_of
 from .command_probe import measure
@@ -88,6 +88,7 @@ class Command:
                 "the command has no place for the batch size: expected {micro_batch_size} where the script takes it, "
                 "such as --batch-size {micro_batch_size}"
             )
+        wrong += name_problems(name)
         if wrong:
             raise ArgumentError("; ".join(wrong) + ".")
         compiled(metric)

@@ -83,8 +83,8 @@ def from_module(
     wrong = _problems(module_factory, datamodule_factory, schedule, trainer_kwargs)
     if epochs is None or epochs == -1:
         wrong.append("max_epochs is missing: expected the epochs of one full run, such as max_epochs=10")
-    else:
-        wrong += run_problems(epochs, evals)
+        epochs = 1
+    wrong += run_problems(epochs, evals, name)
     if n_samples is not None and n_samples < 1:
         wrong.append(f"n_samples={n_samples!r}: expected 1 or more")
     if wrong:
@@ -95,7 +95,7 @@ def from_module(
         module_factory,
         datamodule_factory,
         metric=metric,
-        epochs=float(epochs or 1),
+        epochs=float(epochs),
         evals=evals,
         schedule=schedule,
         n_samples=n_samples,

@@ -80,7 +80,7 @@ def objective(
     wrong = []
     if not (isinstance(n_samples, int) and n_samples >= 1):
         wrong.append(f"n_samples={n_samples!r}: expected the number of samples in the training data, 1 or more")
-    wrong += run_problems(epochs, evals)
+    wrong += run_problems(epochs, evals, name)
     if schedule not in (*SCHEDULES, "unknown"):
         wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)}, or unknown where it is none of these")
     if not (step_time_s is None or callable(step_time_s) or isinstance(step_time_s, Mapping)):

@@ -27,7 +27,7 @@ FUNCTIONS = {
 def problems(given: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with these arguments, by name, a sentence each."""
     wrong = [*_model_problems(given["model"]), *_optimizer_problems(given["optimizer"])]
-    wrong += run_problems(given["epochs"], given["evals"])
+    wrong += run_problems(given["epochs"], given["evals"], given["name"])
     schedule = given["schedule"]
     if not callable(schedule) and not (isinstance(schedule, str) and schedule in SCHEDULES):
         wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)} or a function of progress")
@@ -41,7 +41,8 @@ def problems(given: Mapping[str, Any]) -> list[str]:
         if given[name] is not None and not callable(given[name])
     ]
     metrics = given["metrics"]
-    if metrics is not None and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
+    has_none = metrics is None or (isinstance(metrics, list | tuple) and not metrics)
+    if not has_none and not (isinstance(metrics, Mapping) and all(map(callable, metrics.values()))):
         wrong.append(f"metrics={metrics!r}: expected names with functions, {{name: (model, batch) -> number}}")
     if given["size_unit"] not in SIZE_UNITS:
         wrong.append(f"size_unit={given['size_unit']!r}: expected samples or tokens")

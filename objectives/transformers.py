@@ -68,7 +68,7 @@ def from_trainer(
     Raises:
         ArgumentError: An argument is wrong on its face, or Transformers is not installed.
     """
-    wrong = run_problems(1, evals)
+    wrong = run_problems(1, evals, name)
     if not callable(make_trainer) or hasattr(make_trainer, "train_dataset"):
         wrong.append(
             f"make_trainer is a {type(make_trainer).__name__}: expected a function without arguments that returns a "

@@ -385,6 +385,8 @@ def test_a_command_that_is_none_is_refused(command: object, said: str) -> None:
     """At once, with what was expected."""
     with pytest.raises(bstune.ArgumentError, match=said):
         bstune.Command(command, samples_per_epoch=10)  # type: ignore[arg-type]
+    with pytest.raises(bstune.ArgumentError, match="name=3: expected a text, or None"):
+        bstune.Command("train {micro_batch_size}", samples_per_epoch=10, name=3)  # type: ignore[arg-type]
 
 
 def test_a_text_is_split_as_a_shell_would() -> None:

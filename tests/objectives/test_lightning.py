@@ -318,9 +318,9 @@ def test_pytorch_lightning_is_served_as_well() -> None:
 
 
 def test_wrong_arguments_are_named_at_once() -> None:
-    """A module that was already built, several devices, no length."""
+    """A module that was already built, several devices, no length, a name that is none."""
     with pytest.raises(bstune.ArgumentError) as raised:
-        from_module(Net(), Data(), devices=2, strategy="ddp", schedule="step")
+        from_module(Net(), Data(), devices=2, strategy="ddp", schedule="step", name=3)  # type: ignore[arg-type]
 
     said = str(raised.value)
     assert "module_factory is a Net that was already built" in said
@@ -329,6 +329,7 @@ def test_wrong_arguments_are_named_at_once() -> None:
     assert "bstune search -- torchrun --nproc-per-node N train.py" in said
     assert "schedule='step'" in said
     assert "max_epochs is missing" in said
+    assert "name=3: expected a text" in said
 
 
 def test_one_of_several_processes_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

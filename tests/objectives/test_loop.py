@@ -42,6 +42,8 @@ def test_a_loop_says_how_its_learning_rate_changes(schedule: str) -> None:
         bstune.ArgumentError, match="schedule='step': expected constant, linear, cosine, wsd, or unknown"
     ):
         loop(schedule="step")
+    with pytest.raises(bstune.ArgumentError, match="name=3: expected a text, or None"):
+        loop(name=3)
 
 
 def test_a_scheduler_that_the_objective_does_not_tell_of_is_noticed() -> None:

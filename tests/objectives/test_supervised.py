@@ -112,6 +112,9 @@ def test_wrong_arguments_are_listed_together() -> None:
         ({"precise_batch_norm": 1}, "precise_batch_norm=1: expected True, False or 'auto'"),
         ({"epochs": "ten"}, "epochs='ten': expected a number above 0"),
         ({"evals": None}, "evals=None: expected a whole number of at least 1"),
+        ({"evals": 2.5}, "evals=2.5: expected a whole number of at least 1"),
+        ({"evals": math.inf}, "evals=inf: expected a whole number of at least 1"),
+        ({"name": 3}, "name=3: expected a text, or None"),
         ({"schedule": ["cosine"]}, "schedule=['cosine']: expected constant, linear, cosine, wsd or a function"),
         ({"num_workers": -1}, "num_workers=-1: expected the number of processes that load data, 0 or more"),
         ({"clip_grad_norm": 0}, "clip_grad_norm=0: expected a number above 0, or None"),
@@ -133,6 +136,9 @@ def test_all_that_is_allowed_is_taken() -> None:
     for precise in (True, False, "auto"):
         made = supervised(precise_batch_norm=precise, epochs=np.float32(2), num_workers=np.int64(0), clip_grad_norm=1)
         assert (made.precise_batch_norm, made.epochs) == (precise, 2)
+    nothing: tuple[Any, ...] = (None, [], (), {})
+    for none in nothing:
+        assert supervised(metrics=none, evals=np.int64(4)).metrics == {}
 
 
 @pytest.mark.parametrize(

@@ -244,8 +244,8 @@ def test_a_model_that_is_to_be_sharded_is_refused() -> None:
 
 def test_wrong_arguments_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Trainer that was already made, a schedule that is none; without the package the extra is named."""
-    with pytest.raises(bstune.ArgumentError, match=r"make_trainer is a Trainer: expected a function.*schedule='step'"):
-        from_trainer(trainer_of()(), schedule="step")
+    with pytest.raises(bstune.ArgumentError, match=r"name=3: .*is a Trainer: expected a function.*schedule='step'"):
+        from_trainer(trainer_of()(), schedule="step", name=3)  # type: ignore[arg-type]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(bstune.ArgumentError, match=r"pip install 'bstune\[transformers\]'"):
         from_trainer(trainer_of())
