@@ -114,6 +114,23 @@ def test_running_out_of_memory_is_a_result() -> None:
     assert result.recommendation.global_batch_size == 16
 
 
+def test_one_lack_of_memory_and_one_mistake_of_the_same_name_are_two_things() -> None:
+    """PyTorch says both with a RuntimeError; it takes two of one to tell that nothing can work."""
+    lack = type("RuntimeError", (MemoryError,), {"__qualname__": "RuntimeError"})
+    seen: list[type[Exception]] = [lack, RuntimeError]
+
+    @bstune.objective(n_samples=320, epochs=4, evals=4, name="failing")
+    def function(trial: bstune.Trial) -> None:
+        if seen:
+            raise seen.pop(0)("no luck")
+        formula(trial)
+
+    result = search(function)
+
+    assert [record.cause for record in result.records[:2]] == ["oom", "error"]
+    assert result.recommendation.learning_rate == 0.01
+
+
 class SilentPool:
     """Starts trials of which nothing is ever heard."""
 

@@ -299,8 +299,8 @@ class Drive:
         if event.cause not in ("error", "no_report"):
             return False
         ended = [record for record in self._study.finished if record.cause != "orphan"]
-        way = _way(_said(event))
-        alike = [record.state == "failed" and _way(record.reason) == way for record in ended]
+        way = _way(event.cause, _said(event))
+        alike = [_way(record.cause, record.reason) == way for record in ended]
         if self._study.learned:
             return len(alike) >= ALIKE and all(alike[-ALIKE + 1 :])
         return not ended or any(alike)
@@ -330,15 +330,17 @@ def _said(event: Lost) -> str:
     return in_words(event.error_type, message) if event.error_type else f"{event.cause}: {message}"
 
 
-def _way(reason: str) -> str:
-    """Return in which way a trial failed, by its reason: the name before it; none where bstune refused something.
+def _way(cause: str | None, reason: str) -> str | None:
+    """Return in which way a trial failed: its cause, or of an exception the name that its reason begins with.
 
     Example:
-        >>> _way("ValueError: no rows"), _way("trial.report got samples=3: expected more")
-        ('ValueError', '')
+        >>> _way("error", "ValueError: no rows"), _way("error", "trial.report got samples=3: expected more")
+        ('ValueError', 'error')
+        >>> _way("oom", "RuntimeError: CUDA out of memory")
+        'oom'
     """
     name, colon, _ = reason.partition(":")
-    return name if colon and " " not in name else ""
+    return name if cause == "error" and colon and " " not in name else cause
 
 
 def _best(record: TrialRecord) -> float | None:
