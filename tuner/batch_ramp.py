@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ from .core.checks import Checks
 from .core.errors import ArgumentError
 from .core.probe_results import ProbeResult
 from .core.take_home import RampForecast
+from .report.reasons import not_tried
 from .theory.ramp import Place, Ramp, forecast
 from .theory.scaling import split
 
@@ -77,11 +79,13 @@ class BatchRamp:
             rule: `seesaw`, `constant_rate`, or `auto`: the latter for SGD, the former for all others.
             growth: The batch grows by this whenever the rate would fall by as much.
             warmup_samples: Samples over which the rate rises in a line; the schedule begins after them.
-            micro_max: Most samples that fit in one forward and backward pass; by default the probe's, else the first
-                batch, so that the larger ones are accumulated.
+            micro_max: Most samples that fit in one forward and backward pass; by default what the probe has tried, else
+                the first batch, so that the larger ones are accumulated. The probe of a search tries no more than the
+                search uses: where more may fit, a warning says so.
             world_size: Processes that train together.
-            probe: What `bstune.probe` returned: for the micro-batch, and for seconds and memory in `forecast`. Where
-                sizes count tokens, each micro-batch then holds the longest sample.
+            probe: What `bstune.probe` returned, or a search has (`SearchResult.probe`): for the micro-batch, and for
+                seconds and memory in `forecast`. Where sizes count tokens, each micro-batch then holds the longest
+                sample.
 
         Raises:
             ArgumentError: An argument is wrong on its face, or the first batch does not split as it should.
@@ -107,6 +111,8 @@ class BatchRamp:
         self.base_lrs = [float(group.setdefault("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self._probe = probe
         self._micro_max = micro_max or (first if probe is None else probe.micro_batch_size)
+        if not micro_max and probe is not None and (said := not_tried(probe, largest // world_size)):
+            warnings.warn(said, stacklevel=2)
         self._world_size = world_size
         self._longest = 1 if probe is None else probe.longest
         factor_at = functools.partial(learning_rate_factor, schedule)

@@ -241,8 +241,9 @@ def _probe(
     on_attempt: Callable[[Attempt], None] | None,
     on_note: Callable[[str], None] | None,
 ) -> ProbeResult:
-    # A little further than a search needs: it is asked what larger batches would take, too.
-    most = BEYOND * most_useful(Plan(), host.facts)[1]
+    # A little further than a search needs: it is asked what larger batches would take, too. Only sizes matter here: an
+    # optimizer whose rates are fixed, which a search refuses, can be probed and looked at.
+    most = BEYOND * most_useful(Plan(), replace(host.facts, ignores_rate=False))[1]
     key = probe_key(host.facts, host.device_info, seed=seed, chooses_threads=host.chooses_threads)
     probe = run_probe(host, max_batch=most, seed=seed, on_attempt=on_attempt, on_note=on_note, for_search=True)
     study.set(probe=probe.to_dict(), probe_key=as_far(key, probe, most))

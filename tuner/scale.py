@@ -16,6 +16,7 @@ from .core.checks import Checks
 from .core.errors import ArgumentError
 from .core.results import LrRule, Recommendation, SearchResult
 from .core.take_home import Scaled
+from .report.reasons import not_tried
 from .theory.scaling import SLOPE_PRIOR, split
 
 TEXTBOOK = {
@@ -50,8 +51,9 @@ def scale(
             critical batch, all batch sizes that were run, and the longest sample where sizes count tokens.
         batch_size: The new global batch size.
         optimizer: Name of the optimizer's class, such as `"AdamW"`; needed only where the search has measured no rule.
-        micro_max: Most samples that fit in one forward and backward pass on one device; by default the probe's, else
-            the recommended micro-batch.
+        micro_max: Most samples that fit in one forward and backward pass on one device; by default what the probe of
+            the search has tried, else the recommended micro-batch. A search probes no more than it uses: more may
+            fit, and a warning says so where it matters.
         world_size: Processes that train together; by default the recommendation's.
         betas: Of Adam. 1 - beta grows with the batch (Malladi et al. 2022, arXiv:2205.10287).
         eps: Of Adam. Falls with the root of the batch (the same).
@@ -81,6 +83,8 @@ def scale(
     ends = [best.learning_rate * ratio**end for end in (rule.low, rule.high) if end is not None]
     low, high, reach = _valid(best, whole)
     warnings = [*_outside(batch, low, high, reach), *rule.warnings]
+    if micro_max is None and probe is not None and (said := not_tried(probe, batch // processes)):
+        warnings.append(said)
     return Scaled(
         global_batch_size=batch,
         micro_batch_size=micro,

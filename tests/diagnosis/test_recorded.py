@@ -212,6 +212,21 @@ def test_how_full_the_memory_is_to_be(seed: int) -> None:
     assert at(16, 8, 32) == at(256, 128, 512) == "does not hold"
 
 
+@pytest.mark.parametrize("limited_by", ["max_batch", "timeout"])
+def test_a_memory_that_was_not_filled_is_not_called_full(limited_by: str, seed: int) -> None:
+    """What ended at what a search uses, or at its time, does not say what fits: to look further is the advice."""
+    records = grid(slope=1, seed=seed)
+    known = searched(records, of=probe(steep, seed=seed, micro_batch_size=64, limited_by=limited_by))
+
+    for best, low, high in ((64, 32, 128), (64, 64, 64), (128, 128, 256)):
+        found = finding("fill-memory", with_best(known, global_batch_size=best, batch_interval=(low, high)))
+        assert found.verdict == "cannot tell"
+        assert "bstune probe MODEL" in found.advice
+        assert f"--space batch_size={best}:N" in found.advice
+    smaller = finding("fill-memory", with_best(known, global_batch_size=16, batch_interval=(8, 32)))
+    assert smaller.verdict == "does not hold"  # More than is best fits in any case.
+
+
 def test_whether_32_is_a_good_start(seed: int) -> None:
     """Sooner than what the search recommends, or half as soon, or the answer itself."""
     known = searched()

@@ -136,6 +136,18 @@ def test_seconds_and_memory_come_from_a_probe() -> None:
     assert "only 0% of the seconds" in slow.warnings[0]
 
 
+def test_a_probe_that_tried_no_larger_micro_batch_is_warned_of() -> None:
+    """Where the batch grows past it: more may fit, and accumulation is no faster."""
+    cut = dataclasses.replace(probe(StepTimeLine(1.0, 0.0, None)), limited_by="max_batch")
+
+    with pytest.warns(UserWarning, match="Larger micro-batches than 64 were not tried"):
+        ramp(probe=cut)
+    # None of these is split for want of a larger size, and a warning would be an error.
+    ramp(probe=cut, max_batch_size=64)
+    ramp(probe=cut, micro_max=128)
+    ramp(probe=cut, world_size=4)
+
+
 def test_a_schedule_that_rises_first_counts_from_its_height() -> None:
     """Warm-up, its own or the ramp's, is no fall."""
     parts = list(stages(Ramp(8, 64, 8000, lambda p: learning_rate_factor("wsd", p), 0.5)))

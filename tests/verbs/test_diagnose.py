@@ -31,6 +31,13 @@ objective = bstune.Supervised(
     optimizer=lambda p, lr: torch.optim.SGD(p, lr),
     epochs=4,
 )
+fixed = bstune.Supervised(
+    model=lambda: nn.Linear(4, 2),
+    train_data=TensorDataset(x[:400], y[:400]),
+    val_data=TensorDataset(x[400:], y[400:]),
+    optimizer=lambda p, lr: torch.optim.SGD(p, 0.1),
+    epochs=4,
+)
 
 
 @bstune.objective(n_samples=400, epochs=4, name="loop")
@@ -186,3 +193,11 @@ def test_the_command_line(folder: Path) -> None:
     wrong = run(main, ["diagnose", "model.py", "--only", "nonsense"])
     assert wrong.exit_code == 2
     assert "coupling" in wrong.stderr
+
+
+def test_an_optimizer_whose_rate_is_fixed_is_diagnosed(folder: Path) -> None:
+    """A search of it is refused, since there are no rates to search; what a probe tells needs none."""
+    result = bstune.diagnose(bstune.load("model.py:fixed"), only=["flat-step-time", "which-memory"])
+
+    assert result["flat-step-time"].figure is not None
+    assert result["which-memory"].figure is not None

@@ -7,6 +7,7 @@ from typing import Any
 
 import bstune
 import pytest
+from bstune.tests.report.told import demo_result
 from bstune.tuner.core.results import Candidate, LossEstimate, LrRule, Recommendation
 
 LOSS = LossEstimate(0.5, None, 1)
@@ -127,3 +128,21 @@ def test_all_that_is_wrong_is_named() -> None:
     """At once."""
     with pytest.raises(bstune.ArgumentError, match=r"(?s)3 arguments are wrong.*batch_size.*betas.*warmup_steps"):
         bstune.scale(recommendation(), batch_size=0, betas=(0.9, 1.0), warmup_steps=-1)
+
+
+def test_a_micro_batch_that_the_search_has_not_tried_is_said_to_be_missing() -> None:
+    """A search probes no more than it uses, and more may fit; nothing is to be said where memory was the end."""
+    result = demo_result()
+    found = result.probe
+    assert found is not None
+
+    def moved(limited_by: Any, batch: int, **more: Any) -> bstune.Scaled:
+        probe = dataclasses.replace(found, micro_batch_size=32, limited_by=limited_by)
+        return bstune.scale(dataclasses.replace(result, probe=probe), batch_size=batch, **more)
+
+    said = "Larger micro-batches than 32 were not tried, and may fit: run bstune probe, and give what it finds"
+    capped = moved("max_batch", 4096)
+    assert (capped.micro_batch_size, capped.accumulation_steps) == (32, 128)
+    assert any(warning.startswith(said) for warning in capped.warnings)
+    for other in (moved("memory", 4096), moved("max_batch", 32), moved("max_batch", 4096, micro_max=1024)):
+        assert not any("not tried" in warning for warning in other.warnings)

@@ -189,6 +189,14 @@ class ProbeResult(Record):
     """The arguments that the answer depends on, as the probe was called."""
     versions: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether larger sizes were not tried and may fit: none was of use (`max_batch`), or the time was over.
+
+        Throughput that no longer rises (`plateau`) ends a probe as well, and larger sizes are then not faster.
+        """
+        return self.limited_by in ("max_batch", "timeout")
+
     def plot(self) -> altair.HConcatChart:
         """Return peak memory against the budget, and throughput, as charts side by side; needs the extra `report`."""
         return drawn("plot_probe", self)  # type: ignore[no-any-return]

@@ -243,7 +243,14 @@ def fill_memory(known: Known) -> Ruling:
     data = {"fits": [fits], "recommended": [best]}
     searched = max((record.global_batch_size for record in known.records), default=best)
     most = fits if known.probe.limited_by != "max_batch" else known.probe.n_train_samples
-    if low <= fits <= high:
+    if known.probe.cut_short and fits <= high:
+        verdict = "cannot tell"
+        found += "; larger sizes were not probed"
+        advice = (
+            "See how many fit: bstune probe MODEL. Then search up to that many, N: "
+            f"bstune search MODEL --space batch_size={best}:N --fresh"
+        )
+    elif low <= fits <= high:
         verdict, advice = "holds", "Fill the memory."
     elif high < fits and high < searched:
         verdict, advice = "does not hold", f"Use {best:,}; the memory that is left is free for a larger model."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..core.probe_results import Loader
+from ..core.probe_results import Loader, ProbeResult
 from ..core.remarks import BatchLimits, Caution, CautionCode, NoteCode, Reason, ReasonCode, TargetSource
 from .units import duration
 
@@ -205,4 +205,14 @@ def loader_advice(loader: Loader, sample_size: float = 1.0) -> str:
         f"A sample takes {1e6 * each_s:.0f} us: it is in memory already, and worker processes would gain little. Take "
         "whole batches from the data set: give it __getitems__(indices), which returns a batch of tensors, and "
         "collate_fn=lambda batch: batch."
+    )
+
+
+def not_tried(probe: ProbeResult, batch: int) -> str | None:
+    """Return that a batch on one device may fit in fewer parts, where a probe has tried no larger ones; else None."""
+    if not probe.cut_short or batch <= probe.micro_batch_size:
+        return None
+    return (
+        f"Larger micro-batches than {probe.micro_batch_size} were not tried, and may fit: run bstune probe, and give "
+        "what it finds as micro_max."
     )

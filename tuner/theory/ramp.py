@@ -157,6 +157,6 @@ def _warnings(
         yield f"It saves updates, but only {saved_s:.0%} of the seconds: this device trains larger batches no faster."
     if accumulation > 1 and top > ramp.batch_size:
         yield (
-            f"The largest batch takes {accumulation} micro-batches of {micro}, since {micro_max} fit: such updates are "
-            "no faster per sample."
+            f"The largest batch takes {accumulation} micro-batches of {micro}, since one holds {micro_max} at most: "
+            "such updates are no faster per sample."
         )
