@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bstune.tests.report.told import told
 from bstune.tuner.core.probe_results import Attempt, DeviceInfo, ProbeResult
 from bstune.tuner.core.results import Candidate, Comparison, Limits, LossEstimate, Recommendation, SearchResult, Spent
 from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.report.brief import brief
+from bstune.tuner.report.card import markdown
+from bstune.tuner.report.page import page
 from bstune.tuner.report.reasons import caution_text
 from bstune.tuner.report.study_text import study_text
 from bstune.tuner.report.text import SCREEN, search_text
@@ -292,7 +295,8 @@ def test_an_answer_fits_one_screen(name: str) -> None:
 )
 def test_no_setting_is_called_the_best_where_losses_tell_nothing(code: Any, figures: dict[str, Any]) -> None:
     """One is chosen all the same, and it may be one of the worst."""
-    result = changed(verified=False, params={"momentum": 0.9}, warnings=warned(code, **figures))
+    unfit: dict[str, Any] = {"params": {"momentum": 0.9}, "accumulation_steps": 4, "micro_batch_size": 16}
+    result = changed(verified=False, warnings=warned(code, **figures), **unfit)
 
     first, loss, *rest = search_text(result, FACTS, view=View(80)).splitlines()
 
@@ -301,6 +305,13 @@ def test_no_setting_is_called_the_best_where_losses_tell_nothing(code: Any, figu
     assert not [line for line in rest if line.startswith(">")]
     assert brief(result).title == "Nothing to train with yet"
     assert "Losses of 0.0421 to 2.25 at the ends of 5 runs" in [part.short for part in brief(result).parts]
+    assert [part.question for part in brief(result).parts] == ["How sure is it?", "What did the search cost?"]
+    pages = [page(told(result)), markdown(told(result)), result._repr_html_(), result.recommendation._repr_html_()]
+    for text in (whole.partition("<script")[0] for whole in pages):  # What charts are drawn from stands behind it.
+        assert "Nothing to train with yet" in text
+        assert "momentum=0.9" not in text
+        assert "micro-batch 16" not in text
+        assert 'id="paste"' not in text
 
 
 def test_batch_32_is_not_missed_where_sizes_count_tokens() -> None:

@@ -38,7 +38,7 @@ def answer(result: SearchResult, facts: Facts | None, view: View, *, verbose: bo
     best = result.recommendation
     held, any_best = no_advice(best.warnings) is None, not tells_nothing(best.warnings)
     rows = [("with", given_params(best.params, ", "))] if best.params and any_best else []
-    rows += [("split", text) for text in _split(result)]
+    rows += [("split", text) for text in _split(result)] if any_best else []
     if held:
         rows += [("soon", beside.whole) for each in best.compared if (beside := wording.compared(result, each))]
         by_samples = facts is None or facts.size_unit == "samples"  # 32 tokens are nobody's batch.

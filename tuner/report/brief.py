@@ -35,7 +35,7 @@ class Brief:
     badge: str
     """Whether it is confirmed, in a few words."""
     split: str
-    """How a step is made of micro-batches, and what it costs."""
+    """How a step is made of micro-batches, and what it costs; empty where nothing can be told of any setting."""
     parts: tuple[Part, ...]
 
 
@@ -49,9 +49,10 @@ def brief(result: SearchResult) -> Brief:
     short, ran = wording.larger(result)
     limits = [limit.sentence for limit in wording.limits(result)]
     ran = sentences(ran or wording.tried_larger(result))
+    larger = Part("Why not larger?", short, " ".join(filter(None, [ran, *limits])))
+    any_best = not tells_nothing(best.warnings)  # Else nobody should train with the setting that stands here.
     parts = (
-        _sooner(result),
-        Part("Why not larger?", short, " ".join(filter(None, [ran, *limits]))),
+        *((_sooner(result), larger) if any_best else ()),
         _sure(result),
         Part("What did the search cost?", wording.spent_text(result).partition(" in ")[0], _cost(result)),
     )
@@ -59,7 +60,7 @@ def brief(result: SearchResult) -> Brief:
         wording.title(best),
         "verified" if best.verified else "unverified",
         badge.removesuffix("."),
-        _split(result),
+        _split(result) if any_best else "",
         tuple(part for part in parts if part is not None),
     )
 

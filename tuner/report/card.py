@@ -55,7 +55,7 @@ def markdown(told: Told) -> str:
     result = result_of(told)
     said = brief(result)
     lines = [MARK, f"## {marked_down(said.title)}", "", f"**{marked_down(said.badge)}.** "]
-    lines[-1] += marked_down(said.split)
+    lines[-1] = f"{lines[-1]}{marked_down(said.split)}".rstrip()
     lines += ["", "| | |", "| --- | --- |"]
     lines += [f"| {part.question} | **{marked_down(part.short)}.** {marked_down(part.detail)} |" for part in said.parts]
     about = [("Device", device_text(told)), ("Command", told.command), ("Date", told.date)]

@@ -11,6 +11,7 @@ from ..core.results import Recommendation, SearchResult
 from . import wording
 from .brief import brief, sentences
 from .page_told import device_name
+from .reasons import tells_nothing
 from .units import duration, gib, limited_text, number, per_second, rate_text
 
 _BOX = "border-left:4px solid {colour};padding:4px 14px;max-width:860px"
@@ -25,15 +26,14 @@ def search_html(result: SearchResult) -> str:
     rows = [(part.question, f"{part.short}. {part.detail}") for part in said.parts]
     rows += [("Warning", warning) for warning in result.recommendation.warnings[:5]]
     more = f"Study {result.study}. Trials: result.trials. Charts: plot_landscape(), plot_curves(), plot_frontier()."
-    return _box(
-        said.title, f"{said.badge}. {said.split}", rows, colour, more=more, table=_frontier(result.recommendation)
-    )
+    below = f"{said.badge}. {said.split}".rstrip()
+    return _box(said.title, below, rows, colour, more=more, table=_frontier(result.recommendation))
 
 
 def recommendation_html(best: Recommendation) -> str:
     """Return a recommendation by itself."""
     loss = best.val_loss
-    rows = [
+    about = [
         (
             "micro-batch × accumulation × devices",
             f"{best.micro_batch_size} × {best.accumulation_steps} × {best.world_size}",
@@ -41,9 +41,11 @@ def recommendation_html(best: Recommendation) -> str:
         ("loss", f"{number(loss.mean)} ({number(loss.low)} to {number(loss.high)} in 9 of 10 new runs)"),
         ("full run", duration(best.seconds_per_full_run)),
         ("why", best.reason),
-        *(("warning", warning) for warning in best.warnings[:5]),
     ]
     title = f"Batch {best.global_batch_size}, learning rate {best.learning_rate:.3g}"
+    if tells_nothing(best.warnings):  # Nobody should train with what stands in it.
+        title, about = wording.title(best), []
+    rows = [*about, *(("warning", warning) for warning in best.warnings[:5])]
     return _box(
         title,
         sentences(wording.confirmed(best)).removesuffix("."),

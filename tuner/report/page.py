@@ -16,6 +16,7 @@ from .diagnosis_text import page_findings
 from .page_charts import Section, sections
 from .page_told import Told, device_text
 from .paste import paste_lines
+from .reasons import no_advice
 from .units import REFERENCE_RUN, duration, gib
 
 HERE = Path(__file__).parent
@@ -108,7 +109,7 @@ def _answer(told: Told) -> dict[str, Any]:
             "warnings": [f"Why trials failed: {reason}" for reason in list(reasons)[:5]],
             "paste": None,
         }
-    said = brief(told.result)
+    said, nothing = brief(told.result), no_advice(told.result.recommendation.warnings)
     finished = told.result.stopped_by != "interrupted"
     return {
         "standing": said.standing,
@@ -117,7 +118,7 @@ def _answer(told: Told) -> dict[str, Any]:
         "split": said.split,
         "parts": said.parts,
         "warnings": [one_line(warning) for warning in told.result.recommendation.warnings],
-        "paste": "\n".join(paste_lines(told.result, told.facts)),
+        "paste": None if nothing else "\n".join(paste_lines(told.result, told.facts)),
     }
 
 

@@ -170,12 +170,10 @@ def study_page(study: Mapping[str, Any], records: Sequence[TrialRecord], result:
 def _answer(result: SearchResult) -> str:
     """Return what to train with, how sure that is, and why it is that."""
     said = brief(result)
+    below = f"{said.badge}. {said.split}".rstrip()
     rows = [[_text(part.question), _text(f"{part.short}."), _text(part.detail)] for part in said.parts]
     warnings = "".join(f"<p>{_text(warning)}</p>" for warning in result.recommendation.warnings)
-    return (
-        f"<h2>{_text(said.title)}</h2><p>{_text(said.badge)}. {_text(said.split)}</p>"
-        f"{_table(['question', 'answer', 'more'], rows)}{warnings}"
-    )
+    return f"<h2>{_text(said.title)}</h2><p>{_text(below)}</p>{_table(['question', 'answer', 'more'], rows)}{warnings}"
 
 
 def refusal_page(status: int, detail: str) -> str:
