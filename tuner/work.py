@@ -21,7 +21,7 @@ from .core.trials import Facts
 from .engines.local import LocalEngine
 from .report.progress import attempt_line, learned_line
 from .studies.catalog import probe_key
-from .studies.naming import study_name
+from .studies.naming import objective_identity, study_name
 from .workers.resolve import check_objective
 
 
@@ -108,6 +108,9 @@ def work(
 def _new_study(objective: Any, engine: LocalEngine, arguments: WorkArguments, kind: str, seed: int) -> dict[str, Any]:
     facts, info = engine.facts, engine.device_info
     key = probe_key(facts, info, seed=seed, chooses_threads=engine.chooses_threads)
+    identity = objective_identity(objective)
+    if identity is not None:  # Where the file lies on this machine is no matter of the service.
+        key["objective"] = identity.rpartition(":")[2]
     return {
         "name": study_name(arguments.study, objective, facts),
         "named": arguments.study is not None,

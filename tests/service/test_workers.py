@@ -188,3 +188,31 @@ def test_a_script_trains_the_trials_itself(service: Service) -> None:
     assert known.learned is not None
     assert known.learned["study"] == "script"
     assert other.learned is None
+
+
+TWO = """
+
+@bstune.objective(n_samples=256, epochs=2, evals=2, optimizer="SGD")
+def wide(trial):
+    objective.function(trial)
+"""
+
+
+def test_an_objective_is_not_given_the_probe_of_another_one_in_its_file(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a loop nothing but its name tells one from another; the same one, in a new study, has no second probe."""
+    (tmp_path / "two.py").write_text(MODEL.replace("{pause}", "0") + TWO)
+    monkeypatch.chdir(tmp_path)
+    once = ("--server", service.url, "--n-trials", "1", "--confirm", "0", "--space", "batch_size=16")
+
+    said = []
+    for name, study in (("objective", "two"), ("wide", "two-wide"), ("wide", "two-again")):
+        search = CliRunner().invoke(main, ["search", f"two.py:{name}", *once, "--study", study])
+        assert search.exit_code == 0, search.stderr
+        said.append(search.stderr)
+
+    known = "probe  known from study"
+    assert known not in said[0]
+    assert known not in said[1]
+    assert f"{known} two-wide: not measured again" in said[2]

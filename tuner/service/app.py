@@ -295,7 +295,7 @@ def _add_pages(app: FastAPI, hub: Hub) -> None:
     async def study_page(name: StudyName) -> str:
         served, result = _find(hub, name), None
         if served.state == "ended":
-            with contextlib.suppress(NoSignalError, TimeoutError):  # What was not learned, or takes long, is left out.
+            with contextlib.suppress(BstuneError, TimeoutError):  # What cannot be told, or takes long, is left out.
                 result = await _soon(served.pool.call(served.result))
         return await run_in_threadpool(lambda: pages.study_page(summary(served), served.records, result))
 

@@ -25,11 +25,14 @@ from ..studies.catalog import (
     studies,
     touch,
 )
+from ..studies.naming import same_object
 from ..studies.spec_json import encode_plan
 from ..studies.storage import Storage
 from .events import Feed
 from .served import OURS, ServedStudy, begin
 
+OBJECTIVE = "objective_name"
+"""The study attribute that says which objective of its file a study is of, as its first client has named it."""
 MOST_STUDIES = 200
 ASKED = frozenset(
     {item.name for item in dataclasses.fields(Plan)} - {"jobs", "budget_s"} | {"trial_timeout", "fresh_prior"}
@@ -57,7 +60,7 @@ class Offer:
         kind: The client's kind of device.
         device: The same in figures.
         probe: What was measured there.
-        probe_key: What that depends on.
+        probe_key: What that depends on, and in `objective` which one of its file it is.
         waits: A probe will follow.
     """
 
@@ -135,9 +138,9 @@ class Hub:
         with self._lock:
             served = self._chosen(request, arguments)
             probe, source = request.probe, None
-            key = request.probe_key
+            key = None if request.probe_key is None else _without_name(request.probe_key)
             if probe is None and key is not None:
-                stored, source = self._stored_probe(served, key)
+                stored, source = self._stored_probe(served, key, _name_of(request))
                 probe = None if stored is None else ProbeResult.from_dict(stored)
             plan = None if arguments is None else arguments.plan
             offer = served.pool.call(lambda: served.offer(request.kind, probe, key, plan, go=not request.waits))
@@ -145,9 +148,15 @@ class Hub:
             known = {kind: its for kind, _, its in served.known_probes()}
         return OfferAnswer(served, known.get(request.kind), source)
 
-    def _stored_probe(self, served: ServedStudy, key: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
-        """Return what some study knows of the same objective on the same device, and which one, if it is another."""
-        for other in [served, *self.studies]:
+    def _stored_probe(
+        self, served: ServedStudy, key: dict[str, Any], name: str | None
+    ) -> tuple[dict[str, Any] | None, str | None]:
+        """Return what some study knows of the same objective on the same device, and which one, if it is another.
+
+        A file may have several objectives, and of a loop nothing but its `name` tells one from another.
+        """
+        others = [other for other in self.studies if same_object(other.study.attributes.get(OBJECTIVE), name)]
+        for other in [served, *others]:
             for _, its_key, probe in other.known_probes():
                 if same_probe(its_key, key) and probe.get("limited_by") != "timeout":
                     return probe, None if other is served else other.name
@@ -211,6 +220,7 @@ class Hub:
             objective=None,
             asked={"trial_timeout": arguments.trial_timeout},
             made_for=request.key,
+            **{OBJECTIVE: _name_of(request)},
         )
         if not arguments.fresh_prior and plan.baseline is None:
             remember(study, request.facts, request.device)
@@ -239,6 +249,17 @@ class Hub:
         self.feed.close()
         for served in self.studies:
             served.close()
+
+
+def _name_of(request: Offer) -> str | None:
+    """Return which objective of its file a client has, as far as it says so."""
+    name = (request.probe_key or {}).get("objective")
+    return name if isinstance(name, str) else None
+
+
+def _without_name(key: dict[str, Any]) -> dict[str, Any]:
+    """Return what a probe depends on without the name of the objective, which may be another in a copy."""
+    return {name: value for name, value in key.items() if name != "objective"}
 
 
 def _decoded(search: dict[str, Any]) -> dict[str, Any]:

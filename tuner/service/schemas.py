@@ -113,6 +113,9 @@ class NewStudy(Strict):
     device_info: DeviceJson = DeviceInfo("cpu", "unknown")
     probe: ProbeJson | None = None
     probe_key: Plain | None = None
+    """What the answer of a probe depends on, and as `objective` which objective of its file this is: a stored probe of
+    another one is not taken.
+    """
     waits: bool = False
     """A probe will follow: do not begin without one."""
 
