@@ -45,6 +45,17 @@ def one_line(text: object, most: int = 2000) -> str:
     return line if len(line) <= most else f"{line[: most - 4]} ..."
 
 
+def of_type(value: object) -> str:
+    """Return the name of a value's type with its article, as messages say what they got.
+
+    Example:
+        >>> of_type(1), of_type("x")
+        ('an int', 'a str')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+
+
 def printable(text: object) -> str:
     r"""Return text whose lines and tabs are kept, and which changes nothing else on a terminal and contains no secret.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import BstuneError, ObjectiveError
-from ..core.plain_text import one_line
+from ..core.plain_text import of_type, one_line
 from ..core.trials import TrialSpec
 from .own_files import NotPlainError, identity, open_plain
 
@@ -51,7 +51,7 @@ def write_model(spec: TrialSpec, model: Any, *, samples: int, val_loss: float) -
     if isinstance(model, torch.nn.Module):
         model = model.state_dict()
     if not isinstance(model, dict):
-        raise ObjectiveError(f"trial.save got a {type(model).__name__}: expected a torch.nn.Module or its state_dict.")
+        raise ObjectiveError(f"trial.save got {of_type(model)}: expected a torch.nn.Module or its state_dict.")
     setting = {
         "global_batch_size": spec.global_batch_size,
         "micro_batch_size": spec.micro_batch_size,

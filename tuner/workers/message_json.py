@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ..core.plain_text import one_line
+from ..core.plain_text import of_type, one_line
 from . import messages
 from .wire import MalformedError
 
@@ -67,7 +67,7 @@ def decode(body: bytes, *allowed: type[Any]) -> Any:
         raise MalformedError(f"sent bstune something that is not a message: {_said(repr(bytes(body[:40])))}") from None
     kind = next((kind for kind in allowed if isinstance(data, dict) and data.get("type") == kind.__name__), None)
     if kind is None:
-        found = f"of type {data.get('type')!r}" if isinstance(data, dict) else f"that is a {type(data).__name__}"
+        found = f"of type {data.get('type')!r}" if isinstance(data, dict) else f"that is {of_type(data)}"
         raise MalformedError(f"sent bstune a message {_said(found)}, which it was not asked for")
     try:
         return _checked(kind, data, kind.__name__)
