@@ -10,7 +10,7 @@ from bstune.tests.stories.faulty import MODEL
 
 @pytest.fixture(autouse=True)
 def _formulas(formulas_take_no_time: None) -> None:
-    """What most of these tests train is one."""
+    """What most of these tests train is one; a file in which seconds are to tell has its own of this name."""
 
 
 @pytest.fixture
