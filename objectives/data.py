@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ..tuner.core.errors import ObjectiveError
+from ..tuner.core.plain_text import of_type
 from .token_batches import TokenStream, longest_to_shortest
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def check_data(data: Any, name: str) -> None:
         )
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise ObjectiveError(
-            f"{name} is a {type(data).__name__}: expected a map-style Dataset (with __len__ and __getitem__), or a "
+            f"{name} is {of_type(data)}: expected a map-style Dataset (with __len__ and __getitem__), or a "
             "function without arguments that returns one."
         )
     if len(data) == 0:

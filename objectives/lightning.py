@@ -11,6 +11,7 @@ from typing import Any
 
 from ..tuner.core.attributes import BATCH_SIZE, EVAL_BATCH_SIZE, LEARNING_RATE, no_place, set_attributes
 from ..tuner.core.errors import ArgumentError, ObjectiveError
+from ..tuner.core.plain_text import of_type
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .fingerprint import HasSource, optimizer_family, source_hash
@@ -364,7 +365,7 @@ def _problems(module_factory: Any, datamodule_factory: Any, schedule: str, train
     for name, given in (("module_factory", module_factory), ("datamodule_factory", datamodule_factory)):
         built = hasattr(given, "prepare_data_per_node") and not isinstance(given, type)
         if built or (given is not None and not callable(given)):
-            wrong.append(f"{name} is a {type(given).__name__} that was already built: expected a class or function")
+            wrong.append(f"{name} is {of_type(given)} that was already built: expected a class or function")
     if module_factory is None:
         wrong.append("module_factory=None: expected a class or function that returns a LightningModule")
     if schedule not in (*SCHEDULES, "unknown"):
@@ -404,7 +405,7 @@ def _count_samples(holder: Any) -> int:
         return len(loader.dataset)
     except (AttributeError, TypeError) as error:
         raise ObjectiveError(
-            f"train_dataloader() returned a {type(loader).__name__} whose samples cannot be counted: give "
+            f"train_dataloader() returned {of_type(loader)} whose samples cannot be counted: give "
             "n_samples=, the training samples of an epoch."
         ) from error
 

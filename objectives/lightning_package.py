@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..tuner.core.errors import ObjectiveError
+from ..tuner.core.plain_text import of_type
 from .longest import repeated_longest
 
 KEPT = (
@@ -39,7 +40,7 @@ def package_of(module: Any) -> Any:
             return importlib.import_module(
                 "pytorch_lightning" if kind.__module__.startswith("pytorch_lightning") else "lightning.pytorch"
             )
-    raise ObjectiveError(f"module_factory returned a {type(module).__name__}: expected a LightningModule.")
+    raise ObjectiveError(f"module_factory returned {of_type(module)}: expected a LightningModule.")
 
 
 def kept(pl: Any, callbacks: Sequence[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
+from ..tuner.core.plain_text import of_type
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial
 from .data import check_data, is_factory
@@ -294,7 +295,7 @@ class Supervised(HasSource):
             )
         model = self.model(**its)
         if not isinstance(model, torch.nn.Module):
-            raise ObjectiveError(f"model() returned a {type(model).__name__}: expected a torch.nn.Module.")
+            raise ObjectiveError(f"model() returned {of_type(model)}: expected a torch.nn.Module.")
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ObjectiveError(
                 "model() returned a module without parameters to train: expected at least one with requires_grad."
@@ -329,15 +330,13 @@ class Supervised(HasSource):
         _, its = keywords_for((self.model, self._make_optimizer), params)
         optimizer = self._make_optimizer([p for p in model.parameters() if p.requires_grad], learning_rate, **its)
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ObjectiveError(
-                f"optimizer() returned a {type(optimizer).__name__}: expected a torch.optim.Optimizer."
-            )
+            raise ObjectiveError(f"optimizer() returned {of_type(optimizer)}: expected a torch.optim.Optimizer.")
         return optimizer
 
     def _pair_step(self, model: Any, batch: Any) -> Any:
         if not (isinstance(batch, (list, tuple)) and len(batch) == 2):
             raise ObjectiveError(
-                f"A batch is a {type(batch).__name__}: without training_step, bstune expects pairs (x, y). Give "
+                f"A batch is {of_type(batch)}: without training_step, bstune expects pairs (x, y). Give "
                 "training_step=(model, batch) -> loss."
             )
         return self.loss(model(batch[0]), batch[1])

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..tuner.core.errors import ObjectiveError
+from ..tuner.core.plain_text import of_type
 from ..tuner.core.trials import NoisePoint
 from ..tuner.device.run_clock import RunClock
 from ..tuner.theory.gradient_noise import NoiseDesign, design
@@ -440,5 +441,5 @@ def check_loss(loss: Any, where: str, *, needs_grad: bool) -> None:
         )
     if not needs_grad and isinstance(loss, (int, float)):
         return
-    found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+    found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else of_type(loss)
     raise ObjectiveError(f"{where} returned {found}: expected the mean loss over the batch, one scalar tensor.")

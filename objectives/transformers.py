@@ -12,6 +12,7 @@ from typing import Any
 
 from ..tuner.core.attributes import training_arguments
 from ..tuner.core.errors import ArgumentError, ObjectiveError
+from ..tuner.core.plain_text import of_type
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from .base import Meter, Trial, run_problems
 from .fingerprint import HasSource, optimizer_family, source_hash
@@ -71,8 +72,7 @@ def from_trainer(
     wrong = run_problems(1, evals, name)
     if not callable(make_trainer) or hasattr(make_trainer, "train_dataset"):
         wrong.append(
-            f"make_trainer is a {type(make_trainer).__name__}: expected a function without arguments that returns a "
-            "Trainer"
+            f"make_trainer is {of_type(make_trainer)}: expected a function without arguments that returns a Trainer"
         )
     if schedule not in (None, *SCHEDULES, "unknown"):
         wrong.append(f"schedule={schedule!r}: expected {', '.join(SCHEDULES)}, or unknown where it is none of these")
@@ -171,7 +171,7 @@ class TrainerObjective(HasSource):
         with _filled(transformers.TrainingArguments, fields):
             trainer = self.make_trainer()
         if not isinstance(trainer, transformers.Trainer):
-            raise ObjectiveError(f"make_trainer returned a {type(trainer).__name__}: expected a transformers.Trainer.")
+            raise ObjectiveError(f"make_trainer returned {of_type(trainer)}: expected a transformers.Trainer.")
         size = fields.get("per_device_train_batch_size", trainer.args.per_device_train_batch_size)
         if trainer.args.auto_find_batch_size or trainer.args.per_device_train_batch_size != size:
             raise ObjectiveError(
@@ -392,7 +392,7 @@ def _count_samples(trainer: Any) -> int:
         return len(trainer.train_dataset)
     except TypeError as error:
         raise ObjectiveError(
-            f"The Trainer's train_dataset is a {type(trainer.train_dataset).__name__} whose samples cannot be counted: "
+            f"The Trainer's train_dataset is {of_type(trainer.train_dataset)} whose samples cannot be counted: "
             "give n_samples=, the training samples of an epoch."
         ) from error
 
