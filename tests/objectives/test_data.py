@@ -73,7 +73,7 @@ class Stream(IterableDataset[int]):
         (Stream(), "map-style Dataset"),
         ((torch.zeros(3), torch.zeros(3)), "TensorDataset"),
         (TensorDataset(torch.zeros(0, 4)), "is empty"),
-        (7, "is a int"),
+        (7, "is an int"),
     ],
     ids=["loader", "iterable", "tuple", "empty", "number"],
 )

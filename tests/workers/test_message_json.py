@@ -98,7 +98,7 @@ def changed(message: Any, **changes: Any) -> bytes:
         (b"\xff\xfe\x00", "not a message"),
         (b"[" * 200_000, "not a message"),
         (b'{"type":"TrialReport","samples":' + b"9" * 10_000 + b"}", "not a message"),
-        (b"17", "is a int"),
+        (b"17", "is an int"),
         (b'{"type":"Facts\\u001b[2J"}', r"Facts\\x1b\[2J"),
         (b'{"type":["TrialReport"]}', "not asked for"),
         (b'{"type":"TrialReport"}', "expected type"),
