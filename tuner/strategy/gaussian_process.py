@@ -59,7 +59,7 @@ class Hyper:
     cell: float = 0.33
     run: float = 0.37
     seed: float = 0.2
-    """The same first weights, order of the data and draws: on 17 recorded tables with three seeds half of `run`."""
+    """The same first weights, order of the data and draws: on 17 recorded tables about half of `run` (median)."""
     length_run: float = 2.0
     """Of the luck of a run, and of that of a seed."""
     white: float = 0.03
