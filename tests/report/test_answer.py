@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.core.trials import Facts
 from bstune.tuner.report.brief import brief
 from bstune.tuner.report.card import markdown
+from bstune.tuner.report.comparison import comparison
 from bstune.tuner.report.page import page
 from bstune.tuner.report.reasons import caution_text
 from bstune.tuner.report.study_text import study_text
@@ -312,6 +314,12 @@ def test_no_setting_is_called_the_best_where_losses_tell_nothing(code: Any, figu
         assert "momentum=0.9" not in text
         assert "micro-batch 16" not in text
         assert 'id="paste"' not in text
+    mark = re.compile('"said": ?"answer')
+    assert mark.search(page(told(VERIFIED)))
+    assert not mark.search(page(told(result)))  # Nor does a chart mark one.
+    compared = comparison(told(result), told(result))
+    assert "One of the two has no answer." in compared
+    assert "<th scope=\"row\">learning rate" not in compared
 
 
 def test_batch_32_is_not_missed_where_sizes_count_tokens() -> None:

@@ -10,7 +10,7 @@ from ..core.results import SearchResult
 from . import wording
 from .brief import brief
 from .charts.curves import curves
-from .charts.frame import require_charts
+from .charts.frame import answer_of, require_charts
 from .charts.landscape import landscape, reaches
 from .charts.probe_lines import throughput
 from .charts.settings import frontier
@@ -42,7 +42,7 @@ def _names(both: tuple[Told, Told]) -> list[str]:
     return names if names[0] != names[1] else [f"{names[0]} (first)", f"{names[1]} (second)"]
 
 
-_FIGURES: tuple[tuple[str, Callable[[SearchResult], str]], ...] = (
+_OF_ANSWERS: tuple[tuple[str, Callable[[SearchResult], str]], ...] = (
     ("batch size", lambda r: f"{r.recommendation.global_batch_size}"),
     (
         "micro-batch × accumulation",
@@ -63,6 +63,8 @@ _FIGURES: tuple[tuple[str, Callable[[SearchResult], str]], ...] = (
         lambda r: wording.speed_text(r.probe, r.recommendation, r.recommendation.world_size).removeprefix("speed "),
     ),
     ("peak memory", lambda r: gib(r.recommendation.peak_bytes)),
+)
+_OF_SEARCHES: tuple[tuple[str, Callable[[SearchResult], str]], ...] = (
     ("micro-batch that fits", lambda r: "unknown" if r.limits.memory is None else f"{r.limits.memory}"),
     ("half of top speed at", lambda r: "unknown" if r.limits.hardware is None else f"{r.limits.hardware:.0f}"),
     ("critical batch", lambda r: "unknown" if r.limits.noise is None else f"{r.limits.noise:.0f}"),
@@ -75,10 +77,13 @@ def _rows(both: tuple[Told, Told]) -> list[tuple[str, list[str]]]:
     rows = [("answer", ["No answer yet" if told.result is None else brief(told.result).title for told in both])]
     rows += [("device", [device_text(told) or "unknown" for told in both])]
     rows += [("training data", [_data(told) for told in both])]
-    for name, figure in _FIGURES:
-        cells = ["-" if told.result is None else hide_secrets(one_line(figure(told.result), 300)) for told in both]
-        if set(cells) - {"-", "unknown"}:
-            rows.append((name, cells))
+    results = [told.result for told in both]
+    answered = [None if answer_of(result) is None else result for result in results]
+    for figures, found in ((_OF_ANSWERS, answered), (_OF_SEARCHES, results)):
+        for name, figure in figures:
+            cells = ["-" if result is None else hide_secrets(one_line(figure(result), 300)) for result in found]
+            if set(cells) - {"-", "unknown"}:
+                rows.append((name, cells))
     return [*rows, ("command", [one_line(told.command or "-", 300) for told in both])]
 
 
@@ -90,9 +95,9 @@ def _data(told: Told) -> str:
 def _difference(both: tuple[Told, Told]) -> str:
     """Return in a sentence or two how the two answers differ, and whether their losses may be compared."""
     one, other = (told.result for told in both)
-    if one is None or other is None:
-        return "One of the two has no answer yet."
-    first, second = one.recommendation, other.recommendation
+    first, second = answer_of(one), answer_of(other)
+    if first is None or second is None:
+        return "One of the two has no answer."
     said = []
     if (first.global_batch_size, first.learning_rate) == (second.global_batch_size, second.learning_rate):
         said.append("Both recommend the same batch size and learning rate.")

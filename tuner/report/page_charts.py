@@ -11,7 +11,7 @@ from ..core.probe_results import ProbeResult
 from ..core.results import SearchResult
 from ..core.trial_record import TrialRecord
 from .charts.curves import MOST_CURVES, curve_records, curves
-from .charts.frame import candidates
+from .charts.frame import answer_of, candidates
 from .charts.landscape import MOST_POINTS, landscape, landscape_records
 from .charts.probe_lines import memory, throughput
 from .charts.reach import reach
@@ -91,14 +91,17 @@ def _why(result: SearchResult | None) -> _Made:
 
 
 def _landscape(records: Sequence[TrialRecord], result: SearchResult | None) -> _Made:
-    rule = None if result is None else result.recommendation.lr_rule
+    best = answer_of(result)
     shown = landscape_records(records)
     said = (
         "Each mark is a setting: its colour is the loss where it ended, blue the lowest; the smaller it is, the "
-        "sooner it was stopped. The ring is about the answer."
+        "sooner it was stopped."
     )
-    if rule is not None:
-        said += f" Along the dashed ridge, twice the batch goes with {2**rule.alpha:.2f} times the learning rate."
+    if best is not None:
+        said += " The ring is about the answer."
+    if best is not None and best.lr_rule is not None:
+        alpha = best.lr_rule.alpha
+        said += f" Along the dashed ridge, twice the batch goes with {2**alpha:.2f} times the learning rate."
     if len(shown) == MOST_POINTS:
         said += f" Shown are the {MOST_POINTS:,} settings that trained longest."
     label = (
@@ -115,7 +118,7 @@ def _curves(records: Sequence[TrialRecord], probe: ProbeResult | None, result: S
     said = "Every trial, by the samples it has seen and by the seconds that takes."
     if n == most:
         said = f"The {most} trials that came furthest, by the samples they have seen and by the seconds that takes."
-    if result is not None:
+    if answer_of(result) is not None:
         said += " Those of the answer are thicker."
     label = f"Validation loss of {n} trials along their training."
     by_samples, by_seconds = (curves(records, probe, by, result=result) for by in ("samples", "seconds"))

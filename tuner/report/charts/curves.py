@@ -12,6 +12,7 @@ from .frame import (
     HEIGHT,
     Row,
     amount_axis,
+    answer_of,
     batch_colour,
     full_samples,
     last_of_each,
@@ -59,7 +60,7 @@ def curves(
     if not points:
         return None
     parameter, is_picked = picked(alone)
-    best = None if result is None else result.recommendation
+    best = answer_of(result)
     for point in points:
         params = point.pop("params")
         point["own"] = best is not None and _is_of(best, params, point)

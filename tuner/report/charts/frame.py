@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BstuneError
-from ...core.results import Candidate, SearchResult
+from ...core.results import Candidate, Recommendation, SearchResult
 from ...core.trial_record import TrialRecord
+from ..reasons import tells_nothing
 
 if TYPE_CHECKING:
     import altair
@@ -116,6 +117,11 @@ def amount_axis(most: float) -> altair.Axis:
     import altair
 
     return altair.Axis(format="~s" if most >= 1e6 else ",~f" if most >= 10 else "~g", tickCount=5)
+
+
+def answer_of(result: SearchResult | None) -> Recommendation | None:
+    """Return what is recommended; None before there is an answer, and where losses say nothing of how to train."""
+    return None if result is None or tells_nothing(result.recommendation.warnings) else result.recommendation
 
 
 def candidates(result: SearchResult) -> list[Candidate]:

@@ -15,6 +15,7 @@ from .frame import (
     LOSS_COLOURS,
     PURPLE,
     Row,
+    answer_of,
     batch_axis,
     decades,
     last_of_each,
@@ -173,14 +174,13 @@ def _ridge(result: SearchResult | None, batches: Sequence[int], rates: Sequence[
     """Return the line of the best rate by batch size, through the answer, with its slope."""
     import altair
 
-    rule = None if result is None else result.recommendation.lr_rule
-    if result is None or rule is None or min(batches) == max(batches):
+    best = answer_of(result)
+    if best is None or best.lr_rule is None or min(batches) == max(batches):
         return []
-    best = result.recommendation
     line: list[Row] = []
     for k in range(25):
         batch = min(batches) * (max(batches) / min(batches)) ** (k / 24)
-        rate = best.learning_rate * (batch / best.global_batch_size) ** rule.alpha
+        rate = best.learning_rate * (batch / best.global_batch_size) ** best.lr_rule.alpha
         if min(rates) / 1.6 <= rate <= max(rates) * 1.6:
             line.append({"batch": batch, "rate": rate})
     if len(line) < 2:
@@ -192,9 +192,8 @@ def _ridge(result: SearchResult | None, batches: Sequence[int], rates: Sequence[
 def _answer(result: SearchResult | None, x: Any, y: Any) -> list[Any]:
     import altair
 
-    if result is None:
+    if (best := answer_of(result)) is None:
         return []
-    best = result.recommendation
     here = rows([{"batch": best.global_batch_size, "rate": best.learning_rate, "said": "answer"}])
     ring = altair.Chart(here).mark_point(filled=False, stroke=PURPLE, strokeWidth=3, size=520).encode(x=x, y=y)
     word = (

@@ -21,6 +21,7 @@ from .frame import (
     STATES,
     Row,
     amount_axis,
+    answer_of,
     batch_axis,
     batch_colour,
     only_stopped,
@@ -44,8 +45,9 @@ def limits(result: SearchResult) -> Any:
     import altair
 
     bars, dots = _limit_rows(result)
-    best = result.recommendation.global_batch_size
-    ends = [best, *(row[end] for row in bars for end in ("batch", "to")), *(row["batch"] for row in dots)]
+    best = answer_of(result)
+    marks = [] if best is None else [best.global_batch_size]
+    ends = [*marks, *(row[end] for row in bars for end in ("batch", "to")), *(row["batch"] for row in dots)]
     order = list(dict.fromkeys(row["what"] for row in [*bars, *dots]))
     if not order:
         return None
@@ -57,12 +59,12 @@ def limits(result: SearchResult) -> Any:
     drawn = altair.Chart(rows(bars)).mark_bar(height=14, opacity=0.55, cornerRadius=3)
     points = altair.Chart(rows(dots)).mark_point(filled=True, size=110, opacity=1)
     words = altair.Chart(rows(bars)).mark_text(align="left", dy=-16)
-    here = altair.Chart(rows([{"batch": best, "said": f"answer {best}"}]))
+    here = [altair.Chart(rows([{"batch": batch, "said": f"answer {batch}"}])) for batch in marks]
     layers = [
         drawn.encode(x=x, x2="to:Q", y=y, color=colour, tooltip=["said:N"]),
-        here.mark_rule(color=PURPLE, strokeWidth=2.5).encode(x=x),
+        *(mark.mark_rule(color=PURPLE, strokeWidth=2.5).encode(x=x) for mark in here),
         words.encode(x=altair.value(3), y=y, text="said:N"),
-        here.mark_text(dy=-8, fontWeight="bold").encode(x=x, y=altair.value(0), text="said:N"),
+        *(mark.mark_text(dy=-8, fontWeight="bold").encode(x=x, y=altair.value(0), text="said:N") for mark in here),
         points.encode(x=x, y=y, color=colour, tooltip=["said:N"]),
     ]
     return altair.layer(*layers).properties(height=52 * len(order))
@@ -73,7 +75,7 @@ _COLOURS = {"memory": BLUE, "hardware": GREEN, "noise": ORANGE, "searched": GREY
 
 def _limit_rows(result: SearchResult) -> tuple[list[Row], list[Row]]:
     """Return bars from `batch` to `to`, and dots."""
-    known, answer, best = result.limits, result.batch_answer, result.recommendation
+    known, answer, best = result.limits, result.batch_answer, answer_of(result)
     bars: list[Row] = []
     dots: list[Row] = []
     batches = [record.global_batch_size for record in result.records]
@@ -104,7 +106,7 @@ def _limit_rows(result: SearchResult) -> tuple[list[Row], list[Row]]:
         dots.append({"what": "noise", "batch": known.noise, "said": f"critical batch {known.noise:.0f}"})
     if batches:
         bar("searched", min(batches), max(batches), f"tried {min(batches)} to {max(batches)}")
-    if best.batch_interval and best.batch_interval[0] != best.batch_interval[-1]:
+    if best is not None and best.batch_interval and best.batch_interval[0] != best.batch_interval[-1]:
         low, last = best.batch_interval[0], best.batch_interval[-1]
         short = only_stopped(result)
         sizes = ", ".join(map(str, short)) if len(short) <= 3 else f"{len(short)} of these"

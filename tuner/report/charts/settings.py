@@ -9,7 +9,7 @@ from typing import Any
 
 from ...core.results import Candidate, SearchResult
 from ..units import given_params, setting_text
-from .frame import BLUE, GREY, HEIGHT, NUMBER, PURPLE, Row, candidates, loss_scale, positive, rows
+from .frame import BLUE, GREY, HEIGHT, NUMBER, PURPLE, Row, answer_of, candidates, loss_scale, positive, rows
 
 
 def frontier(result: SearchResult) -> Any:
@@ -19,10 +19,11 @@ def frontier(result: SearchResult) -> Any:
     """
     import altair
 
-    shown = [row for each in candidates(result) if (row := _setting_row(each)) and positive(row["seconds"])]
+    named = candidates(result)
+    answer = None if answer_of(result) is None else named[0]
+    shown = [row for each in named if (row := _setting_row(each, each is answer)) and positive(row["seconds"])]
     if not shown:
         return None
-    shown[0]["kind"] = "answer"
     unbeaten = sorted(_unbeaten(shown), key=lambda row: row["seconds"])
     ends = [row[end] for row in shown for end in ("low", "loss", "high") if row[end] is not None]
     x = altair.X(
@@ -39,7 +40,7 @@ def frontier(result: SearchResult) -> Any:
         "kind:N",
         title=None,
         scale=altair.Scale(domain=["answer", "other setting"], range=[PURPLE, BLUE]),
-        legend=altair.Legend(orient="top", symbolType="circle"),
+        legend=None if answer is None else altair.Legend(orient="top", symbolType="circle"),
     )
     points = [
         altair.Chart(rows(some))
@@ -94,7 +95,7 @@ def _unbeaten(shown: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _setting_row(each: Candidate) -> Row | None:
+def _setting_row(each: Candidate, is_answer: bool) -> Row | None:
     loss = each.val_loss
     if loss.mean is None:
         return None
@@ -110,7 +111,7 @@ def _setting_row(each: Candidate) -> Row | None:
         "to_target": each.seconds_to_target,
         "said": f"batch {each.global_batch_size}",
         "fresh": each.verified,
-        "kind": "other setting",
+        "kind": "answer" if is_answer else "other setting",
     }
 
 
