@@ -21,6 +21,8 @@ MOST_SAMPLES = 2**53
 MOST_METRICS = 100
 MOST_NAME = 200
 """Characters in the name of a metric."""
+LEAST_TIMED = 2
+"""Steps that a probe times, however slow they are."""
 
 
 class Trial:

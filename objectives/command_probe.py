@@ -82,7 +82,10 @@ def _weigh(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeM
     no_loss = "" if told else _no_loss(command, ended=not steady.over, epochs=losses.epochs)
     for _ in range(min(samples, trial.end_samples) // trial.global_batch_size if whole else 0):
         meter.step_done()
-    return MeasureNotes(samples if whole else 0, None, None, _unseen(told, steady, command), no_loss=no_loss)
+    unseen = _unseen(told, steady, command)
+    if not meter.peak.peak_bytes:
+        unseen = (*unseen, "The command was over before its memory could be seen: its peak is not known.")
+    return MeasureNotes(samples if whole else 0, None, None, unseen, no_loss=no_loss)
 
 
 def _no_loss(command: MeasuredCommand, *, ended: bool, epochs: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
-from .base import Meter, Trial, run_problems
+from .base import LEAST_TIMED, Meter, Trial, run_problems
 from .fingerprint import HasSource, model_problems, named_model, optimizer_family
 from .schedule import SCHEDULES
 from .step_times import StepTimes, stated_step_times
@@ -351,7 +351,7 @@ class StepWatch:
     """Counts the optimizer steps of a loop that bstune does not own, and ends it once enough were seen."""
 
     def __init__(self, meter: Meter, *, n_steps: int, timed_s: float, max_steps: int, begun_s: float) -> None:
-        """End after `max_steps`, or after `n_steps` and `timed_s` seconds."""
+        """End after `max_steps`, or after `n_steps` and `timed_s` seconds, with `LEAST_TIMED` steps in them."""
         self.steps = 0
         self.optimizer_name: str | None = None
         self._meter = meter
@@ -398,7 +398,7 @@ class StepWatch:
             self._has_scheduler = any("initial_lr" in group for group in optimizer.param_groups)
             # The first optimizer to step counts the steps; a second one, as a GAN has, does not count them twice.
             self._first, self.optimizer_name = optimizer, type(optimizer).__name__
-        late = self.steps >= self._n_steps and time.perf_counter() > self._deadline_s
+        late = self.steps >= self._n_steps + LEAST_TIMED and time.perf_counter() > self._deadline_s
         if optimizer is self._first and (self.steps >= self._max_steps or late):
             raise Enough
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.plain_text import of_type
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
-from .base import Meter, Trial
+from .base import LEAST_TIMED, Meter, Trial
 from .data import check_data, is_factory
 from .fingerprint import HasSource, model_structure, optimizer_family
 from .gradient_noise import moments
@@ -24,9 +24,8 @@ from .training import TrainingRun, seed_everything
 if TYPE_CHECKING:
     import torch
 
-LEAST_TIMED, CACHED_STEPS = 2, 3
-"""Steps that are timed however slow they are; and those on one batch, to see what a step takes without its loader."""
-
+CACHED_STEPS = 3
+"""Steps on one batch, to see what a step takes without its loader."""
 QUICK_S = 0.2
 """A validation batch that takes less is timed twice."""
 

@@ -319,7 +319,7 @@ def test_no_setting_is_called_the_best_where_losses_tell_nothing(code: Any, figu
     assert not mark.search(page(told(result)))  # Nor does a chart mark one.
     compared = comparison(told(result), told(result))
     assert "One of the two has no answer." in compared
-    assert "<th scope=\"row\">learning rate" not in compared
+    assert '<th scope="row">learning rate' not in compared
 
 
 def test_batch_32_is_not_missed_where_sizes_count_tokens() -> None:

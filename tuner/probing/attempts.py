@@ -75,6 +75,7 @@ class Attempts:
         """Seconds of validation for each of its samples, with a micro-batch size."""
         self.whole_validation_s: float | None = None
         """Seconds of a validation of a loop of the user's own."""
+        self._validates = False
         self.start_s: float | None = None
         """Seconds until a command, or a loop of the user's own, begins to train."""
         self.eval_sizes: dict[int, int] = {}
@@ -103,6 +104,11 @@ class Attempts:
     def is_command(self) -> bool:
         """Whether the sizes are run by a command of the user's: it is seen from outside, without steps to time."""
         return self.host.facts.kind == "command"
+
+    @property
+    def validation_is_untimed(self) -> bool:
+        """Whether a loop of the user's own was seen to validate only while it was recorded, which takes longer."""
+        return self._validates and self.whole_validation_s is None
 
     @property
     def hopeless(self) -> bool:
@@ -139,7 +145,11 @@ class Attempts:
             both = not timed_s and (facts.kind == "supervised" or 2 * size * facts.world_size <= facts.n_samples)
             # A trace sees one process.
             traced = (
-                self.foresight.wants_trace and not timed_s and not self.is_command and self.host.facts.world_size == 1
+                self.foresight.wants_trace
+                and not timed_s
+                and not self.is_command
+                and self.host.facts.world_size == 1
+                and not (self.validation_is_untimed and size in self.eval_sizes)
             )
             # With the answer; where that was traced, with the first size that is timed.
             validates = not traced and (final or (timed_s > 0 and not self.validation_s))
@@ -231,6 +241,7 @@ class Attempts:
         if notes.validation_s_per_sample is not None:
             self.validation_s[size] = notes.validation_s_per_sample
         # What disturbs them only makes them longer.
+        self._validates |= notes.validation_s is not None
         if answer.trace is None:  # To record takes most of the time.
             self.start_s = _least(notes.start_s, self.start_s)
             self.whole_validation_s = _least(notes.validation_s, self.whole_validation_s)

@@ -224,7 +224,7 @@ def _verify(growth: Growth, attempts: Attempts) -> Reading:
             and reading.peak_bytes is not None
             and abs(expected - reading.peak_bytes) <= allowed_bytes
         )
-        if foreseen and size in attempts.eval_sizes:
+        if foreseen and size in attempts.eval_sizes and not attempts.validation_is_untimed:
             return reading
         # Each attempt is a start of the command, and a peak so far below the budget needs no second look.
         if attempts.is_command and reading.peak_bytes is not None and 2 * reading.peak_bytes < attempts.budget_bytes:
