@@ -270,7 +270,7 @@ def trains_elsewhere(objective: Any) -> bool:
 def run_problems(epochs: float, evals: int, name: str | None) -> list[str]:
     """Return what is wrong with the length of a full run, the number of its validations and a name, a sentence each."""
     problems = []
-    if not (isinstance(epochs, Real) and epochs > 0):
+    if not (isinstance(epochs, Real) and 0 < epochs < math.inf):
         problems.append(f"epochs={epochs!r}: expected a number above 0")
     if not (isinstance(evals, Real) and evals >= 1 and evals % 1 == 0):
         problems.append(f"evals={evals!r}: expected a whole number of at least 1")

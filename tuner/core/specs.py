@@ -176,6 +176,10 @@ class Forecast:
     """Global batch sizes that are considered."""
     batch_range: tuple[int, int]
     learning_rate_range: tuple[float, float]
+    usual_reference_runs: tuple[float, float] | None = None
+    """Within these four of five such searches end by themselves; None where the budget alone ends it."""
+    usual_seconds: tuple[float, float] | None = None
+    """The same in seconds; None where no step time is known."""
     most_reference_runs: float = math.inf
     """What the budget leaves: at most so many are run."""
     most_seconds: float | None = None

@@ -84,6 +84,8 @@ def forecast_line(forecast: Forecast) -> str:
     took = (
         "the seconds are not known" if forecast.seconds is None else f"about {duration(forecast.seconds)} of training"
     )
+    if forecast.usual_seconds is not None:
+        took += f", usually {' to '.join(map(duration, forecast.usual_seconds))}"
     if tells_probe(forecast.probe_seconds, forecast.seconds):
         took += f", after a probe of {duration(forecast.probe_seconds)}"
     said = f"as many trials as fit in {took}: how many, the first ones show"

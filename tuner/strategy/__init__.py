@@ -11,6 +11,7 @@
   runs.
 - `curves`: Learning curves of runs: smoothed, and where they reach a target.
 - `diverged_runs`: What runs that diverged say: that training goes no further, or that the answer cannot be verified.
+- `forecast`: What a search is expected to cost, and what is left of that.
 - `evidence`: All that a recommendation rests on: what was asked, what was run, what it costs, and what the surrogate
   makes of it.
 - `frontier`: The other answers beside the recommended one: soonest, lowest loss at equal samples or equal seconds,

@@ -15,7 +15,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ..core.probe_results import ProbeResult
-from ..core.results import BatchAnswer, Goal, Limits, Recommendation, Setting, Spent
+from ..core.results import BatchAnswer, Limits, Recommendation, Setting, Spent
 from ..core.specs import Forecast, Learned, Plan, Proposal
 from ..core.trial_record import TrialRecord
 from ..core.trials import Facts, TrialReport, Verdict
@@ -27,6 +27,7 @@ from .confirmation import next_confirmation
 from .cost import Clock, Cost, fitted
 from .diverged_runs import own_setting_diverged
 from .evidence import Evidence
+from .forecast import foresee
 from .importance import importance
 from .ledger import Ledger, Run, key_of
 from .posterior import Context, Fits, Model
@@ -34,7 +35,7 @@ from .race import Action
 from .recommend import recommend
 from .rungs import SCHEDULED, Rungs, diverged
 from .samples_to_target import batch_answer
-from .space import make_space, why_sizes_end
+from .space import make_space
 
 RETRIES = 2
 """How often a run that was lost through no fault of its setting is started again."""
@@ -43,17 +44,6 @@ BEYOND = 4.0
 """The default range of learning rates reaches this factor beyond a rate that is best so far."""
 FAULTS = frozenset({"error", "no_report"})
 """Of the user's code."""
-USUAL_RUNS: dict[Goal, float] = {"time": 11.0, "loss": 4.0, "largest": 4.0}
-"""Reference runs after which half of the searches of recorded tables ended as more would not pay off, where it is known
-what a step takes. By time (29 tables, `benchmarks/clock.py --bstune-only --lines 128 --budget 36`, two seeds) four of
-five ended within 18; by loss (14 tables, as loops and as `Supervised`) after 3.8, and for the largest after 3.2."""
-TRIALS_PER_RUN: dict[Goal, float] = {"time": 6.0, "loss": 1.0, "largest": 1.0}
-"""Trials for each of them beside the race and confirmation: many short ones pay off by time. Counted for `time` in six
-searches of two examples, for the others on these 14 tables."""
-MOSTLY = 0.8
-"""Share of these past which a search is no usual one."""
-START_S = 0.08
-"""Seconds that a trial takes beside its steps: its model, its first batch (measured on two cores, small models)."""
 HOPELESS = 12
 """Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
 
@@ -195,39 +185,7 @@ class Strategy:
 
     def forecast(self) -> Forecast:
         """Return what the search is still expected to cost."""
-        clock, budget = self._clock, self._budget
-        left = most = max(0.0, budget.left)
-        rates, batches = self.space.learning_rates, self.space.batches
-        goal = self.plan.goal
-        usual = USUAL_RUNS[goal] if clock.known else math.inf
-        if budget.charged < MOSTLY * usual:
-            left = min(left, usual - budget.charged)
-        n_trials: int | None = None
-        if math.isfinite(left):
-            n_confirm = min(budget.kept, left / 3)
-            n_search = 9 + TRIALS_PER_RUN[goal if clock.known else "loss"] * (left - n_confirm)
-            least = self.rungs.samples[0] / self.rungs.full_samples * clock.full_price(clock.reference_batch)
-            if len(batches) == len(rates) == 1 and not self.space.extras:  # One setting: it is run, and confirmed.
-                n_search = 1.0
-                left = most = min(left, (1 + budget.kept) * clock.full_price(batches[0]))
-            n_trials = round(min(n_search + n_confirm, left / least, budget.trials_left))
-        seconds = most_seconds = self.plan.budget_s
-        if clock.reference_s is not None and n_trials is not None:
-            start_s = START_S if self.facts.kind == "supervised" and not len(self.ledger) else 0.0
-            each_s = clock.reference_s * clock.correction(self.ledger) + (n_trials * start_s / left if left else 0.0)
-            seconds, most_seconds = (min(runs * each_s, self.plan.budget_s or math.inf) for runs in (left, most))
-        return Forecast(
-            n_trials=n_trials,
-            reference_runs=left,
-            reference_batch=clock.reference_batch,
-            seconds=seconds,
-            most_reference_runs=most,
-            most_seconds=most_seconds,
-            n_batches=len(batches),
-            batch_range=(batches[0], batches[-1]),
-            learning_rate_range=(rates[0], rates[-1]),
-            sizes_end_by=why_sizes_end(self.plan, self.facts, self.probe, batches[-1]),
-        )
+        return foresee(self._evidence(), self._budget)
 
     @property
     def target(self) -> float | None:

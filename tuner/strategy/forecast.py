@@ -1,0 +1,85 @@
+"""What a search is expected to cost before it has trained anything, and what is left of that later."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from ..core.results import Goal
+from ..core.specs import Forecast
+from .budget import Budget
+from .evidence import Evidence
+from .space import why_sizes_end
+
+
+class Usual(NamedTuple):
+    """Reference runs after which searches end because more would not pay off: one in ten, half, and nine in ten."""
+
+    low: float
+    middle: float
+    high: float
+
+
+USUAL_RUNS: dict[Goal, Usual] = {
+    "time": Usual(5.0, 11.0, 21.0),
+    "loss": Usual(3.0, 5.0, 12.0),
+    "largest": Usual(2.0, 3.0, 6.0),
+}
+"""Where it is known what a step takes, and the budget is larger: 36 reference runs on recorded tables, two or three
+seeds of each. By time 29 tables at a / c = 128, five by measured times; by loss and for the largest 17, at 16 and 128."""
+TRIALS_PER_RUN: dict[Goal, float] = {"time": 6.0, "loss": 1.0, "largest": 1.0}
+"""Trials for each of them beside the race and confirmation: many short ones pay off by time. Counted for `time` in six
+searches of two examples, for the others on 14 tables."""
+MOSTLY = 0.8
+"""Share of the usual past which a search is no usual one."""
+START_S = 0.08
+"""Seconds that a trial takes beside its steps: its model, its first batch (measured on two cores, small models)."""
+
+
+def foresee(evidence: Evidence, budget: Budget) -> Forecast:
+    """Return what the search is still expected to cost."""
+    plan, facts, clock, space = evidence.plan, evidence.facts, evidence.clock, evidence.context.space
+    rungs, ledger = evidence.context.rungs, evidence.ledger
+    left = most = max(0.0, budget.left)
+    rates, batches = space.learning_rates, space.batches
+    alone = len(batches) == len(rates) == 1 and not space.extras  # One setting: it is run, and confirmed.
+    usual = USUAL_RUNS[plan.goal] if clock.known and not alone else None
+    between: tuple[float, float] | None = None
+    if usual is not None and budget.charged < MOSTLY * usual.middle:
+        left = min(left, usual.middle - budget.charged)
+        if left < most:
+            between = max(0.0, usual.low - budget.charged), min(most, usual.high - budget.charged)
+    n_trials: int | None = None
+    if math.isfinite(left):
+        n_confirm = min(budget.kept, left / 3)
+        n_search = 9 + TRIALS_PER_RUN[plan.goal if clock.known else "loss"] * (left - n_confirm)
+        least = rungs.samples[0] / rungs.full_samples * clock.full_price(clock.reference_batch)
+        if alone:
+            n_search = 1.0
+            left = most = min(left, (1 + budget.kept) * clock.full_price(batches[0]))
+        n_trials = round(min(n_search + n_confirm, left / least, budget.trials_left))
+    seconds = most_seconds = plan.budget_s
+    between_s: tuple[float, float] | None = None
+    if clock.reference_s is not None and n_trials is not None:
+        start_s = START_S if facts.kind == "supervised" and not len(ledger) else 0.0
+        each_s = clock.reference_s * clock.correction(ledger) + (n_trials * start_s / left if left else 0.0)
+
+        def in_seconds(runs: float) -> float:
+            return min(runs * each_s, plan.budget_s or math.inf)
+
+        seconds, most_seconds = in_seconds(left), in_seconds(most)
+        between_s = None if between is None else (in_seconds(between[0]), in_seconds(between[1]))
+    return Forecast(
+        n_trials=n_trials,
+        reference_runs=left,
+        reference_batch=clock.reference_batch,
+        seconds=seconds,
+        usual_reference_runs=between,
+        usual_seconds=between_s,
+        most_reference_runs=most,
+        most_seconds=most_seconds,
+        n_batches=len(batches),
+        batch_range=(batches[0], batches[-1]),
+        learning_rate_range=(rates[0], rates[-1]),
+        sizes_end_by=why_sizes_end(plan, facts, evidence.probe, batches[-1]),
+    )
