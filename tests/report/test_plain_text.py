@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from bstune.tuner.core.plain_text import hide_secrets, one_line, printable, secrets_in
 from hypothesis import given
@@ -68,7 +70,7 @@ def test_a_given_secret_is_hidden_where_it_stands() -> None:
     assert hide_secrets("tok-12345678x", ["12345678"]) == "tok-***x"
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "text",
     [
@@ -81,7 +83,12 @@ def test_a_given_secret_is_hidden_where_it_stands() -> None:
 )
 def test_no_text_takes_long(text: str) -> None:
     """A model may print a megabyte of what looks like an address."""
-    assert len(printable(text)) <= len(text)
+    begun_s = time.process_time()  # Of this process alone, whatever else the machine does.
+
+    shown = printable(text)
+
+    assert len(shown) <= len(text)
+    assert time.process_time() - begun_s < 15
 
 
 def test_a_long_text_is_cut_to_a_line() -> None:
