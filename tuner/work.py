@@ -20,6 +20,7 @@ from .core.probe_results import DeviceInfo, ProbeResult
 from .core.trials import Facts
 from .engines.local import LocalEngine
 from .report.progress import attempt_line, learned_line
+from .searching.probes import as_far
 from .studies.catalog import probe_key
 from .studies.naming import objective_identity, study_name
 from .workers.resolve import check_objective
@@ -147,14 +148,19 @@ def _joined(
             say(f"probe  known from study {answer['probe_from']}: not measured again")
         probe = ProbeResult.from_dict(answer["probe"])
     else:
+        most = answer.get("most_useful")
         probe = engine.run_probe(
             None,
             timeout=None,
             seed=seed,
             on_attempt=lambda attempt: say(attempt_line(attempt)),
             on_note=lambda text: say(f"probe  {text}"),
+            max_batch=most,
         )
-        body = {**body, "name": answer["name"], "fresh": False, "probe": probe.to_dict()}
+        if probe.limited_by == "max_batch":
+            say(f"probe  larger sizes than {most} were not tried: the search has no use for them")
+        key = as_far(body["probe_key"], probe, most)
+        body = {**body, "name": answer["name"], "fresh": False, "probe": probe.to_dict(), "probe_key": key}
         answer = link.post("/v1/studies", body)
     _use_threads_of(probe, engine)
     return str(answer["name"]), probe

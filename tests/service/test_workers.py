@@ -91,7 +91,9 @@ def test_a_search_at_the_service_prints_its_result_and_a_late_worker_has_nothing
     assert result.study == "small"
     assert len(result.records) == 3
     assert result.probe is not None
+    assert (result.probe.micro_batch_size, result.probe.limited_by) == (32, "max_batch")
     assert "probe  micro-batch" in said
+    assert "probe  larger sizes than 32 were not tried: the search has no use for them" in said
     assert "Forecast: about" in said
     assert len([line for line in said.splitlines() if line.startswith("trial ") and " runs]" in line]) == 3
 

@@ -160,6 +160,7 @@ def _add_studies(app: FastAPI, hub: Hub) -> None:
             message=served.message,
             probe=answer.probe,
             probe_from=answer.probe_from,
+            most_useful=answer.most_useful,
             learned=served.study.attributes.get("learned"),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from ..core.specs import Plan
 from ..core.trial_record import TrialRecord
 from ..core.trials import Facts
 from ..searching.learned import remember
+from ..searching.probes import most_useful
 from ..studies.catalog import (
     choose_study,
     differences_of,
     fingerprint,
     forget_study,
     next_name,
-    same_probe,
+    reaches,
     studies,
     touch,
 )
@@ -85,11 +87,13 @@ class OfferAnswer:
         study: The study.
         probe: The probe of the client's kind of device, if there is one.
         probe_from: The study that it was taken from, where it is another.
+        most_useful: The largest micro-batch that is worth probing for the search; None: all that fit.
     """
 
     study: ServedStudy
     probe: dict[str, Any] | None
     probe_from: str | None
+    most_useful: int | None
 
 
 class Hub:
@@ -137,16 +141,16 @@ class Hub:
             _check_size(arguments.plan)
         with self._lock:
             served = self._chosen(request, arguments)
-            probe, source = request.probe, None
+            probe, source, most = request.probe, None, _most_useful(served.plan, request.facts)
             key = None if request.probe_key is None else _without_name(request.probe_key)
             if probe is None and key is not None:
-                stored, source = self._stored_probe(served, key, _name_of(request))
+                stored, source = self._stored_probe(served, {**key, "max_batch": most}, _name_of(request))
                 probe = None if stored is None else ProbeResult.from_dict(stored)
             plan = None if arguments is None else arguments.plan
             offer = served.pool.call(lambda: served.offer(request.kind, probe, key, plan, go=not request.waits))
             offer.result(ANSWER_S)
             known = {kind: its for kind, _, its in served.known_probes()}
-        return OfferAnswer(served, known.get(request.kind), source)
+        return OfferAnswer(served, known.get(request.kind), source, most)
 
     def _stored_probe(
         self, served: ServedStudy, key: dict[str, Any], name: str | None
@@ -158,7 +162,7 @@ class Hub:
         others = [other for other in self.studies if same_object(other.study.attributes.get(OBJECTIVE), name)]
         for other in [served, *others]:
             for _, its_key, probe in other.known_probes():
-                if same_probe(its_key, key) and probe.get("limited_by") != "timeout":
+                if reaches(its_key, key) and probe.get("limited_by") != "timeout":
                     return probe, None if other is served else other.name
         return None, None
 
@@ -249,6 +253,12 @@ class Hub:
         self.feed.close()
         for served in self.studies:
             served.close()
+
+
+def _most_useful(plan: Plan, facts: Facts) -> int | None:
+    with contextlib.suppress(ArgumentError):  # What is wrong with the space, the search itself says.
+        return most_useful(plan, facts)[1]
+    return None
 
 
 def _name_of(request: Offer) -> str | None:

@@ -190,6 +190,8 @@ class StudyAnswer(BaseModel):
     """Of the client's kind of device."""
     probe_from: str | None
     """The study that it is from, where it is another."""
+    most_useful: int | None = None
+    """The largest micro-batch that is worth probing for this search; None: all that fit."""
     learned: dict[str, Any] | None
     """What another study has found of the same model, where this one began: `study`, `batch_size`, `learning_rate`."""
 
