@@ -269,12 +269,17 @@ def trains_elsewhere(objective: Any) -> bool:
 
 def run_problems(epochs: float, evals: int, name: str | None) -> list[str]:
     """Return what is wrong with the length of a full run, the number of its validations and a name, a sentence each."""
-    problems = []
-    if not (isinstance(epochs, Real) and 0 < epochs < math.inf):
-        problems.append(f"epochs={epochs!r}: expected a number above 0")
+    problems = epochs_problems(epochs)
     if not (isinstance(evals, Real) and evals >= 1 and evals % 1 == 0):
         problems.append(f"evals={evals!r}: expected a whole number of at least 1")
     return problems + name_problems(name)
+
+
+def epochs_problems(epochs: float) -> list[str]:
+    """Return what is wrong with the epochs of a full run, a sentence at most."""
+    if isinstance(epochs, Real) and 0 < epochs < math.inf:
+        return []
+    return [f"epochs={epochs!r}: expected a finite number above 0"]
 
 
 def name_problems(name: str | None) -> list[str]:

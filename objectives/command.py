@@ -14,7 +14,7 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialSpec
 from ..tuner.device.memory import cpu_memory
 from ..tuner.device.tree_memory import TreeMeter
-from .base import Meter, Trial, name_problems
+from .base import Meter, Trial, epochs_problems, name_problems
 from .command_end import exit_code, failed, no_metric
 from .command_line import check_program, default_name, flags_of, places_in, script_of, words_of
 from .command_probe import measure
@@ -75,8 +75,7 @@ class Command:
         wrong = []
         if not (isinstance(samples_per_epoch, int) and samples_per_epoch >= 1):
             wrong.append(f"samples_per_epoch={samples_per_epoch!r}: expected the number of training samples, 1 or more")
-        if not epochs > 0:
-            wrong.append(f"epochs={epochs!r}: expected a number above 0")
+        wrong += epochs_problems(epochs)
         if not (world_size is None or (isinstance(world_size, int) and world_size >= 1)):
             wrong.append(f"world_size={world_size!r}: expected the number of processes that train together, 1 or more")
         if schedule not in (*SCHEDULES, "unknown"):

@@ -222,7 +222,9 @@ def _forecast(ready: Prepared) -> Forecast:
     if not ready.study.finished or ready.strategy.ask() is not None:
         return forecast
     over = ready.strategy.stopped_by if any(run.finite for run in ready.strategy.ledger) else "no_signal"
-    return dataclasses.replace(forecast, n_trials=0, seconds=0.0, over=over)
+    nothing: dict[str, Any] = {"usual_reference_runs": None, "usual_seconds": None, "n_trials": 0, "over": over}
+    nothing |= dict.fromkeys(("reference_runs", "seconds", "most_reference_runs", "most_seconds"), 0.0)
+    return dataclasses.replace(forecast, **nothing)
 
 
 def _check_model_path(arguments: SearchArguments) -> None:

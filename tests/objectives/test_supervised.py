@@ -110,8 +110,8 @@ def test_wrong_arguments_are_listed_together() -> None:
     [
         ({"precise_batch_norm": "Auto"}, "precise_batch_norm='Auto': expected True, False or 'auto'"),
         ({"precise_batch_norm": 1}, "precise_batch_norm=1: expected True, False or 'auto'"),
-        ({"epochs": "ten"}, "epochs='ten': expected a number above 0"),
-        ({"epochs": math.inf}, "epochs=inf: expected a number above 0"),
+        ({"epochs": "ten"}, "epochs='ten': expected a finite number above 0"),
+        ({"epochs": math.inf}, "epochs=inf: expected a finite number above 0"),
         ({"evals": None}, "evals=None: expected a whole number of at least 1"),
         ({"evals": 2.5}, "evals=2.5: expected a whole number of at least 1"),
         ({"evals": math.inf}, "evals=inf: expected a whole number of at least 1"),

@@ -318,7 +318,7 @@ def test_no_setting_is_called_the_best_where_losses_tell_nothing(code: Any, figu
     assert mark.search(page(told(VERIFIED)))
     assert not mark.search(page(told(result)))  # Nor does a chart mark one.
     compared = comparison(told(result), told(result))
-    assert "One of the two has no answer." in compared
+    assert "Neither has an answer." in compared
     assert '<th scope="row">learning rate' not in compared
 
 

@@ -195,7 +195,8 @@ def test_a_dry_run_changes_nothing_of_a_search(url: str) -> None:
         before = dict(find_study(storage, "formula").attributes)  # type: ignore[union-attr]
     asked: dict[str, Any] = {"isolation": "none", "space": SPACE, "budget": 40, "storage": url}
     for fresh in (False, True):
-        left = run_forecast(formula, check_search(**asked, fresh=fresh)).reference_runs
+        left = run_forecast(formula, check_search(**asked, fresh=fresh)).most_reference_runs
+        assert left is not None
         assert left == 40 if fresh else 30 < left < 40  # What was trained is not trained again.
     with read_storage(url) as storage:
         assert dict(find_study(storage, "formula").attributes) == before  # type: ignore[union-attr]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from bstune.tests.strategy.replayed import KINDS, TABLE, make, settings_of
-from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.specs import Forecast, Plan
 from bstune.tuner.engines.base import Event, Finished
 from bstune.tuner.report.progress import forecast_line
 from bstune.tuner.report.units import duration
@@ -129,8 +131,43 @@ def test_one_setting_is_foreseen_as_one() -> None:
     forecast = Strategy(Plan(budget=12, space=one), TABLE.facts(), None).forecast()
 
     assert (forecast.n_trials or 99) <= 5
-    assert forecast.reference_runs < 12
+    assert (forecast.reference_runs or 99) < 12
     assert forecast_line(forecast).endswith("batch size 128 only, learning rate 0.1 only.")
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"),
+    [
+        ({"n_trials": 3}, 1.5),
+        ({"space": {name: values[2:4] for name, values in TABLE.space.items()}}, 10),
+        ({"sampler": "random"}, 36),
+    ],
+)
+def test_a_search_of_another_kind_is_foreseen_without_the_usual_range(asked: dict[str, Any], most: float) -> None:
+    """Few trials, few settings, or a sampler that never finds that more would not pay."""
+    plan = Plan(**{"budget": 36, "space": TABLE.space, "goal": "time", **asked})
+    strategy = Strategy(plan, TABLE.facts(), known_probe(step_s=(0.01, 0.0001)))
+    foreseen = strategy.forecast()
+    replay(strategy, TABLE)
+
+    assert (foreseen.usual_reference_runs, foreseen.usual_seconds) == (None, None)
+    assert foreseen.reference_runs is not None
+    assert strategy.spent().reference_runs / 3 <= foreseen.reference_runs <= most
+
+
+def test_the_forecast_does_not_leap_while_a_search_goes_on() -> None:
+    """A search that is longer than usual is expected to end soon, and not at the end of its budget."""
+    plan = Plan(budget=100, space=TABLE.space, goal="time")
+    strategy = Strategy(plan, TABLE.facts(), known_probe(step_s=(0.01, 0.0001)))
+    ends: list[tuple[float, Forecast]] = []
+    replay(strategy, TABLE, watch=lambda now: ends.append((now.spent().reference_runs, now.forecast())))
+
+    for spent, forecast in ends:
+        assert forecast.reference_runs is not None
+        assert spent + forecast.reference_runs <= max(16.1, 1.25 * spent)
+        low, _ = forecast.usual_seconds or (0, 0)
+        assert low >= 0
+    assert "usually up to" in forecast_line(next(each for spent, each in ends if 5 < spent < 11))
 
 
 def test_what_would_have_been_enough_is_said_in_the_unit_of_the_budget() -> None:
@@ -160,6 +197,9 @@ def test_nothing_is_foreseen_of_a_duration_before_a_step_was_timed() -> None:
 
     assert (forecast.n_trials, forecast.seconds) == (None, 90.0)
     assert "as many trials as fit in about 1.5 min of training" in forecast_line(forecast)
+    told = {**json.loads(forecast.to_json()), "of_a_newer_version": 1}
+    assert told["reference_runs"] is None
+    assert Forecast.from_dict(told) == forecast
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -98,19 +98,13 @@ class Watcher:
         if study.get("forecast") is None:
             return False
         self._foreseen, self._budget = True, float(study["budget"])
-        foreseen: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in study["forecast"].items()
-        }
-        for unknown in ("reference_runs", "most_reference_runs"):
-            if foreseen[unknown] is None:
-                foreseen[unknown] = math.inf
         self._tell(
             Progress(
                 "forecast",
                 self._study,
                 self._budget,
                 study["spent"],
-                forecast=Forecast(**foreseen),
+                forecast=Forecast.from_dict(study["forecast"]),
                 facts=self._facts,
                 rungs=tuple(study["rungs"]),
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import shlex
 import sys
@@ -237,10 +236,9 @@ def _arguments(options: dict[str, Any], progress: PlainProgress) -> SearchArgume
 
 
 def _show_forecast(forecast: Forecast, *, as_json: bool) -> None:
-    from ..core.record import json_text
     from ..report.progress import forecast_line
 
-    text = json_text(dataclasses.asdict(forecast)) if as_json else forecast_line(forecast)
+    text = forecast.to_json() if as_json else forecast_line(forecast)
     print_answer(text, as_json=as_json)
 
 

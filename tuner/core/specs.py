@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .dimension import Dimension, params_of
 from .probe_results import StepTimeLine
+from .record import Record
 from .results import Goal, Setting
 from .trial_record import TrialRecord
 from .trials import TrialSpec
@@ -162,13 +162,15 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Forecast(Record):
     """What a search is expected to cost, said before it trains anything."""
 
     n_trials: int | None
     """About this many trials, most of them stopped early; None where the budget is a duration and no step was timed."""
-    reference_runs: float
-    """About this much training is left, in full runs at the reference batch: many searches end by themselves."""
+    reference_runs: float | None
+    """About this much training is left, in full runs at the reference batch: many searches end by themselves. None
+    where nobody knows yet how many of them a duration is.
+    """
     reference_batch: int
     seconds: float | None
     """The same in seconds; None where no step time is known, and the budget is no duration."""
@@ -177,11 +179,13 @@ class Forecast:
     batch_range: tuple[int, int]
     learning_rate_range: tuple[float, float]
     usual_reference_runs: tuple[float, float] | None = None
-    """Within these four of five such searches end by themselves; None where the budget alone ends it."""
+    """Within these four of five such searches end; None where the budget is no more than what half of them take, where
+    much of that is spent, and where step times are not known or few settings are searched.
+    """
     usual_seconds: tuple[float, float] | None = None
-    """The same in seconds; None where no step time is known."""
-    most_reference_runs: float = math.inf
-    """What the budget leaves: at most so many are run."""
+    """The same in seconds; None where `usual_reference_runs` is."""
+    most_reference_runs: float | None = None
+    """What the budget leaves: at most so many are run; None where `reference_runs` is."""
     most_seconds: float | None = None
     """The same in seconds; None where `seconds` is."""
     sizes_end_by: SizesEnd | None = None

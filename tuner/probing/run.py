@@ -276,10 +276,10 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
     assert size is not None
     assert final.peak_bytes is not None
     line = None
-    if answer.fixed_bytes is not None and answer.bytes_per_sample is not None:
-        predicted = answer.predicted_bytes
-        peak = final.peak_bytes  # 0 for a command that was over before its memory could be seen.
-        error = None if predicted is None or not peak else (predicted - peak) / peak
+    # A command that was over before its memory could be seen has a peak of 0.
+    if answer.fixed_bytes is not None and answer.bytes_per_sample is not None and final.peak_bytes:
+        predicted, peak = answer.predicted_bytes, final.peak_bytes
+        error = None if predicted is None else (predicted - peak) / peak
         line = MemoryLine(answer.fixed_bytes, answer.bytes_per_sample, predicted, final.peak_bytes, error)
     if any(attempt.outcome == "limit" and attempt.size == 1 for attempt in attempts.tried):
         attempts.warn("A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped.")

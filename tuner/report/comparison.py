@@ -97,7 +97,7 @@ def _difference(both: tuple[Told, Told]) -> str:
     one, other = (told.result for told in both)
     first, second = answer_of(one), answer_of(other)
     if first is None or second is None:
-        return "One of the two has no answer."
+        return "Neither has an answer." if first is second else "One of the two has no answer."
     said = []
     if (first.global_batch_size, first.learning_rate) == (second.global_batch_size, second.learning_rate):
         said.append("Both recommend the same batch size and learning rate.")

@@ -227,8 +227,9 @@ class LiveProgress(PlainProgress):
         state.rungs = progress.rungs or state.rungs
         if progress.forecast is not None:
             state.plan = _plan(progress.forecast)
-            if progress.forecast.most_seconds is not None:
-                self._foreseen = (progress.forecast.most_reference_runs, progress.forecast.most_seconds)
+            runs, seconds = progress.forecast.most_reference_runs, progress.forecast.most_seconds
+            if runs is not None and seconds is not None:
+                self._foreseen = runs, seconds
         if self._foreseen is not None and self._foreseen[0] > 0:
             left = max(progress.budget - progress.spent, 0.0)
             state.left_s = min(left / self._foreseen[0], 1.0) * self._foreseen[1]

@@ -60,7 +60,7 @@ def probe_html(probe: ProbeResult) -> str:
     rows = [
         ("device", device_name(probe.device)),
         ("limited by", f"{limited_text(probe)} (proof: {probe.proof})"),
-        ("peak memory", f"{gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed"),
+        ("peak memory", f"{gib(probe.peak_bytes or None)} of {gib(probe.budget_bytes)} allowed"),
         *((f"speed at {row.batch_size}", per_second(row.samples_per_s)) for row in probe.throughput),
         *(("warning", warning) for warning in probe.warnings[:5]),
     ]

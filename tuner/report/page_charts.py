@@ -78,7 +78,8 @@ _Made = tuple[Section, str]
 
 
 def _why(result: SearchResult | None) -> _Made:
-    said = "What memory, hardware and gradient noise each allow, what was tried, and the answer, by batch size."
+    answer = "" if answer_of(result) is None else ", and the answer"
+    said = f"What memory, hardware and gradient noise each allow, and what was tried{answer}, by batch size."
     chart = None if result is None else limits(result)
     section = Section(
         "why",
@@ -160,7 +161,7 @@ def _probe(probe: ProbeResult | None) -> _Made:
         return Section("probe", "", "", ()), "Memory and throughput: no probe is stored in this study."
     said = (
         f"Measured on real steps: micro-batches of up to {probe.micro_batch_size} fit, with a peak of "
-        f"{gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed (limited by {limited_text(probe)})."
+        f"{gib(probe.peak_bytes or None)} of {gib(probe.budget_bytes)} allowed (limited by {limited_text(probe)})."
     )
     if probe.budget_bytes > 4 * max((a.peak_bytes or 0 for a in probe.attempts), default=0):
         said += " What is allowed lies far above what is drawn."

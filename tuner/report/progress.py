@@ -85,7 +85,8 @@ def forecast_line(forecast: Forecast) -> str:
         "the seconds are not known" if forecast.seconds is None else f"about {duration(forecast.seconds)} of training"
     )
     if forecast.usual_seconds is not None:
-        took += f", usually {' to '.join(map(duration, forecast.usual_seconds))}"
+        low, high = map(duration, forecast.usual_seconds)
+        took += f", usually {f'{low} to' if forecast.usual_seconds[0] else 'up to'} {high}"
     if tells_probe(forecast.probe_seconds, forecast.seconds):
         took += f", after a probe of {duration(forecast.probe_seconds)}"
     said = f"as many trials as fit in {took}: how many, the first ones show"
@@ -102,10 +103,11 @@ def forecast_line(forecast: Forecast) -> str:
 
 def _most(forecast: Forecast) -> str:
     """Return what the budget allows, where that is more than is expected."""
-    if forecast.most_reference_runs <= forecast.reference_runs:
+    left, most = forecast.reference_runs, forecast.most_reference_runs
+    if left is None or most is None or most <= left:
         return ""
     took = "" if forecast.most_seconds is None else f" ({duration(forecast.most_seconds)})"
-    return f"; at most {forecast.most_reference_runs:.3g} runs{took}, if more promises to pay"
+    return f"; at most {most:.3g} runs{took}, if more promises to pay"
 
 
 def probe_line(budget_s: float | None) -> str:
@@ -145,5 +147,5 @@ def learned_line(study: str, batch_size: int, learning_rate: float, differs: str
 def attempt_line(attempt: Attempt) -> str:
     """Return one attempt of a probe."""
     why = "" if attempt.outcome == "ok" else f"  {attempt.phase or ''} {one_line(attempt.reason or '')}".rstrip()
-    took = f"peak {gib(attempt.peak_bytes)}  {duration(attempt.seconds)}"
+    took = f"peak {gib(attempt.peak_bytes or None)}  {duration(attempt.seconds)}"
     return plain_row(f"probe  micro-batch {attempt.size:<6} {attempt.outcome:<6} {took}{why}")

@@ -44,7 +44,7 @@ def probe_text(probe: ProbeResult, view: View | None = None) -> str:
 
 def _probe_rows(probe: ProbeResult) -> Iterator[tuple[str, str]]:
     yield "proof", f"{probe.proof}: {_PROOFS[probe.proof]}"
-    yield "peak", f"{gib(probe.peak_bytes)} of {gib(probe.budget_bytes)} allowed"
+    yield "peak", f"{gib(probe.peak_bytes or None)} of {gib(probe.budget_bytes)} allowed"
     yield "device", f"{gib(probe.usable_bytes)} usable of {gib(probe.capacity_bytes)}{_threads(probe)}"
     if probe.eval_batch_size is not None:
         yield "validation", f"batches of {probe.eval_batch_size} samples"
@@ -109,7 +109,7 @@ def _attempts(attempts: Sequence[Attempt], view: View) -> Table:
         [
             Column("size", [str(a.size) for a in attempts], 0),
             Column("outcome", [a.outcome for a in attempts], 1, "left"),
-            Column("peak", [gib(a.peak_bytes) for a in attempts], 2),
+            Column("peak", [gib(a.peak_bytes or None) for a in attempts], 2),
             Column("steps", [str(a.steps) for a in attempts], 4),
             Column("seconds", [f"{a.seconds:.2f}" for a in attempts], 3),
             Column("note" if any(notes) else "", [said(text, 300).plain for text in notes], 5, "left", wraps=True),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
@@ -426,11 +424,7 @@ def _foreseen(served: ServedStudy) -> dict[str, Any]:
     forecast, strategy = served.forecast, served.strategy
     if forecast is None or strategy is None:
         return {"forecast": None, "rungs": []}
-    told = dataclasses.asdict(forecast)
-    return {
-        "forecast": {name: None if value == math.inf else value for name, value in told.items()},
-        "rungs": list(strategy.rungs.samples),
-    }
+    return {"forecast": forecast.to_dict(), "rungs": list(strategy.rungs.samples)}
 
 
 def _best(records: tuple[TrialRecord, ...]) -> float | None:

@@ -30,8 +30,10 @@ seeds of each. By time 29 tables at a / c = 128 and five by measured times; else
 TRIALS_PER_RUN: dict[Goal, float] = {"time": 6.0, "loss": 1.0, "largest": 1.0}
 """Trials for each of them beside the race and confirmation: many short ones pay off by time. Counted for `time` in six
 searches of two examples, for the others on 14 tables."""
-MOSTLY = 0.8
-"""Share of the usual past which a search is no usual one."""
+LONGER = 1.2
+"""A search that is unusually long already is expected to take so many times what it has taken."""
+MANY = 20
+"""Settings: a search among fewer ends sooner, as each is run at most once before it is confirmed."""
 START_S = 0.08
 """Seconds that a trial takes beside its steps: its model, its first batch (measured on two cores, small models)."""
 
@@ -42,22 +44,29 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
     rungs, ledger = evidence.context.rungs, evidence.ledger
     left = most = max(0.0, budget.left)
     rates, batches = space.learning_rates, space.batches
-    alone = len(batches) == len(rates) == 1 and not space.extras  # One setting: it is run, and confirmed.
-    usual = USUAL_RUNS[plan.goal] if clock.known and not alone else None
+    n_settings = math.inf if space.extras else len(batches) * len(rates)
+    # Others go on to the end of the budget.
+    ends_by_itself = clock.known and plan.sampler == "auto"
     between: tuple[float, float] | None = None
-    if usual is not None and budget.charged < MOSTLY * usual.middle:
-        left = min(left, usual.middle - budget.charged)
-        if left < most:
-            between = max(0.0, usual.low - budget.charged), min(most, usual.high - budget.charged)
+    charged, usual = budget.charged, USUAL_RUNS[plan.goal]
+    if ends_by_itself:
+        left = min(left, max(usual.middle, (charged + usual.high) / 2, LONGER * charged) - charged)
+        if left < most and n_settings >= MANY and charged < usual.middle:
+            between = max(0.0, usual.low - charged), min(most, usual.high - charged)
     n_trials: int | None = None
     if math.isfinite(left):
+        if n_settings < MANY:  # On the seed of the search each is run at most once, and half of them are stopped.
+            price = sum(map(clock.full_price, batches)) / len(batches)
+            left = min(left, ((n_settings + 1) / 2 + min(n_settings, budget.kept)) * price)
+            if n_settings == 1:
+                most = min(most, (1 + budget.kept) * price)
         n_confirm = min(budget.kept, left / 3)
-        n_search = 9 + TRIALS_PER_RUN[plan.goal if clock.known else "loss"] * (left - n_confirm)
+        n_search = min(n_settings, 9 + TRIALS_PER_RUN[plan.goal if clock.known else "loss"] * (left - n_confirm))
         least = rungs.samples[0] / rungs.full_samples * clock.full_price(clock.reference_batch)
-        if alone:
-            n_search = 1.0
-            left = most = min(left, (1 + budget.kept) * clock.full_price(batches[0]))
-        n_trials = round(min(n_search + n_confirm, left / least, budget.trials_left))
+        n_all = min(n_search + n_confirm, left / least)
+        if budget.trials_left < n_all:
+            left, between = left * budget.trials_left / n_all, None
+        n_trials = round(min(n_all, budget.trials_left))
     seconds = most_seconds = plan.budget_s
     between_s: tuple[float, float] | None = None
     if clock.reference_s is not None and n_trials is not None:
@@ -69,7 +78,7 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
 
         seconds, most_seconds = in_seconds(left), in_seconds(most)
         between_s = None if between is None else (in_seconds(between[0]), in_seconds(between[1]))
-    return Forecast(
+    return Forecast(  # What is not finite is None there.
         n_trials=n_trials,
         reference_runs=left,
         reference_batch=clock.reference_batch,
