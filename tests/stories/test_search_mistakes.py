@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from bstune.tuner.searching.loop import Drive
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.studies.catalog import find_study, make_study
 from bstune.tuner.studies.storage import open_storage, read_storage
+from bstune.tuner.testing.fake_device import known_probe
 
 OURS = bstune.ObjectiveError
 
@@ -174,6 +176,31 @@ def test_a_hung_trial_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {record.cause for record in study.finished} == {"hung"}
         assert "nothing was heard of it" in study.finished[0].reason
     assert sorted(pool.cancelled) == sorted(pool.submitted) == [record.number for record in study.finished]
+
+
+HOURS = 3600.0
+
+
+@pytest.mark.parametrize(
+    ("facts", "probe", "least_s"),
+    [
+        ({}, known_probe(validation_s=2 * HOURS), 2 * HOURS),
+        ({}, known_probe(validation_s=1.0, start_s=HOURS), HOURS),
+        ({}, known_probe(), 12 * HOURS),  # How long it validates is not known.
+        ({"kind": "command"}, known_probe(step_s=None), 12 * HOURS),  # An epoch took longer than timing may.
+        ({"step_times": ((1, 1e-6),)}, known_probe(step_s=(60.0, 0.0), validation_s=1.0), HOURS),
+        ({"kind": "supervised"}, known_probe(validation_s_per_sample=100.0), HOURS),
+    ],
+)
+def test_what_is_only_slow_has_not_hung(facts: dict[str, Any], probe: bstune.ProbeResult, least_s: float) -> None:
+    """A start, a validation or an epoch may take hours, and steps are not as quick here as on a cluster."""
+    known = dataclasses.replace(formula.facts, n_val_samples=100, **facts)
+    with open_storage("sqlite:///:memory:") as storage:
+        strategy = Strategy(Plan(n_trials=4), known, probe)
+        drive = Drive(make_study(storage, "slow"), strategy, probe, tell=lambda *_: None)
+        proposal = strategy.ask()
+        assert proposal is not None
+        assert drive.patience_s(drive._begin(proposal).number) >= 2 * least_s
 
 
 class InterruptedPool(SilentPool):

@@ -18,6 +18,7 @@ from ..core.trial_record import TrialRecord
 from ..core.trials import Split, TrialReport, TrialSpec, Verdict
 from ..engines.base import Event, Finished, Lost, Placed, Pool, Reported
 from ..strategy.cost import Cost
+from ..strategy.rungs import Rungs
 from ..studies.checkpoints import checkpoint_name
 from ..studies.model_files import ModelKeeper
 from ..studies.optuna_parameters import Axes
@@ -33,8 +34,8 @@ POLL_S = 1.0
 PATIENCE = 20
 """A trial that is silent for so many times as long as its whole run should take has hung."""
 PATIENCE_LEAST_S = 300.0
-PATIENCE_UNKNOWN_S = 3600.0
-"""The same where no step time is known."""
+PATIENCE_UNKNOWN_S = 86_400.0
+"""The least where it is not known what a step, or a validation, takes here: to end what is only slow costs a search."""
 ALIKE = 6
 """So many trials in a row that fail in one way say that it is not for their settings."""
 PLACE_S = 3600.0
@@ -240,11 +241,21 @@ class Drive:
         if self._trial_timeout_s is not None:
             return self._trial_timeout_s
         record = self._study.record(number)
-        cost, split = self._cost(record), (record.micro_batch_size, record.accumulation_steps)
-        whole_s = (
-            None if record.end_samples is None else cost.seconds(record.global_batch_size, record.end_samples, split)
-        )
-        return PATIENCE_UNKNOWN_S if whole_s is None else max(PATIENCE_LEAST_S, PATIENCE * whole_s)
+        if record.end_samples is None:
+            return PATIENCE_UNKNOWN_S
+        facts, probe = self._strategy.facts, self._probe_of(record)
+        # Stated step times may be those of another machine.
+        cost, known = Cost.of(dataclasses.replace(facts, step_times=()), probe), True
+        if not cost.known:  # By trials that have ended; their seconds hold their start and validations.
+            cost, known = self._strategy.cost, not facts.step_times
+        elif facts.kind not in ("supervised", "command"):
+            known = probe is not None and probe.validation_s is not None
+        validations = len(Rungs.of(facts).points(record.end_samples))
+        split = (record.micro_batch_size, record.accumulation_steps)
+        whole_s = cost.seconds(record.global_batch_size, record.end_samples, split, validations)
+        if whole_s is None:
+            return PATIENCE_UNKNOWN_S
+        return max(PATIENCE_LEAST_S if known else PATIENCE_UNKNOWN_S, PATIENCE * (cost.start_s + whole_s))
 
     def _finish(self, record: TrialRecord) -> None:
         with uninterrupted():
@@ -281,14 +292,14 @@ class Drive:
             reason=f"ended at {event.samples} of {end} samples without a report at its end",
         )
 
-    def _cost(self, record: TrialRecord) -> Cost:
-        """Return what training costs on the kind of device that a trial runs on."""
-        probe = self._probe if record.device is None else self._strategy.probes.get(record.device)
-        return Cost.of(self._strategy.facts, probe)
+    def _probe_of(self, record: TrialRecord) -> ProbeResult | None:
+        """Return the probe of the kind of device that a trial runs on."""
+        return self._probe if record.device is None else self._strategy.probes.get(record.device)
 
     def _samples_per_s(self, record: TrialRecord) -> float | None:
         split = (record.micro_batch_size, record.accumulation_steps)
-        return self._cost(record).samples_per_s(record.global_batch_size, split)
+        cost = Cost.of(self._strategy.facts, self._probe_of(record))
+        return cost.samples_per_s(record.global_batch_size, split)
 
     def _is_fatal(self, event: Lost) -> bool:
         """Tell whether the user's code has a mistake.
