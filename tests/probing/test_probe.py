@@ -375,6 +375,17 @@ def test_validation_is_timed(path: Path, largest: int) -> None:
     assert ProbeResult.from_dict(before).validation_s_per_sample is None
 
 
+@pytest.mark.parametrize(("most", "sizes"), [(4, [2, 4]), (2, [2])])
+def test_where_few_samples_fit_a_line_of_step_times_is_known_all_the_same(
+    path: Path, most: int, sizes: list[int]
+) -> None:
+    """As of a large model. On less than two samples a model may not train."""
+    result = probe_of(path, "norm", max_batch=most)
+
+    assert [row.batch_size for row in result.throughput] == sizes
+    assert (result.step_time_line is not None) == (len(sizes) > 1)
+
+
 @pytest.mark.parametrize("objective", ["loop", "slow_loop"])
 def test_start_and_validation_of_a_users_loop_are_timed(path: Path, objective: str) -> None:
     """Until its first step, and from its last to its report: each is the least of several, and no part of a step.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from bstune.tuner.core.probe_results import ProbeResult, StepTimeLine
+from bstune.tuner.core.probe_results import ProbeResult, StepTimeLine, ThroughputRow
 from bstune.tuner.core.results import Setting
 from bstune.tuner.core.specs import Proposal
 from bstune.tuner.core.trial_record import TrialRecord, begun
@@ -42,6 +42,15 @@ def test_without_step_times_nothing_is_known(probe: ProbeResult | None) -> None:
     assert not cost.known
     assert (cost.step_s(64), cost.samples_per_s(64), cost.seconds(64, 1000), cost.full_run_s(64)) == (None,) * 4
     assert cost.split(256) == ((256, 1) if probe is None else (64, 4))
+
+
+def test_where_one_sample_fits_its_time_is_that_of_every_batch() -> None:
+    """One size is no line, and all batches are accumulated of it; of a larger one, less may be trained at a time."""
+    row = ThroughputRow(1, 2.0, 0.5, 0.0)
+    known = known_probe(1, step_s=None, throughput=(row,))
+
+    assert Cost.of(FACTS, known).seconds(64, 128) == pytest.approx(64.0)
+    assert not Cost.of(FACTS, replace(known, micro_batch_size=3)).known
 
 
 def test_what_a_loop_takes_beside_its_steps_is_paid_for_once() -> None:

@@ -83,7 +83,7 @@ def time_command(largest: int, bounds: Bounds, attempts: Attempts) -> None:
 def _choose_threads(largest: int, bounds: Bounds, attempts: Attempts) -> None:
     """Time a middle size with all threads and with one, and keep the faster: small steps lose by sharing the work."""
     host, n_all, one_is_faster = attempts.host, attempts.host.threads, False
-    size = next_size_to_time([], largest, smallest=max(SMALLEST_TIMED, bounds.lowest), multiple_of=bounds.multiple_of)
+    size = next_size_to_time([], largest, smallest=_smallest(largest, bounds, attempts), multiple_of=bounds.multiple_of)
     assert size is not None
     shared_s = time_size(size, attempts).seconds
     with_all = attempts.step_s(size)
@@ -120,9 +120,15 @@ def _next(largest: int, bounds: Bounds, attempts: Attempts, repeated: set[int]) 
         if slowest not in repeated:
             repeated.add(slowest)
             return slowest
-    smallest = max(SMALLEST_TIMED, bounds.lowest)
+    smallest = _smallest(largest, bounds, attempts)
     size = next_size_to_time(rows, largest, smallest=smallest, multiple_of=bounds.multiple_of)
     return None if size in {row.batch_size for row in rows} else size
+
+
+def _smallest(largest: int, bounds: Bounds, attempts: Attempts) -> int:
+    """Return the smallest size to time: where no more than that fits, a line needs one below it all the same."""
+    half = max(largest // 2, 1 if 1 in attempts.readings else 2)  # A model may not train on one sample.
+    return max(min(SMALLEST_TIMED, half), bounds.lowest)
 
 
 def _expected_s(size: int, last: Attempt, attempts: Attempts) -> float:

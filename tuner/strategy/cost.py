@@ -56,7 +56,7 @@ class Cost:
         """Return the cost by the probe of a kind of device; where it timed nothing, by what trials were fitted to."""
         if probe is None:
             return cls(facts, None, line, 0.0, start_s)
-        probed, probed_s = probe.step_time_line, getattr(probe, "start_s", None)
+        probed, probed_s = probed_line(probe), getattr(probe, "start_s", None)
         if facts.step_times or (line and not probed and facts.kind != "command"):
             # What is stated may be of another machine, and what was fitted to whole runs has all in it.
             return cls(facts, probe.micro_batch_size, probed or line)
@@ -125,6 +125,14 @@ class Cost:
         """Return the seconds after which a run has trained so many samples: its start, and that share of the rest."""
         trained_s = self.trained_s(batch)
         return None if trained_s is None else self.start_s + samples * trained_s / Rungs.of(self.facts).end_of(batch)
+
+
+def probed_line(probe: ProbeResult) -> StepTimeLine | None:
+    """Return the step-time line of a probe; where a single sample is all that fits, its time is known, and enough."""
+    rows = probe.throughput
+    if probe.step_time_line is None and len(rows) == 1 and probe.micro_batch_size == 1:
+        return StepTimeLine(0.0, rows[0].s_per_step / rows[0].batch_size, 0.0)
+    return probe.step_time_line
 
 
 def _validation_s(facts: Facts, probe: ProbeResult) -> float:

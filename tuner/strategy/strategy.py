@@ -24,7 +24,7 @@ from ..theory.gradient_noise import noise_scale
 from .baseline_samplers import Sampler, make_sampler
 from .budget import BASELINE_SHARE, Budget
 from .confirmation import next_confirmation
-from .cost import Clock, Cost, fitted
+from .cost import Clock, Cost, fitted, probed_line
 from .diverged_runs import own_setting_diverged
 from .evidence import Evidence
 from .forecast import foresee
@@ -326,7 +326,7 @@ class Strategy:
     @property
     def _fits_times(self) -> bool:
         """Whether prices rest on the seconds of the trials, and so change with each that ends."""
-        return not self.facts.step_times and (self.probe is None or self.probe.step_time_line is None)
+        return not self.facts.step_times and (self.probe is None or probed_line(self.probe) is None)
 
     @property
     def _clock(self) -> Clock:
