@@ -27,6 +27,7 @@
 - `look_at_structure`: What a model is made of.
 - `look_at_training`: Short trainings that answer one question each.
 - `loop`: The user's own training loop as an objective.
+- `loss_scale`: The loss scaling of half precision, kept from skipping the steps that a probe is made of.
 - `metric_lines`: Losses in what a training script prints.
 - `no_objective`: What to say of a file in which no objective can be, by reading it.
 - `precise_norms`: Running statistics of BatchNorm made afresh from training samples.

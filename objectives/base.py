@@ -77,13 +77,23 @@ class Trial:
         """Names of the attributes that the loop has looked at."""
         self.number = spec.number
         self.micro_batch_size = spec.micro_batch_size
-        self.accumulation_steps = spec.accumulation_steps
-        self.global_batch_size = spec.global_batch_size
         self.world_size = spec.world_size
         self.learning_rate = spec.learning_rate
         self.params = dict(spec.params)
         self.seed = spec.seed
         self.device = device
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches in one optimizer step."""
+        self.read.add("accumulation_steps")
+        return self._spec.accumulation_steps
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples in one optimizer step."""
+        self.read.add("global_batch_size")
+        return self._spec.global_batch_size
 
     @property
     def eval_batch_size(self) -> int:

@@ -15,6 +15,7 @@ from ..tuner.core.errors import ArgumentError, ObjectiveError, TrialPruned
 from ..tuner.core.trials import Facts, MeasureNotes, MeasureSpec, TrialReport, TrialSpec, Verdict
 from .base import LEAST_TIMED, Meter, Trial, run_problems
 from .fingerprint import HasSource, model_problems, named_model, optimizer_family
+from .loss_scale import no_step_skipped
 from .schedule import SCHEDULES
 from .step_times import StepTimes, stated_step_times
 from .token_batches import largest_only
@@ -184,6 +185,8 @@ class LoopObjective(HasSource):
             start_s=run.watch.start_s,
             validation_s=run.validation_s,
             warnings=self._unseen(run.trial, run.watch, run.reports, spec),
+            accumulates=spec.accumulation_steps == 1
+            or not run.trial.read.isdisjoint({"accumulation_steps", "global_batch_size"}),
         )
 
     def _unseen(
@@ -193,7 +196,8 @@ class LoopObjective(HasSource):
         if watch.steps < spec.n_steps:
             raise ObjectiveError(
                 f"The loop made {watch.steps} optimizer steps where {spec.n_steps} were wanted: expected it to train "
-                f"until trial.max_samples ({trial.max_samples} samples at global batch {trial.global_batch_size})."
+                f"until trial.max_samples ({trial.max_samples} samples at global batch {trial.global_batch_size}), "
+                "with a step after each trial.accumulation_steps micro-batches, and after no more of them."
             )
         if "max_samples" not in trial.read:
             warnings.append(
@@ -385,7 +389,8 @@ class StepWatch:
 
         handles = (register_optimizer_step_pre_hook(self._before), register_optimizer_step_post_hook(self._after))
         try:
-            with nullcontext() if self._timed_s else largest_only():  # What is timed are the batches of training.
+            # What is timed are the batches of training.
+            with no_step_skipped(), nullcontext() if self._timed_s else largest_only():
                 yield
         finally:
             for handle in handles:

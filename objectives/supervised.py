@@ -17,6 +17,7 @@ from .fingerprint import HasSource, model_structure, optimizer_family
 from .gradient_noise import moments
 from .keywords import keywords_for
 from .longest import LongestFirst, tokens_of
+from .loss_scale import no_step_skipped
 from .ranked_run import RankedRun
 from .supervised_arguments import problems
 from .training import TrainingRun, seed_everything
@@ -196,6 +197,10 @@ class Supervised(HasSource):
 
     def measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         """Run real optimizer steps at one micro-batch size, then a validation batch with gradients still there."""
+        with no_step_skipped():
+            return self._measure(spec, device, meter)
+
+    def _measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         meter.phase("build")
         # What is timed are the batches of training, and what is to fit are the worst of them.
         objective = self if spec.timed_s > 0 else self._longest.of(self)

@@ -15,7 +15,7 @@ from bstune.objectives.base import Trial
 from bstune.objectives.loop import LoopObjective
 from bstune.tests.objectives.small import N, run, spec_of
 from bstune.tests.objectives.told import Phases
-from bstune.tuner.core.trials import MeasureSpec
+from bstune.tuner.core.trials import MeasureNotes, MeasureSpec
 
 
 def test_a_decorator_without_its_arguments_says_what_to_write() -> None:
@@ -62,6 +62,57 @@ def test_a_scheduler_that_the_objective_does_not_tell_of_is_noticed() -> None:
 
     assert ["schedule='linear'" in warning for warning in said(loop()(train))] == [True]
     assert said(loop(schedule="cosine")(train)) == said(loop()(functools.partial(train, decays=False))) == ()
+
+
+def measured(loop_of: Callable[[Trial, torch.optim.Optimizer], None], accumulation_steps: int = 2) -> MeasureNotes:
+    """Return what a probe notes of a loop over the samples of its trial."""
+
+    def train(trial: Trial) -> None:
+        loop_of(trial, torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=trial.learning_rate))
+        trial.report(val_loss=1.0, samples=trial.max_samples)
+
+    return loop()(train).measure(MeasureSpec(8, 16, accumulation_steps, 2, seed=0), "cpu", Phases())
+
+
+def test_steps_that_half_precision_would_skip_are_made_in_a_probe() -> None:
+    """A loss scaler begins so high that gradients overflow, and a probe sees the first steps only."""
+    seen: list[torch.Tensor] = []
+
+    def scaling(trial: Trial, optimizer: torch.optim.Optimizer) -> None:
+        scaler = torch.amp.GradScaler("cpu")
+        (weight,) = optimizer.param_groups[0]["params"]
+        for _ in range(0, trial.max_samples, trial.global_batch_size):
+            optimizer.zero_grad()
+            scaler.scale(1e35 * weight.sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        seen.append(weight.detach())
+
+    assert measured(scaling).samples == 2 * 16
+    assert bool(seen[0] != 1)
+    assert float(torch.amp.GradScaler("cpu").scale(torch.ones(1))) == 2**16
+
+
+def test_a_loop_that_accumulates_otherwise_than_asked_is_told() -> None:
+    """One that steps less often cannot be measured; one that steps at each micro-batch trains smaller batches."""
+
+    def rarely(trial: Trial, optimizer: torch.optim.Optimizer) -> None:
+        for number in range(trial.max_samples // trial.micro_batch_size):
+            if number % 4 == 3:
+                optimizer.step()
+
+    def always(trial: Trial, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(0, trial.max_samples, trial.micro_batch_size):
+            optimizer.step()
+
+    def as_asked(trial: Trial, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(0, trial.max_samples, trial.global_batch_size):
+            optimizer.step()
+
+    with pytest.raises(bstune.ObjectiveError, match=r"a step after each trial\.accumulation_steps micro-batches, and"):
+        measured(rarely)
+    assert [measured(each).accumulates for each in (always, as_asked)] == [False, True]
+    assert measured(always, accumulation_steps=1).accumulates  # It was not asked to.
 
 
 def test_a_loop_says_what_its_model_is_called() -> None:

@@ -65,6 +65,8 @@ class Attempts:
         self.warnings: dict[str, None] = dict.fromkeys(host.warnings)
         self.optimizer: str | None = None
         self.eval_unseen = False
+        self.accumulates = True
+        """Not so where a loop of the user's own was seen not to."""
         self.waiting_counts = False
         """Whether a time holds what its steps waited for a core."""
         self._timed: dict[int, dict[int, tuple[ThroughputRow, Loader | None]]] = {}
@@ -252,6 +254,7 @@ class Attempts:
             if known_s is None or row.s_per_step < known_s:  # What disturbs a step only makes it longer.
                 loader = loader_of(size, reading.timed_step_s, notes.wait_s, notes.cached_step_s)
                 timed[row.batch_size] = row, loader
+        self.accumulates &= notes.accumulates
         if not spec.timed_s:
             self.eval_unseen = notes.eval_batch_size is None
             self.warnings.update(dict.fromkeys(notes.warnings))

@@ -283,6 +283,12 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
         line = MemoryLine(answer.fixed_bytes, answer.bytes_per_sample, predicted, final.peak_bytes, error)
     if any(attempt.outcome == "limit" and attempt.size == 1 for attempt in attempts.tried):
         attempts.warn("A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped.")
+    if answer.limited_by == "memory" and not attempts.accumulates:
+        attempts.warn(
+            "The loop looks at neither trial.accumulation_steps nor trial.global_batch_size, so it makes a step of "
+            f"each micro-batch: larger batches than {size} would be trained in steps of no more than that. Accumulate "
+            "gradients over trial.accumulation_steps micro-batches, or search no larger ones."
+        )
     if attempts.loader is not None and attempts.loader.bound:
         attempts.warn(
             f"The data loader holds training back: {attempts.loader.wait_share:.0%} of a step waits for its "
