@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from ..tuner.core.errors import ObjectiveError
 from ..tuner.core.plain_text import of_type
 from ..tuner.core.trials import NoisePoint
+from ..tuner.device.memory import free_on_disk_bytes
 from ..tuner.device.run_clock import RunClock
 from ..tuner.theory.gradient_noise import NoiseDesign, design
 from .data import made_batches, noise_batches, to_device, training_batches, validation_batches
@@ -338,6 +339,9 @@ class TrainingRun:
         """Write everything that the rest of the run depends on, if it can be read back without running code."""
         import torch
 
+        held = TrainingRun.held_bytes(self)  # Of this rank.
+        if free_on_disk_bytes(path) < 2 * (held["parameters_bytes"] + held["optimizer_state_bytes"]):
+            return  # The study is on that disk, too, and each run that is stopped leaves as much.
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bstune
 import numpy as np
 import pytest
 import torch
+from bstune.objectives.supervised import _validation_s
 from bstune.tests.objectives.small import N, net, run, spec_of, supervised
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.strategy.space import make_space
+from bstune.tuner.testing.fake_device import FakeClock
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -209,3 +213,41 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tmp_path: 
     path = tmp_path / "gone" / "half.pt"
     assert run(supervised(), spec_of(checkpoint_to=str(path)), lambda _: "stop")
     assert not path.exists()
+
+
+@pytest.mark.parametrize("free_bytes", [1000, 1 << 30])
+def test_checkpoints_do_not_fill_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free_bytes: int) -> None:
+    """The study is on it: what would take most of what is left is not written."""
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free_bytes))
+    path = tmp_path / "half.pt"
+    assert run(supervised(), spec_of(checkpoint_to=str(path)), lambda _: "stop")
+    assert path.exists() == (free_bytes > 1000)
+
+
+@pytest.mark.parametrize(
+    ("n_batches", "later_s", "took_s"), [(40, 1.0, 10.0 + 39.0), (40, 12.0, 10.0 + 39 * 12.0), (1, 0, 10.0)]
+)
+def test_workers_of_a_loader_start_once_in_a_validation(n_batches: int, later_s: float, took_s: float) -> None:
+    """The first batch waits for their start, and says nothing of the others."""
+    clock, n_run = FakeClock(), [0]
+
+    def validation(size: int) -> Iterator[tuple[int, None]]:
+        for number in range(n_batches):
+            clock.advance(later_s if number else 10.0)
+            n_run[0] += 1
+            yield size, None
+
+    objective = SimpleNamespace(
+        num_workers=4, val_tokens=None, val_data=range(8 * n_batches), precise_batch_norm="auto"
+    )
+    run: Any = SimpleNamespace(
+        clock=clock,
+        validation=validation,
+        validate_batch=lambda batch: None,
+        model=torch.nn.Identity(),
+        objective=objective,
+        world_size=1,
+    )
+
+    assert 8 * n_batches * _validation_s(run, 8) == pytest.approx(took_s)
+    assert n_run[0] <= 5

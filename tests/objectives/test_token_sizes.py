@@ -247,7 +247,7 @@ def test_the_price_of_validation_is_that_of_a_token() -> None:
         validate_once=lambda size: size,
         prepare_validation=lambda: None,
         world_size=1,
-        objective=SimpleNamespace(val_data=range(20), val_tokens=[50] * 20, precise_batch_norm=True),
+        objective=SimpleNamespace(val_data=range(20), val_tokens=[50] * 20, precise_batch_norm=True, num_workers=0),
     )
 
     assert _validation_s(run, 100) == pytest.approx(1 / 100 + 10 / 1000)

@@ -1,9 +1,10 @@
-"""Memory and cores of this machine, within the limits of the container."""
+"""Memory and cores of this machine, within the limits of the container, and room on its disks."""
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,3 +154,11 @@ def _cpu_name() -> str:
         import platform
 
         return platform.processor() or platform.machine()
+
+
+def free_on_disk_bytes(path: str) -> int:
+    """Return what is free on the disk of a file that is to be written; 0 where it has no folder."""
+    try:
+        return shutil.disk_usage(Path(path).parent).free
+    except OSError:
+        return 0
