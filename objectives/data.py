@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 EPOCH_SEED_STRIDE = 1_000_003
 """Epoch e of seed s is shuffled with seed s * stride + e; a prime far above any number of epochs keeps them apart."""
 
+AT_ONCE = 1 << 16
+"""Indices of an epoch's order that are made numbers of Python at a time."""
 NOISE_SEED = 0x5EED << 32
 """Keeps the samples that noise is measured on apart from those of the training stream."""
 
@@ -86,13 +88,14 @@ class MicroBatches:
         turn = 0
         while True:
             shuffle = torch.Generator().manual_seed(self._seed * EPOCH_SEED_STRIDE + epoch)
-            order = torch.randperm(self._n_samples, generator=shuffle).tolist()[offset:]
-            for index in order:
-                batch.append(index)
-                if len(batch) == self._size:
-                    if turn == self._rank:
-                        yield batch
-                    batch, turn = [], (turn + 1) % self._n_ranks
+            order = torch.randperm(self._n_samples, generator=shuffle)[offset:]
+            for part in order.split(AT_ONCE):  # As numbers of Python a hundred million indices take 4 GB.
+                for index in part.tolist():
+                    batch.append(index)
+                    if len(batch) == self._size:
+                        if turn == self._rank:
+                            yield batch
+                        batch, turn = [], (turn + 1) % self._n_ranks
             epoch, offset = epoch + 1, 0
 
 
