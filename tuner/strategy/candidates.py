@@ -111,8 +111,10 @@ def seed_noise(evidence: Evidence) -> tuple[float, float]:
         if value is not None:
             by_setting.setdefault(run.key, []).append(value)
     for values in by_setting.values():
-        scale = abs(sum(values) / len(values)) or 1.0
-        total += sum((value - sum(values) / len(values)) ** 2 for value in values) / scale**2
+        # Of a run that has all but diverged, the square of the loss itself is no number any more.
+        mean = sum(values) / len(values)
+        scale = abs(mean) or 1.0
+        total += sum(((value - mean) / scale) ** 2 for value in values)
         freedom += len(values) - 1
     return math.sqrt(total / freedom), freedom
 
@@ -138,7 +140,7 @@ def _estimate(values: Sequence[float], noise: tuple[float, float]) -> LossEstima
     if not n:
         return LossEstimate(None, None, 0)
     mean = sum(values) / n
-    sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
+    sd = math.hypot(*(value - mean for value in values)) / math.sqrt(n - 1) if n > 1 else None
     half = student_quantile(noise[1]) * noise[0] * math.sqrt(1 + 1 / n)
     if mean > 0:  # Losses scatter by shares of themselves, and do not fall below zero.
         return LossEstimate(mean, sd, n, mean * math.exp(-half), mean * math.exp(half))

@@ -94,7 +94,12 @@ class Evidence:
         if own is not None and own.complete:
             return own.at(own.end_samples), "present"
         best = self.lowest_expected
-        return (None if best is None else best + self.plan.tolerance * abs(best)), "lowest"
+        if best is None:
+            return None, "lowest"
+        # Where no loss was below zero, none is to be expected there: with a perfect score it is zero.
+        least = min(loss for run in self.ledger if run.finite for loss in run.values.values())
+        target = best + self.plan.tolerance * abs(best)
+        return (least if target < 0 <= least else target), "lowest"
 
     @cached_property
     def lowest_expected(self) -> float | None:
