@@ -64,7 +64,8 @@ def _weigh(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeM
                 new = losses.wait(run, LOOK_S)
                 told, seen = told or bool(new), any(each.samples >= enough for each in new)
                 meter.peak.look(again=bool(new))
-                steady.note(time.monotonic() - run.started_s, meter.peak.peak_bytes, meter.peak.cpu_s, losses.trains)
+                now_s, peak = time.monotonic() - run.started_s, meter.peak
+                steady.note(now_s, peak.peak_bytes, peak.cpu_s, losses.trains, log.n_bytes)
             if run.code is not None:
                 told = told or bool(losses.rest(run))
             run.end()

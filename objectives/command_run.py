@@ -133,6 +133,9 @@ class Log:
     """What a run has printed: the beginning and the end of it in a file, and the last lines at hand.
 
     A log has a bound, so that a script that prints without end fills neither memory nor disk.
+
+    Attributes:
+        n_bytes: That were printed so far.
     """
 
     HEAD_BYTES, LAST_BYTES = 4 << 20, 1 << 18
@@ -144,6 +147,7 @@ class Log:
             with contextlib.suppress(OSError):  # A log that cannot be kept is no reason not to train.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
                 self._file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
+        self.n_bytes = 0
         self._written = 0
         self._left_out = 0
         self._last: deque[bytes] = deque()
@@ -152,6 +156,7 @@ class Log:
 
     def write(self, data: bytes) -> None:
         """Take in what was printed."""
+        self.n_bytes += len(data)
         self._tail = (self._tail + data)[-TAIL_BYTES:]
         if self._file is None:
             return

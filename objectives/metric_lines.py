@@ -48,6 +48,10 @@ _EPOCH = re.compile(r"(?i)\bepoch\b[\s:=#\[(]*(\d+)|^\s*(\d+)/\d+\s+[\d.]+G\b|^T
 """Such as `Epoch 3/10`, `Train Epoch: 3 [0/60000]`, Ultralytics' `3/100  2.1G`, timm's `Train: 3 [`."""
 _TRAINS = re.compile(r"(?i)\bloss\b|\bepoch\b|\bstep\b|\biter|it/s\b|s/it\b|\d+%\|")
 """A line that a script prints when it trains."""
+_PREPARES = re.compile(
+    r"(?i)^[^|]*\b(?:(?:down|up)?load|fetch|map|filter|token|generat|prepar|preprocess|extract|unpack|cach|convert|read)"
+)
+"""Before a progress bar: it is one of what comes before training, as of `Map`, or of `Loading checkpoint shards`."""
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]")
 _WORDS = (b"val", b"test", b"dev", b"epoch", b"all", b"train:", b"acc@1", b"/")
 """What has none of these in it has no loss and no epoch for a ready-made pattern; most that is printed has none."""
@@ -144,7 +148,7 @@ class MetricLines:
     def _read(self, text: bytes) -> tuple[float, dict[str, str]] | None:
         """Return the loss on a line and what else the pattern has found there; note the epoch that it names."""
         line = _ESCAPES.sub("", text[-4 * MOST_LINE :].decode(errors="replace"))[-MOST_LINE:]
-        self.trains = self.trains or bool(_TRAINS.search(line))
+        self.trains = self.trains or bool(_TRAINS.search(line) and not ("|" in line and _PREPARES.search(line)))
         mark = _EPOCH.search(line)
         if mark is not None:
             self._note_epoch(int(next(filter(None, mark.groups()))))

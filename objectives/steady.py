@@ -4,8 +4,8 @@ from __future__ import annotations
 
 STEADY_S, STEADY_SHARE = 5.0, 0.5
 """In a probe memory is steady when it has not grown for so many seconds, and for this share of the run."""
-UNSEEN_S = 20.0
-"""The same where the script has printed nothing that speaks of training."""
+UNSEEN_S = 60.0
+"""The same where the script has printed nothing that speaks of training: it may still prepare its data."""
 SAME_SHARE = 0.005
 """Peaks that differ by less are the same."""
 BUSY = 0.1
@@ -37,14 +37,17 @@ class Steady:
         self._peak_bytes = 0
         self._grown_s = 0.0
         self._busy_s, self._busy_cpu_s = 0.0, 0.0
+        self._printed = 0
 
-    def note(self, now_s: float, peak_bytes: int, cpu_s: float, trains: bool) -> None:
-        """Take in a look, at so many seconds from the start."""
-        if peak_bytes > self._peak_bytes * (1 + SAME_SHARE):
+    def note(self, now_s: float, peak_bytes: int, cpu_s: float, trains: bool, printed: int = 0) -> None:
+        """Take in a look, at so many seconds from the start; `printed`: the bytes of all that it has printed."""
+        grew = peak_bytes > self._peak_bytes * (1 + SAME_SHARE)
+        if grew or not peak_bytes:  # While it has nothing on the card, it still loads what it will put there.
             self._peak_bytes, self._grown_s = peak_bytes, now_s
         worked = cpu_s - self._busy_cpu_s
-        if worked < 0 or worked > BUSY * (now_s - self._busy_s):
-            self._busy_s, self._busy_cpu_s = now_s, cpu_s
+        # What it loads or downloads may need next to no processor.
+        if grew or printed > self._printed or worked < 0 or worked > BUSY * (now_s - self._busy_s):
+            self._busy_s, self._busy_cpu_s, self._printed = now_s, cpu_s, printed
         waits_s = now_s - self._busy_s
         if waits_s > 1.0:  # While it does nothing, that its memory is the same says nothing.
             self._grown_s = max(self._grown_s, now_s - STEADY_S / 2)

@@ -404,14 +404,24 @@ def test_a_text_is_split_as_a_shell_would() -> None:
     ("second", "peak", "cpu", "trains", "over"),
     [
         (6, lambda t: 1000, lambda t: t, True, True),
-        (19, lambda t: 1000, lambda t: t, False, False),
-        (21, lambda t: 1000, lambda t: t, False, True),
+        (59, lambda t: 1000, lambda t: t, False, False),
+        (61, lambda t: 1000, lambda t: t, False, True),
+        (100, lambda t: 0, lambda t: t, True, False),
         (60, lambda t: 1000 * t, lambda t: t, True, False),
         (100, lambda t: 1000, lambda t: 0, True, False),
         (30, lambda t: 1000 if t < 20 else 2000, lambda t: t, True, False),
         (45, lambda t: 1000 if t < 20 else 2000, lambda t: t, True, True),
     ],
-    ids=["trains", "says nothing", "said nothing for long", "grows", "waits", "grew late", "came to rest"],
+    ids=[
+        "trains",
+        "says nothing",
+        "said nothing for long",
+        "not on the card yet",
+        "grows",
+        "waits",
+        "grew late",
+        "came to rest",
+    ],
 )
 def test_memory_is_steady_while_the_script_works(
     second: int, peak: Callable[[int], int], cpu: Callable[[int], float], trains: bool, over: bool
@@ -426,11 +436,15 @@ def test_memory_is_steady_while_the_script_works(
 
 def test_a_script_that_does_nothing_is_told_from_one_that_works() -> None:
     """A hang is no measurement."""
-    steady = Steady()
+    hangs, loads, downloads = Steady(), Steady(), Steady()
     for now in range(125):
-        steady.note(now, 1000, 0.5, False)
+        hangs.note(now, 1000, 0.5, False)
+        loads.note(now, 1000 * now, 0.5, False)
+        downloads.note(now, 1000, 0.5, False, printed=now)
 
-    assert steady.idle
+    assert hangs.idle
+    assert not loads.idle
+    assert not downloads.idle
 
 
 def test_a_report_outside_of_a_search_does_nothing(

@@ -148,3 +148,23 @@ def test_an_epoch_has_ended_where_the_next_is_named(text: bytes, ended: int) -> 
 
     assert list(lines.feed(text)) == []
     assert lines.epochs == ended
+
+
+@pytest.mark.parametrize(
+    ("line", "trains"),
+    [
+        ("Epoch 1/3", True),
+        ("step 20 loss 0.31", True),
+        (" 12%|#2        | 100/834 [00:05<00:38, 19.0it/s]", True),
+        ("Map:  12%|#2        | 1000/8340 [00:05<00:38, 190.0 examples/s]", False),
+        ("Loading checkpoint shards:  50%|#####     | 1/2 [00:30<00:30, 30.1s/it]", False),
+        ("Running tokenizer on dataset: 100%|####| 5000/5000 [00:20<00:00, 250it/s]", False),
+        ("model.safetensors (downloading):  12%|#2   | 1.2G/10G", False),
+    ],
+)
+def test_what_prepares_does_not_train(line: str, trains: bool) -> None:
+    """Data sets and weights have progress bars too, for minutes in which the memory of training is not seen."""
+    lines = MetricLines(None, samples_per_epoch=100, batch_size=10)
+    list(lines.feed(line.encode() + b"\n"))
+
+    assert lines.trains == trains
