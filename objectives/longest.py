@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -15,6 +17,8 @@ MOST_LOADED = 100_000
 """Samples that are looked at to know their lengths; of more, as many that are evenly spread."""
 SAMPLED = 256
 """The same where nobody has said that they differ in length."""
+MOST_S, LEAST_LOADED = 20.0, 16
+"""No more are looked at after so many seconds, but so many at least: to load a sample may take long."""
 
 
 Objective = TypeVar("Objective")
@@ -105,14 +109,12 @@ def longest_first(data: Any, length: Callable[[Any], float] | None, *, may_vary:
     """
     n, stated = len(data), _stated(data)
     if length is not None:
-        looked_at = _spread(n, MOST_LOADED)
-        lengths = [float(length(data[index])) for index in looked_at]
+        looked_at, lengths = _measured(data, length, _spread(n, MOST_LOADED))
     elif stated is not None:
         looked_at, lengths = list(range(n)), stated
     elif may_vary:
-        looked_at = _spread(n, SAMPLED)
         try:
-            lengths = [float(size_of(data[index])) for index in looked_at]
+            looked_at, lengths = _measured(data, size_of, _spread(n, SAMPLED))
         except Exception:  # Nobody has promised that single samples can be had: the loader may ask for whole batches.
             return None
     else:
@@ -161,6 +163,21 @@ def _stated(data: Any) -> list[float] | None:
 def _spread(n: int, most: int) -> list[int]:
     """Return all of n indices, or as many as allowed, evenly spread."""
     return list(range(n)) if n <= most else [place * n // most for place in range(most)]
+
+
+def _measured(data: Any, length: Callable[[Any], float], indices: Sequence[int]) -> tuple[list[int], list[float]]:
+    """Return the indices that there was time for, spread over all of them, and the length of each."""
+    n, end_s = len(indices), time.monotonic() + MOST_S
+    # Steps of the golden section that meet every place: wherever they end, those before lie evenly.
+    step = next(size for size in itertools.count(max(1, round(0.618 * n))) if math.gcd(size, n) == 1)
+    found: dict[int, float] = {}
+    for turn in range(n):
+        if turn >= LEAST_LOADED and time.monotonic() > end_s:
+            break
+        index = indices[turn * step % n]
+        found[index] = float(length(data[index]))
+    looked_at = sorted(found)
+    return looked_at, [found[index] for index in looked_at]
 
 
 def size_of(sample: Any) -> int:

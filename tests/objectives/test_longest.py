@@ -130,3 +130,21 @@ def test_nothing_is_looked_at_where_nothing_suggests_it() -> None:
     assert longest_first(Batches(), None, may_vary=False) is None
     assert longest_first(Batches(), None, may_vary=True) is None
     assert longest_first([torch.zeros(3)] * 9, None, may_vary=True) is None
+
+
+def test_samples_that_are_slow_to_load_are_looked_at_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few of them from everywhere: all would take hours, and the search has not begun."""
+    monkeypatch.setattr("bstune.objectives.longest.MOST_S", 0.0)
+    loaded: list[int] = []
+
+    def length(index: int) -> int:
+        loaded.append(index)
+        return index
+
+    order = longest_first(range(1000), length, may_vary=False)
+
+    assert order is not None
+    assert len(order) == 1000
+    assert order[0] == max(loaded) > 900
+    assert min(loaded) < 100
+    assert len(loaded) < 100
