@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 
 @contextmanager
@@ -16,11 +17,11 @@ def no_step_skipped() -> Iterator[None]:
     """
     from torch.amp import GradScaler
 
-    scale, begun = GradScaler.scale, set[int]()
+    scale, begun = GradScaler.scale, WeakSet[Any]()
 
     def scaled(self: Any, outputs: Any) -> Any:
-        if self.is_enabled() and id(self) not in begun:
-            begun.add(id(self))
+        if self.is_enabled() and self not in begun:
+            begun.add(self)
             self.load_state_dict({**self.state_dict(), "scale": 1.0})
         return scale(self, outputs)
 

@@ -166,7 +166,7 @@ class Strategy:
     @property
     def cost(self) -> Cost:
         """What training costs, by all that is known now."""
-        return self._clock.cost
+        return self._evidence().cost
 
     def limits(self) -> Limits:
         """Return the batch size that memory, hardware and gradient noise each allow, as far as they are known."""
