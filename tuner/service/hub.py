@@ -256,7 +256,8 @@ class Hub:
 
 
 def _most_useful(plan: Plan, facts: Facts) -> int | None:
-    with contextlib.suppress(ArgumentError):  # What is wrong with the space, the search itself says.
+    # What is wrong with space or facts, the search itself says.
+    with contextlib.suppress(ArgumentError, ValueError, ArithmeticError):
         return most_useful(plan, facts)[1]
     return None
 
