@@ -47,8 +47,9 @@ _CAUTIONS: dict[CautionCode, str] = {
     "nothing_learned": (
         "Nothing was learned: no run ended more than {percent:g} % below the first losses that were seen "
         "({first:.4g}), and none fell on its way. The longest run had {longest:,.0f} samples: if yours begins to learn "
-        "later, as many with BatchNorm do (see precise_batch_norm), give a larger budget. Else look at data, labels "
-        "and loss, or search other learning rates."
+        "later, as many with BatchNorm do (see precise_batch_norm), give a larger budget. Losses are compared in per "
+        "cent: subtract a large constant part, if yours has one. Else look at data, labels and loss, or search other "
+        "learning rates."
     ),
     "target_not_reached": "No full run of this setting has reached the target or come near, so it is not known how "
     "soon it would.",
