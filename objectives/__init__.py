@@ -35,6 +35,7 @@
 - `ranks`: How many processes a command starts that train together: its ranks.
 - `reporting`: `bstune.report`, one line in a script of the user's.
 - `schedule`: Learning-rate schedules as functions of progress: samples seen over the planned end of the run.
+- `scores`: Names of scores, such as accuracy: what is minimised must not be one.
 - `script_flags`: What a training script takes on its command line, by reading it.
 - `seal`: Whether the file that a study stores may be run by somebody who has not named it on this command line.
 - `step_times`: Seconds of an optimizer step that an objective states itself, by global batch size.

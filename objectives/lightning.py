@@ -20,6 +20,7 @@ from .lightning_package import kept, load_longest, package_of, quiet
 from .loop import Enough, FrameworkWatch, MeasuredRun, check_ended
 from .ranks import SEVERAL, refuse_launcher
 from .schedule import SCHEDULES
+from .scores import score_problems
 from .supervised import has_batch_norm
 from .training import FINITE_CHECK_STEPS, seed_everything
 
@@ -64,7 +65,7 @@ def from_module(
     Args:
         module_factory: A class or function that returns a fresh LightningModule.
         datamodule_factory: The same for a LightningDataModule; None where the module has the loaders itself.
-        metric: What the module logs in validation (`self.log(metric, ...)`), to be minimised.
+        metric: What the module logs in validation (`self.log(metric, ...)`), to be minimised: no accuracy.
         epochs: Passes over the training data in one full run; default: the Trainer's `max_epochs`.
         evals: Equal points of a full run at which it is validated, besides the rungs of the search.
         schedule: `constant`, `linear`, `cosine` or `wsd`: how the module's scheduler changes the learning rate until
@@ -85,7 +86,7 @@ def from_module(
     if epochs is None or epochs == -1:
         wrong.append("max_epochs is missing: expected the epochs of one full run, such as max_epochs=10")
         epochs = 1
-    wrong += run_problems(epochs, evals, name)
+    wrong += run_problems(epochs, evals, name) + score_problems(metric)
     if n_samples is not None and n_samples < 1:
         wrong.append(f"n_samples={n_samples!r}: expected 1 or more")
     if wrong:

@@ -221,8 +221,9 @@ class LoopObjective(HasSource):
             spec,
             unreported="The loop ended without a report: expected trial.report(val_loss=..., samples=...) at least "
             "once, at its end.",
-            early=f"The loop ended after reporting {trial.last_samples} samples: expected it to train until "
-            f"trial.max_samples ({spec.end_samples}).",
+            early=f"The loop ended by itself after {trial.last_samples} samples: expected it to train until "
+            f"trial.max_samples ({spec.end_samples}). Runs are compared at equal samples, so leave early stopping out "
+            "of trials: bstune ends those that promise little.",
         )
 
 

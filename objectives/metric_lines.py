@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..tuner.core.errors import ArgumentError
+from .scores import named_score
 
 NUMBER = r"[-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)\b"
 _VALUE = rf"(?P<value>{NUMBER})"
@@ -216,6 +217,12 @@ def compiled(metric: str | None) -> dict[str, re.Pattern[str]]:
             f"metric={metric!r} does not say which part is the value: expected it in parentheses, such as "
             rf"'val_loss=([\d.eE+-]+)', or as a group (?P<value>...), (?P<accuracy>...) or "
             f"(?P<percent>...); or one of the ready-made {', '.join(READY_MADE)}."
+        )
+    text = re.sub(r"\(\?P<\w+>", "(", metric)
+    if not {"accuracy", "percent"} & set(pattern.groupindex) and (score := named_score(text)) is not None:
+        raise ArgumentError(
+            f"metric={metric!r} reads {score!r} as the loss, and bstune minimises: expected a loss. Of a score "
+            "between 0 and 1, or in percent, name the group (?P<accuracy>...): its complement is then the loss."
         )
     return {"yours": pattern}
 

@@ -20,6 +20,7 @@ from .longest import repeated_longest
 from .loop import Enough, FrameworkWatch, MeasuredRun, check_ended
 from .ranks import SEVERAL, refuse_launcher
 from .schedule import SCHEDULES
+from .scores import score_problems
 from .supervised import has_batch_norm
 from .training import seed_everything
 
@@ -58,7 +59,7 @@ def from_trainer(
     Args:
         make_trainer: A function without arguments that returns a fresh Trainer, with its model, data and
             TrainingArguments made in it.
-        metric: Name of what is to be minimised among the metrics of an evaluation.
+        metric: Name of what is to be minimised among the metrics of an evaluation: no accuracy.
         evals: Equal points of a full run at which it is evaluated, besides the rungs of the search.
         schedule: `constant`, `linear`, `cosine`, `wsd` or `unknown`; default: by `lr_scheduler_type`.
         n_samples: Training samples in an epoch; default: those of the training data set.
@@ -69,7 +70,7 @@ def from_trainer(
     Raises:
         ArgumentError: An argument is wrong on its face, or Transformers is not installed.
     """
-    wrong = run_problems(1, evals, name)
+    wrong = run_problems(1, evals, name) + score_problems(metric)
     if not callable(make_trainer) or hasattr(make_trainer, "train_dataset"):
         wrong.append(
             f"make_trainer is {of_type(make_trainer)}: expected a function without arguments that returns a Trainer"

@@ -167,6 +167,12 @@ def test_a_metric_that_is_not_logged_is_named_with_those_that_are() -> None:
         run(objective(metric="val/loss"), spec_of())
 
 
+def test_a_score_is_refused_as_what_is_minimised() -> None:
+    """Or the worst setting would be recommended."""
+    with pytest.raises(bstune.ArgumentError, match=r"'val_accuracy' names a score, and bstune minimises.*1 - score"):
+        objective(metric="val_accuracy")
+
+
 def test_manual_optimization_with_two_optimizers_ends_where_it_should() -> None:
     """Lightning counts the steps of both; samples are the clock."""
 

@@ -168,7 +168,7 @@ def test_stopped_loop_is_told_at_each_later_report() -> None:
     ("reports", "said"),
     [
         ([], "without a report"),
-        ([(1.0, 100)], "ended after reporting 100 samples"),
+        ([(1.0, 100)], "leave early stopping out of trials"),
         ([(1.0, 200), (1.0, 100)], "samples=100 after 200"),
         ([("much", 100)], "val_loss='much': expected one number"),
     ],

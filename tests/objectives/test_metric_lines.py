@@ -135,6 +135,25 @@ def test_a_pattern_without_a_value_is_refused(metric: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("metric", "refused"),
+    [
+        (r"val_acc=([\d.]+)", True),
+        (r"AUC: (?P<value>[\d.]+)", True),
+        (r"val_acc=(?P<accuracy>[\d.]+)", False),
+        (r"Acc@1 [\d.]+ loss ([\d.]+)", False),
+        (r"(?P<epoch>\d+) (?P<value>[\d.]+)", False),
+    ],
+)
+def test_a_score_that_is_read_as_a_loss_is_refused(metric: str, refused: bool) -> None:
+    """The error names the group whose complement is minimised."""
+    if not refused:
+        assert set(compiled(metric)) == {"yours"}
+        return
+    with pytest.raises(bstune.ArgumentError, match=r"as the loss, and bstune minimises.*\(\?P<accuracy>"):
+        compiled(metric)
+
+
+@pytest.mark.parametrize(
     ("text", "ended"),
     [
         (b"Namespace(epoch=2)\nEpoch 0: loss 2\nEpoch 0: loss 1\n", 0),

@@ -188,8 +188,10 @@ def test_metrics_of_the_user_and_one_that_is_not_there() -> None:
     assert set(reports[0].metrics) == {"eval_error"}
     error = from_trainer(trainer_of(compute_metrics=compute), metric="eval_error")
     assert [report.val_loss for report in run(error, spec_of())] == [each.metrics["eval_error"] for each in reports]
-    with pytest.raises(bstune.ObjectiveError, match=r"did not tell 'eval_f1'.*It told: .*eval_loss"):
-        run(from_trainer(trainer_of(), metric="eval_f1"), spec_of())
+    with pytest.raises(bstune.ObjectiveError, match=r"did not tell 'eval_other'.*It told: .*eval_loss"):
+        run(from_trainer(trainer_of(), metric="eval_other"), spec_of())
+    with pytest.raises(bstune.ArgumentError, match=r"metric='eval_f1' names a score, and bstune minimises"):
+        from_trainer(trainer_of(), metric="eval_f1")
 
 
 def test_a_probe_makes_the_steps_that_are_wanted() -> None:

@@ -79,3 +79,21 @@ def test_a_single_batch_that_was_asked_for_is_no_news() -> None:
     replay(strategy, TABLE)
 
     assert strategy.recommend().warnings == ()
+
+
+def test_trials_that_fail_in_the_users_code_are_told_and_no_larger_budget_is_advised() -> None:
+    """As where a loop stops early by itself: no full run ends, and the answer says what has to be mended."""
+    first = make(budget=8)
+    records = replay(first, TABLE)
+    fails = [record for record in records if record.stage == "confirm"]
+    broken = [
+        replace(record, state="failed", cause="error", val_loss=None) if record in fails else record
+        for record in records
+    ]
+
+    warnings = Strategy(PLAN, TABLE.facts(), None, broken).recommend().warnings
+
+    assert first.recommend().verified
+    assert warnings[0].startswith(f"Not verified: all {len(fails)} full runs on fresh seeds failed by an error")
+    assert any(text.startswith(f"{len(fails)} of {len(records)} trials failed by an error") for text in warnings)
+    assert not any("a budget of" in text for text in warnings)

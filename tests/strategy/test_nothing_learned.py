@@ -13,7 +13,7 @@ from bstune.tuner.core.results import Setting
 from bstune.tuner.core.specs import Plan, Proposal
 from bstune.tuner.report.reasons import caution_text
 from bstune.tuner.strategy.ledger import Ledger, Run
-from bstune.tuner.strategy.nothing_learned import nothing_learned
+from bstune.tuner.strategy.nothing_learned import nothing_learned, score_like
 from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.testing.replay import replay
 from bstune.tuner.testing.tables import synthetic
@@ -86,6 +86,7 @@ def test_recorded_curves_are_let_alone() -> None:
     table, found = synthetic(), []
     strategy = Strategy(Plan(budget=6, space=table.space), table.facts(), None)
     replay(strategy, table, watch=lambda strategy: found.append(nothing_learned(strategy.ledger)))
+    assert score_like(strategy.ledger) is None
     assert len(found) > 20
     assert not any(found)
 
@@ -158,3 +159,25 @@ def test_losses_that_never_fall(curves: list[dict[int, float]], says: bool) -> N
     assert (found is not None) == says
     if found is not None:
         assert found.code == "nothing_learned"
+
+
+LOW, HIGH = {96: 0.38, 960: 0.35}, {96: 0.42, 320: 0.6, 960: 0.8}
+
+
+@pytest.mark.parametrize(
+    ("curves", "says"),
+    [
+        ([LOW, HIGH, HIGH, HIGH, {96: 0.5}], True),
+        ([LOW, HIGH, HIGH, {96: 0.5}], False),  # Two may be rates that are too large.
+        ([HIGH, HIGH, HIGH, {96: 2.3, 960: 0.4}], False),  # A loss that falls at a better rate.
+        ([HIGH, HIGH, HIGH, {96: 2.3, 960: NAN}], True),
+        ([{96: -0.4, 960: -0.8}] * 4, False),  # A score that is reported with a minus.
+        ([{96: 0.4, 960: 0.41}] * 9, False),
+    ],
+)
+def test_a_score_that_is_reported_as_the_loss_is_asked_for(curves: list[dict[int, float]], says: bool) -> None:
+    """The search takes the worst accuracy for the best, which nothing but the course of the runs shows."""
+    found = score_like([run(i, 0.01 * 2**i, values) for i, values in enumerate(curves)])
+    assert (found is not None) == says
+    if found is not None:
+        assert "from 0.42 to 0.8), and fell in none by more than 15 %: is it a score" in caution_text(found)

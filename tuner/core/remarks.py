@@ -26,7 +26,10 @@ CautionCode = Literal[
     "cut_off",
     "no_full_run_left",
     "confirmations_diverged",
+    "confirmations_failed",
     "none_went_further",
+    "score_like",
+    "trials_failed",
     "one_loss",
     "rate_ignored",
     "nothing_learned",
@@ -42,7 +45,7 @@ CautionCode = Literal[
     "took_longer",
     "took_less",
 ]
-"""What a user is warned of; the first seven say why the recommendation is not verified."""
+"""What a user is warned of; the first eight say why the recommendation is not verified."""
 
 TargetSource = Literal["yours", "present", "lowest"]
 """Where a target is from: the user, what the present setting reaches, or the lowest loss expected of any setting."""

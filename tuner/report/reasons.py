@@ -32,9 +32,23 @@ _CAUTIONS: dict[CautionCode, str] = {
         "Not verified: the loss was not finite in {n} of {of} full runs on fresh seeds. Look for values in the data "
         "that are not finite, or search smaller learning rates."
     ),
+    "confirmations_failed": (
+        "Not verified: all {n} full runs on fresh seeds failed by an error of the code that trains. Mend that first: a "
+        "larger budget does not."
+    ),
     "none_went_further": (
         "Every run past {reach:,} samples diverged: the loss was not finite in {n} runs, {fresh} of them on fresh "
         "seeds. Look for values in the data that are not finite, or search smaller learning rates."
+    ),
+    "score_like": (
+        "What is reported as the loss rose in {n} runs (in one from {first:.4g} to {last:.4g}), and fell in none by "
+        "more than {percent:g} %: is it a score, such as accuracy? The lowest was taken for the best. Of a score "
+        "report 1 - score, or -score. Of a loss it says that training makes it worse: try smaller learning rates, and "
+        "look at the data."
+    ),
+    "trials_failed": (
+        "{n} of {of} trials failed by an error of the code that trains, the last of them trial {last}: their settings "
+        "count as bad. `bstune show --verbose` gives the reason of each."
     ),
     "one_loss": (
         "All trials reported the same loss, {loss:.4g}, so nothing tells one setting from another. "

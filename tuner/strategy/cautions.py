@@ -16,7 +16,8 @@ from .candidates import key_of_candidate, spoilt
 from .cost import TELLING_S
 from .diverged_runs import confirmations_diverged, none_went_further
 from .evidence import Evidence
-from .nothing_learned import nothing_learned
+from .ledger import Run
+from .nothing_learned import nothing_learned, score_like
 from .space import make_space
 from .untried import untried
 
@@ -31,11 +32,15 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
         yield _not_verified(evidence, chosen)
     if (none_further := none_went_further(evidence)) is not None:
         yield none_further
+    if (score := score_like(evidence.ledger)) is not None:
+        yield score
     if (nothing := nothing_learned(evidence.ledger)) is not None:
         yield nothing
     losses = {value for run in evidence.ledger for value in run.values.values() if math.isfinite(value)}
     if len(losses) == 1 and len(evidence.ledger) > 2:
         yield Caution("one_loss", {"loss": losses.pop()})
+    if failed := [run for run in evidence.ledger if _in_the_code(run)]:
+        yield Caution("trials_failed", {"n": len(failed), "of": len(evidence.ledger), "last": failed[-1].number})
     if plan.goal == "time" and chosen.samples_to_target is None:
         yield Caution("target_not_reached")
     if spoilt(evidence, chosen):
@@ -52,6 +57,11 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
     by_steps = largest <= samples / STEPS_AT_LEAST < 2 * largest <= evidence.facts.n_samples
     if "batch_size" not in plan.space and chosen.global_batch_size == largest and by_steps:
         yield Caution("largest_by_steps", {"batch": largest, "steps": STEPS_AT_LEAST, "samples": samples})
+
+
+def _in_the_code(run: Run) -> bool:
+    """Tell whether a run failed by an error of the code that trains, which no other setting or budget mends."""
+    return run.state == "failed" and run.cause in ("error", "no_report")
 
 
 def _seconds_differ(evidence: Evidence) -> Caution | None:
@@ -91,6 +101,8 @@ def _not_verified(evidence: Evidence, chosen: Candidate) -> Caution:
     coming = any(run.stage == "confirm" and run.key == key for run in ledger.running)
     if not coming and (diverged := confirmations_diverged(evidence)) is not None:
         return diverged
+    if not coming and (broken := _confirmations_failed(evidence)) is not None:
+        return broken
     if plan.n_trials is not None and len(ledger) >= plan.n_trials and not ledger.running:
         return Caution("no_trial_left", {"n_trials": plan.n_trials, "needed": len(ledger) + 1})
     needed = _needed(evidence, chosen)
@@ -99,6 +111,13 @@ def _not_verified(evidence: Evidence, chosen: Candidate) -> Caution:
     lost = any(run.stage == "confirm" and run.key == key and run.state == "failed" for run in ledger)
     said = budget_text(evidence, math.ceil(needed - 1e-6), upwards=True)
     return Caution("cut_off" if lost else "no_full_run_left", {"needed": said})
+
+
+def _confirmations_failed(evidence: Evidence) -> Caution | None:
+    """Return that full runs on fresh seeds failed in the code that trains; None where one did not."""
+    ended = [run for run in evidence.ledger if run.stage == "confirm" and run.state != "running"]
+    n = sum(map(_in_the_code, ended))
+    return Caution("confirmations_failed", {"n": n}) if n and n == len(ended) else None
 
 
 def _needed(evidence: Evidence, chosen: Candidate) -> float:

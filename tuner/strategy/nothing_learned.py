@@ -1,4 +1,4 @@
-"""Whether the runs of a search say anything at all: losses that no rate changes, and losses that never fall."""
+"""Whether the runs of a search say anything at all: losses that no rate changes, that never fall, or that rise."""
 
 from __future__ import annotations
 
@@ -17,12 +17,27 @@ FALL = 0.02
 """A loss that has not fallen by this share has not fallen."""
 CURVES, STRETCH = 2, 9.0
 """So many runs, over so many times the samples of their first report, show whether losses fall."""
+RISING, RISE, FALLING = 3, 0.2, 0.15
+"""So many runs that end above their first report by the second, where none ends below its own by the third, look like
+those of a score: an accuracy rises, and moves by some percent at chance level. A rate that is too large makes a loss
+rise as well, but then there are others at which it falls."""
 
 
 def nothing_learned(runs: Iterable[Run]) -> Caution | None:
     """Return why the runs say nothing of how to train, or None: a setting chosen by them is then no answer."""
     known = [run for run in runs if run.values]
     return _rate_ignored(known) or _never_fell(known)
+
+
+def score_like(runs: Iterable[Run]) -> Caution | None:
+    """Return a caution if what is reported rises in training and never falls, as a score does; else None."""
+    curves = [[loss for _, loss in sorted(run.values.items())] for run in runs if len(run.values) > 1]
+    finite = [curve for curve in curves if all(map(math.isfinite, curve)) and curve[0] > 0]
+    rising = [curve for curve in finite if curve[-1] > (1 + RISE) * curve[0]]
+    if len(rising) < RISING or any(curve[-1] < (1 - FALLING) * curve[0] for curve in finite):
+        return None
+    first, last = max(((curve[0], curve[-1]) for curve in rising), key=lambda ends: ends[1])
+    return Caution("score_like", {"n": len(rising), "first": first, "last": last, "percent": 100 * FALLING})
 
 
 def _rate_ignored(runs: Sequence[Run]) -> Caution | None:
