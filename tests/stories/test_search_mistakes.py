@@ -187,6 +187,7 @@ HOURS = 3600.0
         ({}, known_probe(validation_s=2 * HOURS), 2 * HOURS),
         ({}, known_probe(validation_s=1.0, start_s=HOURS), HOURS),
         ({}, known_probe(), 12 * HOURS),  # How long it validates is not known.
+        ({"kind": "supervised"}, known_probe(), 12 * HOURS),
         ({"kind": "command"}, known_probe(step_s=None), 12 * HOURS),  # An epoch took longer than timing may.
         ({"step_times": ((1, 1e-6),)}, known_probe(step_s=(60.0, 0.0), validation_s=1.0), HOURS),
         ({"kind": "supervised"}, known_probe(validation_s_per_sample=100.0), HOURS),
@@ -201,6 +202,48 @@ def test_what_is_only_slow_has_not_hung(facts: dict[str, Any], probe: bstune.Pro
         proposal = strategy.ask()
         assert proposal is not None
         assert drive.patience_s(drive._begin(proposal).number) >= 2 * least_s
+
+
+def test_trials_that_have_ended_tell_what_others_take() -> None:
+    """Where no probe does: a hang does not last a day then, and a smaller batch may take as many times longer."""
+    day_s = 24 * HOURS
+    with open_storage("sqlite:///:memory:") as storage:
+        study, strategy = make_study(storage, "slow"), Strategy(Plan(n_trials=9), formula.facts, known_probe())
+        drive = Drive(study, strategy, known_probe(), tell=lambda *_: None)
+        ends = [("pruned", None, 320, 1.0), ("failed", 0.5, 1280, 1.0), ("complete", 0.5, 1280, 100.0)]
+        for state, loss, samples, seconds in ends:  # One that diverged, or failed, may not have validated.
+            number = begin(drive, strategy, 32)
+            assert drive.patience_s(number) == day_s
+            ended = dataclasses.replace(
+                study.record(number), state=state, val_loss=loss, samples=samples, seconds=seconds
+            )
+            drive._finish(ended)
+
+        assert [drive.patience_s(begin(drive, strategy, batch)) for batch in (64, 32, 8)] == [2000, 2000, 8000]
+
+
+def begin(drive: Drive, strategy: Strategy, batch: int) -> int:
+    """Begin a full run at a batch size, and return its number."""
+    proposal = strategy.ask()
+    assert proposal is not None
+    setting = dataclasses.replace(proposal.setting, global_batch_size=batch)
+    return drive._begin(dataclasses.replace(proposal, setting=setting, end_samples=1280, points=(1280,))).number
+
+
+def test_a_silence_that_ends_no_trial_for_long_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first trial that hangs may be the user's mistake; a day is long to wait for being told."""
+    monkeypatch.setattr("bstune.tuner.searching.loop.NOTED_S", 0.0)
+    said: list[str] = []
+    with open_storage("sqlite:///:memory:") as storage:
+        study, strategy = make_study(storage, "silent"), Strategy(Plan(n_trials=4), formula.facts, None)
+        drive = Drive(study, strategy, None, tell=lambda *_: None, say=said.append)
+        begin(drive, strategy, 32)
+        begin(drive, strategy, 32)
+        for _ in range(2):
+            drive._end_hung(SilentPool())
+
+    assert len(said) == 1
+    assert "counts as hung after 24 h" in said[0]
 
 
 class InterruptedPool(SilentPool):

@@ -94,7 +94,8 @@ _ways = several(
     click.option(
         "--trial-timeout",
         type=float,
-        help="Seconds of silence after which a trial counts as hung.  [default: 20 times the expected time]",
+        help="Seconds of silence after which a trial counts as hung.  [default: 20 times the expected time, "
+        "or a day where nothing tells that]",
     ),
     click.option(
         "--engine",

@@ -35,7 +35,9 @@ PATIENCE = 20
 """A trial that is silent for so many times as long as its whole run should take has hung."""
 PATIENCE_LEAST_S = 300.0
 PATIENCE_UNKNOWN_S = 86_400.0
-"""The least where it is not known what a step, or a validation, takes here: to end what is only slow costs a search."""
+"""The same where it is not known what a step, or a validation, takes here: to end what is only slow costs a search."""
+NOTED_S = 600.0
+"""The first silence that is so long is told where it does not end a trial for long."""
 ALIKE = 6
 """So many trials in a row that fail in one way say that it is not for their settings."""
 PLACE_S = 3600.0
@@ -89,6 +91,7 @@ class Drive:
         self._checked_s = -math.inf
         self._stopped: set[int] = set()
         """Running trials that were told to stop."""
+        self._silence_told = False
 
     def run(self, pool: Pool) -> str:
         """Run until the strategy wants nothing more or the time is over; return why it ended."""
@@ -223,8 +226,15 @@ class Drive:
         """End the trials that have been silent for far too long."""
         now_s = time.monotonic()
         for number, heard_s in list(self._running.items()):
-            record = self._study.record(number)
-            if now_s - heard_s > (limit_s := self.patience_s(number)):
+            record, limit_s = self._study.record(number), self.patience_s(number)
+            if limit_s >= PATIENCE_UNKNOWN_S and NOTED_S < now_s - heard_s <= limit_s and not self._silence_told:
+                self._silence_told = True
+                self._say(
+                    f"Nothing was heard of trial {number} for {NOTED_S / 60:.0f} min. It counts as hung after "
+                    f"{limit_s / 3600:.0f} h, as long as nobody knows what a trial takes here; --trial-timeout sets "
+                    "another limit."
+                )
+            if now_s - heard_s > limit_s:
                 pool.cancel(number)
                 self._end(
                     Lost(
@@ -245,17 +255,33 @@ class Drive:
             return PATIENCE_UNKNOWN_S
         facts, probe = self._strategy.facts, self._probe_of(record)
         # Stated step times may be those of another machine.
-        cost, known = Cost.of(dataclasses.replace(facts, step_times=()), probe), True
-        if not cost.known:  # By trials that have ended; their seconds hold their start and validations.
-            cost, known = self._strategy.cost, not facts.step_times
-        elif facts.kind not in ("supervised", "command"):
-            known = probe is not None and probe.validation_s is not None
+        cost = Cost.of(dataclasses.replace(facts, step_times=()), probe)
+        validates = facts.kind == "command" or (  # An epoch of a command has its validation in it.
+            probe is not None and (probe.validation_s, probe.validation_s_per_sample) != (None, None)
+        )
         validations = len(Rungs.of(facts).points(record.end_samples))
         split = (record.micro_batch_size, record.accumulation_steps)
         whole_s = cost.seconds(record.global_batch_size, record.end_samples, split, validations)
-        if whole_s is None:
-            return PATIENCE_UNKNOWN_S
-        return max(PATIENCE_LEAST_S if known else PATIENCE_UNKNOWN_S, PATIENCE * (cost.start_s + whole_s))
+        whole_s = self._by_ended_s(record) if whole_s is None or not validates else cost.start_s + whole_s
+        return PATIENCE_UNKNOWN_S if whole_s is None else max(PATIENCE_LEAST_S, PATIENCE * whole_s)
+
+    def _by_ended_s(self, record: TrialRecord) -> float | None:
+        """Return the most that a run should take by those that have ended, their starts and validations included.
+
+        No step takes longer than one of a larger batch, nor than that of a smaller one as often as it is larger.
+        """
+        found = [
+            ended.seconds
+            * max(1.0, (record.end_samples or 0) / trained)
+            * max(1.0, ended.global_batch_size / record.global_batch_size)
+            for ended in self._study.finished
+            if ended.device == record.device
+            and ended.state in ("complete", "pruned")
+            and ended.val_loss is not None  # One that diverged may not have validated.
+            and ended.seconds
+            and (trained := ended.samples - ended.start_samples) > 0
+        ]
+        return min(found, default=None)
 
     def _finish(self, record: TrialRecord) -> None:
         with uninterrupted():

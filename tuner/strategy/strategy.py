@@ -163,11 +163,6 @@ class Strategy:
         """Return what was trained so far; the probe is not in it."""
         return self._budget.spent()
 
-    @property
-    def cost(self) -> Cost:
-        """What training costs, by all that is known now."""
-        return self._evidence().cost
-
     def limits(self) -> Limits:
         """Return the batch size that memory, hardware and gradient noise each allow, as far as they are known."""
         probe, noise = self.probe, self.batch_answer().b_crit
