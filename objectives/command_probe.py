@@ -85,7 +85,8 @@ def _weigh(command: MeasuredCommand, trial: TrialSpec, device: str, meter: TreeM
         meter.step_done()
     unseen = _unseen(told, steady, command)
     if not meter.peak.peak_bytes:
-        unseen = (*unseen, "The command was over before its memory could be seen: its peak is not known.")
+        said = "had nothing on the card for minutes" if steady.over else "was over before its memory could be seen"
+        unseen = (*unseen, f"The command {said}: its peak is not known.")
     return MeasureNotes(samples if whole else 0, None, None, unseen, no_loss=no_loss)
 
 

@@ -53,6 +53,8 @@ _PREPARES = re.compile(
     r"(?i)^[^|]*\b(?:(?:down|up)?load|fetch|map|filter|token|generat|prepar|preprocess|extract|unpack|cach|convert|read)"
 )
 """Before a progress bar: it is one of what comes before training, as of `Map`, or of `Loading checkpoint shards`."""
+_LEARNS = re.compile(r"(?i)\bloss\b|\bepoch\b")
+"""No bar of what comes before training says this, whatever else is on the line: `Generator loss: 0.3 | ...`."""
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]")
 _WORDS = (b"val", b"test", b"dev", b"epoch", b"all", b"train:", b"acc@1", b"/")
 """What has none of these in it has no loss and no epoch for a ready-made pattern; most that is printed has none."""
@@ -149,7 +151,7 @@ class MetricLines:
     def _read(self, text: bytes) -> tuple[float, dict[str, str]] | None:
         """Return the loss on a line and what else the pattern has found there; note the epoch that it names."""
         line = _ESCAPES.sub("", text[-4 * MOST_LINE :].decode(errors="replace"))[-MOST_LINE:]
-        self.trains = self.trains or bool(_TRAINS.search(line) and not ("|" in line and _PREPARES.search(line)))
+        self.trains = self.trains or _trains(line)
         mark = _EPOCH.search(line)
         if mark is not None:
             self._note_epoch(int(next(filter(None, mark.groups()))))
@@ -225,6 +227,13 @@ def compiled(metric: str | None) -> dict[str, re.Pattern[str]]:
             "between 0 and 1, or in percent, name the group (?P<accuracy>...): its complement is then the loss."
         )
     return {"yours": pattern}
+
+
+def _trains(line: str) -> bool:
+    """Return whether scripts print such a line when they train."""
+    if _LEARNS.search(line):
+        return True
+    return bool(_TRAINS.search(line)) and not ("|" in line and _PREPARES.search(line))
 
 
 def _loss(found: re.Match[str]) -> float:

@@ -6,6 +6,8 @@ STEADY_S, STEADY_SHARE = 5.0, 0.5
 """In a probe memory is steady when it has not grown for so many seconds, and for this share of the run."""
 UNSEEN_S = 60.0
 """The same where the script has printed nothing that speaks of training: it may still prepare its data."""
+LOADS_S = 300.0
+"""So long a script may have nothing on the card; one that trains on the processor never has."""
 SAME_SHARE = 0.005
 """Peaks that differ by less are the same."""
 BUSY = 0.1
@@ -42,7 +44,8 @@ class Steady:
     def note(self, now_s: float, peak_bytes: int, cpu_s: float, trains: bool, printed: int = 0) -> None:
         """Take in a look, at so many seconds from the start; `printed`: the bytes of all that it has printed."""
         grew = peak_bytes > self._peak_bytes * (1 + SAME_SHARE)
-        if grew or not peak_bytes:  # While it has nothing on the card, it still loads what it will put there.
+        # While it has nothing on the card, it still loads what it will put there.
+        if grew or (not peak_bytes and now_s < LOADS_S):
             self._peak_bytes, self._grown_s = peak_bytes, now_s
         worked = cpu_s - self._busy_cpu_s
         # What it loads or downloads may need next to no processor.

@@ -175,6 +175,8 @@ def test_an_epoch_has_ended_where_the_next_is_named(text: bytes, ended: int) -> 
         ("Epoch 1/3", True),
         ("step 20 loss 0.31", True),
         (" 12%|#2        | 100/834 [00:05<00:38, 19.0it/s]", True),
+        ("Generator loss: 0.31 | Discriminator loss: 0.70", True),
+        ("12000 tokens/s | loss 2.31 | step 30", True),
         ("Map:  12%|#2        | 1000/8340 [00:05<00:38, 190.0 examples/s]", False),
         ("Loading checkpoint shards:  50%|#####     | 1/2 [00:30<00:30, 30.1s/it]", False),
         ("Running tokenizer on dataset: 100%|####| 5000/5000 [00:20<00:00, 250it/s]", False),
