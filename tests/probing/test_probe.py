@@ -10,12 +10,11 @@ from typing import Any
 
 import bstune
 import pytest
-from bstune.tuner.core.probe_results import Attempt, ProbeResult, ThroughputRow
+from bstune.tuner.core.probe_results import Attempt, ProbeResult
 from bstune.tuner.core.trials import MeasureSpec
 from bstune.tuner.probe import STABLE_MALLOC
 from bstune.tuner.probing.run import run_probe
 from bstune.tuner.report.plot import draw_probe
-from bstune.tuner.theory.step_time import fit_step_time, throughput_row
 from bstune.tuner.workers import messages
 from bstune.tuner.workers.fork_server import Host
 
@@ -414,6 +413,7 @@ def test_a_repeated_probe_runs_its_size_once(path: Path, tmp_path: Path) -> None
 
     assert [(attempt.size, attempt.outcome, attempt.steps) for attempt in seen] == [(64, "ok", 3)]
     assert (again.cached, again.micro_batch_size, again.throughput) == (True, 64, first.throughput)
+    assert again.validation_s_per_sample == first.validation_s_per_sample is not None
     assert [(result.cached, result.micro_batch_size) for result in (first, other, fresh)] == [
         (False, 64),
         (False, 32),
@@ -438,16 +438,3 @@ def test_picture_of_a_probe(tight: tuple[Host, ProbeResult, list[Attempt]], tmp_
     assert (tmp_path / "probe.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(bstune.BstuneError, match=r"Name a file such as probe.png"):
         draw_probe(tight[1], tmp_path / "probe.xyz")
-
-
-def test_step_time_line_is_fitted_to_relative_errors() -> None:
-    """Exact on an exact line; neither part negative on others."""
-    line = fit_step_time([ThroughputRow(n, n / (0.02 + 0.001 * n), 0.02 + 0.001 * n, 0.0) for n in (4, 32, 256)])
-
-    assert line is not None
-    assert (line.a_s, line.c_s_per_sample, line.saturation_batch) == pytest.approx((0.02, 0.001, 20.0))
-    assert line.step_s(64, accumulation_steps=2) == pytest.approx(2 * 0.084)
-    falling = fit_step_time([ThroughputRow(4, 0, 0.3, 0), ThroughputRow(64, 0, 0.1, 0)])
-    assert falling is not None
-    assert (falling.c_s_per_sample, falling.saturation_batch) == (0.0, None)
-    assert fit_step_time([throughput_row(4, [0.1, 0.1])]) is None

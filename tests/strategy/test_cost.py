@@ -44,10 +44,11 @@ def test_without_step_times_nothing_is_known(probe: ProbeResult | None) -> None:
     assert cost.split(256) == ((256, 1) if probe is None else (64, 4))
 
 
-def test_where_one_sample_fits_its_time_is_that_of_every_batch() -> None:
+@pytest.mark.parametrize("most", [1, 2])
+def test_where_one_or_two_samples_fit_their_time_is_that_of_every_batch(most: int) -> None:
     """One size is no line, and all batches are accumulated of it; of a larger one, less may be trained at a time."""
-    row = ThroughputRow(1, 2.0, 0.5, 0.0)
-    known = known_probe(1, step_s=None, throughput=(row,))
+    row = ThroughputRow(most, 2.0, most * 0.5, 0.0)
+    known = known_probe(most, step_s=None, throughput=(row,))
 
     assert Cost.of(FACTS, known).seconds(64, 128) == pytest.approx(64.0)
     assert not Cost.of(FACTS, replace(known, micro_batch_size=3)).known

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from bstune.tuner.core.probe_results import ThroughputRow
-from bstune.tuner.theory.step_time import fit_step_time, next_size_to_time, plateau
+from bstune.tuner.theory.step_time import fit_step_time, next_size_to_time, plateau, throughput_row
 
 
 def sizes_timed(a: float, c: float, largest: int, *, noise: float = 0.0, **options: int) -> list[ThroughputRow]:
@@ -67,3 +67,16 @@ def test_the_plateau_is_where_doubling_brings_a_twentieth() -> None:
     flat = fit_step_time([ThroughputRow(n, n / 0.1, 0.1, 0.0) for n in (4, 32)])
     assert flat is not None
     assert plateau(flat) == float("inf")
+
+
+def test_step_time_line_is_fitted_to_relative_errors() -> None:
+    """Exact on an exact line; neither part negative on others."""
+    line = fit_step_time([ThroughputRow(n, n / (0.02 + 0.001 * n), 0.02 + 0.001 * n, 0.0) for n in (4, 32, 256)])
+
+    assert line is not None
+    assert (line.a_s, line.c_s_per_sample, line.saturation_batch) == pytest.approx((0.02, 0.001, 20.0))
+    assert line.step_s(64, accumulation_steps=2) == pytest.approx(2 * 0.084)
+    falling = fit_step_time([ThroughputRow(4, 0, 0.3, 0), ThroughputRow(64, 0, 0.1, 0)])
+    assert falling is not None
+    assert (falling.c_s_per_sample, falling.saturation_batch) == (0.0, None)
+    assert fit_step_time([throughput_row(4, [0.1, 0.1])]) is None

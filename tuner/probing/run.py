@@ -149,7 +149,7 @@ def verified_again(
         attempts=(*stored.attempts, *attempts.tried),
         samples=attempts.samples,
         seconds=time.monotonic() - attempts.started_s,
-        validation_s_per_sample=attempts.validation_s_per_sample(stored.micro_batch_size),
+        validation_s_per_sample=stored.validation_s_per_sample,  # A run that is recorded times none.
         cached=True,
     )
 
@@ -283,7 +283,7 @@ def _result(host: Host, attempts: Attempts, answer: Answer, final: Reading) -> P
         line = MemoryLine(answer.fixed_bytes, answer.bytes_per_sample, predicted, final.peak_bytes, error)
     if any(attempt.outcome == "limit" and attempt.size == 1 for attempt in attempts.tried):
         attempts.warn("A micro-batch of 1 does not train (BatchNorm needs at least 2), so it was skipped.")
-    if answer.limited_by == "memory" and not attempts.accumulates:
+    if answer.limited_by not in ("dataset", "max_batch") and not attempts.accumulates:  # Larger ones are accumulated.
         attempts.warn(
             "The loop looks at neither trial.accumulation_steps nor trial.global_batch_size, so it makes a step of "
             f"each micro-batch: larger batches than {size} would be trained in steps of no more than that. Accumulate "

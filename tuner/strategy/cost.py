@@ -128,9 +128,9 @@ class Cost:
 
 
 def probed_line(probe: ProbeResult) -> StepTimeLine | None:
-    """Return the step-time line of a probe; where a single sample is all that fits, its time is known, and enough."""
+    """Return the step-time line of a probe; where one or two samples are all that fits, their time is enough."""
     rows = probe.throughput
-    if probe.step_time_line is None and len(rows) == 1 and probe.micro_batch_size == 1:
+    if probe.step_time_line is None and len(rows) == 1 and probe.micro_batch_size <= 2:
         return StepTimeLine(0.0, rows[0].s_per_step / rows[0].batch_size, 0.0)
     return probe.step_time_line
 
