@@ -91,7 +91,8 @@ def search(
             or `"1.5h"`.
         n_trials: Most trials of the study.
         timeout: Most seconds of this call.
-        trial_timeout: Seconds of silence after which a trial counts as hung; by default many times what it should take.
+        trial_timeout: Seconds of silence after which a trial counts as hung; by default many times what it should take,
+            or a day where nothing tells that.
         space: Dimensions to fix or add, by name (`batch_size`, `learning_rate`, or your own): a scalar fixes, a list
             means exactly these, `(lo, hi)` a log range, an Optuna distribution itself; a `bstune.When` is there only
             where another dimension has a certain value.

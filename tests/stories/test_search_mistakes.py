@@ -12,6 +12,7 @@ import bstune
 import pytest
 from bstune.tests.stories.bowl import BUDGET, failing, formula, search
 from bstune.tuner.core.arguments import check_search
+from bstune.tuner.core.probe_results import Attempt
 from bstune.tuner.core.specs import Plan
 from bstune.tuner.core.trials import TrialSpec, Verdict
 from bstune.tuner.engines.base import Event
@@ -179,6 +180,8 @@ def test_a_hung_trial_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HOURS = 3600.0
+LOADS = Attempt(512, "ok", 1 << 30, HOURS, 3, 8, None, None)
+"""An attempt of a probe of a model that takes long to load."""
 
 
 @pytest.mark.parametrize(
@@ -191,6 +194,7 @@ HOURS = 3600.0
         ({"kind": "command"}, known_probe(step_s=None), 12 * HOURS),  # An epoch took longer than timing may.
         ({"step_times": ((1, 1e-6),)}, known_probe(step_s=(60.0, 0.0), validation_s=1.0), HOURS),
         ({"kind": "supervised"}, known_probe(validation_s_per_sample=100.0), HOURS),
+        ({"kind": "supervised"}, known_probe(validation_s_per_sample=0.0, attempts=(LOADS,)), HOURS),
     ],
 )
 def test_what_is_only_slow_has_not_hung(facts: dict[str, Any], probe: bstune.ProbeResult, least_s: float) -> None:
