@@ -176,6 +176,13 @@ class LoopObjective(HasSource):
         seed_everything(spec.seed)
         run = MeasuredRun(spec, device, meter)
         meter.phase("train")
+
+        def accumulates() -> bool:
+            read = {"accumulation_steps", "global_batch_size"} & run.trial.read
+            return spec.accumulation_steps == 1 or bool(read)
+
+        # One that steps at each micro-batch comes to its end, and to its validation, with so many more steps.
+        run.watch.times = lambda: 1 if spec.timed_s > 0 or accumulates() else spec.accumulation_steps
         with run.watch.hooked(), suppress(Enough, TrialPruned):
             self.function(run.trial)
         return MeasureNotes(
@@ -185,8 +192,7 @@ class LoopObjective(HasSource):
             start_s=run.watch.start_s,
             validation_s=run.validation_s,
             warnings=self._unseen(run.trial, run.watch, run.reports, spec),
-            accumulates=spec.accumulation_steps == 1
-            or not run.trial.read.isdisjoint({"accumulation_steps", "global_batch_size"}),
+            accumulates=accumulates(),
         )
 
     def _unseen(
@@ -362,6 +368,9 @@ class StepWatch:
         self._meter = meter
         self._n_steps = n_steps
         self._max_steps = max_steps
+        self.times: Callable[[], int] = lambda: 1
+        """By what to multiply the steps of a loop that does not accumulate, asked at each of them."""
+        self._trained = False
         self._timed_s = timed_s
         self._first: Any = None
         self._deadline_s = float("inf")
@@ -405,7 +414,7 @@ class StepWatch:
             # The first optimizer to step counts the steps; a second one, as a GAN has, does not count them twice.
             self._first, self.optimizer_name = optimizer, type(optimizer).__name__
         late = self.steps >= self._n_steps + LEAST_TIMED and time.perf_counter() > self._deadline_s
-        if optimizer is self._first and (self.steps >= self._max_steps or late):
+        if optimizer is self._first and (self.steps >= self._max_steps * self.times() or late):
             raise Enough
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -414,7 +423,8 @@ class StepWatch:
         self.steps += 1
         self._meter.step_done()
         self.stepped_s = time.perf_counter()
-        if self.steps == self._n_steps:
+        if not self._trained and self.steps >= self._n_steps * self.times():
+            self._trained = True
             self._meter.holds(**optimizer_bytes([optimizer], []))
             self._meter.phase("timing" if self._timed_s else "validation")
             self._deadline_s = time.perf_counter() + self._timed_s if self._timed_s else float("inf")

@@ -113,6 +113,7 @@ def test_a_loop_that_accumulates_otherwise_than_asked_is_told() -> None:
         measured(rarely)
     assert [measured(each).accumulates for each in (always, as_asked)] == [False, True]
     assert measured(always, accumulation_steps=1).accumulates  # It was not asked to.
+    assert [measured(each).warnings for each in (always, as_asked)] == [(), ()]  # Both were seen to validate.
 
 
 def test_a_loop_says_what_its_model_is_called() -> None:
