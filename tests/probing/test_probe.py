@@ -95,6 +95,15 @@ def big():
     return nn.Linear(8192, 8192)  # 256 MiB of parameters.
 
 plain = bstune.Supervised(net, data, data)
+@bstune.objective(n_samples=N)
+def own_validation(trial):
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=trial.learning_rate)
+    for _ in range(0, trial.max_samples, trial.micro_batch_size):
+        optimizer.step()
+    held.clear()
+    held.append(torch.ones((600 if trial.micro_batch_size > 150 else 1) << 18))  # A leap that no line foresees.
+    trial.report(1.0, samples=trial.max_samples)
+
 memory = bstune.Supervised(net, data, data, training_step=mib_per_sample, validation_step=loss_of)
 validation = bstune.Supervised(net, data, data, validation_step=hungry_validation)
 slow = bstune.Supervised(net, data, data, validation_step=slow_validation)
@@ -264,6 +273,16 @@ def test_validation_that_takes_more_than_training_gets_a_smaller_batch(path: Pat
     assert result.eval_batch_size is not None
     assert 5 <= result.eval_batch_size <= 60
     assert {attempt.phase for attempt in result.attempts if attempt.outcome == "oom"} == {"validation"}
+
+
+def test_a_loop_that_validates_in_batches_of_its_own_is_not_asked_for_smaller_ones(path: Path) -> None:
+    """It would take as much memory each time: what does not fit in validation calls for a smaller micro-batch."""
+    result = probe_of(path, "own_validation", memory_mib=BASE_MIB + 400)
+
+    too_large = [attempt.size for attempt in result.attempts if attempt.outcome == "oom"]
+    assert 1 < result.micro_batch_size <= 150
+    assert too_large
+    assert len(set(too_large)) == len(too_large)
 
 
 def test_batch_norm_at_one_is_a_limit_and_not_a_bug(path: Path) -> None:

@@ -180,6 +180,7 @@ class Attempts:
                 and attempt.phase == "validation"
                 and eval_size > facts.longest  # No batch is smaller, whatever it is to hold.
                 and attempt.steps >= n_steps
+                and not (failure is None and self.eval_unseen)  # It validates in batches of its own, whatever is asked.
             ):
                 eval_size = self._eval_limit = max(facts.longest, eval_size // 2)
                 continue
