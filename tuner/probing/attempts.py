@@ -144,27 +144,7 @@ class Attempts:
         n_steps = FINAL_STEPS if final else STEPS
         fluke: str | None = None
         while True:
-            both = not timed_s and (facts.kind == "supervised" or 2 * size * facts.world_size <= facts.n_samples)
-            # A trace sees one process.
-            traced = (
-                self.foresight.wants_trace
-                and not timed_s
-                and not self.is_command
-                and self.host.facts.world_size == 1
-                and not (self.validation_is_untimed and size in self.eval_sizes)
-            )
-            # With the answer; where that was traced, with the first size that is timed.
-            validates = not traced and (final or (timed_s > 0 and not self.validation_s))
-            spec = MeasureSpec(
-                size,
-                eval_size,
-                2 if both else 1,
-                n_steps,
-                self.seed,
-                timed_s,
-                times_validation=validates,
-                params=self.host.params,
-            )
+            spec, traced = self._spec(size, eval_size, n_steps, timed_s, final=final)
             attempt, reading, failure = self._once(spec, traced=traced)
             if attempt is None:
                 continue
@@ -191,6 +171,33 @@ class Attempts:
                 if final:
                     self.eval_sizes[size] = eval_size
             return attempt, reading
+
+    def _spec(
+        self, size: int, eval_size: int, n_steps: int, timed_s: float, *, final: bool
+    ) -> tuple[MeasureSpec, bool]:
+        """Return what one attempt is to run, and whether its memory is traced."""
+        facts = self.host.facts
+        both = not timed_s and (facts.kind == "supervised" or 2 * size * facts.world_size <= facts.n_samples)
+        traced = (
+            self.foresight.wants_trace
+            and not timed_s
+            and not self.is_command
+            and facts.world_size == 1  # A trace sees one process.
+            and not (self.validation_is_untimed and size in self.eval_sizes)
+        )
+        # With the answer; where that was traced, with the first size that is timed.
+        validates = not traced and (final or (timed_s > 0 and not self.validation_s))
+        spec = MeasureSpec(
+            size,
+            eval_size,
+            2 if both else 1,
+            n_steps,
+            self.seed,
+            timed_s,
+            times_validation=validates,
+            params=self.host.params,
+        )
+        return spec, traced
 
     def _once(
         self, spec: MeasureSpec, *, traced: bool
