@@ -268,7 +268,9 @@ class Command:
             raise ObjectiveError(no_metric(self.metric))
         if trial.last_samples < ENDED_EARLY * spec.end_samples:
             told = (
-                "" if self.told_the_end else " Give it {max_epochs} where it takes its epochs, or name fewer --epochs."
+                " Does it stop early by itself? Runs are compared at equal samples: switch that off in trials."
+                if self.told_the_end
+                else " Give it {max_epochs} where it takes its epochs, or name fewer --epochs; let it not stop early."
             )
             raise ObjectiveError(
                 f"The command ended (exit code 0) after {trial.last_samples} samples by its losses: expected "

@@ -85,6 +85,7 @@ FIGURES: dict[CautionCode, dict[str, float]] = {
     "one_rate": {"rate": 0.004, "batch": 32},
     "highest_rate": {"rate": 0.004, "batch": 32},
     "lowest_rate": {"rate": 0.004, "batch": 32},
+    "starts_long": {"start": 16, "batch": 128},
     "took_longer": {"times": 5.5},
     "took_less": {"times": 0.4},
     "largest_by_steps": {"batch": 16, "steps": 100, "samples": 1600.0},

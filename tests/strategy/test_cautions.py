@@ -97,3 +97,16 @@ def test_trials_that_fail_in_the_users_code_are_told_and_no_larger_budget_is_adv
     assert warnings[0].startswith(f"Not verified: all {len(fails)} full runs on fresh seeds failed by an error")
     assert any(text.startswith(f"{len(fails)} of {len(records)} trials failed by an error") for text in warnings)
     assert not any("a budget of" in text for text in warnings)
+
+
+@pytest.mark.parametrize(("start_s", "said"), [(1000.0, True), (0.5, False), (0.0, False)])
+def test_runs_that_take_longer_to_start_than_to_train_are_told(start_s: float, said: bool) -> None:
+    """As where a loop compiles its model: the budget goes to starting."""
+    strategy = Strategy(PLAN, TABLE.facts(), replace(PROBE, start_s=start_s))
+    replay(strategy, TABLE)
+
+    warnings = strategy.recommend().warnings
+
+    assert [text[:39] for text in warnings if "first step" in text] == [
+        "A run takes 1,000 s until its first ste"
+    ] * said

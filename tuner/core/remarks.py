@@ -42,6 +42,7 @@ CautionCode = Literal[
     "lowest_rate",
     "largest_by_steps",
     "no_accumulation",
+    "starts_long",
     "took_longer",
     "took_less",
 ]

@@ -85,6 +85,11 @@ _CAUTIONS: dict[CautionCode, str] = {
         "Batch {batch} is the largest that was searched, since a larger one makes under {steps} steps in a full run of "
         "{samples:,.0f} samples. Name larger ones in the space, or train for more epochs."
     ),
+    "starts_long": (
+        "A run takes {start:,.0f} s until its first step, and a full run at batch {batch} no longer than that to "
+        "train, so most of the budget goes to starting. Leave what prepares so long out of trials: data that could be "
+        "loaded once, torch.compile."
+    ),
     "took_longer": (
         "Full runs really took {times:.2g} times as long as their step times say: the machine was busy, or something "
         "besides steps takes time. The order of settings goes by step times."

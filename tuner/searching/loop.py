@@ -319,7 +319,8 @@ class Drive:
             record,
             state="failed",
             cause="no_report",
-            reason=f"ended at {event.samples} of {end} samples without a report at its end",
+            reason=f"ended at {event.samples} of {end} samples without a report at its end: a run that stops early by "
+            "itself cannot be compared",
         )
 
     def _probe_of(self, record: TrialRecord) -> ProbeResult | None:

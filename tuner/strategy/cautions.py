@@ -21,6 +21,8 @@ from .nothing_learned import nothing_learned, score_like
 from .space import make_space
 from .untried import untried
 
+LONG_START_S = 2.0
+"""A shorter start is that of any process; from here on, one that takes half of a full run is told."""
 MISLEADING = 1.5
 """Measured seconds that differ from those of the step times by more than this factor are told."""
 
@@ -41,6 +43,9 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
         yield Caution("one_loss", {"loss": losses.pop()})
     if failed := [run for run in evidence.ledger if _in_the_code(run)]:
         yield Caution("trials_failed", {"n": len(failed), "of": len(evidence.ledger), "last": failed[-1].number})
+    clock = evidence.clock
+    if clock.cost.start_s >= LONG_START_S and clock.price_of_start() >= 0.5:
+        yield Caution("starts_long", {"start": clock.cost.start_s, "batch": clock.reference_batch})
     if plan.goal == "time" and chosen.samples_to_target is None:
         yield Caution("target_not_reached")
     if spoilt(evidence, chosen):
