@@ -55,9 +55,9 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
             between = max(0.0, usual.low - charged), min(most, usual.high - charged)
     n_trials: int | None = None
     if math.isfinite(left):
-        if n_settings < MANY:  # On the seed of the search each is run at most once, and half of them are stopped.
+        if n_settings < MANY:  # On the seed of the search each is run at most once, and many are stopped.
             price = sum(map(clock.full_price, batches)) / len(batches)
-            left = min(left, ((n_settings + 1) / 2 + min(n_settings, budget.kept)) * price)
+            left = min(left, (max(min(n_settings, 2), n_settings / 2) + min(n_settings, budget.kept)) * price)
             if n_settings == 1:
                 most = min(most, (1 + budget.kept) * price)
         n_confirm = min(budget.kept, left / 3)
