@@ -57,14 +57,15 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
     if math.isfinite(left):
         if n_settings < MANY:  # On the seed of the search each is run at most once, and many are stopped.
             price = sum(map(clock.full_price, batches)) / len(batches)
-            left = min(left, (max(min(n_settings, 2), n_settings / 2) + min(n_settings, budget.kept)) * price)
+            n_runs = max(min(n_settings, 2), n_settings / 2) + min(n_settings, budget.kept)
+            left = min(left, min(n_runs, budget.trials_left) * price)
             if n_settings == 1:
                 most = min(most, (1 + budget.kept) * price)
         n_confirm = min(budget.kept, left / 3)
         n_search = min(n_settings, 9 + TRIALS_PER_RUN[plan.goal if clock.known else "loss"] * (left - n_confirm))
         least = rungs.samples[0] / rungs.full_samples * clock.full_price(clock.reference_batch)
         n_all = min(n_search + n_confirm, left / least)
-        if budget.trials_left < n_all:
+        if budget.trials_left < n_all and n_settings >= MANY:
             left, between = left * budget.trials_left / n_all, None
         n_trials = round(min(n_all, budget.trials_left))
     seconds = most_seconds = plan.budget_s
