@@ -18,6 +18,7 @@ from ..core.trial_record import TrialRecord
 from ..core.trials import Split, TrialReport, TrialSpec, Verdict
 from ..engines.base import Event, Finished, Lost, Placed, Pool, Reported
 from ..strategy.cost import Cost
+from ..strategy.ledger import FAULTS
 from ..strategy.rungs import Rungs
 from ..studies.checkpoints import checkpoint_name
 from ..studies.model_files import ModelKeeper
@@ -338,7 +339,7 @@ class Drive:
         So it is where the first trial failed, or two in one way and none finished, or the last few all in one way: a
         file that was changed meanwhile, or data that are gone, fail whatever is tried.
         """
-        if event.cause not in ("error", "no_report"):
+        if event.cause not in FAULTS:
             return False
         ended = [record for record in self._study.finished if record.cause != "orphan"]
         way = _way(event.cause, _said(event))

@@ -16,7 +16,7 @@ from .candidates import key_of_candidate, spoilt
 from .cost import TELLING_S
 from .diverged_runs import confirmations_diverged, none_went_further
 from .evidence import Evidence
-from .ledger import Run
+from .ledger import FAULTS, Run
 from .nothing_learned import nothing_learned, score_like
 from .space import make_space
 from .untried import untried
@@ -66,7 +66,7 @@ def cautions(evidence: Evidence, chosen: Candidate) -> Iterator[Caution]:
 
 def _in_the_code(run: Run) -> bool:
     """Tell whether a run failed by an error of the code that trains, which no other setting or budget mends."""
-    return run.state == "failed" and run.cause in ("error", "no_report")
+    return run.state == "failed" and run.cause in FAULTS
 
 
 def _seconds_differ(evidence: Evidence) -> Caution | None:

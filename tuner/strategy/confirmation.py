@@ -12,7 +12,7 @@ import numpy as np
 from ..core.results import Setting
 from .evidence import Evidence
 from .gain import gains_of_confirming
-from .ledger import Key, Run
+from .ledger import FAULTS, Key, Run
 from .posterior import Model
 from .space import Point
 
@@ -37,7 +37,7 @@ def unfit(runs: Sequence[Run]) -> set[Key]:
         run.key
         for run in runs
         if run.stage == "confirm"
-        and (run.diverged or (run.state == "failed" and run.cause in ("oom", "error", "no_report")))
+        and (run.diverged or (run.state == "failed" and (run.cause == "oom" or run.cause in FAULTS)))
     }
 
 

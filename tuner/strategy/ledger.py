@@ -18,6 +18,8 @@ from ..core.trials import NoisePoint, TrialReport
 
 Key = tuple[object, ...]
 
+FAULTS = frozenset({"error", "no_report"})
+"""Why a run failed, where it is by a fault of the code that trains."""
 LATE = 1.5
 """A value at more than so many times the samples that were wanted says nothing of that point."""
 STEP_OCTAVES = 2.0

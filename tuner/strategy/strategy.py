@@ -29,7 +29,7 @@ from .diverged_runs import own_setting_diverged
 from .evidence import Evidence
 from .forecast import foresee
 from .importance import importance
-from .ledger import Ledger, Run, key_of
+from .ledger import FAULTS, Ledger, Run, key_of
 from .posterior import Context, Fits, Model
 from .race import Action
 from .recommend import recommend
@@ -42,8 +42,6 @@ RETRIES = 2
 LOST = frozenset({"orphan", "killed", "crashed", "hung"})
 BEYOND = 4.0
 """The default range of learning rates reaches this factor beyond a rate that is best so far."""
-FAULTS = frozenset({"error", "no_report"})
-"""Of the user's code."""
 HOPELESS = 12
 """Trials that diverged before any had a finite loss: the race has by then been down to the smallest learning rates."""
 
