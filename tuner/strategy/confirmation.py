@@ -90,7 +90,7 @@ def next_confirmation(
         curves, target = model.curves(points), evidence.target_gap
         gain = gains_of_confirming(evidence.worth, ln_full, curves, shifts, target, confirmed, each)
         ratio = gain / price[each]
-        if ratio.max() < LEAST_GAIN:
+        if ratio.max() < LEAST_GAIN * evidence.least_gain_factor:
             return None
         i = int(each[int(np.argmax(ratio))])
     number = fresh[i]

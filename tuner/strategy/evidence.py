@@ -23,6 +23,14 @@ from .worth import RELAPSE, Worth, curve_slope
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
+LONG_RUNS = 10.0
+"""From so many reference runs on, a search wants more of a run that it pays for (each extra dimension: as many)."""
+GROWTH = 3.0
+"""So many times the gain with each further reference run.
+
+On 29 recorded tables with a budget of 36, four in five ended after 12.7 reference runs where it had been 17.9, and half
+after 10.1 both times; what they chose was as good (octaves behind the soonest 0.15 / 0.63 and 0.15 / 0.57).
+"""
 AFFORDABLE = 0.5
 """Of the budget: a batch size whose full run costs more is not chosen, as it could not be verified."""
 
@@ -39,6 +47,8 @@ class Evidence:
     clock: Clock
     whole: float
     """The budget, in reference runs."""
+    charged: float
+    """Reference runs trained so far."""
     confirms: bool
     """A full run on a fresh seed is held back for the answer."""
     probes: Mapping[str, ProbeResult]
@@ -71,6 +81,11 @@ class Evidence:
         """Return the run of the user's present setting on the seed of the search that went furthest."""
         runs = [] if self.baseline is None else self.ledger.of(self.baseline, self.plan.seed)
         return max((run for run in runs if run.finite), key=lambda run: run.samples, default=None)
+
+    @property
+    def least_gain_factor(self) -> float:
+        """How many times the least gain a run has to bring, this late in the search."""
+        return math.pow(GROWTH, max(0.0, self.charged - LONG_RUNS * (1 + len(self.context.space.extras))))
 
     @property
     def target(self) -> float | None:

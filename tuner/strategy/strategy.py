@@ -397,6 +397,7 @@ class Strategy:
                 self.ledger,
                 clock,
                 budget.whole,
+                budget.charged,
                 budget.confirms,
                 self.probes,
             )
