@@ -202,6 +202,7 @@ class Supervised(HasSource):
 
     def _measure(self, spec: MeasureSpec, device: str, meter: Meter) -> MeasureNotes:
         meter.phase("build")
+        begun_s, start_s = time.perf_counter(), None
         # What is timed are the batches of training, and what is to fit are the worst of them.
         objective = self if spec.timed_s > 0 else self._longest.of(self)
         run = objective._run(
@@ -216,6 +217,9 @@ class Supervised(HasSource):
             run.accumulation_steps = spec.accumulation_steps if number == min(2, spec.n_steps) else 1
             run.step()
             meter.step_done()
+            if number == 1 and spec.timed_s > 0:
+                run.synchronize()
+                start_s = time.perf_counter() - begun_s
         run.accumulation_steps = spec.accumulation_steps
         meter.holds(**run.held_bytes())
         meter.phase("validation")
@@ -229,6 +233,7 @@ class Supervised(HasSource):
             wait_s=wait_s,
             cached_step_s=cached_step_s,
             validation_s_per_sample=validation_s,
+            start_s=start_s,
         )
 
     def _time_steps(self, run: TrainingRun, spec: MeasureSpec, meter: Meter) -> tuple[float, tuple[float, ...]]:

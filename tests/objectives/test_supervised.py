@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,9 @@ import pytest
 import torch
 from bstune.objectives.supervised import _validation_s
 from bstune.tests.objectives.small import N, net, run, spec_of, supervised
+from bstune.tests.objectives.told import Phases
 from bstune.tuner.core.specs import Plan
+from bstune.tuner.core.trials import MeasureSpec
 from bstune.tuner.strategy.space import make_space
 from bstune.tuner.testing.fake_device import FakeClock
 from torch import nn
@@ -34,6 +37,21 @@ def test_same_seed_gives_the_same_losses_and_another_seed_others() -> None:
     first, again, other = (run(supervised(), spec_of(seed=seed))[-1].val_loss for seed in (3, 3, 4))
 
     assert first == again != other
+
+
+def test_what_a_run_takes_before_it_trains_is_timed() -> None:
+    """Until the end of its first step, where steps are timed: what is to fit has other batches."""
+
+    def built_slowly() -> nn.Module:
+        time.sleep(0.1)
+        return net()
+
+    objective = supervised(model=built_slowly)
+    timed = objective.measure(MeasureSpec(8, 16, 1, 2, seed=0, timed_s=0.01, max_timed_steps=2), "cpu", Phases())
+
+    assert timed.start_s is not None
+    assert timed.start_s >= 0.1
+    assert objective.measure(MeasureSpec(8, 16, 1, 2, seed=0), "cpu", Phases()).start_s is None
 
 
 def test_accumulated_micro_batches_train_as_one_batch() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from bstune.tests.strategy.replayed import KINDS, TABLE, make, settings_of
 from bstune.tuner.core.specs import Forecast, Plan
+from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.engines.base import Event, Finished
 from bstune.tuner.report.progress import forecast_line
 from bstune.tuner.report.units import duration
@@ -21,6 +22,7 @@ from bstune.tuner.strategy.strategy import Strategy
 from bstune.tuner.studies.records import Records
 from bstune.tuner.testing.fake_device import known_probe
 from bstune.tuner.testing.replay import TablePool, replay
+from bstune.tuner.testing.tables import synthetic
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -68,6 +70,35 @@ def test_a_continued_run_is_charged_for_what_it_adds() -> None:
         assert r.start_samples == before.samples
         assert r.values[: len(before.values)] == before.values
     assert strategy.spent().samples == sum(r.samples - r.start_samples for r in records)
+
+
+def test_each_run_pays_for_its_start() -> None:
+    """Also one that goes on from the checkpoint of another: its model is built anew."""
+    probe = replace(known_probe(step_s=(0.01, 0.0001)), start_s=2.0)
+    table = synthetic(noise=0.1, seed=2)
+    strategy = Strategy(Plan(space=table.space, goal="time"), table.facts(**KINDS["continued"]), probe)
+
+    records = replay(strategy, table)
+
+    def seconds(r: TrialRecord) -> float:
+        batch = r.global_batch_size
+        return 2.0 + (r.samples - r.start_samples) / batch * (0.01 + 0.0001 * batch)
+
+    assert any(r.continues is not None for r in records)
+    assert strategy.spent().predicted_seconds == pytest.approx(sum(map(seconds, records)), rel=1e-3)
+
+
+def test_a_budget_far_larger_than_is_needed_is_not_used_up() -> None:
+    """Where seeds differ by half, each confirmation may overthrow the answer: the later, the more one has to gain."""
+    table = synthetic(noise=0.5, seed=1)
+    step_times = tuple((batch, 1e-4 * (64 + batch)) for batch in table.batches)
+    strategy = Strategy(Plan(budget=60, space=table.space, goal="time"), table.facts(step_times=step_times), None)
+
+    replay(strategy, table)
+
+    assert strategy.stopped_by == "converged"
+    assert strategy.recommend().verified
+    assert strategy.spent().reference_runs <= 16
 
 
 def test_n_trials_counts_confirmation_too() -> None:

@@ -176,8 +176,8 @@ class ProbeResult(Record):
     other objectives, and where it was not seen.
     """
     start_s: Amount | None = None
-    """Seconds until a command, or a loop of the user's own or of a framework, begins to train: each of its runs takes
-    them once. None for `Supervised`, and where an epoch of a command takes so long that it was not timed.
+    """Seconds until a run begins to train, which each takes once: a program starts, data is loaded, a model is built.
+    None in results of older versions, and where an epoch of a command takes so long that it was not timed.
     """
     cached: bool = False
     """The result is a stored one, whose size was run once more now."""

@@ -277,7 +277,7 @@ class MeasureNotes:
     validation_s: float | None = None
     """Seconds of a whole validation of a loop of the user's own or of a framework; None where none was seen."""
     start_s: float | None = None
-    """Seconds until a command, or a loop of the user's own, begins to train; None where they were not timed."""
+    """Seconds until it begins to train: to the end of the first step at most; None where they were not timed."""
     accumulates: bool = True
     """False: a loop of the user's own has not looked at what it was asked to accumulate."""
     no_loss: str = ""

@@ -46,7 +46,7 @@ class Cost:
     validation_s: float = 0.0
     """Seconds of one validation, where they are not part of the steps."""
     start_s: float = 0.0
-    """Seconds that each run takes once, before it trains: a command starts a program, a loop loads its data. 0 where
+    """Seconds that each run takes once, before it trains: a program starts, data is loaded, a model is built. 0 where
     nothing tells them; they are then part of the steps."""
 
     @classmethod
@@ -270,14 +270,16 @@ class Clock:
         cost, whole = self._cost_on(device)
         return cost.start_s / whole if whole else 0.0
 
-    def price_to(self, batch: int, start: int, stop: int) -> float:
-        """Return what a run costs from one point of it to another, with its validations on the way, and its start."""
-        return self._price_of_training(batch, start, stop) + (self.price_of_start() if start == 0 else 0.0)
+    def price_to(self, batch: int, start: int, stop: int, *, begins: bool = True) -> float:
+        """Return what a run costs from one point of it to another, with its validations on the way.
+
+        `begins`: it begins there, if from a checkpoint, and does not just go on.
+        """
+        return self._price_of_training(batch, start, stop) + (self.price_of_start() if begins else 0.0)
 
     def full_price(self, batch: int, *, starts: bool = True) -> float:
         """Return what a full run at this batch size costs, with its start or without."""
-        end = self.rungs.end_of(batch)
-        return self.price_to(batch, 0, end) if starts else self._price_of_training(batch, 0, end)
+        return self.price_to(batch, 0, self.rungs.end_of(batch), begins=starts)
 
     def _price_of_training(self, batch: int, start: int, stop: int) -> float:
         asked = (batch, start, stop)
@@ -302,8 +304,7 @@ class Clock:
         seen = sum(point > run.start_samples for point in run.values)
         coming = sum(run.samples < point <= samples for point in run.asked.points)
         device = None if run.record is None else run.record.device
-        begins = self.price_of_start(device) if run.start_samples == 0 else 0.0
-        return begins + self.price(batch, new + drawn, seen + coming, device)
+        return self.price_of_start(device) + self.price(batch, new + drawn, seen + coming, device)
 
     def correction(self, runs: Iterable[Run]) -> float:
         """Return by what factor runs have taken longer than this clock says, their start included; 1 where they agree.

@@ -37,8 +37,6 @@ LONGER = 1.2
 """A search that is unusually long already is expected to take so many times what it has taken."""
 MANY = 20
 """Settings: a search among fewer ends sooner, as each is run at most once before it is confirmed."""
-START_S = 0.08
-"""Seconds that a trial takes beside its steps: its model, its first batch (measured on two cores, small models)."""
 
 
 def foresee(evidence: Evidence, budget: Budget) -> Forecast:
@@ -67,7 +65,7 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
                 most = min(most, (1 + budget.kept) * price)
         n_confirm = min(budget.kept, left / 3)
         n_search = min(n_settings, 9 + TRIALS_PER_RUN[plan.goal if clock.known else "loss"] * (left - n_confirm))
-        least = rungs.samples[0] / rungs.full_samples * clock.full_price(clock.reference_batch)
+        least = clock.price_to(clock.reference_batch, 0, rungs.samples[0])
         n_all = min(n_search + n_confirm, left / least)
         if budget.trials_left < n_all and n_settings >= MANY:
             left, between = left * budget.trials_left / n_all, None
@@ -75,8 +73,7 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
     seconds = most_seconds = plan.budget_s
     between_s: tuple[float, float] | None = None
     if clock.reference_s is not None and n_trials is not None:
-        start_s = START_S if facts.kind == "supervised" and not len(ledger) else 0.0
-        each_s = clock.reference_s * clock.correction(ledger) + (n_trials * start_s / left if left else 0.0)
+        each_s = clock.reference_s * clock.correction(ledger)
 
         def in_seconds(runs: float) -> float:
             return min(runs * each_s, plan.budget_s or math.inf)

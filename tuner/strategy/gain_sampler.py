@@ -90,7 +90,7 @@ class GainSampler:
         own = self._context.space.point(run.setting)
         if own.key not in {each.key for each in points}:
             points.append(own)
-        price = self._clock.price_to(batch, run.samples, rungs.reach(following, batch, run.end_samples))
+        price = self._clock.price_to(batch, run.samples, rungs.reach(following, batch, run.end_samples), begins=False)
         others = self._affordable(ledger, model, points)
         best = self._most_gain(model, points, [_Option(own, following, price, None), *others])
         if best is None:

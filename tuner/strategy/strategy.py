@@ -120,7 +120,7 @@ class Strategy:
         if not counted or not budget.prunes or (run.samples < run.granted and budget.is_known(run)):
             return "go"
         reach = budget.next_stop(run.setting, run.samples, run.end_samples)
-        more = self._clock.price_to(batch, max(run.granted, run.samples), reach)
+        more = self._clock.price_to(batch, max(run.granted, run.samples), reach, begins=False)
         if more > self._search_left(budget):
             return "stop"
         self._widen()
