@@ -24,7 +24,9 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 LONG_RUNS = 10.0
-"""From so many reference runs on, a search wants more of a run that it pays for (each extra dimension: as many)."""
+"""From so many reference runs on, or as many again for each extra dimension, a search asks for more gain."""
+LONG_SHARE = 3
+"""But not before one over this of the budget is used: who pays for a long search gets one."""
 GROWTH = 3.0
 """So many times the gain with each further reference run.
 
@@ -33,6 +35,16 @@ after 10.1 both times; what they chose was as good (octaves behind the soonest 0
 """
 AFFORDABLE = 0.5
 """Of the budget: a batch size whose full run costs more is not chosen, as it could not be verified."""
+
+
+def long_from(whole: float, n_extras: int) -> float:
+    """Return the reference runs of a budget after which a search is long.
+
+    Example:
+        >>> long_from(12, 0), long_from(60, 0), long_from(36, 1)
+        (10.0, 20.0, 20.0)
+    """
+    return max(LONG_RUNS * (1 + n_extras), whole / LONG_SHARE)
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Evidence:
     @property
     def least_gain_factor(self) -> float:
         """How many times the least gain a run has to bring, this late in the search."""
-        return math.pow(GROWTH, max(0.0, self.charged - LONG_RUNS * (1 + len(self.context.space.extras))))
+        return math.pow(GROWTH, max(0.0, self.charged - long_from(self.whole, len(self.context.space.extras))))
 
     @property
     def target(self) -> float | None:
