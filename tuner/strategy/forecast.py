@@ -31,8 +31,8 @@ recorded tables, two or three seeds of each.
 By time, where no search was long by its budget of 36: 4.6, 9.8, 21.3 on 29 tables at a / c = 128, five by measured
 times and eight at 16. Where searches are long from 10 on: 4.3, 10.1, 13.5 at 128, 4.2, 9.3, 12.9 at 16, 6.1, 9.1, 12.1
 by measured times; those of the 17 tables that are trainings of small models end later (half after 12.2, 11.1, 9.1) than
-those of LCBench. By loss and for the largest: 2.8, 6.0, 11.9 and 1.6, 2.3, 6.4 on 17 tables at 16 and 128; on 14 tables,
-as loops and as `Supervised`, half ended after 3.8 and 3.2. What is taken lies between.
+those of LCBench. By loss and for the largest: 2.8, 6.0, 11.9 and 1.6, 2.3, 6.4 on 17 tables at 16 and 128; on 14, as
+loops and as `Supervised`, half ended after 3.8 and 3.2. What is taken lies between.
 """
 LONG_BY = 3.5
 """Reference runs by which nine in ten of the searches that get there are over after they are long, in the same."""
