@@ -194,7 +194,7 @@ LOADS = Attempt(512, "ok", 1 << 30, HOURS, 3, 8, None, None)
         ({"kind": "command"}, known_probe(step_s=None), 12 * HOURS),  # An epoch took longer than timing may.
         ({"step_times": ((1, 1e-6),)}, known_probe(step_s=(60.0, 0.0), validation_s=1.0), HOURS),
         ({"kind": "supervised"}, known_probe(validation_s_per_sample=100.0), HOURS),
-        ({"kind": "supervised"}, known_probe(validation_s_per_sample=0.0, attempts=(LOADS,)), HOURS),
+        ({"kind": "supervised"}, known_probe(validation_s_per_sample=0.0, start_s=1.0, attempts=(LOADS,)), HOURS),
     ],
 )
 def test_what_is_only_slow_has_not_hung(facts: dict[str, Any], probe: bstune.ProbeResult, least_s: float) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from bstune.tests.strategy.replayed import KINDS, TABLE, make, settings_of
-from bstune.tuner.core.specs import Forecast, Plan
+from bstune.tuner.core.specs import Forecast, Plan, Proposal
 from bstune.tuner.core.trial_record import TrialRecord
 from bstune.tuner.engines.base import Event, Finished
 from bstune.tuner.report.progress import forecast_line
@@ -86,6 +86,51 @@ def test_each_run_pays_for_its_start() -> None:
 
     assert any(r.continues is not None for r in records)
     assert strategy.spent().predicted_seconds == pytest.approx(sum(map(seconds, records)), rel=1e-3)
+
+
+def test_what_is_held_back_for_a_run_has_its_start_in_it_once() -> None:
+    """Whether it begins afresh or from a checkpoint: what is left falls by the price of starting."""
+    probe = replace(known_probe(step_s=(0.01, 0.0001)), start_s=2.0)
+    table = synthetic(noise=0.1, seed=2)
+    strategy = Strategy(Plan(space=table.space, goal="time"), table.facts(**KINDS["continued"]), probe)
+    begun: list[tuple[bool, float, float]] = []
+    started, price = strategy.started, strategy._clock.price_of_start()
+
+    def watched(number: int, proposal: Proposal) -> None:
+        before, asked = strategy._budget.left, strategy._budget.price_of_starting(proposal)
+        started(number, proposal)
+        begun.append((proposal.continues is not None, before - strategy._budget.left, asked))
+
+    strategy.started = watched  # type: ignore[method-assign]
+    replay(strategy, table)
+
+    assert {continues for continues, _, _ in begun} == {True, False}
+    for _, held, asked in begun:
+        assert held == pytest.approx(asked, abs=1e-6)
+        assert held > price > 0
+
+
+def test_the_present_setting_does_not_make_a_search_long() -> None:
+    """Its full run may take half of the budget, and nothing was searched by it."""
+    table = synthetic(noise=0.5, seed=1)
+    step_times = tuple((batch, 1e-4 * (512 + batch)) for batch in table.batches)
+    plan = Plan(budget=30, space=table.space, goal="time", baseline=(32, table.learning_rates[4]))
+    strategy = Strategy(plan, table.facts(step_times=step_times), None)
+
+    records = replay(strategy, table)
+
+    assert records[0].stage == "baseline"
+    assert strategy._evidence().searched == pytest.approx(strategy.spent().reference_runs - (512 / 32 + 1) / 2)
+
+
+def test_a_search_that_does_not_end_by_itself_confirms_what_it_has_kept_a_budget_for() -> None:
+    """At random, and where no step time is known, a search goes on to the end of its budget, however long that is."""
+    table = synthetic(noise=0.5, seed=1)
+    strategy = make(table, budget=24)
+
+    records = replay(strategy, table)
+
+    assert sum(r.stage == "confirm" for r in records) > 1
 
 
 def test_a_budget_far_larger_than_is_needed_is_not_used_up() -> None:

@@ -267,7 +267,7 @@ class Drive:
             whole_s = self._by_ended_s(record)
         elif probe is not None:  # An attempt of the probe has a start in it, as where a model is loaded for long.
             begun_s = (attempt.seconds for attempt in probe.attempts if attempt.outcome == "ok")
-            whole_s += cost.start_s or min(begun_s, default=0.0)
+            whole_s += max(cost.start_s, min(begun_s, default=0.0))
         return PATIENCE_UNKNOWN_S if whole_s is None else max(PATIENCE_LEAST_S, PATIENCE * whole_s)
 
     def _by_ended_s(self, record: TrialRecord) -> float | None:

@@ -33,6 +33,8 @@ GROWTH = 3.0
 On 29 recorded tables with a budget of 36, four in five ended after 12.7 reference runs where it had been 17.9, and half
 after 10.1 both times; what they chose was as good (octaves behind the soonest 0.15 / 0.63 and 0.15 / 0.57).
 """
+MOST_OVER = 100.0
+"""Reference runs past that tell no more: nothing brings so much."""
 AFFORDABLE = 0.5
 """Of the budget: a batch size whose full run costs more is not chosen, as it could not be verified."""
 
@@ -59,8 +61,8 @@ class Evidence:
     clock: Clock
     whole: float
     """The budget, in reference runs."""
-    charged: float
-    """Reference runs trained so far."""
+    searched: float
+    """Reference runs trained so far, but for the user's present setting and what was lost."""
     confirms: bool
     """A full run on a fresh seed is held back for the answer."""
     probes: Mapping[str, ProbeResult]
@@ -95,9 +97,17 @@ class Evidence:
         return max((run for run in runs if run.finite), key=lambda run: run.samples, default=None)
 
     @property
+    def ends_by_itself(self) -> bool:
+        """Whether the search ends when more does not pay off; others go on to the end of the budget."""
+        return self.clock.known and self.plan.sampler == "auto"
+
+    @property
     def least_gain_factor(self) -> float:
         """How many times the least gain a run has to bring, this late in the search."""
-        return math.pow(GROWTH, max(0.0, self.charged - long_from(self.whole, len(self.context.space.extras))))
+        if not self.ends_by_itself:
+            return 1.0
+        over = self.searched - long_from(self.whole, len(self.context.space.extras))
+        return math.pow(GROWTH, min(max(over, 0.0), MOST_OVER))
 
     @property
     def target(self) -> float | None:

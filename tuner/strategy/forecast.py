@@ -52,14 +52,11 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
     left = most = max(0.0, budget.left)
     rates, batches = space.learning_rates, space.batches
     n_settings = math.inf if space.extras else len(batches) * len(rates)
-    # Others go on to the end of the budget.
-    ends_by_itself = clock.known and plan.sampler == "auto"
     between: tuple[float, float] | None = None
-    charged, n_extras = budget.charged, len(space.extras)
-    usual = Usual(*(runs * (1 + n_extras) for runs in USUAL_RUNS[plan.goal]))
+    charged, n_extras = evidence.searched, len(space.extras)
     longest = long_from(budget.whole, n_extras) + LONG_BY
-    usual = usual._replace(high=min(usual.high, longest))
-    if ends_by_itself:
+    usual = Usual(*(min(runs * (1 + n_extras), longest) for runs in USUAL_RUNS[plan.goal]))
+    if evidence.ends_by_itself:
         left = min(left, max(usual.middle, (charged + usual.high) / 2, LONGER * charged) - charged)
         if left < most and n_settings >= MANY and charged < usual.middle:
             between = max(0.0, usual.low - charged), min(most, usual.high - charged)

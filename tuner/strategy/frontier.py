@@ -28,9 +28,10 @@ def soonest(evidence: Evidence, found: Sequence[Candidate]) -> Candidate | None:
         return None
     assert evidence.model is not None
     losses = evidence.model.losses([setting_of(c) for c in ended])
-    target = float(losses.min())
+    target, start_s = float(losses.min()), evidence.cost.start_s  # Each pays it once.
     times = [
-        math.log(c.seconds_per_full_run or math.inf) + math.log(evidence.worth.full_runs_to(float(loss), target))
+        start_s
+        + max(0.0, (c.seconds_per_full_run or math.inf) - start_s) * evidence.worth.full_runs_to(float(loss), target)
         for c, loss in zip(ended, losses, strict=True)
     ]
     return ended[int(np.argmin(times))]

@@ -389,6 +389,7 @@ class Strategy:
         state = (self.ledger.version, self.space, self.probe, self.plan)
         if self._known_evidence is None or self._known_evidence[0] != state:
             budget, context, clock = self._budget, self._context(), self._clock
+            beside = [run for run in self.ledger if run.stage == "baseline" or run.cause in LOST]
             evidence = Evidence(
                 self.plan,
                 self.facts,
@@ -397,7 +398,7 @@ class Strategy:
                 self.ledger,
                 clock,
                 budget.whole,
-                budget.charged,
+                budget.charged - sum(map(clock.price_of, beside)),
                 budget.confirms,
                 self.probes,
             )
