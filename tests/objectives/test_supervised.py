@@ -242,6 +242,28 @@ def test_checkpoints_do_not_fill_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert path.exists() == (free_bytes > 1000)
 
 
+@pytest.mark.parametrize(("batch_s", "took_s"), [(0.01, 0.02), (1.0, 9 / 8)])
+def test_a_quick_validation_is_timed_whole(batch_s: float, took_s: float) -> None:
+    """Its last batch, of one sample, takes as long as the first, of eight; a long one is not run whole to be timed."""
+    clock = FakeClock()
+
+    def validated(batch: int) -> int:
+        clock.advance(batch_s)
+        return batch
+
+    run: Any = SimpleNamespace(
+        clock=clock,
+        validation=lambda size: [(size, size), (1, 1)],
+        validate_batch=validated,
+        validate_once=validated,
+        model=torch.nn.Identity(),
+        objective=SimpleNamespace(num_workers=0, val_tokens=None, val_data=range(9), precise_batch_norm="auto"),
+        world_size=1,
+    )
+
+    assert 9 * _validation_s(run, 8) == pytest.approx(took_s)
+
+
 @pytest.mark.parametrize(
     ("n_batches", "later_s", "took_s"), [(40, 1.0, 10.0 + 39.0), (40, 12.0, 10.0 + 39 * 12.0), (1, 0, 10.0)]
 )
