@@ -34,7 +34,7 @@ On 29 recorded tables with a budget of 36, four in five ended after 12.7 referen
 after 10.1 both times; what they chose was as good (octaves behind the soonest 0.15 / 0.63 and 0.15 / 0.57).
 """
 MOST_OVER = 100.0
-"""Reference runs past that tell no more: nothing brings so much."""
+"""No more reference runs past that are counted: nothing brings so much gain."""
 AFFORDABLE = 0.5
 """Of the budget: a batch size whose full run costs more is not chosen, as it could not be verified."""
 
