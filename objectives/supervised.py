@@ -366,8 +366,8 @@ def _validation_s(run: TrainingRun, eval_batch_size: int) -> float:
 def _quicker(run: TrainingRun, eval_batch_size: int, n_all: int) -> float:
     """Return the seconds for each sample of a validation: of a whole one where that is quick, else of a batch.
 
-    A whole one has what a batch does not tell: its last batch is smaller, and costs nearly as much. Where a batch is
-    quick, the first of two only warms up.
+    A whole one has what a batch does not tell: its last batch is smaller, and costs nearly as much. Of a
+    batch that is quick the fewer of two count.
     """
     seconds: list[float] = []
     while not seconds or (len(seconds) < 2 and seconds[0] < QUICK_S):

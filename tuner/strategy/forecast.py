@@ -53,13 +53,13 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
     rates, batches = space.learning_rates, space.batches
     n_settings = math.inf if space.extras else len(batches) * len(rates)
     between: tuple[float, float] | None = None
-    charged, n_extras = evidence.searched, len(space.extras)
+    searched, n_extras = evidence.searched, len(space.extras)
     longest = long_from(budget.whole, n_extras) + LONG_BY
     usual = Usual(*(min(runs * (1 + n_extras), longest) for runs in USUAL_RUNS[plan.goal]))
     if evidence.ends_by_itself:
-        left = min(left, max(usual.middle, (charged + usual.high) / 2, LONGER * charged) - charged)
-        if left < most and n_settings >= MANY and charged < usual.middle:
-            between = max(0.0, usual.low - charged), min(most, usual.high - charged)
+        left = min(left, max(usual.middle, (searched + usual.high) / 2, LONGER * searched) - searched)
+        if left < most and n_settings >= MANY and searched < usual.middle:
+            between = max(0.0, usual.low - searched), min(most, usual.high - searched)
     n_trials: int | None = None
     if math.isfinite(left):
         if n_settings < MANY:  # On the seed of the search each is run at most once, and many are stopped.
