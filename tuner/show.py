@@ -108,7 +108,7 @@ def _shown(study: Study, storage: Storage) -> Shown:
 
     strategy = stored_strategy(study)
     result = result_so_far(study, strategy, stopped_by or "interrupted")
-    budget, rungs = strategy.whole, strategy.rungs.samples
+    budget, rungs = strategy.planned_end, strategy.rungs.samples
     return Shown(headline, study.records, study.probe, result, strategy.facts, is_running, study.name, budget, rungs)
 
 

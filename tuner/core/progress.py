@@ -21,11 +21,11 @@ class Progress:
     kind: Literal["study", "warning", "note", "probe", "forecast", "start", "report", "finish"]
     study: str
     budget: float
-    """Reference runs."""
+    """Reference runs that the search plans to use of its budget."""
     spent: float = 0.0
     """Reference runs."""
     budget_s: float | None = None
-    """The budget in seconds, where the user gave a duration; how many reference runs that is, trials tell."""
+    """The same in seconds, where the user gave a duration; how many reference runs that is, trials tell."""
     forecast: Forecast | None = None
     facts: Facts | None = None
     """Of the objective, with the forecast."""

@@ -168,8 +168,8 @@ class Forecast(Record):
     n_trials: int | None
     """About this many trials, most of them stopped early; None where the budget is a duration and no step was timed."""
     reference_runs: float | None
-    """About this much training is left, in full runs at the reference batch: many searches end by themselves. None
-    where nobody knows yet how many of them a duration is.
+    """About this much training is left, in full runs at the reference batch. None where nobody knows yet how many of
+    them a duration is.
     """
     reference_batch: int
     seconds: float | None
@@ -179,13 +179,13 @@ class Forecast(Record):
     batch_range: tuple[int, int]
     learning_rate_range: tuple[float, float]
     usual_reference_runs: tuple[float, float] | None = None
-    """Within these four of five such searches end; None where the budget is no more than what half of them take, where
-    much of that is spent, and where step times are not known or few settings are searched.
+    """Between these it ends; None where step times are not known, where few settings are searched, and where it ends by
+    `n_trials`.
     """
     usual_seconds: tuple[float, float] | None = None
     """The same in seconds; None where `usual_reference_runs` is."""
     most_reference_runs: float | None = None
-    """What the budget leaves: at most so many are run; None where `reference_runs` is."""
+    """What the budget leaves: of a large one a search plans to use less. None where `reference_runs` is."""
     most_seconds: float | None = None
     """The same in seconds; None where `seconds` is."""
     sizes_end_by: SizesEnd | None = None

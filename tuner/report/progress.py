@@ -86,7 +86,7 @@ def forecast_line(forecast: Forecast) -> str:
     )
     if forecast.usual_seconds is not None:
         low, high = map(duration, forecast.usual_seconds)
-        took += f", usually {f'{low} to' if forecast.usual_seconds[0] else 'up to'} {high}"
+        took += f" ({f'{low} to' if forecast.usual_seconds[0] else 'at most'} {high})"
     if tells_probe(forecast.probe_seconds, forecast.seconds):
         took += f", after a probe of {duration(forecast.probe_seconds)}"
     said = f"as many trials as fit in {took}: how many, the first ones show"
@@ -102,12 +102,13 @@ def forecast_line(forecast: Forecast) -> str:
 
 
 def _most(forecast: Forecast) -> str:
-    """Return what the budget allows, where that is more than is expected."""
-    left, most = forecast.reference_runs, forecast.most_reference_runs
-    if left is None or most is None or most <= left:
+    """Return what the budget allows, where that is more than is planned."""
+    left, most, between = forecast.reference_runs, forecast.most_reference_runs, forecast.usual_reference_runs
+    longest = left if between is None else between[1]
+    if longest is None or most is None or most <= 1.01 * longest:
         return ""
     took = "" if forecast.most_seconds is None else f" ({duration(forecast.most_seconds)})"
-    return f"; at most {most:.3g} runs{took}, if more promises to pay"
+    return f"; the budget allows {most:.3g} runs{took}"
 
 
 def probe_line(budget_s: float | None) -> str:

@@ -21,7 +21,7 @@ from .view import even
 
 _ENDS = {
     "interrupted": "not finished",
-    "converged": "ended as more runs would not pay off",
+    "converged": "ended as more runs would hardly pay",
     "budget": "too little of the budget is left for another run",
     "timeout": "ended by timeout",
     "n_trials": "ended by n_trials",
@@ -433,6 +433,6 @@ def ended(stopped_by: str) -> str:
 
     Example:
         >>> ended("converged"), ended("a signal")
-        ('ended as more runs would not pay off', 'ended by a signal')
+        ('ended as more runs would hardly pay', 'ended by a signal')
     """
     return _ENDS.get(stopped_by, f"ended by {stopped_by}")

@@ -55,12 +55,9 @@ class Prepared:
 
     def tell(self, kind: Any, **details: Any) -> None:
         """Tell those who listen what has happened, and what is spent."""
-        spent = self.strategy.spent().reference_runs
-        budget_s = self.arguments.plan.budget_s
-        tell(
-            self.arguments,
-            Progress(kind, self.study.name, self.strategy.whole, spent, budget_s=budget_s, **details),
-        )
+        strategy = self.strategy
+        spent, end, end_s = strategy.spent().reference_runs, strategy.planned_end, strategy.planned_end_s
+        tell(self.arguments, Progress(kind, self.study.name, end, spent, budget_s=end_s, **details))
 
     def best(self) -> Recommendation | None:
         """Return the best so far; None where nothing was learned yet."""

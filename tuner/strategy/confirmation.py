@@ -12,7 +12,7 @@ import numpy as np
 from ..core.results import Setting
 from .evidence import Evidence
 from .gain import gains_of_confirming
-from .ledger import FAULTS, Key, Run
+from .ledger import FAULTS, LOST, RETRIES, Key, Run
 from .posterior import Model
 from .space import Point
 
@@ -42,7 +42,7 @@ def unfit(runs: Sequence[Run]) -> set[Key]:
 
 
 def next_confirmation(
-    evidence: Evidence, left: float, slack: float, retries: int, lost: frozenset[str], *, fitted: bool = False
+    evidence: Evidence, left: float, slack: float, *, fitted: bool = False, at_any_gain: bool = False
 ) -> Confirmation | None:
     """Return the full run on a fresh seed that is worth most, or None where none is worth its price.
 
@@ -52,17 +52,18 @@ def next_confirmation(
     Args:
         evidence: All that is known.
         left: Reference runs that may still be spent.
-        slack: By how much the first may pass that, because a loop of the user reports when it likes.
-        retries: How often a run that was lost through no fault of its own is started again.
-        lost: Causes that are no fault of the setting.
+        slack: By how much the first may pass that: by what the search does not plan to use of its budget, and as a loop
+            reports when it likes.
         fitted: Prices are fitted to the trials: the first may cost a reference run, whatever is left by what they say
             now.
+        at_any_gain: The search is not as long yet as was announced: the run that is worth most is made all the same,
+            or where none is worth anything another one of the answer.
     """
     model = evidence.model
     if model is None or not model.leaders:
         return None
     runs = [run for run in evidence.ledger if run.stage == "confirm"]
-    seeds = _seeds(evidence, runs, retries, lost)
+    seeds = _seeds(evidence, runs)
     points = _finalists(evidence, model, unfit(runs))
     done = {run.key for run in runs if run.complete or run.state == "running"}
     first = not done
@@ -90,8 +91,10 @@ def next_confirmation(
         curves, target = model.curves(points), evidence.target_gap
         gain = gains_of_confirming(evidence.worth, ln_full, curves, shifts, target, confirmed, each)
         ratio = gain / price[each]
-        if ratio.max() < LEAST_GAIN * evidence.least_gain_factor:
+        if ratio.max() < LEAST_GAIN and not at_any_gain:
             return None
+        if ratio.max() <= 0:
+            ratio = -evidence.ln_times([points[k].setting for k in each])
         i = int(each[int(np.argmax(ratio))])
     number = fresh[i]
     assert number is not None
@@ -127,12 +130,12 @@ def _finalists(evidence: Evidence, model: Model, out: set[Key]) -> list[Point]:
     return [p for p, time in zip(found, times, strict=True) if p.key in run or time <= best]
 
 
-def _seeds(evidence: Evidence, runs: Sequence[Run], retries: int, lost: frozenset[str]) -> dict[Key, set[int]]:
+def _seeds(evidence: Evidence, runs: Sequence[Run]) -> dict[Key, set[int]]:
     """Return by setting which of the fresh seeds are taken: run, running, or lost too often."""
     taken: dict[Key, set[int]] = defaultdict(set)
     for run in runs:
         same = [other for other in runs if other.key == run.key and other.seed == run.seed]
-        if any(other.cause not in lost for other in same) or len(same) > retries:
+        if any(other.cause not in LOST for other in same) or len(same) > RETRIES:
             taken[run.key].add(run.seed - evidence.plan.seed)
     return taken
 

@@ -23,30 +23,8 @@ from .worth import RELAPSE, Worth, curve_slope
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
-LONG_RUNS = 10.0
-"""From so many reference runs on, or as many again for each extra dimension, a search asks for more gain."""
-LONG_SHARE = 3
-"""But not before one over this of the budget is used: who pays for a long search gets one."""
-GROWTH = 3.0
-"""So many times the gain with each further reference run.
-
-On 29 recorded tables at a / c = 128 with a budget of 30, four in five ended after 12.7 reference runs, and half after
-10.1; without this, with a budget of 36, after 17.9 and 10.1. Octaves behind the soonest: 0.15 / 0.63, 0.15 / 0.57.
-"""
-MOST_OVER = 100.0
-"""No more reference runs past that are counted: nothing brings so much gain."""
 AFFORDABLE = 0.5
-"""Of the budget: a batch size whose full run costs more is not chosen, as it could not be verified."""
-
-
-def long_from(whole: float, n_extras: int) -> float:
-    """Return the reference runs of a budget after which a search is long.
-
-    Example:
-        >>> long_from(12, 0), long_from(60, 0), long_from(36, 1)
-        (10.0, 20.0, 20.0)
-    """
-    return max(LONG_RUNS * (1 + n_extras), whole / LONG_SHARE)
+"""Of the length of a search: a batch size whose full run costs more is not chosen, as it could not be verified."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +39,8 @@ class Evidence:
     clock: Clock
     whole: float
     """The budget, in reference runs."""
-    searched: float
-    """Reference runs trained so far, but for the user's present setting and what was lost."""
+    length: float
+    """What of it the search plans to use, beside the user's present setting and what was lost."""
     confirms: bool
     """A full run on a fresh seed is held back for the answer."""
     probes: Mapping[str, ProbeResult]
@@ -95,19 +73,6 @@ class Evidence:
         """Return the run of the user's present setting on the seed of the search that went furthest."""
         runs = [] if self.baseline is None else self.ledger.of(self.baseline, self.plan.seed)
         return max((run for run in runs if run.finite), key=lambda run: run.samples, default=None)
-
-    @property
-    def ends_by_itself(self) -> bool:
-        """Whether the search ends when more does not pay off; others go on to the end of the budget."""
-        return self.clock.known and self.plan.sampler == "auto"
-
-    @property
-    def least_gain_factor(self) -> float:
-        """How many times the least gain a run has to bring, this late in the search."""
-        if not self.ends_by_itself:
-            return 1.0
-        over = self.searched - long_from(self.whole, len(self.context.space.extras))
-        return math.pow(GROWTH, min(max(over, 0.0), MOST_OVER))
 
     @property
     def target(self) -> float | None:
@@ -198,4 +163,4 @@ class Evidence:
 
     def affordable(self, batch: int) -> bool:
         """Return whether the search can pay for a full run at a batch size, and for what it rests on."""
-        return self.clock.full_price(batch) <= max(1.0, AFFORDABLE * self.whole)
+        return self.clock.full_price(batch) <= max(1.0, AFFORDABLE * self.length)

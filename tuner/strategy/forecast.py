@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from ..core.results import Goal
 from ..core.specs import Forecast
-from .budget import Budget
-from .evidence import Evidence, long_from
+from .budget import BASELINE_SHARE, LEAST_SHARE, LIKELY_SHARE, Budget
+from .evidence import Evidence
 from .space import why_sizes_end
 
-
-class Usual(NamedTuple):
-    """Reference runs after which searches end because more would not pay off: one in ten, half, and nine in ten."""
-
-    low: float
-    middle: float
-    high: float
-
-
-USUAL_RUNS: dict[Goal, Usual] = {
-    "time": Usual(5.0, 11.0, 21.0),
-    "loss": Usual(3.0, 5.0, 12.0),
-    "largest": Usual(2.0, 3.0, 6.0),
-}
-"""Where it is known what a step takes, and the budget is larger: one in ten, half and nine in ten of the searches of
-recorded tables, two or three seeds of each.
-
-By time, where no search was long by its budget of 36: 4.6, 9.8, 21.3 on 29 tables at a / c = 128, five by measured
-times and eight at 16. Where searches are long from 10 on: 4.3, 10.1, 13.5 at 128, 4.2, 9.3, 12.9 at 16, 6.1, 9.1, 12.1
-by measured times; those of the 17 tables that are trainings of small models end later (half after 12.2, 11.1, 9.1) than
-those of LCBench. By loss and for the largest: 2.8, 6.0, 11.9 and 1.6, 2.3, 6.4 on 17 tables at 16 and 128; on 14, as
-loops and as `Supervised`, half ended after 3.8 and 3.2. What is taken lies between.
-"""
-LONG_BY = 3.5
-"""Reference runs by which nine in ten of the searches that get there are over after they are long, in the same."""
 TRIALS_PER_RUN: dict[Goal, float] = {"time": 6.0, "loss": 1.0, "largest": 1.0}
 """Trials for each of them beside the race and confirmation: many short ones pay off by time. Counted for `time` in six
 searches of two examples, for the others on 14 tables."""
-LONGER = 1.2
-"""A search that is unusually long already is expected to take so many times what it has taken."""
 MANY = 20
 """Settings: a search among fewer ends sooner, as each is run at most once before it is confirmed."""
 
@@ -49,17 +21,17 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
     """Return what the search is still expected to cost."""
     plan, facts, clock, space = evidence.plan, evidence.facts, evidence.clock, evidence.context.space
     rungs, ledger = evidence.context.rungs, evidence.ledger
-    left = most = max(0.0, budget.left)
+    left = most = max(0.0, budget.left + budget.unplanned)
     rates, batches = space.learning_rates, space.batches
     n_settings = math.inf if space.extras else len(batches) * len(rates)
     between: tuple[float, float] | None = None
-    searched, n_extras = evidence.searched, len(space.extras)
-    longest = long_from(budget.whole, n_extras) + LONG_BY
-    usual = Usual(*(min(runs * (1 + n_extras), longest) for runs in USUAL_RUNS[plan.goal]))
-    if evidence.ends_by_itself:
-        left = min(left, max(usual.middle, (searched + usual.high) / 2, LONGER * searched) - searched)
-        if left < most and n_settings >= MANY and searched < usual.middle:
-            between = max(0.0, usual.low - searched), min(most, usual.high - searched)
+    if budget.ends_by_itself:
+        beside = budget.beside + _owed_to_baseline(evidence, most)
+        planned = min(budget.whole, budget.length + beside)
+        longest = max(0.0, planned - (budget.planned_end - budget.left))
+        left = max(longest - (1 - LIKELY_SHARE) * (planned - beside), longest / 2)
+        if n_settings >= MANY:
+            between = max(0.0, longest - (1 - LEAST_SHARE) * (planned - beside)), longest
     n_trials: int | None = None
     if math.isfinite(left):
         if n_settings < MANY:  # On the seed of the search each is run at most once, and many are stopped.
@@ -99,3 +71,13 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
         learning_rate_range=(rates[0], rates[-1]),
         sizes_end_by=why_sizes_end(plan, facts, evidence.probe, batches[-1]),
     )
+
+
+def _owed_to_baseline(evidence: Evidence, left: float) -> float:
+    """Return the reference runs of the user's present setting, where it is still to be run."""
+    present = evidence.plan.baseline
+    if present is None or present[0] not in evidence.context.space.batches:
+        return 0.0
+    price = evidence.clock.full_price(present[0])
+    begun = any(run.stage == "baseline" for run in evidence.ledger)
+    return 0.0 if begun or price > min(BASELINE_SHARE * evidence.whole, left) else price

@@ -157,7 +157,7 @@ class GainSampler:
         ln_full = self._worth.ln_full([point.setting.global_batch_size for point in choices])
         gain = gains(self._worth, ln_full, model.curves(choices), shifts, self._evidence.target_gap)
         price = np.array([option.price for option in options])
-        worthwhile = gain >= LEAST_GAIN * self._evidence.least_gain_factor * price
+        worthwhile = gain >= LEAST_GAIN * price
         if not worthwhile.any():
             return None
         return options[int(np.argmax(np.where(worthwhile, gain / price**COOLING, -np.inf)))]

@@ -20,6 +20,10 @@ Key = tuple[object, ...]
 
 FAULTS = frozenset({"error", "no_report"})
 """Why a run failed, where it is by a fault of the code that trains."""
+LOST = frozenset({"orphan", "killed", "crashed", "hung"})
+"""Why a run failed, where it is through no fault of its setting."""
+RETRIES = 2
+"""How often such a run is started again."""
 LATE = 1.5
 """A value at more than so many times the samples that were wanted says nothing of that point."""
 STEP_OCTAVES = 2.0

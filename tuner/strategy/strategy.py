@@ -29,7 +29,8 @@ from .diverged_runs import own_setting_diverged
 from .evidence import Evidence
 from .forecast import foresee
 from .importance import importance
-from .ledger import FAULTS, Ledger, Run, key_of
+from .ledger import FAULTS, LOST, RETRIES, Ledger, Run, key_of
+from .nothing_learned import nothing_learned
 from .posterior import Context, Fits, Model
 from .race import Action
 from .recommend import recommend
@@ -37,9 +38,6 @@ from .rungs import SCHEDULED, Rungs, diverged
 from .samples_to_target import batch_answer
 from .space import make_space
 
-RETRIES = 2
-"""How often a run that was lost through no fault of its setting is started again."""
-LOST = frozenset({"orphan", "killed", "crashed", "hung"})
 BEYOND = 4.0
 """The default range of learning rates reaches this factor beyond a rate that is best so far."""
 HOPELESS = 12
@@ -153,9 +151,15 @@ class Strategy:
             self._fits.forget_model()
 
     @property
-    def whole(self) -> float:
-        """The budget, in reference runs; infinite while nobody knows how many of them a duration is."""
-        return self._budget.whole
+    def planned_end_s(self) -> float | None:
+        """The seconds of that, where the budget is a duration."""
+        whole_s = self.plan.budget_s
+        return None if whole_s is None else whole_s * (1 - self._budget.unplanned / self._budget.whole)
+
+    @property
+    def planned_end(self) -> float:
+        """Reference runs of the budget that it plans to use; infinite while nobody knows how many a duration is."""
+        return self._budget.planned_end
 
     def spent(self) -> Spent:
         """Return what was trained so far; the probe is not in it."""
@@ -226,8 +230,9 @@ class Strategy:
         )
         if math.isinf(self._budget.whole):  # Its price in a duration is not known yet.
             return None
-        price = self._budget.price_of_starting(proposal)
-        return proposal if price <= min(BASELINE_SHARE * self._budget.whole, self._budget.left) else None
+        budget = self._budget
+        most = min(BASELINE_SHARE * budget.whole, budget.left + budget.unplanned)
+        return proposal if budget.price_of_starting(proposal) <= most else None
 
     def baseline_share(self) -> float | None:
         """Return the share of the budget that a full run of the present setting takes; None while it is not known."""
@@ -263,7 +268,7 @@ class Strategy:
             return 0.0
         best = self._evidence().best_run
         if best is None:
-            return min(1.0, budget.whole / 2)
+            return min(1.0, budget.length / 2)
         confirming = [run for run in self.ledger if run.stage == "confirm"]
         verified = any(run.key == best.key and (run.complete or run.state == "running") for run in confirming)
         price = self._clock.full_price(best.setting.global_batch_size)
@@ -300,10 +305,11 @@ class Strategy:
         budget = self._budget
         if budget.trials_left < 1 or not budget.confirms:
             return None
-        slack = budget.slack(self._clock.reference_batch) * self.plan.jobs
+        slack = budget.unplanned + budget.slack(self._clock.reference_batch) * self.plan.jobs
         # A duration is one of seconds, which are not counted anew.
         fitted = self._fits_times and self._clock.known and self.plan.budget_s is None
-        found = next_confirmation(self._evidence(), budget.left, slack, RETRIES, LOST, fitted=fitted)
+        at_any_gain = budget.is_short and nothing_learned(self.ledger) is None
+        found = next_confirmation(self._evidence(), budget.left, slack, fitted=fitted, at_any_gain=at_any_gain)
         if found is None:
             return None
         end = self.rungs.end_of(found.setting.global_batch_size)
@@ -341,7 +347,10 @@ class Strategy:
         """The budget as it is now, read off the ledger once for each state of it: each report asks several times."""
         state = (self.ledger.version, self.space, self.probe, self.probes, self.plan)
         if self._known_budget is None or self._known_budget[0] != state:
-            self._known_budget = state, Budget(self.plan, self.facts, self.rungs, self.ledger, self._clock)
+            self._known_budget = (
+                state,
+                Budget(self.plan, self.facts, self.rungs, self.ledger, self._clock, len(self.space.extras)),
+            )
         return self._known_budget[1]
 
     def _sampler(self) -> Sampler:
@@ -389,7 +398,6 @@ class Strategy:
         state = (self.ledger.version, self.space, self.probe, self.plan)
         if self._known_evidence is None or self._known_evidence[0] != state:
             budget, context, clock = self._budget, self._context(), self._clock
-            beside = [run for run in self.ledger if run.stage == "baseline" or run.cause in LOST]
             evidence = Evidence(
                 self.plan,
                 self.facts,
@@ -398,7 +406,7 @@ class Strategy:
                 self.ledger,
                 clock,
                 budget.whole,
-                budget.charged - sum(map(clock.price_of, beside)),
+                budget.length,
                 budget.confirms,
                 self.probes,
             )
