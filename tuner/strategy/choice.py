@@ -11,11 +11,8 @@ from ..core.remarks import BatchLimits, Reason, ReasonCode
 from ..core.results import Candidate
 from ..theory.intervals import student_quantile
 from .candidates import key_of_candidate, seed_noise, setting_of
-from .evidence import Evidence
+from .evidence import Evidence, best_of
 from .samples_to_target import batch_answer
-
-SAME_TIME = 0.05
-"""In ln T: of settings that are this close in time, the one with the lower loss is taken, then the smaller batch."""
 
 
 def choose(evidence: Evidence, pool: Sequence[Candidate], confirmed: bool) -> tuple[Candidate, Reason]:
@@ -57,13 +54,8 @@ def _by_goal(evidence: Evidence, pool: Sequence[Candidate]) -> tuple[Candidate, 
     assert evidence.model is not None
     settings = [setting_of(c) for c in pool]
     losses, times = evidence.model.losses(settings), evidence.ln_times(settings)
-    near = [
-        (float(loss), c.global_batch_size, i)
-        for i, (c, loss, time) in enumerate(zip(pool, losses, times, strict=True))
-        if time <= times.min() + SAME_TIME
-    ]
     if evidence.plan.goal == "time" and evidence.clock.known:
-        return pool[min(near)[2]], "soonest"
+        return pool[best_of(times, losses, [c.global_batch_size for c in pool])], "soonest"
     chosen = pool[int(np.argmin(times))]
     if evidence.plan.goal == "largest":
         return chosen, "largest"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,8 +23,21 @@ from .worth import RELAPSE, Worth, curve_slope
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
+SAME_TIME = 0.05
+"""In ln T: of settings that are this close in time, the one with the lower loss is taken, then the smaller batch."""
 AFFORDABLE = 0.5
 """Of the length of a search: a batch size whose full run costs more is not chosen, as it could not be verified."""
+
+
+def best_of(ln_times: np.ndarray, losses: np.ndarray, batches: Sequence[int]) -> int:
+    """Return which setting is the soonest; of those that are as soon, the one with the lowest loss.
+
+    Example:
+        >>> best_of(np.array([0.0, 0.01, 2.0]), np.array([0.3, 0.2, 0.1]), [8, 16, 32])
+        1
+    """
+    near = np.flatnonzero(ln_times <= ln_times.min() + SAME_TIME).tolist()
+    return min(near, key=lambda i: (float(losses[i]), batches[i], i))
 
 
 @dataclass(frozen=True)
@@ -124,8 +137,14 @@ class Evidence:
         """The run of the setting that would be chosen now, of those whose full run the search can pay for."""
         if self.model is None:
             return None
-        runs = [run for run in self.model.leaders if self.affordable(run.setting.global_batch_size)]
-        return runs[int(np.argmin(self.ln_times(run.setting for run in runs)))] if runs else None
+        runs: list[Run] = [run for run in self.model.leaders if self.affordable(run.setting.global_batch_size)]
+        if not runs:
+            return None
+        settings = [run.setting for run in runs]
+        times = self.ln_times(settings)
+        if self.plan.goal != "time" or not self.clock.known:
+            return runs[int(np.argmin(times))]
+        return runs[best_of(times, self.model.losses(settings), [setting.global_batch_size for setting in settings])]
 
     def ln_times(self, settings: Iterable[Setting]) -> np.ndarray:
         """Return the expected ln T of settings, for the goal `time` with what is unsure of them: lower is better.
