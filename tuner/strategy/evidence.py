@@ -37,7 +37,7 @@ def best_of(ln_times: np.ndarray, losses: np.ndarray, batches: Sequence[int]) ->
         1
     """
     near = np.flatnonzero(ln_times <= ln_times.min() + SAME_TIME).tolist()
-    return min(near, key=lambda i: (float(losses[i]), batches[i], i))
+    return int(min(near, key=lambda i: (float(losses[i]), batches[i], i)))
 
 
 @dataclass(frozen=True)
