@@ -56,6 +56,20 @@ def test_a_larger_budget_continues() -> None:
     assert len({(r.global_batch_size, r.learning_rate, r.seed) for r in confirmed}) == len(confirmed)
 
 
+def test_a_finished_search_goes_on_where_the_budget_is_doubled() -> None:
+    """Also where it had ended as nothing more was worth its price: who allows more wants to be surer."""
+    table = synthetic(noise=0.0, seed=1)
+    facts = table.facts(step_times=tuple((batch, 1e-4 * (64 + batch)) for batch in table.batches))
+    plan = Plan(budget=12, space=table.space, goal="time")
+    first = replay(Strategy(plan, facts, None), table)
+    again = Strategy(plan, facts, None, first)
+    longer = Strategy(replace(plan, budget=24), facts, None, first)
+
+    assert replay(again, table) == []
+    assert (longer.forecast().reference_runs or 0.0) > 0.5
+    assert replay(longer, table)
+
+
 def test_a_continued_run_is_charged_for_what_it_adds() -> None:
     """A continued trial starts where the other stopped, carries its values, and only its own samples count."""
     strategy = make(kind="continued", budget=8)
