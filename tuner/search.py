@@ -86,7 +86,7 @@ def search(
             those within `tolerance` of it. `largest`: the largest batch without measurable loss.
         target: Validation loss to reach, with `goal="time"`; by default chosen from the first run.
         tolerance: Share of the best loss that counts as equal.
-        budget: Total training of the study, confirmation included and the probe not: a number of reference runs (full
+        budget: Most that the study may train, confirmation included and the probe not: a number of reference runs (full
             runs at the smallest batch that trains at half of the top speed or more), or a duration such as `"20min"`
             or `"1.5h"`.
         n_trials: Most trials of the study.

@@ -55,8 +55,8 @@ _aims = several(
         "--budget",
         type=RunsOrTime(),
         default=12.0,
-        help="Total training of the study, confirmation included and the probe not: reference runs, such as 8, or a "
-        "duration, such as 20min or 1.5h.",
+        help="Most that the study may train, confirmation included and the probe not: reference runs, such as 8, or a "
+        "duration, such as 20min or 1.5h. How much of it is used is said before.",
     ),
     click.option("--n-trials", type=int, help="Largest number of trials in the study.  [default: none]"),
     click.option("--timeout", type=float, help="Seconds after which the best so far is returned.  [default: none]"),

@@ -30,7 +30,7 @@ class Plan:
     target: float | None = None
     tolerance: float = 0.02
     budget: float = 12.0
-    """Total training of the study, in reference runs, confirmation included."""
+    """Most that the study may train, in reference runs, confirmation included."""
     budget_s: float | None = None
     """The same as a duration, in seconds, where the user gave one; it then counts instead."""
     n_trials: int | None = None
