@@ -40,7 +40,8 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
             left = min(left, min(n_runs, budget.trials_left) * price)
             if n_settings == 1:
                 most = min(most, (1 + budget.kept) * price)
-        n_confirm = min(budget.kept, left / 3)
+        # A search that keeps to its length ends it with full runs.
+        n_confirm = left / 2 if budget.ends_by_itself else min(budget.kept, left / 3)
         n_search = min(n_settings, 9 + TRIALS_PER_RUN[plan.goal if clock.known else "loss"] * (left - n_confirm))
         least = clock.price_to(clock.reference_batch, 0, rungs.samples[0])
         n_all = min(n_search + n_confirm, left / least)
