@@ -188,6 +188,54 @@ def test_a_duration_is_kept_to_in_seconds(factor: float) -> None:
     assert strategy.spent().seconds / 1.2 <= foreseen <= strategy.spent().seconds * 1.2
 
 
+def test_an_answer_is_verified_where_steps_take_far_longer_than_the_probe_said() -> None:
+    """The seconds that were announced may then hold no full run; the budget does."""
+    probe = known_probe(step_s=(0.01, 0.0001))
+    whole_s = TABLE.facts().full_run_samples / 128 * (0.01 + 0.0128)
+    strategy = Strategy(Plan(budget_s=96 * whole_s, space=TABLE.space, goal="time"), TABLE.facts(), probe)
+
+    Drive(Records(()), strategy, None, tell=lambda *_: None).run(SlowPool(strategy, 20.0))
+
+    assert strategy.recommend().verified
+    assert strategy.spent().seconds <= 96 * whole_s
+
+
+@pytest.mark.parametrize(("n_rates", "confirm", "most"), [(1, 3, 2), (6, 3, 12), (13, 0, 40)])
+def test_no_full_runs_are_made_for_nothing(n_rates: int, confirm: int, most: int) -> None:
+    """Of one setting, of a few, and where nothing is to be confirmed: no length is announced, and none is filled up."""
+    space = {"batch_size": TABLE.space["batch_size"] if n_rates == 13 else 128}
+    space["learning_rate"] = list(TABLE.learning_rates[:n_rates])
+    probe = known_probe(step_s=(0.01, 0.0001))
+    strategy = Strategy(Plan(budget=96, confirm=confirm, space=space, goal="time"), TABLE.facts(), probe)
+    foreseen = strategy.forecast()
+
+    records = replay(strategy, TABLE)
+
+    assert foreseen.usual_reference_runs is None
+    assert len(records) <= most
+    assert sum(r.stage == "confirm" for r in records) <= (1 if n_rates == 1 else confirm)
+
+
+def test_confirmations_that_diverge_end_with_the_length_of_a_search() -> None:
+    """What is not planned for is there for the first only."""
+    table = synthetic(noise=0.1, seed=1)
+    curves = {
+        cell: [
+            curve if k == 0 else [(s, v if s < 4096 else math.nan) for s, v in curve] for k, curve in enumerate(seeds)
+        ]
+        for cell, seeds in table.curves.items()
+    }
+    table = replace(table, curves=curves)
+    facts = table.facts(step_times=tuple((batch, 1e-4 * (64 + batch)) for batch in table.batches))
+    strategy = Strategy(Plan(budget=40, space=table.space, goal="time"), facts, None)
+    end = strategy.planned_end
+
+    records = replay(strategy, table)
+
+    assert any(r.stage == "confirm" and not math.isfinite(r.val_loss or math.nan) for r in records)
+    assert strategy.spent().reference_runs <= end
+
+
 def test_n_trials_counts_confirmation_too() -> None:
     """`n_trials` is the total; one trial of it is kept for confirmation."""
     strategy = make(budget=12, n_trials=6)

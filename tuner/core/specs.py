@@ -179,8 +179,8 @@ class Forecast(Record):
     batch_range: tuple[int, int]
     learning_rate_range: tuple[float, float]
     usual_reference_runs: tuple[float, float] | None = None
-    """Between these it ends; None where step times are not known, where few settings are searched, and where it ends by
-    `n_trials`.
+    """Between these it ends, if anything is learned; None where step times are not known, where few settings are
+    searched, where nothing is confirmed, and where it ends by `n_trials`.
     """
     usual_seconds: tuple[float, float] | None = None
     """The same in seconds; None where `usual_reference_runs` is."""

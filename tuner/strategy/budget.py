@@ -17,6 +17,7 @@ from ..theory.gradient_noise import SHARE as NOISE_SHARE
 from .cost import Clock
 from .ledger import LOST, Ledger, Run, key_of
 from .rungs import SCHEDULED, Rungs
+from .space import Space
 
 LENGTH = 12.0
 """Reference runs that a search plans to use at most, or as many again for each extra dimension..."""
@@ -28,6 +29,12 @@ LEAST_SHARE = 0.8
 On 29 recorded tables at a / c = 128 with a budget of 12, one in ten ended after 4.3 reference runs without this, half
 after 10.4, and with it after 9.4 and 11.4; octaves behind the soonest: 0.15 / 0.72 and 0.14 / 0.67.
 """
+LEAST_LENGTH = 4.0
+"""So many reference runs it plans to use all the same where steps take far longer than was known."""
+MOST_SHORTER = 0.5
+"""Where they take less, it makes at most twice as many runs as it planned."""
+MANY = 20
+"""Settings: a search among fewer ends sooner, as each is run at most once before it is confirmed."""
 LIKELY_SHARE = 0.92
 """About so much is used: it lies in the middle of what searches take."""
 LEAST_CONFIRMED = 1.5
@@ -58,6 +65,7 @@ class Budget:
     Attributes:
         whole: All of it, in reference runs; infinite while nobody knows how many of them a duration is.
         ends_by_itself: The search ends when more does not pay off; others go on to the end of the budget.
+        few: So few settings are searched that each may be run, and nothing is left to do soon.
         length: Reference runs that the search plans to use, beside the user's present setting and what was lost.
         confirms: Full runs on fresh seeds are held back for the answer.
         kept: How many.
@@ -65,7 +73,7 @@ class Budget:
         prunes: A trial may be stopped at a rung; else all that it may cost is held back when it starts.
     """
 
-    def __init__(self, plan: Plan, facts: Facts, rungs: Rungs, ledger: Ledger, clock: Clock, n_extras: int = 0) -> None:
+    def __init__(self, plan: Plan, facts: Facts, rungs: Rungs, ledger: Ledger, clock: Clock, space: Space) -> None:
         """Read what was spent off the ledger, as it is now."""
         self._plan = plan
         self._rungs = rungs
@@ -79,10 +87,12 @@ class Budget:
             # Before any second was measured nobody knows how many runs that is: the first one tells.
             reference_s, longer = clock.reference_s, clock.correction(ledger)
             self.whole = math.inf if reference_s is None else plan.budget_s / (reference_s * longer)
+        self.few = not space.extras and len(space.batches) * len(space.learning_rates) < MANY
         self.ends_by_itself = clock.known and plan.sampler == "auto"
         self.length = self.whole
         if self.ends_by_itself:  # Of a duration it is planned in seconds, as that was announced.
-            self.length = planned_length(self.whole * longer, n_extras) / longer
+            length = planned_length(self.whole * longer, len(space.extras)) / max(longer, MOST_SHORTER)
+            self.length = min(self.whole, max(length, LEAST_LENGTH))
         self.confirms = plan.confirm >= 1 and self.length >= LEAST_CONFIRMED
         known = self.length if math.isfinite(self.length) else plan.budget
         self.kept = max(1, int(known) // CONFIRM_SHARE) + (known >= LEFT_OVER_FROM) if self.confirms else 0
@@ -121,7 +131,7 @@ class Budget:
     @property
     def is_short(self) -> bool:
         """Whether the search is not as long yet as was announced."""
-        return self.ends_by_itself and self.left > (1 - LEAST_SHARE) * (self.planned_end - self.beside)
+        return self.ends_by_itself and not self.few and self.left > (1 - LEAST_SHARE) * (self.planned_end - self.beside)
 
     @property
     def trials_left(self) -> float:

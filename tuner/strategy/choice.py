@@ -11,7 +11,7 @@ from ..core.remarks import BatchLimits, Reason, ReasonCode
 from ..core.results import Candidate
 from ..theory.intervals import student_quantile
 from .candidates import key_of_candidate, seed_noise, setting_of
-from .evidence import Evidence, best_of
+from .evidence import Evidence
 from .samples_to_target import batch_answer
 
 
@@ -53,13 +53,12 @@ def _by_goal(evidence: Evidence, pool: Sequence[Candidate]) -> tuple[Candidate, 
     """Return what the goal asks for, by all that is known of each setting."""
     assert evidence.model is not None
     settings = [setting_of(c) for c in pool]
-    losses, times = evidence.model.losses(settings), evidence.ln_times(settings)
+    chosen = pool[evidence.best_of(settings)]
     if evidence.plan.goal == "time" and evidence.clock.known:
-        return pool[best_of(times, losses, [c.global_batch_size for c in pool])], "soonest"
-    chosen = pool[int(np.argmin(times))]
+        return chosen, "soonest"
     if evidence.plan.goal == "largest":
         return chosen, "largest"
-    return chosen, "lowest" if chosen is pool[int(np.argmin(losses))] else "fastest"
+    return chosen, "lowest" if chosen is pool[int(np.argmin(evidence.model.losses(settings)))] else "fastest"
 
 
 def within(evidence: Evidence, pool: Sequence[Candidate]) -> list[Candidate]:

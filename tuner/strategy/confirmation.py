@@ -19,6 +19,9 @@ from .space import Point
 LEAST_GAIN = 0.001
 """In ln T for each reference run: another seed or finalist is run where it is expected to change the answer so much."""
 
+NEAR = math.log(2)
+"""In ln T: what is later than the best by more is not run for the sake of the length of a search."""
+
 
 @dataclass(frozen=True)
 class Confirmation:
@@ -42,7 +45,7 @@ def unfit(runs: Sequence[Run]) -> set[Key]:
 
 
 def next_confirmation(
-    evidence: Evidence, left: float, slack: float, *, fitted: bool = False, at_any_gain: bool = False
+    evidence: Evidence, left: float, slack: float, spare: float, *, fitted: bool = False, at_any_gain: bool = False
 ) -> Confirmation | None:
     """Return the full run on a fresh seed that is worth most, or None where none is worth its price.
 
@@ -52,12 +55,12 @@ def next_confirmation(
     Args:
         evidence: All that is known.
         left: Reference runs that may still be spent.
-        slack: By how much the first may pass that: by what the search does not plan to use of its budget, and as a loop
-            reports when it likes.
+        slack: By how much the first may pass that, because a loop of the user reports when it likes.
+        spare: What the first may use beside where nothing can be confirmed without: it is not planned for.
         fitted: Prices are fitted to the trials: the first may cost a reference run, whatever is left by what they say
             now.
         at_any_gain: The search is not as long yet as was announced: the run that is worth most is made all the same,
-            or where none is worth anything another one of the answer.
+            or where none is worth anything another one of what is about as good.
     """
     model = evidence.model
     if model is None or not model.leaders:
@@ -74,11 +77,13 @@ def next_confirmation(
     if first and fitted and not any(run.charged for run in runs):
         most = max(most, _least_kept(evidence, [point for point, free in zip(points, open_, strict=True) if free]))
     can = open_ & (price <= most + 1e-9)
+    if first and not can.any():
+        can = open_ & (price <= most + spare + 1e-9)
     if not can.any():
         return None
     if first:
-        times = np.where(can, evidence.ln_times([point.setting for point in points]), math.inf)
-        i = int(np.argmin(times))
+        each = np.flatnonzero(can)
+        i = int(each[evidence.best_of([points[k].setting for k in each])])
     else:
         each = np.flatnonzero(can)
         confirmed = np.array([point.key in done for point in points])
@@ -94,7 +99,10 @@ def next_confirmation(
         if ratio.max() < LEAST_GAIN and not at_any_gain:
             return None
         if ratio.max() <= 0:
-            ratio = -evidence.ln_times([points[k].setting for k in each])
+            times = evidence.ln_times([point.setting for point in points])
+            if times[each].min() > times.min() + NEAR:
+                return None
+            ratio = -times[each]
         i = int(each[int(np.argmax(ratio))])
     number = fresh[i]
     assert number is not None

@@ -29,17 +29,6 @@ AFFORDABLE = 0.5
 """Of the length of a search: a batch size whose full run costs more is not chosen, as it could not be verified."""
 
 
-def best_of(ln_times: np.ndarray, losses: np.ndarray, batches: Sequence[int]) -> int:
-    """Return which setting is the soonest; of those that are as soon, the one with the lowest loss.
-
-    Example:
-        >>> best_of(np.array([0.0, 0.01, 2.0]), np.array([0.3, 0.2, 0.1]), [8, 16, 32])
-        1
-    """
-    near = np.flatnonzero(ln_times <= ln_times.min() + SAME_TIME).tolist()
-    return int(min(near, key=lambda i: (float(losses[i]), batches[i], i)))
-
-
 @dataclass(frozen=True)
 class Evidence:
     """All that a recommendation rests on, at one state of the ledger."""
@@ -138,13 +127,17 @@ class Evidence:
         if self.model is None:
             return None
         runs: list[Run] = [run for run in self.model.leaders if self.affordable(run.setting.global_batch_size)]
-        if not runs:
-            return None
-        settings = [run.setting for run in runs]
+        return runs[self.best_of([run.setting for run in runs])] if runs else None
+
+    def best_of(self, settings: Sequence[Setting]) -> int:
+        """Return which of these would be chosen; for the goal `time`, of those as soon the one with the lowest loss."""
+        assert self.model is not None
         times = self.ln_times(settings)
         if self.plan.goal != "time" or not self.clock.known:
-            return runs[int(np.argmin(times))]
-        return runs[best_of(times, self.model.losses(settings), [setting.global_batch_size for setting in settings])]
+            return int(np.argmin(times))
+        losses = self.model.losses(settings)
+        near = np.flatnonzero(times <= times.min() + SAME_TIME).tolist()
+        return int(min(near, key=lambda i: (float(losses[i]), settings[i].global_batch_size, i)))
 
     def ln_times(self, settings: Iterable[Setting]) -> np.ndarray:
         """Return the expected ln T of settings, for the goal `time` with what is unsure of them: lower is better.

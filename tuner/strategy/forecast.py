@@ -13,8 +13,6 @@ from .space import why_sizes_end
 TRIALS_PER_RUN: dict[Goal, float] = {"time": 6.0, "loss": 1.0, "largest": 1.0}
 """Trials for each of them beside the race and confirmation: many short ones pay off by time. Counted for `time` in six
 searches of two examples, for the others on 14 tables."""
-MANY = 20
-"""Settings: a search among fewer ends sooner, as each is run at most once before it is confirmed."""
 
 
 def foresee(evidence: Evidence, budget: Budget) -> Forecast:
@@ -25,27 +23,30 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
     rates, batches = space.learning_rates, space.batches
     n_settings = math.inf if space.extras else len(batches) * len(rates)
     between: tuple[float, float] | None = None
+    owed = _owed_to_baseline(evidence, most)
     if budget.ends_by_itself:
-        beside = budget.beside + _owed_to_baseline(evidence, most)
+        beside = budget.beside + owed
         planned = min(budget.whole, budget.length + beside)
         longest = max(0.0, planned - (budget.planned_end - budget.left))
         left = max(longest - (1 - LIKELY_SHARE) * (planned - beside), longest / 2)
-        if n_settings >= MANY:
+        if not budget.few and budget.confirms:
             between = max(0.0, longest - (1 - LEAST_SHARE) * (planned - beside)), longest
     n_trials: int | None = None
     if math.isfinite(left):
-        if n_settings < MANY:  # On the seed of the search each is run at most once, and many are stopped.
+        if budget.few:  # On the seed of the search each is run at most once, and many are stopped.
             price = sum(map(clock.full_price, batches)) / len(batches)
             n_runs = max(min(n_settings, 2), n_settings / 2) + min(n_settings, budget.kept)
             left = min(left, min(n_runs, budget.trials_left) * price)
             if n_settings == 1:
                 most = min(most, (1 + budget.kept) * price)
         # A search that keeps to its length ends it with full runs.
-        n_confirm = left / 2 if budget.ends_by_itself else min(budget.kept, left / 3)
-        n_search = min(n_settings, 9 + TRIALS_PER_RUN[plan.goal if clock.known else "loss"] * (left - n_confirm))
+        searched = max(0.0, left - owed)
+        n_confirm = searched / 2 if budget.ends_by_itself else min(budget.kept, searched / 3)
+        per_run = TRIALS_PER_RUN[plan.goal if clock.known else "loss"]
+        n_search = min(n_settings, 9 + per_run * (searched - n_confirm))
         least = clock.price_to(clock.reference_batch, 0, rungs.samples[0])
-        n_all = min(n_search + n_confirm, left / least)
-        if budget.trials_left < n_all and n_settings >= MANY:
+        n_all = min(n_search + n_confirm, searched / least) + (owed > 0)
+        if budget.trials_left < n_all and not budget.few:
             left, between = left * budget.trials_left / n_all, None
         n_trials = round(min(n_all, budget.trials_left))
     seconds = most_seconds = plan.budget_s

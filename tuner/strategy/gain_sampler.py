@@ -25,7 +25,7 @@ COOLING = 0.8
 LEAST_GAIN = 0.002
 """In ln T for each reference run: the search ends when no run brings as much; training is then the better use of it."""
 BESIDE_OCTAVES = 1.0
-"""Before a search ends early, the rates so far on either side of the best are run to the rung before the last.
+"""Before a search ends, the rates so far on either side of the best are run to the rung before the last.
 
 Short runs favour large rates on some tasks, and the surrogate may be surer than it should be.
 """

@@ -305,11 +305,13 @@ class Strategy:
         budget = self._budget
         if budget.trials_left < 1 or not budget.confirms:
             return None
-        slack = budget.unplanned + budget.slack(self._clock.reference_batch) * self.plan.jobs
+        slack = budget.slack(self._clock.reference_batch) * self.plan.jobs
+        begun = any(run.stage == "confirm" and run.charged and run.cause not in LOST for run in self.ledger)
         # A duration is one of seconds, which are not counted anew.
         fitted = self._fits_times and self._clock.known and self.plan.budget_s is None
         at_any_gain = budget.is_short and nothing_learned(self.ledger) is None
-        found = next_confirmation(self._evidence(), budget.left, slack, fitted=fitted, at_any_gain=at_any_gain)
+        spare = 0.0 if begun else budget.unplanned
+        found = next_confirmation(self._evidence(), budget.left, slack, spare, fitted=fitted, at_any_gain=at_any_gain)
         if found is None:
             return None
         end = self.rungs.end_of(found.setting.global_batch_size)
@@ -349,7 +351,7 @@ class Strategy:
         if self._known_budget is None or self._known_budget[0] != state:
             self._known_budget = (
                 state,
-                Budget(self.plan, self.facts, self.rungs, self.ledger, self._clock, len(self.space.extras)),
+                Budget(self.plan, self.facts, self.rungs, self.ledger, self._clock, self.space),
             )
         return self._known_budget[1]
 
