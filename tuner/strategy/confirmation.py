@@ -20,7 +20,7 @@ LEAST_GAIN = 0.001
 """In ln T for each reference run: another seed or finalist is run where it is expected to change the answer so much."""
 
 NEAR = math.log(2)
-"""In ln T: what is later than the best by more is not run for the sake of the length of a search."""
+"""In ln T, for the goal `time`: what is later than the best by more is not run just to make a search longer."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def next_confirmation(
             return None
         if ratio.max() <= 0:
             times = evidence.ln_times([point.setting for point in points])
-            if times[each].min() > times.min() + NEAR:
+            if evidence.plan.goal == "time" and times[each].min() > times.min() + NEAR:
                 return None
             ratio = -times[each]
         i = int(each[int(np.argmax(ratio))])
