@@ -27,10 +27,11 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
     if budget.ends_by_itself:
         beside = budget.beside + owed
         planned = min(budget.whole, budget.length + beside)
-        longest = max(0.0, planned - (budget.planned_end - budget.left))
-        left = max(longest - (1 - LIKELY_SHARE) * (planned - beside), longest / 2)
-        if not budget.few and budget.confirms:
-            between = max(0.0, longest - (1 - LEAST_SHARE) * (planned - beside)), longest
+        left = longest = max(0.0, planned - (budget.planned_end - budget.left))
+        if not budget.few:
+            left = max(longest - (1 - LIKELY_SHARE) * (planned - beside), longest / 2)
+            if budget.confirms:
+                between = max(0.0, longest - (1 - LEAST_SHARE) * (planned - beside)), longest
     n_trials: int | None = None
     if math.isfinite(left):
         if budget.few:  # On the seed of the search each is run at most once, and many are stopped.
