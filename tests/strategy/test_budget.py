@@ -277,10 +277,8 @@ def test_the_forecast_is_of_what_is_left_in_seconds() -> None:
     whole_s = TABLE.facts().full_run_samples / 128 * (0.01 + 0.0128)
     assert forecast.reference_batch == 128
     assert forecast.seconds == pytest.approx(0.92 * 8 * whole_s, rel=1e-3)
-    usual = " to ".join(duration(share * 8 * whole_s) for share in (0.8, 1))
-    said = (
-        f"7.36 reference runs (full runs at batch 128), about {duration(forecast.seconds)} of training ({usual}); batch"
-    )
+    runs = "7.36 reference runs (6.4 to 8; full runs at batch 128)"
+    said = f"{runs}, about {duration(forecast.seconds)} of training; batch"
     assert said in forecast_line(forecast)
     same = Strategy(Plan(budget_s=8 * whole_s, space=TABLE.space), TABLE.facts(), probe).forecast()
     assert same.reference_runs == pytest.approx(7.36, rel=1e-3)

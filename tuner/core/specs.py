@@ -183,7 +183,7 @@ class Forecast(Record):
     searched, where nothing is confirmed, and where it ends by `n_trials`.
     """
     usual_seconds: tuple[float, float] | None = None
-    """The same in seconds; None where `usual_reference_runs` is."""
+    """The same in seconds, where the budget is a duration, which is kept in seconds; else None."""
     most_reference_runs: float | None = None
     """What the budget leaves: of a large one a search plans to use less. None where `reference_runs` is."""
     most_seconds: float | None = None

@@ -59,7 +59,8 @@ def foresee(evidence: Evidence, budget: Budget) -> Forecast:
             return min(runs * each_s, plan.budget_s or math.inf)
 
         seconds, most_seconds = in_seconds(left), in_seconds(most)
-        between_s = None if between is None else (in_seconds(between[0]), in_seconds(between[1]))
+        if between is not None and plan.budget_s is not None:  # Only a duration is kept in seconds.
+            between_s = in_seconds(between[0]), in_seconds(between[1])
     return Forecast(  # What is not finite is None there.
         n_trials=n_trials,
         reference_runs=left,
