@@ -334,13 +334,10 @@ def test_a_steeper_clock_is_answered_with_larger_batches() -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_search_that_ends_early_has_looked_at_the_rates_beside_its_answer(kind: str) -> None:
-    """Half and twice the rate of the answer were run to a third, or diverged: short runs may favour the wrong rate.
-
-    What is then confirmed may change the answer.
-    """
+    """Half and twice the rate of the answer were run to a third, or diverged: short runs may favour the wrong rate."""
     step_times = tuple((batch, 1e-4 * (64 + batch)) for batch in TABLE.batches)
     facts = TABLE.facts(step_times=step_times, **KINDS[kind])
-    strategy = Strategy(Plan(budget=40, confirm=0, space=TABLE.space, goal="time"), facts, None)
+    strategy = Strategy(Plan(budget=40, space=TABLE.space, goal="time"), facts, None)
     records = replay(strategy, TABLE)
     best = strategy.recommend()
     rates = TABLE.learning_rates
