@@ -83,7 +83,7 @@ class Valley(Table):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_full_run_goes_where_nothing_is_known(seed: int) -> None:
-    """On the default space at most one finalist ends more than 40 % above the best, whatever corners may hide."""
+    """On the default space no finalist ends more than 40 % above the best, whatever the corners may hide."""
     facts = Valley("valley", 8192, 16, {}).facts(**KINDS["continued"], optimizer_family="sgd")
     records = replay(
         Strategy(Plan(budget=12, seed=seed, goal="loss"), facts, known_probe(n_train_samples=8192)),
@@ -91,7 +91,7 @@ def test_no_full_run_goes_where_nothing_is_known(seed: int) -> None:
     )
     ends = [record.val_loss or math.inf for record in records if record.stage == "confirm"]
     assert ends
-    assert sorted(ends)[-2] <= 1.4 * min(ends)
+    assert max(ends) <= 1.4 * min(ends)
 
 
 def test_gradient_noise_lets_larger_batches_in() -> None:

@@ -27,7 +27,7 @@ LEAST_SHARE = 0.8
 """Of its length a search uses at least so much: where nothing more is worth its price, on fresh seeds for the answer.
 
 On 29 recorded tables at a / c = 128 with a budget of 12, one in ten ended after 4.3 reference runs without this, half
-after 10.4, and with it after 9.4 and 11.4; octaves behind the soonest: 0.15 / 0.72 and 0.14 / 0.67.
+after 10.4, and with it after 9.7 and 11.0; octaves behind the soonest: 0.15 / 0.72 and 0.16 / 0.62.
 """
 LEAST_LENGTH = 4.0
 """So many reference runs it plans to use all the same where steps take far longer than was known."""

@@ -20,7 +20,8 @@ LEAST_GAIN = 0.001
 """In ln T for each reference run: another seed or finalist is run where it is expected to change the answer so much."""
 
 NEAR = math.log(2)
-"""In ln T, for the goal `time`: what is later than the best by more is not run just to make a search longer."""
+"""In ln T: what is later than the best by more is not run in full where little is known of it, and for the goal `time`
+not just to make a search longer."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,10 @@ def next_confirmation(
         ln_full = evidence.worth.ln_full([point.setting.global_batch_size for point in points])
         curves, target = model.curves(points), evidence.target_gap
         gain = gains_of_confirming(evidence.worth, ln_full, curves, shifts, target, confirmed, each)
+        expected = evidence.worth.ln_time(ln_full, curves, target)
+        deep = {run.key for run in runs} | {run.key for run in evidence.ledger if run.samples >= rungs[0] / 4}
+        known = np.array([points[k].key in deep for k in each])
+        gain[~known & (expected[each] > expected.min() + NEAR)] = 0.0  # To be looked at by the search, not in full.
         ratio = gain / price[each]
         if ratio.max() < LEAST_GAIN and not at_any_gain:
             return None

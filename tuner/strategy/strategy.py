@@ -151,15 +151,15 @@ class Strategy:
             self._fits.forget_model()
 
     @property
+    def planned_end(self) -> float:
+        """Reference runs of the budget that it plans to use; infinite while nobody knows how many a duration is."""
+        return self._budget.planned_end
+
+    @property
     def planned_end_s(self) -> float | None:
         """The seconds of that, where the budget is a duration."""
         whole_s = self.plan.budget_s
         return None if whole_s is None else whole_s * (1 - self._budget.unplanned / self._budget.whole)
-
-    @property
-    def planned_end(self) -> float:
-        """Reference runs of the budget that it plans to use; infinite while nobody knows how many a duration is."""
-        return self._budget.planned_end
 
     def spent(self) -> Spent:
         """Return what was trained so far; the probe is not in it."""
