@@ -92,9 +92,8 @@ def forecast_line(forecast: Forecast) -> str:
     said = f"as many trials as fit in {took}: how many, the first ones show"
     if forecast.n_trials is not None:
         trials = f"about {forecast.n_trials} trials" if forecast.n_trials != 1 else "about 1 trial"
-        what = f"{_range(forecast)}full runs at batch {forecast.reference_batch}"
-        runs = f"{forecast.reference_runs:.3g} reference runs ({what})"
-        said = f"{trials}, {runs}, {took}{_most(forecast)}"
+        runs = f"{forecast.reference_runs:.3g} reference runs (full runs at batch {forecast.reference_batch})"
+        said = f"{trials}, {runs}{_range(forecast)}, {took}{_most(forecast)}"
     sizes = f"batch sizes {batches[0]} to {batches[1]}" if batches[0] < batches[1] else f"batch size {batches[0]} only"
     sizes += "" if forecast.sizes_end_by is None else f" ({_SIZES_END[forecast.sizes_end_by]})"
     tried = f"learning rates {rates[0]:.3g} to {rates[1]:.3g}"
@@ -107,7 +106,7 @@ def _range(forecast: Forecast) -> str:
     if forecast.usual_reference_runs is None or forecast.usual_seconds is not None:
         return ""
     low, high = forecast.usual_reference_runs
-    return f"{f'{low:.3g} to' if low else 'at most'} {high:.3g}; "
+    return f", {f'{low:.3g} to' if low else 'at most'} {high:.3g}"
 
 
 def _most(forecast: Forecast) -> str:
