@@ -20,8 +20,9 @@ LEAST_GAIN = 0.001
 """In ln T for each reference run: another seed or finalist is run where it is expected to change the answer so much."""
 
 NEAR = math.log(2)
-"""In ln T: what is later than the best by more is not run in full where little is known of it, and for the goal `time`
-not just to make a search longer."""
+"""In ln T, for the goal `time`: what is later than the answer by more is not run just to make a search longer."""
+FAR = math.log(16)
+"""In ln T: what is expected later than the best by more is not run in full where little is known of it."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,13 @@ def next_confirmation(
         expected = evidence.worth.ln_time(ln_full, curves, target)
         deep = {run.key for run in runs} | {run.key for run in evidence.ledger if run.samples >= rungs[0] / 4}
         known = np.array([points[k].key in deep for k in each])
-        gain[~known & (expected[each] > expected.min() + NEAR)] = 0.0  # To be looked at by the search, not in full.
+        gain[~known & (expected[each] > expected.min() + FAR)] = 0.0  # To be looked at by the search, not in full.
         ratio = gain / price[each]
         if ratio.max() < LEAST_GAIN and not at_any_gain:
             return None
         if ratio.max() <= 0:
             times = evidence.ln_times([point.setting for point in points])
-            if evidence.plan.goal == "time" and times[each].min() > times.min() + NEAR:
+            if evidence.plan.goal == "time" and times[each].min() > times[confirmed].min() + NEAR:
                 return None
             ratio = -times[each]
         i = int(each[int(np.argmax(ratio))])
